@@ -1,0 +1,200 @@
+"""What a caller may pass: each kind of argument is checked and normalised in one place here.
+
+Everything is refused before a statement is sent, with an error that names the value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from .codecs import JsonCodec
+from .errors import DelayError, InvalidArgument, PayloadError
+
+__all__ = [
+    "END_OF_TIME",
+    "MAX_HEADERS_BYTES",
+    "MAX_KEY_LENGTH",
+    "QUEUE_NAME_PATTERN",
+    "check_key",
+    "check_max_read_ct",
+    "check_priority",
+    "check_queue_name",
+    "checked_id",
+    "checked_limit",
+    "duration",
+    "headers_text",
+    "moment",
+    "nonempty",
+    "suggestions",
+]
+
+END_OF_TIME = datetime(9999, 1, 1, tzinfo=UTC)
+"""Nothing is scheduled past this: later times cannot be read back in every time zone."""
+
+QUEUE_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
+MAX_KEY_LENGTH = 255
+MAX_HEADERS_BYTES = 65_536
+MAX_ERROR_LENGTH = 8_192
+
+_SMALLINT = 32_767
+_INTEGER = 2_147_483_647
+_BIGINT = 9_223_372_036_854_775_807
+_T = TypeVar("_T")
+_strict = JsonCodec()
+
+
+def check_queue_name(name: object) -> str:
+    """Return ``name`` if a queue may be called so."""
+    if not isinstance(name, str):
+        raise InvalidArgument(f"queue must be a name, not {name!r}")
+    if re.match(QUEUE_NAME_PATTERN, name) is None or name.endswith("\n"):
+        raise InvalidArgument(
+            f"{name!r} is no queue name: use 1 to 128 of A-Z a-z 0-9 . _ : / -, "
+            "starting with a letter or a digit"
+        )
+    return name
+
+
+def duration(value: object, name: str = "delay", *, positive: bool = False) -> timedelta:
+    """Return seconds or a timedelta as a timedelta that ends before year 9999.
+
+    Args:
+        value: Seconds as int or float, or a timedelta.
+        name: What to call it in an error.
+        positive: Refuse zero too.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, timedelta)):
+        raise DelayError(f"{name} must be seconds or a timedelta, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DelayError(f"{name} must be finite, not {value!r}")
+    try:
+        span = value if isinstance(value, timedelta) else timedelta(seconds=value)
+        too_far = datetime.now(UTC) + span >= END_OF_TIME
+    except OverflowError:
+        too_far, span = True, timedelta(0)
+    if span < timedelta(0) or (positive and span == timedelta(0)) or _is_negative(value):
+        least = "more than 0" if positive else "0 or more"
+        raise DelayError(f"{name} must be {least} seconds, not {value!r}")
+    if too_far:
+        raise DelayError(f"{name}={value!r} ends past year 9998: choose a nearer time")
+    return span
+
+
+def _is_negative(value: float | timedelta) -> bool:
+    # A negative number too large for a timedelta must not be called "too far ahead".
+    return value < timedelta(0) if isinstance(value, timedelta) else value < 0
+
+
+def moment(value: object, name: str = "at") -> datetime:
+    """Return an aware datetime that lies before year 9999."""
+    if not isinstance(value, datetime):
+        raise DelayError(f"{name} must be an aware datetime, not {value!r}")
+    if value.tzinfo is None or value.utcoffset() is None:
+        raise DelayError(
+            f"{name}={value!r} is naive, so which moment it means is unknown: "
+            "give it a time zone, for example datetime.now(UTC)"
+        )
+    try:
+        # asyncpg sums datetimes in UTC, so the earliest and latest must fit there as well.
+        moment_utc = value.astimezone(UTC)
+    except OverflowError:
+        raise DelayError(f"{name}={value!r} lies outside of the years 1 to 9998") from None
+    if moment_utc >= END_OF_TIME:
+        raise DelayError(f"{name}={value!r} lies past year 9998: choose a nearer time")
+    return moment_utc
+
+
+def delay_or_at(
+    delay: object | None, at: object | None, path: str = ""
+) -> tuple[timedelta, datetime | None]:
+    """Return both ways of saying when, of which at most one may be given."""
+    if delay is not None and at is not None:
+        raise DelayError(f"{path}delay={delay!r} and at={at!r} contradict each other: give one")
+    if at is not None:
+        return timedelta(0), moment(at, f"{path}at")
+    return timedelta(0) if delay is None else duration(delay, f"{path}delay"), None
+
+
+def check_priority(value: object, path: str = "") -> int:
+    """Return a priority that fits its column."""
+    return _integer(value, f"{path}priority", -_SMALLINT - 1, _SMALLINT)
+
+
+def check_max_read_ct(value: object, path: str = "") -> int:
+    """Return a number of attempts, at least 1."""
+    return _integer(value, f"{path}max_read_ct", 1, _INTEGER)
+
+
+def checked_limit(value: object, name: str = "limit") -> int:
+    """Return how many rows to take, at least 1."""
+    return _integer(value, name, 1, _INTEGER)
+
+
+def checked_id(value: object, name: str = "id") -> int:
+    """Return an id that can exist."""
+    return _integer(value, name, 1, _BIGINT)
+
+
+def _integer(value: object, name: str, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidArgument(f"{name} must be an integer, not {value!r}")
+    if not least <= value <= most:
+        raise InvalidArgument(f"{name} must be from {least} to {most}, not {value}")
+    return value
+
+
+def check_key(value: object, path: str = "") -> str:
+    """Return a deduplication key: 1 to 255 characters of storable text."""
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_KEY_LENGTH:
+        raise InvalidArgument(
+            f"{path}key must be a string of 1 to {MAX_KEY_LENGTH} characters, not {value!r}"
+        )
+    _strict.dumps(value, path=f"{path}key")
+    return value
+
+
+def headers_text(value: object, path: str = "") -> str | None:
+    """Return headers as JSON text, or None when there are none."""
+    if value is None:
+        return None
+    name = f"{path}headers"
+    if not isinstance(value, Mapping):
+        raise PayloadError(name, f"must be a dict, not a {type(value).__name__}")
+    text = _strict.dumps(dict(value), path=name)
+    if (size := len(text.encode())) > MAX_HEADERS_BYTES:
+        raise PayloadError(name, f"takes {size} bytes, more than {MAX_HEADERS_BYTES}")
+    return text
+
+
+def error_text(error: object) -> str:
+    """Return an exception, or a sentence, as bounded text that PostgreSQL can store."""
+    text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
+    text = text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
+    return text if len(text) <= MAX_ERROR_LENGTH else f"{text[:MAX_ERROR_LENGTH]}…"
+
+
+def nonempty(values: Iterable[_T], name: str) -> Sequence[_T]:
+    """Return the values as a list, refusing none at all, and a lone string or dict."""
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise InvalidArgument(f"{name} must be a list, not {values!r}")
+    listed = list(values)
+    if not listed:
+        raise InvalidArgument(f"{name} is empty: there is nothing to do")
+    return listed
+
+
+def suggestions(name: str, known: Sequence[str]) -> list[str]:
+    """Return the known names that ``name`` may have meant, best first."""
+    return difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+
+
+def worker_id(worker: Any) -> int | None:
+    """Return the id of a worker given as an id, a `WorkerInfo` or a `Worker` row."""
+    if worker is None:
+        return None
+    return checked_id(worker if isinstance(worker, int) else getattr(worker, "id", worker), "worker")

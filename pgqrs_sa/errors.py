@@ -1,0 +1,291 @@
+"""Everything that pgqrs_sa raises on its own account.
+
+::
+
+    PgqrsError
+    ├── InvalidArgument (ValueError)     a value that can be refused without the database
+    │   ├── DelayError                   a delay or time that is negative, naive or past year 9999
+    │   └── PayloadError                 not JSON, or too large; carries the path inside the payload
+    ├── QueueNotFound (LookupError)      carries the names that come close
+    ├── QueueNotEmpty                    a queue that still holds messages is not deleted
+    ├── MessageNotFound (LookupError)
+    ├── MessageLeased                    somebody is working on it: not cancelled, not rescheduled
+    ├── DuplicateMessage                 a live message has this key
+    ├── LeaseLost                        the delivery is no longer yours; nothing was changed
+    ├── WorkerNotFound (LookupError)
+    ├── WorkerNotReady                   suspended or stopped: it may not lease
+    ├── NonAtomicEnqueue                 the connection is in AUTOCOMMIT
+    └── SchemaVersionError               the database's schema is not the one this release needs
+
+Errors of the driver and of SQLAlchemy pass through untouched: a serialization failure or a lost
+connection belongs to whoever owns the transaction. Each class has a stable ``code`` for logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import ClassVar
+
+__all__ = [
+    "DelayError",
+    "DuplicateMessage",
+    "InvalidArgument",
+    "LeaseLost",
+    "MessageLeased",
+    "MessageNotFound",
+    "NonAtomicEnqueue",
+    "PayloadError",
+    "PgqrsError",
+    "QueueNotEmpty",
+    "QueueNotFound",
+    "SchemaVersionError",
+    "Whereabouts",
+    "WorkerNotFound",
+    "WorkerNotReady",
+]
+
+
+class PgqrsError(Exception):
+    """Base of every error that this package raises itself."""
+
+    code: ClassVar[str] = "PGQ-000"
+
+
+class InvalidArgument(PgqrsError, ValueError):
+    """A value was refused before anything reached the database."""
+
+    code = "PGQ-001"
+
+
+class DelayError(InvalidArgument):
+    """A delay, lease or time is negative, not finite, naive, or ends past year 9998."""
+
+    code = "PGQ-002"
+
+
+class PayloadError(InvalidArgument):
+    """A payload (or header) is not strict JSON, or is larger than its queue accepts.
+
+    Attributes:
+        path: Where inside the value, such as ``payload.items[3].price``.
+    """
+
+    code = "PGQ-003"
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path} {problem}")
+        self.path = path
+
+
+class QueueNotFound(PgqrsError, LookupError):
+    """No queue has this name (or id).
+
+    Attributes:
+        queue: What was asked for.
+        suggestions: Existing names that come close, best first.
+    """
+
+    code = "PGQ-004"
+
+    def __init__(self, queue: str | int, suggestions: Sequence[str] = ()) -> None:
+        hint = (
+            f"did you mean {' or '.join(map(repr, suggestions))}?"
+            if suggestions
+            else "create it first with service.queues.create(name)"
+        )
+        super().__init__(f"there is no queue {queue!r}: {hint}")
+        self.queue = queue
+        self.suggestions = tuple(suggestions)
+
+
+class QueueNotEmpty(PgqrsError):
+    """The queue still holds messages or history, and was not deleted.
+
+    Attributes:
+        queue: Its name.
+        messages: How many messages are live.
+        archived: How many are in the archive.
+    """
+
+    code = "PGQ-005"
+
+    def __init__(self, queue: str, messages: int, archived: int) -> None:
+        super().__init__(
+            f"queue {queue!r} still holds {messages} live and {archived} archived message(s): "
+            "drain or purge it and prune its archive first, or pass force=True to delete them all"
+        )
+        self.queue = queue
+        self.messages = messages
+        self.archived = archived
+
+
+class MessageNotFound(PgqrsError, LookupError):
+    """No such message is where it was looked for.
+
+    Attributes:
+        ids: The ids that were not found.
+    """
+
+    code = "PGQ-006"
+
+    def __init__(self, ids: Sequence[int], where: str) -> None:
+        super().__init__(f"no message with id {_listed(ids)} {where}")
+        self.ids = tuple(ids)
+
+
+class MessageLeased(PgqrsError):
+    """A consumer holds the message: it can be neither cancelled nor rescheduled now.
+
+    Attributes:
+        id: The message's id.
+        until: When its lease ends.
+    """
+
+    code = "PGQ-007"
+
+    def __init__(self, id: int, until: datetime) -> None:  # noqa: A002
+        super().__init__(
+            f"message {id} is leased until {until.isoformat()}: "
+            "wait for the lease to end, or let its holder settle it"
+        )
+        self.id = id
+        self.until = until
+
+
+class DuplicateMessage(PgqrsError):
+    """A live message of the queue already has this key.
+
+    Attributes:
+        key: The deduplication key.
+        id: The id of the message that has it.
+    """
+
+    code = "PGQ-008"
+
+    def __init__(self, key: str, id: int) -> None:  # noqa: A002
+        super().__init__(
+            f"message {id} is live under the key {key!r}: "
+            "enqueue(key=...) would have returned it with duplicate=True"
+        )
+        self.key = key
+        self.id = id
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """What became of a message whose lease was lost, as far as the database knows.
+
+    Attributes:
+        id: The message's id.
+        state: ``leased``, ``ready``, ``scheduled`` or ``exhausted`` while it is live; the outcome
+            when it is in the archive; ``gone`` when it is in neither.
+        read_ct: The attempts counted by now; greater than the delivery's when someone leased it.
+        worker_id: Who holds it, if that is a registered worker.
+        until: When the present lease, or the wait, ends.
+    """
+
+    id: int
+    state: str
+    read_ct: int | None = None
+    worker_id: int | None = None
+    until: datetime | None = None
+
+    def __str__(self) -> str:
+        if self.state == "gone":
+            return f"message {self.id} is gone"
+        text = f"message {self.id} is {self.state} (attempt {self.read_ct})"
+        if self.worker_id is not None:
+            text += f" by worker {self.worker_id}"
+        if self.until is not None:
+            text += f" until {self.until.isoformat()}"
+        return text
+
+
+class LeaseLost(PgqrsError):
+    """A delivery is no longer the caller's to settle; none of the given ones was changed.
+
+    Roll the transaction back: whoever holds the message now will do its work.
+
+    Attributes:
+        ids: The messages whose lease was lost.
+        whereabouts: What is known of each of them now, by id.
+    """
+
+    code = "PGQ-009"
+
+    def __init__(self, whereabouts: Mapping[int, Whereabouts]) -> None:
+        known = "; ".join(map(str, whereabouts.values()))
+        super().__init__(f"lease lost: {known}. Roll back: nothing was settled")
+        self.whereabouts = dict(whereabouts)
+        self.ids = tuple(whereabouts)
+
+    @property
+    def id(self) -> int:
+        """The first (for a single delivery, the only) message lost."""
+        return self.ids[0]
+
+
+class WorkerNotFound(PgqrsError, LookupError):
+    """No worker has this id: it was never registered, or it was purged."""
+
+    code = "PGQ-010"
+
+    def __init__(self, id: int) -> None:  # noqa: A002
+        super().__init__(f"there is no worker {id}: register one with service.workers.register()")
+        self.id = id
+
+
+class WorkerNotReady(PgqrsError):
+    """The worker is suspended or stopped, and may not lease messages.
+
+    Attributes:
+        id: The worker's id.
+        status: ``suspended`` or ``stopped``.
+    """
+
+    code = "PGQ-011"
+
+    def __init__(self, id: int, status: str) -> None:  # noqa: A002
+        mend = "resume it first" if status == "suspended" else "register again: a row is one start"
+        super().__init__(f"worker {id} is {status}: {mend}")
+        self.id = id
+        self.status = status
+
+
+class NonAtomicEnqueue(PgqrsError):
+    """The session's connection is in AUTOCOMMIT: a rollback would not take the message back."""
+
+    code = "PGQ-012"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this session's connection is in AUTOCOMMIT, so the message would not roll back with "
+            "your rows: use a transactional engine, or QueueService(session, allow_autocommit=True)"
+        )
+
+
+class SchemaVersionError(PgqrsError):
+    """The database's queue schema is not the version that this release works with.
+
+    Attributes:
+        installed: The version found, or None when there is no stamp.
+        needed: The version that this release needs.
+    """
+
+    code = "PGQ-013"
+
+    def __init__(self, installed: int | None, needed: int, schema: str | None, hint: str) -> None:
+        where = f"schema {schema!r}" if schema else "the default schema"
+        found = "no queue schema" if installed is None else f"version {installed}"
+        super().__init__(
+            f"{where} holds {found}, this release of pgqrs_sa needs {needed}: {hint}"
+        )
+        self.installed = installed
+        self.needed = needed
+
+
+def _listed(ids: Sequence[int], most: int = 10) -> str:
+    shown = ", ".join(map(str, ids[:most]))
+    return shown if len(ids) <= most else f"{shown} and {len(ids) - most} more"

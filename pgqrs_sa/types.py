@@ -1,0 +1,289 @@
+"""The frozen values that go in and come out: nothing here is attached to a session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from .errors import PayloadError
+
+__all__ = [
+    "ArchivedInfo",
+    "Delivery",
+    "Failure",
+    "Item",
+    "MessageInfo",
+    "MessageState",
+    "Outcome",
+    "QueueInfo",
+    "QueueMetrics",
+    "Receipt",
+    "WorkerHealth",
+    "WorkerInfo",
+    "WorkerStatus",
+]
+
+MessageState = Literal["ready", "scheduled", "leased", "exhausted"]
+Outcome = Literal["archived", "dead", "cancelled", "discarded"]
+WorkerStatus = Literal["ready", "suspended", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One message for `enqueue_many`, with options of its own.
+
+    Attributes:
+        payload: Any strict JSON value.
+        delay: Seconds (or a timedelta) until it becomes visible.
+        at: An aware datetime at which it becomes visible; not together with ``delay``.
+        priority: Lower goes first; -32768 to 32767.
+        headers: A dict kept beside the payload.
+        key: Deduplicates among the live messages of the queue.
+        max_read_ct: Attempts before it is dead; None for the queue's own limit.
+    """
+
+    payload: Any
+    delay: float | timedelta | None = None
+    at: datetime | None = None
+    priority: int = 0
+    headers: Mapping[str, Any] | None = None
+    key: str | None = None
+    max_read_ct: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What enqueue gives back.
+
+    Attributes:
+        id: The message's id.
+        vt: When it becomes visible, by the database's clock.
+        duplicate: True when a live message with the same key was there already; ``id`` and
+            ``vt`` are that message's.
+    """
+
+    id: int
+    vt: datetime
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """The parts that live, leased and archived messages share.
+
+    A payload that cannot be decoded stays a value like any other until somebody reads it, so
+    that one such row never hides its neighbours.
+    """
+
+    id: int
+    queue: str
+    text: str = field(repr=False)
+    decoded: Any = field(repr=False, compare=False)
+    headers: dict[str, Any] | None
+    priority: int
+    vt: datetime
+    enqueued_at: datetime
+    read_ct: int
+    max_read_ct: int | None
+    key: str | None
+    last_error: str | None
+
+    @property
+    def payload(self) -> Any:
+        """The decoded payload.
+
+        Raises:
+            PayloadError: when the stored text cannot be decoded; ``text`` holds it as it is.
+        """
+        if isinstance(self.decoded, PayloadError):
+            raise self.decoded
+        return self.decoded
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery(_Content):
+    """A message under lease: yours until ``vt``, unless you extend it.
+
+    ``(id, read_ct)`` is the fencing token: a settle by anyone but the holder changes nothing.
+
+    Attributes:
+        id: The message's id.
+        queue: The name of its queue.
+        text: The payload as stored, undecoded.
+        payload: The payload, decoded.
+        headers: What the producer put beside it, or None.
+        priority: Lower goes first.
+        vt: The end of the lease, by the database's clock.
+        enqueued_at: When it was enqueued, by the database's clock.
+        read_ct: Which attempt this is; the first is 1.
+        max_read_ct: Attempts before the message is dead.
+        key: Its deduplication key, or None.
+        last_error: What the attempt before this one failed with, or None.
+        worker_id: The registered worker that leased it, or None.
+    """
+
+    worker_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MessageInfo(_Content):
+    """A live message as seen by a reader, who holds no lease on it.
+
+    Attributes:
+        state: ``ready``, ``scheduled``, ``leased`` or ``exhausted``, by the database's clock.
+        worker_id: The registered worker that holds it, or None.
+        producer_id: The registered worker that enqueued it, or None.
+        dequeued_at: When the present lease began, or None.
+    """
+
+    state: MessageState
+    worker_id: int | None
+    producer_id: int | None
+    dequeued_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedInfo(_Content):
+    """A message that has been settled.
+
+    Attributes:
+        id: The id of the archive's row.
+        original_msg_id: The id that the message had.
+        outcome: ``archived``, ``dead``, ``cancelled`` or ``discarded``.
+        reason: Why, for all but ``archived``.
+        archived_at: When, by the database's clock.
+    """
+
+    original_msg_id: int
+    outcome: Outcome
+    reason: str | None
+    archived_at: datetime
+    worker_id: int | None
+    producer_id: int | None
+    dequeued_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What `fail` did with a message.
+
+    Attributes:
+        id: The message's id.
+        dead: True when it went to the archive as a dead letter.
+        vt: When it is tried again, or None when dead.
+    """
+
+    id: int
+    dead: bool
+    vt: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueInfo:
+    """A queue and the defaults that its messages follow.
+
+    Attributes:
+        id: The queue's id.
+        name: Its name.
+        created_at: When it was created.
+        lease_seconds: How long a lease lasts unless `dequeue` says otherwise.
+        max_read_ct: Attempts before a message is dead, unless the message says otherwise.
+        retention_seconds: How long `archived.prune` keeps settled messages; None for ever.
+        max_payload_bytes: The largest payload accepted, as UTF-8 JSON.
+        paused_at: Since when nothing is leased from it, or None.
+    """
+
+    id: int
+    name: str
+    created_at: datetime
+    lease_seconds: float
+    max_read_ct: int
+    retention_seconds: float | None
+    max_payload_bytes: int
+    paused_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueMetrics:
+    """Counts of one queue at one moment.
+
+    Attributes:
+        queue: The queue's name.
+        ready: Visible now, attempts left.
+        scheduled: Waiting for their time; nobody holds them.
+        leased: Held by a consumer whose lease has not run out.
+        exhausted: Visible, but with no attempts left; `archived.bury` makes them dead letters.
+        archived: Settled successfully.
+        dead: Dead letters.
+        cancelled: Cancelled before anyone took them.
+        discarded: Given up on purpose by a consumer.
+        oldest_ready_age: How long the longest-waiting ready message has been visible.
+        paused: True while nothing is leased from the queue.
+    """
+
+    queue: str
+    ready: int
+    scheduled: int
+    leased: int
+    exhausted: int
+    archived: int
+    dead: int
+    cancelled: int
+    discarded: int
+    oldest_ready_age: timedelta | None
+    paused: bool
+
+    @property
+    def live(self) -> int:
+        """All messages that are not settled yet."""
+        return self.ready + self.scheduled + self.leased + self.exhausted
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """One start of one process: a restart is a new row.
+
+    Attributes:
+        id: The worker's id, which `dequeue(worker=...)` records.
+        name: For people; several starts may share it.
+        hostname: Where it runs.
+        pid: Its process id there, or None.
+        port: A port that identifies it to people, or None.
+        version: Of the application, or None.
+        queues: The queues that it works on.
+        status: ``ready``, ``suspended`` or ``stopped``.
+        started_at: When it registered.
+        heartbeat_at: When it was last heard of.
+        shutdown_at: When it stopped, or None.
+    """
+
+    id: int
+    name: str
+    hostname: str
+    pid: int | None
+    port: int | None
+    version: str | None
+    queues: Sequence[str]
+    status: WorkerStatus
+    started_at: datetime
+    heartbeat_at: datetime
+    shutdown_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerHealth:
+    """A worker and whether it has been heard of lately.
+
+    Attributes:
+        worker: The worker.
+        silent_for: Since its last heartbeat, by the database's clock.
+        healthy: Not stopped, and silent for no longer than was asked.
+        leases: Messages that it holds now.
+    """
+
+    worker: WorkerInfo
+    silent_for: timedelta
+    healthy: bool
+    leases: int
