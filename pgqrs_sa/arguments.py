@@ -26,11 +26,15 @@ __all__ = [
     "check_queue_name",
     "checked_id",
     "checked_limit",
+    "criteria",
+    "delay_or_at",
     "duration",
+    "error_text",
     "headers_text",
     "moment",
     "nonempty",
     "suggestions",
+    "worker_id",
 ]
 
 END_OF_TIME = datetime(9999, 1, 1, tzinfo=UTC)
@@ -188,6 +192,13 @@ def nonempty(values: Iterable[_T], name: str) -> Sequence[_T]:
     return listed
 
 
+def criteria(where: Any) -> tuple[Any, ...]:
+    """Return one criterion, several or none as a tuple."""
+    if where is None:
+        return ()
+    return tuple(where) if isinstance(where, (list, tuple)) else (where,)
+
+
 def suggestions(name: str, known: Sequence[str]) -> list[str]:
     """Return the known names that ``name`` may have meant, best first."""
     return difflib.get_close_matches(name, known, n=3, cutoff=0.6)
@@ -197,4 +208,4 @@ def worker_id(worker: Any) -> int | None:
     """Return the id of a worker given as an id, a `WorkerInfo` or a `Worker` row."""
     if worker is None:
         return None
-    return checked_id(worker if isinstance(worker, int) else getattr(worker, "id", worker), "worker")
+    return checked_id(getattr(worker, "id", worker), "worker")

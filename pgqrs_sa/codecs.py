@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from .errors import PayloadError
@@ -74,8 +74,6 @@ class JsonCodec:
 
 def _walk(value: Any, path: str, depth: int) -> None:
     """Raise for the first value that cannot be stored and read back as it is."""
-    if depth > MAX_DEPTH:
-        raise PayloadError(_shortened(path), f"is nested deeper than {MAX_DEPTH} levels")
     match value:
         case None | bool():
             return
@@ -87,18 +85,26 @@ def _walk(value: Any, path: str, depth: int) -> None:
         case float():
             if not math.isfinite(value):
                 raise PayloadError(path, f"is {value!r}, which JSON cannot hold: send null instead")
-        case dict():
-            for key, item in value.items():
-                if not isinstance(key, str):
-                    raise PayloadError(path, f"has the key {key!r}: keys must be strings")
-                inner = _member(path, key)
-                _check_text(key, inner)
+        case dict() | list() | tuple():
+            if depth == MAX_DEPTH:
+                raise PayloadError(_shortened(path), f"is nested deeper than {MAX_DEPTH} levels")
+            for inner, item in _members(value, path):
                 _walk(item, inner, depth + 1)
-        case list() | tuple():
-            for index, item in enumerate(value):
-                _walk(item, f"{path}[{index}]", depth + 1)
         case _:
             raise PayloadError(path, f"is a {type(value).__name__}: {_mend(value)}")
+
+
+def _members(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield what a dict or list holds, with the path of each; check the keys on the way."""
+    if not isinstance(value, dict):
+        yield from ((f"{path}[{index}]", item) for index, item in enumerate(value))
+        return
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise PayloadError(path, f"has the key {key!r}: keys must be strings")
+        inner = f"{path}.{key}" if key.isidentifier() else f"{path}[{key!r}]"
+        _check_text(key, inner)
+        yield inner, item
 
 
 def _check_text(text: str, path: str) -> None:
@@ -112,10 +118,6 @@ def _check_text(text: str, path: str) -> None:
         raise PayloadError(
             _printable(path), f"contains a lone surrogate at index {error.start}: it is not text"
         ) from None
-
-
-def _member(path: str, key: str) -> str:
-    return f"{path}.{key}" if key.isidentifier() else f"{path}[{key!r}]"
 
 
 def _printable(path: str) -> str:

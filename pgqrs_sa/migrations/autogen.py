@@ -1,0 +1,231 @@
+"""What autogenerate writes about the four tables: one call per schema, and the host's additions.
+
+It runs after Alembic's own comparisons, and changes what they found:
+
+1. The schemas are those of the tables that are marked as ours in ``target_metadata``, and those
+   that the ``pgqrs_schemas`` option names.
+2. Operations on what the library owns are taken out: a step knows better how to change it. What
+   is owned is read from a pristine copy of the models, so a host's further columns, indexes and
+   constraints are told apart, and stay as ordinary operations, in the place that Alembic's order
+   of tables gives them.
+3. The version stamp in the database decides whether a call is due. It goes first, because a
+   host's tables may have foreign keys to ours; Alembic reverses it to the last of the downgrade.
+
+Two cautions. While a step is due, nothing is dropped from our tables: what is missing from the
+models may be the step's to remove, and a host's own removal is written by the next autogenerate.
+And tables that carry our stamp are never dropped because the models are out of sight: to remove
+the queue, write ``op.pgqrs_downgrade`` by hand.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from alembic.autogenerate.api import AutogenContext
+from alembic.operations import MigrateOperation, ops
+from alembic.util import PriorityDispatchResult
+from sqlalchemy.orm import DeclarativeBase
+
+from .. import migrations
+from ..errors import SchemaVersionError
+from ..models import ArchivedMessageMixin, MessageMixin, QueueMixin, WorkerMixin
+from .ops import UpgradeOp
+
+__all__ = ["compare"]
+
+_log = logging.getLogger(__name__)
+
+
+class _Pristine(DeclarativeBase):
+    """The tables as released: the ready-made ones may have had a host's index attached."""
+
+
+class _Queue(QueueMixin, _Pristine): ...
+
+
+class _Message(MessageMixin, _Pristine): ...
+
+
+class _ArchivedMessage(ArchivedMessageMixin, _Pristine): ...
+
+
+class _Worker(WorkerMixin, _Pristine): ...
+
+
+_OWNED = _Pristine.metadata.tables
+_DROPS = (ops.DropColumnOp, ops.DropIndexOp, ops.DropConstraintOp)
+_COMMENTS = (ops.CreateTableCommentOp, ops.DropTableCommentOp)
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Names of columns, and of indexes and constraints: the two are different name spaces."""
+
+    columns: frozenset[str]
+    others: frozenset[str]
+
+    def hold(self, op: MigrateOperation) -> bool:
+        """Return whether the operation is about one of these."""
+        if isinstance(op, ops.AddColumnOp):
+            return op.column.name in self.columns
+        if isinstance(op, (ops.DropColumnOp, ops.AlterColumnOp)):
+            return op.column_name in self.columns
+        if isinstance(op, (ops.CreateIndexOp, ops.DropIndexOp)):
+            return op.index_name in self.others
+        if isinstance(op, (ops.AddConstraintOp, ops.DropConstraintOp)):
+            name: str | None = getattr(op, "constraint_name", None)
+            return name in self.others
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A schema that holds our tables.
+
+    Attributes:
+        schema: As the models or the option wrote it.
+        declared: Whether the models are in ``target_metadata``.
+        installed: The version in the database, 0 for none.
+    """
+
+    schema: str | None
+    declared: bool
+    installed: int
+
+    @property
+    def due(self) -> bool:
+        return self.installed < migrations.LATEST
+
+
+def compare(context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> PriorityDispatchResult:
+    """Replace what Alembic found about our tables by the calls that are due."""
+    work = _Comparison(context)
+    kept = [kept for op in upgrade_ops.ops for kept in work.keep(op)]
+    upgrade_ops.ops[:] = [*work.calls(), *kept]
+    return PriorityDispatchResult.CONTINUE
+
+
+class _Comparison:
+    """One run of autogenerate."""
+
+    def __init__(self, context: AutogenContext) -> None:
+        if context.connection is None:
+            raise TypeError("autogenerate compares with a database: it needs a connection")
+        self._connection = context.connection
+        self._wanted = dict(_wanted(context))
+        self._places: dict[str | None, _Place | None] = {}
+        self._unseen: dict[tuple[str | None, str], _Names] = {}
+
+    def calls(self) -> Iterator[UpgradeOp]:
+        """Yield the calls that are due, in the order of the schemas."""
+        for key in sorted(self._wanted, key=lambda name: name or ""):
+            place = self._place(key)
+            if place is not None and place.due:
+                _log.info(
+                    "Detected queue schema %s at version %d, %d is due",
+                    key or "(default)",
+                    place.installed,
+                    migrations.LATEST,
+                )
+                yield UpgradeOp(place.installed, migrations.LATEST, place.schema)
+
+    def keep(self, op: MigrateOperation) -> Iterable[MigrateOperation]:
+        """Return what is left of an operation without the part that a step does."""
+        table: str | None = getattr(op, "table_name", None)
+        if table is None or table not in _OWNED:
+            return [op]
+        place = self._place(getattr(op, "schema", None))
+        if place is None:
+            return [op]
+        if isinstance(op, ops.CreateTableOp):
+            return self._additions(op, place)
+        if isinstance(op, ops.DropTableOp) or not place.declared:
+            return []
+        if not isinstance(op, ops.ModifyTableOps):
+            return [op] if self._is_hosts(op, table, place) else []
+        op.ops[:] = [inner for inner in op.ops if self._is_hosts(inner, table, place)]
+        return [] if op.is_empty() else [op]
+
+    def _is_hosts(self, op: MigrateOperation, table: str, place: _Place) -> bool:
+        if isinstance(op, _COMMENTS) or (place.due and isinstance(op, _DROPS)):
+            return False
+        there = self._unseen.get((self._key(place.schema), table))
+        return not (_names(_OWNED[table]).hold(op) or (there is not None and there.hold(op)))
+
+    def _additions(self, op: ops.CreateTableOp, place: _Place) -> list[MigrateOperation]:
+        """Return the host's own columns and constraints of a table that a step creates."""
+        there = _Names(frozenset(), frozenset())
+        if place.installed:
+            # Alembic does not look into this schema, so what is there is not compared with.
+            there = self._reflect(op.table_name, place)
+            self._unseen[self._key(place.schema), op.table_name] = there
+        found: list[MigrateOperation] = []
+        for item in op.columns:
+            if isinstance(item, sa.Column):
+                found.append(
+                    ops.AddColumnOp.from_column_and_tablename(op.schema, op.table_name, item)
+                )
+            elif isinstance(item, sa.Constraint) and not _is_there(item, there):
+                found.append(ops.AddConstraintOp.from_constraint(item))
+        return [each for each in found if self._is_hosts(each, op.table_name, place)]
+
+    def _reflect(self, table: str, place: _Place) -> _Names:
+        reflected = sa.Table(
+            table,
+            sa.MetaData(),
+            schema=place.schema,
+            autoload_with=self._connection,
+            resolve_fks=False,
+        )
+        return _names(reflected)
+
+    def _key(self, schema: str | None) -> str | None:
+        return None if schema == self._connection.dialect.default_schema_name else schema
+
+    def _place(self, schema: str | None) -> _Place | None:
+        key = self._key(schema)
+        if key not in self._places:
+            self._places[key] = self._look_up(key)
+        return self._places[key]
+
+    def _look_up(self, key: str | None) -> _Place | None:
+        schema, declared = self._wanted.get(key, (key, False))
+        found, installed = migrations.read_stamp(self._connection, schema)
+        if key not in self._wanted and installed is None:
+            return None
+        if found and installed is None:
+            raise SchemaVersionError(None, migrations.LATEST, schema, migrations.UNSTAMPED)
+        if installed is not None and installed > migrations.LATEST:
+            raise SchemaVersionError(installed, migrations.LATEST, schema, migrations.TOO_NEW)
+        return _Place(schema, declared, installed or 0)
+
+
+def _wanted(context: AutogenContext) -> Iterator[tuple[str | None, tuple[str | None, bool]]]:
+    """Yield the schemas by key, as written, and whether the models are there."""
+    default = context.dialect.default_schema_name
+    option: Iterable[str | None] = context.opts.get("pgqrs_schemas") or ()
+    for schema in option:
+        yield None if schema == default else schema, (schema, False)
+    for table in context.sorted_tables:
+        if table.info.get("pgqrs_sa"):
+            schema = table.schema
+            yield None if schema == default else schema, (schema, True)
+
+
+def _names(table: sa.Table) -> _Names:
+    names = [item.name for item in table.constraints] + [item.name for item in table.indexes]
+    return _Names(
+        frozenset(column.name for column in table.columns),
+        frozenset(str(name) for name in names if name is not None),
+    )
+
+
+def _is_there(constraint: sa.Constraint, there: _Names) -> bool:
+    """Return whether a constraint needs no operation: its columns bring it, or have brought it."""
+    if getattr(constraint, "_type_bound", False):
+        return True
+    columns = getattr(constraint, "columns", ())
+    return bool(columns) and {column.name for column in columns} <= there.columns

@@ -1,0 +1,189 @@
+"""The two operations that a host's revision calls, as values, and how they run and render.
+
+``op.pgqrs_upgrade(from_version=0, to_version=1, schema=None)`` runs the steps between the two
+versions, ``op.pgqrs_downgrade(from_version=1, to_version=0, schema=None)`` their opposites. Both
+versions are in the call so that a revision does the same whatever release runs it, and so that an
+offline script (``--sql``) needs no database to be complete.
+
+Each starts with the migration lock. Online it then compares ``from_version`` with the stamp in
+the database, before anything is changed. The steps are followed by the new stamp.
+
+This module is imported while Alembic is half imported (see `pgqrs_sa.alembic_plugin`): it may use
+``alembic.operations`` and ``alembic.autogenerate.render``, which are complete by then, no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import sqlalchemy as sa
+from alembic.autogenerate.render import renderers
+from alembic.operations import MigrateOperation, Operations
+from sqlalchemy.schema import CreateSchema
+
+from .. import migrations
+from ..errors import InvalidArgument, SchemaVersionError
+from ..models import VERSION_COMMENT
+
+if TYPE_CHECKING:
+    from alembic.autogenerate.api import AutogenContext
+
+__all__ = ["DowngradeOp", "UpgradeOp"]
+
+_IMPORT = "import pgqrs_sa.migrations  # noqa: F401 - op.pgqrs_upgrade and op.pgqrs_downgrade"
+
+
+class VersionOp(MigrateOperation):
+    """A move of the queue schema from one version to another.
+
+    Attributes:
+        name: What the operation is called in a revision.
+        from_version: The version to start from; 0 when there are no tables.
+        to_version: The version to end with.
+        schema: Where the tables are; None follows the ``search_path``.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, from_version: int, to_version: int, schema: str | None = None) -> None:
+        self.from_version = from_version
+        self.to_version = to_version
+        self.schema = schema
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        """Return what ``alembic check`` prints."""
+        return (self.name, self.schema, self.from_version, self.to_version)
+
+
+@Operations.register_operation("pgqrs_upgrade")
+class UpgradeOp(VersionOp):
+    """Make the tables newer."""
+
+    name = "pgqrs_upgrade"
+
+    @classmethod
+    def pgqrs_upgrade(
+        cls,
+        operations: Operations,
+        from_version: int = 0,
+        to_version: int = 1,
+        schema: str | None = None,
+    ) -> None:
+        """Create the queue tables, or bring them to a newer version."""
+        operations.invoke(cls(from_version, to_version, schema))
+
+    def reverse(self) -> DowngradeOp:
+        """Return the operation that undoes this one."""
+        return DowngradeOp(self.to_version, self.from_version, self.schema)
+
+
+@Operations.register_operation("pgqrs_downgrade")
+class DowngradeOp(VersionOp):
+    """Make the tables older; version 0 drops them and their messages."""
+
+    name = "pgqrs_downgrade"
+
+    @classmethod
+    def pgqrs_downgrade(
+        cls,
+        operations: Operations,
+        from_version: int = 1,
+        to_version: int = 0,
+        schema: str | None = None,
+    ) -> None:
+        """Bring the queue tables to an older version, or drop them with all their messages."""
+        operations.invoke(cls(from_version, to_version, schema))
+
+    def reverse(self) -> UpgradeOp:
+        """Return the operation that undoes this one."""
+        return UpgradeOp(self.to_version, self.from_version, self.schema)
+
+
+@Operations.implementation_for(UpgradeOp)
+def _upgrade(operations: Operations, move: UpgradeOp) -> None:
+    _check_range(move, move.from_version, move.to_version)
+    _begin(operations, move)
+    if move.schema is not None and move.from_version == 0:
+        _ensure_schema(operations, move.schema)
+    for version in range(move.from_version + 1, move.to_version + 1):
+        migrations.STEPS[version].upgrade(operations, move.schema)
+    _stamp(operations, move)
+
+
+@Operations.implementation_for(DowngradeOp)
+def _downgrade(operations: Operations, move: DowngradeOp) -> None:
+    _check_range(move, move.to_version, move.from_version)
+    _begin(operations, move)
+    for version in range(move.from_version, move.to_version, -1):
+        migrations.STEPS[version].downgrade(operations, move.schema)
+    if move.to_version > 0:
+        _stamp(operations, move)
+
+
+def _check_range(move: VersionOp, low: int, high: int) -> None:
+    if high > migrations.LATEST:
+        raise InvalidArgument(
+            f"op.{move.name} speaks of version {high}, and this pgqrs_sa ends at "
+            f"{migrations.LATEST}: this pgqrs_sa is older than the migration, upgrade the package"
+        )
+    if low < 0:
+        raise InvalidArgument(f"op.{move.name}: version {low} is below 0, which means no tables")
+    if low >= high:
+        other = DowngradeOp if isinstance(move, UpgradeOp) else UpgradeOp
+        raise InvalidArgument(
+            f"op.{move.name} cannot go from version {move.from_version} to {move.to_version}: "
+            f"swap the two, or call op.{other.name}"
+        )
+
+
+def _begin(operations: Operations, move: VersionOp) -> None:
+    migrations.lock(operations)
+    if operations.get_context().as_sql:
+        return
+    found, installed = migrations.read_stamp(operations.get_bind(), move.schema)
+    if found and installed is None:
+        raise SchemaVersionError(None, move.to_version, move.schema, migrations.UNSTAMPED)
+    if (installed or 0) != move.from_version:
+        hint = " ".join(_advice(move, installed or 0))
+        raise SchemaVersionError(installed, move.to_version, move.schema, hint)
+
+
+def _advice(move: VersionOp, installed: int) -> Iterator[str]:
+    yield f"op.{move.name} of this revision starts from version {move.from_version}."
+    if isinstance(move, UpgradeOp) and installed >= move.to_version:
+        yield (
+            "If metadata.create_all() made the tables, or another history did, tell Alembic that "
+            "it is done: `alembic stamp <this revision>`"
+        )
+    elif isinstance(move, DowngradeOp) and installed <= move.to_version:
+        yield "It is done already: `alembic stamp <the revision before this one>`"
+    else:
+        yield (
+            "Run the revisions in between first, or write the installed version into the call "
+            "if there are none"
+        )
+
+
+def _ensure_schema(operations: Operations, schema: str) -> None:
+    # IF NOT EXISTS asks for the right to create schemas even where the schema exists.
+    if operations.get_context().as_sql:
+        operations.execute(CreateSchema(schema, if_not_exists=True))
+    elif not sa.inspect(operations.get_bind()).has_schema(schema):
+        operations.execute(CreateSchema(schema))
+
+
+def _stamp(operations: Operations, move: VersionOp) -> None:
+    operations.create_table_comment(
+        "pgqrs_queues", f"{VERSION_COMMENT}{move.to_version}", schema=move.schema
+    )
+
+
+@renderers.dispatch_for(VersionOp)
+def _render(context: AutogenContext, move: VersionOp) -> str:
+    context.imports.add(_IMPORT)
+    where = "" if move.schema is None else f", schema={str(move.schema)!r}"
+    return (
+        f"{context.opts['alembic_module_prefix']}{move.name}"
+        f"(from_version={move.from_version}, to_version={move.to_version}{where})"
+    )

@@ -1,0 +1,91 @@
+"""What becomes of settled messages: requeue, delete, prune; and burying the exhausted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from .. import arguments
+from ..errors import DuplicateMessage, InvalidArgument, MessageNotFound
+from ..statements import archive as statements
+from ..types import Receipt
+from .context import Context, forget
+from .queues import get as get_queue
+
+__all__ = ["bury", "delete", "prune", "requeue"]
+
+
+def bury(session: Session, context: Context, queue: str, limit: int) -> int:
+    """Archive as dead what is out of attempts and in nobody's hands; return how many."""
+    get_queue(session, context, queue)
+    values = {"queue": queue, "limit": arguments.checked_limit(limit)}
+    ids = session.execute(statements.bury(context.models), values).scalars().all()
+    forget(session, context, ids)
+    return len(ids)
+
+
+def requeue(
+    session: Session,
+    context: Context,
+    ids: Iterable[int],
+    delay: float | timedelta,
+    attempts: int | None,
+) -> list[Receipt]:
+    """Move archived messages back, all of them or none."""
+    listed = [arguments.checked_id(id_) for id_ in arguments.nonempty(ids, "ids")]
+    wanted = sorted(set(listed))
+    values = {
+        "ids": wanted,
+        "delay": arguments.duration(delay),
+        "attempts": None if attempts is None else arguments.check_max_read_ct(attempts),
+        "required": len(wanted),
+    }
+    original = _originals(session, context, wanted)
+    rows = session.execute(statements.requeue(context.models), values)
+    moved = {row.id: Receipt(row.id, row.vt) for row in rows}
+    if not moved:
+        # Since then one was taken from the archive, or its key came alive; or two share a key.
+        _originals(session, context, wanted)
+        raise InvalidArgument(f"archived messages {wanted} share a key: requeue one of them")
+    return [moved[original[id_]] for id_ in listed]
+
+
+def _originals(session: Session, context: Context, wanted: Sequence[int]) -> dict[int, int]:
+    """Return the message ids by archive id, or raise for the first that cannot be moved."""
+    rows = session.execute(statements.movable(context.models), {"ids": wanted}).all()
+    if missing := sorted(set(wanted) - {row.id for row in rows}):
+        raise MessageNotFound(missing, "is in the archive: these are the archive's own ids")
+    for row in rows:
+        if row.live_id is not None:
+            raise DuplicateMessage(row.dedup_key, row.live_id)
+    return {row.id: row.original_msg_id for row in rows}
+
+
+def delete(session: Session, context: Context, ids: Iterable[int]) -> int:
+    """Delete archived messages by the archive's ids; return how many there were."""
+    listed = [arguments.checked_id(id_) for id_ in arguments.nonempty(ids, "ids")]
+    rows = session.execute(statements.delete(context.models), {"ids": listed})
+    return len(rows.all())
+
+
+def prune(
+    session: Session,
+    context: Context,
+    older_than: float | timedelta | None,
+    queue: str | None,
+    limit: int,
+) -> int:
+    """Delete a chunk of what was archived long enough ago; return how many."""
+    values: dict[str, Any] = {"limit": arguments.checked_limit(limit)}
+    if older_than is not None:
+        values["older_than"] = arguments.duration(older_than, "older_than")
+    if queue is not None:
+        values["queue"] = get_queue(session, context, queue).name
+    statement = statements.prune(
+        context.models, one_queue=queue is not None, by_retention=older_than is None
+    )
+    result: Any = session.execute(statement, values)
+    return int(result.rowcount)

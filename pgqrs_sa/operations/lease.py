@@ -1,0 +1,80 @@
+"""Taking messages under lease."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from .. import arguments
+from ..errors import WorkerNotFound, WorkerNotReady
+from ..statements import lease as statements
+from ..statements import queues, workers
+from ..types import Criteria, Delivery
+from .context import Context, decoded, queue_not_found
+
+__all__ = ["dequeue"]
+
+
+def dequeue(
+    session: Session,
+    context: Context,
+    queue: str,
+    limit: int,
+    lease: float | timedelta | None,
+    worker: object,
+    where: Criteria,
+) -> list[Delivery]:
+    """Lease up to ``limit`` visible messages and count the attempt."""
+    holder = context.worker if worker is None else arguments.worker_id(worker)
+    criteria = arguments.criteria(where)
+    arguments.check_queue_name(queue)
+    values = {
+        "queue": queue,
+        "limit": arguments.checked_limit(limit),
+        "lease": None if lease is None else arguments.duration(lease, "lease", positive=True),
+        "worker": holder,
+    }
+    by_worker = holder is not None
+    statement = (
+        statements.dequeue_where(context.models, criteria, by_worker=by_worker)
+        if criteria
+        else statements.dequeue(context.models, by_worker=by_worker)
+    )
+    rows = session.execute(statement, values).all()
+    if not rows:
+        _explain_nothing(session, context, queue, holder)
+    # RETURNING follows the plan, not the queue.
+    ordered = sorted(rows, key=lambda row: (row.priority, row.was_visible_at, row.id))
+    return [_delivery(context, queue, row) for row in ordered]
+
+
+def _explain_nothing(session: Session, context: Context, queue: str, worker: int | None) -> None:
+    """Raise if there was nothing because the queue or the worker is not what was meant."""
+    if session.execute(queues.get(context.models), {"queue": queue}).one_or_none() is None:
+        raise queue_not_found(session, context, queue)
+    if worker is None:
+        return
+    row = session.execute(workers.get(context.models), {"worker_id": worker}).one_or_none()
+    if row is None:
+        raise WorkerNotFound(worker)
+    if row.status != "ready":
+        raise WorkerNotReady(worker, row.status)
+
+
+def _delivery(context: Context, queue: str, row: Any) -> Delivery:
+    return Delivery(
+        id=row.id,
+        queue=queue,
+        text=row.payload,
+        priority=row.priority,
+        vt=row.vt,
+        enqueued_at=row.enqueued_at,
+        read_ct=row.read_ct,
+        max_read_ct=row.max_read_ct,
+        key=row.dedup_key,
+        last_error=row.last_error,
+        worker_id=row.worker_id,
+        **decoded(context.codec, row.id, row.payload, row.headers),
+    )

@@ -1,0 +1,164 @@
+"""Creating, changing and removing queues."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from .. import arguments
+from ..errors import InvalidArgument, QueueNotEmpty
+from ..statements import queues as statements
+from ..types import QueueInfo
+from .context import Context, forget_all, queue_not_found
+
+__all__ = [
+    "UNCHANGED",
+    "create",
+    "delete",
+    "everything",
+    "get",
+    "pause",
+    "purge",
+    "resume",
+    "update",
+]
+
+UNCHANGED: Any = object()
+"""The default of a setting that is left as it is; None is a value of ``retention``."""
+
+
+def create(
+    session: Session,
+    context: Context,
+    name: str,
+    lease: object,
+    max_read_ct: object,
+    retention: object,
+    max_payload_bytes: object,
+) -> QueueInfo:
+    """Return the queue of this name, created with these settings if it was not there."""
+    arguments.check_queue_name(name)
+    given = _checked(lease, max_read_ct, retention, max_payload_bytes)
+    statement = statements.create(context.models, tuple(given))
+    while True:
+        row = session.execute(statement, _values(name, given)).one_or_none()
+        if row is None:
+            row = session.execute(statements.get(context.models), {"queue": name}).one_or_none()
+        if row is not None:
+            return _info(row)
+
+
+def get(session: Session, context: Context, name: str) -> QueueInfo:
+    """Return the queue of this name."""
+    return _one(session, context, statements.get(context.models), name)
+
+
+def everything(session: Session, context: Context) -> list[QueueInfo]:
+    """Return all queues by name."""
+    return [_info(row) for row in session.execute(statements.everything(context.models))]
+
+
+def update(
+    session: Session,
+    context: Context,
+    name: str,
+    lease: object,
+    max_read_ct: object,
+    retention: object,
+    max_payload_bytes: object,
+) -> QueueInfo:
+    """Change defaults of a queue."""
+    given = _checked(lease, max_read_ct, retention, max_payload_bytes)
+    if not given:
+        raise InvalidArgument("update needs at least one setting to change")
+    arguments.check_queue_name(name)
+    statement = statements.update(context.models, tuple(given))
+    row = session.execute(statement, _values(name, given)).one_or_none()
+    if row is None:
+        raise queue_not_found(session, context, name)
+    return _info(row)
+
+
+def pause(session: Session, context: Context, name: str) -> QueueInfo:
+    """Let nothing be leased from a queue until it is resumed."""
+    return _one(session, context, statements.pause(context.models), name)
+
+
+def resume(session: Session, context: Context, name: str) -> QueueInfo:
+    """Let messages be leased from a queue again."""
+    return _one(session, context, statements.resume(context.models), name)
+
+
+def purge(session: Session, context: Context, name: str, limit: int | None) -> int:
+    """Delete live messages, the oldest first; return how many."""
+    get(session, context, name)
+    values = {
+        "queue": name,
+        "limit": None if limit is None else arguments.checked_limit(limit),
+    }
+    result: Any = session.execute(statements.purge(context.models), values)
+    forget_all(session, context)
+    return int(result.rowcount)
+
+
+def delete(session: Session, context: Context, name: str, force: bool) -> None:
+    """Delete a queue, and with ``force`` all that it holds."""
+    get(session, context, name)
+    values = {"queue": name}
+    session.execute(
+        statements.keep_writers_out(context.models),
+        bind_arguments={"mapper": context.models.message},
+    )
+    held = session.execute(statements.holdings(context.models), values).one()
+    if (held.messages or held.archived) and not force:
+        raise QueueNotEmpty(name, held.messages, held.archived)
+    if held.messages:
+        purge(session, context, name, None)
+    if held.archived:
+        session.execute(statements.delete_history(context.models), values)
+    session.execute(statements.delete(context.models), values)
+
+
+def _one(session: Session, context: Context, statement: Any, name: str) -> QueueInfo:
+    arguments.check_queue_name(name)
+    row = session.execute(statement, {"queue": name}).one_or_none()
+    if row is None:
+        raise queue_not_found(session, context, name)
+    return _info(row)
+
+
+def _checked(
+    lease: object, max_read_ct: object, retention: object, max_payload_bytes: object
+) -> dict[str, Any]:
+    """Return the settings that were given, as their columns take them."""
+    given: dict[str, Any] = {}
+    if lease is not UNCHANGED:
+        span = arguments.duration(lease, "lease", positive=True)
+        given["lease_seconds"] = span.total_seconds()
+    if max_read_ct is not UNCHANGED:
+        given["max_read_ct"] = arguments.check_max_read_ct(max_read_ct)
+    if retention is not UNCHANGED:
+        kept = None if retention is None else arguments.duration(retention, "retention")
+        given["retention_seconds"] = None if kept is None else kept.total_seconds()
+    if max_payload_bytes is not UNCHANGED:
+        given["max_payload_bytes"] = arguments.checked_limit(max_payload_bytes, "max_payload_bytes")
+    return given
+
+
+def _values(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {"queue": name, **{f"new_{setting}": value for setting, value in given.items()}}
+
+
+def _info(row: Any) -> QueueInfo:
+    return QueueInfo(
+        id=row.id,
+        name=row.queue_name,
+        created_at=row.created_at,
+        lease_seconds=row.lease_seconds,
+        max_read_ct=row.max_read_ct,
+        retention_seconds=row.retention_seconds,
+        max_payload_bytes=row.max_payload_bytes,
+        paused_at=row.paused_at,
+    )

@@ -1,0 +1,171 @@
+"""Looking at messages and counting them, without touching any."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from sqlalchemy.orm import Session
+
+from .. import arguments
+from ..errors import InvalidArgument, MessageNotFound
+from ..statements import queues
+from ..statements import reading as statements
+from ..types import ArchivedInfo, Criteria, MessageInfo, MessageState, Outcome, QueueMetrics
+from .context import Context, decoded, queue_not_found
+
+__all__ = ["all_metrics", "find", "find_archived", "get", "get_archived", "metrics", "peek"]
+
+
+def peek(session: Session, context: Context, queue: str, limit: int) -> list[MessageInfo]:
+    """Return what the next dequeue would see, in its order."""
+    arguments.check_queue_name(queue)
+    values = {"queue": queue, "limit": arguments.checked_limit(limit)}
+    rows = session.execute(statements.peek(context.models), values).all()
+    _check_queue(session, context, queue if not rows else None)
+    return [_message(context, row) for row in rows]
+
+
+def get(session: Session, context: Context, id: int) -> MessageInfo:
+    """Return one live message."""
+    values = {"id": arguments.checked_id(id)}
+    row = session.execute(statements.message_by_id(context.models), values).one_or_none()
+    if row is None:
+        raise MessageNotFound([id], "is live: look in the archive")
+    return _message(context, row)
+
+
+def find(
+    session: Session,
+    context: Context,
+    queue: str | None,
+    state: MessageState | None,
+    payload: Any,
+    where: Criteria,
+    after: int,
+    limit: int,
+) -> list[MessageInfo]:
+    """Return live messages by id, those after ``after``."""
+    _check_choice("state", state, MessageState)
+    values = _page(context, queue, payload, after, limit)
+    statement = statements.find(
+        context.models,
+        in_queue=queue is not None,
+        state=state,
+        by_payload=payload is not None,
+        where=arguments.criteria(where),
+    )
+    rows = session.execute(statement, values).all()
+    _check_queue(session, context, queue if not rows else None)
+    return [_message(context, row) for row in rows]
+
+
+def get_archived(session: Session, context: Context, id: int) -> ArchivedInfo:
+    """Return one archived message, by the id of the archive's row."""
+    values = {"id": arguments.checked_id(id)}
+    row = session.execute(statements.archived_by_id(context.models), values).one_or_none()
+    if row is None:
+        raise MessageNotFound([id], "is in the archive: this is the archive's own id")
+    return _archived(context, row)
+
+
+def find_archived(
+    session: Session,
+    context: Context,
+    queue: str | None,
+    outcome: Outcome | None,
+    payload: Any,
+    where: Criteria,
+    after: int,
+    limit: int,
+) -> list[ArchivedInfo]:
+    """Return archived messages by id, those after ``after``."""
+    _check_choice("outcome", outcome, Outcome)
+    values = _page(context, queue, payload, after, limit)
+    statement = statements.find_archived(
+        context.models,
+        in_queue=queue is not None,
+        outcome=outcome,
+        by_payload=payload is not None,
+        where=arguments.criteria(where),
+    )
+    rows = session.execute(statement, values).all()
+    _check_queue(session, context, queue if not rows else None)
+    return [_archived(context, row) for row in rows]
+
+
+def metrics(session: Session, context: Context, queue: str) -> QueueMetrics:
+    """Count the messages of one queue by state and outcome."""
+    arguments.check_queue_name(queue)
+    statement = statements.metrics(context.models, one_queue=True)
+    row = session.execute(statement, {"queue": queue}).one_or_none()
+    if row is None:
+        raise queue_not_found(session, context, queue)
+    return QueueMetrics(**row._mapping)  # noqa: SLF001 - public, despite its name
+
+
+def all_metrics(session: Session, context: Context) -> list[QueueMetrics]:
+    """Count the messages of each queue by state and outcome."""
+    rows = session.execute(statements.metrics(context.models, one_queue=False))
+    return [QueueMetrics(**row._mapping) for row in rows]  # noqa: SLF001
+
+
+def _check_choice(name: str, value: object, choices: Any) -> None:
+    if value is not None and value not in get_args(choices):
+        raise InvalidArgument(
+            f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}"
+        )
+
+
+def _page(
+    context: Context, queue: str | None, payload: Any, after: int, limit: int
+) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "after": 0 if after == 0 else arguments.checked_id(after, "after"),
+        "limit": arguments.checked_limit(limit),
+    }
+    if queue is not None:
+        values["queue"] = arguments.check_queue_name(queue)
+    if payload is not None:
+        values["contains"] = context.codec.dumps(payload)
+    return values
+
+
+def _check_queue(session: Session, context: Context, queue: str | None) -> None:
+    """Raise when a queue that returned nothing is not there at all."""
+    if queue is None:
+        return
+    if session.execute(queues.get(context.models), {"queue": queue}).one_or_none() is None:
+        raise queue_not_found(session, context, queue)
+
+
+def _content(context: Context, row: Any) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "queue": row.queue,
+        "text": row.payload,
+        "priority": row.priority,
+        "vt": row.vt,
+        "enqueued_at": row.enqueued_at,
+        "read_ct": row.read_ct,
+        "max_read_ct": row.max_read_ct,
+        "key": row.dedup_key,
+        "last_error": row.last_error,
+        "worker_id": row.worker_id,
+        "producer_id": row.producer_id,
+        "dequeued_at": row.dequeued_at,
+        **decoded(context.codec, row.id, row.payload, row.headers),
+    }
+
+
+def _message(context: Context, row: Any) -> MessageInfo:
+    return MessageInfo(state=row.state, **_content(context, row))
+
+
+def _archived(context: Context, row: Any) -> ArchivedInfo:
+    return ArchivedInfo(
+        original_msg_id=row.original_msg_id,
+        outcome=row.outcome,
+        reason=row.reason,
+        archived_at=row.archived_at,
+        **_content(context, row),
+    )

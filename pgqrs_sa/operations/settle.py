@@ -1,0 +1,197 @@
+"""Settling deliveries: archive, delete, extend, release, fail.
+
+Each takes several deliveries and, when ``strict``, either settles them all or raises `LeaseLost`
+with none of them changed. Otherwise it settles what it can, and says of each whether it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy.orm import Session
+
+from .. import arguments
+from ..errors import InvalidArgument, LeaseLost, Whereabouts
+from ..retry import DEFAULT_BACKOFF
+from ..statements import settle as statements
+from ..types import Delivery, Failure
+from .context import Context, forget
+
+__all__ = ["archive", "delete", "extend", "fail", "release"]
+
+
+def archive(
+    session: Session,
+    context: Context,
+    deliveries: Iterable[Delivery],
+    outcome: Literal["archived", "discarded"],
+    reason: str | None,
+    strict: bool,
+) -> list[bool]:
+    """Move messages to the archive, as done or as given up on purpose."""
+    if outcome not in ("archived", "discarded"):
+        raise InvalidArgument(f"outcome must be 'archived' or 'discarded', not {outcome!r}")
+    held = _checked(deliveries)
+    reasons = [None if reason is None else arguments.error_text(reason)] * len(held)
+    return _move(session, context, held, outcome, reasons, [None] * len(held), strict)
+
+
+def delete(
+    session: Session, context: Context, deliveries: Iterable[Delivery], strict: bool
+) -> list[bool]:
+    """Delete messages, keeping nothing."""
+    held = _checked(deliveries)
+    values = _fence(held, strict)
+    rows = session.execute(statements.delete(context.models), values).all()
+    return _outcome(session, context, held, {row.id for row in rows}, strict)
+
+
+def extend(
+    session: Session,
+    context: Context,
+    deliveries: Iterable[Delivery],
+    lease: float | timedelta,
+    strict: bool,
+) -> list[Delivery | None]:
+    """Let leases run out ``lease`` from now; return the deliveries with their new ``vt``."""
+    span = arguments.duration(lease, "lease", positive=True)
+    held = _checked(deliveries)
+    values = _fence(held, strict, lease=span)
+    moved = _moved(session.execute(statements.extend(context.models), values))
+    _outcome(session, context, held, moved, strict)
+    return [replace(one, vt=moved[one.id]) if one.id in moved else None for one in held]
+
+
+def release(
+    session: Session,
+    context: Context,
+    deliveries: Iterable[Delivery],
+    delay: float | timedelta,
+    strict: bool,
+) -> list[bool]:
+    """Give leases back without charging the attempt."""
+    span = arguments.duration(delay)
+    held = _checked(deliveries)
+    values = _fence(held, strict, delay=span)
+    moved = _moved(session.execute(statements.release(context.models), values))
+    return _outcome(session, context, held, moved, strict)
+
+
+def fail(
+    session: Session,
+    context: Context,
+    deliveries: Iterable[Delivery],
+    error: BaseException | str,
+    delay: float | timedelta | None,
+    reason: str | None,
+    dead: bool,
+    strict: bool,
+) -> list[Failure | None]:
+    """Put messages back for another attempt, or among the dead when that was the last."""
+    held = _checked(deliveries)
+    text = arguments.error_text(error)
+    wait: Callable[[Delivery], timedelta] = lambda one: DEFAULT_BACKOFF.delay(one.read_ct)  # noqa: E731
+    if delay is not None:
+        span = arguments.duration(delay)
+        wait = lambda _: span  # noqa: E731
+    moved: dict[int, datetime] = {}
+    if not dead:
+        values = _fence(held, strict, errors=[text] * len(held), delays=[wait(one) for one in held])
+        moved = _moved(session.execute(statements.reschedule_failed(context.models), values))
+    # What was not put back has no attempt left, or is not held any more: the fence tells.
+    spent = [one for one in held if one.id not in moved]
+    buried = _bury(session, context, spent, text, reason, strict) if spent else set[int]()
+    return [
+        Failure(one.id, one.id in buried, moved.get(one.id))
+        if one.id in buried or one.id in moved
+        else None
+        for one in held
+    ]
+
+
+def _bury(
+    session: Session,
+    context: Context,
+    spent: Sequence[Delivery],
+    error: str,
+    reason: str | None,
+    strict: bool,
+) -> set[int]:
+    reasons = [
+        arguments.error_text(reason)
+        if reason is not None
+        else f"attempt {one.read_ct} of {one.max_read_ct} failed"
+        for one in spent
+    ]
+    done = _move(session, context, spent, "dead", reasons, [error] * len(spent), strict)
+    return {one.id for one, ok in zip(spent, done, strict=True) if ok}
+
+
+def _move(
+    session: Session,
+    context: Context,
+    held: Sequence[Delivery],
+    outcome: str,
+    reasons: Sequence[str | None],
+    errors: Sequence[str | None],
+    strict: bool,
+) -> list[bool]:
+    values = _fence(held, strict, outcome=outcome, reasons=list(reasons), errors=list(errors))
+    rows = session.execute(statements.archive(context.models), values).all()
+    gone = {row.id for row in rows}
+    forget(session, context, gone)
+    return _outcome(session, context, held, gone, strict)
+
+
+def _checked(deliveries: Iterable[Delivery]) -> Sequence[Delivery]:
+    listed = arguments.nonempty(deliveries, "deliveries")
+    for index, one in enumerate(listed):
+        if not isinstance(one, Delivery):
+            raise InvalidArgument(f"deliveries[{index}] must come from dequeue(), not be {one!r}")
+    if len({one.id for one in listed}) < len(listed):
+        raise InvalidArgument("a message is in the list of deliveries twice: settle it once")
+    return listed
+
+
+def _fence(held: Sequence[Delivery], strict: bool, **values: Any) -> dict[str, Any]:
+    return {
+        "ids": [one.id for one in held],
+        "read_cts": [one.read_ct for one in held],
+        "workers": [one.worker_id or 0 for one in held],
+        "required": len(held) if strict else 0,
+        **values,
+    }
+
+
+def _moved(rows: Any) -> dict[int, datetime]:
+    return {row.id: row.vt for row in rows}
+
+
+def _outcome(
+    session: Session,
+    context: Context,
+    held: Sequence[Delivery],
+    settled: Collection[int],
+    strict: bool,
+) -> list[bool]:
+    if strict and len(settled) < len(held):
+        raise _lease_lost(session, context, held)
+    return [one.id in settled for one in held]
+
+
+def _lease_lost(session: Session, context: Context, held: Sequence[Delivery]) -> LeaseLost:
+    """Return the error that says where the messages are which are not the caller's any more."""
+    fences = {one.id: one for one in held}
+    rows = session.execute(statements.whereabouts(context.models), {"ids": list(fences)})
+    found = {row.id: row for row in rows}
+    lost = {}
+    for id_, delivery in fences.items():
+        row = found.get(id_)
+        if row is None:
+            lost[id_] = Whereabouts(id_, "gone")
+        elif not row.held or (row.read_ct, row.worker_id) != (delivery.read_ct, delivery.worker_id):
+            lost[id_] = Whereabouts(id_, row.state, row.read_ct, row.worker_id, row.until)
+    return LeaseLost(lost or {one.id: Whereabouts(one.id, "gone") for one in held})

@@ -1,0 +1,147 @@
+"""Registering processes, and taking back what silent ones hold."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, get_args
+
+from sqlalchemy.orm import Session
+
+from .. import arguments
+from ..errors import InvalidArgument, WorkerNotFound, WorkerNotReady
+from ..statements import workers as statements
+from ..types import WorkerHealth, WorkerInfo, WorkerStatus
+from .context import Context
+
+__all__ = [
+    "everything",
+    "get",
+    "health",
+    "heartbeat",
+    "purge",
+    "reclaim",
+    "register",
+    "release_leases",
+    "set_status",
+]
+
+_FIELDS = tuple(WorkerInfo.__dataclass_fields__)
+
+
+def register(
+    session: Session,
+    context: Context,
+    name: str,
+    queues: Iterable[str],
+    hostname: str | None,
+    pid: int | None,
+    port: int | None,
+    version: str | None,
+) -> WorkerInfo:
+    """Insert a row for this start of a process."""
+    if hostname is None:
+        hostname, pid = socket.gethostname(), os.getpid() if pid is None else pid
+    for label, text in (("name", name), ("hostname", hostname)):
+        if not isinstance(text, str) or not text.strip() or "\0" in text:
+            raise InvalidArgument(f"{label} must be text that is not empty, not {text!r}")
+    if isinstance(queues, str):
+        raise InvalidArgument(f"queues must be a list of names, not {queues!r}")
+    values = {
+        "name": name,
+        "hostname": hostname,
+        "pid": pid,
+        "port": port,
+        "version": version,
+        "queues": [arguments.check_queue_name(queue) for queue in queues],
+    }
+    return _info(session.execute(statements.register(context.models), values).one())
+
+
+def get(session: Session, context: Context, id: int) -> WorkerInfo:
+    """Return one worker."""
+    values = {"worker_id": arguments.checked_id(id, "worker")}
+    row = session.execute(statements.get(context.models), values).one_or_none()
+    if row is None:
+        raise WorkerNotFound(id)
+    return _info(row)
+
+
+def everything(
+    session: Session, context: Context, status: WorkerStatus | None, queue: str | None
+) -> list[WorkerInfo]:
+    """Return workers by id."""
+    if status is not None and status not in get_args(WorkerStatus):
+        raise InvalidArgument(
+            f"status must be one of {', '.join(get_args(WorkerStatus))}, not {status!r}"
+        )
+    statement = statements.everything(context.models, status=status, in_queue=queue is not None)
+    values = {} if queue is None else {"queue": arguments.check_queue_name(queue)}
+    return [_info(row) for row in session.execute(statement, values)]
+
+
+def heartbeat(session: Session, context: Context, id: int) -> WorkerInfo:
+    """Note that a worker lives; raise if it was stopped meanwhile."""
+    return _changed(session, context, statements.heartbeat(context.models), id)
+
+
+def set_status(
+    session: Session,
+    context: Context,
+    id: int,
+    status: WorkerStatus,
+) -> WorkerInfo:
+    """Suspend, resume or stop a worker; stopping a stopped one does nothing."""
+    statement = statements.set_status(context.models, status)
+    if status == "stopped" and (info := get(session, context, id)).status == "stopped":
+        return info
+    return _changed(session, context, statement, id)
+
+
+def health(session: Session, context: Context, silent_for: float | timedelta) -> list[WorkerHealth]:
+    """Return the workers that are not stopped, and whether each was heard of lately."""
+    longest = arguments.duration(silent_for, "silent_for")
+    return [
+        WorkerHealth(_info(row), row.silent_for, row.silent_for <= longest, row.leases)
+        for row in session.execute(statements.health(context.models))
+    ]
+
+
+def reclaim(session: Session, context: Context, silent_for: float | timedelta) -> int:
+    """Stop the workers that fell silent and make visible what they hold; return how many."""
+    span = arguments.duration(silent_for, "silent_for", positive=True)
+    values: dict[str, Any] = {"silent_for": span}
+    ids = [row.id for row in session.execute(statements.stop_silent(context.models), values)]
+    return _release(session, context, ids)
+
+
+def release_leases(session: Session, context: Context, id: int) -> int:
+    """Make visible what one worker holds; return how many messages."""
+    return _release(session, context, [get(session, context, id).id])
+
+
+def purge(session: Session, context: Context, older_than: float | timedelta) -> int:
+    """Delete workers that stopped long enough ago; return how many."""
+    values = {"older_than": arguments.duration(older_than, "older_than")}
+    result: Any = session.execute(statements.purge(context.models), values)
+    return int(result.rowcount)
+
+
+def _release(session: Session, context: Context, ids: list[int]) -> int:
+    if not ids:
+        return 0
+    return len(session.execute(statements.release_leases(context.models), {"ids": ids}).all())
+
+
+def _changed(session: Session, context: Context, statement: Any, id: int) -> WorkerInfo:
+    values = {"worker_id": arguments.checked_id(id, "worker")}
+    row = session.execute(statement, values).one_or_none()
+    if row is None:
+        raise WorkerNotReady(id, get(session, context, id).status)
+    return _info(row)
+
+
+def _info(row: Any) -> WorkerInfo:
+    return WorkerInfo(**{name: getattr(row, name) for name in _FIELDS})

@@ -1,0 +1,388 @@
+"""The queue, inside a session.
+
+``QueueService(session)`` enqueues, leases and settles with the caller's session: in its
+transaction, on its connection, after its pending flush. It never commits, rolls back, opens a
+connection or catches an error of the database. It keeps no state of its own, so one may be built
+for each session, or for each call::
+
+    with Session(engine) as session, session.begin():
+        session.add(Order(id=7))
+        QueueService(session).enqueue("receipts", {"order": 7}, delay=5)
+
+    with Session(engine) as session, session.begin():
+        deliveries = QueueService(session).dequeue("receipts", limit=10)
+    # The lease is committed: only now begin the work.
+    for delivery in deliveries:
+        with Session(engine) as session, session.begin():
+            session.add(Sent(order=delivery.payload["order"]))
+            QueueService(session).archive(delivery)     # LeaseLost rolls both back
+
+Commit a lease before working on it: a transaction kept open while working keeps the rows locked,
+and a crash would take the count of the attempt back.
+
+Queues, messages at rest, the archive and the workers have facets: ``service.queues``,
+``service.messages``, ``service.archived`` and ``service.workers``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.expression import SelectBase
+
+from . import facets
+from .codecs import Codec
+from .models import Models
+from .operations import enqueue, schema, settle
+from .operations import lease as lease_operations
+from .operations.context import Context
+from .types import Criteria, Delivery, Failure, Item, Receipt, Seconds
+
+__all__ = ["QueueService"]
+
+
+class QueueService:
+    """Enqueue, lease and settle in the caller's transaction.
+
+    Args:
+        session: Whose transaction everything here belongs to.
+        models: A host's own classes; the ready-made ones unless given.
+        codec: Turns payloads into JSON text and back; strict standard JSON unless given.
+        worker: A registered worker (or its id), recorded as the producer of what is enqueued and
+            the holder of what is leased here.
+        allow_autocommit: Enqueue even on an AUTOCOMMIT connection, where a rollback would not
+            take the message back.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        models: Models | None = None,
+        codec: Codec | None = None,
+        worker: object = None,
+        allow_autocommit: bool = False,
+    ) -> None:
+        self._session = session
+        self._context = Context.of(models, codec, worker, allow_autocommit=allow_autocommit)
+
+    @property
+    def queues(self) -> facets.Queues:
+        """The queues themselves: create, pause, purge and so on."""
+        return facets.Queues(self._session, self._context)
+
+    @property
+    def messages(self) -> facets.Messages:
+        """Messages that nobody needs a lease for: look, count, cancel, reschedule."""
+        return facets.Messages(self._session, self._context)
+
+    @property
+    def archived(self) -> facets.Archived:
+        """What became of messages: browse, requeue, prune."""
+        return facets.Archived(self._session, self._context)
+
+    @property
+    def workers(self) -> facets.Workers:
+        """The register of processes."""
+        return facets.Workers(self._session, self._context)
+
+    def check_schema(self) -> None:
+        """Raise unless the database's queue schema is the one that this release needs.
+
+        Raises:
+            SchemaVersionError: with the command that mends it.
+        """
+        schema.check(self._session, self._context)
+
+    def enqueue(
+        self,
+        queue: str,
+        payload: Any,
+        *,
+        delay: Seconds | None = None,
+        at: datetime | None = None,
+        priority: int = 0,
+        headers: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        max_read_ct: int | None = None,
+    ) -> Receipt:
+        """Put a message into a queue, visible to others when the caller commits.
+
+        Args:
+            queue: The name of a queue that exists.
+            payload: Any strict JSON value.
+            delay: Seconds, or a timedelta, until it becomes visible.
+            at: An aware datetime at which it becomes visible; one that has passed means now.
+            priority: Lower goes first.
+            headers: A dict kept beside the payload, for tracing and routing.
+            key: With a live message of the queue under this key, no second one is made.
+            max_read_ct: Attempts before it is dead; the queue's limit unless given.
+
+        Returns:
+            Its id and time; ``duplicate=True`` and those of the message that is there already
+            when the key was taken.
+
+        Raises:
+            QueueNotFound: with the names that come close.
+            PayloadError: not strict JSON, or larger than the queue accepts.
+            DelayError, InvalidArgument: for what else cannot be.
+            NonAtomicEnqueue: the connection is in AUTOCOMMIT.
+        """
+        item = Item(payload, delay, at, priority, headers, key, max_read_ct)
+        return enqueue.one(self._session, self._context, queue, item)
+
+    def enqueue_many(self, queue: str, items: Iterable[Any]) -> list[Receipt]:
+        """Put many messages into a queue, one statement for each few thousand.
+
+        Args:
+            queue: The name of a queue that exists.
+            items: Payloads, or `Item` values with options of their own, or both.
+
+        Returns:
+            The receipts in the order of the items.
+
+        Raises:
+            InvalidArgument: the list is empty; or, like every error here, one item is wrong. Its
+                place is named, and nothing was sent.
+        """
+        return enqueue.many(self._session, self._context, queue, items)
+
+    def enqueue_from(self, queue: str, query: SelectBase) -> int:
+        """Put a message into a queue for each row of a query, as INSERT … SELECT.
+
+        Args:
+            queue: The name of a queue that exists.
+            query: A SELECT of one column, the payload; or of columns labelled ``payload`` and
+                any of ``delay`` (an interval, or seconds), ``at``, ``priority``, ``headers``,
+                ``key``, ``max_read_ct``. What is not JSON becomes JSON as ``to_jsonb`` does it.
+
+        Returns:
+            How many messages were made; rows whose key is live already make none.
+        """
+        return enqueue.from_query(self._session, self._context, queue, query)
+
+    def dequeue(
+        self,
+        queue: str,
+        limit: int = 1,
+        *,
+        lease: Seconds | None = None,
+        worker: object = None,
+        where: Criteria = None,
+    ) -> list[Delivery]:
+        """Lease up to ``limit`` visible messages and count the attempt.
+
+        Args:
+            queue: The name of a queue.
+            limit: How many at most, 1 or more.
+            lease: Seconds, or a timedelta, for which they are yours, from the start of the
+                statement; the queue's ``lease_seconds`` unless given.
+            worker: The registered worker (or its id) that takes them; the service's unless given.
+            where: Criteria on the message class, all of which must hold.
+
+        Returns:
+            The deliveries in queue order: by priority, then by the time they became visible, then
+            by id. None when nothing is visible, or the queue is paused.
+
+        Raises:
+            QueueNotFound, WorkerNotFound, WorkerNotReady.
+        """
+        return lease_operations.dequeue(
+            self._session, self._context, queue, limit, lease, worker, where
+        )
+
+    def archive(
+        self,
+        delivery: Delivery,
+        *,
+        outcome: Literal["archived", "discarded"] = "archived",
+        reason: str | None = None,
+    ) -> None:
+        """Settle a delivery and keep the message in the archive.
+
+        Args:
+            delivery: What `dequeue` gave.
+            outcome: ``discarded`` for a message that is given up on purpose.
+            reason: Kept with it.
+
+        Raises:
+            LeaseLost: somebody else holds or has settled it; nothing was changed.
+        """
+        self.archive_many([delivery], outcome=outcome, reason=reason)
+
+    def archive_many(
+        self,
+        deliveries: Iterable[Delivery],
+        *,
+        outcome: Literal["archived", "discarded"] = "archived",
+        reason: str | None = None,
+    ) -> None:
+        """Archive all of these deliveries, or none: see `archive`."""
+        settle.archive(self._session, self._context, deliveries, outcome, reason, strict=True)
+
+    def try_archive(
+        self,
+        delivery: Delivery,
+        *,
+        outcome: Literal["archived", "discarded"] = "archived",
+        reason: str | None = None,
+    ) -> bool:
+        """Archive, and return whether the lease was still held: see `archive`."""
+        return self.try_archive_many([delivery], outcome=outcome, reason=reason)[0]
+
+    def try_archive_many(
+        self,
+        deliveries: Iterable[Delivery],
+        *,
+        outcome: Literal["archived", "discarded"] = "archived",
+        reason: str | None = None,
+    ) -> list[bool]:
+        """Archive those that are still held, and say of each whether it was."""
+        return settle.archive(
+            self._session, self._context, deliveries, outcome, reason, strict=False
+        )
+
+    def delete(self, delivery: Delivery) -> None:
+        """Settle a delivery and keep nothing of it.
+
+        Raises:
+            LeaseLost: somebody else holds or has settled it; nothing was changed.
+        """
+        self.delete_many([delivery])
+
+    def delete_many(self, deliveries: Iterable[Delivery]) -> None:
+        """Delete all of these deliveries, or none: see `delete`."""
+        settle.delete(self._session, self._context, deliveries, strict=True)
+
+    def try_delete(self, delivery: Delivery) -> bool:
+        """Delete, and return whether the lease was still held."""
+        return self.try_delete_many([delivery])[0]
+
+    def try_delete_many(self, deliveries: Iterable[Delivery]) -> list[bool]:
+        """Delete those that are still held, and say of each whether it was."""
+        return settle.delete(self._session, self._context, deliveries, strict=False)
+
+    def extend(self, delivery: Delivery, lease: Seconds) -> Delivery:
+        """Keep a delivery for longer.
+
+        Args:
+            delivery: What `dequeue` gave, or an earlier `extend`.
+            lease: Seconds, or a timedelta, from now (not from the old end).
+
+        Returns:
+            The delivery with its new ``vt``; the old one settles as well as it.
+
+        Raises:
+            LeaseLost: somebody else holds or has settled it; nothing was changed.
+        """
+        return self.extend_many([delivery], lease)[0]
+
+    def extend_many(self, deliveries: Iterable[Delivery], lease: Seconds) -> list[Delivery]:
+        """Extend all of these deliveries, or none: see `extend`."""
+        kept = settle.extend(self._session, self._context, deliveries, lease, strict=True)
+        return [one for one in kept if one is not None]
+
+    def try_extend(self, delivery: Delivery, lease: Seconds) -> bool:
+        """Extend, and return whether the lease was still held."""
+        return self.try_extend_many([delivery], lease)[0]
+
+    def try_extend_many(self, deliveries: Iterable[Delivery], lease: Seconds) -> list[bool]:
+        """Extend those that are still held, and say of each whether it was."""
+        kept = settle.extend(self._session, self._context, deliveries, lease, strict=False)
+        return [one is not None for one in kept]
+
+    def release(self, delivery: Delivery, *, delay: Seconds = 0) -> None:
+        """Give a delivery back, without charging the attempt.
+
+        Args:
+            delivery: What `dequeue` gave.
+            delay: Seconds, or a timedelta, until it is visible again.
+
+        Raises:
+            LeaseLost: somebody else holds or has settled it; nothing was changed.
+        """
+        self.release_many([delivery], delay=delay)
+
+    def release_many(self, deliveries: Iterable[Delivery], *, delay: Seconds = 0) -> None:
+        """Release all of these deliveries, or none: see `release`."""
+        settle.release(self._session, self._context, deliveries, delay, strict=True)
+
+    def try_release(self, delivery: Delivery, *, delay: Seconds = 0) -> bool:
+        """Release, and return whether the lease was still held."""
+        return self.try_release_many([delivery], delay=delay)[0]
+
+    def try_release_many(self, deliveries: Iterable[Delivery], *, delay: Seconds = 0) -> list[bool]:
+        """Release those that are still held, and say of each whether it was."""
+        return settle.release(self._session, self._context, deliveries, delay, strict=False)
+
+    def fail(
+        self,
+        delivery: Delivery,
+        error: BaseException | str,
+        *,
+        delay: Seconds | None = None,
+        reason: str | None = None,
+        dead: bool = False,
+    ) -> Failure:
+        """Settle a delivery that went wrong: try it again later, or bury it.
+
+        Args:
+            delivery: What `dequeue` gave.
+            error: Kept as the message's ``last_error``, at most 8 KiB of it.
+            delay: Seconds, or a timedelta, until the next attempt; `DEFAULT_BACKOFF` by the
+                number of attempts unless given.
+            reason: Why it is dead, if it is; that its attempts are used up unless given.
+            dead: Bury it even though attempts are left.
+
+        Returns:
+            Whether it is dead, and otherwise when it is tried again.
+
+        Raises:
+            LeaseLost: somebody else holds or has settled it; nothing was changed.
+        """
+        return self.fail_many([delivery], error, delay=delay, reason=reason, dead=dead)[0]
+
+    def fail_many(
+        self,
+        deliveries: Iterable[Delivery],
+        error: BaseException | str,
+        *,
+        delay: Seconds | None = None,
+        reason: str | None = None,
+        dead: bool = False,
+    ) -> list[Failure]:
+        """Fail all of these deliveries, or none: see `fail`."""
+        done = settle.fail(
+            self._session, self._context, deliveries, error, delay, reason, dead, strict=True
+        )
+        return [one for one in done if one is not None]
+
+    def try_fail(
+        self,
+        delivery: Delivery,
+        error: BaseException | str,
+        *,
+        delay: Seconds | None = None,
+        reason: str | None = None,
+        dead: bool = False,
+    ) -> bool:
+        """Fail, and return whether the lease was still held."""
+        return self.try_fail_many([delivery], error, delay=delay, reason=reason, dead=dead)[0]
+
+    def try_fail_many(
+        self,
+        deliveries: Iterable[Delivery],
+        error: BaseException | str,
+        *,
+        delay: Seconds | None = None,
+        reason: str | None = None,
+        dead: bool = False,
+    ) -> list[bool]:
+        """Fail those that are still held, and say of each whether it was."""
+        done = settle.fail(
+            self._session, self._context, deliveries, error, delay, reason, dead, strict=False
+        )
+        return [one is not None for one in done]

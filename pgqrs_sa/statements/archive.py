@@ -1,0 +1,165 @@
+"""The archive: bury, requeue, prune."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import func
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import aliased
+from sqlalchemy.sql import Executable
+
+from ..models import Models
+from .parts import CONTENT, array_bind, chosen, move_to_archive, now, queue_id, seconds, span
+
+EXHAUSTED_REASON = "no attempts left: the last lease ran out"
+
+
+@cache
+def bury(models: Models) -> Executable:
+    """Archive as dead what is out of attempts and in nobody's hands.
+
+    Their last holder cannot say so: it died, or it never came back.
+
+    Binds: queue, limit.
+    """
+    message = models.message
+    rows = (
+        sa.select(message.id)
+        .where(message.queue_id == queue_id(models), message.exhausted)
+        .order_by(message.vt, message.id)
+        .limit(sa.bindparam("limit", type_=sa.Integer))
+        .with_for_update(skip_locked=True)
+    )
+    return move_to_archive(
+        models,
+        chosen(rows, "pgqrs_rows"),
+        outcome=sa.literal("dead", sa.Text),
+        reason=sa.literal(EXHAUSTED_REASON, sa.Text),
+    )
+
+
+@cache
+def requeue(models: Models) -> Executable:
+    """Move archived messages back, under the ids that they had, with further attempts.
+
+    ``read_ct`` stays and the limit is raised: a holder from before the archive can still not
+    settle them. If the key of one is live again, or used twice among them, none is moved.
+
+    Binds: ids, attempts (None for the queue's limit), delay, required (how many ids).
+    """
+    queue, message, archived = models.queue, models.message, models.archived
+    live = sa.exists().where(
+        message.queue_id == archived.queue_id, message.dedup_key == archived.dedup_key
+    )
+    ids = array_bind("ids", sa.BigInteger)
+    other: Any = aliased(archived)
+    first = sa.not_(
+        sa.exists().where(
+            other.id == func.any(ids),
+            other.id < archived.id,
+            other.queue_id == archived.queue_id,
+            other.dedup_key == archived.dedup_key,
+        )
+    )
+    chosen_rows = (
+        sa.select(archived.id, queue.max_read_ct)
+        .join(queue, queue.id == archived.queue_id)
+        .where(archived.id == func.any(ids), sa.not_(live), first)
+        .order_by(archived.id)
+        .with_for_update(of=archived)
+    )
+    rows = chosen(chosen_rows, "pgqrs_rows")
+    changed = ("vt", "max_read_ct", "dequeued_at", "consumer_worker_id")
+    kept = tuple(name for name in CONTENT if name not in changed)
+    gone = (
+        sa.delete(archived)
+        .where(
+            archived.id == rows.c.id,
+            sa.select(func.count()).select_from(rows).scalar_subquery()
+            == sa.bindparam("required", type_=sa.BigInteger),
+        )
+        .returning(
+            archived.original_msg_id,
+            *(getattr(archived, name) for name in kept),
+            rows.c.max_read_ct.label("attempts"),
+        )
+        .cte("pgqrs_gone")
+    )
+    attempts = func.coalesce(sa.bindparam("attempts", type_=sa.Integer), gone.c.attempts)
+    source = sa.select(
+        gone.c.original_msg_id,
+        *(gone.c[name] for name in kept),
+        now() + span("delay"),
+        gone.c.read_ct + attempts,
+    )
+    return (
+        insert(message)
+        .from_select(("id", *kept, "vt", "max_read_ct"), source)
+        .returning(message.id.label("id"), message.vt.label("vt"))
+        .execution_options(dml_strategy="raw")
+    )
+
+
+@cache
+def movable(models: Models) -> Executable:
+    """The ids that archived messages had, and which live message has the key of one, or NULL.
+
+    Binds: ids.
+    """
+    message, archived = models.message, models.archived
+    return (
+        sa.select(
+            archived.id,
+            archived.original_msg_id,
+            archived.dedup_key,
+            message.id.label("live_id"),
+        )
+        .outerjoin(
+            message,
+            sa.and_(message.queue_id == archived.queue_id, message.dedup_key == archived.dedup_key),
+        )
+        .where(archived.id == func.any(array_bind("ids", sa.BigInteger)))
+    )
+
+
+@cache
+def prune(models: Models, *, one_queue: bool, by_retention: bool) -> Executable:
+    """Delete what was archived long enough ago, a chunk at a time, the oldest first.
+
+    Binds: limit; older_than (a timedelta) unless ``by_retention``; queue when ``one_queue``.
+    """
+    queue, archived = models.queue, models.archived
+    rows = sa.select(archived.id).join(queue, queue.id == archived.queue_id)
+    if by_retention:
+        # NULL keeps for ever: the comparison is then NULL as well.
+        rows = rows.where(archived.archived_at < now() - seconds(queue.retention_seconds))
+    else:
+        rows = rows.where(archived.archived_at < now() - span("older_than"))
+    if one_queue:
+        rows = rows.where(archived.queue_id == queue_id(models))
+    oldest = (
+        rows.order_by(archived.queue_id, archived.archived_at, archived.id)
+        .limit(sa.bindparam("limit", type_=sa.Integer))
+        .with_for_update(skip_locked=True, of=archived)
+    )
+    chunk = chosen(oldest, "pgqrs_rows")
+    return (
+        sa.delete(archived)
+        .where(archived.id == chunk.c.id)
+        .execution_options(synchronize_session=False)
+    )
+
+
+@cache
+def delete(models: Models) -> Executable:
+    """Delete archived messages. Binds: ids."""
+    archived: Any = models.archived
+    return (
+        sa.delete(archived)
+        .where(archived.id == func.any(array_bind("ids", sa.BigInteger)))
+        .returning(archived.id)
+        .execution_options(synchronize_session="fetch")
+    )

@@ -1,0 +1,198 @@
+"""INSERT: one message, many from one JSON parameter, or as many as a query returns."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import func
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.sql import ColumnElement, Executable, Select
+from sqlalchemy.sql.expression import SelectBase
+
+from ..models import Models
+from .parts import array_bind, json_bind, queue_id, seconds, span, timestamp, when
+
+_COLUMNS = (
+    "queue_id",
+    "payload",
+    "vt",
+    "priority",
+    "headers",
+    "max_read_ct",
+    "dedup_key",
+    "producer_worker_id",
+)
+
+# "raw": parameters are those of the statement, not attribute values of a bulk insert.
+_RAW = {"dml_strategy": "raw"}
+
+
+def _producer() -> ColumnElement[Any]:
+    return sa.bindparam("producer", type_=sa.BigInteger)
+
+
+def _into(models: Models, source: Select[Any], *, keyed: bool) -> Any:
+    """INSERT the rows of ``source``, skipping those whose key is live already.
+
+    DO NOTHING rather than DO UPDATE: an update would lock the message that is there, and hide
+    it from consumers until the caller commits.
+    """
+    message = models.message
+    statement = insert(message).from_select(_COLUMNS, source)
+    if not keyed:
+        return statement
+    return statement.on_conflict_do_nothing(
+        index_elements=[message.queue_id, message.dedup_key],
+        index_where=message.dedup_key.is_not(None),
+    )
+
+
+@cache
+def one(models: Models, *, keyed: bool) -> Executable:
+    """Insert a message into the queue of this name, if it is there and accepts the size.
+
+    Binds: queue, payload, size, delay, at, priority, headers, max_read_ct, key, producer.
+    """
+    queue, message = models.queue, models.message
+    source = sa.select(
+        queue.id,
+        json_bind("payload"),
+        when(span("delay"), sa.bindparam("at", type_=timestamp)),
+        sa.bindparam("priority", type_=sa.SmallInteger),
+        json_bind("headers"),
+        sa.bindparam("max_read_ct", type_=sa.Integer),
+        sa.bindparam("key", type_=sa.Text),
+        _producer(),
+    ).where(
+        queue.queue_name == sa.bindparam("queue"),
+        queue.max_payload_bytes >= sa.bindparam("size", type_=sa.BigInteger),
+    )
+    inserted = _into(models, source, keyed=keyed).returning(message.id, message.vt)
+    return inserted.execution_options(**_RAW)  # type: ignore[no-any-return]
+
+
+@cache
+def many(models: Models, *, keyed: bool) -> Executable:
+    """Insert the items of one JSON array, in their order, so that ids rise with it.
+
+    An item is ``[payload, delay, at, priority, headers, max_read_ct, key]``: delay in seconds,
+    at in ISO 8601, both, like the rest, null when not given.
+
+    Binds: queue, items, size (the largest payload's), producer.
+    """
+    queue, message = models.queue, models.message
+    items = (
+        func.jsonb_array_elements(json_bind("items"))
+        .table_valued(sa.column("item", JSONB), with_ordinality="n")
+        .render_derived("items")
+    )
+
+    def text(place: int) -> ColumnElement[Any]:
+        value: ColumnElement[Any] = items.c.item[place].astext
+        return value
+
+    source = (
+        sa.select(
+            queue.id,
+            items.c.item[0],
+            when(
+                seconds(sa.cast(func.coalesce(text(1), "0"), sa.Double)),
+                sa.cast(text(2), timestamp),
+            ),
+            sa.cast(text(3), sa.SmallInteger),
+            sa.cast(text(4), JSONB),
+            sa.cast(text(5), sa.Integer),
+            text(6),
+            _producer(),
+        )
+        .select_from(sa.join(queue, items, sa.true()))
+        .where(
+            queue.queue_name == sa.bindparam("queue"),
+            queue.max_payload_bytes >= sa.bindparam("size", type_=sa.BigInteger),
+        )
+        .order_by(items.c.n)
+    )
+    inserted = _into(models, source, keyed=keyed)
+    return (  # type: ignore[no-any-return]
+        inserted.returning(message.id, message.vt, message.dedup_key).execution_options(**_RAW)
+    )
+
+
+SELECTABLE = ("payload", "delay", "at", "priority", "headers", "max_read_ct", "key")
+"""What the columns of a query given to `from_select` may be called."""
+
+
+def from_select(models: Models, query: SelectBase) -> Executable:
+    """Insert what a query returns: all of it, or nothing if one payload is too large.
+
+    Binds: queue, producer.
+    """
+    queue = models.queue
+    rows = query.cte("pgqrs_rows")
+    source = (
+        sa.select(queue.id, *_selected(rows), _producer())
+        .select_from(sa.join(queue, rows, sa.true()))
+        .where(
+            queue.queue_name == sa.bindparam("queue"),
+            queue.max_payload_bytes >= _largest(rows).scalar_subquery(),
+        )
+    )
+    inserted = _into(models, source, keyed="key" in rows.c)
+    return inserted.execution_options(  # type: ignore[no-any-return]
+        **_RAW, preserve_rowcount=True
+    )
+
+
+def largest(query: SelectBase) -> Executable:
+    """The size of the largest payload that a query returns, in bytes."""
+    return _largest(query.cte("pgqrs_rows"))
+
+
+def _payload(rows: sa.CTE) -> ColumnElement[Any]:
+    column = rows.c.payload if "payload" in rows.c else next(iter(rows.c))
+    # A NULL of the query is a value of the payload, like None in Python.
+    return func.coalesce(func.to_jsonb(column), sa.cast(sa.literal("null", sa.Text), JSONB))
+
+
+def _largest(rows: sa.CTE) -> Select[Any]:
+    size = func.octet_length(sa.cast(_payload(rows), sa.Text))
+    return sa.select(func.coalesce(func.max(size), 0))
+
+
+def _selected(rows: sa.CTE) -> list[ColumnElement[Any]]:
+    def given(name: str, type_: Any, default: Any = None) -> ColumnElement[Any]:
+        if name not in rows.c:
+            return sa.cast(sa.literal(default, type_), type_)
+        return sa.cast(func.coalesce(rows.c[name], default), type_)
+
+    delay: ColumnElement[Any] = sa.literal(timedelta(0), sa.Interval)
+    if "delay" in rows.c:
+        is_span = isinstance(rows.c.delay.type, sa.Interval)
+        delay = rows.c.delay if is_span else seconds(sa.cast(rows.c.delay, sa.Double))
+        delay = func.coalesce(delay, sa.literal(timedelta(0), sa.Interval))
+    return [
+        _payload(rows),
+        when(delay, given("at", timestamp)),
+        given("priority", sa.SmallInteger, 0),
+        func.to_jsonb(rows.c.headers)
+        if "headers" in rows.c
+        else given("headers", JSONB(none_as_null=True)),
+        given("max_read_ct", sa.Integer),
+        given("key", sa.Text),
+    ]
+
+
+@cache
+def live_keys(models: Models) -> Executable:
+    """The live messages that have one of these keys.
+
+    Binds: queue, keys.
+    """
+    message = models.message
+    return sa.select(message.id, message.vt, message.dedup_key).where(
+        message.queue_id == queue_id(models),
+        message.dedup_key == func.any(array_bind("keys", sa.Text)),
+    )

@@ -1,0 +1,42 @@
+"""What a flush asks before it inserts messages that were added to the session.
+
+These are functions of tables, not of `Models`: a flush knows only the message's own class.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import sqlalchemy as sa
+from sqlalchemy import func
+from sqlalchemy.sql import Executable
+
+from .parts import array_bind
+
+
+@cache
+def accepts(queues: sa.Table) -> Executable:
+    """What the queues that messages name accept. Binds: names, ids."""
+    queue = queues.c
+    return sa.select(queue.id, queue.queue_name, queue.max_payload_bytes).where(
+        sa.or_(
+            queue.queue_name == func.any(array_bind("names", sa.Text)),
+            queue.id == func.any(array_bind("ids", sa.BigInteger)),
+        )
+    )
+
+
+@cache
+def keyed(messages: sa.Table) -> Executable:
+    """The live messages of some queues that have one of these keys. Binds: ids, keys."""
+    message = messages.c
+    return sa.select(message.id, message.queue_id, message.dedup_key).where(
+        message.queue_id == func.any(array_bind("ids", sa.BigInteger)),
+        message.dedup_key == func.any(array_bind("keys", sa.Text)),
+    )
+
+
+@cache
+def names(queues: sa.Table) -> Executable:
+    """The names of all queues."""
+    return sa.select(queues.c.queue_name).order_by(queues.c.queue_name)

@@ -1,0 +1,77 @@
+"""Taking a message: the UPDATE that leases, counts the attempt, and skips what others hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import sqlalchemy as sa
+from sqlalchemy import func
+from sqlalchemy.sql import Executable
+
+from ..models import Models
+from .parts import chosen, content, now, seconds, span
+
+
+@cache
+def dequeue(models: Models, *, by_worker: bool) -> Executable:
+    """Lease the first visible messages of a queue: `dequeue_where` without criteria."""
+    return dequeue_where(models, (), by_worker=by_worker)
+
+
+def dequeue_where(
+    models: Models, where: Sequence[sa.ColumnExpressionArgument[bool]], *, by_worker: bool
+) -> Executable:
+    """Lease the first visible messages of a queue that is not paused.
+
+    The picked rows come from a CTE, which ``FOR UPDATE`` keeps from being inlined, so that the
+    update can never touch more than it (an ``IN (subselect)`` can be run once for each row). It
+    also returns the place in the queue that a row had before the lease moved it. The order index
+    is partial, so the join back by ``id`` has only the primary key to go by, whatever the
+    statistics say: a queue table is often analysed while it is empty.
+
+    Binds: queue, limit, lease (None for the queue's own), worker.
+    """
+    queue, message, worker = models.queue, models.message, models.worker
+    holder = sa.bindparam("worker", type_=sa.BigInteger)
+    source = sa.select(queue.id, queue.lease_seconds, queue.max_read_ct).where(
+        queue.queue_name == sa.bindparam("queue"), queue.paused_at.is_(None)
+    )
+    if by_worker:
+        source = source.where(
+            sa.exists().where(worker.id == holder, worker.status == sa.literal("ready"))
+        )
+    origin = source.cte("pgqrs_queue")
+    visible = (
+        sa.select(message.id, message.priority, message.vt)
+        .where(
+            message.queue_id == sa.select(origin.c.id).scalar_subquery(),
+            message.vt <= now(),
+            message.has_attempts,
+            *where,
+        )
+        .order_by(message.priority, message.vt, message.id)
+        .limit(sa.bindparam("limit", type_=sa.Integer))
+        .with_for_update(skip_locked=True, of=message)
+    )
+    picked = chosen(visible, "pgqrs_picked")
+    lease = func.coalesce(
+        span("lease"), seconds(sa.select(origin.c.lease_seconds).scalar_subquery())
+    )
+    limit_of_queue = sa.select(origin.c.max_read_ct).scalar_subquery()
+    return (
+        sa.update(message)
+        .where(message.id == picked.c.id)
+        .values(
+            vt=now() + lease,
+            read_ct=message.read_ct + 1,
+            max_read_ct=func.coalesce(message.max_read_ct, limit_of_queue),
+            dequeued_at=now(),
+            consumer_worker_id=holder,
+        )
+        .returning(
+            *content(message),
+            picked.c.vt.label("was_visible_at"),
+        )
+        .execution_options(synchronize_session="fetch")
+    )
