@@ -86,7 +86,13 @@ def migrate_online() -> None:
 
 
 if context.is_offline_mode():
-    context.configure(dialect_name="postgresql", literal_binds=True, **OPTIONS)
+    context.configure(
+        dialect_name="postgresql",
+        # Drivers' styles double the percent signs of names, which no script wants.
+        dialect_opts={"paramstyle": "named"},
+        literal_binds=True,
+        **OPTIONS,
+    )
     migrate()
 else:
     migrate_online()

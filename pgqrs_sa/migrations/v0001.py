@@ -69,7 +69,7 @@ def _create_queues(op: Operations, schema: str | None) -> None:
 
 def _create_messages(op: Operations, schema: str | None) -> None:
     table = "pgqrs_messages"
-    created = op.create_table(
+    op.create_table(
         table,
         *_content(),
         sa.PrimaryKeyConstraint("id", name=op.f("pgqrs_messages_pkey")),
@@ -89,8 +89,7 @@ def _create_messages(op: Operations, schema: str | None) -> None:
         schema=schema,
         comment="Live messages of pgqrs_sa",
     )
-    # DDL quotes the name, whatever characters the schema has.
-    op.execute(_ddl(f"ALTER TABLE %(fullname)s SET ({_AUTOVACUUM})").against(created))
+    op.execute(_ddl(f"ALTER TABLE {_quoted(schema, table)} SET ({_AUTOVACUUM})"))
     op.create_index(
         op.f("pgqrs_messages_order_idx"),
         table,
@@ -201,3 +200,9 @@ def _moment(name: str, *, now: bool = False) -> sa.Column[Any]:
 def _check(op: Operations, name: str, body: str) -> sa.CheckConstraint:
     # f() marks the name as final: a naming convention of the host must not prefix it again.
     return sa.CheckConstraint(body, name=op.f(name))
+
+
+def _quoted(*path: str | None) -> str:
+    # A dialect's own quoting doubles percent signs, and DDL() would then double them again.
+    parts = [part.replace('"', '""').replace("%", "%%") for part in path if part is not None]
+    return ".".join(f'"{part}"' for part in parts)

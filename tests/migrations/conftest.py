@@ -43,12 +43,16 @@ def migrate(connection):
 
 
 if context.is_offline_mode():
-    context.configure(dialect_name="postgresql", literal_binds=True, **OPTIONS)
+    context.configure(
+        dialect_name="postgresql", dialect_opts={{"paramstyle": "named"}}, literal_binds=True,
+        **OPTIONS,
+    )
     with context.begin_transaction():
         migrations.lock(context)
         context.run_migrations()
 else:
-    engine = sa.create_engine(context.config.get_main_option("url"), poolclass=sa.NullPool)
+    url = context.config.get_main_option("url")
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.connect() as connection:
         migrate(connection)
 '''
