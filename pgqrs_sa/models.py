@@ -45,7 +45,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 from sqlalchemy.schema import conv
 from sqlalchemy.sql import ColumnElement
 
-from . import arguments
+from . import arguments, states
 from .codecs import JsonCodec
 from .errors import InvalidArgument
 
@@ -276,7 +276,7 @@ class MessageMixin(_ContentMixin):
     @ready.inplace.expression
     @classmethod
     def _ready(cls) -> ColumnElement[bool]:
-        return sa.and_(cls.vt <= _clock, cls.has_attempts)
+        return states.ready(cls)
 
     @hybrid_property
     def exhausted(self) -> bool:
@@ -286,7 +286,7 @@ class MessageMixin(_ContentMixin):
     @exhausted.inplace.expression
     @classmethod
     def _exhausted(cls) -> ColumnElement[bool]:
-        return sa.and_(cls.vt <= _clock, cls.read_ct >= cls.max_read_ct)
+        return states.exhausted(cls)
 
     @hybrid_property
     def leased(self) -> bool:
@@ -296,7 +296,7 @@ class MessageMixin(_ContentMixin):
     @leased.inplace.expression
     @classmethod
     def _leased(cls) -> ColumnElement[bool]:
-        return sa.and_(cls.vt > _clock, cls.dequeued_at.is_not(None))
+        return states.leased(cls)
 
     @hybrid_property
     def scheduled(self) -> bool:
@@ -306,7 +306,7 @@ class MessageMixin(_ContentMixin):
     @scheduled.inplace.expression
     @classmethod
     def _scheduled(cls) -> ColumnElement[bool]:
-        return sa.and_(cls.vt > _clock, cls.dequeued_at.is_(None))
+        return states.scheduled(cls)
 
     @hybrid_property
     def has_attempts(self) -> bool:
@@ -316,8 +316,7 @@ class MessageMixin(_ContentMixin):
     @has_attempts.inplace.expression
     @classmethod
     def _has_attempts(cls) -> ColumnElement[bool]:
-        # The text of the order index's predicate, so that the planner may use it.
-        return sa.or_(cls.max_read_ct.is_(None), cls.read_ct < cls.max_read_ct)
+        return states.has_attempts(cls)
 
     @hybrid_property
     def state(self) -> str:
@@ -331,12 +330,7 @@ class MessageMixin(_ContentMixin):
     @state.inplace.expression
     @classmethod
     def _state(cls) -> ColumnElement[str]:
-        return sa.case(
-            (cls.ready, "ready"),
-            (cls.leased, "leased"),
-            (cls.scheduled, "scheduled"),
-            else_="exhausted",
-        )
+        return states.state(cls)
 
 
 class ArchivedMessageMixin(_ContentMixin):

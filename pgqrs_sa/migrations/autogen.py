@@ -162,25 +162,33 @@ class _Comparison:
             # Alembic does not look into this schema, so what is there is not compared with.
             there = self._reflect(op.table_name, place)
             self._unseen[self._key(place.schema), op.table_name] = there
-        found: list[MigrateOperation] = []
-        for item in op.columns:
-            if isinstance(item, sa.Column):
-                found.append(
-                    ops.AddColumnOp.from_column_and_tablename(op.schema, op.table_name, item)
-                )
-            elif isinstance(item, sa.Constraint) and not _is_there(item, there):
-                found.append(ops.AddConstraintOp.from_constraint(item))
+        columns = [item for item in op.columns if isinstance(item, sa.Column)]
+        constraints = [item for item in op.columns if isinstance(item, sa.Constraint)]
+        # A table's constraints are a set; a foreign key may refer to a unique one of them.
+        constraints.sort(key=lambda item: (isinstance(item, sa.ForeignKeyConstraint), _label(item)))
+        found: list[MigrateOperation] = [
+            ops.AddColumnOp.from_column_and_tablename(op.schema, op.table_name, column)
+            for column in columns
+        ]
+        found += [
+            ops.AddConstraintOp.from_constraint(constraint)
+            for constraint in constraints
+            if not _is_there(constraint, there)
+        ]
         return [each for each in found if self._is_hosts(each, op.table_name, place)]
 
     def _reflect(self, table: str, place: _Place) -> _Names:
-        reflected = sa.Table(
-            table,
-            sa.MetaData(),
-            schema=place.schema,
-            autoload_with=self._connection,
-            resolve_fks=False,
+        seen = _names(
+            sa.Table(
+                table,
+                sa.MetaData(),
+                schema=place.schema,
+                autoload_with=self._connection,
+                resolve_fks=False,
+            )
         )
-        return _names(reflected)
+        checks = sa.inspect(self._connection).get_check_constraints(table, schema=place.schema)
+        return _Names(seen.columns, seen.others | {str(check["name"]) for check in checks})
 
     def _key(self, schema: str | None) -> str | None:
         return None if schema == self._connection.dialect.default_schema_name else schema
@@ -221,6 +229,11 @@ def _names(table: sa.Table) -> _Names:
         frozenset(column.name for column in table.columns),
         frozenset(str(name) for name in names if name is not None),
     )
+
+
+def _label(constraint: sa.Constraint) -> str:
+    columns = ",".join(column.name for column in getattr(constraint, "columns", ()))
+    return f"{constraint.name or ''} {columns}"
 
 
 def _is_there(constraint: sa.Constraint, there: _Names) -> bool:

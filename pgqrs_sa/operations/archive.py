@@ -12,7 +12,7 @@ from .. import arguments
 from ..errors import DuplicateMessage, InvalidArgument, MessageNotFound
 from ..statements import archive as statements
 from ..types import Receipt
-from .context import Context, forget
+from .context import Context, forget, forget_all, run
 from .queues import get as get_queue
 
 __all__ = ["bury", "delete", "prune", "requeue"]
@@ -22,8 +22,8 @@ def bury(session: Session, context: Context, queue: str, limit: int) -> int:
     """Archive as dead what is out of attempts and in nobody's hands; return how many."""
     get_queue(session, context, queue)
     values = {"queue": queue, "limit": arguments.checked_limit(limit)}
-    ids = session.execute(statements.bury(context.models), values).scalars().all()
-    forget(session, context, ids)
+    ids = run(session, context, statements.bury(context.models), values).scalars().all()
+    forget(session, context.models.message, ids)
     return len(ids)
 
 
@@ -44,8 +44,9 @@ def requeue(
         "required": len(wanted),
     }
     original = _originals(session, context, wanted)
-    rows = session.execute(statements.requeue(context.models), values)
+    rows = run(session, context, statements.requeue(context.models), values)
     moved = {row.id: Receipt(row.id, row.vt) for row in rows}
+    forget(session, context.models.archived, wanted if moved else ())
     if not moved:
         # Since then one was taken from the archive, or its key came alive; or two share a key.
         _originals(session, context, wanted)
@@ -55,7 +56,7 @@ def requeue(
 
 def _originals(session: Session, context: Context, wanted: Sequence[int]) -> dict[int, int]:
     """Return the message ids by archive id, or raise for the first that cannot be moved."""
-    rows = session.execute(statements.movable(context.models), {"ids": wanted}).all()
+    rows = run(session, context, statements.movable(context.models), {"ids": wanted}).all()
     if missing := sorted(set(wanted) - {row.id for row in rows}):
         raise MessageNotFound(missing, "is in the archive: these are the archive's own ids")
     for row in rows:
@@ -67,8 +68,10 @@ def _originals(session: Session, context: Context, wanted: Sequence[int]) -> dic
 def delete(session: Session, context: Context, ids: Iterable[int]) -> int:
     """Delete archived messages by the archive's ids; return how many there were."""
     listed = [arguments.checked_id(id_) for id_ in arguments.nonempty(ids, "ids")]
-    rows = session.execute(statements.delete(context.models), {"ids": listed})
-    return len(rows.all())
+    rows = run(session, context, statements.delete(context.models), {"ids": listed})
+    gone = rows.scalars().all()
+    forget(session, context.models.archived, gone)
+    return len(gone)
 
 
 def prune(
@@ -87,5 +90,6 @@ def prune(
     statement = statements.prune(
         context.models, one_queue=queue is not None, by_retention=older_than is None
     )
-    result: Any = session.execute(statement, values)
+    result: Any = run(session, context, statement, values)
+    forget_all(session, context.models.archived)
     return int(result.rowcount)

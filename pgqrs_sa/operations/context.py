@@ -6,8 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sqlalchemy as sa
+from sqlalchemy import Result, Row
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.util import identity_key
+from sqlalchemy.sql import Executable
 
 from .. import arguments
 from ..codecs import Codec, JsonCodec
@@ -15,8 +19,20 @@ from ..errors import NonAtomicEnqueue, PayloadError, QueueNotFound
 from ..models import Models
 from ..statements import queues
 
-__all__ = ["Context", "decoded", "forget", "forget_all", "queue_not_found", "require_atomic"]
+__all__ = [
+    "Context",
+    "decoded",
+    "forget",
+    "forget_all",
+    "queue_not_found",
+    "refresh",
+    "require_atomic",
+    "run",
+]
 
+
+# SQLAlchemy 2.0 flushes only before statements about mapped classes, 2.1 before all of them.
+_FLUSH_FIRST = sa.__version__ < "2.1"
 
 _READY_MADE = Models()
 _STRICT = JsonCodec()
@@ -60,7 +76,7 @@ def require_atomic(session: Session, context: Context) -> None:
 
 def queue_not_found(session: Session, context: Context, queue: str) -> QueueNotFound:
     """Return the error for a queue that is not there, with the names that come close."""
-    known: Sequence[str] = session.execute(queues.names(context.models)).scalars().all()
+    known: Sequence[str] = run(session, context, queues.names(context.models)).scalars().all()
     return QueueNotFound(queue, arguments.suggestions(queue, known))
 
 
@@ -76,16 +92,34 @@ def decoded(codec: Codec, id: int, text: str, headers: str | None) -> dict[str, 
         return {"decoded": PayloadError("payload", problem), "headers": None}
 
 
-def forget(session: Session, context: Context, ids: Iterable[int]) -> None:
-    """Expire loaded messages that a statement moved away behind the session's back."""
+def run(
+    session: Session, context: Context, statement: Executable, values: Any = None
+) -> Result[Any]:
+    """Execute a statement about our tables in the caller's session, after its pending flush."""
+    if _FLUSH_FIRST:
+        session._autoflush()  # noqa: SLF001
+    return session.execute(statement, values, bind_arguments={"mapper": context.models.message})
+
+
+def refresh(
+    session: Session, model: type[Any], rows: Iterable[Row[Any]], names: Iterable[str]
+) -> None:
+    """Bring loaded objects up to date with rows that a statement returned about them."""
+    for row in rows if session.identity_map else ():
+        if (loaded := session.identity_map.get(identity_key(model, row.id))) is not None:
+            for name in names:
+                set_committed_value(loaded, name, row._mapping[name])  # noqa: SLF001
+
+
+def forget(session: Session, model: type[Any], ids: Iterable[int]) -> None:
+    """Expire loaded objects whose rows a statement deleted."""
     for id_ in ids if session.identity_map else ():
-        key = identity_key(context.models.message, id_)
-        if (loaded := session.identity_map.get(key)) is not None:
+        if (loaded := session.identity_map.get(identity_key(model, id_))) is not None:
             session.expire(loaded)
 
 
-def forget_all(session: Session, context: Context) -> None:
-    """Expire every loaded message, when a statement does not say which it deleted."""
+def forget_all(session: Session, model: type[Any]) -> None:
+    """Expire all loaded objects of a class, when a statement does not say which it deleted."""
     for loaded in list(session.identity_map.values()):
-        if isinstance(loaded, context.models.message):
+        if isinstance(loaded, model):
             session.expire(loaded)

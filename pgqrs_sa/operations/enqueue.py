@@ -15,7 +15,7 @@ from ..errors import InvalidArgument, PayloadError
 from ..statements import enqueue as statements
 from ..statements import queues
 from ..types import Item, Receipt
-from .context import Context, queue_not_found, require_atomic
+from .context import Context, queue_not_found, require_atomic, run
 
 __all__ = ["CHUNK_BYTES", "CHUNK_ROWS", "from_query", "many", "one"]
 
@@ -60,7 +60,7 @@ def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
         _check_accepted(session, context, queue, size)
     statement = statements.one(context.models, keyed=key is not None)
     while True:
-        row = session.execute(statement, values).one_or_none()
+        row = run(session, context, statement, values).one_or_none()
         if row is not None:
             return Receipt(row.id, row.vt)
         if key is not None and (found := _live(session, context, queue, [key])):
@@ -93,10 +93,10 @@ def from_query(session: Session, context: Context, queue: str, query: SelectBase
     _check_columns(query)
     require_atomic(session, context)
     values = {"queue": queue, "producer": context.worker}
-    result: Any = session.execute(statements.from_select(context.models, query), values)
+    result: Any = run(session, context, statements.from_select(context.models, query), values)
     inserted: int = result.rowcount
     if inserted == 0:
-        size = session.execute(statements.largest(query)).scalar_one()
+        size = run(session, context, statements.largest(query)).scalar_one()
         _check_accepted(session, context, queue, size)
     return inserted
 
@@ -149,7 +149,7 @@ def _insert_chunk(
         "size": size,
         "producer": context.worker,
     }
-    rows = session.execute(statements.many(context.models, keyed=bool(keys)), values).all()
+    rows = run(session, context, statements.many(context.models, keyed=bool(keys)), values).all()
     if not rows and not keys:
         _check_accepted(session, context, queue, size)
         return _insert_chunk(session, context, queue, chunk, given)
@@ -175,13 +175,13 @@ def _live(
     session: Session, context: Context, queue: str, keys: Iterable[str]
 ) -> dict[str, Receipt]:
     values = {"queue": queue, "keys": sorted(keys)}
-    rows = session.execute(statements.live_keys(context.models), values)
+    rows = run(session, context, statements.live_keys(context.models), values)
     return {row.dedup_key: Receipt(row.id, row.vt, duplicate=True) for row in rows}
 
 
 def _check_accepted(session: Session, context: Context, queue: str, size: int) -> None:
     """Raise for the reason why a queue would not take a payload of this size, if there is one."""
-    row = session.execute(queues.get(context.models), {"queue": queue}).one_or_none()
+    row = run(session, context, queues.get(context.models), {"queue": queue}).one_or_none()
     if row is None:
         raise queue_not_found(session, context, queue)
     check_size(queue, size, row.max_payload_bytes)

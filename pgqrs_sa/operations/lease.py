@@ -11,8 +11,9 @@ from .. import arguments
 from ..errors import WorkerNotFound, WorkerNotReady
 from ..statements import lease as statements
 from ..statements import queues, workers
+from ..statements.parts import MOVED
 from ..types import Criteria, Delivery
-from .context import Context, decoded, queue_not_found
+from .context import Context, decoded, queue_not_found, refresh, run
 
 __all__ = ["dequeue"]
 
@@ -42,7 +43,8 @@ def dequeue(
         if criteria
         else statements.dequeue(context.models, by_worker=by_worker)
     )
-    rows = session.execute(statement, values).all()
+    rows = run(session, context, statement, values).all()
+    refresh(session, context.models.message, rows, MOVED)
     if not rows:
         _explain_nothing(session, context, queue, holder)
     # RETURNING follows the plan, not the queue.
@@ -52,11 +54,11 @@ def dequeue(
 
 def _explain_nothing(session: Session, context: Context, queue: str, worker: int | None) -> None:
     """Raise if there was nothing because the queue or the worker is not what was meant."""
-    if session.execute(queues.get(context.models), {"queue": queue}).one_or_none() is None:
+    if run(session, context, queues.get(context.models), {"queue": queue}).one_or_none() is None:
         raise queue_not_found(session, context, queue)
     if worker is None:
         return
-    row = session.execute(workers.get(context.models), {"worker_id": worker}).one_or_none()
+    row = run(session, context, workers.get(context.models), {"worker_id": worker}).one_or_none()
     if row is None:
         raise WorkerNotFound(worker)
     if row.status != "ready":
@@ -75,6 +77,6 @@ def _delivery(context: Context, queue: str, row: Any) -> Delivery:
         max_read_ct=row.max_read_ct,
         key=row.dedup_key,
         last_error=row.last_error,
-        worker_id=row.worker_id,
+        worker_id=row.consumer_worker_id,
         **decoded(context.codec, row.id, row.payload, row.headers),
     )

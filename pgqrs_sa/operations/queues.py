@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy.orm import Session
+from sqlalchemy.sql import Executable
 
 from .. import arguments
 from ..errors import InvalidArgument, QueueNotEmpty
 from ..statements import queues as statements
 from ..types import QueueInfo
-from .context import Context, forget_all, queue_not_found
+from .context import Context, forget, forget_all, queue_not_found, refresh, run
 
 __all__ = [
     "UNCHANGED",
@@ -43,9 +44,11 @@ def create(
     given = _checked(lease, max_read_ct, retention, max_payload_bytes)
     statement = statements.create(context.models, tuple(given))
     while True:
-        row = session.execute(statement, _values(name, given)).one_or_none()
+        row = run(session, context, statement, _values(name, given)).one_or_none()
         if row is None:
-            row = session.execute(statements.get(context.models), {"queue": name}).one_or_none()
+            row = run(
+                session, context, statements.get(context.models), {"queue": name}
+            ).one_or_none()
         if row is not None:
             return _info(row)
 
@@ -57,7 +60,7 @@ def get(session: Session, context: Context, name: str) -> QueueInfo:
 
 def everything(session: Session, context: Context) -> list[QueueInfo]:
     """Return all queues by name."""
-    return [_info(row) for row in session.execute(statements.everything(context.models))]
+    return [_info(row) for row in run(session, context, statements.everything(context.models))]
 
 
 def update(
@@ -75,10 +78,7 @@ def update(
         raise InvalidArgument("update needs at least one setting to change")
     arguments.check_queue_name(name)
     statement = statements.update(context.models, tuple(given))
-    row = session.execute(statement, _values(name, given)).one_or_none()
-    if row is None:
-        raise queue_not_found(session, context, name)
-    return _info(row)
+    return _one(session, context, statement, name, _values(name, given))
 
 
 def pause(session: Session, context: Context, name: str) -> QueueInfo:
@@ -98,8 +98,8 @@ def purge(session: Session, context: Context, name: str, limit: int | None) -> i
         "queue": name,
         "limit": None if limit is None else arguments.checked_limit(limit),
     }
-    result: Any = session.execute(statements.purge(context.models), values)
-    forget_all(session, context)
+    result: Any = run(session, context, statements.purge(context.models), values)
+    forget_all(session, context.models.message)
     return int(result.rowcount)
 
 
@@ -107,25 +107,31 @@ def delete(session: Session, context: Context, name: str, force: bool) -> None:
     """Delete a queue, and with ``force`` all that it holds."""
     get(session, context, name)
     values = {"queue": name}
-    session.execute(
-        statements.keep_writers_out(context.models),
-        bind_arguments={"mapper": context.models.message},
-    )
-    held = session.execute(statements.holdings(context.models), values).one()
+    run(session, context, statements.keep_writers_out(context.models))
+    held = run(session, context, statements.holdings(context.models), values).one()
     if (held.messages or held.archived) and not force:
         raise QueueNotEmpty(name, held.messages, held.archived)
     if held.messages:
         purge(session, context, name, None)
     if held.archived:
-        session.execute(statements.delete_history(context.models), values)
-    session.execute(statements.delete(context.models), values)
+        run(session, context, statements.delete_history(context.models), values)
+        forget_all(session, context.models.archived)
+    gone = run(session, context, statements.delete(context.models), values).scalars().all()
+    forget(session, context.models.queue, gone)
 
 
-def _one(session: Session, context: Context, statement: Any, name: str) -> QueueInfo:
+def _one(
+    session: Session,
+    context: Context,
+    statement: Executable,
+    name: str,
+    values: Mapping[str, Any] | None = None,
+) -> QueueInfo:
     arguments.check_queue_name(name)
-    row = session.execute(statement, {"queue": name}).one_or_none()
+    row = run(session, context, statement, values or {"queue": name}).one_or_none()
     if row is None:
         raise queue_not_found(session, context, name)
+    refresh(session, context.models.queue, [row], row._fields)
     return _info(row)
 
 

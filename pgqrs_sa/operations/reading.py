@@ -11,7 +11,7 @@ from ..errors import InvalidArgument, MessageNotFound
 from ..statements import queues
 from ..statements import reading as statements
 from ..types import ArchivedInfo, Criteria, MessageInfo, MessageState, Outcome, QueueMetrics
-from .context import Context, decoded, queue_not_found
+from .context import Context, decoded, queue_not_found, run
 
 __all__ = ["all_metrics", "find", "find_archived", "get", "get_archived", "metrics", "peek"]
 
@@ -20,7 +20,7 @@ def peek(session: Session, context: Context, queue: str, limit: int) -> list[Mes
     """Return what the next dequeue would see, in its order."""
     arguments.check_queue_name(queue)
     values = {"queue": queue, "limit": arguments.checked_limit(limit)}
-    rows = session.execute(statements.peek(context.models), values).all()
+    rows = run(session, context, statements.peek(context.models), values).all()
     _check_queue(session, context, queue if not rows else None)
     return [_message(context, row) for row in rows]
 
@@ -28,7 +28,7 @@ def peek(session: Session, context: Context, queue: str, limit: int) -> list[Mes
 def get(session: Session, context: Context, id: int) -> MessageInfo:
     """Return one live message."""
     values = {"id": arguments.checked_id(id)}
-    row = session.execute(statements.message_by_id(context.models), values).one_or_none()
+    row = run(session, context, statements.message_by_id(context.models), values).one_or_none()
     if row is None:
         raise MessageNotFound([id], "is live: look in the archive")
     return _message(context, row)
@@ -54,7 +54,7 @@ def find(
         by_payload=payload is not None,
         where=arguments.criteria(where),
     )
-    rows = session.execute(statement, values).all()
+    rows = run(session, context, statement, values).all()
     _check_queue(session, context, queue if not rows else None)
     return [_message(context, row) for row in rows]
 
@@ -62,7 +62,7 @@ def find(
 def get_archived(session: Session, context: Context, id: int) -> ArchivedInfo:
     """Return one archived message, by the id of the archive's row."""
     values = {"id": arguments.checked_id(id)}
-    row = session.execute(statements.archived_by_id(context.models), values).one_or_none()
+    row = run(session, context, statements.archived_by_id(context.models), values).one_or_none()
     if row is None:
         raise MessageNotFound([id], "is in the archive: this is the archive's own id")
     return _archived(context, row)
@@ -88,7 +88,7 @@ def find_archived(
         by_payload=payload is not None,
         where=arguments.criteria(where),
     )
-    rows = session.execute(statement, values).all()
+    rows = run(session, context, statement, values).all()
     _check_queue(session, context, queue if not rows else None)
     return [_archived(context, row) for row in rows]
 
@@ -97,7 +97,7 @@ def metrics(session: Session, context: Context, queue: str) -> QueueMetrics:
     """Count the messages of one queue by state and outcome."""
     arguments.check_queue_name(queue)
     statement = statements.metrics(context.models, one_queue=True)
-    row = session.execute(statement, {"queue": queue}).one_or_none()
+    row = run(session, context, statement, {"queue": queue}).one_or_none()
     if row is None:
         raise queue_not_found(session, context, queue)
     return QueueMetrics(**row._mapping)  # noqa: SLF001 - public, despite its name
@@ -105,7 +105,7 @@ def metrics(session: Session, context: Context, queue: str) -> QueueMetrics:
 
 def all_metrics(session: Session, context: Context) -> list[QueueMetrics]:
     """Count the messages of each queue by state and outcome."""
-    rows = session.execute(statements.metrics(context.models, one_queue=False))
+    rows = run(session, context, statements.metrics(context.models, one_queue=False))
     return [QueueMetrics(**row._mapping) for row in rows]  # noqa: SLF001
 
 
@@ -134,7 +134,7 @@ def _check_queue(session: Session, context: Context, queue: str | None) -> None:
     """Raise when a queue that returned nothing is not there at all."""
     if queue is None:
         return
-    if session.execute(queues.get(context.models), {"queue": queue}).one_or_none() is None:
+    if run(session, context, queues.get(context.models), {"queue": queue}).one_or_none() is None:
         raise queue_not_found(session, context, queue)
 
 
@@ -150,8 +150,8 @@ def _content(context: Context, row: Any) -> dict[str, Any]:
         "max_read_ct": row.max_read_ct,
         "key": row.dedup_key,
         "last_error": row.last_error,
-        "worker_id": row.worker_id,
-        "producer_id": row.producer_id,
+        "worker_id": row.consumer_worker_id,
+        "producer_id": row.producer_worker_id,
         "dequeued_at": row.dequeued_at,
         **decoded(context.codec, row.id, row.payload, row.headers),
     }

@@ -11,8 +11,9 @@ from .. import arguments
 from ..errors import InvalidArgument, MessageLeased, MessageNotFound
 from ..statements import queues
 from ..statements import scheduled as statements
+from ..statements.parts import MOVED
 from ..types import Criteria, Receipt
-from .context import Context, forget, queue_not_found
+from .context import Context, forget, queue_not_found, refresh, run
 
 __all__ = ["cancel", "cancel_where", "reschedule"]
 
@@ -27,10 +28,10 @@ def cancel(
     """Move one message to the archive as cancelled, unless somebody holds it."""
     arguments.checked_id(id)
     values = {"ids": [id], "reason": _text(reason)}
-    row = session.execute(statements.cancel(context.models), values).one_or_none()
+    row = run(session, context, statements.cancel(context.models), values).one_or_none()
     if row is None and strict:
         raise _refusal(session, context, id)
-    forget(session, context, [] if row is None else [id])
+    forget(session, context.models.message, [] if row is None else [id])
     return row is not None
 
 
@@ -54,10 +55,10 @@ def cancel_where(
     if by_payload:
         values["contains"] = context.codec.dumps(payload)
     statement = statements.cancel_where(context.models, criteria, by_payload=by_payload)
-    ids = session.execute(statement, values).scalars().all()
-    if not ids and not session.execute(queues.get(context.models), {"queue": queue}).all():
+    ids = run(session, context, statement, values).scalars().all()
+    if not ids and not run(session, context, queues.get(context.models), {"queue": queue}).all():
         raise queue_not_found(session, context, queue)
-    forget(session, context, ids)
+    forget(session, context.models.message, ids)
     return len(ids)
 
 
@@ -74,15 +75,16 @@ def reschedule(
         raise InvalidArgument("reschedule needs delay=... or at=...")
     span, moment = arguments.delay_or_at(delay, at)
     values = {"message_id": id, "delay": span, "at": moment}
-    row = session.execute(statements.reschedule(context.models), values).one_or_none()
+    row = run(session, context, statements.reschedule(context.models), values).one_or_none()
     if row is None:
         raise _refusal(session, context, id)
+    refresh(session, context.models.message, [row], MOVED)
     return Receipt(row.id, row.vt)
 
 
 def _refusal(session: Session, context: Context, id: int) -> MessageLeased | MessageNotFound:
     statement = statements.leased_until(context.models)
-    row = session.execute(statement, {"ids": [id]}).one_or_none()
+    row = run(session, context, statement, {"ids": [id]}).one_or_none()
     if row is None or row.until is None:
         return MessageNotFound([id], "is live: it was settled or cancelled, or never was")
     return MessageLeased(id, row.until)

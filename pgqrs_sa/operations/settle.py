@@ -12,13 +12,15 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from sqlalchemy.orm import Session
+from sqlalchemy.sql import Executable
 
 from .. import arguments
 from ..errors import InvalidArgument, LeaseLost, Whereabouts
 from ..retry import DEFAULT_BACKOFF
 from ..statements import settle as statements
+from ..statements.parts import MOVED
 from ..types import Delivery, Failure
-from .context import Context, forget
+from .context import Context, forget, refresh, run
 
 __all__ = ["archive", "delete", "extend", "fail", "release"]
 
@@ -45,8 +47,10 @@ def delete(
     """Delete messages, keeping nothing."""
     held = _checked(deliveries)
     values = _fence(held, strict)
-    rows = session.execute(statements.delete(context.models), values).all()
-    return _outcome(session, context, held, {row.id for row in rows}, strict)
+    rows = run(session, context, statements.delete(context.models), values).all()
+    gone = {row.id for row in rows}
+    forget(session, context.models.message, gone)
+    return _outcome(session, context, held, gone, strict)
 
 
 def extend(
@@ -60,7 +64,7 @@ def extend(
     span = arguments.duration(lease, "lease", positive=True)
     held = _checked(deliveries)
     values = _fence(held, strict, lease=span)
-    moved = _moved(session.execute(statements.extend(context.models), values))
+    moved = _moved(session, context, statements.extend(context.models), values)
     _outcome(session, context, held, moved, strict)
     return [replace(one, vt=moved[one.id]) if one.id in moved else None for one in held]
 
@@ -76,7 +80,7 @@ def release(
     span = arguments.duration(delay)
     held = _checked(deliveries)
     values = _fence(held, strict, delay=span)
-    moved = _moved(session.execute(statements.release(context.models), values))
+    moved = _moved(session, context, statements.release(context.models), values)
     return _outcome(session, context, held, moved, strict)
 
 
@@ -100,7 +104,7 @@ def fail(
     moved: dict[int, datetime] = {}
     if not dead:
         values = _fence(held, strict, errors=[text] * len(held), delays=[wait(one) for one in held])
-        moved = _moved(session.execute(statements.reschedule_failed(context.models), values))
+        moved = _moved(session, context, statements.reschedule_failed(context.models), values)
     # What was not put back has no attempt left, or is not held any more: the fence tells.
     spent = [one for one in held if one.id not in moved]
     buried = _bury(session, context, spent, text, reason, strict) if spent else set[int]()
@@ -140,9 +144,9 @@ def _move(
     strict: bool,
 ) -> list[bool]:
     values = _fence(held, strict, outcome=outcome, reasons=list(reasons), errors=list(errors))
-    rows = session.execute(statements.archive(context.models), values).all()
+    rows = run(session, context, statements.archive(context.models), values).all()
     gone = {row.id for row in rows}
-    forget(session, context, gone)
+    forget(session, context.models.message, gone)
     return _outcome(session, context, held, gone, strict)
 
 
@@ -166,7 +170,12 @@ def _fence(held: Sequence[Delivery], strict: bool, **values: Any) -> dict[str, A
     }
 
 
-def _moved(rows: Any) -> dict[int, datetime]:
+def _moved(
+    session: Session, context: Context, statement: Executable, values: dict[str, Any]
+) -> dict[int, datetime]:
+    """Run an update of live messages, and return their new times by id."""
+    rows = run(session, context, statement, values).all()
+    refresh(session, context.models.message, rows, MOVED)
     return {row.id: row.vt for row in rows}
 
 
@@ -185,7 +194,7 @@ def _outcome(
 def _lease_lost(session: Session, context: Context, held: Sequence[Delivery]) -> LeaseLost:
     """Return the error that says where the messages are which are not the caller's any more."""
     fences = {one.id: one for one in held}
-    rows = session.execute(statements.whereabouts(context.models), {"ids": list(fences)})
+    rows = run(session, context, statements.whereabouts(context.models), {"ids": list(fences)})
     found = {row.id: row for row in rows}
     lost = {}
     for id_, delivery in fences.items():

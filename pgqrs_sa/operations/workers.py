@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session
 from .. import arguments
 from ..errors import InvalidArgument, WorkerNotFound, WorkerNotReady
 from ..statements import workers as statements
+from ..statements.parts import MOVED
 from ..types import WorkerHealth, WorkerInfo, WorkerStatus
-from .context import Context
+from .context import Context, forget_all, refresh, run
 
 __all__ = [
     "everything",
@@ -57,13 +58,13 @@ def register(
         "version": version,
         "queues": [arguments.check_queue_name(queue) for queue in queues],
     }
-    return _info(session.execute(statements.register(context.models), values).one())
+    return _info(run(session, context, statements.register(context.models), values).one())
 
 
 def get(session: Session, context: Context, id: int) -> WorkerInfo:
     """Return one worker."""
     values = {"worker_id": arguments.checked_id(id, "worker")}
-    row = session.execute(statements.get(context.models), values).one_or_none()
+    row = run(session, context, statements.get(context.models), values).one_or_none()
     if row is None:
         raise WorkerNotFound(id)
     return _info(row)
@@ -79,7 +80,7 @@ def everything(
         )
     statement = statements.everything(context.models, status=status, in_queue=queue is not None)
     values = {} if queue is None else {"queue": arguments.check_queue_name(queue)}
-    return [_info(row) for row in session.execute(statement, values)]
+    return [_info(row) for row in run(session, context, statement, values)]
 
 
 def heartbeat(session: Session, context: Context, id: int) -> WorkerInfo:
@@ -105,7 +106,7 @@ def health(session: Session, context: Context, silent_for: float | timedelta) ->
     longest = arguments.duration(silent_for, "silent_for")
     return [
         WorkerHealth(_info(row), row.silent_for, row.silent_for <= longest, row.leases)
-        for row in session.execute(statements.health(context.models))
+        for row in run(session, context, statements.health(context.models))
     ]
 
 
@@ -113,7 +114,9 @@ def reclaim(session: Session, context: Context, silent_for: float | timedelta) -
     """Stop the workers that fell silent and make visible what they hold; return how many."""
     span = arguments.duration(silent_for, "silent_for", positive=True)
     values: dict[str, Any] = {"silent_for": span}
-    ids = [row.id for row in session.execute(statements.stop_silent(context.models), values)]
+    rows = run(session, context, statements.stop_silent(context.models), values).all()
+    ids = [row.id for row in rows]
+    refresh(session, context.models.worker, rows, ("status", "shutdown_at"))
     return _release(session, context, ids)
 
 
@@ -125,21 +128,25 @@ def release_leases(session: Session, context: Context, id: int) -> int:
 def purge(session: Session, context: Context, older_than: float | timedelta) -> int:
     """Delete workers that stopped long enough ago; return how many."""
     values = {"older_than": arguments.duration(older_than, "older_than")}
-    result: Any = session.execute(statements.purge(context.models), values)
+    result: Any = run(session, context, statements.purge(context.models), values)
+    forget_all(session, context.models.worker)
     return int(result.rowcount)
 
 
 def _release(session: Session, context: Context, ids: list[int]) -> int:
     if not ids:
         return 0
-    return len(session.execute(statements.release_leases(context.models), {"ids": ids}).all())
+    rows = run(session, context, statements.release_leases(context.models), {"ids": ids}).all()
+    refresh(session, context.models.message, rows, MOVED)
+    return len(rows)
 
 
 def _changed(session: Session, context: Context, statement: Any, id: int) -> WorkerInfo:
     values = {"worker_id": arguments.checked_id(id, "worker")}
-    row = session.execute(statement, values).one_or_none()
+    row = run(session, context, statement, values).one_or_none()
     if row is None:
         raise WorkerNotReady(id, get(session, context, id).status)
+    refresh(session, context.models.worker, [row], row._fields)
     return _info(row)
 
 

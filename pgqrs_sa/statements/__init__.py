@@ -7,6 +7,6 @@ only its bind parameters (measured: building anew on each call halves the rate o
 Three rules hold throughout. The clock is ``statement_timestamp()``: ``now()`` stands still for the
 length of a transaction, and ``clock_timestamp()`` cannot use an index. Rows that are to be settled
 together are locked in the order of their ids first, so that two batches cannot deadlock. And
-INSERT, UPDATE and DELETE address the mapped classes, so that the session flushes before them and
-finds its bind.
+statements are about tables; `pgqrs_sa.operations` flushes the session before them, and brings the
+objects that it has loaded up to date after them.
 """

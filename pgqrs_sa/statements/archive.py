@@ -11,8 +11,19 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql import Executable
 
+from .. import states
 from ..models import Models
-from .parts import CONTENT, array_bind, chosen, move_to_archive, now, queue_id, seconds, span
+from ..states import now
+from .parts import (
+    CONTENT,
+    array_bind,
+    chosen,
+    move_to_archive,
+    queue_id,
+    seconds,
+    span,
+    tables,
+)
 
 EXHAUSTED_REASON = "no attempts left: the last lease ran out"
 
@@ -25,11 +36,11 @@ def bury(models: Models) -> Executable:
 
     Binds: queue, limit.
     """
-    message = models.message
+    message = tables(models).message
     rows = (
-        sa.select(message.id)
-        .where(message.queue_id == queue_id(models), message.exhausted)
-        .order_by(message.vt, message.id)
+        sa.select(message.c.id)
+        .where(message.c.queue_id == queue_id(models), states.exhausted(message.c))
+        .order_by(message.c.vt, message.c.id)
         .limit(sa.bindparam("limit", type_=sa.Integer))
         .with_for_update(skip_locked=True)
     )
@@ -50,25 +61,25 @@ def requeue(models: Models) -> Executable:
 
     Binds: ids, attempts (None for the queue's limit), delay, required (how many ids).
     """
-    queue, message, archived = models.queue, models.message, models.archived
+    queue, message, archived, _ = tables(models)
     live = sa.exists().where(
-        message.queue_id == archived.queue_id, message.dedup_key == archived.dedup_key
+        message.c.queue_id == archived.c.queue_id, message.c.dedup_key == archived.c.dedup_key
     )
     ids = array_bind("ids", sa.BigInteger)
     other: Any = aliased(archived)
     first = sa.not_(
         sa.exists().where(
-            other.id == func.any(ids),
-            other.id < archived.id,
-            other.queue_id == archived.queue_id,
-            other.dedup_key == archived.dedup_key,
+            other.c.id == func.any(ids),
+            other.c.id < archived.c.id,
+            other.c.queue_id == archived.c.queue_id,
+            other.c.dedup_key == archived.c.dedup_key,
         )
     )
     chosen_rows = (
-        sa.select(archived.id, queue.max_read_ct)
-        .join(queue, queue.id == archived.queue_id)
-        .where(archived.id == func.any(ids), sa.not_(live), first)
-        .order_by(archived.id)
+        sa.select(archived.c.id, queue.c.max_read_ct)
+        .join(queue, queue.c.id == archived.c.queue_id)
+        .where(archived.c.id == func.any(ids), sa.not_(live), first)
+        .order_by(archived.c.id)
         .with_for_update(of=archived)
     )
     rows = chosen(chosen_rows, "pgqrs_rows")
@@ -77,13 +88,13 @@ def requeue(models: Models) -> Executable:
     gone = (
         sa.delete(archived)
         .where(
-            archived.id == rows.c.id,
+            archived.c.id == rows.c.id,
             sa.select(func.count()).select_from(rows).scalar_subquery()
             == sa.bindparam("required", type_=sa.BigInteger),
         )
         .returning(
-            archived.original_msg_id,
-            *(getattr(archived, name) for name in kept),
+            archived.c.original_msg_id,
+            *(archived.c[name] for name in kept),
             rows.c.max_read_ct.label("attempts"),
         )
         .cte("pgqrs_gone")
@@ -98,8 +109,7 @@ def requeue(models: Models) -> Executable:
     return (
         insert(message)
         .from_select(("id", *kept, "vt", "max_read_ct"), source)
-        .returning(message.id.label("id"), message.vt.label("vt"))
-        .execution_options(dml_strategy="raw")
+        .returning(message.c.id.label("id"), message.c.vt.label("vt"))
     )
 
 
@@ -109,19 +119,22 @@ def movable(models: Models) -> Executable:
 
     Binds: ids.
     """
-    message, archived = models.message, models.archived
+    _, message, archived, _ = tables(models)
     return (
         sa.select(
-            archived.id,
-            archived.original_msg_id,
-            archived.dedup_key,
-            message.id.label("live_id"),
+            archived.c.id,
+            archived.c.original_msg_id,
+            archived.c.dedup_key,
+            message.c.id.label("live_id"),
         )
         .outerjoin(
             message,
-            sa.and_(message.queue_id == archived.queue_id, message.dedup_key == archived.dedup_key),
+            sa.and_(
+                message.c.queue_id == archived.c.queue_id,
+                message.c.dedup_key == archived.c.dedup_key,
+            ),
         )
-        .where(archived.id == func.any(array_bind("ids", sa.BigInteger)))
+        .where(archived.c.id == func.any(array_bind("ids", sa.BigInteger)))
     )
 
 
@@ -131,35 +144,30 @@ def prune(models: Models, *, one_queue: bool, by_retention: bool) -> Executable:
 
     Binds: limit; older_than (a timedelta) unless ``by_retention``; queue when ``one_queue``.
     """
-    queue, archived = models.queue, models.archived
-    rows = sa.select(archived.id).join(queue, queue.id == archived.queue_id)
+    queue, _, archived, _ = tables(models)
+    rows = sa.select(archived.c.id).join(queue, queue.c.id == archived.c.queue_id)
     if by_retention:
         # NULL keeps for ever: the comparison is then NULL as well.
-        rows = rows.where(archived.archived_at < now() - seconds(queue.retention_seconds))
+        rows = rows.where(archived.c.archived_at < now() - seconds(queue.c.retention_seconds))
     else:
-        rows = rows.where(archived.archived_at < now() - span("older_than"))
+        rows = rows.where(archived.c.archived_at < now() - span("older_than"))
     if one_queue:
-        rows = rows.where(archived.queue_id == queue_id(models))
+        rows = rows.where(archived.c.queue_id == queue_id(models))
     oldest = (
-        rows.order_by(archived.queue_id, archived.archived_at, archived.id)
+        rows.order_by(archived.c.queue_id, archived.c.archived_at, archived.c.id)
         .limit(sa.bindparam("limit", type_=sa.Integer))
         .with_for_update(skip_locked=True, of=archived)
     )
     chunk = chosen(oldest, "pgqrs_rows")
-    return (
-        sa.delete(archived)
-        .where(archived.id == chunk.c.id)
-        .execution_options(synchronize_session=False)
-    )
+    return sa.delete(archived).where(archived.c.id == chunk.c.id)
 
 
 @cache
 def delete(models: Models) -> Executable:
     """Delete archived messages. Binds: ids."""
-    archived: Any = models.archived
+    archived: Any = tables(models).archived
     return (
         sa.delete(archived)
-        .where(archived.id == func.any(array_bind("ids", sa.BigInteger)))
-        .returning(archived.id)
-        .execution_options(synchronize_session="fetch")
+        .where(archived.c.id == func.any(array_bind("ids", sa.BigInteger)))
+        .returning(archived.c.id)
     )

@@ -8,12 +8,12 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import func
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.sql import ColumnElement, Executable, Select
 from sqlalchemy.sql.expression import SelectBase
 
 from ..models import Models
-from .parts import array_bind, json_bind, queue_id, seconds, span, timestamp, when
+from .parts import array_bind, json_bind, queue_id, seconds, span, tables, timestamp, when
 
 _COLUMNS = (
     "queue_id",
@@ -26,27 +26,24 @@ _COLUMNS = (
     "producer_worker_id",
 )
 
-# "raw": parameters are those of the statement, not attribute values of a bulk insert.
-_RAW = {"dml_strategy": "raw"}
-
 
 def _producer() -> ColumnElement[Any]:
     return sa.bindparam("producer", type_=sa.BigInteger)
 
 
-def _into(models: Models, source: Select[Any], *, keyed: bool) -> Any:
+def _into(models: Models, source: Select[Any], *, keyed: bool) -> Insert:
     """INSERT the rows of ``source``, skipping those whose key is live already.
 
     DO NOTHING rather than DO UPDATE: an update would lock the message that is there, and hide
     it from consumers until the caller commits.
     """
-    message = models.message
+    message = tables(models).message
     statement = insert(message).from_select(_COLUMNS, source)
     if not keyed:
         return statement
     return statement.on_conflict_do_nothing(
-        index_elements=[message.queue_id, message.dedup_key],
-        index_where=message.dedup_key.is_not(None),
+        index_elements=[message.c.queue_id, message.c.dedup_key],
+        index_where=message.c.dedup_key.is_not(None),
     )
 
 
@@ -56,9 +53,9 @@ def one(models: Models, *, keyed: bool) -> Executable:
 
     Binds: queue, payload, size, delay, at, priority, headers, max_read_ct, key, producer.
     """
-    queue, message = models.queue, models.message
+    queue, message, _, _ = tables(models)
     source = sa.select(
-        queue.id,
+        queue.c.id,
         json_bind("payload"),
         when(span("delay"), sa.bindparam("at", type_=timestamp)),
         sa.bindparam("priority", type_=sa.SmallInteger),
@@ -67,11 +64,10 @@ def one(models: Models, *, keyed: bool) -> Executable:
         sa.bindparam("key", type_=sa.Text),
         _producer(),
     ).where(
-        queue.queue_name == sa.bindparam("queue"),
-        queue.max_payload_bytes >= sa.bindparam("size", type_=sa.BigInteger),
+        queue.c.queue_name == sa.bindparam("queue"),
+        queue.c.max_payload_bytes >= sa.bindparam("size", type_=sa.BigInteger),
     )
-    inserted = _into(models, source, keyed=keyed).returning(message.id, message.vt)
-    return inserted.execution_options(**_RAW)  # type: ignore[no-any-return]
+    return _into(models, source, keyed=keyed).returning(message.c.id, message.c.vt)
 
 
 @cache
@@ -83,7 +79,7 @@ def many(models: Models, *, keyed: bool) -> Executable:
 
     Binds: queue, items, size (the largest payload's), producer.
     """
-    queue, message = models.queue, models.message
+    queue, message, _, _ = tables(models)
     items = (
         func.jsonb_array_elements(json_bind("items"))
         .table_valued(sa.column("item", JSONB), with_ordinality="n")
@@ -96,7 +92,7 @@ def many(models: Models, *, keyed: bool) -> Executable:
 
     source = (
         sa.select(
-            queue.id,
+            queue.c.id,
             items.c.item[0],
             when(
                 seconds(sa.cast(func.coalesce(text(1), "0"), sa.Double)),
@@ -110,15 +106,13 @@ def many(models: Models, *, keyed: bool) -> Executable:
         )
         .select_from(sa.join(queue, items, sa.true()))
         .where(
-            queue.queue_name == sa.bindparam("queue"),
-            queue.max_payload_bytes >= sa.bindparam("size", type_=sa.BigInteger),
+            queue.c.queue_name == sa.bindparam("queue"),
+            queue.c.max_payload_bytes >= sa.bindparam("size", type_=sa.BigInteger),
         )
         .order_by(items.c.n)
     )
     inserted = _into(models, source, keyed=keyed)
-    return (  # type: ignore[no-any-return]
-        inserted.returning(message.id, message.vt, message.dedup_key).execution_options(**_RAW)
-    )
+    return inserted.returning(message.c.id, message.c.vt, message.c.dedup_key)
 
 
 SELECTABLE = ("payload", "delay", "at", "priority", "headers", "max_read_ct", "key")
@@ -130,20 +124,18 @@ def from_select(models: Models, query: SelectBase) -> Executable:
 
     Binds: queue, producer.
     """
-    queue = models.queue
+    queue = tables(models).queue
     rows = query.cte("pgqrs_rows")
     source = (
-        sa.select(queue.id, *_selected(rows), _producer())
+        sa.select(queue.c.id, *_selected(rows), _producer())
         .select_from(sa.join(queue, rows, sa.true()))
         .where(
-            queue.queue_name == sa.bindparam("queue"),
-            queue.max_payload_bytes >= _largest(rows).scalar_subquery(),
+            queue.c.queue_name == sa.bindparam("queue"),
+            queue.c.max_payload_bytes >= _largest(rows).scalar_subquery(),
         )
     )
     inserted = _into(models, source, keyed="key" in rows.c)
-    return inserted.execution_options(  # type: ignore[no-any-return]
-        **_RAW, preserve_rowcount=True
-    )
+    return inserted.execution_options(preserve_rowcount=True)
 
 
 def largest(query: SelectBase) -> Executable:
@@ -191,8 +183,8 @@ def live_keys(models: Models) -> Executable:
 
     Binds: queue, keys.
     """
-    message = models.message
-    return sa.select(message.id, message.vt, message.dedup_key).where(
-        message.queue_id == queue_id(models),
-        message.dedup_key == func.any(array_bind("keys", sa.Text)),
+    message = tables(models).message
+    return sa.select(message.c.id, message.c.vt, message.c.dedup_key).where(
+        message.c.queue_id == queue_id(models),
+        message.c.dedup_key == func.any(array_bind("keys", sa.Text)),
     )

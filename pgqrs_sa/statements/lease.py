@@ -9,8 +9,10 @@ import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.sql import Executable
 
+from .. import states
 from ..models import Models
-from .parts import chosen, content, now, seconds, span
+from ..states import now
+from .parts import chosen, content, seconds, span, tables
 
 
 @cache
@@ -32,25 +34,25 @@ def dequeue_where(
 
     Binds: queue, limit, lease (None for the queue's own), worker.
     """
-    queue, message, worker = models.queue, models.message, models.worker
+    queue, message, _, worker = tables(models)
     holder = sa.bindparam("worker", type_=sa.BigInteger)
-    source = sa.select(queue.id, queue.lease_seconds, queue.max_read_ct).where(
-        queue.queue_name == sa.bindparam("queue"), queue.paused_at.is_(None)
+    source = sa.select(queue.c.id, queue.c.lease_seconds, queue.c.max_read_ct).where(
+        queue.c.queue_name == sa.bindparam("queue"), queue.c.paused_at.is_(None)
     )
     if by_worker:
         source = source.where(
-            sa.exists().where(worker.id == holder, worker.status == sa.literal("ready"))
+            sa.exists().where(worker.c.id == holder, worker.c.status == sa.literal("ready"))
         )
     origin = source.cte("pgqrs_queue")
     visible = (
-        sa.select(message.id, message.priority, message.vt)
+        sa.select(message.c.id, message.c.priority, message.c.vt)
         .where(
-            message.queue_id == sa.select(origin.c.id).scalar_subquery(),
-            message.vt <= now(),
-            message.has_attempts,
+            message.c.queue_id == sa.select(origin.c.id).scalar_subquery(),
+            message.c.vt <= now(),
+            states.has_attempts(message.c),
             *where,
         )
-        .order_by(message.priority, message.vt, message.id)
+        .order_by(message.c.priority, message.c.vt, message.c.id)
         .limit(sa.bindparam("limit", type_=sa.Integer))
         .with_for_update(skip_locked=True, of=message)
     )
@@ -61,11 +63,11 @@ def dequeue_where(
     limit_of_queue = sa.select(origin.c.max_read_ct).scalar_subquery()
     return (
         sa.update(message)
-        .where(message.id == picked.c.id)
+        .where(message.c.id == picked.c.id)
         .values(
             vt=now() + lease,
-            read_ct=message.read_ct + 1,
-            max_read_ct=func.coalesce(message.max_read_ct, limit_of_queue),
+            read_ct=message.c.read_ct + 1,
+            max_read_ct=func.coalesce(message.c.max_read_ct, limit_of_queue),
             dequeued_at=now(),
             consumer_worker_id=holder,
         )
@@ -73,5 +75,4 @@ def dequeue_where(
             *content(message),
             picked.c.vt.label("was_visible_at"),
         )
-        .execution_options(synchronize_session="fetch")
     )

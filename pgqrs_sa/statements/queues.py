@@ -13,58 +13,58 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import ClauseElement, ColumnElement, Executable
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from ..models import Models, QueueMixin
-from .parts import chosen, now, queue_id
+from ..models import Models
+from ..states import now
+from .parts import chosen, queue_id, tables
 
 SETTINGS = ("lease_seconds", "max_read_ct", "retention_seconds", "max_payload_bytes")
 """The defaults of a queue that can be given at creation and changed later."""
 
 
-def _row(queue: type[QueueMixin]) -> list[ColumnElement[Any]]:
+def _row(queue: sa.Table) -> list[ColumnElement[Any]]:
     names = ("id", "queue_name", "created_at", *SETTINGS, "paused_at")
-    return [getattr(queue, name) for name in names]
+    return [queue.c[name] for name in names]
 
 
-def _new_values(queue: type[QueueMixin], settings: Collection[str]) -> dict[str, Any]:
+def _new_values(queue: sa.Table, settings: Collection[str]) -> dict[str, Any]:
     # Named unlike the columns: SQLAlchemy keeps those names for the values of an UPDATE.
-    return {n: sa.bindparam(f"new_{n}", type_=getattr(queue, n).type) for n in settings}
+    return {n: sa.bindparam(f"new_{n}", type_=queue.c[n].type) for n in settings}
 
 
 def create(models: Models, settings: Collection[str]) -> Executable:
     """Insert a queue unless its name is taken. Binds: queue, and each of ``settings``."""
-    queue = models.queue
+    queue = tables(models).queue
     values = _new_values(queue, settings)
     return (
         insert(queue)
         .values(queue_name=sa.bindparam("queue"), **values)
-        .on_conflict_do_nothing(index_elements=[queue.queue_name])
+        .on_conflict_do_nothing(index_elements=[queue.c.queue_name])
         .returning(*_row(queue))
-        .execution_options(dml_strategy="raw")
     )
 
 
 @cache
 def get(models: Models) -> Executable:
     """One queue. Binds: queue."""
-    queue = models.queue
-    return sa.select(*_row(queue)).where(queue.queue_name == sa.bindparam("queue"))
+    queue = tables(models).queue
+    return sa.select(*_row(queue)).where(queue.c.queue_name == sa.bindparam("queue"))
 
 
 @cache
 def everything(models: Models) -> Executable:
     """All queues by name."""
-    return sa.select(*_row(models.queue)).order_by(models.queue.queue_name)
+    return sa.select(*_row(tables(models).queue)).order_by(tables(models).queue.c.queue_name)
 
 
 @cache
 def names(models: Models) -> Executable:
     """The names of all queues."""
-    return sa.select(models.queue.queue_name).order_by(models.queue.queue_name)
+    return sa.select(tables(models).queue.c.queue_name).order_by(tables(models).queue.c.queue_name)
 
 
 def update(models: Models, settings: Collection[str]) -> Executable:
     """Change defaults of a queue. Binds: queue, and each of ``settings``."""
-    queue = models.queue
+    queue = tables(models).queue
     values = _new_values(queue, settings)
     return _update(models, **values)
 
@@ -72,7 +72,7 @@ def update(models: Models, settings: Collection[str]) -> Executable:
 @cache
 def pause(models: Models) -> Executable:
     """Stop leasing from a queue; one that is paused keeps its time. Binds: queue."""
-    return _update(models, paused_at=func.coalesce(models.queue.paused_at, now()))
+    return _update(models, paused_at=func.coalesce(tables(models).queue.c.paused_at, now()))
 
 
 @cache
@@ -82,45 +82,40 @@ def resume(models: Models) -> Executable:
 
 
 def _update(models: Models, **values: Any) -> Executable:
-    queue = models.queue
+    queue = tables(models).queue
     return (
         sa.update(queue)
-        .where(queue.queue_name == sa.bindparam("queue"))
+        .where(queue.c.queue_name == sa.bindparam("queue"))
         .values(**values)
         .returning(*_row(queue))
-        .execution_options(synchronize_session="fetch")
     )
 
 
 @cache
 def purge(models: Models) -> Executable:
     """Delete live messages of a queue, the lowest ids first. Binds: queue, limit (or None)."""
-    message = models.message
+    message = tables(models).message
     lowest = (
-        sa.select(message.id)
-        .where(message.queue_id == queue_id(models))
-        .order_by(message.id)
+        sa.select(message.c.id)
+        .where(message.c.queue_id == queue_id(models))
+        .order_by(message.c.id)
         .limit(sa.bindparam("limit", type_=sa.BigInteger))
         .with_for_update()
     )
     rows = chosen(lowest, "pgqrs_rows")
-    return (
-        sa.delete(message)
-        .where(message.id == rows.c.id)
-        .execution_options(synchronize_session=False)
-    )
+    return sa.delete(message).where(message.c.id == rows.c.id)
 
 
 @cache
 def holdings(models: Models) -> Executable:
     """How many live and archived messages a queue has. Binds: queue."""
-    message, archived = models.message, models.archived
+    _, message, archived, _ = tables(models)
 
     def count(model: Any) -> ColumnElement[int]:
         return (
             sa.select(func.count())
             .select_from(model)
-            .where(model.queue_id == queue_id(models))
+            .where(model.c.queue_id == queue_id(models))
             .scalar_subquery()
         )
 
@@ -130,24 +125,15 @@ def holdings(models: Models) -> Executable:
 @cache
 def delete_history(models: Models) -> Executable:
     """Delete everything archived of a queue. Binds: queue."""
-    archived = models.archived
-    return (
-        sa.delete(archived)
-        .where(archived.queue_id == queue_id(models))
-        .execution_options(synchronize_session=False)
-    )
+    archived = tables(models).archived
+    return sa.delete(archived).where(archived.c.queue_id == queue_id(models))
 
 
 @cache
 def delete(models: Models) -> Executable:
     """Delete a queue. Binds: queue."""
-    queue = models.queue
-    return (
-        sa.delete(queue)
-        .where(queue.queue_name == sa.bindparam("queue"))
-        .returning(queue.id)
-        .execution_options(synchronize_session="fetch")
-    )
+    queue = tables(models).queue
+    return sa.delete(queue).where(queue.c.queue_name == sa.bindparam("queue")).returning(queue.c.id)
 
 
 class LockTable(Executable, ClauseElement):
@@ -170,4 +156,4 @@ def keep_writers_out(models: Models) -> Executable:
     There is no foreign key that would refuse a message to a queue that is gone, and a lock on
     the queue's row would need a right that producers are better without.
     """
-    return LockTable(sa.inspect(models.message).local_table)
+    return LockTable(tables(models).message)

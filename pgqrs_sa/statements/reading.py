@@ -10,19 +10,20 @@ import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.sql import ColumnElement, Executable, Select
 
-from ..models import ArchivedMessageMixin, MessageMixin, Models
+from .. import states
+from ..models import Models
 from ..types import MessageState, Outcome
-from .parts import content, json_bind, now, queue_id
+from .parts import content, json_bind, queue_id, tables
 
 _AFTER = sa.bindparam("after", type_=sa.BigInteger)
 _LIMIT = sa.bindparam("limit", type_=sa.Integer)
 
 
 def _live(models: Models) -> Select[Any]:
-    queue, message = models.queue, models.message
+    queue, message, _, _ = tables(models)
     return sa.select(
-        *content(message), message.state.label("state"), queue.queue_name.label("queue")
-    ).join(queue, queue.id == message.queue_id)
+        *content(message), states.state(message.c).label("state"), queue.c.queue_name.label("queue")
+    ).join(queue, queue.c.id == message.c.queue_id)
 
 
 @cache
@@ -31,11 +32,11 @@ def peek(models: Models) -> Executable:
 
     Binds: queue, limit.
     """
-    message = models.message
+    message = tables(models).message
     return (
         _live(models)
-        .where(message.queue_id == queue_id(models), message.ready)
-        .order_by(message.priority, message.vt, message.id)
+        .where(message.c.queue_id == queue_id(models), states.ready(message.c))
+        .order_by(message.c.priority, message.c.vt, message.c.id)
         .limit(_LIMIT)
     )
 
@@ -52,10 +53,10 @@ def find(
 
     Binds: after, limit; queue when ``in_queue``; contains (JSON text) when ``by_payload``.
     """
-    message = models.message
+    message = tables(models).message
     statement = _live(models).where(*where)
     if state is not None:
-        statement = statement.where(getattr(message, state))
+        statement = statement.where(getattr(states, state)(message.c))
     return _page(models, statement, message, in_queue=in_queue, by_payload=by_payload)
 
 
@@ -71,50 +72,54 @@ def find_archived(
 
     Binds: after, limit; queue when ``in_queue``; contains (JSON text) when ``by_payload``.
     """
-    archived = models.archived
+    archived = tables(models).archived
     statement = _settled(models).where(*where)
     if outcome is not None:
-        statement = statement.where(archived.outcome == outcome)
+        statement = statement.where(archived.c.outcome == outcome)
     return _page(models, statement, archived, in_queue=in_queue, by_payload=by_payload)
 
 
 def _page(
     models: Models,
     statement: Select[Any],
-    model: type[MessageMixin | ArchivedMessageMixin],
+    model: sa.Table,
     *,
     in_queue: bool,
     by_payload: bool,
 ) -> Select[Any]:
     if in_queue:
-        statement = statement.where(model.queue_id == queue_id(models))
+        statement = statement.where(model.c.queue_id == queue_id(models))
     if by_payload:
-        statement = statement.where(model.payload.contains(json_bind("contains")))
-    return statement.where(model.id > _AFTER).order_by(model.id).limit(_LIMIT)
+        statement = statement.where(model.c.payload.contains(json_bind("contains")))
+    return statement.where(model.c.id > _AFTER).order_by(model.c.id).limit(_LIMIT)
 
 
 def _settled(models: Models) -> Select[Any]:
-    queue, archived = models.queue, models.archived
+    queue, _, archived, _ = tables(models)
     return sa.select(
         *content(archived),
-        archived.original_msg_id.label("original_msg_id"),
-        archived.outcome.label("outcome"),
-        archived.reason.label("reason"),
-        archived.archived_at.label("archived_at"),
-        queue.queue_name.label("queue"),
-    ).join(queue, queue.id == archived.queue_id)
+        archived.c.original_msg_id.label("original_msg_id"),
+        archived.c.outcome.label("outcome"),
+        archived.c.reason.label("reason"),
+        archived.c.archived_at.label("archived_at"),
+        queue.c.queue_name.label("queue"),
+    ).join(queue, queue.c.id == archived.c.queue_id)
 
 
 @cache
 def message_by_id(models: Models) -> Executable:
     """One live message. Binds: id."""
-    return _live(models).where(models.message.id == sa.bindparam("id", type_=sa.BigInteger))
+    return _live(models).where(
+        tables(models).message.c.id == sa.bindparam("id", type_=sa.BigInteger)
+    )
 
 
 @cache
 def archived_by_id(models: Models) -> Executable:
     """One archived message. Binds: id."""
-    return _settled(models).where(models.archived.id == sa.bindparam("id", type_=sa.BigInteger))
+    return _settled(models).where(
+        tables(models).archived.c.id == sa.bindparam("id", type_=sa.BigInteger)
+    )
 
 
 @cache
@@ -123,24 +128,26 @@ def metrics(models: Models, *, one_queue: bool) -> Executable:
 
     Binds: queue when ``one_queue``.
     """
-    queue, message, archived = models.queue, models.message, models.archived
+    queue, message, archived, _ = tables(models)
 
     def live(state: sa.ColumnExpressionArgument[bool]) -> ColumnElement[int]:
         return func.count().filter(state)
 
     def settled(outcome: str) -> ColumnElement[int]:
-        return func.count().filter(archived.outcome == sa.literal(outcome))
+        return func.count().filter(archived.c.outcome == sa.literal(outcome))
 
     # Lateral, so that the counts of one queue read the index entries of that queue alone.
     messages = (
         sa.select(
-            live(message.ready).label("ready"),
-            live(message.scheduled).label("scheduled"),
-            live(message.leased).label("leased"),
-            live(message.exhausted).label("exhausted"),
-            (now() - func.min(message.vt).filter(message.ready)).label("oldest_ready_age"),
+            live(states.ready(message.c)).label("ready"),
+            live(states.scheduled(message.c)).label("scheduled"),
+            live(states.leased(message.c)).label("leased"),
+            live(states.exhausted(message.c)).label("exhausted"),
+            (states.now() - func.min(message.c.vt).filter(states.ready(message.c))).label(
+                "oldest_ready_age"
+            ),
         )
-        .where(message.queue_id == queue.id)
+        .where(message.c.queue_id == queue.c.id)
         .lateral("live")
     )
     history = (
@@ -150,19 +157,19 @@ def metrics(models: Models, *, one_queue: bool) -> Executable:
                 for outcome in ("archived", "dead", "cancelled", "discarded")
             )
         )
-        .where(archived.queue_id == queue.id)
+        .where(archived.c.queue_id == queue.c.id)
         .lateral("history")
     )
     statement = (
         sa.select(
-            queue.queue_name.label("queue"),
-            queue.paused_at.is_not(None).label("paused"),
+            queue.c.queue_name.label("queue"),
+            queue.c.paused_at.is_not(None).label("paused"),
             *messages.c,
             *history.c,
         )
         .select_from(queue)
         .join(messages, sa.true())
         .join(history, sa.true())
-        .order_by(queue.queue_name)
+        .order_by(queue.c.queue_name)
     )
-    return statement.where(queue.queue_name == sa.bindparam("queue")) if one_queue else statement
+    return statement.where(queue.c.queue_name == sa.bindparam("queue")) if one_queue else statement

@@ -12,6 +12,7 @@ from sqlalchemy.sql import Executable, Select
 
 from ..models import Models
 from .parts import (
+    MOVED,
     array_bind,
     chosen,
     in_no_hands,
@@ -19,6 +20,7 @@ from .parts import (
     move_to_archive,
     queue_id,
     span,
+    tables,
     timestamp,
     when,
 )
@@ -43,11 +45,11 @@ def cancel(models: Models) -> Executable:
 
     Binds: ids, reason.
     """
-    message = models.message
+    message = tables(models).message
     unheld = (
-        sa.select(message.id)
-        .where(message.id == func.any(array_bind("ids", sa.BigInteger)), in_no_hands(message))
-        .order_by(message.id)
+        sa.select(message.c.id)
+        .where(message.c.id == func.any(array_bind("ids", sa.BigInteger)), in_no_hands(message))
+        .order_by(message.c.id)
         .with_for_update()
     )
     return _cancelled(models, unheld)
@@ -60,15 +62,15 @@ def cancel_where(
 
     Binds: queue, reason, and contains (JSON text) when ``by_payload``.
     """
-    message = models.message
+    message = tables(models).message
     unheld = (
-        sa.select(message.id)
-        .where(message.queue_id == queue_id(models), in_no_hands(message), *criteria)
-        .order_by(message.id)
+        sa.select(message.c.id)
+        .where(message.c.queue_id == queue_id(models), in_no_hands(message), *criteria)
+        .order_by(message.c.id)
         .with_for_update(of=message)
     )
     if by_payload:
-        unheld = unheld.where(message.payload.contains(json_bind("contains")))
+        unheld = unheld.where(message.c.payload.contains(json_bind("contains")))
     return _cancelled(models, unheld)
 
 
@@ -78,21 +80,22 @@ def reschedule(models: Models) -> Executable:
 
     Binds: message_id, delay, at.
     """
-    message = models.message
+    message = tables(models).message
     return (
         sa.update(message)
-        .where(message.id == sa.bindparam("message_id", type_=sa.BigInteger), in_no_hands(message))
+        .where(
+            message.c.id == sa.bindparam("message_id", type_=sa.BigInteger), in_no_hands(message)
+        )
         .values(
             vt=when(span("delay"), sa.bindparam("at", type_=timestamp)),
             max_read_ct=sa.case(
-                (message.max_read_ct <= message.read_ct, message.read_ct + 1),
-                else_=message.max_read_ct,
+                (message.c.max_read_ct <= message.c.read_ct, message.c.read_ct + 1),
+                else_=message.c.max_read_ct,
             ),
             dequeued_at=None,
             consumer_worker_id=None,
         )
-        .returning(message.id.label("id"), message.vt.label("vt"))
-        .execution_options(synchronize_session="fetch")
+        .returning(message.c.id, *(message.c[name] for name in MOVED))
     )
 
 
@@ -102,7 +105,7 @@ def leased_until(models: Models) -> Executable:
 
     Binds: ids.
     """
-    message = models.message
+    message = tables(models).message
     return sa.select(
-        message.id, sa.case((sa.not_(in_no_hands(message)), message.vt)).label("until")
-    ).where(message.id == func.any(array_bind("ids", sa.BigInteger)))
+        message.c.id, sa.case((sa.not_(in_no_hands(message)), message.c.vt)).label("until")
+    ).where(message.c.id == func.any(array_bind("ids", sa.BigInteger)))

@@ -18,8 +18,10 @@ import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.sql import ColumnElement, Executable
 
+from .. import states
 from ..models import Models
-from .parts import array_bind, chosen, move_to_archive, now, span
+from ..states import now
+from .parts import MOVED, array_bind, chosen, move_to_archive, span, tables
 
 
 def _held(models: Models, *extra: ColumnElement[Any]) -> sa.CTE:
@@ -27,7 +29,7 @@ def _held(models: Models, *extra: ColumnElement[Any]) -> sa.CTE:
 
     Binds: ids, read_cts, workers (0 for none), and those of ``extra``.
     """
-    message = models.message
+    message = tables(models).message
     token = (
         func.unnest(
             array_bind("ids", sa.BigInteger),
@@ -39,17 +41,17 @@ def _held(models: Models, *extra: ColumnElement[Any]) -> sa.CTE:
         .render_derived("token")
     )
     rows = (
-        sa.select(message.id, *(token.c[f"extra_{n}"] for n in range(len(extra))))
-        .join(token, message.id == token.c.id)
+        sa.select(message.c.id, *(token.c[f"extra_{n}"] for n in range(len(extra))))
+        .join(token, message.c.id == token.c.id)
         .where(
             # The list again, although the join says it: an index scan on the primary key is
             # then the plan whatever the statistics of a busy table claim.
-            message.id == func.any(array_bind("ids", sa.BigInteger)),
-            message.read_ct == token.c.read_ct,
-            func.coalesce(message.consumer_worker_id, 0) == token.c.worker,
-            message.dequeued_at.is_not(None),
+            message.c.id == func.any(array_bind("ids", sa.BigInteger)),
+            message.c.read_ct == token.c.read_ct,
+            func.coalesce(message.c.consumer_worker_id, 0) == token.c.worker,
+            message.c.dequeued_at.is_not(None),
         )
-        .order_by(message.id)
+        .order_by(message.c.id)
         .with_for_update(of=message)
     )
     return chosen(rows, "pgqrs_held")
@@ -73,7 +75,7 @@ def archive(models: Models) -> Executable:
         _enough(held),
         outcome=sa.bindparam("outcome", type_=sa.Text),
         reason=held.c.extra_0,
-        last_error=func.coalesce(held.c.extra_1, models.message.last_error),
+        last_error=func.coalesce(held.c.extra_1, tables(models).message.c.last_error),
     )
 
 
@@ -83,13 +85,12 @@ def delete(models: Models) -> Executable:
 
     Binds: ids, read_cts, workers, required.
     """
-    message = models.message
+    message = tables(models).message
     held = _held(models)
     return (
         sa.delete(message)
-        .where(message.id == held.c.id, _enough(held))
-        .returning(message.id.label("id"))
-        .execution_options(synchronize_session="fetch", is_delete_using=True)
+        .where(message.c.id == held.c.id, _enough(held))
+        .returning(message.c.id.label("id"))
     )
 
 
@@ -110,12 +111,12 @@ def release(models: Models) -> Executable:
 
     Binds: ids, read_cts, workers, delay, required.
     """
-    message = models.message
+    message = tables(models).message
     return _update(
         models,
         _held(models),
         vt=now() + span("delay"),
-        max_read_ct=message.max_read_ct + 1,
+        max_read_ct=message.c.max_read_ct + 1,
         dequeued_at=None,
         consumer_worker_id=None,
     )
@@ -127,12 +128,12 @@ def reschedule_failed(models: Models) -> Executable:
 
     Binds: ids, read_cts, workers, errors, delays, required.
     """
-    message = models.message
+    message = tables(models).message
     held = _held(models, array_bind("errors", sa.Text), array_bind("delays", sa.Interval))
     return _update(
         models,
         held,
-        message.has_attempts,
+        states.has_attempts(message.c),
         vt=now() + held.c.extra_1,
         last_error=held.c.extra_0,
         dequeued_at=None,
@@ -143,13 +144,12 @@ def reschedule_failed(models: Models) -> Executable:
 def _update(
     models: Models, held: sa.CTE, *conditions: sa.ColumnExpressionArgument[bool], **values: Any
 ) -> Executable:
-    message = models.message
+    message = tables(models).message
     return (
         sa.update(message)
-        .where(message.id == held.c.id, _enough(held), *conditions)
+        .where(message.c.id == held.c.id, _enough(held), *conditions)
         .values(**values)
-        .returning(message.id.label("id"), message.vt.label("vt"))
-        .execution_options(synchronize_session="fetch")
+        .returning(message.c.id, *(message.c[name] for name in MOVED))
     )
 
 
@@ -159,22 +159,22 @@ def whereabouts(models: Models) -> Executable:
 
     Binds: ids.
     """
-    message, archived = models.message, models.archived
+    _, message, archived, _ = tables(models)
     ids = array_bind("ids", sa.BigInteger)
     live = sa.select(
-        message.id.label("id"),
-        message.state.label("state"),
-        message.read_ct.label("read_ct"),
-        message.consumer_worker_id.label("worker_id"),
-        sa.case((message.vt > now(), message.vt)).label("until"),
-        message.dequeued_at.is_not(None).label("held"),
-    ).where(message.id == func.any(ids))
+        message.c.id.label("id"),
+        states.state(message.c).label("state"),
+        message.c.read_ct.label("read_ct"),
+        message.c.consumer_worker_id.label("worker_id"),
+        sa.case((message.c.vt > now(), message.c.vt)).label("until"),
+        message.c.dequeued_at.is_not(None).label("held"),
+    ).where(message.c.id == func.any(ids))
     settled = sa.select(
-        archived.original_msg_id,
-        archived.outcome,
-        archived.read_ct,
-        archived.consumer_worker_id,
+        archived.c.original_msg_id,
+        archived.c.outcome,
+        archived.c.read_ct,
+        archived.c.consumer_worker_id,
         sa.null(),
         sa.false(),
-    ).where(archived.original_msg_id == func.any(ids))
+    ).where(archived.c.original_msg_id == func.any(ids))
     return live.union_all(settled)

@@ -10,101 +10,97 @@ from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql import ColumnElement, Executable
 
-from ..models import Models, WorkerMixin
+from .. import states
+from ..models import Models
+from ..states import now
 from ..types import WorkerStatus
-from .parts import array_bind, chosen, now, span
+from .parts import MOVED, array_bind, chosen, span, tables
 
 _ID = sa.bindparam("worker_id", type_=sa.BigInteger)
 
 
-def _row(worker: type[WorkerMixin]) -> list[ColumnElement[Any]]:
+def _row(worker: sa.Table) -> list[ColumnElement[Any]]:
     names = ("id", "name", "hostname", "pid", "port", "version", "queues", "status")
     times = ("started_at", "heartbeat_at", "shutdown_at")
-    return [getattr(worker, name) for name in (*names, *times)]
+    return [worker.c[name] for name in (*names, *times)]
 
 
 @cache
 def register(models: Models) -> Executable:
     """Insert a worker. Binds: name, hostname, pid, port, version, queues."""
-    worker = models.worker
+    worker = tables(models).worker
     names = ("name", "hostname", "pid", "port", "version", "queues")
-    values = {name: sa.bindparam(name, type_=getattr(worker, name).type) for name in names}
-    return (
-        insert(worker)
-        .values(**values)
-        .returning(*_row(worker))
-        .execution_options(dml_strategy="raw")
-    )
+    values = {name: sa.bindparam(name, type_=worker.c[name].type) for name in names}
+    return insert(worker).values(**values).returning(*_row(worker))
 
 
 @cache
 def get(models: Models) -> Executable:
     """One worker. Binds: worker_id."""
-    return sa.select(*_row(models.worker)).where(models.worker.id == _ID)
+    return sa.select(*_row(tables(models).worker)).where(tables(models).worker.c.id == _ID)
 
 
 @cache
 def everything(models: Models, *, status: WorkerStatus | None, in_queue: bool) -> Executable:
     """Workers by id. Binds: queue when ``in_queue``."""
-    worker = models.worker
-    statement = sa.select(*_row(worker)).order_by(worker.id)
+    worker = tables(models).worker
+    statement = sa.select(*_row(worker)).order_by(worker.c.id)
     if status is not None:
-        statement = statement.where(worker.status == status)
+        statement = statement.where(worker.c.status == status)
     if in_queue:
         name = sa.bindparam("queue", type_=sa.Text)
-        statement = statement.where(name == func.any(worker.queues))
+        statement = statement.where(name == func.any(worker.c.queues))
     return statement
 
 
 @cache
 def heartbeat(models: Models) -> Executable:
     """Note that a worker lives, unless it was stopped. Binds: worker_id."""
-    worker = models.worker
-    return _update(models, worker.status != sa.literal("stopped"), heartbeat_at=now())
+    worker = tables(models).worker
+    return _update(models, worker.c.status != sa.literal("stopped"), heartbeat_at=now())
 
 
 @cache
 def set_status(models: Models, status: WorkerStatus) -> Executable:
     """Suspend, resume or stop a worker that is not stopped yet. Binds: worker_id."""
-    worker = models.worker
+    worker = tables(models).worker
     values: dict[str, Any] = {"status": status}
     if status == "stopped":
         values["shutdown_at"] = now()
-    return _update(models, worker.status != sa.literal("stopped"), **values)
+    return _update(models, worker.c.status != sa.literal("stopped"), **values)
 
 
 def _update(
     models: Models, *conditions: sa.ColumnExpressionArgument[bool], **values: Any
 ) -> Executable:
-    worker = models.worker
+    worker = tables(models).worker
     return (
         sa.update(worker)
-        .where(worker.id == _ID, *conditions)
+        .where(worker.c.id == _ID, *conditions)
         .values(**values)
         .returning(*_row(worker))
-        .execution_options(synchronize_session="fetch")
     )
 
 
 @cache
 def health(models: Models) -> Executable:
     """Each worker that is not stopped, how long it has been silent, and what it holds."""
-    worker, message = models.worker, models.message
+    _, message, _, worker = tables(models)
     held = (
-        sa.select(message.consumer_worker_id.label("worker_id"), func.count().label("leases"))
-        .where(message.leased)
-        .group_by(message.consumer_worker_id)
+        sa.select(message.c.consumer_worker_id.label("worker_id"), func.count().label("leases"))
+        .where(states.leased(message.c))
+        .group_by(message.c.consumer_worker_id)
         .subquery("held")
     )
     return (
         sa.select(
             *_row(worker),
-            (now() - worker.heartbeat_at).label("silent_for"),
+            (now() - worker.c.heartbeat_at).label("silent_for"),
             func.coalesce(held.c.leases, 0).label("leases"),
         )
-        .outerjoin(held, held.c.worker_id == worker.id)
-        .where(worker.status != sa.literal("stopped"))
-        .order_by(worker.id)
+        .outerjoin(held, held.c.worker_id == worker.c.id)
+        .where(worker.c.status != sa.literal("stopped"))
+        .order_by(worker.c.id)
     )
 
 
@@ -117,22 +113,22 @@ def stop_silent(models: Models) -> Executable:
 
     Binds: silent_for.
     """
-    worker = models.worker
+    worker = tables(models).worker
     overdue = (
-        sa.select(worker.id)
+        sa.select(worker.c.id)
         .where(
-            worker.status != sa.literal("stopped"), worker.heartbeat_at < now() - span("silent_for")
+            worker.c.status != sa.literal("stopped"),
+            worker.c.heartbeat_at < now() - span("silent_for"),
         )
-        .order_by(worker.id)
+        .order_by(worker.c.id)
         .with_for_update(skip_locked=True)
     )
     silent = chosen(overdue, "pgqrs_silent")
     return (
         sa.update(worker)
-        .where(worker.id == silent.c.id)
+        .where(worker.c.id == silent.c.id)
         .values(status="stopped", shutdown_at=now())
-        .returning(worker.id.label("id"))
-        .execution_options(synchronize_session="fetch")
+        .returning(worker.c.id, worker.c.status, worker.c.shutdown_at)
     )
 
 
@@ -142,37 +138,32 @@ def release_leases(models: Models) -> Executable:
 
     Binds: ids.
     """
-    message = models.message
+    message = tables(models).message
     leases = (
-        sa.select(message.id)
+        sa.select(message.c.id)
         .where(
-            message.leased,
-            message.consumer_worker_id == func.any(array_bind("ids", sa.BigInteger)),
+            states.leased(message.c),
+            message.c.consumer_worker_id == func.any(array_bind("ids", sa.BigInteger)),
         )
-        .order_by(message.id)
+        .order_by(message.c.id)
         .with_for_update(skip_locked=True)
     )
     held = chosen(leases, "pgqrs_held")
     return (
         sa.update(message)
-        .where(message.id == held.c.id)
+        .where(message.c.id == held.c.id)
         .values(vt=now(), dequeued_at=None, consumer_worker_id=None)
-        .returning(message.id.label("id"))
-        .execution_options(synchronize_session="fetch")
+        .returning(message.c.id, *(message.c[name] for name in MOVED))
     )
 
 
 @cache
 def purge(models: Models) -> Executable:
     """Delete workers that stopped long enough ago and hold nothing. Binds: older_than."""
-    worker, message = models.worker, models.message
-    holds = sa.exists().where(message.consumer_worker_id == worker.id, message.leased)
-    return (
-        sa.delete(worker)
-        .where(
-            worker.status == sa.literal("stopped"),
-            worker.shutdown_at < now() - span("older_than"),
-            sa.not_(holds),
-        )
-        .execution_options(synchronize_session=False)
+    _, message, _, worker = tables(models)
+    holds = sa.exists().where(message.c.consumer_worker_id == worker.c.id, states.leased(message.c))
+    return sa.delete(worker).where(
+        worker.c.status == sa.literal("stopped"),
+        worker.c.shutdown_at < now() - span("older_than"),
+        sa.not_(holds),
     )

@@ -18,7 +18,7 @@ from alembic.config import Config
 
 ROOT = Path(__file__).parents[2]
 
-ENV = '''
+ENV = """
 import sqlalchemy as sa
 from alembic import context
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -55,7 +55,7 @@ else:
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.connect() as connection:
         migrate(connection)
-'''
+"""
 
 READY_MADE = 'OPTIONS = {"target_metadata": [Base.metadata, pgqrs_metadata], "autogenerate_plugins": PLUGINS}'
 
@@ -134,7 +134,7 @@ def body() -> Callable[[str, str], list[str]]:
     def lines(text: str, function: str) -> list[str]:
         found = re.search(rf"def {function}\(\).*?\n(    #.*?)(?=\n\n\n|\Z)", text, re.DOTALL)
         assert found is not None
-        code = re.sub(r"\n(?!    op\.|    #)", " ", found[1])
+        code = re.sub(r"\n(?!    op\.|    #|    pass)", " ", found[1])
         return [re.sub(r"\s+", " ", line.strip()) for line in code.splitlines() if "#" not in line]
 
     return lines

@@ -25,6 +25,10 @@ OPTIONS = {"target_metadata": [Base.metadata, pgqrs_metadata], "autogenerate_plu
 """
 
 OWN = """
+Base.metadata = sa.MetaData(naming_convention={{
+    "ix": "ix_%(column_0_label)s", "uq": "uq_%(table_name)s_%(column_0_name)s"
+}})
+
 class Tenant(Base):
     __tablename__ = "tenants"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -56,7 +60,13 @@ OPTIONS = {{
 TENANT = """tenant_id: Mapped[int | None] = mapped_column(
         sa.ForeignKey(Tenant.id, name="message_tenant_fkey"), index=True
     )"""
-TWO = TENANT + "\n    note: Mapped[str | None] = mapped_column(sa.Text, unique=True)"
+TWO = (
+    TENANT
+    + """
+    note: Mapped[str | None] = mapped_column(
+        sa.Text, sa.CheckConstraint("note <> ''", name="note_check"), unique=True
+    )"""
+)
 
 
 def own(columns: str = "pass", schema: str | None = None, *, include_schemas: bool = True) -> str:
@@ -96,7 +106,9 @@ def test_the_order_of_the_metadata_list_does_not_matter(host, body):
     host.declare(ORDER)
     first = host.revision()
     host.versions()[0].unlink()
-    host.declare(ORDER.replace("[Base.metadata, pgqrs_metadata]", "[pgqrs_metadata, Base.metadata]"))
+    host.declare(
+        ORDER.replace("[Base.metadata, pgqrs_metadata]", "[pgqrs_metadata, Base.metadata]")
+    )
     assert host.revision() == first
 
 
@@ -114,6 +126,7 @@ def test_a_hosts_additions_are_written_at_once_and_undone(host, body, schema, re
         ["op.create_table"] * 2
         + ["op.add_column"] * 2
         + ["op.create_foreign_key", "op.create_unique_constraint", "op.create_index"]
+        + ["op.create_check_constraint"]
     )
     host.upgrade()
     with host.connect() as connection:
@@ -163,7 +176,9 @@ def test_schemas_that_alembic_does_not_look_into_are_not_proposed_again(host, bo
     host.check()
     host.declare(own(TWO, "jobs", include_schemas=False))
     second = [line.partition("(")[0] for line in body(host.revision(), "upgrade")]
-    assert second == ["op.add_column", "op.create_unique_constraint"]
+    assert sorted(second) == [
+        "op.add_column", "op.create_check_constraint", "op.create_unique_constraint",
+    ]  # fmt: skip
     host.upgrade()
     host.check()
     host.downgrade()
@@ -204,8 +219,23 @@ def test_two_schemas_at_once(host, body):
 
 
 def test_the_default_schema_by_its_name_is_the_default_schema(host, body):
-    host.declare(own(TENANT, "public", include_schemas=False))
-    assert body(host.revision(), "upgrade")[0].endswith("to_version=1, schema='public')")
+    host.declare(
+        """
+        class Own(DeclarativeBase):
+            __pgqrs_schema__ = "public"
+
+        class Queue(models.QueueMixin, Own): ...
+        class OwnMessage(models.MessageMixin, Own):
+            note: Mapped[str] = mapped_column(index=True)
+        class Archived(models.ArchivedMessageMixin, Own): ...
+        class Worker(models.WorkerMixin, Own): ...
+
+        OPTIONS = {"target_metadata": Own.metadata, "autogenerate_plugins": PLUGINS}
+        """
+    )
+    calls = body(host.revision(), "upgrade")
+    assert calls[0] == "op.pgqrs_upgrade(from_version=0, to_version=1, schema='public')"
+    assert [call.partition("(")[0] for call in calls[1:]] == ["op.add_column", "op.create_index"]
     host.upgrade()
     host.check()
 

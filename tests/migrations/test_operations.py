@@ -13,7 +13,7 @@ from pgqrs_sa.errors import InvalidArgument, SchemaVersionError
 from pgqrs_sa.models import metadata
 from pgqrs_sa.migrations.ops import DowngradeOp, UpgradeOp
 
-AWKWARD = ["jobs", "Te\"nant", "with space", "a:b%c", "sele'ct"]
+AWKWARD = ["jobs", 'Te"nant', "with space", "a:b%c", "sele'ct"]
 VERSION_TABLE = {"public.alembic_version", "public.alembic_version_pkc", "public._alembic_version"}
 
 
@@ -39,9 +39,7 @@ def test_a_downgrade_leaves_nothing_behind(host, relations):
 
 @pytest.mark.parametrize("schema", AWKWARD)
 def test_a_named_schema_is_created_and_kept(host, schema, relations):
-    host.write(
-        f"op.pgqrs_upgrade(schema={schema!r})", f"op.pgqrs_downgrade(schema={schema!r})"
-    )
+    host.write(f"op.pgqrs_upgrade(schema={schema!r})", f"op.pgqrs_downgrade(schema={schema!r})")
     host.upgrade()
     with host.connect() as connection:
         assert migrations.current_version(connection, schema) == 1

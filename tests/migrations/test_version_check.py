@@ -84,7 +84,7 @@ def test_a_schema_name_is_data(connection):
 
 def test_a_session_and_the_schema_of_the_models(database):
     class Base(DeclarativeBase):
-        __pgqrs_schema__ = "Jo\"bs"
+        __pgqrs_schema__ = 'Jo"bs'
 
     class Queue(models.QueueMixin, Base): ...
 

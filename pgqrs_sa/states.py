@@ -1,0 +1,58 @@
+"""What state a message is in, in SQL: decided here, for the models and for the statements.
+
+Each function takes whatever has the columns: a mapped class, an alias, or ``table.c``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import func
+from sqlalchemy.sql import ColumnElement
+
+__all__ = ["exhausted", "has_attempts", "leased", "now", "ready", "scheduled", "state"]
+
+
+def now() -> ColumnElement[Any]:
+    """The database's clock, as of the start of the statement.
+
+    ``now()`` would stand still for the length of a transaction, and ``clock_timestamp()`` cannot
+    be compared with through an index.
+    """
+    return func.statement_timestamp(type_=sa.DateTime(timezone=True))
+
+
+def has_attempts(message: Any) -> ColumnElement[bool]:
+    """Another attempt is allowed: word for word the predicate of the order index."""
+    return sa.or_(message.max_read_ct.is_(None), message.read_ct < message.max_read_ct)
+
+
+def ready(message: Any) -> ColumnElement[bool]:
+    """Visible, with attempts left."""
+    return sa.and_(message.vt <= now(), has_attempts(message))
+
+
+def exhausted(message: Any) -> ColumnElement[bool]:
+    """Visible, but with no attempts left."""
+    return sa.and_(message.vt <= now(), message.read_ct >= message.max_read_ct)
+
+
+def leased(message: Any) -> ColumnElement[bool]:
+    """Somebody holds it, and the lease has not run out."""
+    return sa.and_(message.vt > now(), message.dequeued_at.is_not(None))
+
+
+def scheduled(message: Any) -> ColumnElement[bool]:
+    """Waiting for its time, in nobody's hands."""
+    return sa.and_(message.vt > now(), message.dequeued_at.is_(None))
+
+
+def state(message: Any) -> ColumnElement[str]:
+    """The name of its state."""
+    return sa.case(
+        (ready(message), sa.literal("ready")),
+        (leased(message), sa.literal("leased")),
+        (scheduled(message), sa.literal("scheduled")),
+        else_=sa.literal("exhausted"),
+    )
