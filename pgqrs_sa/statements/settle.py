@@ -21,7 +21,7 @@ from sqlalchemy.sql import ColumnElement, Executable
 from .. import states
 from ..models import Models
 from ..states import now
-from .parts import MOVED, array_bind, chosen, move_to_archive, span, tables
+from .parts import MOVED, among, array_bind, chosen, move_to_archive, span, tables
 
 
 def _held(models: Models, *extra: ColumnElement[Any]) -> sa.CTE:
@@ -44,8 +44,7 @@ def _held(models: Models, *extra: ColumnElement[Any]) -> sa.CTE:
         sa.select(message.c.id, *(token.c[f"extra_{n}"] for n in range(len(extra))))
         .join(token, message.c.id == token.c.id)
         .where(
-            # The list again, although the join says it: an index scan on the primary key is
-            # then the plan whatever the statistics of a busy table claim.
+            # The list once more, for the same reason as in `among`.
             message.c.id == func.any(array_bind("ids", sa.BigInteger)),
             message.c.read_ct == token.c.read_ct,
             func.coalesce(message.c.consumer_worker_id, 0) == token.c.worker,
@@ -89,7 +88,7 @@ def delete(models: Models) -> Executable:
     held = _held(models)
     return (
         sa.delete(message)
-        .where(message.c.id == held.c.id, _enough(held))
+        .where(among(message, held), _enough(held))
         .returning(message.c.id.label("id"))
     )
 
@@ -147,7 +146,7 @@ def _update(
     message = tables(models).message
     return (
         sa.update(message)
-        .where(message.c.id == held.c.id, _enough(held), *conditions)
+        .where(among(message, held), _enough(held), *conditions)
         .values(**values)
         .returning(message.c.id, *(message.c[name] for name in MOVED))
     )

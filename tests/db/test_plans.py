@@ -1,0 +1,162 @@
+"""The plans must not flip: a queue table is analysed while it is empty all the time.
+
+Each state of the statistics is made for real, and the plan that PostgreSQL then runs is read, for
+the very statements of the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from pgqrs_sa import Models
+from pgqrs_sa.statements import lease, settle
+
+BACKLOG = 20_000
+FILL = (
+    "INSERT INTO pgqrs_messages (queue_id, payload, vt, priority) "
+    "SELECT 1, '{}', statement_timestamp() + interval '1 s' * :ahead, 0 "
+    "FROM generate_series(1, :rows)"
+)
+Fill = Callable[..., None]
+
+
+def never_analysed(run: Callable[[str], None], fill: Fill) -> None:
+    fill(BACKLOG)
+
+
+def analysed_while_empty(run: Callable[[str], None], fill: Fill) -> None:
+    run("VACUUM ANALYZE pgqrs_messages")
+    fill(BACKLOG)
+
+
+def analysed_while_full(run: Callable[[str], None], fill: Fill) -> None:
+    fill(BACKLOG)
+    run("VACUUM ANALYZE pgqrs_messages")
+
+
+def drained_since_it_was_analysed(run: Callable[[str], None], fill: Fill) -> None:
+    fill(BACKLOG)
+    run("ANALYZE pgqrs_messages")
+    run("DELETE FROM pgqrs_messages WHERE id <= (SELECT max(id) - 100 FROM pgqrs_messages)")
+
+
+def purged_and_refilled(run: Callable[[str], None], fill: Fill) -> None:
+    fill(BACKLOG)
+    run("DELETE FROM pgqrs_messages")
+    run("VACUUM ANALYZE pgqrs_messages")
+    fill(BACKLOG)
+
+
+def all_but_a_few_in_the_future(run: Callable[[str], None], fill: Fill) -> None:
+    fill(BACKLOG, ahead=3600)
+    fill(100)
+
+
+STATES = [
+    never_analysed,
+    analysed_while_empty,
+    analysed_while_full,
+    drained_since_it_was_analysed,
+    purged_and_refilled,
+    all_but_a_few_in_the_future,
+]
+
+
+@pytest.fixture(params=STATES, ids=lambda state: state.__name__)
+def connection(request: pytest.FixtureRequest, engine: sa.Engine) -> Iterator[sa.Connection]:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+
+        def run(sql: str) -> None:
+            connection.execute(sa.text(sql))
+
+        def fill(rows: int, ahead: int = 0) -> None:
+            connection.execute(sa.text(FILL), {"rows": rows, "ahead": ahead})
+
+        # What autovacuum would do at some moment, the states do at theirs.
+        run("ALTER TABLE pgqrs_messages SET (autovacuum_enabled = off)")
+        run("INSERT INTO pgqrs_queues (id, queue_name) OVERRIDING SYSTEM VALUE VALUES (1, 'mail')")
+        request.param(run, fill)
+        yield connection
+
+
+def explain(connection: sa.Connection, statement: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Run a statement of the package, with its own bind parameters, under EXPLAIN."""
+    compiled = statement.compile(dialect=connection.dialect)
+    sql = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {compiled}"
+    found = connection.exec_driver_sql(sql, compiled.construct_params(values)).scalar_one()
+    plan: dict[str, Any] = found[0]["Plan"]
+    return plan
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def scans(plan: dict[str, Any]) -> dict[str, int]:
+    """How pgqrs_messages was read: the index (or 'seq'), and the rows looked at."""
+    found: dict[str, int] = {}
+    for node in nodes(plan):
+        if node["Node Type"] == "Seq Scan" and node.get("Relation Name") == "pgqrs_messages":
+            found["seq"] = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+        elif "Index Name" in node and node["Index Name"].startswith("pgqrs_messages"):
+            looked = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+            loops = node["Actual Loops"]
+            name = node["Index Name"]
+            found[name] = found.get(name, 0) + int(looked * loops)
+    return found
+
+
+@pytest.mark.parametrize("limit", [1, 50])
+def test_a_dequeue_reads_its_rows_from_the_order_index_and_finds_them_again_by_their_ids(
+    connection: sa.Connection, limit: int
+) -> None:
+    statement = lease.dequeue(Models(), by_worker=False)
+    values = {"queue": "mail", "limit": limit, "lease": None, "worker": None}
+    explain(connection, statement, values)  # marks what is dead in the index as dead
+    plan = explain(connection, statement, values)
+    read = scans(plan)
+    assert set(read) == {"pgqrs_messages_order_idx", "pgqrs_messages_pkey"}, read
+    assert read["pgqrs_messages_order_idx"] == limit
+    assert read["pgqrs_messages_pkey"] == limit
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 200 + 30 * limit
+
+
+@pytest.mark.parametrize("settle_by", ["archive", "delete", "extend", "release"])
+def test_a_settle_finds_its_rows_by_their_ids(
+    connection: sa.Connection, settle_by: str
+) -> None:
+    count = 50
+    ids = list(
+        connection.scalars(sa.text("SELECT id FROM pgqrs_messages ORDER BY id DESC LIMIT 50"))
+    )
+    connection.execute(
+        sa.text(
+            "UPDATE pgqrs_messages SET read_ct = 1, max_read_ct = 5,"
+            " dequeued_at = statement_timestamp() WHERE id = ANY(:ids)"
+        ),
+        {"ids": ids},
+    )
+    values: dict[str, Any] = {
+        "ids": ids,
+        "read_cts": [1] * count,
+        "workers": [0] * count,
+        "required": count,
+    }
+    extras = {
+        "archive": {"outcome": "archived", "reasons": [None] * count, "errors": [None] * count},
+        "extend": {"lease": timedelta(seconds=30)},
+        "release": {"delay": timedelta(0)},
+        "delete": {},
+    }
+    plan = explain(connection, getattr(settle, settle_by)(Models()), values | extras[settle_by])
+    read = scans(plan)
+    assert set(read) == {"pgqrs_messages_pkey"}, read
+    # Once to lock, once to change; a bitmap scan counts its rows in the index as well.
+    assert read["pgqrs_messages_pkey"] <= 3 * count
