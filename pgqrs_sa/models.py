@@ -21,7 +21,10 @@ Your own classes, on your MetaData, in another schema, or with more columns::
     QueueService(session, models=Models(Queue, Message, ArchivedMessage, Worker))
 
 Give further columns and indexes as attributes: a ``__table_args__`` of your own would replace the
-constraints and indexes declared here. Table names are fixed, because migrations name them.
+constraints and indexes declared here. Table names are fixed, because migrations name them. A
+column added to messages must be nullable or have a server default, since ``enqueue`` does not know
+it: set it with ``session.add(Message(...))``. One that the archive has as well goes along into it,
+and back on a requeue.
 
 Three choices are measured rather than obvious. There are no foreign keys on the message tables
 (one halves the rate of batch inserts). The order index of a queue is partial, which keeps spent

@@ -118,7 +118,8 @@ class QueueService:
             at: An aware datetime at which it becomes visible; one that has passed means now.
             priority: Lower goes first.
             headers: A dict kept beside the payload, for tracing and routing.
-            key: With a live message of the queue under this key, no second one is made.
+            key: With a live message of the queue under this key, no second one is made. It is
+                free again once that is settled: for longer, keep a unique column of your own.
             max_read_ct: Attempts before it is dead; the queue's limit unless given.
 
         Returns:

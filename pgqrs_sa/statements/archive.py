@@ -15,9 +15,9 @@ from .. import states
 from ..models import Models
 from ..states import now
 from .parts import (
-    CONTENT,
     array_bind,
     chosen,
+    kept,
     move_to_archive,
     queue_id,
     seconds,
@@ -84,7 +84,7 @@ def requeue(models: Models) -> Executable:
     )
     rows = chosen(chosen_rows, "pgqrs_rows")
     changed = ("vt", "max_read_ct", "dequeued_at", "consumer_worker_id")
-    kept = tuple(name for name in CONTENT if name not in changed)
+    unchanged = tuple(name for name in kept(models) if name not in changed)
     gone = (
         sa.delete(archived)
         .where(
@@ -94,7 +94,7 @@ def requeue(models: Models) -> Executable:
         )
         .returning(
             archived.c.original_msg_id,
-            *(archived.c[name] for name in kept),
+            *(archived.c[name] for name in unchanged),
             rows.c.max_read_ct.label("attempts"),
         )
         .cte("pgqrs_gone")
@@ -102,13 +102,13 @@ def requeue(models: Models) -> Executable:
     attempts = func.coalesce(sa.bindparam("attempts", type_=sa.Integer), gone.c.attempts)
     source = sa.select(
         gone.c.original_msg_id,
-        *(gone.c[name] for name in kept),
+        *(gone.c[name] for name in unchanged),
         now() + span("delay"),
         gone.c.read_ct + attempts,
     )
     return (
         insert(message)
-        .from_select(("id", *kept, "vt", "max_read_ct"), source)
+        .from_select(("id", *unchanged, "vt", "max_read_ct"), source)
         .returning(message.c.id.label("id"), message.c.vt.label("vt"))
     )
 

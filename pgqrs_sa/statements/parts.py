@@ -30,7 +30,7 @@ CONTENT = (
     "dedup_key",
     "last_error",
 )
-"""The columns that a message takes along when it is archived or requeued."""
+"""The columns of a message, all but its id, that the archive has too."""
 
 timestamp = sa.DateTime(timezone=True)
 
@@ -57,6 +57,16 @@ def tables(models: Models) -> Tables:
     """Return the tables behind the mapped classes."""
     classes = (models.queue, models.message, models.archived, models.worker)
     return Tables(*(sa.inspect(cls).local_table for cls in classes))
+
+
+@cache
+def kept(models: Models) -> tuple[str, ...]:
+    """Return the columns that a message takes along into the archive, and back.
+
+    They are ours, and those that a host has added to both of its classes.
+    """
+    added = set(tables(models).message.c.keys()) & set(tables(models).archived.c.keys())
+    return CONTENT + tuple(sorted(added - set(CONTENT) - {"id"}))
 
 
 def span(name: str) -> ColumnElement[Any]:
@@ -128,16 +138,17 @@ def move_to_archive(
         .where(among(message, rows), *conditions)
         .returning(
             message.c.id,
-            *(message.c[name] for name in CONTENT if name != "last_error"),
+            *(message.c[name] for name in kept(models) if name != "last_error"),
             error.label("last_error"),
             reason.label("reason"),
         )
         .cte("pgqrs_gone")
     )
-    source = sa.select(gone.c.id, *(gone.c[name] for name in CONTENT), outcome, gone.c.reason)
+    columns = kept(models)
+    source = sa.select(gone.c.id, *(gone.c[name] for name in columns), outcome, gone.c.reason)
     return (
         insert(archived)
-        .from_select(("original_msg_id", *CONTENT, "outcome", "reason"), source)
+        .from_select(("original_msg_id", *columns, "outcome", "reason"), source)
         .returning(archived.c.original_msg_id.label("id"))
     )
 
