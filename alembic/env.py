@@ -16,11 +16,11 @@ from __future__ import annotations
 import asyncio
 import os
 
+from alembic import context
+from alembic.util import CommandError
 from shop_models import Base
 from sqlalchemy import URL, Connection, NullPool, create_engine, make_url
 
-from alembic import context
-from alembic.util import CommandError
 from pgqrs_sa import migrations
 from pgqrs_sa.models import metadata as pgqrs_metadata
 

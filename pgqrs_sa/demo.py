@@ -195,7 +195,7 @@ def _consume(url: str, story: _Story) -> None:
     expected = story.counts["sold"] + story.counts["scheduled"] - story.counts["cancelled"]
     deadline = time.monotonic() + DEADLINE_SECONDS
     try:
-        while story.counts["handled"] < expected and time.monotonic() < deadline:
+        while pipes and story.counts["handled"] < expected and time.monotonic() < deadline:
             for pipe in wait(list(pipes), timeout=1.0):
                 _hear(pipe, pipes, processes, story)  # type: ignore[arg-type]
     finally:

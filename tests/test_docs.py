@@ -17,7 +17,9 @@ from sqlalchemy.orm import Session
 from pgqrs_sa import Message, QueueService
 
 ROOT = Path(__file__).parents[1]
-FENCE = re.compile(r"^```python(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$", re.M | re.S)
+FENCE = re.compile(
+    r"^```python(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 def blocks(title: str | None) -> list[tuple[int, str]]:
@@ -42,7 +44,8 @@ def shop(monkeypatch: pytest.MonkeyPatch):
 
 def execute(code: str, line: int, names: dict) -> None:
     # Padded, so that a traceback names the line of the README.
-    exec(compile("\n" * line + code, str(ROOT / "README.md"), "exec"), names)
+    readme = str(ROOT / "README.md")
+    exec(compile("\n" * line + code, readme, "exec", dont_inherit=True), names)  # noqa: S102
 
 
 def test_the_blocks_of_the_readme_run_one_after_the_other(engine: sa.Engine, shop) -> None:
@@ -62,7 +65,9 @@ def test_the_blocks_of_the_readme_run_one_after_the_other(engine: sa.Engine, sho
 async def test_the_asyncio_block_runs(migrated, shop) -> None:
     engine = create_async_engine(migrated.async_url("asyncpg"))
     async with engine.begin() as connection:
-        await connection.execute(sa.text("INSERT INTO pgqrs_queues (queue_name) VALUES ('receipts')"))
+        await connection.execute(
+            sa.text("INSERT INTO pgqrs_queues (queue_name) VALUES ('receipts')")
+        )
     ((line, code),) = blocks("asyncio")
     names = {"async_engine": engine, "Order": shop.Order}
     execute(f"async def main():\n{textwrap.indent(code, '    ')}", line - 1, names)
@@ -105,4 +110,5 @@ def test_the_environment_of_the_readme_autogenerates_migrates_and_is_clean(
 def test_the_readme_names_only_files_that_exist() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
     missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
-    assert links and not missing
+    assert links
+    assert not missing

@@ -24,6 +24,7 @@ def upgrade() -> None:
     sa.Column('id', sa.Integer(), nullable=False),
     sa.Column('customer', sa.Text(), nullable=False),
     sa.Column('total_cents', sa.Integer(), nullable=False),
+    sa.Column('receipts_sent', sa.Integer(), server_default=sa.text('0'), nullable=False),
     sa.Column('receipt_id', sa.BigInteger(), nullable=True),
     sa.ForeignKeyConstraint(['receipt_id'], ['pgqrs_messages.id'], name='shop_orders_receipt_id_fkey', ondelete='SET NULL'),
     sa.PrimaryKeyConstraint('id')
