@@ -106,7 +106,7 @@ class Settings:
         validation: What a producer refuses.
     """
 
-    dsn: str
+    dsn: str = field(repr=False)
     schema: str | None = None
     max_connections: int = 16
     connection_timeout_seconds: float = 30.0
@@ -248,12 +248,12 @@ def _positive(value: Any, place: str) -> float:
 
 
 def _number(value: Any, place: str, kind: Callable[[Any], float]) -> float:
+    what = "a whole number" if kind is int else "a number"
+    if isinstance(value, bool) or (isinstance(value, float) and kind is int):
+        raise InvalidArgument(f"{place} must be {what}, not {value!r}")
     try:
-        if isinstance(value, bool) or (isinstance(value, float) and kind is int):
-            raise ValueError(value)
         return kind(value)
     except (TypeError, ValueError):
-        what = "a whole number" if kind is int else "a number"
         raise InvalidArgument(f"{place} must be {what}, not {value!r}") from None
 
 

@@ -57,7 +57,12 @@ else:
         migrate(connection)
 """
 
-READY_MADE = 'OPTIONS = {"target_metadata": [Base.metadata, pgqrs_metadata], "autogenerate_plugins": PLUGINS}'
+READY_MADE = """
+OPTIONS = {
+    "target_metadata": [Base.metadata, pgqrs_metadata],
+    "autogenerate_plugins": PLUGINS,
+}
+"""
 
 
 class Host:
@@ -179,41 +184,3 @@ def relations() -> Callable[[sa.Connection], set[str]]:
         )
 
     return names
-
-
-# TEMPORARY: until tests/conftest.py has them ------------------------------------------------
-import itertools  # noqa: E402
-import os  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-
-_numbers = itertools.count()
-
-
-@dataclass
-class _Database:
-    name: str
-
-    @property
-    def dsn(self):
-        return f"postgresql://postgres@/{self.name}?host=/tmp/exp/sock"
-
-    @property
-    def url(self):
-        return self.async_url("psycopg")
-
-    def async_url(self, driver):
-        return self.dsn.replace("postgresql:", f"postgresql+{driver}:")
-
-
-@pytest.fixture
-def database():
-    name = f"alembic_{os.getpid()}_{next(_numbers)}"
-    admin = ["psql", "-qX", "-h", "/tmp/exp/sock", "-U", "postgres", "-c"]
-    subprocess.run([*admin, f"create database {name}"], check=True)
-    yield _Database(name)
-    subprocess.run([*admin, f"drop database {name}"], check=True)
-
-
-@pytest.fixture
-def pg_bin():
-    return Path("/usr/lib/postgresql/15/bin")

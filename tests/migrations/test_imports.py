@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -59,3 +60,8 @@ def test_importing_alembic_does_not_import_the_comparison():
         "assert 'pgqrs_sa.migrations.autogen' not in sys.modules"
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_entry_point_suits_the_alembic_releases_that_iterate_over_it():
+    plugin = importlib.metadata.entry_points(group="alembic.plugins")["pgqrs_sa"].load()
+    assert [module.setup for module in plugin] == [plugin.setup]

@@ -64,7 +64,8 @@ OPTIONS = {{
 def next_release(host):
     """Return a function that runs an Alembic command with the next release."""
     ini = host.folder / "alembic.ini"
-    ini.write_text(f"[alembic]\nscript_location = {host.folder}\nurl = {host.url}\n")
+    text = f"[alembic]\nscript_location = {host.folder}\nurl = {host.url}\n"
+    ini.write_text(text.replace("%", "%%"))
     script = host.folder / "release_2.py"
     script.write_text(RELEASE_2.replace("CONFIG", repr(str(ini))))
 

@@ -10,8 +10,8 @@ from alembic import command
 
 from pgqrs_sa import migrations
 from pgqrs_sa.errors import InvalidArgument, SchemaVersionError
-from pgqrs_sa.models import metadata
 from pgqrs_sa.migrations.ops import DowngradeOp, UpgradeOp
+from pgqrs_sa.models import metadata
 
 AWKWARD = ["jobs", 'Te"nant', "with space", "a:b%c", "sele'ct"]
 VERSION_TABLE = {"public.alembic_version", "public.alembic_version_pkc", "public._alembic_version"}

@@ -9,6 +9,25 @@ import sqlalchemy as sa
 from pgqrs_sa.models import metadata
 
 PLAIN = 'OPTIONS = {"target_metadata": [pgqrs_metadata, Base.metadata]}'
+CONVENTION = """
+names = {{
+    "pk": "pk_%(table_name)s",
+    "ix": "ix_%(column_0_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+}}
+
+class Own(DeclarativeBase):
+    metadata = sa.MetaData(naming_convention=names)
+
+class Queue(models.QueueMixin, Own): ...
+class OwnMessage(models.MessageMixin, Own): ...
+class Archived(models.ArchivedMessageMixin, Own): ...
+class Worker(models.WorkerMixin, Own): ...
+
+OPTIONS = {{"target_metadata": Own.metadata{plugins}}}
+"""
 # SQLAlchemy 2.0 has no storage parameters on Table, so Alembic has nothing to write them from.
 SETS_STORAGE = sa.__version__ >= "2.1"
 
@@ -61,37 +80,19 @@ def test_a_naming_convention_of_the_host_renames_nothing(host, database, dump):
     host.upgrade()
     usual = dump(database.dsn)
     host.downgrade()
-    host.declare(
-        """
-        names = {
-            "pk": "pk_%(table_name)s",
-            "ix": "ix_%(column_0_label)s",
-            "uq": "uq_%(table_name)s_%(column_0_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
-        }
-
-        class Own(DeclarativeBase):
-            metadata = sa.MetaData(naming_convention=names)
-
-        class Queue(models.QueueMixin, Own): ...
-        class Message(models.MessageMixin, Own): ...
-        class Archived(models.ArchivedMessageMixin, Own): ...
-        class Worker(models.WorkerMixin, Own): ...
-
-        OPTIONS = {"target_metadata": Own.metadata, "autogenerate_plugins": PLUGINS}
-        """
-    )
+    host.declare(CONVENTION.format(plugins=', "autogenerate_plugins": PLUGINS'))
     host.upgrade()
     assert dump(database.dsn) == usual
     host.check()
     host.downgrade()
-    with host.connect() as connection:
-        connection.execute(sa.text("DROP TABLE alembic_version"))
-    host.versions()[0].unlink()
-    host.declare((host.folder / "env.py").read_text().split("class Base(DeclarativeBase): ...")[1]
-                 .split("def migrate")[0].replace(', "autogenerate_plugins": PLUGINS', ""))  # fmt: skip
+
+
+def test_a_naming_convention_and_plain_autogenerate(host, database, dump):
+    host.declare(CONVENTION.format(plugins=""))
     assert "op.pgqrs_upgrade" not in host.revision()
     host.upgrade()
     plain = dump(database.dsn)
-    assert plain == (usual if SETS_STORAGE else without_storage(usual))
+    host.downgrade()
+    create_all(database.url)
+    made = dump(database.dsn)
+    assert plain == (made if SETS_STORAGE else without_storage(made))
