@@ -204,7 +204,7 @@ def _parsed(path: Path) -> Any:
     try:
         if path.suffix == ".toml":
             return tomllib.loads(text)
-        import yaml  # type: ignore[import-untyped] # noqa: PLC0415 - of the extra `cli`
+        import yaml  # noqa: PLC0415 - of the extra `cli`
 
         return yaml.safe_load(text) or {}
     except ImportError:
