@@ -17,7 +17,7 @@ from sqlalchemy.orm import Mapper, object_session
 from . import arguments
 from .codecs import JsonCodec
 from .errors import DuplicateMessage, InvalidArgument, QueueNotFound
-from .models import MessageMixin
+from .mixins import MessageMixin
 from .operations.enqueue import check_size
 from .statements import flush as statements
 

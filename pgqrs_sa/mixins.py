@@ -1,0 +1,366 @@
+"""The columns, constraints and indexes of the four tables, for any registry: see `models`.
+
+Three choices are measured rather than obvious. There are no foreign keys on the message tables
+(one halves the rate of batch inserts). The order index of a queue is partial, which keeps spent
+messages out of the way, and keeps the planner from ever answering a lookup by ``id`` with it.
+``max_read_ct`` may be NULL until the first lease: the queue's own limit holds then, whatever way
+the row was inserted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import func
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.ext.hybrid import hybrid_property
+from sqlalchemy.orm import Mapped, declared_attr, mapped_column, validates
+from sqlalchemy.schema import conv
+from sqlalchemy.sql import ColumnElement
+
+from . import arguments, states
+from .codecs import JsonCodec
+from .errors import InvalidArgument
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "VERSION_COMMENT",
+    "ArchivedMessageMixin",
+    "MessageMixin",
+    "QueueMixin",
+    "WorkerMixin",
+]
+
+SCHEMA_VERSION = 1
+"""The version of the tables below; `pgqrs_sa.migrations` has a step for each."""
+
+VERSION_COMMENT = "pgqrs_sa:schema="
+"""What the version is stamped with, as the comment of ``pgqrs_queues``."""
+
+_timestamp = sa.DateTime(timezone=True)
+_clock = func.statement_timestamp()
+_identity = sa.Identity(always=False)
+_vt_range = "vt >= '1970-01-01 00:00:00+00' AND vt < '9999-01-01 00:00:00+00'"
+_queue_name_rule = f"queue_name ~ '{arguments.QUEUE_NAME_PATTERN}'"
+_has_attempts = "max_read_ct IS NULL OR read_ct < max_read_ct"
+_strict = JsonCodec()
+_ddl: Callable[[str], sa.DDL] = sa.DDL
+
+_AUTOVACUUM = {
+    # Each message leaves two dead rows behind, and a dequeue reads over those that are not
+    # cleaned yet: a fifth of the table, the server's default, is far too many to wait for.
+    "autovacuum_vacuum_scale_factor": "0.01",
+    "autovacuum_vacuum_threshold": "1000",
+    "autovacuum_analyze_scale_factor": "0.05",
+    "autovacuum_analyze_threshold": "1000",
+}
+
+
+def _check(body: str, name: str) -> sa.CheckConstraint:
+    # conv() marks the name as final: a naming convention of the host must not prefix it again.
+    return sa.CheckConstraint(body, name=conv(name))
+
+
+def _storage(parameters: dict[str, str]) -> dict[str, Any]:
+    """Return what makes ``CREATE TABLE`` set the storage parameters."""
+    if sa.__version__ >= "2.1":
+        return {"postgresql_with": parameters}
+    listed = ", ".join(f"{name} = {value}" for name, value in parameters.items())
+    return {"listeners": [("after_create", _ddl(f"ALTER TABLE %(fullname)s SET ({listed})"))]}
+
+
+def _options(cls: object, comment: str, **options: Any) -> dict[str, Any]:
+    schema = getattr(cls, "__pgqrs_schema__", None)
+    return {"schema": schema, "comment": comment, "info": {"pgqrs_sa": True}, **options}
+
+
+_OPTION_CHECKS: dict[str, Callable[[Any], object]] = {
+    "headers": arguments.headers_text,
+    "priority": arguments.check_priority,
+    "max_read_ct": arguments.check_max_read_ct,
+    "dedup_key": arguments.check_key,
+    "vt": lambda value: arguments.moment(value, "vt"),
+}
+
+
+class QueueMixin:
+    """A queue: its name, and the defaults that its messages follow."""
+
+    __tablename__ = "pgqrs_queues"
+
+    id: Mapped[int] = mapped_column(sa.BigInteger, _identity)
+    queue_name: Mapped[str] = mapped_column(sa.Text)
+    created_at: Mapped[datetime] = mapped_column(_timestamp, server_default=_clock)
+    lease_seconds: Mapped[float] = mapped_column(
+        sa.Double, server_default=sa.text("30"), nullable=False
+    )
+    max_read_ct: Mapped[int] = mapped_column(
+        sa.Integer, server_default=sa.text("5"), nullable=False
+    )
+    retention_seconds: Mapped[float | None] = mapped_column(sa.Double)
+    max_payload_bytes: Mapped[int] = mapped_column(
+        sa.Integer, server_default=sa.text("1048576"), nullable=False
+    )
+    paused_at: Mapped[datetime | None] = mapped_column(_timestamp)
+
+    @declared_attr.directive
+    def __table_args__(cls) -> tuple[Any, ...]:  # noqa: N805
+        return (
+            sa.PrimaryKeyConstraint("id", name=conv("pgqrs_queues_pkey")),
+            sa.UniqueConstraint("queue_name", name=conv("pgqrs_queues_queue_name_key")),
+            _check(_queue_name_rule, "pgqrs_queues_queue_name_check"),
+            _check("lease_seconds > 0", "pgqrs_queues_lease_seconds_check"),
+            _check("max_read_ct >= 1", "pgqrs_queues_max_read_ct_check"),
+            _check("retention_seconds >= 0", "pgqrs_queues_retention_seconds_check"),
+            _check("max_payload_bytes >= 1", "pgqrs_queues_max_payload_bytes_check"),
+            _options(cls, f"{VERSION_COMMENT}{SCHEMA_VERSION}"),
+        )
+
+
+class _ContentMixin:
+    """The columns that a message keeps when it is settled."""
+
+    id: Mapped[int] = mapped_column(sa.BigInteger, _identity)
+    queue_id: Mapped[int] = mapped_column(sa.BigInteger)
+    payload: Mapped[Any] = mapped_column(JSONB, nullable=False)
+    headers: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    priority: Mapped[int] = mapped_column(sa.SmallInteger, server_default=sa.text("0"))
+    vt: Mapped[datetime] = mapped_column(_timestamp, server_default=_clock)
+    enqueued_at: Mapped[datetime] = mapped_column(_timestamp, server_default=_clock)
+    read_ct: Mapped[int] = mapped_column(sa.Integer, server_default=sa.text("0"))
+    max_read_ct: Mapped[int | None] = mapped_column(sa.Integer)
+    dequeued_at: Mapped[datetime | None] = mapped_column(_timestamp)
+    producer_worker_id: Mapped[int | None] = mapped_column(sa.BigInteger)
+    consumer_worker_id: Mapped[int | None] = mapped_column(sa.BigInteger)
+    dedup_key: Mapped[str | None] = mapped_column(sa.Text)
+    last_error: Mapped[str | None] = mapped_column(sa.Text)
+
+
+class MessageMixin(_ContentMixin):
+    """A live message: waiting, visible, under lease, or out of attempts.
+
+    ``session.add(Message(queue_name="mail", payload={...}, delay=60))`` does what ``enqueue``
+    does: the arguments are checked as they are assigned, and the queue as the row is flushed.
+    ``queue_name``, ``delay`` and ``at`` are ways to say ``queue_id`` and ``vt``.
+
+    The states are hybrids: in SQL they follow the database's clock, and are what to decide by;
+    on an instance they follow this computer's clock, and are for display.
+    """
+
+    __tablename__ = "pgqrs_messages"
+
+    @declared_attr.directive
+    def __table_args__(cls) -> tuple[Any, ...]:  # noqa: N805
+        return (
+            sa.PrimaryKeyConstraint("id", name=conv("pgqrs_messages_pkey")),
+            _check(_vt_range, "pgqrs_messages_vt_check"),
+            _check("read_ct >= 0", "pgqrs_messages_read_ct_check"),
+            _check(
+                # A CHECK that is NULL passes, so each side says what it means of NULL.
+                "CASE WHEN max_read_ct IS NULL THEN read_ct = 0 ELSE max_read_ct >= 1 END",
+                "pgqrs_messages_max_read_ct_check",
+            ),
+            _check("jsonb_typeof(headers) = 'object'", "pgqrs_messages_headers_check"),
+            _check(
+                f"char_length(dedup_key) BETWEEN 1 AND {arguments.MAX_KEY_LENGTH}",
+                "pgqrs_messages_dedup_key_check",
+            ),
+            sa.Index(
+                conv("pgqrs_messages_order_idx"),
+                "queue_id",
+                "priority",
+                "vt",
+                "id",
+                postgresql_where=sa.text(_has_attempts),
+            ),
+            sa.Index(
+                conv("pgqrs_messages_spent_idx"),
+                "queue_id",
+                "vt",
+                "id",
+                postgresql_where=sa.text("read_ct >= max_read_ct"),
+            ),
+            sa.Index(
+                conv("pgqrs_messages_dedup_key_idx"),
+                "queue_id",
+                "dedup_key",
+                unique=True,
+                postgresql_where=sa.text("dedup_key IS NOT NULL"),
+            ),
+            _options(cls, "Live messages of pgqrs_sa", **_storage(_AUTOVACUUM)),
+        )
+
+    @property
+    def delay(self) -> timedelta:
+        """Write only: seconds or a timedelta from now, by the database's clock."""
+        raise AttributeError("delay only sets vt: read vt")
+
+    @delay.setter
+    def delay(self, value: float | timedelta) -> None:
+        # An SQL expression as a value: the database's clock does the sum, in the INSERT.
+        expression: Any = func.statement_timestamp() + arguments.duration(value)
+        self.vt = expression
+
+    @property
+    def at(self) -> datetime:
+        """Write only: an aware datetime; one in the past means now."""
+        raise AttributeError("at only sets vt: read vt")
+
+    @at.setter
+    def at(self, value: datetime) -> None:
+        expression: Any = func.greatest(
+            sa.literal(arguments.moment(value), _timestamp), func.statement_timestamp()
+        )
+        self.vt = expression
+
+    @property
+    def queue_name(self) -> str | None:
+        """The name given to the constructor; None on a row that was loaded (use ``queue_id``)."""
+        name: str | None = self.__dict__.get("_pgqrs_queue_name")
+        return name
+
+    @queue_name.setter
+    def queue_name(self, value: str) -> None:
+        self.__dict__["_pgqrs_queue_name"] = arguments.check_queue_name(value)
+
+    @validates("payload")
+    def _check_payload(self, _key: str, value: Any) -> Any:
+        _strict.dumps(value)
+        return value
+
+    @validates("headers", "priority", "max_read_ct", "dedup_key", "vt")
+    def _check_option(self, key: str, value: Any) -> Any:
+        if value is None or isinstance(value, sa.ClauseElement):
+            return value
+        _OPTION_CHECKS[key](value)
+        return value
+
+    @hybrid_property
+    def ready(self) -> bool:
+        """Visible, with attempts left: the next dequeue may take it."""
+        return self.state == "ready"
+
+    @ready.inplace.expression
+    @classmethod
+    def _ready(cls) -> ColumnElement[bool]:
+        return states.ready(cls)
+
+    @hybrid_property
+    def exhausted(self) -> bool:
+        """Visible, but its attempts are used up: it is about to become a dead letter."""
+        return self.state == "exhausted"
+
+    @exhausted.inplace.expression
+    @classmethod
+    def _exhausted(cls) -> ColumnElement[bool]:
+        return states.exhausted(cls)
+
+    @hybrid_property
+    def leased(self) -> bool:
+        """A consumer holds it, and its lease has not run out."""
+        return self.state == "leased"
+
+    @leased.inplace.expression
+    @classmethod
+    def _leased(cls) -> ColumnElement[bool]:
+        return states.leased(cls)
+
+    @hybrid_property
+    def scheduled(self) -> bool:
+        """Waiting for its time; nobody holds it."""
+        return self.state == "scheduled"
+
+    @scheduled.inplace.expression
+    @classmethod
+    def _scheduled(cls) -> ColumnElement[bool]:
+        return states.scheduled(cls)
+
+    @hybrid_property
+    def has_attempts(self) -> bool:
+        """Whether another attempt is allowed."""
+        return self.max_read_ct is None or (self.read_ct or 0) < self.max_read_ct
+
+    @has_attempts.inplace.expression
+    @classmethod
+    def _has_attempts(cls) -> ColumnElement[bool]:
+        return states.has_attempts(cls)
+
+    @hybrid_property
+    def state(self) -> str:
+        """``ready``, ``scheduled``, ``leased`` or ``exhausted``."""
+        if not isinstance(self.vt, datetime):
+            raise InvalidArgument("this message has no vt yet: flush it first")
+        if self.vt > datetime.now(UTC):
+            return "scheduled" if self.dequeued_at is None else "leased"
+        return "ready" if self.has_attempts else "exhausted"
+
+    @state.inplace.expression
+    @classmethod
+    def _state(cls) -> ColumnElement[str]:
+        return states.state(cls)
+
+
+class ArchivedMessageMixin(_ContentMixin):
+    """A settled message: done, dead, cancelled or discarded, with the reason."""
+
+    __tablename__ = "pgqrs_archive"
+
+    # sort_order: after the columns that a message has, which begin with the id.
+    original_msg_id: Mapped[int] = mapped_column(sa.BigInteger, sort_order=1)
+    archived_at: Mapped[datetime] = mapped_column(_timestamp, server_default=_clock, sort_order=1)
+    outcome: Mapped[str] = mapped_column(
+        sa.Text, server_default=sa.text("'archived'"), sort_order=1
+    )
+    reason: Mapped[str | None] = mapped_column(sa.Text, sort_order=1)
+
+    @declared_attr.directive
+    def __table_args__(cls) -> tuple[Any, ...]:  # noqa: N805
+        return (
+            sa.PrimaryKeyConstraint("id", name=conv("pgqrs_archive_pkey")),
+            _check(
+                "outcome IN ('archived', 'dead', 'cancelled', 'discarded')",
+                "pgqrs_archive_outcome_check",
+            ),
+            sa.Index(conv("pgqrs_archive_queue_idx"), "queue_id", "archived_at", "id"),
+            sa.Index(conv("pgqrs_archive_original_msg_idx"), "original_msg_id"),
+            sa.Index(
+                conv("pgqrs_archive_not_done_idx"),
+                "queue_id",
+                "outcome",
+                "id",
+                postgresql_where=sa.text("outcome <> 'archived'"),
+            ),
+            _options(cls, "Settled messages of pgqrs_sa"),
+        )
+
+
+class WorkerMixin:
+    """One start of one process. A restart is a new row, so an old process cannot pass for it."""
+
+    __tablename__ = "pgqrs_workers"
+
+    id: Mapped[int] = mapped_column(sa.BigInteger, _identity)
+    name: Mapped[str] = mapped_column(sa.Text)
+    hostname: Mapped[str] = mapped_column(sa.Text)
+    pid: Mapped[int | None] = mapped_column(sa.Integer)
+    port: Mapped[int | None] = mapped_column(sa.Integer)
+    version: Mapped[str | None] = mapped_column(sa.Text)
+    queues: Mapped[list[str]] = mapped_column(ARRAY(sa.Text), server_default=sa.text("'{}'"))
+    status: Mapped[str] = mapped_column(sa.Text, server_default=sa.text("'ready'"))
+    started_at: Mapped[datetime] = mapped_column(_timestamp, server_default=_clock)
+    heartbeat_at: Mapped[datetime] = mapped_column(_timestamp, server_default=_clock)
+    shutdown_at: Mapped[datetime | None] = mapped_column(_timestamp)
+
+    @declared_attr.directive
+    def __table_args__(cls) -> tuple[Any, ...]:  # noqa: N805
+        return (
+            sa.PrimaryKeyConstraint("id", name=conv("pgqrs_workers_pkey")),
+            _check(
+                "status IN ('ready', 'suspended', 'stopped')",
+                "pgqrs_workers_status_check",
+            ),
+            _options(cls, "Processes that work on pgqrs_sa queues"),
+        )
