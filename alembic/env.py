@@ -21,8 +21,8 @@ from alembic.util import CommandError
 from shop_models import Base
 from sqlalchemy import URL, Connection, NullPool, create_engine, make_url
 
+from pgqrs_sa import metadata as pgqrs_metadata
 from pgqrs_sa import migrations
-from pgqrs_sa.models import metadata as pgqrs_metadata
 
 OPTIONS = {
     "target_metadata": [pgqrs_metadata, Base.metadata],

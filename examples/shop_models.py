@@ -9,7 +9,7 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, ForeignKey, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from pgqrs_sa.models import Message
+from pgqrs_sa import Message
 
 
 class Base(DeclarativeBase):

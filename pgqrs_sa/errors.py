@@ -269,19 +269,30 @@ class NonAtomicEnqueue(PgqrsError):
 
 
 class SchemaVersionError(PgqrsError):
-    """The database's queue schema is not the version that this release works with.
+    """The database's queue schema is not the version that is needed.
 
     Attributes:
         installed: The version found, or None when there is no stamp.
-        needed: The version that this release needs.
+        needed: The version that this release, or the migration that ran, needs.
     """
 
     code = "PGQ-013"
 
-    def __init__(self, installed: int | None, needed: int, schema: str | None, hint: str) -> None:
+    def __init__(
+        self,
+        installed: int | None,
+        needed: int,
+        schema: str | None,
+        hint: str,
+        *,
+        subject: str = "this release of pgqrs_sa",
+    ) -> None:
         where = f"schema {schema!r}" if schema else "the default schema"
-        found = "no queue schema" if installed is None else f"version {installed}"
-        super().__init__(f"{where} holds {found}, this release of pgqrs_sa needs {needed}: {hint}")
+        found = "no known version" if installed is None else f"version {installed}"
+        wanted = f"version {needed}" if needed else "no tables"
+        super().__init__(
+            f"{where} holds {found} of the queue tables, {subject} needs {wanted}: {hint}"
+        )
         self.installed = installed
         self.needed = needed
 

@@ -47,7 +47,6 @@ _vt_range = "vt >= '1970-01-01 00:00:00+00' AND vt < '9999-01-01 00:00:00+00'"
 _queue_name_rule = f"queue_name ~ '{arguments.QUEUE_NAME_PATTERN}'"
 _has_attempts = "max_read_ct IS NULL OR read_ct < max_read_ct"
 _strict = JsonCodec()
-_ddl: Callable[[str], sa.DDL] = sa.DDL
 
 _AUTOVACUUM = {
     # Each message leaves two dead rows behind, and a dequeue reads over those that are not
@@ -69,7 +68,16 @@ def _storage(parameters: dict[str, str]) -> dict[str, Any]:
     if sa.__version__ >= "2.1":
         return {"postgresql_with": parameters}
     listed = ", ".join(f"{name} = {value}" for name, value in parameters.items())
-    return {"listeners": [("after_create", _ddl(f"ALTER TABLE %(fullname)s SET ({listed})"))]}
+
+    def after_create(table: sa.Table, connection: sa.Connection, **_: Any) -> None:
+        name = connection.dialect.identifier_preparer.format_table(
+            table, name=None, use_schema=False
+        )
+        if schema := connection.schema_for_object(table):
+            name = f"{connection.dialect.identifier_preparer.quote(schema)}.{name}"
+        connection.execute(sa.text(f"ALTER TABLE {name} SET ({listed})".replace(":", "\\:")))
+
+    return {"listeners": [("after_create", after_create)]}
 
 
 def _options(cls: object, comment: str, **options: Any) -> dict[str, Any]:

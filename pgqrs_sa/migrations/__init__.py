@@ -118,7 +118,8 @@ def lock(connection: _Executes) -> None:
 
     The lock belongs to a transaction. With ``transaction_per_migration=True``, or once a revision
     leaves the transaction by ``autocommit_block()``, it covers the first part only: let a single
-    process migrate then.
+    process migrate then. The isolation level has to be PostgreSQL's default, READ COMMITTED: under
+    the stricter ones, who waited still sees the database as it was before.
 
     Args:
         connection: A `sqlalchemy.Connection`, or ``alembic.context``, which also writes the

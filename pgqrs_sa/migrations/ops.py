@@ -137,16 +137,22 @@ def _check_range(move: VersionOp, low: int, high: int) -> None:
         )
 
 
+def _mismatch(installed: int | None, move: VersionOp, hint: str) -> SchemaVersionError:
+    return SchemaVersionError(
+        installed, move.from_version, move.schema, hint, subject=f"op.{move.name}"
+    )
+
+
 def _begin(operations: Operations, move: VersionOp) -> None:
     migrations.lock(operations)
     if operations.get_context().as_sql:
         return
     found, installed = migrations.read_stamp(operations.get_bind(), move.schema)
     if found and installed is None:
-        raise SchemaVersionError(None, move.to_version, move.schema, migrations.UNSTAMPED)
+        raise _mismatch(None, move, migrations.UNSTAMPED)
     if (installed or 0) != move.from_version:
         hint = " ".join(_advice(move, installed or 0))
-        raise SchemaVersionError(installed, move.to_version, move.schema, hint)
+        raise _mismatch(installed, move, hint)
 
 
 def _advice(move: VersionOp, installed: int) -> Iterator[str]:

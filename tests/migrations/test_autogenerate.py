@@ -190,6 +190,20 @@ def test_schemas_that_alembic_does_not_look_into_are_not_proposed_again(host, bo
     host.downgrade()
 
 
+def test_unnamed_constraints_that_alembic_does_not_look_at_are_taken_to_be_there(host):
+    unnamed = "tenant_id: Mapped[int | None] = mapped_column(sa.ForeignKey(Tenant.id))"
+    host.declare(own(unnamed, "jobs", include_schemas=False))
+    host.write(
+        "op.pgqrs_upgrade(schema='jobs')\n"
+        "    op.execute('CREATE TABLE tenants (id serial PRIMARY KEY)')\n"
+        "    op.execute('ALTER TABLE jobs.pgqrs_messages ADD tenant_id int REFERENCES tenants')\n"
+        "    op.execute('CREATE TABLE orders (id serial PRIMARY KEY, receipt_id bigint'\n"
+        "        ' CONSTRAINT orders_receipt_id_fkey REFERENCES jobs.pgqrs_messages)')"
+    )
+    host.upgrade()
+    host.check()
+
+
 def test_two_schemas_at_once(host, body):
     host.declare(
         """
