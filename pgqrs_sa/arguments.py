@@ -13,17 +13,21 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from .codecs import JsonCodec
-from .errors import DelayError, InvalidArgument, PayloadError
+from .errors import DelayError, InvalidArgument, PayloadError, shown
 
 __all__ = [
     "END_OF_TIME",
+    "MAX_ERROR_LENGTH",
     "MAX_HEADERS_BYTES",
     "MAX_KEY_LENGTH",
     "QUEUE_NAME_PATTERN",
+    "age",
     "check_key",
     "check_max_read_ct",
+    "check_number",
     "check_priority",
     "check_queue_name",
+    "check_text",
     "checked_id",
     "checked_limit",
     "criteria",
@@ -33,12 +37,16 @@ __all__ = [
     "headers_text",
     "moment",
     "nonempty",
+    "row_time",
     "suggestions",
     "worker_id",
 ]
 
 END_OF_TIME = datetime(9999, 1, 1, tzinfo=UTC)
 """Nothing is scheduled past this: later times cannot be read back in every time zone."""
+
+_START_OF_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+_OLDEST = timedelta(days=365 * 1000)
 
 QUEUE_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
 MAX_KEY_LENGTH = 255
@@ -55,10 +63,10 @@ _strict = JsonCodec()
 def check_queue_name(name: object) -> str:
     """Return ``name`` if a queue may be called so."""
     if not isinstance(name, str):
-        raise InvalidArgument(f"queue must be a name, not {name!r}")
+        raise InvalidArgument(f"queue must be a name, not {shown(name)}")
     if re.match(QUEUE_NAME_PATTERN, name) is None or name.endswith("\n"):
         raise InvalidArgument(
-            f"{name!r} is no queue name: use 1 to 128 of A-Z a-z 0-9 . _ : / -, "
+            f"{shown(name)} is no queue name: use 1 to 128 of A-Z a-z 0-9 . _ : / -, "
             "starting with a letter or a digit"
         )
     return name
@@ -73,44 +81,55 @@ def duration(value: object, name: str = "delay", *, positive: bool = False) -> t
         positive: Refuse zero too.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, timedelta)):
-        raise DelayError(f"{name} must be seconds or a timedelta, not {value!r}")
+        raise DelayError(f"{name} must be seconds or a timedelta, not {shown(value)}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise DelayError(f"{name} must be finite, not {value!r}")
+        raise DelayError(f"{name} must be finite, not {shown(value)}")
+    zero = timedelta(0) if isinstance(value, timedelta) else 0
+    if value < zero or (positive and value == zero):  # type: ignore[operator]
+        least = "more than 0" if positive else "0 or more"
+        raise DelayError(f"{name} must be {least} seconds, not {shown(value)}")
     try:
         span = value if isinstance(value, timedelta) else timedelta(seconds=value)
         too_far = datetime.now(UTC) + span >= END_OF_TIME
     except OverflowError:
-        too_far, span = True, timedelta(0)
-    if span < timedelta(0) or (positive and span == timedelta(0)) or _is_negative(value):
-        least = "more than 0" if positive else "0 or more"
-        raise DelayError(f"{name} must be {least} seconds, not {value!r}")
+        too_far = True
     if too_far:
-        raise DelayError(f"{name}={value!r} ends past year 9998: choose a nearer time")
+        raise DelayError(f"{name}={shown(value)} ends past year 9998: choose a nearer time")
+    if positive and not span:
+        raise DelayError(f"{name} must be more than 0 seconds, not {shown(value)}: it rounds to 0")
     return span
-
-
-def _is_negative(value: float | timedelta) -> bool:
-    # A negative number too large for a timedelta must not be called "too far ahead".
-    return value < timedelta(0) if isinstance(value, timedelta) else value < 0
 
 
 def moment(value: object, name: str = "at") -> datetime:
     """Return an aware datetime that lies before year 9999."""
     if not isinstance(value, datetime):
-        raise DelayError(f"{name} must be an aware datetime, not {value!r}")
+        raise DelayError(f"{name} must be an aware datetime, not {shown(value)}")
     if value.tzinfo is None or value.utcoffset() is None:
         raise DelayError(
-            f"{name}={value!r} is naive, so which moment it means is unknown: "
+            f"{name}={shown(value)} is naive, so which moment it means is unknown: "
             "give it a time zone, for example datetime.now(UTC)"
         )
     try:
         # asyncpg sums datetimes in UTC, so the earliest and latest must fit there as well.
         moment_utc = value.astimezone(UTC)
     except OverflowError:
-        raise DelayError(f"{name}={value!r} lies outside of the years 1 to 9998") from None
+        raise DelayError(f"{name}={shown(value)} lies outside of the years 1 to 9998") from None
     if moment_utc >= END_OF_TIME:
-        raise DelayError(f"{name}={value!r} lies past year 9998: choose a nearer time")
+        raise DelayError(f"{name}={shown(value)} lies past year 9998: choose a nearer time")
     return moment_utc
+
+
+def row_time(value: object) -> datetime:
+    """Return a ``vt`` that a row may have: from 1970 on."""
+    found = moment(value, "vt")
+    if found < _START_OF_TIME:
+        raise DelayError(f"vt={shown(value)} lies before 1970: choose a later time")
+    return found
+
+
+def age(value: object, name: str, *, positive: bool = False) -> timedelta:
+    """Return a duration that can be taken from now; nothing here is older than its bound."""
+    return min(duration(value, name, positive=positive), _OLDEST)
 
 
 def delay_or_at(
@@ -118,7 +137,9 @@ def delay_or_at(
 ) -> tuple[timedelta, datetime | None]:
     """Return both ways of saying when, of which at most one may be given."""
     if delay is not None and at is not None:
-        raise DelayError(f"{path}delay={delay!r} and at={at!r} contradict each other: give one")
+        raise DelayError(
+            f"{path}delay={shown(delay)} and at={shown(at)} contradict each other: give one"
+        )
     if at is not None:
         return timedelta(0), moment(at, f"{path}at")
     return timedelta(0) if delay is None else duration(delay, f"{path}delay"), None
@@ -146,9 +167,9 @@ def checked_id(value: object, name: str = "id") -> int:
 
 def _integer(value: object, name: str, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidArgument(f"{name} must be an integer, not {value!r}")
+        raise InvalidArgument(f"{name} must be an integer, not {shown(value)}")
     if not least <= value <= most:
-        raise InvalidArgument(f"{name} must be from {least} to {most}, not {value}")
+        raise InvalidArgument(f"{name} must be from {least} to {most}, not {shown(value)}")
     return value
 
 
@@ -156,7 +177,7 @@ def check_key(value: object, path: str = "") -> str:
     """Return a deduplication key: 1 to 255 characters of storable text."""
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_KEY_LENGTH:
         raise InvalidArgument(
-            f"{path}key must be a string of 1 to {MAX_KEY_LENGTH} characters, not {value!r}"
+            f"{path}key must be a string of 1 to {MAX_KEY_LENGTH} characters, not {shown(value)}"
         )
     _strict.dumps(value, path=f"{path}key")
     return value
@@ -177,7 +198,12 @@ def headers_text(value: object, path: str = "") -> str | None:
 
 def error_text(error: object) -> str:
     """Return an exception, or a sentence, as bounded text that PostgreSQL can store."""
-    text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - an error must not be lost because its text is broken
+        text = "(its text cannot be made)"
+    if isinstance(error, BaseException):
+        text = f"{type(error).__name__}: {text}"
     text = text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
     return text if len(text) <= MAX_ERROR_LENGTH else f"{text[:MAX_ERROR_LENGTH]}…"
 
@@ -185,7 +211,9 @@ def error_text(error: object) -> str:
 def nonempty(values: Iterable[_T], name: str) -> Sequence[_T]:
     """Return the values as a list, refusing none at all, and a lone string or dict."""
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise InvalidArgument(f"{name} must be a list, not {values!r}")
+        # What was passed instead of a list of items may be a payload, and errors are logged.
+        what = f"of type {type(values).__name__}" if name == "items" else shown(values)
+        raise InvalidArgument(f"{name} must be a list, not {what}")
     listed = list(values)
     if not listed:
         raise InvalidArgument(f"{name} is empty: there is nothing to do")
@@ -208,4 +236,19 @@ def worker_id(worker: Any) -> int | None:
     """Return the id of a worker given as an id, a `WorkerInfo` or a `Worker` row."""
     if worker is None:
         return None
-    return checked_id(getattr(worker, "id", worker), "worker")
+    if hasattr(worker, "heartbeat_at"):
+        worker = worker.id
+    return checked_id(worker, "worker")
+
+
+def check_text(value: object, name: str) -> str:
+    """Return text that is not empty and that PostgreSQL can store."""
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidArgument(f"{name} must be text that is not empty, not {shown(value)}")
+    _strict.dumps(value, path=name)
+    return value
+
+
+def check_number(value: object, name: str) -> int:
+    """Return a number that fits a column of integers."""
+    return _integer(value, name, 0, _INTEGER)

@@ -1,7 +1,9 @@
 """From Python values to JSON text and back, strictly.
 
 The payload of a message crosses the wire as text that this module wrote, so what is stored does
-not depend on the JSON settings of the host's engine. ``dumps`` refuses what PostgreSQL or another
+not depend on the JSON settings of the host's engine. (A `Message` that is added to a session, or
+inserted by the ORM, is a row of the host's: it is checked here, and written by the serializer of
+the host's engine, like any JSONB column.) ``dumps`` refuses what PostgreSQL or another
 reader would refuse or change: NaN and Infinity, NUL and lone surrogates, keys that are not
 strings, dates, Decimals, sets, and nesting that the standard reader cannot follow. The error
 names the place: ``payload.items[3].price is nan``.
@@ -13,17 +15,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
-from .errors import PayloadError
+from .errors import PayloadError, shown
 
 __all__ = ["MAX_DEPTH", "Codec", "JsonCodec"]
 
 MAX_DEPTH = 200
 """Nesting beyond this is refused: Python's reader gives up near its recursion limit."""
 
+_MOST_STEPS, _LONGEST_PATH = 50, 1000  # what an error spells out
 _MAX_INT_DIGITS = 4300  # sys.int_info.default_max_str_digits: more cannot be read back
+_TOO_LARGE = 10**_MAX_INT_DIGITS
 
 
 class Codec(Protocol):
@@ -61,71 +65,90 @@ class JsonCodec:
                 and json.loads(text) == value
             )
         except (TypeError, ValueError, RecursionError) as error:
-            _walk(value, path, 0)
+            self._refuse(value, path)
             raise PayloadError(path, f"is not JSON: {error}") from error
         if not plain:
-            _walk(value, path, 0)
+            self._refuse(value, path)
         return text
+
+    def _refuse(self, value: Any, path: str) -> None:
+        """Raise for the first offending value, if there is one."""
+        try:
+            _walk(value)
+        except _Fault as fault:
+            raise fault.at(path) from None
 
     def loads(self, text: str, /) -> Any:
         """Return the value that ``text`` stands for."""
         return json.loads(text)
 
 
-def _walk(value: Any, path: str, depth: int) -> None:
+class _Fault(Exception):
+    """What is wrong with a value; the containers around it say where, as it passes them."""
+
+    def __init__(self, problem: str, *steps: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.steps = list(steps)
+
+    def at(self, path: str) -> PayloadError:
+        """Return the error for a value whose outermost container is called ``path``."""
+        where = path + "".join(reversed(self.steps))
+        if len(self.steps) > _MOST_STEPS or len(where) > _LONGEST_PATH:
+            where = f"{where[:80]}…{where[-40:]}"
+        return PayloadError(_printable(where), self.problem)
+
+
+def _walk(value: Any, depth: int = 0) -> None:
     """Raise for the first value that cannot be stored and read back as it is."""
     match value:
         case None | bool():
             return
         case str():
-            _check_text(value, path)
+            _check_text(value)
         case int():
-            if abs(value) >= 10**_MAX_INT_DIGITS:
-                raise PayloadError(path, f"is an integer of more than {_MAX_INT_DIGITS} digits")
+            if not -_TOO_LARGE < value < _TOO_LARGE:
+                raise _Fault(f"is an integer of more than {_MAX_INT_DIGITS} digits")
         case float():
             if not math.isfinite(value):
-                raise PayloadError(path, f"is {value!r}, which JSON cannot hold: send null instead")
+                raise _Fault(f"is {value!r}, which JSON cannot hold: send null instead")
         case dict() | list() | tuple():
             if depth == MAX_DEPTH:
-                raise PayloadError(_shortened(path), f"is nested deeper than {MAX_DEPTH} levels")
-            for inner, item in _members(value, path):
-                _walk(item, inner, depth + 1)
+                raise _Fault(f"is nested deeper than {MAX_DEPTH} levels")
+            _walk_members(value, depth)
         case _:
-            raise PayloadError(path, f"is a {type(value).__name__}: {_mend(value)}")
+            raise _Fault(f"is a {type(value).__name__}: {_mend(value)}")
 
 
-def _members(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield what a dict or list holds, with the path of each; check the keys on the way."""
-    if not isinstance(value, dict):
-        yield from ((f"{path}[{index}]", item) for index, item in enumerate(value))
-        return
-    for key, item in value.items():
-        if not isinstance(key, str):
-            raise PayloadError(path, f"has the key {key!r}: keys must be strings")
-        inner = f"{path}.{key}" if key.isidentifier() else f"{path}[{key!r}]"
-        _check_text(key, inner)
-        yield inner, item
+def _walk_members(value: Any, depth: int) -> None:
+    step: Any
+    members = value.items() if isinstance(value, dict) else enumerate(value)
+    for step, item in members:
+        if isinstance(value, dict) and not isinstance(step, str):
+            raise _Fault(f"has the key {shown(step)}: keys must be strings")
+        try:
+            if isinstance(step, str):
+                _check_text(step)
+            _walk(item, depth + 1)
+        except _Fault as fault:
+            # Written only now: spelling out the path of every value would take most of the time.
+            plain = isinstance(step, str) and step.isidentifier()
+            fault.steps.append(f".{step}" if plain else f"[{step!r}]")
+            raise
 
 
-def _check_text(text: str, path: str) -> None:
+def _check_text(text: str) -> None:
     if "\0" in text:
-        raise PayloadError(
-            _printable(path), "contains NUL (U+0000), which PostgreSQL cannot store: remove it"
-        )
+        raise _Fault("contains NUL (U+0000), which PostgreSQL cannot store: remove it")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise PayloadError(
-            _printable(path), f"contains a lone surrogate at index {error.start}: it is not text"
-        ) from None
+        where = f"contains a lone surrogate at index {error.start}: it is not text"
+        raise _Fault(where) from None
 
 
 def _printable(path: str) -> str:
-    return path.encode("ascii", "backslashreplace").decode().replace("\0", "\\x00")
-
-
-def _shortened(path: str) -> str:
-    return path if len(path) <= 80 else f"{path[:40]}…{path[-30:]}"  # noqa: PLR2004
+    return path.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _mend(value: object) -> str:

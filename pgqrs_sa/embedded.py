@@ -46,6 +46,8 @@ from urllib.parse import quote
 if sys.platform != "win32":
     import pwd
 
+__all__ = ["EmbeddedServer", "EmbeddedServerError", "StopMode", "start"]
+
 StopMode = Literal["smart", "fast", "immediate"]
 
 _PROGRAMS = ("postgres", "initdb", "pg_ctl")

@@ -97,7 +97,7 @@ class QueueNotFound(PgqrsError, LookupError):
             if suggestions
             else "create it first with service.queues.create(name)"
         )
-        super().__init__(f"there is no queue {queue!r}: {hint}")
+        super().__init__(f"there is no queue {shown(queue)}: {hint}")
         self.queue = queue
         self.suggestions = tuple(suggestions)
 
@@ -300,3 +300,12 @@ class SchemaVersionError(PgqrsError):
 def _listed(ids: Sequence[int], most: int = 10) -> str:
     shown = ", ".join(map(str, ids[:most]))
     return shown if len(ids) <= most else f"{shown} and {len(ids) - most} more"
+
+
+def shown(value: object, most: int = 500) -> str:
+    """Return a value for an error message: bounded, and whatever its own repr does."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a huge integer, or somebody's own class
+        return f"a {type(value).__name__} that cannot be printed"
+    return text if len(text) <= most else f"{text[:most]}…"

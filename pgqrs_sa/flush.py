@@ -1,45 +1,67 @@
 """What makes ``session.add(Message(...))`` an enqueue.
 
-The listeners are on `MessageMixin` and so on mapped messages alone, never on ``Session`` or
-``Mapper``. As the messages of a flush are about to be inserted, one SELECT finds the queues that
-they name, and refuses what `enqueue` would refuse, before any of them is sent.
+As messages are about to be flushed, one SELECT finds the queues that they name, and refuses what
+`enqueue` would refuse. That happens before the flush begins, so that a refusal costs the caller
+nothing but the message: take it out with ``session.expunge(message)``, and go on.
+
+The listener is on every ``Session``, since that is the only hook ahead of the flush; it looks at
+new objects alone, and leaves a flush without new messages as it was. A message that another
+listener adds after that is checked as its row is inserted, where a refusal costs the transaction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.orm import Mapper, object_session
+from sqlalchemy.orm import Mapper, Session
 
 from . import arguments
 from .codecs import JsonCodec
 from .errors import DuplicateMessage, InvalidArgument, QueueNotFound
-from .mixins import MessageMixin
+from .mixins import MessageMixin, never_past
+from .operations.context import refuse_autocommit
 from .operations.enqueue import check_size
 from .statements import flush as statements
 
-__all__: list[str] = []
+__all__ = ["ALLOW_AUTOCOMMIT"]
+
+ALLOW_AUTOCOMMIT = "pgqrs_allow_autocommit"
+"""Set this in ``session.info`` to add messages on a connection that is in AUTOCOMMIT."""
 
 _CHECKED = "_pgqrs_checked"
+_strict = JsonCodec()
+
+
+@event.listens_for(Session, "before_flush")
+def _before_flush(session: Session, _context: Any, _instances: Any) -> None:
+    by_class: dict[type[Any], list[MessageMixin]] = {}
+    for one in session.new:
+        if isinstance(one, MessageMixin):
+            by_class.setdefault(type(one), []).append(one)
+    for cls, messages in by_class.items():
+        mapper = sa.inspect(cls)
+        connection = session.connection(bind_arguments={"mapper": mapper})
+        if not session.info.get(ALLOW_AUTOCOMMIT):
+            refuse_autocommit(connection)
+        _check(mapper, connection, messages)
+        for message in messages:
+            message.__dict__[_CHECKED] = True
 
 
 @event.listens_for(MessageMixin, "before_insert", propagate=True)
 def _before_insert(mapper: Mapper[Any], connection: sa.Connection, target: MessageMixin) -> None:
-    # The first of a flush is checked together with all others of its class.
-    if target.__dict__.pop(_CHECKED, False):
-        return
-    session = object_session(target)
-    added = [] if session is None else [one for one in session.new if type(one) is type(target)]
-    _check(mapper, connection, added)
-    for message in added:
-        if message is not target:
-            message.__dict__[_CHECKED] = True
+    if not target.__dict__.pop(_CHECKED, False):
+        _check(mapper, connection, [target])
 
 
 def _check(mapper: Mapper[Any], connection: sa.Connection, added: Sequence[MessageMixin]) -> None:
+    """Refuse what `enqueue` refuses, and put the ids of the queues where their names were."""
+    for message in added:
+        _check_content(message)
     queues = _queue_table(mapper)
     rows = connection.execute(
         statements.accepts(queues),
@@ -55,22 +77,38 @@ def _check(mapper: Mapper[Any], connection: sa.Connection, added: Sequence[Messa
         row = by_id.get(message.queue_id) if name is None else by_name.get(name)
         if row is None:
             raise _not_found(connection, queues, message)
-        message.queue_id = row.id
-        # Once more: a payload can be changed in place after it was assigned.
-        size = len(JsonCodec().dumps(message.payload).encode())
+        size = len(_strict.dumps(message.payload).encode())
         check_size(row.queue_name, size, row.max_payload_bytes)
+        message.queue_id = row.id
     _check_keys(mapper, connection, [one for one in added if one.dedup_key is not None])
+
+
+def _check_content(message: MessageMixin) -> None:
+    if message.queue_name is None and message.queue_id is None:
+        raise InvalidArgument("a message needs a queue: Message(queue_name=..., payload=...)")
+    if "payload" not in message.__dict__:
+        raise InvalidArgument("a message needs a payload: Message(queue_name=..., payload=...)")
+    # Once more: both can be changed in place after they were assigned.
+    _strict.dumps(message.payload)
+    arguments.headers_text(message.headers)
+    if isinstance(message.vt, datetime):
+        expression: Any = never_past(message.vt)
+        message.vt = expression
 
 
 def _check_keys(
     mapper: Mapper[Any], connection: sa.Connection, keyed: Sequence[MessageMixin]
 ) -> None:
     """Refuse a key that is live: the INSERT would fail, and take the transaction with it."""
-    if not keyed:
+    wanted: set[tuple[int, str | None]] = set()
+    for one in keyed:
+        if (one.queue_id, one.dedup_key) in wanted:
+            raise InvalidArgument(
+                f"two messages of this flush have the key {one.dedup_key!r}: add one of them"
+            )
+        wanted.add((one.queue_id, one.dedup_key))
+    if not wanted:
         return
-    wanted = {(one.queue_id, one.dedup_key) for one in keyed}
-    if len(wanted) < len(keyed):
-        raise InvalidArgument("two messages of this flush have the same queue and dedup_key")
     messages: Any = mapper.local_table
     values = {"ids": [queue for queue, _ in wanted], "keys": [key for _, key in wanted]}
     for row in connection.execute(statements.keyed(messages), values):
@@ -86,13 +124,8 @@ def _queue_table(mapper: Mapper[Any]) -> sa.Table:
     return queues
 
 
-def _not_found(
-    connection: sa.Connection, queues: sa.Table, message: MessageMixin
-) -> QueueNotFound | InvalidArgument:
+def _not_found(connection: sa.Connection, queues: sa.Table, message: MessageMixin) -> QueueNotFound:
     name = message.queue_name
-    id_: int | None = message.queue_id
-    if name is None and id_ is None:
-        return InvalidArgument("a message needs a queue: Message(queue_name=..., payload=...)")
     if name is None:
         return QueueNotFound(message.queue_id)
     known = connection.execute(statements.names(queues)).scalars().all()

@@ -90,8 +90,13 @@ _OPTION_CHECKS: dict[str, Callable[[Any], object]] = {
     "priority": arguments.check_priority,
     "max_read_ct": arguments.check_max_read_ct,
     "dedup_key": arguments.check_key,
-    "vt": lambda value: arguments.moment(value, "vt"),
+    "vt": arguments.row_time,
 }
+
+
+def never_past(moment: datetime) -> ColumnElement[Any]:
+    """A time as a value of ``vt``: one that has passed means now."""
+    return func.greatest(sa.literal(moment, _timestamp), func.statement_timestamp())
 
 
 class QueueMixin:
@@ -207,10 +212,8 @@ class MessageMixin(_ContentMixin):
         raise AttributeError("delay only sets vt: read vt")
 
     @delay.setter
-    def delay(self, value: float | timedelta) -> None:
-        # An SQL expression as a value: the database's clock does the sum, in the INSERT.
-        expression: Any = func.statement_timestamp() + arguments.duration(value)
-        self.vt = expression
+    def delay(self, value: float | timedelta | None) -> None:
+        self._say_when(delay=value)
 
     @property
     def at(self) -> datetime:
@@ -218,10 +221,19 @@ class MessageMixin(_ContentMixin):
         raise AttributeError("at only sets vt: read vt")
 
     @at.setter
-    def at(self, value: datetime) -> None:
-        expression: Any = func.greatest(
-            sa.literal(arguments.moment(value), _timestamp), func.statement_timestamp()
-        )
+    def at(self, value: datetime | None) -> None:
+        self._say_when(at=value)
+
+    def _say_when(self, **given: Any) -> None:
+        said = self.__dict__.setdefault("_pgqrs_when", {})
+        said.update({name: value for name, value in given.items() if value is not None})
+        if not said:
+            return
+        span, moment = arguments.delay_or_at(said.get("delay"), said.get("at"))
+        # An SQL expression as a value: the database's clock does the sum, in the INSERT.
+        expression: Any = func.statement_timestamp() + span
+        if moment is not None:
+            expression = never_past(moment)
         self.vt = expression
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,6 +10,9 @@ from datetime import timedelta
 from .errors import InvalidArgument
 
 __all__ = ["DEFAULT_BACKOFF", "Backoff"]
+
+
+_LONGEST = 100 * 365 * 86_400.0  # a hundred years, in seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +36,32 @@ class Backoff:
     jitter: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.base < 0 or self.cap < 0 or self.factor < 1 or not 0 <= self.jitter <= 1:
+        known = all(map(math.isfinite, (self.base, self.factor, self.cap, self.jitter)))
+        if (
+            not known
+            or not 0 <= self.base <= _LONGEST
+            or not 0 <= self.cap <= _LONGEST
+            or self.factor < 1
+            or not 0 <= self.jitter <= 1
+        ):
             raise InvalidArgument(
-                f"{self} is not a backoff: base and cap are >= 0, factor >= 1, jitter 0 to 1"
+                f"{self} is not a backoff: base and cap are 0 to {_LONGEST:.0f} seconds, factor "
+                "is 1 or more, jitter 0 to 1, and all of them finite"
             )
 
     def delay(self, attempt: int) -> timedelta:
         """Return the wait after ``attempt`` attempts have failed (the first is 1)."""
-        # Far enough along, the power overflows a float; the cap was reached long before.
-        exponent = min(attempt - 1, 64)
-        wait = min(self.cap, self.base * self.factor**exponent)
+        wait = min(self.cap, self._growing(max(attempt, 1) - 1))
         spread = self.jitter * (2 * random.random() - 1)  # noqa: S311 - not a secret
         return timedelta(seconds=wait * (1 + spread))
+
+    def _growing(self, steps: int) -> float:
+        if self.base == 0 or self.factor == 1:
+            return self.base
+        try:
+            return self.base * math.pow(self.factor, steps)
+        except OverflowError:
+            return math.inf
 
 
 DEFAULT_BACKOFF = Backoff()

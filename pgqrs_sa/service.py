@@ -332,7 +332,7 @@ class QueueService:
 
         Args:
             delivery: What `dequeue` gave.
-            error: Kept as the message's ``last_error``, at most 8 KiB of it.
+            error: Kept as the message's ``last_error``, at most 8192 characters of it.
             delay: Seconds, or a timedelta, until the next attempt; `DEFAULT_BACKOFF` by the
                 number of attempts unless given.
             reason: Why it is dead, if it is; that its attempts are used up unless given.

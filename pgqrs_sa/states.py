@@ -35,7 +35,9 @@ def ready(message: Any) -> ColumnElement[bool]:
 
 def exhausted(message: Any) -> ColumnElement[bool]:
     """Visible, but with no attempts left."""
-    return sa.and_(message.vt <= now(), message.read_ct >= message.max_read_ct)
+    # Said of NULL, too, so that the opposite of this finds the messages without a limit.
+    spent = sa.and_(message.max_read_ct.is_not(None), message.read_ct >= message.max_read_ct)
+    return sa.and_(message.vt <= now(), spent)
 
 
 def leased(message: Any) -> ColumnElement[bool]:

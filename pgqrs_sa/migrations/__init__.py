@@ -163,7 +163,8 @@ def check(
     if isinstance(bind, Session):
         bind = bind.connection(bind_arguments={"mapper": queue})
     if schema is None:
-        schema = sa.inspect(queue).local_table.schema
+        # Where the connection sees the table: a schema_translate_map may move it.
+        schema = bind.schema_for_object(sa.inspect(queue).local_table)
     found, installed = read_stamp(bind, schema)
     if installed is None or not OLDEST <= installed <= LATEST:
         raise SchemaVersionError(installed, LATEST, schema, _hint(installed, found=found))

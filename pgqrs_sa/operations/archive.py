@@ -20,8 +20,9 @@ __all__ = ["bury", "delete", "prune", "requeue"]
 
 def bury(session: Session, context: Context, queue: str, limit: int) -> int:
     """Archive as dead what is out of attempts and in nobody's hands; return how many."""
-    get_queue(session, context, queue)
+    arguments.check_queue_name(queue)
     values = {"queue": queue, "limit": arguments.checked_limit(limit)}
+    get_queue(session, context, queue)
     ids = run(session, context, statements.bury(context.models), values).scalars().all()
     forget(session, context.models.message, ids)
     return len(ids)
@@ -84,7 +85,7 @@ def prune(
     """Delete a chunk of what was archived long enough ago; return how many."""
     values: dict[str, Any] = {"limit": arguments.checked_limit(limit)}
     if older_than is not None:
-        values["older_than"] = arguments.duration(older_than, "older_than")
+        values["older_than"] = arguments.age(older_than, "older_than")
     if queue is not None:
         values["queue"] = get_queue(session, context, queue).name
     statement = statements.prune(

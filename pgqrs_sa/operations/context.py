@@ -26,6 +26,7 @@ __all__ = [
     "forget_all",
     "queue_not_found",
     "refresh",
+    "refuse_autocommit",
     "require_atomic",
     "run",
 ]
@@ -70,6 +71,11 @@ def require_atomic(session: Session, context: Context) -> None:
         return
     # The connection that the statement is about to use anyway; no round trip is made for this.
     connection = session.connection(bind_arguments={"mapper": context.models.message})
+    refuse_autocommit(connection)
+
+
+def refuse_autocommit(connection: sa.Connection) -> None:
+    """Raise when a connection commits each statement by itself."""
     if getattr(connection.connection.dbapi_connection, "autocommit", False):
         raise NonAtomicEnqueue
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.expression import SelectBase
 
 from .. import arguments
-from ..errors import InvalidArgument, PayloadError
+from ..errors import InvalidArgument, PayloadError, shown
 from ..statements import enqueue as statements
 from ..statements import queues
 from ..types import Item, Receipt
@@ -34,6 +34,12 @@ class _Encoded:
     text: str
     size: int
     key: str | None
+    headers_size: int = 0
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes it takes in a statement."""
+        return self.size + self.headers_size
 
 
 def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
@@ -76,14 +82,16 @@ def many(session: Session, context: Context, queue: str, items: Iterable[Any]) -
     listed = arguments.nonempty(items, "items")
     encoded = [_encode(context, item, index) for index, item in enumerate(listed)]
     require_atomic(session, context)
-    largest = max(item.size for item in encoded)
-    if largest > _COMMON_LIMIT:
-        _check_accepted(session, context, queue, largest)
+    # Each statement asks whether the queue accepts the largest of all of them: a chunk must not
+    # get in before a later one is refused.
+    sizes = [item.size for item in encoded]
+    if max(sizes) > _COMMON_LIMIT:
+        _check_accepted(session, context, queue, sizes)
     receipts: list[Receipt] = []
     for chunk in _chunks(encoded):
         offset = len(receipts)
         given = listed[offset : offset + len(chunk)]
-        receipts += _insert_chunk(session, context, queue, chunk, given)
+        receipts += _insert_chunk(session, context, queue, chunk, given, sizes)
     return receipts
 
 
@@ -119,7 +127,7 @@ def _encode(context: Context, item: Any, index: int) -> _Encoded:
     )
     headers = arguments.headers_text(item.headers, path) or "null"
     tail = f"{headers},{json.dumps(_checked_attempts(item, path))},{json.dumps(key)}"
-    return _Encoded(f"[{text},{json.dumps(options)[1:-1]},{tail}]", size, key)
+    return _Encoded(f"[{text},{json.dumps(options)[1:-1]},{tail}]", size, key, len(headers))
 
 
 def _checked_attempts(item: Item, path: str = "") -> int | None:
@@ -130,29 +138,34 @@ def _chunks(encoded: Sequence[_Encoded]) -> Iterator[list[_Encoded]]:
     chunk: list[_Encoded] = []
     weight = 0
     for item in encoded:
-        if chunk and (len(chunk) == CHUNK_ROWS or weight + item.size > CHUNK_BYTES):
+        if chunk and (len(chunk) == CHUNK_ROWS or weight + item.weight > CHUNK_BYTES):
             yield chunk
             chunk, weight = [], 0
         chunk.append(item)
-        weight += item.size
+        weight += item.weight
     yield chunk
 
 
 def _insert_chunk(
-    session: Session, context: Context, queue: str, chunk: Sequence[_Encoded], given: Sequence[Any]
+    session: Session,
+    context: Context,
+    queue: str,
+    chunk: Sequence[_Encoded],
+    given: Sequence[Any],
+    sizes: Sequence[int],
 ) -> list[Receipt]:
-    size = max(item.size for item in chunk)
     keys = {item.key for item in chunk if item.key is not None}
     values = {
         "queue": queue,
         "items": f"[{','.join(item.text for item in chunk)}]",
-        "size": size,
+        "size": max(sizes),
         "producer": context.worker,
     }
     rows = run(session, context, statements.many(context.models, keyed=bool(keys)), values).all()
-    if not rows and not keys:
-        _check_accepted(session, context, queue, size)
-        return _insert_chunk(session, context, queue, chunk, given)
+    if not rows:
+        _check_accepted(session, context, queue, sizes)
+        if any(item.key is None for item in chunk):  # the queue was created this very moment
+            return _insert_chunk(session, context, queue, chunk, given, sizes)
     by_key = {row.dedup_key: Receipt(row.id, row.vt) for row in rows if row.dedup_key is not None}
     # Ids are drawn in the order of the array, so that sorting them restores it.
     in_order = iter(sorted((row.id, row.vt) for row in rows if row.dedup_key is None))
@@ -179,25 +192,34 @@ def _live(
     return {row.dedup_key: Receipt(row.id, row.vt, duplicate=True) for row in rows}
 
 
-def _check_accepted(session: Session, context: Context, queue: str, size: int) -> None:
-    """Raise for the reason why a queue would not take a payload of this size, if there is one."""
+def _check_accepted(
+    session: Session, context: Context, queue: str, sizes: int | Sequence[int]
+) -> None:
+    """Raise for the reason why a queue would not take payloads of these sizes, if there is one."""
     row = run(session, context, queues.get(context.models), {"queue": queue}).one_or_none()
     if row is None:
         raise queue_not_found(session, context, queue)
-    check_size(queue, size, row.max_payload_bytes)
+    limit = row.max_payload_bytes
+    if isinstance(sizes, int):
+        check_size(queue, sizes, limit)
+        return
+    for index, size in enumerate(sizes):
+        check_size(queue, size, limit, f"items[{index}].")
 
 
-def check_size(queue: str, size: int, limit: int) -> None:
+def check_size(queue: str, size: int, limit: int, path: str = "") -> None:
     """Raise when a payload is larger than its queue accepts."""
     if size > limit:
         raise PayloadError(
-            "payload",
+            f"{path}payload",
             f"takes {size} bytes, queue {queue!r} accepts {limit}: store the data elsewhere and "
             "send a reference, or raise max_payload_bytes of the queue",
         )
 
 
 def _check_columns(query: SelectBase) -> None:
+    if not isinstance(query, SelectBase):
+        raise InvalidArgument(f"query must be a select(), not {shown(query)}")
     names = [column.key for column in query.selected_columns]
     if len(names) == 1:
         return

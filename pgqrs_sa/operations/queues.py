@@ -93,11 +93,12 @@ def resume(session: Session, context: Context, name: str) -> QueueInfo:
 
 def purge(session: Session, context: Context, name: str, limit: int | None) -> int:
     """Delete live messages, the oldest first; return how many."""
-    get(session, context, name)
+    arguments.check_queue_name(name)
     values = {
         "queue": name,
         "limit": None if limit is None else arguments.checked_limit(limit),
     }
+    get(session, context, name)
     result: Any = run(session, context, statements.purge(context.models), values)
     forget_all(session, context.models.message)
     return int(result.rowcount)

@@ -6,6 +6,7 @@ with none of them changed. Otherwise it settles what it can, and says of each wh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -155,8 +156,10 @@ def _checked(deliveries: Iterable[Delivery]) -> Sequence[Delivery]:
     for index, one in enumerate(listed):
         if not isinstance(one, Delivery):
             raise InvalidArgument(f"deliveries[{index}] must come from dequeue(), not be {one!r}")
-    if len({one.id for one in listed}) < len(listed):
-        raise InvalidArgument("a message is in the list of deliveries twice: settle it once")
+    counts = Counter(one.id for one in listed)
+    if len(counts) < len(listed):
+        (twice, _), *_ = counts.most_common(1)
+        raise InvalidArgument(f"message {twice} is among the deliveries twice: settle it once")
     return listed
 
 

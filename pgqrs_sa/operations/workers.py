@@ -11,7 +11,7 @@ from typing import Any, get_args
 from sqlalchemy.orm import Session
 
 from .. import arguments
-from ..errors import InvalidArgument, WorkerNotFound, WorkerNotReady
+from ..errors import InvalidArgument, WorkerNotFound, WorkerNotReady, shown
 from ..statements import workers as statements
 from ..statements.parts import MOVED
 from ..types import WorkerHealth, WorkerInfo, WorkerStatus
@@ -45,17 +45,14 @@ def register(
     """Insert a row for this start of a process."""
     if hostname is None:
         hostname, pid = socket.gethostname(), os.getpid() if pid is None else pid
-    for label, text in (("name", name), ("hostname", hostname)):
-        if not isinstance(text, str) or not text.strip() or "\0" in text:
-            raise InvalidArgument(f"{label} must be text that is not empty, not {text!r}")
-    if isinstance(queues, str):
-        raise InvalidArgument(f"queues must be a list of names, not {queues!r}")
+    if isinstance(queues, str) or not isinstance(queues, Iterable):
+        raise InvalidArgument(f"queues must be a list of names, not {shown(queues)}")
     values = {
-        "name": name,
-        "hostname": hostname,
-        "pid": pid,
-        "port": port,
-        "version": version,
+        "name": arguments.check_text(name, "name"),
+        "hostname": arguments.check_text(hostname, "hostname"),
+        "pid": None if pid is None else arguments.check_number(pid, "pid"),
+        "port": None if port is None else arguments.check_number(port, "port"),
+        "version": None if version is None else arguments.check_text(version, "version"),
         "queues": [arguments.check_queue_name(queue) for queue in queues],
     }
     return _info(run(session, context, statements.register(context.models), values).one())
@@ -112,7 +109,7 @@ def health(session: Session, context: Context, silent_for: float | timedelta) ->
 
 def reclaim(session: Session, context: Context, silent_for: float | timedelta) -> int:
     """Stop the workers that fell silent and make visible what they hold; return how many."""
-    span = arguments.duration(silent_for, "silent_for", positive=True)
+    span = arguments.age(silent_for, "silent_for", positive=True)
     values: dict[str, Any] = {"silent_for": span}
     rows = run(session, context, statements.stop_silent(context.models), values).all()
     ids = [row.id for row in rows]
@@ -127,7 +124,7 @@ def release_leases(session: Session, context: Context, id: int) -> int:
 
 def purge(session: Session, context: Context, older_than: float | timedelta) -> int:
     """Delete workers that stopped long enough ago; return how many."""
-    values = {"older_than": arguments.duration(older_than, "older_than")}
+    values = {"older_than": arguments.age(older_than, "older_than")}
     result: Any = run(session, context, statements.purge(context.models), values)
     forget_all(session, context.models.worker)
     return int(result.rowcount)

@@ -16,6 +16,7 @@ from ..models import Models
 from ..states import now
 from .parts import (
     array_bind,
+    capped,
     chosen,
     kept,
     move_to_archive,
@@ -104,7 +105,7 @@ def requeue(models: Models) -> Executable:
         gone.c.original_msg_id,
         *(gone.c[name] for name in unchanged),
         now() + span("delay"),
-        gone.c.read_ct + attempts,
+        capped(sa.cast(gone.c.read_ct, sa.BigInteger) + attempts),
     )
     return (
         insert(message)
@@ -146,9 +147,11 @@ def prune(models: Models, *, one_queue: bool, by_retention: bool) -> Executable:
     """
     queue, _, archived, _ = tables(models)
     rows = sa.select(archived.c.id).join(queue, queue.c.id == archived.c.queue_id)
+    # A retention beyond a thousand years would leave the range of timestamps.
+    kept_for = func.least(queue.c.retention_seconds, 365_000 * 86_400.0, type_=sa.Double)
     if by_retention:
         # NULL keeps for ever: the comparison is then NULL as well.
-        rows = rows.where(archived.c.archived_at < now() - seconds(queue.c.retention_seconds))
+        rows = rows.where(archived.c.archived_at < now() - seconds(kept_for))
     else:
         rows = rows.where(archived.c.archived_at < now() - span("older_than"))
     if one_queue:

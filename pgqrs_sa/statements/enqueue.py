@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -134,7 +135,7 @@ def from_select(models: Models, query: SelectBase) -> Executable:
             queue.c.max_payload_bytes >= _largest(rows).scalar_subquery(),
         )
     )
-    inserted = _into(models, source, keyed="key" in rows.c)
+    inserted = _into(models, source, keyed="key" in _options(rows))
     return inserted.execution_options(preserve_rowcount=True)
 
 
@@ -143,10 +144,19 @@ def largest(query: SelectBase) -> Executable:
     return _largest(query.cte("pgqrs_rows"))
 
 
+def _options(rows: sa.CTE) -> Collection[str]:
+    # Of a single column, whatever it is called, the payload is made.
+    return rows.c.keys() if "payload" in rows.c else ()
+
+
 def _payload(rows: sa.CTE) -> ColumnElement[Any]:
     column = rows.c.payload if "payload" in rows.c else next(iter(rows.c))
     # A NULL of the query is a value of the payload, like None in Python.
-    return func.coalesce(func.to_jsonb(column), sa.cast(sa.literal("null", sa.Text), JSONB))
+    return func.coalesce(func.to_jsonb(column), _json_null())
+
+
+def _json_null() -> ColumnElement[Any]:
+    return sa.cast(sa.literal("null", sa.Text), JSONB)
 
 
 def _largest(rows: sa.CTE) -> Select[Any]:
@@ -155,23 +165,27 @@ def _largest(rows: sa.CTE) -> Select[Any]:
 
 
 def _selected(rows: sa.CTE) -> list[ColumnElement[Any]]:
+    options = _options(rows)
+
     def given(name: str, type_: Any, default: Any = None) -> ColumnElement[Any]:
-        if name not in rows.c:
+        if name not in options:
             return sa.cast(sa.literal(default, type_), type_)
         return sa.cast(func.coalesce(rows.c[name], default), type_)
 
     delay: ColumnElement[Any] = sa.literal(timedelta(0), sa.Interval)
-    if "delay" in rows.c:
+    if "delay" in options:
         is_span = isinstance(rows.c.delay.type, sa.Interval)
         delay = rows.c.delay if is_span else seconds(sa.cast(rows.c.delay, sa.Double))
         delay = func.coalesce(delay, sa.literal(timedelta(0), sa.Interval))
+    headers = given("headers", JSONB(none_as_null=True))
+    if "headers" in options:
+        # No headers may come as NULL of SQL or of JSON: SQLAlchemy's None in a JSON column is both.
+        headers = func.nullif(func.to_jsonb(rows.c.headers), _json_null())
     return [
         _payload(rows),
         when(delay, given("at", timestamp)),
         given("priority", sa.SmallInteger, 0),
-        func.to_jsonb(rows.c.headers)
-        if "headers" in rows.c
-        else given("headers", JSONB(none_as_null=True)),
+        headers,
         given("max_read_ct", sa.Integer),
         given("key", sa.Text),
     ]

@@ -111,6 +111,11 @@ def chosen(rows: HasCTE, name: str) -> sa.CTE:
     return rows.cte(name).prefix_with("MATERIALIZED", dialect="postgresql")
 
 
+def capped(attempts: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A number of attempts that its column can hold."""
+    return sa.cast(func.least(sa.cast(attempts, sa.BigInteger), 2_147_483_647), sa.Integer)
+
+
 def among(message: sa.Table, rows: sa.CTE) -> ColumnElement[bool]:
     """It is one of a few chosen rows, to be found again by the primary key.
 

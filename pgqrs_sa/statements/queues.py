@@ -31,7 +31,8 @@ def _new_values(queue: sa.Table, settings: Collection[str]) -> dict[str, Any]:
     return {n: sa.bindparam(f"new_{n}", type_=queue.c[n].type) for n in settings}
 
 
-def create(models: Models, settings: Collection[str]) -> Executable:
+@cache
+def create(models: Models, settings: tuple[str, ...]) -> Executable:
     """Insert a queue unless its name is taken. Binds: queue, and each of ``settings``."""
     queue = tables(models).queue
     values = _new_values(queue, settings)
@@ -62,7 +63,8 @@ def names(models: Models) -> Executable:
     return sa.select(tables(models).queue.c.queue_name).order_by(tables(models).queue.c.queue_name)
 
 
-def update(models: Models, settings: Collection[str]) -> Executable:
+@cache
+def update(models: Models, settings: tuple[str, ...]) -> Executable:
     """Change defaults of a queue. Binds: queue, and each of ``settings``."""
     queue = tables(models).queue
     values = _new_values(queue, settings)

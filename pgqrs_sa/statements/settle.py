@@ -21,7 +21,7 @@ from sqlalchemy.sql import ColumnElement, Executable
 from .. import states
 from ..models import Models
 from ..states import now
-from .parts import MOVED, among, array_bind, chosen, move_to_archive, span, tables
+from .parts import MOVED, among, array_bind, capped, chosen, move_to_archive, span, tables
 
 
 def _held(models: Models, *extra: ColumnElement[Any]) -> sa.CTE:
@@ -115,7 +115,7 @@ def release(models: Models) -> Executable:
         models,
         _held(models),
         vt=now() + span("delay"),
-        max_read_ct=message.c.max_read_ct + 1,
+        max_read_ct=capped(sa.cast(message.c.max_read_ct, sa.BigInteger) + 1),
         dequeued_at=None,
         consumer_worker_id=None,
     )

@@ -1,0 +1,95 @@
+"""``pgqrs doctor``: what is wrong with a database, and what mends it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .app import App, Command, pass_app
+from .failures import PROBLEMS
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from ..findings import Finding
+
+__all__ = ["doctor", "examine"]
+
+_STYLES = {"error": "bold red", "warning": "yellow"}
+
+
+@click.command(cls=Command)
+@click.option("--only", multiple=True, metavar="CHECK", help="Make only this check; repeatable.")
+@click.option("--list", "listed", is_flag=True, help="Name the checks and what they look for.")
+@pass_app
+def doctor(app: App, only: tuple[str, ...], listed: bool) -> None:
+    """Look for what is wrong, and say what mends it.
+
+    Ends with 1 when there is a finding, and with 0 when there is none. Nothing is changed. Each
+    finding has the keys check, severity (error or warning), subject, problem and mend; the mend
+    is SQL, a statement a line, or a command.
+    """
+    if listed:
+        _list_checks(app)
+        return
+    findings = examine(app, only)
+    if app.output.format != "table":
+        app.emit([asdict(finding) for finding in findings])
+    elif findings:
+        _show(app, findings)
+    if findings:
+        errors = sum(finding.severity == "error" for finding in findings)
+        app.say(f"{errors} error(s) and {len(findings) - errors} warning(s) in {app.target}")
+        click.get_current_context().exit(PROBLEMS)
+    app.say(f"nothing is wrong with {app.target}")
+
+
+def examine(app: App, only: tuple[str, ...] = ()) -> list[Finding]:
+    """Return what is wrong with the database of a command."""
+    from sqlalchemy.orm import Session  # noqa: PLC0415 - only now: it takes a while
+
+    from ..operations.context import Context  # noqa: PLC0415
+    from ..operations.doctor import diagnose  # noqa: PLC0415
+
+    context = Context.of(None, None, None, allow_autocommit=True)
+    schema = app.settings.schema
+    # Not app.begin(): that refuses a schema of another version, which is one of the findings.
+    with app.connect() as plain:
+        mapped = plain.execution_options(schema_translate_map={None: schema} if schema else None)
+        with Session(mapped) as session:
+            return diagnose(session, context, only=only)
+
+
+def _list_checks(app: App) -> None:
+    from ..operations.doctor import CHECKS  # noqa: PLC0415
+
+    rows: list[dict[str, Any]] = []
+    for name, check in CHECKS.items():
+        what = (check.__doc__ or "").partition("\n")[0].removeprefix("Yield ").rstrip(".")
+        rows.append({"check": name, "looks_for": what})
+    app.emit(rows)
+
+
+def _show(app: App, findings: list[Finding]) -> None:
+    # Not a table: a mend must be copied whole, whatever the width of the terminal.
+    console = app.output.console
+    for finding in findings:
+        console.print(_heading(finding), soft_wrap=True)
+        for line in finding.mend.splitlines():
+            console.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print()
+
+
+def _heading(finding: Finding) -> RenderableType:
+    from rich.text import Text  # noqa: PLC0415 - of the extra `cli`
+
+    from .output import text  # noqa: PLC0415
+
+    return Text.assemble(
+        (finding.severity, _STYLES[finding.severity]),
+        (f" {finding.check} ", "dim"),
+        (text(finding.subject), "bold"),
+        f": {text(finding.problem)}",
+    )

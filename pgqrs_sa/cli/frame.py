@@ -1,0 +1,231 @@
+"""A frame of ``pgqrs top``: what it shows, where the cursor is, and how it looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from .output import text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..operations.live import QueueActivity
+    from ..types import WorkerHealth
+    from .app import App
+
+__all__ = ["Frame", "Selected", "sparkline"]
+
+GLYPHS = "▁▂▃▄▅▆▇█"
+PLAIN_GLYPHS = "_.-:=+*#"  # where the terminal has no others
+
+_HELP = "q quit  r refresh  up/down select  p pause/resume  d suspend/resume worker"
+_NAMES = {"queue", "name", "host"}
+_AROUND = 10  # lines of a frame that are not rows: headings, borders, help
+
+
+class Selected(NamedTuple):
+    """The row that the cursor is on."""
+
+    kind: str
+    key: str | int
+
+
+def sparkline(values: Sequence[float], glyphs: str = GLYPHS) -> str:
+    """Return one glyph for each value, the highest being the largest of them."""
+    most = max(values, default=0.0)
+    if not most:
+        return glyphs[0] * len(values)
+    return "".join(glyphs[round(value / most * (len(glyphs) - 1))] for value in values)
+
+
+@dataclass
+class Frame:
+    """What is shown; `refresh` asks the database for it.
+
+    Attributes:
+        app: The command's.
+        step: The span of time over which rates are taken.
+        queues: As last seen.
+        workers: As last seen.
+        cursor: The row selected, counting queues and then workers.
+        notice: What the last key did, or why nothing new is shown.
+    """
+
+    app: App
+    step: timedelta
+    queues: list[QueueActivity] = field(default_factory=list)
+    workers: list[WorkerHealth] = field(default_factory=list)
+    cursor: int = 0
+    notice: str = ""
+
+    def refresh(self) -> None:
+        """Ask the database."""
+        from ..operations.context import Context  # noqa: PLC0415 - SQLAlchemy takes a while
+        from ..operations.live import activity  # noqa: PLC0415
+
+        context = Context.of(None, None, None, allow_autocommit=False)
+        with self.app.begin() as work:
+            self.queues = activity(work.session, context, self.step)
+            self.workers = work.service.workers.health()
+        self.move(0)
+
+    @property
+    def selected(self) -> Selected | None:
+        """The queue or worker that the cursor is on."""
+        if self.cursor < len(self.queues):
+            return Selected("queue", self.queues[self.cursor].queue)
+        place = self.cursor - len(self.queues)
+        if place < len(self.workers):
+            return Selected("worker", self.workers[place].worker.id)
+        return None
+
+    def move(self, by: int) -> None:
+        """Move the cursor, as far as there are rows."""
+        last = len(self.queues) + len(self.workers) - 1
+        self.cursor = max(0, min(last, self.cursor + by))
+
+    def toggle_queue(self) -> None:
+        """Pause the selected queue, or resume it."""
+        if self.selected is None or self.selected.kind != "queue":
+            self.notice = "select a queue to pause or resume it"
+            return
+        chosen = self.queues[self.cursor]
+        with self.app.begin() as work:
+            act = work.service.queues.resume if chosen.paused else work.service.queues.pause
+            act(chosen.queue)
+        self.notice = f"{'resumed' if chosen.paused else 'paused'} queue {chosen.queue}"
+
+    def toggle_worker(self) -> None:
+        """Suspend the selected worker, or resume it."""
+        if self.selected is None or self.selected.kind != "worker":
+            self.notice = "select a worker to suspend or resume it"
+            return
+        worker = self.workers[self.cursor - len(self.queues)].worker
+        suspended = worker.status == "suspended"
+        with self.app.begin() as work:
+            act = work.service.workers.resume if suspended else work.service.workers.suspend
+            act(worker.id)
+        self.notice = f"{'resumed' if suspended else 'suspended'} worker {worker.id}"
+
+    def data(self) -> dict[str, Any]:
+        """Return it for programs: the keys queues and workers, each a list of objects."""
+        return {
+            "queues": [asdict(one) for one in self.queues],
+            "workers": [
+                {
+                    "id": one.worker.id,
+                    "name": one.worker.name,
+                    "hostname": one.worker.hostname,
+                    "status": one.worker.status,
+                    "silent_for": one.silent_for,
+                    "healthy": one.healthy,
+                    "leases": one.leases,
+                }
+                for one in self.workers
+            ],
+        }
+
+    def render(self, *, height: int | None = None, glyphs: str = GLYPHS) -> RenderableType:
+        """Return it for a terminal.
+
+        Args:
+            height: Of the terminal, with a cursor and help; None for a frame to keep.
+            glyphs: For the sparklines, the lowest first.
+        """
+        from rich.console import Group  # noqa: PLC0415 - of the extra `cli`, and slow
+        from rich.text import Text  # noqa: PLC0415
+
+        shown = _window(len(self.queues) + len(self.workers), self.cursor, height)
+        live = height is not None
+        title = Text(f"pgqrs top  {self.app.target}", style="bold", overflow="ellipsis")
+        parts: list[RenderableType] = [title, "", self._queues(shown, glyphs, live=live), ""]
+        if self.workers or not live:
+            parts += [self._workers(shown, live=live), ""]
+        if live:
+            parts += [Text(text(self.notice), style="yellow"), Text(_HELP, style="dim")]
+        return Group(*parts)
+
+    def _queues(self, shown: range, glyphs: str, *, live: bool) -> Table:
+        from ..statements.health import BUCKETS  # noqa: PLC0415
+
+        headings = (
+            "queue",
+            "ready",
+            "leased",
+            "sched.",
+            "dead",
+            "oldest",
+            "in/s",
+            "out/s",
+            " " * BUCKETS,
+        )
+        table = _table(headings, numbers=range(1, 8))
+        for place, one in enumerate(self.queues):
+            if place not in shown:
+                continue
+            name = text(one.queue) + (" (paused)" if one.paused else "")
+            table.add_row(
+                _cell(name),
+                *(str(count) for count in (one.ready, one.leased, one.scheduled)),
+                str(one.dead) if not one.exhausted else f"{one.dead}+{one.exhausted}",
+                text(one.oldest_ready_age),
+                f"{one.incoming:.1f}",
+                f"{one.outgoing[-1]:.1f}",
+                sparkline(one.outgoing, glyphs),
+                style=_style(selected=live and place == self.cursor, dim=one.paused),
+            )
+        return table
+
+    def _workers(self, shown: range, *, live: bool) -> Table:
+        table = _table(("worker", "name", "host", "status", "heartbeat", "leases"), numbers=(4, 5))
+        for place, one in enumerate(self.workers, len(self.queues)):
+            if place not in shown:
+                continue
+            worker = one.worker
+            table.add_row(
+                str(worker.id),
+                _cell(worker.name),
+                _cell(worker.hostname),
+                worker.status if one.healthy else f"{worker.status}, silent",
+                text(one.silent_for),
+                str(one.leases),
+                style=_style(selected=live and place == self.cursor, dim=not one.healthy),
+            )
+        return table
+
+
+def _window(rows: int, cursor: int, height: int | None) -> range:
+    """Return which rows fit, the one at the cursor among them."""
+    if height is None:
+        return range(rows)
+    room = max(1, height - _AROUND)
+    first = max(0, min(cursor - room // 2, rows - room))
+    return range(first, first + room)
+
+
+def _table(headings: Sequence[str], numbers: Sequence[int]) -> Table:
+    from rich import box  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for place, heading in enumerate(headings):
+        justify: Literal["right", "left"] = "right" if place in numbers else "left"
+        # Where it is narrow, names are cut off, and nothing else is.
+        least = None if heading in _NAMES else len(heading)
+        table.add_column(heading, justify=justify, no_wrap=True, min_width=least)
+    return table
+
+
+def _cell(value: str) -> Text:
+    from rich.text import Text  # noqa: PLC0415
+
+    return Text(text(value))  # not markup: a name may have brackets
+
+
+def _style(*, selected: bool, dim: bool) -> str:
+    return " ".join(name for name, on in (("reverse", selected), ("dim", dim)) if on)

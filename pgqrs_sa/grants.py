@@ -1,0 +1,235 @@
+"""The rights that each kind of application needs, as GRANT statements, and none besides.
+
+They are not a list to be kept in step by hand: each kind names the statements that it executes,
+and what those read, insert, update and delete is read off them, column by column. A statement
+that changes takes its grants along, and so do the columns that a host has added.
+
+==============  =================================================================================
+``producer``    enqueues, in every way, ``session.add`` included; sees no payload, not even its own
+``consumer``    leases and settles, buries, prunes nothing; is registered and reclaims; it cannot
+                enqueue, change payloads or queues, nor read what is archived
+``dashboard``   counts and lists, without payloads, headers, keys or errors; also for the doctor,
+                together with ``pg_read_all_stats``
+``operator``    everything that the service offers, and no DDL
+``migrator``    makes the tables, and owns them
+==============  =================================================================================
+
+The identity columns need no rights on their sequences. Nothing here needs more than one role a
+kind of process; a process that is two of them gets both.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, TypeAlias, get_args
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.sql import visitors
+
+from .errors import InvalidArgument
+from .models import Models
+from .statements import archive, enqueue, flush, health, lease, queues, reading, settle, workers
+from .statements.parts import tables
+
+__all__ = ["ROLES", "RoleKind", "grants"]
+
+RoleKind: TypeAlias = Literal["producer", "consumer", "dashboard", "operator", "migrator"]
+
+ROLES: tuple[RoleKind, ...] = get_args(RoleKind)
+"""The kinds, as `grants` takes them."""
+
+_PRIVATE = {"payload", "headers", "dedup_key", "last_error", "reason"}
+_VERBS = ("SELECT", "INSERT", "UPDATE", "DELETE")
+_WHOLE = frozenset({"*"})
+
+_Rights: TypeAlias = dict[sa.Table, dict[str, set[str]]]
+
+# Not a driver's, whose style would double the percent signs of names.
+_preparer = postgresql.dialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]
+
+
+def grants(
+    role_kind: RoleKind,
+    grantee: str,
+    schema: str | None = None,
+    models: Models | None = None,
+) -> list[str]:
+    """Return the statements that let a role do what its kind needs.
+
+    Args:
+        role_kind: ``producer``, ``consumer``, ``dashboard``, ``operator`` or ``migrator``.
+        grantee: The name of the role, which must exist.
+        schema: Where the tables are; that of the models unless given, and if that is the default
+            one, wherever the search path of whoever runs the statements leads.
+        models: The host's own classes, if it has any.
+
+    Raises:
+        InvalidArgument: there is no such kind.
+    """
+    if role_kind not in ROLES:
+        raise InvalidArgument(f"no kind of role is called {role_kind!r}: {', '.join(ROLES)}")
+    used = models or Models()
+    place = schema or tables(used).queue.schema
+    to = f"TO {_preparer.quote(grantee)}"
+    if role_kind == "migrator":
+        where = "public" if place is None else place
+        return [f"GRANT USAGE, CREATE ON SCHEMA {_preparer.quote(where)} {to};"]
+    usage = [] if place is None else [f"GRANT USAGE ON SCHEMA {_preparer.quote(place)} {to};"]
+    rights = _rights(_STATEMENTS[role_kind](used))
+    listed = [(table, rights[table]) for table in tables(used) if table in rights]
+    return usage + [
+        f"GRANT {_listed(verbs)} ON TABLE {_name(table, place)} {to};" for table, verbs in listed
+    ]
+
+
+def _name(table: sa.Table, schema: str | None) -> str:
+    name = _preparer.quote(table.name)
+    return name if schema is None else f"{_preparer.quote(schema)}.{name}"
+
+
+def _listed(verbs: Mapping[str, set[str]]) -> str:
+    found = []
+    for verb in _VERBS:
+        if columns := verbs.get(verb):
+            names = ", ".join(_preparer.quote(name) for name in sorted(columns))
+            found.append(verb if columns == _WHOLE else f"{verb} ({names})")
+    return ", ".join(found)
+
+
+def _rights(statements: Iterable[Any]) -> _Rights:
+    """Return which columns of which tables some statements touch, by what they do to them."""
+    rights: _Rights = defaultdict(lambda: defaultdict(set))
+    for element in (one for statement in statements for one in _elements(statement)):
+        if isinstance(element, sa.Column) and isinstance(element.table, sa.Table):
+            rights[element.table]["SELECT"].add(element.name)
+        elif isinstance(element, sa.Insert):
+            rights[_table(element)]["INSERT"] |= _written(element)
+        elif isinstance(element, sa.Update):
+            rights[_table(element)]["UPDATE"] |= _written(element)
+        elif isinstance(element, sa.Delete):
+            rights[_table(element)]["DELETE"] |= _WHOLE
+    return rights
+
+
+def _table(statement: Any) -> sa.Table:
+    table: sa.Table = statement.table
+    return table
+
+
+def _written(statement: Any) -> set[str]:
+    """Return the columns that an INSERT or UPDATE names."""
+    given = statement._values or {}  # noqa: SLF001 - nothing public tells them
+    names = getattr(statement, "_select_names", None) or ()
+    return {getattr(column, "name", column) for column in (*given, *names)}
+
+
+def _elements(statement: Any) -> Iterator[Any]:
+    """Yield everything that a statement is made of, whatever it refers to included."""
+    waiting, seen = [statement], {id(statement)}
+    while waiting:
+        root = waiting.pop()
+        yield root
+        for element in visitors.iterate(root):
+            yield element
+            yield from _unvisited(element)
+            # A column of a CTE says where it comes from, but the visitor does not go there.
+            source = getattr(element, "table", None)
+            if source is not None and id(source) not in seen:
+                seen.add(id(source))
+                waiting.append(source)
+
+
+def _unvisited(element: Any) -> Iterator[Any]:
+    """Yield the columns that a visitor is not shown."""
+    conflict = getattr(element, "_post_values_clause", None)
+    yield from getattr(conflict, "inferred_target_elements", None) or ()
+
+
+def _adds(models: Models) -> Iterator[Any]:
+    """Yield what ``session.add(Message(...))`` executes.
+
+    An INSERT of the mapper names each column that has no default of the server, and fetches the
+    others.
+    """
+    queue, message, _, _ = tables(models)
+    plain = {c.name: None for c in message.c if c.server_default is None or c.name in _GIVEN}
+    fetched = [column for column in message.c if column.server_default is not None]
+    yield sa.insert(message).values(plain).returning(*fetched)
+    yield from (flush.accepts(queue), flush.names(queue), flush.keyed(message))
+
+
+_GIVEN = {"priority", "vt"}
+
+
+def _producer(models: Models) -> Iterator[Any]:
+    for keyed in (False, True):
+        yield enqueue.one(models, keyed=keyed)
+        yield enqueue.many(models, keyed=keyed)
+    yield from (enqueue.live_keys(models), queues.get(models), queues.names(models))
+    yield from _adds(models)
+
+
+def _consumer(models: Models) -> Iterator[Any]:
+    for by_worker in (False, True):
+        yield lease.dequeue(models, by_worker=by_worker)
+    # Criteria of a dequeue may be on any column.
+    yield sa.select(*tables(models).message.c)
+    for builder in (
+        settle.archive,
+        settle.delete,
+        settle.extend,
+        settle.release,
+        settle.reschedule_failed,
+        settle.whereabouts,
+        archive.bury,
+        queues.get,
+        queues.names,
+        *_REGISTER,
+    ):
+        yield builder(models)
+    yield from (workers.set_status(models, status) for status in ("suspended", "stopped"))
+
+
+_REGISTER: tuple[Any, ...] = (
+    workers.register,
+    workers.get,
+    workers.heartbeat,
+    workers.health,
+    workers.stop_silent,
+    workers.release_leases,
+)
+
+
+def _dashboard(models: Models) -> Iterator[Any]:
+    queue, message, archived, worker = tables(models)
+    yield sa.select(*queue.c, *worker.c)
+    for table in (message, archived):
+        yield sa.select(*(column for column in table.c if column.name not in _PRIVATE))
+    yield reading.metrics(models, one_queue=False)
+    yield from (health.backlog(models), health.overview(models), health.outflow(models))
+
+
+def _operator(models: Models) -> Iterator[Any]:
+    """Yield statements that do all to all: an operator may use the whole service."""
+    yield from _producer(models)
+    yield from _consumer(models)
+    for table in tables(models):
+        yield sa.select(*table.c)
+        yield sa.delete(table)
+    settings = queues.SETTINGS
+    yield from (queues.create(models, settings), queues.update(models, settings))
+    yield from (queues.pause(models), queues.resume(models), archive.requeue(models))
+    # A requeue and a prune lock rows of the archive, for which one column's right is enough.
+    yield sa.update(tables(models).archived).values(reason=None)
+    # A queue is deleted while the table of messages is locked, which DELETE is enough for.
+    yield sa.insert(tables(models).message).values({"id": 0, "enqueued_at": None, "read_ct": 0})
+
+
+_STATEMENTS: Mapping[str, Any] = {
+    "producer": _producer,
+    "consumer": _consumer,
+    "dashboard": _dashboard,
+    "operator": _operator,
+}

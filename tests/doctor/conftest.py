@@ -1,0 +1,63 @@
+"""The doctor, called on a database that a test has damaged; and the mends, run as pasted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from pgqrs_sa.findings import Finding, Limits
+from pgqrs_sa.operations.context import Context
+from pgqrs_sa.operations.doctor import diagnose
+
+CONTEXT = Context.of(None, None, None, allow_autocommit=True)
+
+
+@pytest.fixture
+def doctor(engine) -> Callable[..., list[Finding]]:
+    """Return a function that examines the database in a transaction of its own."""
+
+    def examine(*only: str, context: Context = CONTEXT, **limits) -> list[Finding]:
+        with Session(engine) as session:
+            return diagnose(session, context, limits=Limits(**limits), only=only)
+
+    return examine
+
+
+@pytest.fixture
+def sql(engine) -> Callable[..., None]:
+    """Return a function that runs lines of SQL one by one, as psql does."""
+
+    def run(script: str) -> None:
+        autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+        with autocommit.connect() as connection:
+            for line in script.splitlines():
+                connection.exec_driver_sql(line.replace("%", "%%"))
+
+    return run
+
+
+@pytest.fixture
+def mended(doctor, sql) -> Callable[..., Finding]:
+    """Return a function that wants one finding, and its mend to make it go away."""
+
+    def check(*only: str, **options) -> Finding:
+        (finding,) = doctor(*only, **options)
+        sql(finding.mend)
+        assert doctor(*only, **options) == []
+        return finding
+
+    return check
+
+
+@pytest.fixture
+def rows(engine) -> Callable[[str], list[sa.Row]]:
+    """Return a function that returns what a query finds."""
+
+    def query(text: str) -> list[sa.Row]:
+        with engine.connect() as connection:
+            return list(connection.exec_driver_sql(text))
+
+    return query

@@ -1,0 +1,452 @@
+"""Every other check: the problem is made for real, found, and gone once its mend has run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from pgqrs_sa import QueueService, embedded, metadata
+from pgqrs_sa.errors import InvalidArgument
+from pgqrs_sa.findings import Limits
+from pgqrs_sa.operations import doctor as doctor_module
+from pgqrs_sa.operations import server as server_checks
+from pgqrs_sa.operations.context import Context
+from pgqrs_sa.operations.doctor import CHECKS, diagnose
+
+NOTHING = timedelta(0)
+CONTEXT = Context.of(None, None, None, allow_autocommit=True)
+
+
+@contextmanager
+def another(migrated, *statements):
+    """A session of somebody else, which may be terminated meanwhile."""
+    conn = psycopg.connect(migrated.dsn, application_name="forgetful", autocommit=True)
+    try:
+        for statement in statements:
+            conn.execute(statement)
+        yield conn
+    finally:
+        conn.close()
+
+
+def test_a_check_that_does_not_exist(doctor):
+    with pytest.raises(InvalidArgument, match="no check is called 'drfit'; there are schema, dri"):
+        doctor("drfit")
+
+
+def test_errors_come_first(doctor, sql):
+    sql(
+        "ALTER TABLE pgqrs_messages SET (autovacuum_vacuum_threshold = 5)\n"
+        "COMMENT ON TABLE pgqrs_queues IS NULL"
+    )
+    assert [one.severity for one in doctor()] == ["error", "warning"]
+
+
+# The schema's version.
+
+
+def test_no_tables(database):
+    engine = sa.create_engine(database.url, poolclass=sa.NullPool)
+    with Session(engine) as session:
+        (finding,) = diagnose(session, CONTEXT)
+    assert finding.check == "schema"
+    assert finding.mend == "alembic upgrade head || pgqrs install"
+    metadata.create_all(engine)
+    with Session(engine) as session:
+        assert diagnose(session, CONTEXT) == []
+
+
+def test_no_version(mended, sql):
+    sql("COMMENT ON TABLE pgqrs_queues IS NULL")
+    assert "without their version" in mended().problem
+
+
+@pytest.mark.parametrize(
+    ("stamp", "problem", "mend"),
+    [
+        (0, "version 0 is older than 1", "alembic upgrade head"),
+        (7, "version 7 is newer than 1", "pip install --upgrade pgqrs-sa"),
+    ],
+)
+def test_another_version(doctor, sql, stamp, problem, mend):
+    sql(
+        f"COMMENT ON TABLE pgqrs_queues IS 'pgqrs_sa:schema={stamp}'\n"
+        "DROP INDEX pgqrs_archive_queue_idx"
+    )
+    (finding,) = doctor()  # what another version's tables should be, nobody here knows
+    assert problem in finding.problem
+    assert mend in finding.mend
+    assert finding.severity == "error"
+
+
+# Promises.
+
+
+def test_a_trigger(mended, sql):
+    sql(
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'\n"
+        "CREATE TRIGGER notify_me AFTER INSERT ON pgqrs_messages FOR EACH ROW EXECUTE FUNCTION f()"
+    )
+    assert mended().subject == "notify_me"
+
+
+def test_a_foreign_key_of_messages(mended, sql):
+    sql("ALTER TABLE pgqrs_messages ADD FOREIGN KEY (queue_id) REFERENCES pgqrs_queues")
+    assert mended().check == "promises"
+
+
+@pytest.mark.parametrize("rule", ["", "ON DELETE RESTRICT", "DEFERRABLE INITIALLY DEFERRED"])
+@pytest.mark.parametrize("required", ["", "NOT NULL"])
+def test_a_foreign_key_to_messages_that_keeps_them(
+    mended, sql, service, session, rule, required, rows
+):
+    message = service.enqueue("mail", 1).id
+    session.commit()
+    sql(
+        f"CREATE TABLE receipt (m bigint {required} REFERENCES pgqrs_messages {rule})\n"
+        f"INSERT INTO receipt VALUES ({message})"
+    )
+    assert mended().severity == "error"
+    service.archive(service.dequeue("mail")[0])
+    session.commit()
+    assert rows("SELECT m FROM receipt")[0].m == (message if required else None)
+
+
+def test_a_required_column_of_the_host(mended, sql, service):
+    sql("ALTER TABLE pgqrs_messages ADD tenant integer NOT NULL")
+    assert "nothing can be inserted" in mended().problem
+    service.enqueue("mail", 1)
+
+
+# The server.
+
+
+@pytest.mark.parametrize(("hours", "word"), [(1, "behind"), (-1, "ahead of")])
+def test_the_clock_of_this_computer(doctor, monkeypatch, hours, word):
+    monkeypatch.setattr(server_checks, "_now", lambda: datetime.now(UTC) + timedelta(hours=hours))
+    (finding,) = doctor()
+    assert finding.check == "clock"
+    assert f"s {word} this computer's" in finding.problem
+
+
+def test_a_transaction_that_stays_open(doctor, mended, migrated):
+    begin = ("BEGIN ISOLATION LEVEL REPEATABLE READ", "SELECT 1")
+    with another(migrated, *begin) as forgetful:
+        pid = forgetful.info.backend_pid
+        assert doctor() == []
+        finding = mended("transactions", transaction_age=NOTHING)
+        assert finding.mend == f"SELECT pg_terminate_backend({pid});"
+        assert "forgetful" in finding.problem
+        assert "idle in transaction" in finding.problem
+        with pytest.raises(psycopg.OperationalError):
+            forgetful.execute("SELECT 1")
+
+
+def test_a_transaction_without_a_snapshot_harms_nobody(doctor, migrated):
+    with another(migrated, "BEGIN", "SELECT 1"):
+        assert doctor("transactions", transaction_age=NOTHING) == []
+
+
+@pytest.fixture(scope="module")
+def special():
+    """A server for what the shared one cannot do."""
+    settings = {"wal_level": "logical", "max_prepared_transactions": "5", "max_connections": "12"}
+    with embedded.start(settings=settings) as server:
+        url = server.dsn().replace("postgresql:", "postgresql+psycopg:", 1)
+        engine = sa.create_engine(url, poolclass=sa.NullPool)
+        metadata.create_all(engine)
+        yield engine
+
+
+def found(engine, *only, **limits):
+    with Session(engine) as session:
+        return diagnose(session, CONTEXT, limits=Limits(**limits), only=only)
+
+
+def paste(engine, script):
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        for line in script.splitlines():
+            connection.exec_driver_sql(line)
+
+
+def test_a_replication_slot_that_nobody_reads(special):
+    paste(special, "SELECT pg_create_logical_replication_slot('it''s'::name, 'test_decoding')"
+          .replace("it''s", "old_reader"))  # fmt: skip
+    paste(special, "SELECT pg_current_xact_id()")
+    assert found(special) == []
+    (finding,) = found(special, "slots", slot_age=0)
+    assert finding.subject == "old_reader"
+    paste(special, finding.mend)
+    assert found(special, "slots", slot_age=0) == []
+
+
+def test_a_prepared_transaction(special):
+    paste(special, "BEGIN\nCREATE TABLE t ()\nPREPARE TRANSACTION 'it''s mine'")
+    assert found(special) == []
+    (finding,) = found(special, "prepared", transaction_age=NOTHING)
+    assert finding.subject == "it's mine"
+    paste(special, finding.mend)
+    assert found(special, "prepared", transaction_age=NOTHING) == []
+
+
+def test_connections_run_out(special):
+    held = [special.connect() for _ in range(8)]
+    try:
+        for connection in held:
+            connection.exec_driver_sql("SELECT 1")
+        (finding,) = found(special)
+    finally:
+        for connection in held:
+            connection.close()
+    assert "9 of 9 are in use" in finding.problem
+    assert finding.mend == "ALTER SYSTEM SET max_connections = 18;"
+    assert found(special, "connections") == []
+
+
+def test_autovacuum_is_off(special):
+    paste(
+        special, "ALTER SYSTEM SET autovacuum = off\nSELECT pg_reload_conf()\nSELECT pg_sleep(.3)"
+    )
+    (finding,) = found(special)
+    assert (finding.check, finding.subject) == ("autovacuum", "autovacuum")
+    paste(special, finding.mend + "\nSELECT pg_sleep(.3)")
+    assert found(special) == []
+
+
+def test_the_server_is_read_only(special):
+    paste(special, "ALTER DATABASE postgres SET default_transaction_read_only = on")
+    (finding, _) = found(special, "read_only", "drift")
+    assert finding.check == "read_only"
+    assert finding.severity == "error"
+    paste(special, f"BEGIN READ WRITE\n{finding.mend}\nCOMMIT")
+    assert found(special) == []
+
+
+def test_a_standby(doctor, monkeypatch):
+    # The facts of a standby; a real one is for the tests of failover.
+    real = doctor_module.Visit.of
+
+    def of(*arguments):
+        visit = real(*arguments)
+        facts = visit.facts._asdict() | {"standby": True, "notifications": None}
+        from dataclasses import replace
+        from types import SimpleNamespace
+
+        return replace(visit, facts=SimpleNamespace(**facts))
+
+    monkeypatch.setattr(doctor_module.Visit, "of", of)
+    (finding,) = doctor()
+    assert finding.check == "read_only"
+    assert "standby" in finding.problem
+
+
+def test_notifications_pile_up(doctor, migrated, sql):
+    with another(migrated, "LISTEN c") as listener:
+        listener.execute("BEGIN")
+        listener.execute("SELECT 1")
+        sql("\n".join(["SELECT pg_notify('c', repeat('x', 7900))"] * 20))
+        (finding,) = doctor("notifications", notifications=0.0)
+        assert finding.severity == "error"
+        sql(finding.mend)
+        sql("SELECT pg_sleep(.2)\n" + "\n".join(["SELECT pg_notify('c', repeat('x', 7900))"] * 20))
+        assert doctor("notifications", notifications=0.0) == []
+
+
+def test_autovacuum_is_off_for_a_table(mended, sql):
+    sql("ALTER TABLE pgqrs_archive SET (autovacuum_enabled = off)")
+    assert mended().check == "autovacuum"
+
+
+def test_dead_rows(doctor, sql, service, session):
+    service.enqueue_many("mail", range(200))
+    session.commit()
+    service.queues.purge("mail")
+    session.commit()
+    session.close()
+    beyond = {"dead_rows": 100, "vacuum_age": NOTHING}
+    for _ in range(50):
+        if doctor("vacuum", **beyond):
+            break
+        time.sleep(0.1)
+    (finding,) = doctor("vacuum", **beyond)
+    assert finding.subject == "public.pgqrs_messages"
+    assert "200 dead rows; last vacuumed: never" in finding.problem
+    sql(finding.mend)
+    for _ in range(50):
+        if not doctor("vacuum", **beyond):
+            break
+        time.sleep(0.1)
+    assert doctor("vacuum", **beyond) == []
+
+
+def test_a_sequence_runs_out(mended, sql):
+    sql(
+        "ALTER TABLE pgqrs_messages ALTER id SET MAXVALUE 1000\n"
+        "SELECT setval('pgqrs_messages_id_seq', 900)"
+    )
+    assert "900 of its 1000" in mended().problem
+
+
+def test_a_sequence_is_behind(mended, sql, service, session):
+    service.enqueue_many("mail", [1, 2, 3])
+    session.commit()
+    sql("SELECT setval('pgqrs_messages_id_seq', 1)")
+    assert "the next id is 2" in mended().problem
+    assert service.enqueue("mail", 4).id == 4
+
+
+# Messages and workers.
+
+
+def test_leases_of_a_stopped_worker_and_of_one_that_is_gone(doctor, sql, service, session):
+    ids = [service.workers.register(name).id for name in ("a", "b", "alive")]
+    service.enqueue_many("mail", range(6))
+    for worker in ids:
+        service.dequeue("mail", 2, lease=3600, worker=worker)
+    session.commit()
+    assert doctor() == []
+    service.workers.stop(ids[0])
+    session.commit()
+    sql(f"DELETE FROM pgqrs_workers WHERE id = {ids[1]}")  # noqa: S608
+    findings = doctor()
+    assert [one.subject for one in findings] == [f"worker {ids[0]}", f"worker {ids[1]}"]
+    assert all("2 message(s)" in one.problem for one in findings)
+    for one in findings:
+        sql(one.mend)
+    assert doctor() == []
+    assert service.messages.metrics("mail").ready == 4
+
+
+def test_a_lease_that_ends_soon_is_left_alone(doctor, service, session):
+    worker = service.workers.register("a").id
+    service.enqueue("mail", 1)
+    service.dequeue("mail", worker=worker)
+    service.workers.stop(worker)
+    session.commit()
+    assert doctor() == []
+    assert len(doctor(lease_ahead=NOTHING)) == 1
+
+
+def test_exhausted_messages(doctor, mended, service, session):
+    service.enqueue("mail", 1, max_read_ct=1)
+    service.dequeue("mail", lease=0.01)
+    session.commit()
+    time.sleep(0.05)
+    assert doctor() == []
+    assert mended("exhausted", exhausted_age=NOTHING).subject == "mail"
+    assert service.messages.metrics("mail").dead == 1
+
+
+def test_orphans(mended, sql, service, session):
+    service.enqueue_many("mail", [1, 2])
+    service.archive(service.dequeue("mail")[0])
+    session.commit()
+    sql("DELETE FROM pgqrs_queues")
+    session.expire_all()
+    finding = mended()
+    assert finding.severity == "error"
+    assert "live and archived" in finding.problem
+    assert service.messages.metrics("recovered-1").live == 1
+
+
+def test_orphans_that_are_exhausted(mended, sql, service, session):
+    service.enqueue("mail", 1, max_read_ct=1)
+    service.dequeue("mail")
+    session.commit()
+    sql("DELETE FROM pgqrs_queues")
+    assert mended("orphans").subject == "queue 1"
+
+
+def test_a_queue_paused_for_long(doctor, mended, service, session, sql):
+    service.queues.pause("mail")
+    session.commit()
+    sql("UPDATE pgqrs_queues SET paused_at = now() - interval '2 hours'")
+    assert doctor() == []
+    service.enqueue("mail", 1)
+    session.commit()
+    assert "2:00:0" in mended("backlog").problem
+
+
+def test_messages_wait_for_long(doctor, service, session, sql):
+    service.enqueue("mail", 1)
+    session.commit()
+    sql("UPDATE pgqrs_messages SET vt = now() - interval '1 hour'")
+    (finding,) = doctor()
+    assert finding.mend == "pgqrs worker list --queue mail"
+    service.dequeue("mail")
+    session.commit()
+    assert doctor() == []
+
+
+def test_a_silent_worker(mended, service, session, sql):
+    worker = service.workers.register("a")
+    session.commit()
+    sql("UPDATE pgqrs_workers SET heartbeat_at = now() - interval '6 minutes'")
+    assert mended().subject == f"worker {worker.id}"
+    session.expire_all()
+    assert service.workers.get(worker.id).status == "stopped"
+
+
+def test_everything_but_drift_works_read_only(engine, service, session):
+    service.enqueue("mail", 1)
+    session.commit()
+    with Session(engine) as reader:
+        reader.connection(execution_options={"postgresql_readonly": True})
+        assert diagnose(reader, CONTEXT, only=set(CHECKS) - {"drift"}) == []
+
+
+def test_a_schema_given_by_a_translation(database):
+    engine = sa.create_engine(database.url, poolclass=sa.NullPool).execution_options(
+        schema_translate_map={None: "Jobs"}
+    )
+    with engine.begin() as connection:
+        connection.exec_driver_sql('CREATE SCHEMA "Jobs"')
+        metadata.create_all(connection)
+    with Session(engine) as session, session.begin():
+        QueueService(session).queues.create("mail")
+        QueueService(session).enqueue("mail", 1, max_read_ct=1)
+        QueueService(session).dequeue("mail", lease=0.01)
+    assert found(engine) == []
+    with engine.begin() as connection:
+        connection.exec_driver_sql('DROP INDEX "Jobs".pgqrs_messages_spent_idx')
+    findings = found(engine, exhausted_age=NOTHING)
+    assert [one.check for one in findings] == ["drift", "exhausted"]
+    for one in findings:
+        assert '"Jobs".pgqrs_messages' in one.mend
+        paste(engine, one.mend)
+    assert found(engine, exhausted_age=NOTHING) == []
+
+
+def test_several_doctors_at_once(engine):
+    with ThreadedDoctors(engine, 4) as answers:
+        pass
+    assert answers == [[]] * 4
+
+
+class ThreadedDoctors:
+    def __init__(self, engine, count):
+        self.answers = []
+        self.threads = [
+            threading.Thread(target=lambda: self.answers.append(found(engine)))
+            for _ in range(count)
+        ]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self.answers
+
+    def __exit__(self, *_):
+        for thread in self.threads:
+            thread.join()
+
+
+async def test_through_an_async_session(async_session):
+    assert await async_session.run_sync(diagnose, CONTEXT) == []
