@@ -116,6 +116,9 @@ class Queues(_Facet):
     def delete(self, name: str, *, force: bool = False) -> None:
         """Delete a queue. Until the commit, nothing can be enqueued anywhere: commit at once.
 
+        A transaction in REPEATABLE READ or SERIALIZABLE whose snapshot still has the queue can
+        enqueue into it afterwards; `pgqrs doctor` finds such a message.
+
         Args:
             name: The queue.
             force: Delete its live and archived messages with it.

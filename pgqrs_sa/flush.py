@@ -63,8 +63,9 @@ def _check(mapper: Mapper[Any], connection: sa.Connection, added: Sequence[Messa
     for message in added:
         _check_content(message)
     queues = _queue_table(mapper)
+    messages: Any = mapper.local_table
     rows = connection.execute(
-        statements.accepts(queues),
+        statements.accepts(queues, messages),
         {
             "names": sorted({name for one in added if (name := one.queue_name) is not None}),
             "ids": sorted({one.queue_id for one in added if one.queue_id is not None}),

@@ -140,7 +140,9 @@ class QueueService:
 
         Args:
             queue: The name of a queue that exists.
-            items: Payloads, or `Item` values with options of their own, or both.
+            items: Payloads, or `Item` values with options of their own, or both. Ids rise in
+                their order; those with a key come after, in the order of the keys, so that two
+                batches with the same keys cannot deadlock.
 
         Returns:
             The receipts in the order of the items.

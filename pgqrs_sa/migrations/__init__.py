@@ -161,7 +161,7 @@ def check(
     """
     queue = (models or Models()).queue
     if isinstance(bind, Session):
-        bind = bind.connection(bind_arguments={"mapper": queue})
+        bind = bind.connection(bind_arguments={"mapper": sa.inspect(queue)})
     if schema is None:
         # Where the connection sees the table: a schema_translate_map may move it.
         schema = bind.schema_for_object(sa.inspect(queue).local_table)

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Result, Row
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.util import identity_key
 from sqlalchemy.sql import Executable
@@ -55,6 +55,11 @@ class Context:
     worker: int | None
     allow_autocommit: bool
 
+    @property
+    def mapper(self) -> Mapper[Any]:
+        """What tells a session with several binds which of them has our tables."""
+        return sa.inspect(self.models.message)
+
     @classmethod
     def of(
         cls, models: Models | None, codec: Codec | None, worker: object, *, allow_autocommit: bool
@@ -65,12 +70,13 @@ class Context:
         )
 
 
-def require_atomic(session: Session, context: Context) -> None:
+def require_atomic(session: Session, context: Context, statement: Executable) -> None:
     """Refuse to enqueue where a rollback would leave the message behind."""
     if context.allow_autocommit:
         return
     # The connection that the statement is about to use anyway; no round trip is made for this.
-    connection = session.connection(bind_arguments={"mapper": context.models.message})
+    where = {"mapper": context.mapper, "clause": statement}
+    connection = session.connection(bind_arguments=where)
     refuse_autocommit(connection)
 
 
@@ -104,7 +110,7 @@ def run(
     """Execute a statement about our tables in the caller's session, after its pending flush."""
     if _FLUSH_FIRST:
         session._autoflush()  # noqa: SLF001
-    return session.execute(statement, values, bind_arguments={"mapper": context.models.message})
+    return session.execute(statement, values, bind_arguments={"mapper": context.mapper})
 
 
 def refresh(
@@ -113,6 +119,7 @@ def refresh(
     """Bring loaded objects up to date with rows that a statement returned about them."""
     for row in rows if session.identity_map else ():
         if (loaded := session.identity_map.get(identity_key(model, row.id))) is not None:
+            _altered(session, loaded)
             for name in names:
                 set_committed_value(loaded, name, row._mapping[name])  # noqa: SLF001
 
@@ -121,11 +128,22 @@ def forget(session: Session, model: type[Any], ids: Iterable[int]) -> None:
     """Expire loaded objects whose rows a statement deleted."""
     for id_ in ids if session.identity_map else ():
         if (loaded := session.identity_map.get(identity_key(model, id_))) is not None:
-            session.expire(loaded)
+            _expire(session, loaded)
 
 
 def forget_all(session: Session, model: type[Any]) -> None:
     """Expire all loaded objects of a class, when a statement does not say which it deleted."""
     for loaded in list(session.identity_map.values()):
         if isinstance(loaded, model):
-            session.expire(loaded)
+            _expire(session, loaded)
+
+
+def _expire(session: Session, loaded: Any) -> None:
+    _altered(session, loaded)
+    session.expire(loaded)
+
+
+def _altered(session: Session, loaded: Any) -> None:
+    # As an UPDATE by the ORM does: the rollback of a savepoint then takes the object back as well.
+    state: InstanceState[Any] = sa.inspect(loaded)
+    session._register_altered([state])  # noqa: SLF001

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import Row
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.expression import SelectBase
 
@@ -31,6 +32,7 @@ _PLAIN = ",null,null,0,null,null,null]"
 class _Encoded:
     """An item that has passed every check, as it travels."""
 
+    index: int
     text: str
     size: int
     key: str | None
@@ -61,10 +63,10 @@ def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
         "key": key,
         "producer": context.worker,
     }
-    require_atomic(session, context)
-    if size > _COMMON_LIMIT:
-        _check_accepted(session, context, queue, size)
     statement = statements.one(context.models, keyed=key is not None)
+    require_atomic(session, context, statement)
+    if size > _COMMON_LIMIT:
+        check_size(queue, size, _limit(session, context, queue))
     while True:
         row = run(session, context, statement, values).one_or_none()
         if row is not None:
@@ -72,40 +74,43 @@ def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
         if key is not None and (found := _live(session, context, queue, [key])):
             return found[key]
         # Refused for a reason that is raised here; or the key was settled this very moment.
-        _check_accepted(session, context, queue, size)
+        check_size(queue, size, _limit(session, context, queue))
 
 
 def many(session: Session, context: Context, queue: str, items: Iterable[Any]) -> list[Receipt]:
     """Insert payloads or items, one statement a chunk; receipts come in the order given."""
     arguments.check_queue_name(queue)
     # All are checked before the first is sent: a bad one at the end leaves nothing behind.
-    listed = arguments.nonempty(items, "items")
-    encoded = [_encode(context, item, index) for index, item in enumerate(listed)]
-    require_atomic(session, context)
-    # Each statement asks whether the queue accepts the largest of all of them: a chunk must not
-    # get in before a later one is refused.
-    sizes = [item.size for item in encoded]
-    if max(sizes) > _COMMON_LIMIT:
-        _check_accepted(session, context, queue, sizes)
-    receipts: list[Receipt] = []
-    for chunk in _chunks(encoded):
-        offset = len(receipts)
-        given = listed[offset : offset + len(chunk)]
-        receipts += _insert_chunk(session, context, queue, chunk, given, sizes)
-    return receipts
+    encoded = [
+        _encode(context, item, index)
+        for index, item in enumerate(arguments.nonempty(items, "items"))
+    ]
+    require_atomic(session, context, statements.many(context.models, keyed=False))
+    batch = _Batch(session, context, queue, [one.size for one in encoded])
+    if batch.largest > _COMMON_LIMIT:
+        batch.check_accepted()
+    receipts: dict[int, Receipt] = {}
+    for chunk in _chunks([one for one in encoded if one.key is None]):
+        receipts |= batch.insert_plain(chunk)
+    # In the order of their keys, so that two batches with the same keys cannot deadlock: each
+    # waits at the first key that the other has.
+    for chunk in _chunks(sorted((one for one in encoded if one.key is not None), key=_by_key)):
+        receipts |= batch.insert_keyed(chunk)
+    return [receipts[index] for index in range(len(encoded))]
 
 
 def from_query(session: Session, context: Context, queue: str, query: SelectBase) -> int:
     """Insert what a query returns, without a row passing through Python; return how many."""
     arguments.check_queue_name(queue)
     _check_columns(query)
-    require_atomic(session, context)
+    statement = statements.from_select(context.models, query)
+    require_atomic(session, context, statement)
     values = {"queue": queue, "producer": context.worker}
-    result: Any = run(session, context, statements.from_select(context.models, query), values)
+    result: Any = run(session, context, statement, values)
     inserted: int = result.rowcount
     if inserted == 0:
         size = run(session, context, statements.largest(query)).scalar_one()
-        _check_accepted(session, context, queue, size)
+        check_size(queue, size, _limit(session, context, queue))
     return inserted
 
 
@@ -114,10 +119,10 @@ def _encode(context: Context, item: Any, index: int) -> _Encoded:
     try:
         text = context.codec.dumps(item.payload if isinstance(item, Item) else item)
     except PayloadError as error:
-        raise PayloadError(f"items[{index}].{error.path}", error.problem) from None
+        raise PayloadError(f"{path}{error.path}", error.problem) from None
     size = len(text.encode())
     if not isinstance(item, Item):
-        return _Encoded(f"[{text}{_PLAIN}", size, None)
+        return _Encoded(index, f"[{text}{_PLAIN}", size, None)
     delay, at = arguments.delay_or_at(item.delay, item.at, path)
     key = None if item.key is None else arguments.check_key(item.key, path)
     options = (
@@ -127,11 +132,16 @@ def _encode(context: Context, item: Any, index: int) -> _Encoded:
     )
     headers = arguments.headers_text(item.headers, path) or "null"
     tail = f"{headers},{json.dumps(_checked_attempts(item, path))},{json.dumps(key)}"
-    return _Encoded(f"[{text},{json.dumps(options)[1:-1]},{tail}]", size, key, len(headers))
+    whole = f"[{text},{json.dumps(options)[1:-1]},{tail}]"
+    return _Encoded(index, whole, size, key, len(headers))
 
 
 def _checked_attempts(item: Item, path: str = "") -> int | None:
     return None if item.max_read_ct is None else arguments.check_max_read_ct(item.max_read_ct, path)
+
+
+def _by_key(item: _Encoded) -> tuple[str, int]:
+    return item.key or "", item.index
 
 
 def _chunks(encoded: Sequence[_Encoded]) -> Iterator[list[_Encoded]]:
@@ -143,68 +153,85 @@ def _chunks(encoded: Sequence[_Encoded]) -> Iterator[list[_Encoded]]:
             chunk, weight = [], 0
         chunk.append(item)
         weight += item.weight
-    yield chunk
+    if chunk:
+        yield chunk
 
 
-def _insert_chunk(
-    session: Session,
-    context: Context,
-    queue: str,
-    chunk: Sequence[_Encoded],
-    given: Sequence[Any],
-    sizes: Sequence[int],
-) -> list[Receipt]:
-    keys = {item.key for item in chunk if item.key is not None}
-    values = {
-        "queue": queue,
-        "items": f"[{','.join(item.text for item in chunk)}]",
-        "size": max(sizes),
-        "producer": context.worker,
-    }
-    rows = run(session, context, statements.many(context.models, keyed=bool(keys)), values).all()
-    if not rows:
-        _check_accepted(session, context, queue, sizes)
-        if any(item.key is None for item in chunk):  # the queue was created this very moment
-            return _insert_chunk(session, context, queue, chunk, given, sizes)
-    by_key = {row.dedup_key: Receipt(row.id, row.vt) for row in rows if row.dedup_key is not None}
-    # Ids are drawn in the order of the array, so that sorting them restores it.
-    in_order = iter(sorted((row.id, row.vt) for row in rows if row.dedup_key is None))
-    there = _live(session, context, queue, keys - by_key.keys()) if keys - by_key.keys() else {}
-    receipts = []
-    for item, original in zip(chunk, given, strict=True):
-        if item.key is None:
-            receipts.append(Receipt(*next(in_order)))
-        elif (fresh := by_key.pop(item.key, None)) is not None:
-            receipts.append(fresh)
-            there[item.key] = Receipt(fresh.id, fresh.vt, duplicate=True)
-        elif item.key in there:
-            receipts.append(there[item.key])
-        else:  # settled between the two statements: its key is free again
-            receipts.append(one(session, context, queue, original))
-    return receipts
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """One call of `many`, whose chunks get in together or not at all.
+
+    Each statement asks whether the queue accepts the largest payload of the whole batch, so that
+    no chunk gets in before a later one is refused.
+    """
+
+    session: Session
+    context: Context
+    queue: str
+    sizes: Sequence[int]
+
+    @property
+    def largest(self) -> int:
+        return max(self.sizes)
+
+    def check_accepted(self) -> None:
+        """Raise for the first item that the queue would not take, if there is one."""
+        limit = _limit(self.session, self.context, self.queue)
+        for index, size in enumerate(self.sizes):
+            check_size(self.queue, size, limit, f"items[{index}].")
+
+    def insert_plain(self, chunk: Sequence[_Encoded]) -> dict[int, Receipt]:
+        while not (rows := self._insert(chunk, keyed=False)):
+            self.check_accepted()  # returns if the queue was created this very moment
+        # Ids are drawn in the order of the array, so that sorting them restores it.
+        in_order = sorted((row.id, row.vt) for row in rows)
+        return {item.index: Receipt(*row) for item, row in zip(chunk, in_order, strict=True)}
+
+    def insert_keyed(self, chunk: Sequence[_Encoded]) -> dict[int, Receipt]:
+        receipts: dict[int, Receipt] = {}
+        left = list(chunk)
+        while left:
+            rows = self._insert(left, keyed=True)
+            fresh = {row.dedup_key: Receipt(row.id, row.vt) for row in rows}
+            keys = {item.key for item in left} - fresh.keys()
+            there = _live(self.session, self.context, self.queue, keys) if keys else {}
+            if not fresh and not there:
+                self.check_accepted()
+            for item in left:
+                if item.key in there:
+                    receipts[item.index] = there[item.key]
+                elif item.key in fresh:
+                    receipts[item.index] = first = fresh[item.key]
+                    there[item.key] = Receipt(first.id, first.vt, duplicate=True)
+            # A key that was settled between the two statements is free, and is tried again.
+            left = [item for item in left if item.index not in receipts]
+        return receipts
+
+    def _insert(self, chunk: Sequence[_Encoded], *, keyed: bool) -> Sequence[Row[Any]]:
+        values = {
+            "queue": self.queue,
+            "items": f"[{','.join(item.text for item in chunk)}]",
+            "size": self.largest,
+            "producer": self.context.worker,
+        }
+        statement = statements.many(self.context.models, keyed=keyed)
+        return run(self.session, self.context, statement, values).all()
 
 
 def _live(
-    session: Session, context: Context, queue: str, keys: Iterable[str]
-) -> dict[str, Receipt]:
-    values = {"queue": queue, "keys": sorted(keys)}
+    session: Session, context: Context, queue: str, keys: Collection[str | None]
+) -> dict[str | None, Receipt]:
+    values = {"queue": queue, "keys": list(keys)}
     rows = run(session, context, statements.live_keys(context.models), values)
     return {row.dedup_key: Receipt(row.id, row.vt, duplicate=True) for row in rows}
 
 
-def _check_accepted(
-    session: Session, context: Context, queue: str, sizes: int | Sequence[int]
-) -> None:
-    """Raise for the reason why a queue would not take payloads of these sizes, if there is one."""
+def _limit(session: Session, context: Context, queue: str) -> int:
+    """Return the size of the largest payload that a queue accepts."""
     row = run(session, context, queues.get(context.models), {"queue": queue}).one_or_none()
     if row is None:
         raise queue_not_found(session, context, queue)
-    limit = row.max_payload_bytes
-    if isinstance(sizes, int):
-        check_size(queue, sizes, limit)
-        return
-    for index, size in enumerate(sizes):
-        check_size(queue, size, limit, f"items[{index}].")
+    return int(row.max_payload_bytes)
 
 
 def check_size(queue: str, size: int, limit: int, path: str = "") -> None:

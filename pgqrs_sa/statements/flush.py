@@ -9,20 +9,38 @@ from functools import cache
 
 import sqlalchemy as sa
 from sqlalchemy import func
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql import Executable
 
 from .parts import array_bind
 
 
 @cache
-def accepts(queues: sa.Table) -> Executable:
-    """What the queues that messages name accept. Binds: names, ids."""
+def accepts(queues: sa.Table, messages: sa.Table) -> Executable:
+    """What the queues that messages name accept.
+
+    An INSERT of nothing takes the lock of one that inserts, so that a queue which is found here
+    is not deleted before the messages are in it: see `queues.keep_writers_out`.
+
+    Binds: names, ids.
+    """
     queue = queues.c
-    return sa.select(queue.id, queue.queue_name, queue.max_payload_bytes).where(
-        sa.or_(
-            queue.queue_name == func.any(array_bind("names", sa.Text)),
-            queue.id == func.any(array_bind("ids", sa.BigInteger)),
+    nothing = sa.select(sa.literal(0), sa.cast("null", JSONB)).where(sa.false())
+    writing = (
+        sa.insert(messages)
+        .from_select(["queue_id", "payload"], nothing)
+        .returning(messages.c.id)
+        .cte("pgqrs_writing")
+    )
+    return (
+        sa.select(queue.id, queue.queue_name, queue.max_payload_bytes)
+        .where(
+            sa.or_(
+                queue.queue_name == func.any(array_bind("names", sa.Text)),
+                queue.id == func.any(array_bind("ids", sa.BigInteger)),
+            )
         )
+        .add_cte(writing)
     )
 
 
