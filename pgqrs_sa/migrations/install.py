@@ -1,0 +1,117 @@
+"""Create and drop the tables without an Alembic history: the same steps, the same lock.
+
+``pgqrs install`` and the `Admin` of `pgqrs_sa.pgqrs` call these, for a database that no host's
+history takes care of. Where an ``alembic_version`` table stands beside the tables, a history does:
+moving the schema behind its back would make its next revision fail, so that is refused.
+
+They need Alembic, the extra ``alembic``.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
+
+from .. import migrations
+from ..errors import PgqrsError, SchemaVersionError
+from .ops import DowngradeOp, UpgradeOp
+
+__all__ = ["HostHistory", "install", "owner", "uninstall"]
+
+_OWNER = sa.text(
+    "SELECT to_regclass(coalesce(quote_ident(:schema) || '.', '') || 'alembic_version')::text"
+).bindparams(sa.bindparam("schema", type_=sa.Text))
+
+
+class HostHistory(PgqrsError):
+    """The schema belongs to a host's Alembic history, which has to make the change itself.
+
+    Attributes:
+        table: The host's table of revisions.
+    """
+
+    code = "PGQ-014"
+
+    def __init__(self, table: str, advice: str) -> None:
+        super().__init__(
+            f"this schema belongs to a host's Alembic history (it has {table}): {advice}"
+        )
+        self.table = table
+
+
+def owner(connection: sa.Connection, schema: str | None = None) -> str | None:
+    """Return the table of a host's Alembic revisions in the schema, or None.
+
+    Args:
+        connection: A connection; from asyncio, ``await connection.run_sync(owner)``.
+        schema: The schema's plain name, or None to follow the ``search_path``.
+    """
+    found: str | None = connection.scalar(_OWNER, {"schema": schema})
+    return found
+
+
+def install(connection: sa.Connection, schema: str | None = None) -> int:
+    """Create the tables, or bring them to the version of this release; commit afterwards.
+
+    Whoever comes second, in another process at the same time too, finds nothing to do.
+
+    Args:
+        connection: A connection; from asyncio, ``await connection.run_sync(install)``.
+        schema: The schema's plain name, created if it is missing; None for the default one.
+
+    Returns:
+        The version before; 0 when there were no tables.
+
+    Raises:
+        HostHistory: there is something to do, and it is for a host's Alembic to do it.
+        SchemaVersionError: a newer release made the tables, or nobody knows their version.
+    """
+    migrations.lock(connection)
+    before = _installed(connection, schema)
+    if before > migrations.LATEST:
+        raise SchemaVersionError(before, migrations.LATEST, schema, migrations.TOO_NEW)
+    if before < migrations.LATEST:
+        if table := owner(connection, schema):
+            raise HostHistory(
+                table,
+                "run `alembic upgrade head` there, or install into another schema",
+            )
+        _operations(connection).invoke(UpgradeOp(before, migrations.LATEST, schema))
+    return before
+
+
+def uninstall(connection: sa.Connection, schema: str | None = None) -> int:
+    """Drop the tables, with everything in them; commit afterwards.
+
+    Args:
+        connection: A connection; from asyncio, ``await connection.run_sync(uninstall)``.
+        schema: The schema's plain name, which itself stays; None for the default one.
+
+    Returns:
+        The version before; 0 when there were no tables.
+
+    Raises:
+        HostHistory: a host's Alembic made them, and has to undo it.
+        SchemaVersionError: a newer release made the tables, or nobody knows their version.
+    """
+    migrations.lock(connection)
+    before = _installed(connection, schema)
+    if before > migrations.LATEST:
+        raise SchemaVersionError(before, migrations.LATEST, schema, migrations.TOO_NEW)
+    if before:
+        if table := owner(connection, schema):
+            raise HostHistory(table, "downgrade the revision that calls op.pgqrs_upgrade")
+        _operations(connection).invoke(DowngradeOp(before, 0, schema))
+    return before
+
+
+def _installed(connection: sa.Connection, schema: str | None) -> int:
+    found, version = migrations.read_stamp(connection, schema)
+    if found and version is None:
+        raise SchemaVersionError(None, migrations.LATEST, schema, migrations.UNSTAMPED)
+    return version or 0
+
+
+def _operations(connection: sa.Connection) -> Operations:
+    return Operations(MigrationContext.configure(connection))

@@ -1,0 +1,101 @@
+"""`Config`: the settings of the package, under the names and ways to load that pgqrs has."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any, Generic, TypeVar, overload
+
+from ..settings import Settings, Validation
+
+__all__ = ["Config"]
+
+_T = TypeVar("_T")
+
+
+class _Setting(Generic[_T]):
+    """A property that reads a setting, and checks what it is set to."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, config: None, owner: type) -> _Setting[_T]: ...
+    @overload
+    def __get__(self, config: Config, owner: type) -> _T: ...
+    def __get__(self, config: Config | None, owner: type) -> Any:
+        return self if config is None else getattr(config.settings, self._name)
+
+    def __set__(self, config: Config, value: _T) -> None:
+        changed: dict[str, Any] = {self._name: value}
+        config.settings = replace(config.settings, **changed)
+
+
+class Config:
+    """Where the queues are, and the defaults of those who work with them.
+
+    See `pgqrs_sa.settings` for the defaults, the environment variables, the files and their order.
+    An `Admin` takes what a Config says when the Admin is made; later changes do not reach it.
+    A value that cannot be is refused when it is set, with `InvalidArgument`.
+
+    Attributes:
+        settings: The same, as one frozen value.
+    """
+
+    dsn = _Setting[str]()
+    schema = _Setting[str | None]()
+    max_connections = _Setting[int]()
+    connection_timeout_seconds = _Setting[float]()
+    default_lock_time_seconds = _Setting[float]()
+    default_max_batch_size = _Setting[int]()
+    max_read_ct = _Setting[int]()
+    heartbeat_interval_seconds = _Setting[float]()
+    validation = _Setting[Validation]()
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def __repr__(self) -> str:
+        return f"Config({self.settings!r})"
+
+    @classmethod
+    def from_dsn(cls, dsn: str) -> Config:
+        """Return the defaults for this database; neither environment nor files are read."""
+        return cls(Settings(dsn))
+
+    @classmethod
+    def from_dsn_with_schema(cls, dsn: str, schema: str) -> Config:
+        """Return the defaults for a schema of this database."""
+        return cls(Settings(dsn, schema))
+
+    @classmethod
+    def from_env(cls) -> Config:
+        """Return what the environment says; a file says only what that leaves open."""
+        return cls(Settings.load())
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Config:
+        """Return what a YAML or TOML file says, whatever the environment does."""
+        return cls(Settings.load(config=path, environ={}))
+
+    @classmethod
+    def load(cls) -> Config:
+        """Return what the environment and the default files say."""
+        return cls(Settings.load())
+
+    @classmethod
+    def load_with_options(
+        cls, dsn: str | None = None, config_path: str | os.PathLike[str] | None = None
+    ) -> Config:
+        """Return what the arguments, the environment and a file say, in that order."""
+        return cls(Settings.load(dsn=dsn, config=config_path))
+
+    @classmethod
+    def load_with_schema_options(
+        cls,
+        dsn: str | None = None,
+        schema: str | None = None,
+        config_path: str | os.PathLike[str] | None = None,
+    ) -> Config:
+        """Return what the arguments, the environment and a file say, in that order."""
+        return cls(Settings.load(dsn=dsn, schema=schema, config=config_path))

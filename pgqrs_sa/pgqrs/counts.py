@@ -1,0 +1,54 @@
+"""What an `Admin` counts: queues, workers, everything."""
+
+from __future__ import annotations
+
+from .. import migrations
+from ..types import QueueMetrics, Seconds
+from . import stats
+from .connected import Connected
+from .types import SystemStats, WorkerHealthStats, WorkerStats
+
+__all__ = ["Counts"]
+
+
+class Counts(Connected):
+    """Metrics and statistics; none of them locks or changes anything."""
+
+    async def queue_metrics(self, name: str) -> QueueMetrics:
+        """Count the messages of a queue by state; `pgqrs_sa.QueueMetrics` says what they mean."""
+        async with self._service() as service:
+            return await service.messages.metrics(name)
+
+    async def all_queues_metrics(self) -> list[QueueMetrics]:
+        """Count the messages of each queue by state, by name of the queue."""
+        async with self._service() as service:
+            return await service.messages.all_metrics()
+
+    async def system_stats(self) -> SystemStats:
+        """Count everything."""
+        async with self._service() as service:
+            metrics = await service.messages.all_metrics()
+            workers = await service.workers.list()
+        async with self._database.connection() as connection:
+            version = await connection.run_sync(migrations.current_version, self.settings.schema)
+        return stats.system(metrics, workers, version)
+
+    async def worker_health_stats(
+        self,
+        timeout: Seconds = 60,  # noqa: ASYNC109 - pgqrs' name for a silence
+        *,
+        group_by_queue: bool = False,
+    ) -> list[WorkerHealthStats]:
+        """Count the workers by state, and those that have been silent for ``timeout`` seconds."""
+        async with self._service() as service:
+            workers = await service.workers.list()
+            health = await service.workers.health(silent_for=timeout)
+        return stats.health(workers, health, by_queue=group_by_queue)
+
+    async def worker_stats(self, queue: str) -> WorkerStats:
+        """Count the workers of a queue by state, and what they hold."""
+        async with self._service() as service:
+            await service.queues.get(queue)
+            workers = await service.workers.list(queue=queue)
+            health = await service.workers.health()
+        return stats.of_queue(queue, workers, health)

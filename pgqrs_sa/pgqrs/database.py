@@ -1,0 +1,180 @@
+"""An async engine for each event loop, closed with it, and the registrations that wait for one.
+
+pgqrs' guides close nothing, and a script may call ``asyncio.run`` twice with one `Admin`. A pool
+must not outlive its loop: its connections could neither be used nor closed any more. So each loop
+gets an engine of its own, and an async generator that disposes of it. Python closes the async
+generators of a loop when ``asyncio.run`` ends (``loop.shutdown_asyncgens``), and when nobody
+refers to them any more, which is just when the pool is of no use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase
+
+from ..aio import AsyncQueueService
+from ..codecs import Codec
+from ..errors import InvalidArgument
+from ..models import ArchivedMessageMixin, MessageMixin, Models, QueueMixin, WorkerMixin
+from ..settings import Settings, database_url
+from .errors import translated
+
+__all__ = ["Database", "models_in"]
+
+_TIMEOUTS: dict[str, tuple[str, Callable[[float], float]]] = {
+    "psycopg": ("connect_timeout", math.ceil),
+    "psycopg_async": ("connect_timeout", math.ceil),
+    "asyncpg": ("timeout", float),
+}
+"""What each driver calls the time to wait for a connection, and in what numbers."""
+
+
+@cache
+def models_in(schema: str | None) -> Models:
+    """Return the four classes for a schema, or the ready-made ones for the default one."""
+    if schema is None:
+        return Models()
+
+    class Base(DeclarativeBase):
+        __pgqrs_schema__ = schema
+
+    class Queue(QueueMixin, Base):
+        pass
+
+    class Message(MessageMixin, Base):
+        pass
+
+    class ArchivedMessage(ArchivedMessageMixin, Base):
+        pass
+
+    class Worker(WorkerMixin, Base):
+        pass
+
+    return Models(Queue, Message, ArchivedMessage, Worker)
+
+
+def _async_url(dsn: str) -> sa.URL:
+    url = database_url(dsn)
+    driver = url.get_driver_name()
+    if driver not in _TIMEOUTS:
+        raise InvalidArgument(
+            f"{driver!r} is no async driver: name +asyncpg or +psycopg in the DSN, or none"
+        )
+    return url
+
+
+@dataclass(frozen=True)
+class _Attached:
+    """What belongs to one event loop."""
+
+    engine: AsyncEngine
+    closing: AsyncGenerator[None, None]
+    registering: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+async def _closing(engine: AsyncEngine) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await engine.dispose()
+
+
+class Database:
+    """Sessions on one database, for whichever event loop is running.
+
+    Args:
+        settings: Where it is, and how large the pool may become.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.models = models_in(settings.schema)
+        self._url = _async_url(settings.dsn)
+        self._loops: dict[asyncio.AbstractEventLoop, _Attached] = {}
+        self.pending: list[Callable[[], Awaitable[object]]] = []
+
+    async def _attached(self) -> _Attached:
+        loop = asyncio.get_running_loop()
+        if (attached := self._loops.get(loop)) is None:
+            # A generator holds on to its loop, so weak references would not drop those that ended.
+            self._loops = {one: it for one, it in self._loops.items() if not one.is_closed()}
+            engine = self._engine()
+            attached = self._loops[loop] = _Attached(engine, _closing(engine))
+            await anext(attached.closing)  # from here on, the loop knows the generator
+        return attached
+
+    def _engine(self) -> AsyncEngine:
+        settings = self.settings
+        name, as_number = _TIMEOUTS[self._url.get_driver_name()]
+        timeout: dict[str, Any] = {name: as_number(settings.connection_timeout_seconds)}
+        return create_async_engine(
+            self._url,
+            pool_size=settings.max_connections,
+            max_overflow=0,
+            pool_timeout=settings.connection_timeout_seconds,
+            # A worker lives for long: after a restart of the server it must not fail once for
+            # each connection that it had.
+            pool_pre_ping=True,
+            connect_args={} if name in self._url.query else timeout,
+        )
+
+    async def close(self) -> None:
+        """Close the connections of the running loop; a later call opens new ones."""
+        attached = self._loops.pop(asyncio.get_running_loop(), None)
+        if attached is not None:
+            await attached.closing.aclose()
+
+    @asynccontextmanager
+    async def registering(self) -> AsyncIterator[None]:
+        """Let only one task of this loop register workers at a time."""
+        async with (await self._attached()).registering:
+            yield
+
+    async def register_pending(self) -> None:
+        """Register the workers that were constructed since the last call.
+
+        One that fails is dropped here; its own next call tries it again.
+        """
+        if self.pending:
+            async with self.registering():
+                while self.pending:
+                    await self.pending.pop(0)()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction without a session, for the schema."""
+        attached = await self._attached()
+        with translated():
+            async with attached.engine.begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """One transaction, committed at the end of the block unless that raises."""
+        attached = await self._attached()
+        with translated():
+            async with AsyncSession(attached.engine) as session, session.begin():
+                yield session
+
+    def bind(
+        self, session: AsyncSession, *, worker: int | None = None, codec: Codec | None = None
+    ) -> AsyncQueueService:
+        """Return the service in a session of this database."""
+        return AsyncQueueService(session, models=self.models, worker=worker, codec=codec)
+
+    @asynccontextmanager
+    async def service(
+        self, *, worker: int | None = None, codec: Codec | None = None
+    ) -> AsyncIterator[AsyncQueueService]:
+        """One transaction with the service in it: see `session`."""
+        async with self.session() as session:
+            yield self.bind(session, worker=worker, codec=codec)

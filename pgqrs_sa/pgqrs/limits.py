@@ -1,0 +1,126 @@
+"""What a producer refuses beyond what the queue refuses: shape, size and rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..codecs import JsonCodec
+from ..errors import PayloadError
+from ..settings import Validation
+from .errors import RateLimited
+
+__all__ = ["RateLimitStatus", "TokenBucket", "ValidatingCodec"]
+
+
+class ValidatingCodec(JsonCodec):
+    """Strict JSON that refuses what the validation settings do not allow.
+
+    As a codec it sees each payload once, and its errors get their place in a batch.
+    """
+
+    def __init__(self, validation: Validation) -> None:
+        self._validation = validation
+        self._walks = bool(
+            validation.max_string_length
+            or validation.max_object_depth
+            or validation.forbidden_keys
+            or validation.required_keys
+        )
+
+    def dumps(self, value: Any, /, *, path: str = "payload") -> str:
+        """Return ``value`` as JSON text, or raise `PayloadError`."""
+        text = super().dumps(value, path=path)
+        limit = self._validation.max_payload_size_bytes
+        if limit is not None and (size := len(text.encode())) > limit:
+            raise PayloadError(path, f"takes {size} bytes, more than {limit}")
+        if self._walks:
+            self._check_required(value, path)
+            self._check(value, path, 1)
+        return text
+
+    def _check_required(self, value: Any, path: str) -> None:
+        required = self._validation.required_keys
+        if not required:
+            return
+        if not isinstance(value, dict):
+            raise PayloadError(path, f"must be a dict with the keys {', '.join(required)}")
+        if missing := [key for key in required if key not in value]:
+            raise PayloadError(path, f"lacks the keys {', '.join(missing)}")
+
+    def _check(self, value: Any, path: str, depth: int) -> None:
+        rules = self._validation
+        if isinstance(value, str):
+            self._check_length(value, path)
+        if not isinstance(value, (dict, list, tuple)):
+            return
+        if rules.max_object_depth is not None and depth > rules.max_object_depth:
+            raise PayloadError(path, f"is nested deeper than {rules.max_object_depth} levels")
+        for inner, item in self._members(value, path):
+            self._check(item, inner, depth + 1)
+
+    def _members(
+        self, value: dict[str, Any] | list[Any] | tuple[Any, ...], path: str
+    ) -> Iterator[tuple[str, Any]]:
+        if not isinstance(value, dict):
+            yield from ((f"{path}[{index}]", item) for index, item in enumerate(value))
+            return
+        for key, item in value.items():
+            if key in self._validation.forbidden_keys:
+                raise PayloadError(path, f"has the key {key!r}, which is forbidden")
+            self._check_length(key, f"a key of {path}")
+            yield f"{path}.{key}", item
+
+    def _check_length(self, text: str, path: str) -> None:
+        limit = self._validation.max_string_length
+        if limit is not None and (length := len(text.encode())) > limit:
+            raise PayloadError(path, f"takes {length} bytes, more than {limit}")
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimitStatus:
+    """How much a producer may send now.
+
+    Attributes:
+        available: Messages that may be sent at once.
+        burst: How many that is at most.
+        per_second: How fast they come back.
+    """
+
+    available: float
+    burst: int
+    per_second: float
+
+
+class TokenBucket:
+    """Lets ``burst`` messages through at once, and ``per_second`` of them from then on.
+
+    A batch larger than the burst is let through when the bucket is full, and leaves it in debt:
+    the rate holds over time, and no batch is refused for ever.
+    """
+
+    def __init__(self, per_second: float, burst: int) -> None:
+        self._per_second = per_second
+        self._burst = burst
+        self._tokens = float(burst)
+        self._counted_at = time.monotonic()
+
+    def take(self, count: int) -> None:
+        """Take a token for each message, or raise `RateLimited` and take none."""
+        self._refill()
+        lacking = min(count, self._burst) - self._tokens
+        if lacking > 0:
+            raise RateLimited(lacking / self._per_second, self._per_second)
+        self._tokens -= count
+
+    def status(self) -> RateLimitStatus:
+        """Return how much may be sent now."""
+        self._refill()
+        return RateLimitStatus(max(0.0, self._tokens), self._burst, self._per_second)
+
+    def _refill(self) -> None:
+        moment = time.monotonic()
+        grown = self._tokens + (moment - self._counted_at) * self._per_second
+        self._tokens, self._counted_at = min(float(self._burst), grown), moment

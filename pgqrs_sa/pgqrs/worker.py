@@ -1,0 +1,118 @@
+"""What producers and consumers have in common: a queue, a row in the register, a heartbeat."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from types import TracebackType
+from typing import Self
+
+from ..aio import AsyncQueueService
+from ..codecs import Codec
+from .admin import Admin
+from .config import Config
+from .errors import InvalidDsn, WorkerNotFound
+from .lifecycle import Lifecycle
+
+__all__ = ["QueueWorker"]
+
+
+class QueueWorker(Lifecycle):
+    """One start of a producer or consumer.
+
+    It registers with the next awaited call of it, or of its Admin, and each start is a row of its
+    own: another with the same host and port, alive or dead, is not in the way.
+    """
+
+    _kind: str
+
+    def __init__(self, admin: Admin | Config | str, queue: str, hostname: str, port: int) -> None:
+        self._owns_admin = not isinstance(admin, Admin)
+        if isinstance(admin, (str, Config)):
+            admin = Admin(admin)
+        elif not isinstance(admin, Admin):
+            raise InvalidDsn(
+                f"{type(self).__name__} takes an Admin, a Config or a DSN, "
+                f"not a {type(admin).__name__}"
+            )
+        super().__init__(admin._database)  # noqa: SLF001 - one module in several files
+        self._admin = admin
+        self.queue = queue
+        self.hostname = hostname
+        self.port = port
+        self._worker_id: int | None = None
+        self._queue_id = 0
+        self._database.pending.append(self._register)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.queue!r}, {self.hostname!r}, {self.port!r})"
+
+    @property
+    def worker_id(self) -> int | None:
+        """The id of the worker's row; None before the first awaited call has registered it."""
+        return self._worker_id
+
+    async def __aenter__(self) -> Self:
+        await self._registered()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop this worker; close the connections if no Admin was given to it."""
+        try:
+            if self._worker_id is not None:
+                await self._leave()
+                with suppress(WorkerNotFound):  # purged: it was taken for dead long ago
+                    async with self._database.service() as service:
+                        await service.workers.stop(self._worker_id)
+            elif self._register in self._database.pending:
+                self._database.pending.remove(self._register)
+        finally:
+            if self._owns_admin:
+                await self._admin.close()
+
+    async def _leave(self) -> None:
+        """Do what has to be done before this worker stops."""
+
+    async def _register(self) -> None:
+        async with self._database.service() as service:
+            self._queue_id = (await service.queues.get(self.queue)).id
+            info = await service.workers.register(
+                self._kind,
+                queues=[self.queue],
+                hostname=self.hostname,
+                port=self.port,
+                pid=os.getpid(),
+            )
+        self._worker_id, self._heard_of_at = info.id, time.monotonic()
+
+    async def _registered(self) -> int:
+        await self._database.register_pending()
+        if self._worker_id is None:
+            async with self._database.registering():
+                if self._worker_id is None:
+                    await self._register()
+        assert self._worker_id is not None  # noqa: S101 - for mypy
+        return self._worker_id
+
+    @asynccontextmanager
+    async def _service(self, codec: Codec | None = None) -> AsyncIterator[AsyncQueueService]:
+        id_ = await self._registered()
+        async with self._database.service(worker=id_, codec=codec) as service:
+            await self._heard_of(service, id_)
+            yield service
+
+    @asynccontextmanager
+    async def _working(self) -> AsyncIterator[tuple[AsyncQueueService, int]]:
+        id_ = await self._registered()
+        async with self._service() as service:
+            yield service, id_

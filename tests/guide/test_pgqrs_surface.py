@@ -1,0 +1,453 @@
+"""The surface of pgqrs 0.5: names, constructors, lifecycle, tables, errors, event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session, declarative_base
+
+from pgqrs_sa import Message, PgqrsError, QueueService, pgqrs
+
+from .conftest import Clock
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import asyncio, sys
+from pgqrs_sa import pgqrs
+
+admin = pgqrs.Admin(sys.argv[1])
+
+async def first():
+    await admin.install()
+    await admin.create_queue("loops")
+    producer = pgqrs.Producer(admin, "loops", "h", 1)
+    await asyncio.gather(*(producer.enqueue(n) for n in range(30)))
+    return producer
+
+async def second(producer):
+    await producer.enqueue("again")
+    consumer = pgqrs.Consumer(sys.argv[1], "loops", "h", 1)
+    (message,) = await consumer.dequeue()
+    del consumer, message                      # with its pool, and its task, running
+    print(await (await admin.get_messages()).count())
+
+producer = asyncio.run(first())
+asyncio.run(second(producer))                  # the same objects in another event loop
+"""
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
+def test_a_script_that_closes_nothing_ends_without_a_word(database, scheme) -> None:
+    dsn = database.dsn.replace("postgresql", scheme, 1)
+    command = [sys.executable, "-W", "error", "-c", SCRIPT, dsn]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stderr, done.stdout) == ("", "31\n")
+    engine = sa.create_engine(database.url)
+    with engine.connect() as connection:
+        others = sa.text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+        assert connection.scalar(others) == 1
+    engine.dispose()
+
+
+def test_an_admin_keeps_nothing_of_event_loops_that_have_ended(prepare) -> None:
+    admin = prepare("tasks")
+    for _ in range(3):
+        assert asyncio.run(admin.get_queue("tasks")).queue_name == "tasks"
+    assert len(admin._database._loops) == 1
+
+
+def test_constructors_do_nothing_but_check_what_they_are_given() -> None:
+    admin = pgqrs.Admin("postgresql://nowhere.invalid/none")
+    pgqrs.Producer(admin, "q", "h", 1)
+    pgqrs.Consumer("postgres://nowhere.invalid/none", "q", "h", 1)
+    with pytest.raises(TypeError, match="a DSN or a Config, not a int"):
+        pgqrs.Admin(7)
+    with pytest.raises(TypeError, match="an Admin, a Config or a DSN"):
+        pgqrs.Producer(None, "q", "h", 1)
+    with pytest.raises(ValueError, match="no async driver"):
+        pgqrs.Admin("postgresql+psycopg2://localhost/x")
+    with pytest.raises(ValueError, match="needs postgresql"):
+        pgqrs.Admin("mysql://localhost/x")
+    assert "secret" not in repr(pgqrs.Admin("postgresql://me:secret@localhost/x"))
+
+
+async def test_the_next_awaited_call_registers_what_was_constructed(admin) -> None:
+    producer = pgqrs.Producer(admin, "tasks", "a", 1)
+    consumer = pgqrs.Consumer(admin, "tasks", "b", 2)
+    assert producer.worker_id is None
+    workers = await admin.get_workers()
+    assert [(one.name, one.hostname, one.port) for one in await workers.list()] == [
+        ("producer", "a", 1),
+        ("consumer", "b", 2),
+    ]
+    assert (await workers.get(consumer.worker_id)).queue_id == (await admin.get_queue("tasks")).id
+    await asyncio.gather(*(consumer.dequeue() for _ in range(10)))
+    assert await workers.count() == 2
+
+
+async def test_a_queue_that_is_missing_is_named_once_by_the_next_call(admin) -> None:
+    producer = pgqrs.Producer(admin, "task", "h", 1)
+    with pytest.raises(pgqrs.QueueNotFound, match="did you mean 'tasks'"):
+        await admin.get_messages()
+    await admin.get_messages()  # it is dropped
+    with pytest.raises(pgqrs.QueueNotFound):
+        await producer.enqueue(1)
+    await admin.create_queue("task")
+    await producer.enqueue(1)
+    early = pgqrs.Producer(admin, "soon", "h", 1)
+    await admin.create_queue("soon")  # which it was waiting for
+    assert early.worker_id is not None
+
+
+async def test_dsn_and_config_are_taken_where_an_admin_is(database, admin) -> None:
+    async with pgqrs.Producer(database.dsn, "tasks", "h", 1) as producer:
+        assert producer.worker_id is not None
+        id_ = await producer.enqueue({"n": 1}, headers={"trace": "x"})
+    config = pgqrs.Config.from_dsn(database.async_url("asyncpg"))
+    async with pgqrs.Consumer(config, "tasks", "h", 1) as consumer:
+        (message,) = await consumer.dequeue()
+        assert (message.id, message.payload, message.headers) == (id_, {"n": 1}, {"trace": "x"})
+        assert (message.read_ct, message.vt - message.enqueued_at > timedelta(seconds=5)) == (
+            1,
+            True,
+        )
+        await consumer.archive(message.id)
+    workers = await (await admin.get_workers()).list("stopped")
+    assert [one.name for one in workers] == ["producer", "consumer"]
+
+
+async def test_lifecycle_and_its_invalid_transitions(admin) -> None:
+    producer = pgqrs.Producer(admin, "tasks", "h", 1)
+    consumer = pgqrs.Consumer(admin, "tasks", "h", 2)
+    id_ = await producer.enqueue(1)
+    assert await consumer.status() is pgqrs.WorkerStatus.Ready
+    assert await consumer.is_healthy()
+    for change in (consumer.resume, consumer.shutdown):
+        with pytest.raises(pgqrs.InvalidStateTransition):
+            await change()
+    await consumer.dequeue_delay(600)
+    await consumer.suspend()
+    with pytest.raises(pgqrs.InvalidStateTransition, match="suspended cannot become suspended"):
+        await consumer.suspend()
+    with pytest.raises(pgqrs.WorkerNotReady, match="suspended"):
+        await consumer.dequeue()
+    with pytest.raises(pgqrs.WorkerHasPendingMessages, match=str(id_)):
+        await consumer.shutdown()
+    await consumer.resume()
+    await consumer.suspend()
+    await consumer.release_messages([id_])
+    await consumer.shutdown()
+    with pytest.raises(pgqrs.InvalidStateTransition):
+        await consumer.resume()
+    with pytest.raises(pgqrs.WorkerNotReady, match="stopped"):
+        await consumer.dequeue()
+    with pytest.raises(pgqrs.WorkerNotReady):
+        await consumer.heartbeat()
+    assert not await consumer.is_healthy()
+    await producer.heartbeat()
+
+
+async def test_calls_of_a_worker_say_that_it_lives(database, admin) -> None:
+    config = pgqrs.Config.from_dsn(database.dsn)
+    config.heartbeat_interval_seconds = 0.05
+    async with pgqrs.Admin(config) as mine:
+        await mine.register("host", 1)
+        consumer = pgqrs.Consumer(mine, "tasks", "h", 1)
+        await consumer.dequeue()
+        workers = await admin.get_workers()
+        before = [one.heartbeat_at for one in await workers.list()]
+        await asyncio.sleep(0.1)
+        await consumer.dequeue()
+        await mine.system_stats()
+        after = [one.heartbeat_at for one in await workers.list()]
+        assert all(late > early for early, late in zip(before, after, strict=True))
+
+
+async def test_an_admin_is_a_worker_when_it_registers(admin) -> None:
+    with pytest.raises(pgqrs.NotRegistered):
+        await admin.heartbeat()
+    info = await admin.register("host", 5432)
+    assert (info.queue_id, info.status, admin.worker_id) == (None, "ready", info.id)
+    with pytest.raises(pgqrs.InvalidWorkerType):
+        await admin.release_worker_messages(info.id)
+    await admin.suspend()
+    await admin.resume()
+    with pytest.raises(pgqrs.WorkerInUse):
+        await admin.delete_worker(info.id)
+    await admin.delete_self()
+    assert admin.worker_id is None
+    assert await (await admin.get_workers()).count() == 0
+
+
+async def test_what_a_worker_holds_is_seen_and_released(admin) -> None:
+    producer = pgqrs.Producer(admin, "tasks", "h", 1)
+    consumer = pgqrs.Consumer(admin, "tasks", "h", 2)
+    ids = [one.id for one in await producer.enqueue_batch([1, 2, 3])]
+    await consumer.dequeue_batch_with_delay(2, 600)
+    held = await admin.get_worker_messages(consumer.worker_id)
+    assert [one.id for one in held] == ids[:2]
+    assert (await admin.worker_stats("tasks")).leases == 2
+    (health,) = await admin.worker_health_stats()
+    assert (health.total, health.ready, health.stale) == (2, 2, 0)
+    assert await admin.release_worker_messages(consumer.worker_id) == 2
+    assert await consumer.archive(ids[0]) is False
+    stats = await admin.system_stats()
+    assert (stats.queues, stats.ready, stats.leased, stats.workers) == (1, 3, 0, 2)
+    assert [one.queue for one in await admin.all_queues_metrics()] == ["tasks"]
+
+
+async def test_extend_and_delete_many_at_once(admin, clock: Clock) -> None:
+    producer = pgqrs.Producer(admin, "tasks", "h", 1)
+    consumer = pgqrs.Consumer(admin, "tasks", "h", 2)
+    ids = [one.id for one in await producer.enqueue_batch([1, 2, 3])]
+    await consumer.dequeue_batch(2)
+    assert await consumer.extend_visibility_batch(ids, 500) == [True, True, False]
+    assert all(clock.waits()[id_] > 499 for id_ in ids[:2])
+    assert await consumer.delete_many([ids[2], ids[0], 999, ids[0]]) == [True, True, False, False]
+    assert [one.outcome for one in clock.archived("tasks")] == ["cancelled"]  # the other is gone
+    assert await consumer.delete_many([]) == []
+    assert await consumer.extend_visibility_batch([], 1) == []
+    assert await consumer.archive_batch([]) == []
+    with pytest.raises(pgqrs.DelayError):
+        await consumer.extend_visibility(ids[1], 0)
+
+
+async def test_queues_and_workers_as_tables(admin) -> None:
+    await admin.create_queue("other")
+    queues = await admin.get_queues()
+    tasks = await queues.get_by_name("tasks")
+    assert await queues.count() == 2
+    assert [one.queue_name for one in await queues.list()] == ["other", "tasks"]
+    assert await queues.get(tasks.id) == tasks
+    assert datetime.fromisoformat(tasks.created_at) < datetime.now(UTC)
+    assert [await queues.exists(one) for one in ("tasks", "nope")] == [True, False]
+    producer = pgqrs.Producer(admin, "tasks", "h", 1)
+    consumer = pgqrs.Consumer(admin, "tasks", "h", 2)
+    workers = await admin.get_workers()
+    assert await workers.count_for_queue("tasks") == 2
+    assert await workers.count_for_queue("other") == 0
+    await producer.close()
+    await workers.delete(producer.worker_id)
+    assert [one.id for one in await workers.filter_by_fk(tasks.id)] == [consumer.worker_id]
+    await queues.delete_by_name("other")
+    with pytest.raises(pgqrs.QueueNotFound):
+        await queues.delete(999)
+    await queues.delete(tasks.id)
+    assert (await workers.get(consumer.worker_id)).queue_id is None
+
+
+@pytest.fixture
+async def five(admin) -> tuple[pgqrs.Producer, pgqrs.Consumer, list[int]]:
+    """Five messages: the first is archived, the second is held."""
+    producer = pgqrs.Producer(admin, "tasks", "h", 1)
+    consumer = pgqrs.Consumer(admin, "tasks", "h", 2)
+    ids = [one.id for one in await producer.enqueue_batch([{"n": n} for n in range(5)])]
+    await consumer.dequeue_batch(2)
+    await consumer.archive(ids[0])
+    return producer, consumer, ids
+
+
+async def test_messages_as_a_table(admin, five, clock: Clock) -> None:
+    _, consumer, ids = five
+    messages, queue = await admin.get_messages(), await admin.get_queue("tasks")
+    assert await messages.count() == await messages.count_for_queue(queue.id) == 4
+    assert await messages.count_pending("tasks") == 3
+    assert await messages.count_pending_filtered("tasks") == 3
+    assert await messages.count_pending_filtered("tasks", consumer.worker_id) == 1
+    assert (await messages.get(ids[2])).payload == {"n": 2}
+    assert [one.id for one in await messages.get_by_ids([ids[4], ids[1], 999])] == [ids[1], ids[4]]
+    assert [one.id for one in await messages.list(after=ids[2], limit=1)] == [ids[3]]
+    assert len(await messages.filter_by_fk("tasks")) == 4
+    assert [one.id for one in await messages.filter_by_payload({"n": 3})] == [ids[3]]
+    with pytest.raises(ValueError, match="a value to look for"):
+        await messages.filter_by_payload(None)
+    later = datetime.now(UTC) + timedelta(hours=1)
+    assert await messages.update_visibility_timeout(ids[2], later) is True
+    assert await messages.update_visibility_timeout(999, later) is False
+    with pytest.raises(pgqrs.MessageLeased):
+        await messages.update_visibility_timeout(ids[1], later)
+    assert 3590 < clock.waits()[ids[2]] <= 3600
+    assert await messages.delete(ids[2]) is True
+    assert await messages.delete_by_ids([ids[1], ids[3]]) == [False, True]
+
+
+async def test_the_archive_as_a_table(admin, five) -> None:
+    producer, consumer, ids = five
+    await (await admin.get_messages()).delete_by_ids(ids[2:4])
+    archive = await admin.get_archive()
+    assert await archive.count() == 3
+    newest = await archive.list()
+    assert [one.original_msg_id for one in newest] == [ids[3], ids[2], ids[0]]
+    assert [one.original_msg_id for one in await archive.list(1, 1)] == [ids[2]]
+    assert await archive.count_by_worker(consumer.worker_id) == 1
+    (mine,) = await archive.list_by_worker(consumer.worker_id, 10, 0)
+    assert (mine.producer_worker_id, mine.outcome) == (producer.worker_id, "archived")
+    assert datetime.fromisoformat(mine.archived_at) > datetime.fromisoformat(mine.enqueued_at)
+    assert await archive.delete_by_worker(consumer.worker_id) == 1
+    assert await archive.delete(newest[0].id) == 1
+    assert await archive.delete(newest[0].id) == 0
+
+
+async def test_install_verify_and_uninstall(database, clock: Clock) -> None:
+    async with pgqrs.Admin(database.dsn) as admin:
+        await asyncio.gather(*(admin.install() for _ in range(3)))
+        await admin.install()
+        await admin.verify()
+        await admin.create_queue("gone")
+        producer = pgqrs.Producer(admin, "gone", "h", 1)
+        consumer = pgqrs.Consumer(admin, "gone", "h", 1)
+        await producer.enqueue(1)
+        await consumer.dequeue()
+        with clock.engine.begin() as connection:
+            connection.execute(sa.text("DELETE FROM pgqrs_queues"))
+            connection.execute(sa.text("DELETE FROM pgqrs_workers"))
+        with pytest.raises(pgqrs.NotIntact) as broken:
+            await admin.verify()
+        assert broken.value.findings == {"messages_without_queue": 1, "leases_without_worker": 1}
+        await admin.uninstall()
+        await admin.uninstall()
+        with pytest.raises(RuntimeError) as missing:
+            await admin.verify()
+        assert isinstance(missing.value, pgqrs.SchemaVersionError)
+
+
+async def test_a_schema_of_a_hosts_history_is_verified_and_left_alone(migrated) -> None:
+    async with pgqrs.Admin(migrated.dsn) as admin:
+        await admin.install()
+        with pytest.raises(pgqrs.SchemaNotOurs, match="Alembic history"):
+            await admin.uninstall()
+        await admin.verify()
+        await admin.create_queue("mail")
+
+
+def test_config(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("PGQRS_")]:
+        monkeypatch.delenv(name)
+    config = pgqrs.Config.from_dsn("postgresql://localhost/x")
+    assert (config.max_connections, config.default_lock_time_seconds, config.max_read_ct) == (
+        16,
+        5,
+        5,
+    )
+    config.default_lock_time_seconds = 7
+    with pytest.raises(ValueError, match="max_connections must be 1 or more"):
+        config.max_connections = 0
+    assert config.max_connections == 16
+    assert pgqrs.Config.from_dsn_with_schema("postgresql://localhost/x", "jobs").schema == "jobs"
+    monkeypatch.setenv("PGQRS_DSN", "postgresql://localhost/env")
+    monkeypatch.setenv("PGQRS_MAX_READ_CT", "9")
+    file = tmp_path / "pgqrs.toml"
+    file.write_text('dsn = "postgresql://localhost/file"\nmax_connections = 3\n')
+    assert pgqrs.Config.from_env().max_read_ct == 9
+    assert pgqrs.Config.load().dsn == "postgresql://localhost/env"
+    assert pgqrs.Config.from_file(file).dsn == "postgresql://localhost/file"
+    assert pgqrs.Config.load_with_options("postgresql://localhost/arg", file).max_connections == 3
+    loaded = pgqrs.Config.load_with_schema_options(schema="s", config_path=file)
+    assert (loaded.schema, loaded.dsn) == ("s", "postgresql://localhost/env")
+    monkeypatch.setenv("PGQRS_MAX_READ_CT", "many")
+    with pytest.raises(ValueError, match="PGQRS_MAX_READ_CT"):
+        pgqrs.Config.from_env()
+
+
+def test_validation_settings() -> None:
+    from pgqrs_sa.pgqrs.limits import ValidatingCodec
+
+    rules = pgqrs.Validation(
+        max_payload_size_bytes=60, max_string_length=4, max_object_depth=2, forbidden_keys=("no",)
+    )
+    codec = ValidatingCodec(rules)
+    codec.dumps({"a": [1, "four"]})
+    for payload, problem in (
+        ({"a": {"b": {}}}, "payload.a.b is nested deeper than 2"),
+        ({"a": "fünf"}, "payload.a takes 5 bytes"),
+        ({"longkey": 1}, "a key of payload takes 7 bytes"),
+        ([{"no": 1}], r"payload\[0\] has the key 'no'"),
+        (list(range(30)), "takes 81 bytes, more than 60"),
+    ):
+        with pytest.raises(pgqrs.PayloadError, match=problem):
+            codec.dumps(payload)
+
+
+def test_every_error_is_a_value_error_or_a_runtime_error_and_has_a_code_of_its_own() -> None:
+    kinds = [getattr(pgqrs, name) for name in pgqrs.__all__]
+    errors = [one for one in kinds if isinstance(one, type) and issubclass(one, Exception)]
+    assert len(errors) > 20
+    for kind in errors:
+        assert issubclass(kind, PgqrsError)
+        assert kind is PgqrsError or issubclass(kind, (ValueError, RuntimeError))
+    assert len({kind.code for kind in errors}) == len(errors)
+
+
+async def test_one_bad_row_hides_no_neighbours_and_is_a_message_like_any_other(
+    admin, clock: Clock
+) -> None:
+    producer = pgqrs.Producer(admin, "tasks", "h", 1)
+    good = await producer.enqueue({"n": 1})
+    with clock.engine.begin() as connection:
+        huge = sa.text(
+            "INSERT INTO pgqrs_messages (queue_id, payload) "
+            "SELECT id, CAST(:p AS jsonb) FROM pgqrs_queues"
+        )
+        connection.execute(huge.bindparams(p="1" * 5000))
+    consumer = pgqrs.Consumer(admin, "tasks", "h", 1)
+    first, second = await consumer.dequeue_batch()
+    assert (first.id, first.payload) == (good, {"n": 1})
+    with pytest.raises(pgqrs.PayloadError):
+        _ = second.payload
+    assert await consumer.archive(second.id) is True
+
+
+async def test_a_session_of_the_applications_own_sees_the_same_messages(
+    admin, clock: Clock
+) -> None:
+    producer = pgqrs.Producer(admin, "tasks", "h", 1)
+    id_ = await producer.enqueue({"n": 1})
+    with Session(clock.engine) as session, session.begin():
+        (delivery,) = QueueService(session).dequeue("tasks")
+        assert delivery.id == id_
+        assert session.get_one(Message, id_).producer_worker_id == producer.worker_id
+
+
+async def test_the_block_in_the_docs_runs(database, admin) -> None:
+    await admin.create_queue("receipts")
+    text = (ROOT / "docs" / "pgqrs-to-own-session.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    Base = declarative_base()  # noqa: N806
+    order = type(
+        "Order", (Base,), {"__tablename__": "orders", "id": sa.Column(sa.Integer, primary_key=True)}
+    )
+    engine = create_async_engine(database.async_url("psycopg"))
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    names = {"AsyncSession": AsyncSession, "Order": order, "engine": engine}
+    exec(f"async def main():\n{textwrap.indent(block, '    ')}", names)  # noqa: S102
+    await names["main"]()
+    await engine.dispose()
+    (message,) = await (await admin.get_messages()).filter_by_payload({"order": 7})
+    assert message.vt - message.enqueued_at == timedelta(seconds=60)
+
+
+def test_the_table_in_the_docs_names_everything() -> None:
+    lines = (ROOT / "docs" / "pgqrs-to-own-session.md").read_text().splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith("| `")]
+    assert all(len(row) == 3 for row in rows)
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row[0])]
+    assert len(set(named)) == len(named)
+    values = {one for one in pgqrs.__all__ if one.endswith(("Info", "Message", "Stats", "Status"))}
+    wanted = set(pgqrs.__all__)
+    for name in wanted - values - {"Validation"}:
+        kind = getattr(pgqrs, name)
+        if not issubclass(kind, Exception):
+            wanted |= {f"{name}.{one}" for one in dir(kind) if not one.startswith("_")}
+    assert set(named) == wanted
