@@ -32,6 +32,7 @@ from .errors import (
     QueueNotEmpty,
     QueueNotFound,
     SchemaVersionError,
+    WorkerInUse,
     WorkerNotFound,
     WorkerNotReady,
 )
@@ -103,6 +104,7 @@ __all__ = [
     "SchemaVersionError",
     "Worker",
     "WorkerHealth",
+    "WorkerInUse",
     "WorkerInfo",
     "WorkerMixin",
     "WorkerNotFound",

@@ -130,6 +130,17 @@ class Messages(Facet):
         """See `Messages.find`."""
         return await self._run(reading.find, queue, state, payload, where, after, limit)
 
+    async def count(
+        self,
+        queue: str | None = None,
+        *,
+        state: MessageState | None = None,
+        payload: Any = None,
+        where: Criteria = None,
+    ) -> int:
+        """See `Messages.count`."""
+        return await self._run(reading.count, queue, state, payload, where)
+
     async def metrics(self, queue: str) -> QueueMetrics:
         """See `Messages.metrics`."""
         return await self._run(reading.metrics, queue)
@@ -187,6 +198,17 @@ class Archived(Facet):
     ) -> builtins.list[ArchivedInfo]:
         """See `Archived.find`."""
         return await self._run(reading.find_archived, queue, outcome, payload, where, after, limit)
+
+    async def count(
+        self,
+        queue: str | None = None,
+        *,
+        outcome: Outcome | None = None,
+        payload: Any = None,
+        where: Criteria = None,
+    ) -> int:
+        """See `Archived.count`."""
+        return await self._run(reading.count_archived, queue, outcome, payload, where)
 
     async def bury(self, queue: str, *, limit: int = 1000) -> int:
         """See `Archived.bury`."""
@@ -269,13 +291,19 @@ class Workers(Facet):
         """See `Workers.health`."""
         return await self._run(workers.health, silent_for)
 
-    async def reclaim(self, *, silent_for: Seconds = 60) -> int:
+    async def reclaim(
+        self, *, silent_for: Seconds = 60, queue: str | None = None, holding: bool = False
+    ) -> int:
         """See `Workers.reclaim`."""
-        return await self._run(workers.reclaim, silent_for)
+        return await self._run(workers.reclaim, silent_for, queue, holding)
 
     async def release_leases(self, id: int) -> int:
         """See `Workers.release_leases`."""
         return await self._run(workers.release_leases, id)
+
+    async def delete(self, id: int) -> None:
+        """See `Workers.delete`."""
+        await self._run(workers.delete, id)
 
     async def purge(self, *, older_than: Seconds) -> int:
         """See `Workers.purge`."""

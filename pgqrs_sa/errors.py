@@ -14,6 +14,7 @@
     ├── LeaseLost                        the delivery is no longer yours; nothing was changed
     ├── WorkerNotFound (LookupError)
     ├── WorkerNotReady                   suspended or stopped: it may not lease
+    ├── WorkerInUse                      not stopped, or it holds messages: its row stays
     ├── NonAtomicEnqueue                 the connection is in AUTOCOMMIT
     └── SchemaVersionError               the database's schema is not the one this release needs
 
@@ -42,6 +43,7 @@ __all__ = [
     "QueueNotFound",
     "SchemaVersionError",
     "Whereabouts",
+    "WorkerInUse",
     "WorkerNotFound",
     "WorkerNotReady",
 ]
@@ -252,6 +254,24 @@ class WorkerNotReady(PgqrsError):
     def __init__(self, id: int, status: str) -> None:
         mend = "resume it first" if status == "suspended" else "register again: a row is one start"
         super().__init__(f"worker {id} is {status}: {mend}")
+        self.id = id
+        self.status = status
+
+
+class WorkerInUse(PgqrsError):
+    """The worker is not stopped, or holds messages; its row was not deleted.
+
+    Attributes:
+        id: The worker's id.
+        status: ``ready``, ``suspended`` or ``stopped``.
+    """
+
+    code = "PGQ-014"
+
+    def __init__(self, id: int, status: str) -> None:
+        what = "still holds messages" if status == "stopped" else f"is {status}"
+        mend = "wait for its leases" if status == "stopped" else "stop it first"
+        super().__init__(f"worker {id} {what}: {mend}, or release them")
         self.id = id
         self.status = status
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import sqlalchemy as sa
@@ -157,7 +158,7 @@ def _adds(models: Models) -> Iterator[Any]:
     plain = {c.name: None for c in message.c if c.server_default is None or c.name in _GIVEN}
     fetched = [column for column in message.c if column.server_default is not None]
     yield sa.insert(message).values(plain).returning(*fetched)
-    yield from (flush.accepts(queue), flush.names(queue), flush.keyed(message))
+    yield from (flush.accepts(queue, message), flush.names(queue), flush.keyed(message))
 
 
 _GIVEN = {"priority", "vt"}
@@ -197,7 +198,7 @@ _REGISTER: tuple[Any, ...] = (
     workers.get,
     workers.heartbeat,
     workers.health,
-    workers.stop_silent,
+    partial(workers.stop_silent, in_queue=True, holding=True),
     workers.release_leases,
 )
 

@@ -456,6 +456,7 @@ BUILDERS = [n for n in sorted(TREES) if n.startswith("statements.") and n != "st
 BUILT_ANEW = {
     "enqueue.from_select",  # by the caller's query
     "enqueue.largest",
+    "reading.count",  # of a find
     "reading.find",  # by the caller's criteria
     "reading.find_archived",
     "scheduled.cancel_where",

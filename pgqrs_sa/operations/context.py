@@ -58,7 +58,8 @@ class Context:
     @property
     def mapper(self) -> Mapper[Any]:
         """What tells a session with several binds which of them has our tables."""
-        return sa.inspect(self.models.message)
+        mapper: Mapper[Any] = sa.inspect(self.models.message)
+        return mapper
 
     @classmethod
     def of(

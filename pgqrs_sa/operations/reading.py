@@ -13,7 +13,17 @@ from ..statements import reading as statements
 from ..types import ArchivedInfo, Criteria, MessageInfo, MessageState, Outcome, QueueMetrics
 from .context import Context, decoded, queue_not_found, run
 
-__all__ = ["all_metrics", "find", "find_archived", "get", "get_archived", "metrics", "peek"]
+__all__ = [
+    "all_metrics",
+    "count",
+    "count_archived",
+    "find",
+    "find_archived",
+    "get",
+    "get_archived",
+    "metrics",
+    "peek",
+]
 
 
 def peek(session: Session, context: Context, queue: str, limit: int) -> list[MessageInfo]:
@@ -59,6 +69,27 @@ def find(
     return [_message(context, row) for row in rows]
 
 
+def count(
+    session: Session,
+    context: Context,
+    queue: str | None,
+    state: MessageState | None,
+    payload: Any,
+    where: Criteria,
+) -> int:
+    """Count live messages."""
+    _check_choice("state", state, MessageState)
+    values = _page(context, queue, payload, 0, 1) | {"limit": None}
+    found = statements.find(
+        context.models,
+        in_queue=queue is not None,
+        state=state,
+        by_payload=payload is not None,
+        where=arguments.criteria(where),
+    )
+    return _counted(session, context, queue, found, values)
+
+
 def get_archived(session: Session, context: Context, id: int) -> ArchivedInfo:
     """Return one archived message, by the id of the archive's row."""
     values = {"id": arguments.checked_id(id)}
@@ -93,6 +124,27 @@ def find_archived(
     return [_archived(context, row) for row in rows]
 
 
+def count_archived(
+    session: Session,
+    context: Context,
+    queue: str | None,
+    outcome: Outcome | None,
+    payload: Any,
+    where: Criteria,
+) -> int:
+    """Count archived messages."""
+    _check_choice("outcome", outcome, Outcome)
+    values = _page(context, queue, payload, 0, 1) | {"limit": None}
+    found = statements.find_archived(
+        context.models,
+        in_queue=queue is not None,
+        outcome=outcome,
+        by_payload=payload is not None,
+        where=arguments.criteria(where),
+    )
+    return _counted(session, context, queue, found, values)
+
+
 def metrics(session: Session, context: Context, queue: str) -> QueueMetrics:
     """Count the messages of one queue by state and outcome."""
     arguments.check_queue_name(queue)
@@ -107,6 +159,14 @@ def all_metrics(session: Session, context: Context) -> list[QueueMetrics]:
     """Count the messages of each queue by state and outcome."""
     rows = run(session, context, statements.metrics(context.models, one_queue=False))
     return [QueueMetrics(**row._mapping) for row in rows]  # noqa: SLF001
+
+
+def _counted(
+    session: Session, context: Context, queue: str | None, found: Any, values: dict[str, Any]
+) -> int:
+    total: int = run(session, context, statements.count(found), values).scalar_one()
+    _check_queue(session, context, queue if not total else None)
+    return total
 
 
 def _check_choice(name: str, value: object, choices: Any) -> None:

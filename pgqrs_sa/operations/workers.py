@@ -11,13 +11,14 @@ from typing import Any, get_args
 from sqlalchemy.orm import Session
 
 from .. import arguments
-from ..errors import InvalidArgument, WorkerNotFound, WorkerNotReady, shown
+from ..errors import InvalidArgument, WorkerInUse, WorkerNotFound, WorkerNotReady, shown
 from ..statements import workers as statements
 from ..statements.parts import MOVED
 from ..types import WorkerHealth, WorkerInfo, WorkerStatus
-from .context import Context, forget_all, refresh, run
+from .context import Context, forget, forget_all, refresh, run
 
 __all__ = [
+    "delete",
     "everything",
     "get",
     "health",
@@ -107,11 +108,20 @@ def health(session: Session, context: Context, silent_for: float | timedelta) ->
     ]
 
 
-def reclaim(session: Session, context: Context, silent_for: float | timedelta) -> int:
+def reclaim(
+    session: Session,
+    context: Context,
+    silent_for: float | timedelta,
+    queue: str | None,
+    holding: bool,
+) -> int:
     """Stop the workers that fell silent and make visible what they hold; return how many."""
     span = arguments.age(silent_for, "silent_for", positive=True)
     values: dict[str, Any] = {"silent_for": span}
-    rows = run(session, context, statements.stop_silent(context.models), values).all()
+    if queue is not None:
+        values["queue"] = arguments.check_queue_name(queue)
+    statement = statements.stop_silent(context.models, in_queue=queue is not None, holding=holding)
+    rows = run(session, context, statement, values).all()
     ids = [row.id for row in rows]
     refresh(session, context.models.worker, rows, ("status", "shutdown_at"))
     return _release(session, context, ids)
@@ -128,6 +138,16 @@ def purge(session: Session, context: Context, older_than: float | timedelta) -> 
     result: Any = run(session, context, statements.purge(context.models), values)
     forget_all(session, context.models.worker)
     return int(result.rowcount)
+
+
+def delete(session: Session, context: Context, id: int) -> None:
+    """Delete the row of a worker that is stopped and holds nothing."""
+    info = get(session, context, id)
+    statement = statements.delete(context.models)
+    gone = run(session, context, statement, {"worker_id": id}).scalars().all()
+    if not gone:
+        raise WorkerInUse(id, info.status)
+    forget(session, context.models.worker, gone)
 
 
 def _release(session: Session, context: Context, ids: list[int]) -> int:

@@ -18,7 +18,7 @@ from .errors import InvalidDsn, NotRegistered, QueueExists, QueueInUse
 from .lifecycle import Lifecycle
 from .tables import Archive, Messages, Queues, Workers
 from .types import QueueInfo, WorkerInfo
-from .upkeep import Upkeep, delete_worker
+from .upkeep import Upkeep
 
 __all__ = ["Admin"]
 
@@ -94,10 +94,9 @@ class Admin(Lifecycle, Upkeep, Counts):
 
     async def delete_self(self) -> None:
         """Stop this Admin's worker and delete its row."""
-        async with self._database.session() as session:
-            service = self._database.bind(session)
+        async with self._service() as service:
             await service.workers.stop(self._own_id())
-            await delete_worker(session, service, self._database.models, self._own_id())
+            await service.workers.delete(self._own_id())
         self._worker_id = None
 
     def _own_id(self) -> int:

@@ -145,14 +145,8 @@ class WorkerHasPendingMessages(PgqrsError, RuntimeError):
         self.messages = messages
 
 
-class WorkerInUse(PgqrsError, RuntimeError):
-    """The worker is not stopped, or holds messages; it was not deleted."""
-
-    code = "PGQ-025"
-
-    def __init__(self, id: int, status: str, leases: int) -> None:
-        super().__init__(f"worker {id} is {status} and holds {leases} message(s): stop it first")
-        self.id = id
+class WorkerInUse(core.WorkerInUse, RuntimeError):
+    """See `pgqrs_sa.errors.WorkerInUse`."""
 
 
 class InvalidWorkerType(PgqrsError, RuntimeError):
@@ -222,6 +216,7 @@ _KINDS: dict[type[PgqrsError], type[PgqrsError]] = {
         DuplicateMessage,
         LeaseLost,
         QueueNotEmpty,
+        WorkerInUse,
         WorkerNotReady,
         SchemaVersionError,
     )

@@ -18,7 +18,6 @@ from . import paging
 from .connected import Connected
 from .errors import QueueNotFound
 from .types import ArchivedMessage, QueueInfo, QueueMessage, WorkerInfo
-from .upkeep import delete_worker
 
 __all__ = ["Archive", "Messages", "Queues", "Workers"]
 
@@ -293,6 +292,5 @@ class Workers(Connected):
 
     async def delete(self, id: int) -> None:
         """Delete the row of a worker that is stopped, or raise `WorkerInUse`."""
-        async with self._database.session() as session:
-            service = self._database.bind(session)
-            await delete_worker(session, service, self._database.models, id)
+        async with self._service() as service:
+            await service.workers.delete(id)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from ..aio import AsyncQueueService
 from ..errors import MessageNotFound as CoreMessageNotFound
-from ..models import Models
-from ..types import Seconds, WorkerHealth
+from ..types import Seconds
 from . import paging
 from .connected import Connected
-from .errors import InvalidWorkerType, WorkerInUse
+from .errors import InvalidWorkerType
 from .types import QueueMessage
 
-__all__ = ["Upkeep", "delete_worker", "replay"]
+__all__ = ["Upkeep", "replay"]
 
 _CHUNK = 1000
 
@@ -42,21 +37,13 @@ class Upkeep(Connected):
         Returns:
             How many messages came back.
         """
-        models, released = self._database.models, 0
+        patient = older_than_seconds is None
         limit = self._presumed_dead() if older_than_seconds is None else older_than_seconds
-
-        def dead(one: WorkerHealth) -> bool:
-            matters = older_than_seconds is not None or one.leases > 0
-            return queue_name in one.worker.queues and not one.healthy and matters
-
-        await self._database.register_pending()
-        async with self._database.session() as session:
-            service = self._database.bind(session)
+        async with self._service() as service:
             await service.queues.get(queue_name)
-            for id_ in await _silent(session, service, models, limit, dead):
-                released += await service.workers.release_leases(id_)
-                await service.workers.stop(id_)
-        return released
+            return await service.workers.reclaim(
+                silent_for=limit, queue=queue_name, holding=patient
+            )
 
     async def dlq(self) -> list[int]:
         """Make dead letters of messages whose attempts are used up and whose lease has run out.
@@ -126,10 +113,8 @@ class Upkeep(Connected):
         Raises:
             WorkerInUse: It is not stopped, or still holds messages.
         """
-        await self._database.register_pending()
-        async with self._database.session() as session:
-            service = self._database.bind(session)
-            await delete_worker(session, service, self._database.models, worker_id)
+        async with self._service() as service:
+            await service.workers.delete(worker_id)
 
 
 async def replay(
@@ -145,38 +130,3 @@ async def replay(
     receipt = await service.archived.requeue(archived_id)
     queue_id = (await service.queues.get(letter.queue)).id
     return QueueMessage.of(queue_id, await service.messages.get(receipt.id))
-
-
-async def delete_worker(
-    session: AsyncSession, service: AsyncQueueService, models: Models, worker_id: int
-) -> None:
-    """Delete the row of a worker, if it is stopped and holds nothing."""
-    info = await service.workers.get(worker_id)
-    held = await paging.held_by(service, models, worker_id)
-    if info.status != "stopped" or held:
-        raise WorkerInUse(worker_id, info.status, len(held))
-    await session.delete(await session.get_one(models.worker, worker_id))
-
-
-async def _silent(
-    session: AsyncSession,
-    service: AsyncQueueService,
-    models: Models,
-    limit: Seconds,
-    dead: Callable[[WorkerHealth], bool],
-) -> list[int]:
-    """Return the workers that are dead, judged under a lock on their rows."""
-
-    async def judged() -> set[int]:
-        known = await service.workers.health(silent_for=limit)
-        return {one.worker.id for one in known if dead(one)}
-
-    # Whoever holds the lock of a row is judging, or hearing of, that worker: not ours then.
-    locked = [
-        id_
-        for id_ in sorted(await judged())
-        if await session.get(models.worker, id_, with_for_update={"skip_locked": True})
-    ]
-    # A heartbeat may have come in before the lock was ours; under it, none does.
-    still = await judged() if locked else set()
-    return [id_ for id_ in locked if id_ in still]

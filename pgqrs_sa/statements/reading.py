@@ -48,7 +48,7 @@ def find(
     state: MessageState | None,
     by_payload: bool,
     where: Sequence[sa.ColumnExpressionArgument[bool]],
-) -> Executable:
+) -> Select[Any]:
     """Live messages by id, a page at a time.
 
     Binds: after, limit; queue when ``in_queue``; contains (JSON text) when ``by_payload``.
@@ -57,7 +57,8 @@ def find(
     statement = _live(models).where(*where)
     if state is not None:
         statement = statement.where(getattr(states, state)(message.c))
-    return _page(models, statement, message, in_queue=in_queue, by_payload=by_payload)
+    statement = _within(models, statement, message, in_queue=in_queue, by_payload=by_payload)
+    return statement.where(message.c.id > _AFTER).order_by(message.c.id).limit(_LIMIT)
 
 
 def find_archived(
@@ -67,7 +68,7 @@ def find_archived(
     outcome: Outcome | None,
     by_payload: bool,
     where: Sequence[sa.ColumnExpressionArgument[bool]],
-) -> Executable:
+) -> Select[Any]:
     """Archived messages by id, a page at a time.
 
     Binds: after, limit; queue when ``in_queue``; contains (JSON text) when ``by_payload``.
@@ -76,22 +77,23 @@ def find_archived(
     statement = _settled(models).where(*where)
     if outcome is not None:
         statement = statement.where(archived.c.outcome == outcome)
-    return _page(models, statement, archived, in_queue=in_queue, by_payload=by_payload)
+    statement = _within(models, statement, archived, in_queue=in_queue, by_payload=by_payload)
+    return statement.where(archived.c.id > _AFTER).order_by(archived.c.id).limit(_LIMIT)
 
 
-def _page(
-    models: Models,
-    statement: Select[Any],
-    model: sa.Table,
-    *,
-    in_queue: bool,
-    by_payload: bool,
+def count(found: Select[Any]) -> Executable:
+    """How many rows the pages of a `find` have, without reading their content."""
+    return found.with_only_columns(func.count(), maintain_column_froms=True).order_by(None)
+
+
+def _within(
+    models: Models, statement: Select[Any], table: sa.Table, *, in_queue: bool, by_payload: bool
 ) -> Select[Any]:
     if in_queue:
-        statement = statement.where(model.c.queue_id == queue_id(models))
+        statement = statement.where(table.c.queue_id == queue_id(models))
     if by_payload:
-        statement = statement.where(model.c.payload.contains(json_bind("contains")))
-    return statement.where(model.c.id > _AFTER).order_by(model.c.id).limit(_LIMIT)
+        statement = statement.where(table.c.payload.contains(json_bind("contains")))
+    return statement
 
 
 def _settled(models: Models) -> Select[Any]:

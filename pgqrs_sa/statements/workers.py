@@ -104,21 +104,32 @@ def health(models: Models) -> Executable:
     )
 
 
+def _holding(models: Models) -> ColumnElement[bool]:
+    _, message, _, worker = tables(models)
+    return sa.exists().where(message.c.consumer_worker_id == worker.c.id, states.leased(message.c))
+
+
 @cache
-def stop_silent(models: Models) -> Executable:
+def stop_silent(models: Models, *, in_queue: bool, holding: bool) -> Executable:
     """Stop the workers that have been silent for too long, and say which.
 
     The silence is judged again under the lock, so one that has come back meanwhile is spared;
     one that somebody else is judging is left to them.
 
-    Binds: silent_for.
+    Binds: silent_for; queue when ``in_queue``.
     """
     worker = tables(models).worker
+    more: list[ColumnElement[bool]] = []
+    if in_queue:
+        more.append(sa.bindparam("queue", type_=sa.Text) == func.any(worker.c.queues))
+    if holding:
+        more.append(_holding(models))
     overdue = (
         sa.select(worker.c.id)
         .where(
             worker.c.status != sa.literal("stopped"),
             worker.c.heartbeat_at < now() - span("silent_for"),
+            *more,
         )
         .order_by(worker.c.id)
         .with_for_update(skip_locked=True)
@@ -160,10 +171,24 @@ def release_leases(models: Models) -> Executable:
 @cache
 def purge(models: Models) -> Executable:
     """Delete workers that stopped long enough ago and hold nothing. Binds: older_than."""
-    _, message, _, worker = tables(models)
-    holds = sa.exists().where(message.c.consumer_worker_id == worker.c.id, states.leased(message.c))
+    worker = tables(models).worker
     return sa.delete(worker).where(
         worker.c.status == sa.literal("stopped"),
         worker.c.shutdown_at < now() - span("older_than"),
-        sa.not_(holds),
+        sa.not_(_holding(models)),
+    )
+
+
+@cache
+def delete(models: Models) -> Executable:
+    """Delete a worker that is stopped and holds nothing. Binds: worker_id."""
+    worker = tables(models).worker
+    return (
+        sa.delete(worker)
+        .where(
+            worker.c.id == _ID,
+            worker.c.status == sa.literal("stopped"),
+            sa.not_(_holding(models)),
+        )
+        .returning(worker.c.id)
     )

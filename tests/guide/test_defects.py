@@ -253,22 +253,16 @@ async def test_r8_a_reclaimed_consumer_takes_and_settles_nothing_more(
     assert await consumer.status() is pgqrs.WorkerStatus.Stopped
 
 
-async def test_r8_a_heartbeat_that_came_in_meanwhile_spares_the_worker(
-    admin, producer, consumer, clock, monkeypatch
+async def test_r8_a_heartbeat_that_is_just_coming_in_spares_the_worker(
+    admin, producer, consumer, clock
 ) -> None:
-    from pgqrs_sa.pgqrs import upkeep
-
     await producer.enqueue("slow")
     await consumer.dequeue_delay(600)
     silence(clock, 65)
-    get = upkeep.AsyncSession.get
-
-    async def late(self, *args, **kwargs):
-        monkeypatch.setattr(upkeep.AsyncSession, "get", get)
-        silence(clock, 0)  # between the first judgement and the first lock
-        return await get(self, *args, **kwargs)
-
-    monkeypatch.setattr(upkeep.AsyncSession, "get", late)
+    with Session(clock.engine) as session:
+        QueueService(session).workers.heartbeat(consumer.worker_id)  # not committed yet
+        assert await admin.reclaim_messages("tasks") == 0
+        session.commit()
     assert await admin.reclaim_messages("tasks") == 0
     assert await consumer.status() is pgqrs.WorkerStatus.Ready
 

@@ -1,0 +1,101 @@
+"""`service.queues`."""
+
+from __future__ import annotations
+
+import builtins
+
+from ..operations import queues
+from ..operations.queues import UNCHANGED
+from ..types import QueueInfo, Seconds
+from .base import Facet
+
+__all__ = ["Queues"]
+
+
+class Queues(Facet):
+    """The queues themselves."""
+
+    def create(
+        self,
+        name: str,
+        *,
+        lease: Seconds = UNCHANGED,
+        max_read_ct: int = UNCHANGED,
+        retention: Seconds | None = UNCHANGED,
+        max_payload_bytes: int = UNCHANGED,
+    ) -> QueueInfo:
+        """Create a queue, or return the one that has the name already, as it is.
+
+        Args:
+            name: 1 to 128 of ``A-Z a-z 0-9 . _ : / -``, starting with a letter or a digit.
+            lease: Seconds, or a timedelta, that a lease lasts unless `dequeue` says otherwise;
+                30 s unless given.
+            max_read_ct: Attempts before a message is dead; 5 unless given.
+            retention: Seconds, or a timedelta, that settled messages are kept by
+                `Archived.prune`; None, unless given, for ever.
+            max_payload_bytes: The largest payload, as UTF-8 JSON; 1 MiB unless given.
+        """
+        return queues.create(
+            self._session, self._context, name, lease, max_read_ct, retention, max_payload_bytes
+        )
+
+    def get(self, name: str) -> QueueInfo:
+        """Return a queue, or raise `QueueNotFound`."""
+        return queues.get(self._session, self._context, name)
+
+    def list(self) -> builtins.list[QueueInfo]:
+        """Return all queues by name."""
+        return queues.everything(self._session, self._context)
+
+    def update(
+        self,
+        name: str,
+        *,
+        lease: Seconds = UNCHANGED,
+        max_read_ct: int = UNCHANGED,
+        retention: Seconds | None = UNCHANGED,
+        max_payload_bytes: int = UNCHANGED,
+    ) -> QueueInfo:
+        """Change the settings that are given; see `create` for what they are.
+
+        A new ``max_read_ct`` holds for messages that were never leased yet.
+        """
+        return queues.update(
+            self._session, self._context, name, lease, max_read_ct, retention, max_payload_bytes
+        )
+
+    def pause(self, name: str) -> QueueInfo:
+        """Let nothing be leased until `resume`. Enqueueing and settling go on."""
+        return queues.pause(self._session, self._context, name)
+
+    def resume(self, name: str) -> QueueInfo:
+        """Let messages be leased again."""
+        return queues.resume(self._session, self._context, name)
+
+    def purge(self, name: str, *, limit: int | None = None) -> int:
+        """Delete the live messages of a queue, held ones too; keep its archive and workers.
+
+        Args:
+            name: The queue.
+            limit: Delete at most so many, the oldest first. Of a large queue, delete a few
+                thousand at a time and commit in between.
+
+        Returns:
+            How many were deleted.
+        """
+        return queues.purge(self._session, self._context, name, limit)
+
+    def delete(self, name: str, *, force: bool = False) -> None:
+        """Delete a queue. Until the commit, nothing can be enqueued anywhere: commit at once.
+
+        A transaction in REPEATABLE READ or SERIALIZABLE whose snapshot still has the queue can
+        enqueue into it afterwards; `pgqrs doctor` finds such a message.
+
+        Args:
+            name: The queue.
+            force: Delete its live and archived messages with it.
+
+        Raises:
+            QueueNotEmpty: it holds messages, or history, and ``force`` is not given.
+        """
+        queues.delete(self._session, self._context, name, force)
