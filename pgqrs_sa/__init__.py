@@ -15,57 +15,56 @@ Both commit, or neither does. See `QueueService` for the API, `pgqrs_sa.models` 
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from . import flush as _flush  # noqa: F401 - its listeners make session.add() an enqueue
-from .codecs import Codec, JsonCodec
-from .errors import (
-    DelayError,
-    DuplicateMessage,
-    InvalidArgument,
-    LeaseLost,
-    MessageLeased,
-    MessageNotFound,
-    NonAtomicEnqueue,
-    PayloadError,
-    PgqrsError,
-    QueueNotEmpty,
-    QueueNotFound,
-    SchemaVersionError,
-    WorkerInUse,
-    WorkerNotFound,
-    WorkerNotReady,
-)
-from .models import (
-    ArchivedMessage,
-    ArchivedMessageMixin,
-    Base,
-    Message,
-    MessageMixin,
-    Models,
-    Queue,
-    QueueMixin,
-    Worker,
-    WorkerMixin,
-    metadata,
-)
-from .retry import DEFAULT_BACKOFF, Backoff
-from .service import QueueService
-from .types import (
-    ArchivedInfo,
-    Delivery,
-    Failure,
-    Item,
-    MessageInfo,
-    QueueInfo,
-    QueueMetrics,
-    Receipt,
-    WorkerHealth,
-    WorkerInfo,
-)
 
 if TYPE_CHECKING:
     from .aio import AsyncQueueService
+    from .codecs import Codec, JsonCodec
+    from .errors import (
+        DelayError,
+        DuplicateMessage,
+        InvalidArgument,
+        LeaseLost,
+        MessageLeased,
+        MessageNotFound,
+        NonAtomicEnqueue,
+        PayloadError,
+        PgqrsError,
+        QueueNotEmpty,
+        QueueNotFound,
+        SchemaVersionError,
+        WorkerInUse,
+        WorkerNotFound,
+        WorkerNotReady,
+    )
+    from .models import (
+        ArchivedMessage,
+        ArchivedMessageMixin,
+        Base,
+        Message,
+        MessageMixin,
+        Models,
+        Queue,
+        QueueMixin,
+        Worker,
+        WorkerMixin,
+        metadata,
+    )
+    from .retry import DEFAULT_BACKOFF, Backoff
+    from .service import QueueService
+    from .types import (
+        ArchivedInfo,
+        Delivery,
+        Failure,
+        Item,
+        MessageInfo,
+        QueueInfo,
+        QueueMetrics,
+        Receipt,
+        WorkerHealth,
+        WorkerInfo,
+    )
 
 __all__ = [
     "DEFAULT_BACKOFF",
@@ -113,10 +112,66 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # SQLAlchemy 2.1 cannot import its asyncio extension without greenlet, which is an extra.
-    if name == "AsyncQueueService":
-        from .aio import AsyncQueueService  # noqa: PLC0415
+_HOMES = {
+    "codecs": ("Codec", "JsonCodec"),
+    "errors": (
+        "DelayError",
+        "DuplicateMessage",
+        "InvalidArgument",
+        "LeaseLost",
+        "MessageLeased",
+        "MessageNotFound",
+        "NonAtomicEnqueue",
+        "PayloadError",
+        "PgqrsError",
+        "QueueNotEmpty",
+        "QueueNotFound",
+        "SchemaVersionError",
+        "WorkerInUse",
+        "WorkerNotFound",
+        "WorkerNotReady",
+    ),
+    "models": (
+        "ArchivedMessage",
+        "ArchivedMessageMixin",
+        "Base",
+        "Message",
+        "MessageMixin",
+        "Models",
+        "Queue",
+        "QueueMixin",
+        "Worker",
+        "WorkerMixin",
+        "metadata",
+    ),
+    "retry": ("DEFAULT_BACKOFF", "Backoff"),
+    "service": ("QueueService",),
+    "types": (
+        "ArchivedInfo",
+        "Delivery",
+        "Failure",
+        "Item",
+        "MessageInfo",
+        "QueueInfo",
+        "QueueMetrics",
+        "Receipt",
+        "WorkerHealth",
+        "WorkerInfo",
+    ),
+    "aio": ("AsyncQueueService",),
+}
+"""Where each name is: it is imported when it is first asked for, so that importing a part of the
+package (the command line, a version check) does not wait for SQLAlchemy and all of the rest."""
 
-        return AsyncQueueService
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -16,7 +16,6 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.orm import Mapper, Session
 
 from . import arguments
@@ -27,7 +26,7 @@ from .operations.context import refuse_autocommit
 from .operations.enqueue import check_size
 from .statements import flush as statements
 
-__all__ = ["ALLOW_AUTOCOMMIT"]
+__all__ = ["ALLOW_AUTOCOMMIT", "before_flush", "before_insert"]
 
 ALLOW_AUTOCOMMIT = "pgqrs_allow_autocommit"
 """Set this in ``session.info`` to add messages on a connection that is in AUTOCOMMIT."""
@@ -36,8 +35,8 @@ _CHECKED = "_pgqrs_checked"
 _strict = JsonCodec()
 
 
-@event.listens_for(Session, "before_flush")
-def _before_flush(session: Session, _context: Any, _instances: Any) -> None:
+def before_flush(session: Session) -> None:
+    """Check all messages that a flush is about to insert."""
     by_class: dict[type[Any], list[MessageMixin]] = {}
     for one in session.new:
         if isinstance(one, MessageMixin):
@@ -52,8 +51,8 @@ def _before_flush(session: Session, _context: Any, _instances: Any) -> None:
             message.__dict__[_CHECKED] = True
 
 
-@event.listens_for(MessageMixin, "before_insert", propagate=True)
-def _before_insert(mapper: Mapper[Any], connection: sa.Connection, target: MessageMixin) -> None:
+def before_insert(mapper: Mapper[Any], connection: sa.Connection, target: MessageMixin) -> None:
+    """Check a message that the flush has not seen as it began."""
     if not target.__dict__.pop(_CHECKED, False):
         _check(mapper, connection, [target])
 

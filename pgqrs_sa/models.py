@@ -33,6 +33,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import DeclarativeBase
 
+from . import listeners as _listeners  # noqa: F401 - they make session.add() an enqueue
 from .mixins import (
     SCHEMA_VERSION,
     VERSION_COMMENT,

@@ -7,6 +7,7 @@ databases), ``PGQRS_TEST_PG_BIN`` on other binaries; otherwise those of the whee
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,14 @@ from sqlalchemy.orm import Session
 from pgqrs_sa import AsyncQueueService, QueueService, embedded
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Name a case by its value, without addresses: each worker of xdist must see the same."""
+    if isinstance(val, (str, int, float, type)) or val is None or callable(val):
+        return None
+    text = re.sub(r" at 0x[0-9a-f]+|[0-9]{9,}", "", repr(val))
+    return text.encode("ascii", "backslashreplace").decode()[:80]
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_books_that_do_not_balance_fail_the_demo(
     assert "DO NOT ADD UP" in capsys.readouterr().out
 
 
-def test_anything_but_demo_is_answered_with_the_usage() -> None:
+def test_what_is_no_command_is_answered_with_those_that_come_close() -> None:
     done = run("-m", "pgqrs_sa", "dmeo")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "python -m pgqrs_sa demo" in done.stderr
+    assert "did you mean demo?" in done.stderr

@@ -31,7 +31,7 @@ class HostHistory(PgqrsError):
         table: The host's table of revisions.
     """
 
-    code = "PGQ-014"
+    code = "PGQ-015"
 
     def __init__(self, table: str, advice: str) -> None:
         super().__init__(

@@ -359,7 +359,6 @@ timed = pytest.mark.parametrize("way", TIMED.values(), ids=list(TIMED))
         timedelta(days=3, microseconds=7),
         timedelta(days=1000, seconds=1, microseconds=999_999),
     ],
-    ids=str,
 )
 def test_a_delay_is_added_to_the_databases_clock(service, way, delay):
     row = way(service, delay=delay)
@@ -379,7 +378,6 @@ def test_no_delay_and_no_time_mean_now(service, way):
 @pytest.mark.parametrize(
     "zone",
     [UTC, timezone(timedelta(hours=-5)), ZoneInfo("Pacific/Kiritimati"), ZoneInfo("Asia/Kolkata")],
-    ids=str,
 )
 def test_a_time_in_another_zone_is_the_same_moment(service, way, zone):
     at = datetime(2400, 7, 1, 12, 30, 15, 123_456, tzinfo=UTC)
@@ -396,7 +394,6 @@ def test_a_time_in_another_zone_is_the_same_moment(service, way, zone):
         datetime.min.replace(tzinfo=timezone(timedelta(hours=-14))),
         datetime(1, 1, 2, tzinfo=ZoneInfo("Asia/Tokyo")),
     ],
-    ids=str,
 )
 def test_a_time_that_has_passed_means_now(service, way, at):
     row = way(service, at=at)

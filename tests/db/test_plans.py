@@ -129,9 +129,7 @@ def test_a_dequeue_reads_its_rows_from_the_order_index_and_finds_them_again_by_t
 
 
 @pytest.mark.parametrize("settle_by", ["archive", "delete", "extend", "release"])
-def test_a_settle_finds_its_rows_by_their_ids(
-    connection: sa.Connection, settle_by: str
-) -> None:
+def test_a_settle_finds_its_rows_by_their_ids(connection: sa.Connection, settle_by: str) -> None:
     count = 50
     ids = list(
         connection.scalars(sa.text("SELECT id FROM pgqrs_messages ORDER BY id DESC LIMIT 50"))

@@ -157,7 +157,6 @@ def test_a_queue_is_created_with_the_defaults(service):
             },
         ),
     ],
-    ids=str,
 )
 def test_a_queue_is_created_and_updated_with_the_settings_given(session, service, settings, stored):
     defaults = {
@@ -455,7 +454,6 @@ PAYLOADS = [
         (False, []),
         ({"a": 1, "z": None}, []),
     ],
-    ids=str,
 )
 def test_messages_are_found_and_cancelled_by_what_their_payload_contains(service, contained, found):
     service.enqueue_many("mail", PAYLOADS)
@@ -481,7 +479,6 @@ def test_messages_are_found_and_cancelled_by_what_their_payload_contains(service
         ([], [0, 1, 2, 3]),
         (sa.false(), []),
     ],
-    ids=str,
 )
 def test_criteria_choose_what_is_found_leased_and_cancelled(session, service, where, found):
     items = [
@@ -678,7 +675,7 @@ def test_cancelling_by_criteria_leaves_what_is_held_and_other_queues(service, st
     assert [one.reason for one in service.archived.find()].count("r") == 2
 
 
-@pytest.mark.parametrize("to", [{"delay": 600}, {"at": FAR}, {"delay": 0}], ids=str)
+@pytest.mark.parametrize("to", [{"delay": 600}, {"at": FAR}, {"delay": 0}])
 def test_a_message_that_nobody_holds_is_rescheduled(service, states, to):
     for id_, state in states.items():
         if state == "leased":

@@ -179,7 +179,6 @@ def test_a_moment_that_is_not_one_is_refused(value, problem, name):
         datetime(1900, 1, 1, tzinfo=ZoneInfo("Europe/Amsterdam")),  # +00:19:32
         datetime(2026, 6, 1, tzinfo=timezone(timedelta(seconds=1, microseconds=7))),
     ],
-    ids=repr,
 )
 def test_an_aware_moment_is_the_same_moment_in_utc(value):
     result = arguments.moment(value)
@@ -327,7 +326,7 @@ def test_a_key_is_text_of_1_to_255_characters(key):
     assert arguments.check_key(key) == key
 
 
-@pytest.mark.parametrize("key", ["", "k" * 256, None, 7, b"k", True, ["k"], 1.5], ids=repr)
+@pytest.mark.parametrize("key", ["", "k" * 256, None, 7, b"k", True, ["k"], 1.5])
 def test_a_key_that_is_no_such_text_is_refused_and_shown(key):
     with pytest.raises(InvalidArgument, match=r"items\[2\]\.key must be a string of 1 to 255") as e:
         arguments.check_key(key, "items[2].")
@@ -422,7 +421,7 @@ def test_an_integer_beyond_the_borders_of_its_column_is_refused_and_shown(name):
 
 @integers
 @pytest.mark.parametrize(
-    "value", [True, False, 1.0, "1", b"1", math.nan, [1], SECOND, 1j, object()], ids=repr
+    "value", [True, False, 1.0, "1", b"1", math.nan, [1], SECOND, 1j, object()]
 )
 def test_what_is_no_integer_is_refused_and_shown(name, value):
     with pytest.raises(InvalidArgument) as caught:
@@ -500,14 +499,14 @@ def test_an_error_whose_text_cannot_be_made_is_still_an_error_to_keep():
 
 
 @pytest.mark.parametrize(
-    "values", ["abc", b"abc", {"a": 1}, "", 7, None, object(), MappingProxyType({})], ids=repr
+    "values", ["abc", b"abc", {"a": 1}, "", 7, None, object(), MappingProxyType({})]
 )
 def test_what_is_no_list_is_refused_by_name(values):
     with pytest.raises(InvalidArgument, match=r"^items must be a list, not "):
         arguments.nonempty(values, "items")
 
 
-@pytest.mark.parametrize("values", [[], (), iter(()), set(), range(0)], ids=repr)
+@pytest.mark.parametrize("values", [[], (), iter(()), set(), range(0)])
 def test_an_empty_list_is_refused_by_name(values):
     with pytest.raises(InvalidArgument, match=r"^items is empty"):
         arguments.nonempty(values, "items")

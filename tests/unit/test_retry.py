@@ -130,7 +130,6 @@ def test_the_default_doubles_from_ten_seconds_up_to_an_hour():
         {"jitter": 1.1},
         {"jitter": math.nan},
     ],
-    ids=str,
 )
 def test_a_backoff_that_cannot_be_is_refused_when_it_is_made(wrong):
     with pytest.raises(InvalidArgument) as caught:

@@ -1,0 +1,85 @@
+"""``pgqrs admin``: the old spellings, and what concerns all queues."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from . import install, views
+from .app import App, Group, pass_app
+from .params import DURATION, watch_option
+
+__all__ = ["admin"]
+
+COUNTS = (
+    "ready",
+    "scheduled",
+    "leased",
+    "exhausted",
+    "live",
+    "archived",
+    "dead",
+    "cancelled",
+    "discarded",
+)
+
+
+@click.group(cls=Group)
+def admin() -> None:
+    """Install, verify, statistics, reclaim."""
+
+
+admin.add_command(install.install)
+admin.add_command(install.uninstall)
+admin.add_command(install.verify)
+
+
+@admin.command()
+@watch_option
+@pass_app
+def stats(app: App, every: timedelta | None) -> None:
+    """Count everything: queues, messages, the archive, workers."""
+
+    def produce() -> list[dict[str, Any]]:
+        with app.begin() as work:
+            counts = work.service.messages.all_metrics()
+            statuses = [one.status for one in work.service.workers.list()]
+        row = {
+            "queues": len(counts),
+            "paused": sum(one.paused for one in counts),
+            **{name: sum(getattr(one, name) for one in counts) for name in COUNTS},
+            "workers": len(statuses),
+            **{
+                f"workers_{status}": statuses.count(status)
+                for status in ("ready", "suspended", "stopped")
+            },
+        }
+        return [row]
+
+    if every is None:
+        app.emit_one(produce()[0])
+    else:
+        app.show(produce, None, every)
+
+
+@admin.command()
+@click.option("--queue", "-q", help="Only workers of this queue.")
+@click.option(
+    "--older-than",
+    "--timeout",
+    "silent_for",
+    type=DURATION,
+    default="60",
+    show_default=True,
+    help="Silence beyond which a worker counts as dead.",
+)
+@pass_app
+def reclaim(app: App, queue: str | None, silent_for: timedelta) -> None:
+    """Stop workers that have been silent, and make what they hold visible at once."""
+    with app.begin() as work:
+        if queue is not None:
+            work.service.queues.get(queue)
+        count = work.service.workers.reclaim(silent_for=silent_for, queue=queue)
+    app.emit_one(views.done("reclaim", count, queue=queue))

@@ -1,0 +1,223 @@
+"""What every command is built from: the base classes, the connection, and the way out.
+
+A command is written like this, in a module that imports nothing heavy at its top::
+
+    from .app import App, Command, Group, pass_app
+
+    @click.group(cls=Group)                     # its commands become `Command`s
+    def queue() -> None:
+        '''Queues.'''
+
+    @queue.command("get")                       # on its own: @click.command(cls=Command)
+    @click.argument("name")
+    @pass_app
+    def get(app: App, name: str) -> None:
+        '''Show a queue.'''
+        with app.begin() as work:               # one transaction, committed at the end
+            info = work.service.queues.get(name)
+        app.emit_one(views.queue(info))
+
+Every `Command` takes the global options too (``--format`` and so on), so that they may stand
+before the command or after it; they are not among the arguments of its function. Whatever it
+raises becomes one line and an exit code (see `failures`); to end with one of your own::
+
+    raise Failed("two indexes are missing", hint="pgqrs schema sql", code=PROBLEMS)
+    click.get_current_context().exit(1)         # when all has been said
+
+`App`, as handed to commands:
+
+====================================  =========================================================
+``app.settings``                      `pgqrs_sa.settings.Settings`, read when first asked for
+``app.engine``                        maps the tables to ``--schema`` (schema_translate_map)
+``app.begin()``                       ``work.session`` and ``work.service`` in one transaction;
+                                      the version of the schema is checked first
+``app.connect()``                     a plain connection in one transaction, unmapped, unchecked
+``app.target``                        host, database and schema for people; never the password
+``app.emit(rows, columns)``           a list, in the format asked for (see `output`)
+``app.emit_one(row, columns)``        a single thing
+``app.show(produce, columns, every)`` a list, again every so often with ``--watch``
+``app.say(text)``                     talk, to stderr
+``app.options``                       the global options: ``format``, ``verbose`` …
+====================================  =========================================================
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from . import output
+from .context import App, Options, Work
+from .failures import Failed, failure, scrub
+
+__all__ = ["App", "Command", "Group", "Options", "Work", "global_options", "pass_app", "run"]
+
+TRACE = 2  # how many -v show tracebacks
+
+
+def pass_app(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Hand the `App` to a command, as its first argument."""
+    decorate: Callable[..., Callable[..., Any]] = click.make_pass_decorator(App)
+    return decorate(function)
+
+
+def global_options() -> list[click.Option]:
+    """Return the options that the program and every command of it take."""
+    formats = click.Choice(output.FORMATS)
+    levels = click.Choice(["debug", "info", "warning", "error"])
+    option = click.Option
+    return [
+        option(["-d", "--dsn"], metavar="URL", help="The database (else PGQRS_DSN)."),
+        option(["-s", "--schema"], metavar="NAME", help="Where the tables are."),
+        option(["-c", "--config"], metavar="FILE", help="A YAML or TOML file of settings."),
+        option(["--format"], type=formats, help="How to print data."),
+        option(["--out"], metavar="FILE", help="Write data there, not to stdout."),
+        option(["--log-dest"], metavar="FILE", help="Write the log there, not to stderr."),
+        option(["--log-level"], type=levels, help="How much to log."),
+        option(["-v", "--verbose"], count=True, help="Log more; -vv adds tracebacks."),
+    ]
+
+
+class Command(click.Command):
+    """A command that also takes the global options, and ends with our exit codes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        taken = {flag for one in self.params for flag in one.opts}
+        for one in global_options():
+            one.opts = [flag for flag in one.opts if flag not in taken]
+            # Kept out of its help, where they would drown its own: `pgqrs --help` has them.
+            one.hidden = True
+            self.params.append(one)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, and repeat no password in what is said of a mistake."""
+        with _scrubbed():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command with an `App` of its own."""
+        names = [one.name for one in fields(Options)]
+        later = {name: ctx.params.pop(name, None) for name in names}
+        base = ctx.find_object(Options) or Options()
+        app = ctx.obj = App(base.merged(later))
+        ctx.call_on_close(app.close)
+        try:
+            with app.output.logging(app.options, app.secrets):
+                return super().invoke(ctx)
+        except (click.exceptions.Exit, click.UsageError):
+            raise
+        except BrokenPipeError:
+            # Whoever read our output has seen enough.
+            output.abandon_stdout()
+            ctx.exit(0)
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last one who can say it
+            trace = app.options.verbose >= TRACE
+            raise failure(error, app.secrets, trace=trace) from None
+
+
+class Group(click.Group):
+    """A group of commands, which are imported when they are first used.
+
+    Args:
+        lazy: ``module:attribute`` and one line of help for each such command, by its name.
+    """
+
+    command_class = Command
+    group_class = type
+
+    def __init__(
+        self, *args: Any, lazy: Mapping[str, tuple[str, str]] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.lazy = dict(lazy or {})
+        self.aliases: dict[str, str] = {}
+
+    def alias(self, spelling: str, name: str) -> None:
+        """Let a command be called by another name too; help shows the one it has."""
+        self.aliases[spelling] = name
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the names, in the order of their definition."""
+        return [*self.lazy, *self.commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, importing it if need be."""
+        name = self.aliases.get(cmd_name, cmd_name)
+        if name not in self.lazy:
+            return super().get_command(ctx, name)
+        from importlib import import_module  # noqa: PLC0415
+
+        module, _, attribute = self.lazy[name][0].partition(":")
+        found: click.Command = getattr(import_module(module, __package__), attribute)
+        return found
+
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        formatter: click.HelpFormatter,
+    ) -> None:
+        """List the commands without importing them."""
+        rows = [(name, text) for name, (_, text) in self.lazy.items()]
+        rows += [(name, one.get_short_help_str(70)) for name, one in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say which names come close."""
+        if not ctx.resilient_parsing and self.get_command(ctx, args[0]) is None:
+            from difflib import get_close_matches  # noqa: PLC0415
+
+            known = [*self.list_commands(ctx), *self.aliases]
+            close = get_close_matches(args[0], known, n=2)
+            meant = f": did you mean {' or '.join(close)}?" if close else ""
+            ctx.fail(scrub(f"there is no command {args[0]!r}{meant}"))
+        return super().resolve_command(ctx, args)
+
+
+@contextmanager
+def _scrubbed() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        said = error.format_message()
+        if scrub(said) == said:
+            raise
+        raise click.UsageError(scrub(said), ctx=error.ctx) from None
+
+
+def _show_usage(error: click.UsageError) -> None:
+    """Print a mistake as all errors are printed, with the help to look at as the hint."""
+    if error.ctx is None or type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return
+    said = error.format_message().removesuffix(".")
+    Failed(said, hint=f"{error.ctx.command_path} --help").show()
+
+
+def run(group: click.Group, arguments: Sequence[str]) -> int:
+    """Run a group as a program; return the exit code."""
+    try:
+        code = group.main(list(arguments), prog_name="pgqrs", standalone_mode=False)
+    except click.UsageError as error:
+        _show_usage(error)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt) as error:
+        # Outside of any command: during an import, say.
+        failed = failure(error)
+        failed.show()
+        return failed.exit_code
+    except SystemExit as end:  # shell completion
+        return end.code if isinstance(end.code, int) else 1
+    sys.stdout.flush()
+    return code if isinstance(code, int) else 0

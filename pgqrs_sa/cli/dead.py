@@ -1,0 +1,199 @@
+"""``pgqrs dead``: the part of the archive that somebody has to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import views
+from .app import App, Group, pass_app
+from .archive import (
+    delete_ids,
+    delete_settled,
+    ids_argument,
+    ids_option,
+    listing,
+    of_queue,
+    requeue_ids,
+)
+from .confirm import confirmed, in_chunks
+from .failures import NOT_FOUND, PROBLEMS, Failed
+from .params import (
+    DURATION,
+    after_option,
+    chunk_option,
+    dry_run_option,
+    limit_option,
+    watch_option,
+    yes_option,
+)
+
+if TYPE_CHECKING:
+    from .queries import Settled
+
+__all__ = ["dead"]
+
+everything = click.option("--all", "all_", is_flag=True, help="Those of every queue.")
+in_queue = click.option("--queue", "-q", help="All those of this queue.")
+
+
+@click.group(cls=Group)
+def dead() -> None:
+    """Dead letters: look, retry, discard. The ids are the archive's."""
+
+
+@dead.command("list")
+@of_queue
+@limit_option
+@after_option
+@watch_option
+@pass_app
+def list_(app: App, queue: str | None, limit: int, after: int, every: timedelta | None) -> None:
+    """List dead letters, with the reason and the last error of each."""
+    from .queries import Settled  # noqa: PLC0415 - SQLAlchemy takes a while
+
+    listing(app, every, Settled(queue, "dead"), limit=limit, after=after)
+
+
+@dead.command()
+@ids_argument
+@ids_option
+@in_queue
+@everything
+@click.option("--delay", type=DURATION, default="0", help="Visible after so long.")
+@click.option("--attempts", type=click.IntRange(1), help="How many more each gets.")
+@chunk_option
+@yes_option
+@dry_run_option
+@pass_app
+def retry(
+    app: App,
+    ids: tuple[int, ...],
+    more: tuple[int, ...],
+    queue: str | None,
+    all_: bool,
+    delay: timedelta,
+    attempts: int | None,
+    chunk: int,
+    yes: bool,
+    dry_run: bool,
+) -> None:
+    """Move dead letters back into their queues, by id or in bulk."""
+    chosen = (*ids, *more)
+    settled = _which(app, chosen, queue, all_)
+    if settled is None:
+        requeue_ids(app, chosen, delay, attempts)
+        return
+    _retry_all(app, settled, delay, attempts, chunk, yes=yes, dry_run=dry_run)
+
+
+@dead.command()
+@ids_argument
+@ids_option
+@in_queue
+@everything
+@chunk_option
+@yes_option
+@dry_run_option
+@pass_app
+def discard(
+    app: App,
+    ids: tuple[int, ...],
+    more: tuple[int, ...],
+    queue: str | None,
+    all_: bool,
+    chunk: int,
+    yes: bool,
+    dry_run: bool,
+) -> None:
+    """Delete dead letters for good, by id or in bulk."""
+    chosen = (*ids, *more)
+    settled = _which(app, chosen, queue, all_)
+    if settled is None:
+        delete_ids(app, chosen, "discard", yes=yes, dry_run=dry_run)
+        return
+    delete_settled(app, "discard", settled, chunk, yes=yes, dry_run=dry_run)
+
+
+def _which(app: App, ids: Sequence[int], queue: str | None, all_: bool) -> Settled | None:
+    """Return what is meant in bulk, or None when ids are, all of which are of dead letters."""
+    from .queries import Settled  # noqa: PLC0415
+
+    if sum((bool(ids), queue is not None, all_)) != 1:
+        raise click.UsageError("give ids, or --queue, or --all: one of them")
+    if not ids:
+        return Settled(queue, "dead")
+    with app.begin() as work:
+        for id_ in ids:
+            if work.service.archived.get(id_).outcome != "dead":
+                raise Failed(
+                    f"archived message {id_} is no dead letter",
+                    hint="pgqrs dead list; pgqrs archive has the others",
+                    code=NOT_FOUND,
+                )
+    return None
+
+
+def _retry_all(
+    app: App,
+    settled: Settled,
+    delay: timedelta,
+    attempts: int | None,
+    chunk: int,
+    *,
+    yes: bool,
+    dry_run: bool,
+) -> None:
+    with app.begin() as work:
+        total, highest = settled.count(work.session)
+    job = _Retry(app, settled.bounded(highest), {"delay": delay, "attempts": attempts})
+    where = "of every queue" if settled.queue is None else f"of queue {settled.queue!r}"
+    if confirmed(app, "requeue", total, f"dead letter(s) {where}", yes=yes, dry_run=dry_run):
+        total = in_chunks("requeueing", total, job.step, chunk)
+    about = {"queue": settled.queue, "skipped": len(job.skipped)}
+    app.emit_one(views.done("retry", total - len(job.skipped), dry_run=dry_run, **about))
+    if job.skipped:
+        listed = ", ".join(map(str, job.skipped[:10]))
+        raise Failed(
+            f"{len(job.skipped)} stayed, since a live message has the key of each: {listed}",
+            hint="settle that one first, or discard these",
+            code=PROBLEMS,
+        )
+
+
+class _Retry:
+    """A bulk retry: a page of dead letters after the other."""
+
+    def __init__(self, app: App, settled: Settled, options: dict[str, Any]) -> None:
+        self._app = app
+        self._settled = settled
+        self._options = options
+        self._after = 0
+        self.skipped: list[int] = []
+
+    def step(self, limit: int) -> int:
+        """Requeue a page in one transaction, what can be of it; return how many were looked at."""
+        from ..errors import DuplicateMessage, InvalidArgument  # noqa: PLC0415
+
+        with self._app.begin() as work:
+            ids = self._settled.ids(work.service, self._after, limit)
+            try:
+                if ids:
+                    work.service.archived.requeue_many(ids, **self._options)
+            except (DuplicateMessage, InvalidArgument):
+                # Nothing was moved: some key is live, or two of them share one. One by one, then.
+                for id_ in ids:
+                    self._one(work.service, id_)
+        self._after = ids[-1] if ids else self._after
+        return len(ids)
+
+    def _one(self, service: Any, id_: int) -> None:
+        from ..errors import DuplicateMessage  # noqa: PLC0415
+
+        try:
+            service.archived.requeue(id_, **self._options)
+        except DuplicateMessage:
+            self.skipped.append(id_)

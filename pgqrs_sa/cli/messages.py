@@ -1,0 +1,252 @@
+"""``pgqrs message``."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+
+from . import views
+from .app import App, Group, Work, pass_app
+from .confirm import confirmed
+from .failures import PROBLEMS, Failed
+from .params import (
+    DURATION,
+    JSON,
+    MOMENT,
+    after_option,
+    dry_run_option,
+    given,
+    limit_option,
+    watch_option,
+    yes_option,
+)
+
+__all__ = ["listing", "message"]
+
+STATES = ("ready", "scheduled", "leased", "exhausted")
+
+identified = given("id", "--id", type=click.IntRange(1), what="The message's id.")
+in_queue = given("queue", "--queue", "-q", what="The queue's name.")
+read_ct_option = click.option(
+    "--read-ct", type=click.IntRange(1), help="The attempt that `dequeue` printed: your lease."
+)
+worker_option = click.option("--worker", type=click.IntRange(1), help="A worker's id.")
+
+
+@click.group(cls=Group)
+def message() -> None:
+    """Messages: enqueue, dequeue, look, settle, cancel.
+
+    `dequeue` prints an id and a read_ct. Together they are the lease: `archive` and `delete`
+    with both settle what you hold, and change nothing once somebody else holds it. Without
+    --read-ct they only touch a message that nobody holds.
+    """
+
+
+def listing(app: App, every: timedelta | None, **page: Any) -> None:
+    """List live messages, and say how to see the next page."""
+
+    def produce() -> list[dict[str, Any]]:
+        from .queries import now  # noqa: PLC0415 - SQLAlchemy takes a while
+
+        with app.begin() as work:
+            moment = now(work.session)
+            return [views.message(one, moment) for one in work.service.messages.find(**page)]
+
+    def paged() -> list[dict[str, Any]]:
+        rows = produce()
+        if every is None and (hint := views.more(rows, page["limit"])):
+            app.say(hint)
+        return rows
+
+    app.show(paged, views.MESSAGES, every)
+
+
+@message.command()
+@in_queue
+@click.option("--payload", type=JSON, required=True, help="JSON, or - for stdin.")
+@click.option("--delay", type=DURATION, help="Visible after so long.")
+@click.option("--at", type=MOMENT, help="Visible at this time, with its offset.")
+@click.option("--priority", type=int, default=0, help="Lower goes first.")
+@click.option("--headers", type=JSON, help="A JSON object beside the payload.")
+@click.option("--key", help="Only one live message has it.")
+@click.option("--max-read-ct", type=click.IntRange(1), help="Attempts before it is dead.")
+@worker_option
+@pass_app
+def enqueue(
+    app: App,
+    queue: str,
+    payload: tuple[Any],
+    headers: tuple[Any] | None,
+    worker: int | None,
+    **options: Any,
+) -> None:
+    """Put a message into a queue."""
+    from ..service import QueueService  # noqa: PLC0415
+
+    with app.begin() as work:
+        service = QueueService(work.session, worker=worker)
+        beside = None if headers is None else headers[0]
+        receipt = service.enqueue(queue, payload[0], headers=beside, **options)
+    if receipt.duplicate:
+        app.say(f"message {receipt.id} is live under this key: no second one was made")
+    app.emit_one(views.receipt(receipt, queue))
+
+
+@message.command()
+@in_queue
+@click.option("--limit", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--lease", "--lock-time", type=DURATION, help="How long they are yours.")
+@worker_option
+@pass_app
+def dequeue(app: App, queue: str, limit: int, lease: timedelta | None, worker: int | None) -> None:
+    """Lease messages: id and read_ct are what settles them later."""
+    if limit > app.settings.default_max_batch_size:
+        most = app.settings.default_max_batch_size
+        raise click.UsageError(f"--limit {limit} is more than default_max_batch_size={most}")
+    with app.begin() as work:
+        leased = work.service.dequeue(queue, limit, lease=lease, worker=worker)
+    if not leased:
+        app.say(f"nothing is visible in queue {queue!r}")
+    app.emit([views.delivery(one) for one in leased], views.DELIVERIES)
+    if leased:
+        one = leased[0]
+        app.say(f"when done: pgqrs message archive {one.id} --read-ct {one.read_ct}")
+
+
+@message.command("list")
+@given("queue", "--queue", "-q", required=False, what="Of this queue only.")
+@click.option("--state", type=click.Choice(STATES), help="Only in this state.")
+@click.option("--payload", type=JSON, help="Only with a payload that contains this.")
+@limit_option
+@after_option
+@watch_option
+@pass_app
+def list_(
+    app: App, queue: str | None, payload: tuple[Any] | None, every: timedelta | None, **page: Any
+) -> None:
+    """List live messages by id."""
+    contains = None if payload is None else payload[0]
+    listing(app, every, queue=queue, payload=contains, **page)
+
+
+@message.command()
+@identified
+@pass_app
+def get(app: App, id: int) -> None:
+    """Show a live message."""
+    from .queries import now  # noqa: PLC0415
+
+    with app.begin() as work:
+        row = views.message(work.service.messages.get(id), now(work.session))
+    app.emit_one(row)
+
+
+@message.command()
+@in_queue
+@click.option("--state", type=click.Choice(STATES), help="Only in this state.")
+@pass_app
+def count(app: App, queue: str, state: str | None) -> None:
+    """Count the live messages of a queue."""
+    with app.begin() as work:
+        counts = work.service.messages.metrics(queue)
+    app.emit_one({"queue": queue, "state": state, "count": getattr(counts, state or "live")})
+
+
+@message.command()
+@identified
+@read_ct_option
+@worker_option
+@click.option("--reason", help="Kept with it.")
+@pass_app
+def archive(app: App, id: int, read_ct: int | None, worker: int | None, reason: str | None) -> None:
+    """Settle a message and keep it in the archive.
+
+    With --read-ct: what you leased, as done. Without: one that nobody holds, as cancelled.
+    """
+    outcome = "cancelled" if read_ct is None else "archived"
+    with app.begin() as work:
+        if read_ct is None:
+            work.service.messages.cancel(id, reason=reason)
+        else:
+            work.service.archive(_held(work, id, read_ct, worker), reason=reason)
+    if read_ct is None:
+        app.say(f"nobody held message {id}: it is archived as cancelled")
+    app.emit_one({"action": "archive", "id": id, "outcome": outcome})
+
+
+@message.command()
+@identified
+@read_ct_option
+@worker_option
+@yes_option
+@dry_run_option
+@pass_app
+def delete(
+    app: App, id: int, read_ct: int | None, worker: int | None, yes: bool, dry_run: bool
+) -> None:
+    """Settle a message and keep nothing of it.
+
+    With --read-ct: what you leased. Without: one that nobody holds.
+    """
+    with app.begin() as work:
+        info = work.service.messages.get(id)
+    what = f"message, {id} of queue {info.queue!r} ({info.state})"
+    if confirmed(app, "delete", 1, what, yes=yes, dry_run=dry_run):
+        with app.begin() as work:
+            if read_ct is None:
+                _delete_unheld(work, id)
+            else:
+                work.service.delete(_held(work, id, read_ct, worker))
+    app.emit_one({"action": "delete", "id": id, "dry_run": dry_run})
+
+
+@message.command()
+@identified
+@click.option("--reason", help="Kept with it.")
+@pass_app
+def cancel(app: App, id: int, reason: str | None) -> None:
+    """Move a message that nobody holds to the archive, as cancelled."""
+    with app.begin() as work:
+        work.service.messages.cancel(id, reason=reason)
+    app.emit_one({"action": "cancel", "id": id, "outcome": "cancelled"})
+
+
+@message.command()
+@identified
+@click.option("--delay", type=DURATION, help="Visible after so long.")
+@click.option("--at", type=MOMENT, help="Visible at this time, with its offset.")
+@pass_app
+def reschedule(app: App, id: int, delay: timedelta | None, at: datetime | None) -> None:
+    """Move a message that nobody holds to another time."""
+    with app.begin() as work:
+        receipt = work.service.messages.reschedule(id, delay=delay, at=at)
+    app.emit_one(views.receipt(receipt))
+
+
+def _held(work: Work, id: int, read_ct: int, worker: int | None) -> Any:
+    from ..errors import LeaseLost, MessageNotFound, Whereabouts  # noqa: PLC0415
+    from .queries import Settled, delivery  # noqa: PLC0415
+
+    try:
+        return delivery(work.service.messages.get(id), read_ct, worker)
+    except MessageNotFound:
+        past = work.service.archived.find(where=Settled(message=id).criteria(), limit=1)
+        if not past:
+            raise
+        lost = Whereabouts(id, past[0].outcome, past[0].read_ct)
+        raise LeaseLost({id: lost}) from None
+
+
+def _delete_unheld(work: Work, id: int) -> None:
+    from .queries import Settled  # noqa: PLC0415
+
+    before = {one.id for one in work.service.archived.find(where=Settled(message=id).criteria())}
+    # Through the archive, in one transaction: that way round, a lease is respected.
+    work.service.messages.cancel(id, reason="deleted")
+    after = work.service.archived.find(where=Settled(message=id).criteria(), limit=1000)
+    gone = [one.id for one in after if one.id not in before]
+    if work.service.archived.delete(gone) != 1:
+        raise Failed(f"message {id} is being changed by others: try again", code=PROBLEMS)

@@ -1,0 +1,289 @@
+"""Data to stdout (or ``--out``): a table for people; json, ndjson or csv for programs.
+
+Commands hand over rows: dicts whose keys are the documented, stable ones, with plain values. The
+formats for programs write all of a row::
+
+    a datetime    "2030-01-01T08:00:00+00:00", in UTC
+    a timedelta   a number of seconds
+    None          null; nothing in csv
+    a list, dict  as it is; JSON text in csv
+
+A table shows the columns that are named, all of them unless any are::
+
+    COLUMNS = (Column("id"), Column("vt", "visible", render=lambda row: countdown(row)))
+    app.emit(rows, COLUMNS)         app.emit_one(row)           app.show(produce, COLUMNS, every)
+
+On a terminal it is fitted to the width; in a pipe it is plain text, a line for each row, nothing
+cut off. `Output.table` returns it for a live view of your own, `text` renders any value as tables
+do, and `Output.console` is the rich console of stdout.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from .failures import scrub
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .app import Options
+
+__all__ = ["FORMATS", "Column", "Columns", "Output", "Row", "plain", "span", "text"]
+
+FORMATS = ("table", "json", "ndjson", "csv")
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        key: Of the row.
+        heading: Over it; the key unless given.
+        render: From the whole row to text; `text` of the value unless given.
+        right: Aligned to the right, as numbers are.
+        style: Of rich, for the whole column.
+    """
+
+    key: str
+    heading: str | None = None
+    render: Callable[[Row], str] | None = None
+    right: bool = False
+    style: str | None = None
+
+    def cell(self, row: Row) -> str:
+        """Return what the table shows."""
+        return text(row.get(self.key)) if self.render is None else self.render(row)
+
+
+Columns = Sequence[Column] | None
+
+
+def plain(value: Any) -> Any:
+    """Return a value as the formats for programs have it."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    return value
+
+
+def text(value: Any) -> str:
+    """Return a value as tables have it: short, on one line, with no control characters."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S%z")
+    if isinstance(value, timedelta):
+        return span(value.total_seconds())
+    if isinstance(value, (Mapping, list, tuple)):
+        value = json.dumps(plain(value), ensure_ascii=False, separators=(",", ":"))
+    # What others wrote must not drive the terminal.
+    return "".join(one if one.isprintable() else _escaped(one) for one in str(value))
+
+
+def span(seconds: float) -> str:
+    """Return a number of seconds as people say it: the two largest units."""
+    sign, left = ("-", -seconds) if seconds < 0 else ("", seconds)
+    if left < 10:  # noqa: PLR2004 - below this, tenths matter
+        return f"{sign}{left:.1f}s"
+    left, parts = round(left), []
+    for name, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{name}")
+    return sign + " ".join(parts[:2])
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def abandon_stdout() -> None:
+    """Let nothing more be written to a pipe that nobody reads."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Output:
+    """Where data goes, and in which format."""
+
+    def __init__(self, format: str, path: str | None) -> None:
+        self.format = format
+        self._path = path
+        self._file: IO[str] | None = None
+
+    @property
+    def file(self) -> IO[str]:
+        """The file of ``--out``, or stdout."""
+        if self._path is None or self._path == "stdout":
+            return sys.stdout
+        if self._file is None:
+            self._file = open(self._path, "w", encoding="utf-8", newline="")  # noqa: PTH123, SIM115
+        return self._file
+
+    @property
+    def console(self) -> Console:
+        """A rich console on stdout; outside a terminal it wraps and colours nothing."""
+        from rich.console import Console  # noqa: PLC0415 - of the extra `cli`, and slow
+
+        if self.file.isatty():
+            return Console(file=self.file)
+        return Console(file=self.file, width=1_000_000, no_color=True, force_terminal=False)
+
+    def close(self) -> None:
+        """Close the file of ``--out``."""
+        if self._file is not None:
+            self._file.close()
+
+    def emit(self, rows: Sequence[Row], columns: Columns = None) -> None:
+        """Write a list."""
+        if self.format == "table":
+            self._print(self.table(rows, columns))
+        elif self.format == "json":
+            self._line(json.dumps([plain(row) for row in rows], indent=2, ensure_ascii=False))
+        elif self.format == "ndjson":
+            for row in rows:
+                self._line(json.dumps(plain(row), ensure_ascii=False))
+        else:
+            self._csv(rows)
+        self.file.flush()
+
+    def emit_one(self, row: Row, columns: Columns = None) -> None:
+        """Write one thing: an object rather than a list of one, a table of two columns."""
+        if self.format == "json":
+            self._line(json.dumps(plain(row), indent=2, ensure_ascii=False))
+            self.file.flush()
+        elif self.format == "table":
+            shown = columns or [Column(key) for key in row]
+            pairs = [{"key": one.heading or one.key, "value": one.cell(row)} for one in shown]
+            self._print(self.table(pairs, (Column("key", style="bold"), Column("value"))))
+        else:
+            self.emit([row], columns)
+
+    def table(self, rows: Sequence[Row], columns: Columns = None) -> Table:
+        """Return rows as a table of rich."""
+        from rich import box  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        shown = columns or [Column(key) for key in (rows[0] if rows else ())]
+        terminal = self.file.isatty()
+        pairs = [one.key for one in shown] == ["key", "value"]
+        made = Table(
+            box=box.SIMPLE_HEAD if terminal else None,
+            show_header=not pairs,
+            pad_edge=False,
+            highlight=False,
+        )
+        for one in shown:
+            made.add_column(
+                (one.heading or one.key).upper() if not terminal else one.heading or one.key,
+                justify="right" if one.right else "left",
+                style=one.style if terminal else None,
+                no_wrap=not terminal or one.right,
+                overflow="fold",
+            )
+        for row in rows:
+            # Text, not str: what looks like markup is data.
+            made.add_row(*(Text(one.cell(row)) for one in shown))
+        return made
+
+    def watch(
+        self, produce: Callable[[], Sequence[Row]], columns: Columns, every: timedelta
+    ) -> None:
+        """Write a list again and again, until interrupted."""
+        if self.format != "table" or not self.file.isatty():
+            while True:
+                self.emit(produce(), columns)
+                time.sleep(every.total_seconds())
+        from rich.live import Live  # noqa: PLC0415
+
+        with Live(console=self.console, auto_refresh=False, vertical_overflow="visible") as live:
+            while True:
+                live.update(self.table(produce(), columns), refresh=True)
+                time.sleep(every.total_seconds())
+
+    @contextmanager
+    def logging(self, options: Options, secrets: set[str]) -> Iterator[None]:
+        """Send what is logged to where the options say, while a command runs."""
+        level = options.log_level or {0: "warning", 1: "info"}.get(options.verbose, "debug")
+        dest = options.log_dest
+        handler: logging.Handler = logging.StreamHandler()
+        if dest not in (None, "stderr"):
+            handler = logging.FileHandler(dest, encoding="utf-8", delay=True)
+        handler.setFormatter(_Scrubbing(secrets))
+        # Not the root logger: where the group is mounted, that one is the host's.
+        loggers = [logging.getLogger(name) for name in ("pgqrs_sa", "alembic", "sqlalchemy")]
+        before = [one.level for one in loggers]
+        for one in loggers:
+            one.addHandler(handler)
+            one.setLevel(level.upper())
+        try:
+            yield
+        finally:
+            for one, was in zip(loggers, before, strict=True):
+                one.removeHandler(handler)
+                one.setLevel(was)
+            handler.close()
+
+    def _print(self, table: Table) -> None:
+        if self.file.isatty():
+            self.console.print(table)
+            return
+        # rich fills each line to the width of the table: no pipe wants those blanks.
+        target = io.StringIO()
+        from rich.console import Console  # noqa: PLC0415
+
+        Console(file=target, width=1_000_000, color_system=None).print(table)
+        for line in target.getvalue().splitlines():
+            self._line(line.rstrip())
+        self.file.flush()
+
+    def _csv(self, rows: Sequence[Row]) -> None:
+        if not rows:
+            return
+        writer = csv.writer(self.file, lineterminator="\n")
+        writer.writerow(rows[0])
+        for row in rows:
+            writer.writerow([_csv_cell(plain(value)) for value in row.values()])
+
+    def _line(self, line: str) -> None:
+        click.echo(line, file=self.file)
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
+
+
+class _Scrubbing(logging.Formatter):
+    def __init__(self, secrets: set[str]) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._secrets = secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrub(super().format(record), self._secrets)

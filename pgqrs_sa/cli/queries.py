@@ -1,0 +1,140 @@
+"""Counts and pages that the service has no method for. Imported when a command needs one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import func
+from sqlalchemy.orm import Session
+
+from ..models import ArchivedMessage, Message, Queue, Worker
+from ..service import QueueService
+from ..states import now as clock
+from ..types import Delivery, MessageInfo
+
+__all__ = ["Settled", "count_old_workers", "delivery", "held_by", "now", "orphans"]
+
+
+def now(session: Session) -> datetime:
+    """The database's clock."""
+    moment: datetime = session.scalars(sa.select(clock())).one()
+    return moment
+
+
+def held_by(worker: int) -> list[sa.ColumnExpressionArgument[bool]]:
+    """Criteria of the messages that a worker holds now."""
+    return [Message.consumer_worker_id == worker, Message.leased]
+
+
+def count_old_workers(session: Session, older_than: timedelta) -> int:
+    """How many workers a purge would delete."""
+    holds = sa.exists().where(Message.consumer_worker_id == Worker.id, Message.leased)
+    rows = (
+        sa.select(func.count())
+        .select_from(Worker)
+        .where(Worker.status == "stopped", Worker.shutdown_at < clock() - older_than, ~holds)
+    )
+    return session.scalars(rows).one()
+
+
+def delivery(info: MessageInfo, read_ct: int, worker: int | None) -> Delivery:
+    """The delivery that somebody says to hold; settling it tells whether that is so."""
+    return Delivery(
+        id=info.id,
+        queue=info.queue,
+        text=info.text,
+        decoded=info.decoded,
+        headers=info.headers,
+        priority=info.priority,
+        vt=info.vt,
+        enqueued_at=info.enqueued_at,
+        read_ct=read_ct,
+        max_read_ct=info.max_read_ct,
+        key=info.key,
+        last_error=info.last_error,
+        worker_id=info.worker_id if worker is None else worker,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Some of the archive.
+
+    Attributes:
+        queue: Only of this queue.
+        outcome: Only with this outcome.
+        worker: Only what this worker held last.
+        older_than: Only what was archived so long ago.
+        by_retention: Only what its queue does not keep any longer.
+        message: Only what had this id while it was live.
+        up_to: Only up to this id of the archive.
+    """
+
+    queue: str | None = None
+    outcome: Any = None
+    worker: int | None = None
+    older_than: timedelta | None = None
+    by_retention: bool = False
+    message: int | None = None
+    up_to: int | None = None
+
+    def criteria(self) -> list[sa.ColumnExpressionArgument[bool]]:
+        """What the service does not know by itself, as criteria."""
+        found: list[sa.ColumnExpressionArgument[bool]] = []
+        if self.worker is not None:
+            found.append(ArchivedMessage.consumer_worker_id == self.worker)
+        if self.older_than is not None:
+            found.append(ArchivedMessage.archived_at < clock() - self.older_than)
+        if self.message is not None:
+            found.append(ArchivedMessage.original_msg_id == self.message)
+        if self.up_to is not None:
+            found.append(ArchivedMessage.id <= self.up_to)
+        return found
+
+    def count(self, session: Session) -> tuple[int, int]:
+        """Return how many there are, and the highest id."""
+        if self.queue is not None:
+            QueueService(session).queues.get(self.queue)
+        rows = (
+            sa.select(func.count(), func.coalesce(func.max(ArchivedMessage.id), 0))
+            .join(Queue, Queue.id == ArchivedMessage.queue_id)
+            .where(*self.criteria())
+        )
+        if self.queue is not None:
+            rows = rows.where(Queue.queue_name == self.queue)
+        if self.outcome is not None:
+            rows = rows.where(ArchivedMessage.outcome == self.outcome)
+        if self.by_retention:
+            kept = Queue.retention_seconds * sa.literal(timedelta(seconds=1), sa.Interval)
+            rows = rows.where(ArchivedMessage.archived_at < clock() - kept)
+        count, highest = session.execute(rows).one()
+        return count, highest
+
+    def ids(self, service: QueueService, after: int, limit: int) -> Sequence[int]:
+        """Return a page of ids."""
+        found = service.archived.find(
+            self.queue, outcome=self.outcome, where=self.criteria(), after=after, limit=limit
+        )
+        return [one.id for one in found]
+
+    def bounded(self, highest: int) -> Settled:
+        """Return the same, without what comes later."""
+        return replace(self, up_to=highest)
+
+
+def orphans(session: Session) -> dict[str, int]:
+    """Count the messages of queues that are not there, which no statement of ours can leave."""
+
+    def gone(model: type[Message | ArchivedMessage]) -> int:
+        missing = ~sa.exists().where(Queue.id == model.queue_id)
+        rows = sa.select(func.count()).select_from(model).where(missing)
+        return session.scalars(rows).one()
+
+    return {
+        "messages_without_queue": gone(Message),
+        "archived_without_queue": gone(ArchivedMessage),
+    }

@@ -1,0 +1,212 @@
+"""``pgqrs queue``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from . import views
+from .app import App, Group, pass_app
+from .confirm import confirmed, in_chunks
+from .messages import listing
+from .params import (
+    DURATION,
+    after_option,
+    chunk_option,
+    dry_run_option,
+    given,
+    limit_option,
+    watch_option,
+    yes_option,
+)
+
+__all__ = ["queue"]
+
+named = given("name", "--queue", "-q", what="The queue's name.")
+
+
+@click.group(cls=Group)
+def queue() -> None:
+    """Queues: create, pause, count, purge, delete."""
+
+
+def _settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    for decorate in (
+        click.option("--max-payload-bytes", type=click.IntRange(1), help="The largest payload."),
+        click.option("--retention", type=DURATION, help="How long settled messages are kept."),
+        click.option("--max-read-ct", type=click.IntRange(1), help="Attempts before it is dead."),
+        click.option("--lease", type=DURATION, help="How long a lease lasts."),
+    ):
+        function = decorate(function)
+    return function
+
+
+@queue.command()
+@named
+@_settings
+@pass_app
+def create(app: App, name: str, **settings: Any) -> None:
+    """Create a queue; one that is there already stays as it is."""
+    wanted = {key: value for key, value in settings.items() if value is not None}
+    # A file or PGQRS_MAX_READ_CT may say what new queues get; the table's default is the same 5.
+    wanted.setdefault("max_read_ct", app.settings.max_read_ct)
+    with app.begin() as work:
+        known = {one.name for one in work.service.queues.list()}
+        info = work.service.queues.create(name, **wanted)
+    if name in known:
+        app.say(f"queue {name!r} was there already, and stays as it is")
+    app.emit_one(views.queue(info), views.QUEUES)
+
+
+@queue.command("list")
+@watch_option
+@pass_app
+def list_(app: App, every: timedelta | None) -> None:
+    """List the queues."""
+
+    def produce() -> list[dict[str, Any]]:
+        with app.begin() as work:
+            return [views.queue(one) for one in work.service.queues.list()]
+
+    app.show(produce, views.QUEUES, every)
+
+
+@queue.command()
+@named
+@pass_app
+def get(app: App, name: str) -> None:
+    """Show a queue and its settings."""
+    with app.begin() as work:
+        info = work.service.queues.get(name)
+    app.emit_one(views.queue(info), views.QUEUES)
+
+
+@queue.command()
+@named
+@_settings
+@pass_app
+def update(app: App, name: str, **settings: Any) -> None:
+    """Change settings of a queue."""
+    wanted = {key: value for key, value in settings.items() if value is not None}
+    with app.begin() as work:
+        info = work.service.queues.update(name, **wanted)
+    app.emit_one(views.queue(info), views.QUEUES)
+
+
+@queue.command()
+@named
+@limit_option
+@after_option
+@watch_option
+@pass_app
+def messages(app: App, name: str, limit: int, after: int, every: timedelta | None) -> None:
+    """List the live messages of a queue."""
+    listing(app, every, queue=name, limit=limit, after=after)
+
+
+@queue.command()
+@given("name", "--queue", "-q", required=False, what="Of this queue only.")
+@watch_option
+@pass_app
+def metrics(app: App, name: str | None, every: timedelta | None) -> None:
+    """Count messages by state, and the archive by outcome."""
+
+    def produce() -> list[dict[str, Any]]:
+        with app.begin() as work:
+            reading = work.service.messages
+            counts = reading.all_metrics() if name is None else [reading.metrics(name)]
+        return [views.metrics(one) for one in counts]
+
+    app.show(produce, views.METRICS, every)
+
+
+@queue.command()
+@named
+@pass_app
+def pause(app: App, name: str) -> None:
+    """Let nothing be leased; enqueueing and settling go on."""
+    with app.begin() as work:
+        info = work.service.queues.pause(name)
+    app.emit_one(views.queue(info), views.QUEUES)
+
+
+@queue.command()
+@named
+@pass_app
+def resume(app: App, name: str) -> None:
+    """Let messages be leased again."""
+    with app.begin() as work:
+        info = work.service.queues.resume(name)
+    app.emit_one(views.queue(info), views.QUEUES)
+
+
+@queue.command()
+@named
+@chunk_option
+@yes_option
+@dry_run_option
+@pass_app
+def purge(app: App, name: str, chunk: int, yes: bool, dry_run: bool) -> None:
+    """Delete the live messages of a queue, held ones too; its archive stays."""
+    with app.begin() as work:
+        count = work.service.messages.metrics(name).live
+
+    def step(limit: int) -> int:
+        with app.begin() as work:
+            return work.service.queues.purge(name, limit=limit)
+
+    if confirmed(
+        app, "delete", count, f"live message(s) of queue {name!r}", yes=yes, dry_run=dry_run
+    ):
+        count = in_chunks("purging", count, step, chunk)
+    app.emit_one(views.done("purge", count, queue=name, dry_run=dry_run))
+
+
+@queue.command()
+@named
+@click.option("--force", is_flag=True, help="With the messages and the history that it holds.")
+@yes_option
+@dry_run_option
+@pass_app
+def delete(app: App, name: str, force: bool, yes: bool, dry_run: bool) -> None:
+    """Delete a queue."""
+    with app.begin() as work:
+        counts = work.service.messages.metrics(name)
+    settled = counts.archived + counts.dead + counts.cancelled + counts.discarded
+    held = counts.live + settled
+    if held and not force:
+        from ..errors import QueueNotEmpty  # noqa: PLC0415
+
+        raise QueueNotEmpty(name, counts.live, settled)
+    what = f"queue {name!r}, with {counts.live:,} live and {settled:,} archived message(s)"
+    if confirmed(app, "delete", 1, what, yes=yes, dry_run=dry_run):
+        with app.begin() as work:
+            work.service.queues.delete(name, force=force)
+    app.emit_one(views.done("delete", held, queue=name, dry_run=dry_run))
+
+
+@queue.command("archive-dlq")
+@given("name", "--queue", "-q", required=False, what="Of this queue only.")
+@chunk_option
+@dry_run_option
+@pass_app
+def archive_dlq(app: App, name: str | None, chunk: int, dry_run: bool) -> None:
+    """Make dead letters of messages whose attempts are used up."""
+    with app.begin() as work:
+        reading = work.service.messages
+        counts = reading.all_metrics() if name is None else [reading.metrics(name)]
+    rows = []
+    for one in counts:
+
+        def step(limit: int, queue: str = one.queue) -> int:
+            with app.begin() as work:
+                return work.service.archived.bury(queue, limit=limit)
+
+        buried = one.exhausted
+        if not dry_run:
+            buried = in_chunks(f"burying {one.queue}", buried, step, chunk)
+        rows.append(views.done("archive-dlq", buried, queue=one.queue, dry_run=dry_run))
+    app.emit(rows)

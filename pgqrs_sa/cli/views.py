@@ -1,0 +1,275 @@
+"""Values of the service as rows. Their keys are documented in ``docs/cli.md`` and stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from ..errors import PayloadError
+from .output import Column, Row, span, text
+
+if TYPE_CHECKING:
+    from ..types import (
+        ArchivedInfo,
+        Delivery,
+        MessageInfo,
+        QueueInfo,
+        QueueMetrics,
+        Receipt,
+        WorkerHealth,
+        WorkerInfo,
+    )
+
+_MESSAGE = (
+    "headers",
+    "priority",
+    "vt",
+    "enqueued_at",
+    "read_ct",
+    "max_read_ct",
+    "key",
+    "last_error",
+    "worker_id",
+)
+
+
+def _countdown(row: Row) -> str:
+    if row["state"] in ("ready", "exhausted"):
+        return "now"
+    return f"in {span(row['visible_in_seconds'])}"
+
+
+def _attempts(row: Row) -> str:
+    most = row["max_read_ct"]
+    return str(row["read_ct"]) if most is None else f"{row['read_ct']}/{most}"
+
+
+def _span(seconds: float | None) -> str:
+    return "-" if seconds is None else span(seconds)
+
+
+def _kept(seconds: float | None) -> str:
+    return "for ever" if seconds is None else span(seconds)
+
+
+def done(action: str, count: int, *, dry_run: bool = False, **about: Any) -> dict[str, Any]:
+    """What a command did to how many; or would do, in a dry run."""
+    return {"action": action, **about, "count": count, "dry_run": dry_run}
+
+
+def queue(info: QueueInfo) -> dict[str, Any]:
+    """A queue and its settings."""
+    return {one.name: getattr(info, one.name) for one in fields(info)}
+
+
+QUEUES = (
+    Column("id", right=True),
+    Column("name", style="bold"),
+    Column("lease_seconds", "lease", lambda row: span(row["lease_seconds"]), right=True),
+    Column("max_read_ct", "attempts", right=True),
+    Column("retention_seconds", "retention", lambda row: _kept(row["retention_seconds"])),
+    Column("max_payload_bytes", "max payload", right=True),
+    Column("created_at", "created"),
+    Column("paused_at", "paused"),
+)
+
+
+def metrics(counts: QueueMetrics) -> dict[str, Any]:
+    """Counts of a queue."""
+    age = counts.oldest_ready_age
+    return {
+        "queue": counts.queue,
+        "ready": counts.ready,
+        "scheduled": counts.scheduled,
+        "leased": counts.leased,
+        "exhausted": counts.exhausted,
+        "live": counts.live,
+        "archived": counts.archived,
+        "dead": counts.dead,
+        "cancelled": counts.cancelled,
+        "discarded": counts.discarded,
+        "oldest_ready_age_seconds": None if age is None else age.total_seconds(),
+        "paused": counts.paused,
+    }
+
+
+METRICS = (
+    Column("queue", style="bold"),
+    *(Column(key, right=True) for key in ("ready", "scheduled", "leased", "exhausted")),
+    *(
+        Column(key, right=True, style="dim")
+        for key in ("archived", "dead", "cancelled", "discarded")
+    ),
+    Column(
+        "oldest_ready_age_seconds",
+        "oldest ready",
+        lambda row: _span(row["oldest_ready_age_seconds"]),
+        right=True,
+    ),
+    Column("paused"),
+)
+
+
+def message(info: MessageInfo, now: datetime) -> dict[str, Any]:
+    """A live message, and how long until its ``vt`` by the database's clock."""
+    return {
+        "id": info.id,
+        "queue": info.queue,
+        "state": info.state,
+        "visible_in_seconds": max(0.0, (info.vt - now).total_seconds()),
+        "payload": payload(info),
+        **{name: getattr(info, name) for name in _MESSAGE},
+        "producer_id": info.producer_id,
+        "dequeued_at": info.dequeued_at,
+    }
+
+
+MESSAGES = (
+    Column("id", right=True),
+    Column("queue", style="bold"),
+    Column("state"),
+    Column("visible_in_seconds", "visible", _countdown, right=True),
+    Column("vt"),
+    Column("read_ct", "attempt", _attempts, right=True),
+    Column("priority", right=True),
+    Column("key"),
+    Column("worker_id", "worker", right=True),
+    Column("payload"),
+    Column("last_error", "last error"),
+)
+
+
+def delivery(leased: Delivery) -> dict[str, Any]:
+    """A message under lease. ``id`` and ``read_ct`` are what settling it needs."""
+    return {
+        "id": leased.id,
+        "queue": leased.queue,
+        "payload": payload(leased),
+        **{name: getattr(leased, name) for name in _MESSAGE},
+    }
+
+
+DELIVERIES = (
+    Column("id", right=True),
+    Column("read_ct", "read-ct", right=True),
+    Column("queue", style="bold"),
+    Column("vt", "leased until"),
+    Column("max_read_ct", "attempts", right=True),
+    Column("payload"),
+    Column("last_error", "last error"),
+)
+
+
+def archived(info: ArchivedInfo) -> dict[str, Any]:
+    """A settled message."""
+    return {
+        "id": info.id,
+        "original_msg_id": info.original_msg_id,
+        "queue": info.queue,
+        "outcome": info.outcome,
+        "reason": info.reason,
+        "archived_at": info.archived_at,
+        "payload": payload(info),
+        **{name: getattr(info, name) for name in _MESSAGE},
+        "producer_id": info.producer_id,
+        "dequeued_at": info.dequeued_at,
+    }
+
+
+ARCHIVED = (
+    Column("id", right=True),
+    Column("original_msg_id", "message", right=True),
+    Column("queue", style="bold"),
+    Column("outcome"),
+    Column("archived_at", "when"),
+    Column("read_ct", "attempts", _attempts, right=True),
+    Column("payload"),
+    Column("reason"),
+    Column("last_error", "last error"),
+)
+
+
+def receipt(of: Receipt, queue: str | None = None) -> dict[str, Any]:
+    """What enqueueing, rescheduling and requeueing give back."""
+    known = {} if queue is None else {"queue": queue}
+    return {"id": of.id, **known, "vt": of.vt, "duplicate": of.duplicate}
+
+
+def worker(info: WorkerInfo) -> dict[str, Any]:
+    """A worker."""
+    return {one.name: getattr(info, one.name) for one in fields(info)}
+
+
+WORKERS = (
+    Column("id", right=True),
+    Column("name", style="bold"),
+    Column("status"),
+    Column("hostname", "host"),
+    Column("pid", right=True),
+    Column("port", right=True),
+    Column("queues", render=lambda row: text(", ".join(row["queues"]) or None)),
+    Column("started_at", "started"),
+    Column("heartbeat_at", "heartbeat"),
+)
+
+
+def health(of: WorkerHealth) -> dict[str, Any]:
+    """A worker, and whether it was heard of lately."""
+    return {
+        "id": of.worker.id,
+        "name": of.worker.name,
+        "hostname": of.worker.hostname,
+        "status": of.worker.status,
+        "queues": list(of.worker.queues),
+        "heartbeat_at": of.worker.heartbeat_at,
+        "silent_for_seconds": of.silent_for.total_seconds(),
+        "healthy": of.healthy,
+        "leases": of.leases,
+    }
+
+
+HEALTH = (
+    Column("id", right=True),
+    Column("name", style="bold"),
+    Column("status"),
+    Column("hostname", "host"),
+    Column("queues", render=lambda row: text(", ".join(row["queues"]) or None)),
+    Column("silent_for_seconds", "silent", lambda row: span(row["silent_for_seconds"]), right=True),
+    Column("healthy"),
+    Column("leases", right=True),
+)
+
+
+def health_by_queue(all_: Iterable[WorkerHealth]) -> list[dict[str, Any]]:
+    """Workers and what they hold, counted for each queue that any of them is for."""
+    rows: dict[str, dict[str, Any]] = {}
+    for one in all_:
+        for name in one.worker.queues or ("",):
+            row = rows.setdefault(
+                name, {"queue": name or None, "workers": 0, "healthy": 0, "silent": 0, "leases": 0}
+            )
+            row["workers"] += 1
+            row["healthy"] += one.healthy
+            row["silent"] += not one.healthy
+            # A worker of several queues holds these in all of them together.
+            row["leases"] += one.leases
+    return [rows[name] for name in sorted(rows)]
+
+
+def payload(content: Any) -> Any:
+    """The payload, or its text as it is stored where that cannot be decoded."""
+    try:
+        return content.payload
+    except PayloadError:
+        return content.text
+
+
+def more(rows: Sequence[Row], limit: int) -> str | None:
+    """How to see the next page, when there may be one."""
+    return (
+        f"the page is full: the next one is --after {rows[-1]['id']}"
+        if len(rows) == limit
+        else None
+    )

@@ -1,0 +1,220 @@
+"""``pgqrs worker``."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from . import views
+from .app import App, Group, pass_app
+from .confirm import confirmed
+from .failures import Failed
+from .messages import listing
+from .params import (
+    DURATION,
+    after_option,
+    dry_run_option,
+    given,
+    limit_option,
+    watch_option,
+    yes_option,
+)
+
+__all__ = ["worker"]
+
+identified = given("id", "--id", type=click.IntRange(1), what="The worker's id.")
+of_queue = given("queue", "--queue", "-q", required=False, what="Of this queue only.")
+
+
+@click.group(cls=Group)
+def worker() -> None:
+    """The register of workers, and their health."""
+
+
+worker.alias("release-messages", "release")
+
+
+@worker.command()
+@given("name", "--name", required=False, what="For people; the host's name unless given.")
+@click.option("--queue", "-q", "queues", multiple=True, help="What it works on.")
+@click.option("--host", "hostname", help="Where it runs; this computer unless given.")
+@click.option("--port", type=click.IntRange(0, 65_535), help="A port to tell it by.")
+@click.option("--pid", type=click.IntRange(1), help="Its process id there.")
+@click.option("--app-version", "version", help="Of the application.")
+@pass_app
+def create(app: App, name: str | None, hostname: str | None, **about: Any) -> None:
+    """Register a worker: each start of a process is a new one."""
+    import socket  # noqa: PLC0415
+
+    host = hostname or socket.gethostname()
+    with app.begin() as work:
+        info = work.service.workers.register(name or host, hostname=host, **about)
+    app.emit_one(views.worker(info))
+
+
+@worker.command("list")
+@of_queue
+@click.option("--status", type=click.Choice(["ready", "suspended", "stopped"]))
+@limit_option
+@after_option
+@watch_option
+@pass_app
+def list_(
+    app: App, queue: str | None, status: Any, limit: int, after: int, every: timedelta | None
+) -> None:
+    """List workers by id."""
+
+    def produce() -> list[dict[str, Any]]:
+        with app.begin() as work:
+            found = work.service.workers.list(status=status, queue=queue)
+        rows = [views.worker(one) for one in found if one.id > after][:limit]
+        if every is None and (hint := views.more(rows, limit)):
+            app.say(hint)
+        return rows
+
+    app.show(produce, views.WORKERS, every)
+
+
+@worker.command()
+@identified
+@pass_app
+def get(app: App, id: int) -> None:
+    """Show a worker."""
+    with app.begin() as work:
+        info = work.service.workers.get(id)
+    app.emit_one(views.worker(info))
+
+
+@worker.command()
+@identified
+@limit_option
+@after_option
+@watch_option
+@pass_app
+def messages(app: App, id: int, limit: int, after: int, every: timedelta | None) -> None:
+    """List the messages that a worker holds."""
+    from .queries import held_by  # noqa: PLC0415 - SQLAlchemy takes a while
+
+    with app.begin() as work:
+        work.service.workers.get(id)
+    listing(app, every, where=held_by(id), limit=limit, after=after)
+
+
+@worker.command()
+@identified
+@pass_app
+def release(app: App, id: int) -> None:
+    """Make visible at once what a worker holds."""
+    with app.begin() as work:
+        count = work.service.workers.release_leases(id)
+    app.emit_one(views.done("release", count, id=id))
+
+
+def _changing(name: str, method: str, text: str) -> None:
+    @worker.command(name, help=text)
+    @identified
+    @pass_app
+    def change(app: App, id: int) -> None:
+        with app.begin() as work:
+            info = getattr(work.service.workers, method)(id)
+        app.emit_one(views.worker(info))
+
+
+_changing("suspend", "suspend", "Let a worker lease nothing until `resume`.")
+_changing("resume", "resume", "Let a suspended worker lease again.")
+_changing("stop", "stop", "Note that a worker has ended; its leases run out by themselves.")
+_changing("heartbeat", "heartbeat", "Note that a worker lives.")
+worker.alias("shutdown", "stop")
+
+
+@worker.command()
+@of_queue
+@click.option(
+    "--timeout",
+    "--max-age",
+    type=DURATION,
+    default="60",
+    show_default=True,
+    help="Silence up to which one is healthy.",
+)
+@click.option("--group-by-queue", is_flag=True, help="Count them by queue.")
+@watch_option
+@pass_app
+def health(
+    app: App, queue: str | None, timeout: timedelta, group_by_queue: bool, every: timedelta | None
+) -> None:
+    """Say which workers have been heard of lately; exit 1 when one has not."""
+    silent: list[int] = []
+
+    def produce() -> list[dict[str, Any]]:
+        with app.begin() as work:
+            found = work.service.workers.health(silent_for=timeout)
+        if queue is not None:
+            found = [one for one in found if queue in one.worker.queues]
+        silent[:] = [one.worker.id for one in found if not one.healthy]
+        if group_by_queue:
+            return views.health_by_queue(found)
+        return [views.health(one) for one in found]
+
+    app.show(produce, None if group_by_queue else views.HEALTH, every)
+    if silent:
+        listed = ", ".join(map(str, silent))
+        raise Failed(f"silent for too long: worker {listed}", hint="pgqrs admin reclaim")
+
+
+@worker.command()
+@of_queue
+@pass_app
+def stats(app: App, queue: str | None) -> None:
+    """Count workers by status, and what they hold."""
+    with app.begin() as work:
+        found = work.service.workers.list(queue=queue)
+        living = work.service.workers.health()
+    known = {one.id for one in found}
+    statuses = [one.status for one in found]
+    beats = [one.heartbeat_at for one in found if one.status != "stopped"]
+    app.emit_one(
+        {
+            "queue": queue,
+            "workers": len(found),
+            **{status: statuses.count(status) for status in ("ready", "suspended", "stopped")},
+            "leases": sum(one.leases for one in living if one.worker.id in known),
+            "oldest_heartbeat_at": min(beats, default=None),
+            "newest_heartbeat_at": max(beats, default=None),
+        }
+    )
+
+
+@worker.command()
+@click.option("--older-than", type=DURATION, default="7d", show_default=True)
+@yes_option
+@dry_run_option
+@pass_app
+def purge(app: App, older_than: timedelta, yes: bool, dry_run: bool) -> None:
+    """Delete the rows of workers that stopped long ago and hold nothing."""
+    from .queries import count_old_workers  # noqa: PLC0415
+
+    with app.begin() as work:
+        count = count_old_workers(work.session, older_than)
+    if confirmed(app, "delete", count, "stopped worker(s)", yes=yes, dry_run=dry_run):
+        with app.begin() as work:
+            count = work.service.workers.purge(older_than=older_than)
+    app.emit_one(views.done("purge", count, dry_run=dry_run))
+
+
+@worker.command()
+@identified
+@yes_option
+@dry_run_option
+@pass_app
+def delete(app: App, id: int, yes: bool, dry_run: bool) -> None:
+    """Delete the row of a worker that is stopped and holds nothing."""
+    with app.begin() as work:
+        info = work.service.workers.get(id)
+    what = f"worker, {id} ({info.name} on {info.hostname}, {info.status})"
+    if confirmed(app, "delete", 1, what, yes=yes, dry_run=dry_run):
+        with app.begin() as work:
+            work.service.workers.delete(id)
+    app.emit_one(views.done("delete", 1, id=id, dry_run=dry_run))

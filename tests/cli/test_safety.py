@@ -1,0 +1,351 @@
+"""Nothing is destroyed by accident, and no password is shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import sqlalchemy as sa
+
+from pgqrs_sa import migrations
+from pgqrs_sa.cli import confirm
+
+from .conftest import bury
+
+
+@pytest.fixture
+def full(pgqrs, work) -> None:
+    """Something for every destructive command to destroy."""
+    with work() as service:
+        service.queues.create("mail")
+        service.queues.create("live")
+        service.workers.stop(service.workers.register("w").id)
+        service.messages.cancel(service.enqueue("live", 1).id)
+        service.enqueue("live", 2, delay=3600)
+    bury(work, "mail", 1)
+
+
+DESTRUCTIVE = [
+    ["queue", "purge", "live"],
+    ["queue", "delete", "live", "--force"],
+    ["message", "delete", "3"],
+    ["worker", "purge", "--older-than", "0"],
+    ["worker", "delete", "1"],
+    ["archive", "delete", "live"],
+    ["archive", "delete", "--id", "1"],
+    ["archive", "prune", "--older-than", "0"],
+    ["dead", "discard", "2"],
+    ["dead", "discard", "--all"],
+    ["dead", "retry", "--queue", "mail"],
+]
+
+
+def contents(engine: sa.Engine) -> list[object]:
+    with engine.connect() as connection:
+        tables = ("queues", "messages", "archive", "workers")
+        return [
+            connection.execute(sa.text(f"SELECT * FROM pgqrs_{one} ORDER BY id")).all()  # noqa: S608
+            for one in tables
+        ]
+
+
+@pytest.fixture
+def message_id(engine: sa.Engine, full) -> str:
+    with engine.connect() as connection:
+        return str(connection.scalar(sa.text("SELECT id FROM pgqrs_messages")))
+
+
+@pytest.mark.parametrize("command", DESTRUCTIVE, ids=" ".join)
+def test_it_is_refused_with_nobody_to_ask_and_a_dry_run_changes_nothing(
+    pgqrs, engine, message_id, migrated, command
+):
+    if command[:2] == ["message", "delete"]:
+        command = [*command[:2], message_id]
+    before = contents(engine)
+    refused = pgqrs(*command, code=5)
+    assert (migrated.name in refused.stderr, refused.stdout) == (True, "")
+    assert "hint: --yes" in refused.stderr
+    dry = pgqrs(*command, "--dry-run", "--format", "json")
+    assert json.loads(dry.stdout)["dry_run"] is True
+    assert dry.stderr.startswith("would ")
+    assert contents(engine) == before
+    pgqrs(*command, "--yes")
+    assert contents(engine) != before
+
+
+@pytest.mark.parametrize(("answer", "code", "left"), [("y\n", 0, 0), ("n\n", 5, 1), ("\n", 5, 1)])
+def test_somebody_who_is_there_is_asked(pgqrs, full, counts, monkeypatch, answer, code, left):
+    monkeypatch.setattr(confirm, "_somebody_is_there", lambda: True)
+    asked = pgqrs("queue", "purge", "live", code=code, input=answer)
+    assert "delete 1 live message(s) of queue 'live'" in asked.stderr
+    assert "go on? [y/N]" in asked.stderr
+    assert counts("live").live == left
+
+
+def test_a_queue_that_holds_something_is_not_deleted_without_force(pgqrs, full):
+    refused = pgqrs("queue", "delete", "live", "--yes", code=1)
+    assert "still holds 1 live and 1 archived" in refused.stderr
+    assert "hint: --force" in refused.stderr
+
+
+def test_a_purge_keeps_the_archive_and_the_workers(pgqrs, full, counts):
+    pgqrs("queue", "purge", "live", "--yes")
+    assert (counts("live").live, counts("live").cancelled) == (0, 1)
+    assert len(pgqrs.json("worker", "list")) == 1
+
+
+def test_an_interrupted_purge_keeps_what_was_committed(pgqrs, work, counts, monkeypatch):
+    from pgqrs_sa.facets import Queues
+
+    with work() as service:
+        service.queues.create("mail")
+        service.enqueue_many("mail", range(10))
+    original, calls = Queues.purge, []
+
+    def interrupted(self, name, *, limit=None):
+        calls.append(limit)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, name, limit=limit)
+
+    monkeypatch.setattr(Queues, "purge", interrupted)
+    stopped = pgqrs("queue", "purge", "mail", "--yes", "--chunk", 4, code=130)
+    assert calls == [4, 4, 2]
+    assert "interrupted after 8 of 10: these are committed" in stopped.stderr
+    assert counts("mail").ready == 2
+
+
+def test_a_long_job_leaves_alone_what_comes_later(pgqrs, work, counts, monkeypatch):
+    from pgqrs_sa.facets import Queues
+
+    with work() as service:
+        service.queues.create("mail")
+        service.enqueue_many("mail", range(4))
+    original = Queues.purge
+
+    def meanwhile(self, name, *, limit=None):
+        with work() as service:
+            service.enqueue_many("mail", range(2))
+        return original(self, name, limit=limit)
+
+    monkeypatch.setattr(Queues, "purge", meanwhile)
+    assert pgqrs.json("queue", "purge", "mail", "--yes", "--chunk", 2)["count"] == 4
+    assert counts("mail").ready == 4
+
+
+# ------------------------------------------------------------------------------- installing
+
+
+def versions(engine_url: str, schema: str | None = None) -> int | None:
+    engine = sa.create_engine(engine_url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        return migrations.current_version(connection, schema)
+
+
+def test_install_and_uninstall_run_the_steps(bare, database):
+    assert "holds no known version" in bare("queue", "list", code=1).stderr
+    bare("verify", code=1)
+    assert "would bring" in bare("install", "--dry-run").stderr
+    assert versions(database.url) is None
+    assert bare.json("install")["from_version"] == 0
+    assert bare.json("install")["from_version"] == 1
+    assert versions(database.url) == 1
+    bare("verify")
+    bare("queue", "create", "mail")
+    bare("message", "enqueue", "mail", "--payload", "1")
+    refused = bare("uninstall", code=5).stderr
+    assert "drop 1 message(s)" in refused
+    bare("uninstall", "--dry-run")
+    assert versions(database.url) == 1
+    bare("uninstall", "--yes")
+    assert versions(database.url) is None
+    assert "nothing to do" in bare("uninstall", "--yes").stderr
+
+
+def test_every_group_works_in_a_schema(bare, database):
+    bare("install", "--schema", "jobs")
+    assert (versions(database.url), versions(database.url, "jobs")) == (None, 1)
+    for command in (
+        "queue create mail",
+        "queue list",
+        "queue get mail",
+        "queue update mail --max-read-ct 2",
+        "queue pause mail",
+        "queue resume mail",
+        "message enqueue mail --payload 1 --delay 1h",
+        "message enqueue mail --payload 2",
+        "message enqueue mail --payload 3",
+        "worker create w -q mail",
+        "message dequeue mail --worker 1",
+        "message list",
+        "message get 1",
+        "message count mail",
+        "queue messages mail",
+        "queue metrics",
+        "worker messages 1",
+        "worker health --group-by-queue",
+        "worker stats mail",
+        "worker list",
+        "worker heartbeat 1",
+        "worker suspend 1",
+        "worker resume 1",
+        "worker release 1",
+        "message dequeue mail --worker 1",
+        "message archive 3 --read-ct 1",
+        "message reschedule 1 --delay 2h",
+        "message cancel 1",
+        "message delete 2 --yes",
+        "archive list",
+        "archive count mail",
+        "archive get 1",
+        "archive requeue 1",
+        "archive prune --older-than 0 --yes",
+        "archive delete mail --yes",
+        "dead list",
+        "dead retry --all --yes",
+        "dead discard --all --yes",
+        "queue archive-dlq",
+        "admin stats",
+        "admin reclaim -q mail",
+        "admin reclaim",
+        "worker stop 1",
+        "worker delete 1 --yes",
+        "worker purge --yes",
+        "verify",
+        "queue purge mail --yes",
+        "queue delete mail --force --yes",
+        "uninstall --yes",
+    ):
+        bare("--schema", "jobs", *command.split())
+    assert versions(database.url, "jobs") is None
+
+
+def test_a_schema_of_a_hosts_history_is_left_to_it(pgqrs, engine):
+    told = pgqrs("install")
+    assert "there is nothing to do" in told.stderr
+    assert "belongs to a host's Alembic history" in told.stderr
+    for command in (["uninstall", "--yes"], ["uninstall", "--dry-run"]):
+        refused = pgqrs(*command, code=1)
+        assert "belongs to a host's Alembic history (it has alembic_version)" in refused.stderr
+        assert "hint: downgrade the revision" in refused.stderr
+    pgqrs("verify")
+
+
+def test_install_refuses_where_a_host_would_have_to_do_it(bare, database):
+    engine = sa.create_engine(database.url, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num text)")
+    refused = bare("install", code=1)
+    assert "hint: run `alembic upgrade head` there" in refused.stderr
+    assert versions(database.url) is None
+    bare("install", "--schema", "jobs")
+
+
+def test_two_installs_at_once_are_one(bare, database):
+    command = [sys.executable, "-m", "pgqrs_sa", "install", "--format", "json"]
+    both = [
+        subprocess.Popen(command, env=bare.environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    done = [json.loads(one.communicate(timeout=30)[0]) for one in both]
+    assert sorted(one["from_version"] for one in done) == [0, 1]
+
+
+def test_verify_finds_what_is_missing(bare, database):
+    bare("install")
+    engine = sa.create_engine(database.url, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE pgqrs_messages DROP COLUMN headers")
+        connection.exec_driver_sql(
+            "INSERT INTO pgqrs_messages (queue_id, payload) VALUES (99, '1')"
+        )
+    found = bare("verify", "--format", "json", code=1)
+    bad = {row["check"] for row in json.loads(found.stdout) if not row["ok"]}
+    assert bad == {"pgqrs_messages", "messages_without_queue"}
+
+
+# ------------------------------------------------------------------------------- passwords
+
+LEAKS = [
+    "postgresql://bob:s3cr3t@127.0.0.1:1/x",
+    "postgresql://bob:s3cr3t@127.0.0.1:1/x?bogus=1",
+    "postgresql://bob:s3cr3t@127.0.0.1:port/x",
+    "postgresql://bob:x/s3cr3t@127.0.0.1:1/x",
+    "postgresql://bob:@s3cr3t@/x",
+    "postgresql:///x?host=/nowhere&password=s3cr3t",
+    "postgresql+nodriver://bob:s3cr3t@h/x",
+    "mysql://bob:s3cr3t@h/x",
+    "host=h password=s3cr3t",
+    "bob:s3cr3t@h",
+]
+
+
+@pytest.mark.parametrize("dsn", LEAKS)
+@pytest.mark.parametrize("how", ["option", "environment", "file"])
+def test_no_error_shows_the_password(nowhere, dsn, how, tmp_path):
+    args: list[str] = ["queue", "list", "-vv", "--log-level", "debug"]
+    env = {"PGQRS_CONNECTION_TIMEOUT": "2"}
+    if how == "environment":
+        env["PGQRS_DSN"] = dsn
+    elif how == "file":
+        (tmp_path / "c.yaml").write_text(f"dsn: {json.dumps(dsn)}\n")
+        args += ["--config", str(tmp_path / "c.yaml")]
+        env["PGQRS_DSN"] = ""
+    else:
+        args += ["--dsn", dsn]
+    code = 4 if ":1/" in dsn or "/nowhere" in dsn else 2
+    result = nowhere(*args, code=code, **env)
+    assert "s3cr3t" not in result.stdout + result.stderr
+    assert "error: " in result.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dsn: postgresql://bob:s3cr3t@h/x: y\n",
+        "dsn: {postgresql://bob:s3cr3t@h/x",
+        "dsn: [postgresql://bob:s3cr3t@h/x]\n",
+        "dsn: postgresql://bob:s3cr3t@h/x\nschemaa: x\n",
+    ],
+)
+def test_a_file_that_is_wrong_keeps_its_password(nowhere, tmp_path, text):
+    (tmp_path / "pgqrs.yaml").write_text(text)
+    result = nowhere("queue", "list", code=2, PGQRS_DSN="")
+    assert "s3cr3t" not in result.stderr
+
+
+def test_a_dsn_in_the_place_of_a_command_is_not_repeated(nowhere):
+    for args in (["postgresql://b:s3cr3t@h/x"], ["queue", "list", "postgresql://b:s3cr3t@h/x"]):
+        result = nowhere(*args, code=2)
+        assert "s3cr3t" not in result.stderr
+        assert "b:***@h" in result.stderr
+
+
+def test_a_wrong_password_is_not_shown(pgqrs, migrated, engine):
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP ROLE IF EXISTS nobody_at_all")
+    url = sa.make_url(migrated.dsn).set(username="nobody_at_all", password="s3cr3t")  # noqa: S106
+    dsn = url.render_as_string(hide_password=False)
+    result = pgqrs("queue", "list", "-vv", "--dsn", dsn, code=4)
+    assert "s3cr3t" not in result.stdout + result.stderr
+
+
+def test_ctrl_c_ends_with_130(pgqrs):
+    pgqrs("queue", "create", "mail")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pgqrs_sa", "queue", "list", "--watch", "60", "--format", "ndjson"],
+        env=pgqrs.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert json.loads(process.stdout.readline())["name"] == "mail"
+    time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=10)
+    assert (process.returncode, said) == (130, "error: interrupted\n")
