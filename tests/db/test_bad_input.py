@@ -469,9 +469,11 @@ QUEUE_METHODS: dict[str, Callable[[QueueService, Any], object]] = {
     "queues.delete force": lambda s, q: s.queues.delete(q, force=True),
     "messages.peek": lambda s, q: s.messages.peek(q),
     "messages.find": lambda s, q: s.messages.find(q),
+    "messages.count": lambda s, q: s.messages.count(q),
     "messages.metrics": lambda s, q: s.messages.metrics(q),
     "messages.cancel_where": lambda s, q: s.messages.cancel_where(q, payload={"a": 1}),
     "archived.find": lambda s, q: s.archived.find(q),
+    "archived.count": lambda s, q: s.archived.count(q),
     "archived.bury": lambda s, q: s.archived.bury(q),
     "archived.prune": lambda s, q: s.archived.prune(queue=q),
 }

@@ -268,6 +268,7 @@ def _waiting(queue: Any) -> Generator[Any, Any, None]:
     assert (yield queue.messages.get(receipt.id)).key == "k"
     assert (yield queue.messages.peek("jobs")) == []
     assert len((yield queue.messages.find("jobs", state="scheduled", payload={"n": 1}))) == 1
+    assert (yield queue.messages.count("jobs", state="scheduled", payload={"n": 1})) == 1
     assert (yield queue.messages.metrics("jobs")).scheduled == 1
     assert (yield queue.messages.all_metrics())
     yield queue.messages.reschedule(receipt.id, delay=0)
@@ -295,6 +296,7 @@ def _archive(queue: Any) -> Generator[Any, Any, None]:
     (old,) = yield queue.archived.find("jobs", outcome="discarded")
     assert len((yield queue.archived.requeue_many([old.id]))) == 1
     assert (yield queue.archived.bury("jobs")) == 0
+    assert (yield queue.archived.count("jobs", outcome="dead")) == 1
     (dead,) = yield queue.archived.find("jobs", outcome="dead")
     assert (yield queue.archived.delete([dead.id])) == 1
     assert (yield queue.archived.prune(queue="jobs")) > 0
@@ -318,6 +320,9 @@ def _workers(queue: Any) -> Generator[Any, Any, None]:
     assert (yield queue.try_archive(delivery)) is False
     assert (yield queue.workers.reclaim()) == 0
     assert (yield queue.workers.stop(worker.id)).status == "stopped"
+    other = yield queue.workers.register("v")
+    yield queue.workers.stop(other.id)
+    yield queue.workers.delete(other.id)
     assert (yield queue.workers.purge(older_than=0)) >= 1
 
 
