@@ -22,7 +22,7 @@ from sqlalchemy.sql.expression import SelectBase
 from . import aio_facets
 from .codecs import Codec
 from .models import Models
-from .operations import enqueue, schema, settle
+from .operations import enqueue, integrity, schema, settle
 from .operations import lease as lease_operations
 from .operations.context import Context
 from .types import Criteria, Delivery, Failure, Item, Receipt, Seconds
@@ -68,6 +68,10 @@ class AsyncQueueService(aio_facets.Facet):
     async def check_schema(self) -> None:
         """See `QueueService.check_schema`."""
         await self._run(schema.check)
+
+    async def orphans(self) -> dict[str, int]:
+        """See `QueueService.orphans`."""
+        return await self._run(integrity.orphans)
 
     async def enqueue(
         self,

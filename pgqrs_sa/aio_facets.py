@@ -126,9 +126,12 @@ class Messages(Facet):
         where: Criteria = None,
         after: int = 0,
         limit: int = 100,
+        newest_first: bool = False,
     ) -> builtins.list[MessageInfo]:
         """See `Messages.find`."""
-        return await self._run(reading.find, queue, state, payload, where, after, limit)
+        return await self._run(
+            reading.find, queue, state, payload, where, after, limit, newest_first
+        )
 
     async def count(
         self,
@@ -195,9 +198,12 @@ class Archived(Facet):
         where: Criteria = None,
         after: int = 0,
         limit: int = 100,
+        newest_first: bool = False,
     ) -> builtins.list[ArchivedInfo]:
         """See `Archived.find`."""
-        return await self._run(reading.find_archived, queue, outcome, payload, where, after, limit)
+        return await self._run(
+            reading.find_archived, queue, outcome, payload, where, after, limit, newest_first
+        )
 
     async def count(
         self,

@@ -36,7 +36,7 @@ from sqlalchemy.sql.expression import SelectBase
 from . import facets
 from .codecs import Codec
 from .models import Models
-from .operations import enqueue, schema, settle
+from .operations import enqueue, integrity, schema, settle
 from .operations import lease as lease_operations
 from .operations.context import Context
 from .types import Criteria, Delivery, Failure, Item, Receipt, Seconds
@@ -96,6 +96,14 @@ class QueueService:
             SchemaVersionError: with the command that mends it.
         """
         schema.check(self._session, self._context)
+
+    def orphans(self) -> dict[str, int]:
+        """Count rows that refer to rows which are not there; in a sound database all are 0.
+
+        Returns:
+            ``messages_without_queue``, ``archived_without_queue`` and ``leases_without_worker``.
+        """
+        return integrity.orphans(self._session, self._context)
 
     def enqueue(
         self,

@@ -168,10 +168,13 @@ def database_url(dsn: str, driver: str = "psycopg") -> sa.URL:
     """
     try:
         url = sa.make_url(dsn)
-    except sa.exc.ArgumentError:
+    except (sa.exc.ArgumentError, ValueError):  # a port that is no number is a ValueError
+        url = None
+    if url is None or "@" in (url.host or ""):
         raise InvalidArgument(
-            "the DSN cannot be read: it should look like postgresql://user@host:5432/database"
-        ) from None
+            "the DSN cannot be read: it should look like postgresql://user@host:5432/database, "
+            "with any of @ : / in a password written as %40 %3A %2F"
+        )
     backend, _, named = url.drivername.partition("+")
     if backend not in {"postgresql", "postgres"}:
         raise InvalidArgument(f"the DSN is for {backend!r}: pgqrs_sa needs postgresql")

@@ -15,7 +15,7 @@ a host's own click program, for example Flask's::
 `failures`         errors to exit codes and one line
 `params`           durations, times, payloads, and options that several commands share
 `views`            values to rows with stable keys
-`queries`          the few counts that the service has no method for
+`queries`          criteria for what the commands ask of the service
 =================  ==============================================================================
 
 Nothing here imports SQLAlchemy, Alembic or rich before a command needs it: ``--help`` and shell

@@ -97,7 +97,7 @@ def count(app: App, **which: Any) -> None:
     from .queries import Settled  # noqa: PLC0415
 
     with app.begin() as work:
-        number, _ = Settled(**which).count(work.session)
+        number = Settled(**which).count(work.service)
     keys = ("queue", "worker", "outcome")
     app.emit_one({**{key: which[key] for key in keys}, "count": number})
 
@@ -175,7 +175,7 @@ def prune(
 
     settled = Settled(queue, older_than=older_than, by_retention=older_than is None)
     with app.begin() as work:
-        total, _ = settled.count(work.session)
+        total = settled.count(work.service)
 
     def step(limit: int) -> int:
         with app.begin() as work:
@@ -191,8 +191,8 @@ def delete_settled(
 ) -> None:
     """Delete some of the archive in chunks, after asking."""
     with app.begin() as work:
-        total, highest = settled.count(work.session)
-    bounded = settled.bounded(highest)
+        total = settled.count(work.service)
+        bounded = settled.bounded(work.service)
 
     def step(limit: int) -> int:
         with app.begin() as work:

@@ -148,8 +148,9 @@ def _retry_all(
     dry_run: bool,
 ) -> None:
     with app.begin() as work:
-        total, highest = settled.count(work.session)
-    job = _Retry(app, settled.bounded(highest), {"delay": delay, "attempts": attempts})
+        total = settled.count(work.service)
+        bounded = settled.bounded(work.service)
+    job = _Retry(app, bounded, {"delay": delay, "attempts": attempts})
     where = "of every queue" if settled.queue is None else f"of queue {settled.queue!r}"
     if confirmed(app, "requeue", total, f"dead letter(s) {where}", yes=yes, dry_run=dry_run):
         total = in_chunks("requeueing", total, job.step, chunk)

@@ -144,10 +144,8 @@ def _tables(connection: sa.Connection, schema: str | None) -> Iterator[dict[str,
 
 
 def _orphans(work: Work) -> Iterator[dict[str, Any]]:
-    from .queries import orphans  # noqa: PLC0415
-
-    for name, count in orphans(work.session).items():
-        yield _check(name, f"{count} row(s) of a queue that is gone" if count else None)
+    for name, count in work.service.orphans().items():
+        yield _check(name, f"{count} row(s)" if count else None)
 
 
 def _check(name: str, problem: str | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Counts and pages that the service has no method for. Imported when a command needs one."""
+"""Criteria for what the commands ask of the service. Imported when a command needs one."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import func
 from sqlalchemy.orm import Session
 
-from ..models import ArchivedMessage, Message, Queue, Worker
+from ..models import ArchivedMessage, Message, Queue
 from ..service import QueueService
 from ..states import now as clock
 from ..types import Delivery, MessageInfo
 
-__all__ = ["Settled", "count_old_workers", "delivery", "held_by", "now", "orphans"]
+__all__ = ["Settled", "count_old_workers", "delivery", "held_by", "now"]
 
 
 def now(session: Session) -> datetime:
@@ -32,13 +31,14 @@ def held_by(worker: int) -> list[sa.ColumnExpressionArgument[bool]]:
 
 def count_old_workers(session: Session, older_than: timedelta) -> int:
     """How many workers a purge would delete."""
-    holds = sa.exists().where(Message.consumer_worker_id == Worker.id, Message.leased)
-    rows = (
-        sa.select(func.count())
-        .select_from(Worker)
-        .where(Worker.status == "stopped", Worker.shutdown_at < clock() - older_than, ~holds)
-    )
-    return session.scalars(rows).one()
+    service = QueueService(session)
+    since = now(session) - older_than
+    old = [
+        one.id
+        for one in service.workers.list(status="stopped")
+        if one.shutdown_at is not None and one.shutdown_at < since
+    ]
+    return sum(service.messages.count(where=held_by(id_)) == 0 for id_ in old)
 
 
 def delivery(info: MessageInfo, read_ct: int, worker: int | None) -> Delivery:
@@ -84,35 +84,24 @@ class Settled:
 
     def criteria(self) -> list[sa.ColumnExpressionArgument[bool]]:
         """What the service does not know by itself, as criteria."""
+        archived_at = ArchivedMessage.archived_at
         found: list[sa.ColumnExpressionArgument[bool]] = []
         if self.worker is not None:
             found.append(ArchivedMessage.consumer_worker_id == self.worker)
         if self.older_than is not None:
-            found.append(ArchivedMessage.archived_at < clock() - self.older_than)
+            found.append(archived_at < clock() - self.older_than)
+        if self.by_retention:
+            kept = Queue.retention_seconds * sa.literal(timedelta(seconds=1), sa.Interval)
+            found.append(archived_at < clock() - kept)
         if self.message is not None:
             found.append(ArchivedMessage.original_msg_id == self.message)
         if self.up_to is not None:
             found.append(ArchivedMessage.id <= self.up_to)
         return found
 
-    def count(self, session: Session) -> tuple[int, int]:
-        """Return how many there are, and the highest id."""
-        if self.queue is not None:
-            QueueService(session).queues.get(self.queue)
-        rows = (
-            sa.select(func.count(), func.coalesce(func.max(ArchivedMessage.id), 0))
-            .join(Queue, Queue.id == ArchivedMessage.queue_id)
-            .where(*self.criteria())
-        )
-        if self.queue is not None:
-            rows = rows.where(Queue.queue_name == self.queue)
-        if self.outcome is not None:
-            rows = rows.where(ArchivedMessage.outcome == self.outcome)
-        if self.by_retention:
-            kept = Queue.retention_seconds * sa.literal(timedelta(seconds=1), sa.Interval)
-            rows = rows.where(ArchivedMessage.archived_at < clock() - kept)
-        count, highest = session.execute(rows).one()
-        return count, highest
+    def count(self, service: QueueService) -> int:
+        """Return how many there are."""
+        return service.archived.count(self.queue, outcome=self.outcome, where=self.criteria())
 
     def ids(self, service: QueueService, after: int, limit: int) -> Sequence[int]:
         """Return a page of ids."""
@@ -121,20 +110,9 @@ class Settled:
         )
         return [one.id for one in found]
 
-    def bounded(self, highest: int) -> Settled:
+    def bounded(self, service: QueueService) -> Settled:
         """Return the same, without what comes later."""
-        return replace(self, up_to=highest)
-
-
-def orphans(session: Session) -> dict[str, int]:
-    """Count the messages of queues that are not there, which no statement of ours can leave."""
-
-    def gone(model: type[Message | ArchivedMessage]) -> int:
-        missing = ~sa.exists().where(Queue.id == model.queue_id)
-        rows = sa.select(func.count()).select_from(model).where(missing)
-        return session.scalars(rows).one()
-
-    return {
-        "messages_without_queue": gone(Message),
-        "archived_without_queue": gone(ArchivedMessage),
-    }
+        newest = service.archived.find(
+            self.queue, outcome=self.outcome, where=self.criteria(), limit=1, newest_first=True
+        )
+        return replace(self, up_to=newest[0].id if newest else 0)

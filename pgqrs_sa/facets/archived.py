@@ -29,6 +29,7 @@ class Archived(Facet):
         where: Criteria = None,
         after: int = 0,
         limit: int = 100,
+        newest_first: bool = False,
     ) -> builtins.list[ArchivedInfo]:
         """Return archived messages by the archive's id, a page at a time.
 
@@ -39,9 +40,10 @@ class Archived(Facet):
             where: Further criteria on the class of archived messages.
             after: The id of the last one of the page before.
             limit: The length of a page.
+            newest_first: Begin with the highest id.
         """
         return reading.find_archived(
-            self._session, self._context, queue, outcome, payload, where, after, limit
+            self._session, self._context, queue, outcome, payload, where, after, limit, newest_first
         )
 
     def count(

@@ -33,6 +33,7 @@ class Messages(Facet):
         where: Criteria = None,
         after: int = 0,
         limit: int = 100,
+        newest_first: bool = False,
     ) -> builtins.list[MessageInfo]:
         """Return live messages by id, a page at a time.
 
@@ -43,9 +44,10 @@ class Messages(Facet):
             where: Further criteria on the message class.
             after: The id of the last message of the page before.
             limit: The length of a page.
+            newest_first: Begin with the highest id.
         """
         return reading.find(
-            self._session, self._context, queue, state, payload, where, after, limit
+            self._session, self._context, queue, state, payload, where, after, limit, newest_first
         )
 
     def count(

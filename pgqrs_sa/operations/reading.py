@@ -53,6 +53,7 @@ def find(
     where: Criteria,
     after: int,
     limit: int,
+    newest_first: bool,
 ) -> list[MessageInfo]:
     """Return live messages by id, those after ``after``."""
     _check_choice("state", state, MessageState)
@@ -63,6 +64,7 @@ def find(
         state=state,
         by_payload=payload is not None,
         where=arguments.criteria(where),
+        newest_first=newest_first,
     )
     rows = run(session, context, statement, values).all()
     _check_queue(session, context, queue if not rows else None)
@@ -108,6 +110,7 @@ def find_archived(
     where: Criteria,
     after: int,
     limit: int,
+    newest_first: bool,
 ) -> list[ArchivedInfo]:
     """Return archived messages by id, those after ``after``."""
     _check_choice("outcome", outcome, Outcome)
@@ -118,6 +121,7 @@ def find_archived(
         outcome=outcome,
         by_payload=payload is not None,
         where=arguments.criteria(where),
+        newest_first=newest_first,
     )
     rows = run(session, context, statement, values).all()
     _check_queue(session, context, queue if not rows else None)

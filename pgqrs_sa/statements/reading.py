@@ -48,6 +48,7 @@ def find(
     state: MessageState | None,
     by_payload: bool,
     where: Sequence[sa.ColumnExpressionArgument[bool]],
+    newest_first: bool = False,
 ) -> Select[Any]:
     """Live messages by id, a page at a time.
 
@@ -58,7 +59,7 @@ def find(
     if state is not None:
         statement = statement.where(getattr(states, state)(message.c))
     statement = _within(models, statement, message, in_queue=in_queue, by_payload=by_payload)
-    return statement.where(message.c.id > _AFTER).order_by(message.c.id).limit(_LIMIT)
+    return _page(statement, message, newest_first=newest_first)
 
 
 def find_archived(
@@ -68,6 +69,7 @@ def find_archived(
     outcome: Outcome | None,
     by_payload: bool,
     where: Sequence[sa.ColumnExpressionArgument[bool]],
+    newest_first: bool = False,
 ) -> Select[Any]:
     """Archived messages by id, a page at a time.
 
@@ -78,7 +80,14 @@ def find_archived(
     if outcome is not None:
         statement = statement.where(archived.c.outcome == outcome)
     statement = _within(models, statement, archived, in_queue=in_queue, by_payload=by_payload)
-    return statement.where(archived.c.id > _AFTER).order_by(archived.c.id).limit(_LIMIT)
+    return _page(statement, archived, newest_first=newest_first)
+
+
+def _page(statement: Select[Any], table: sa.Table, *, newest_first: bool) -> Select[Any]:
+    if newest_first:
+        before = sa.or_(_AFTER == 0, table.c.id < _AFTER)
+        return statement.where(before).order_by(table.c.id.desc()).limit(_LIMIT)
+    return statement.where(table.c.id > _AFTER).order_by(table.c.id).limit(_LIMIT)
 
 
 def count(found: Select[Any]) -> Executable:

@@ -31,6 +31,7 @@ from pgqrs_sa import (
     QueueService,
     Receipt,
     Worker,
+    WorkerInUse,
     WorkerNotFound,
     WorkerNotReady,
 )
@@ -1342,3 +1343,57 @@ async def test_the_facets_do_the_same_awaited(async_session, async_service):
     assert await service.workers.purge(older_than=DAY) == 0
     await async_session.commit()
     assert [one.name for one in await service.queues.list()] == ["other"]
+
+
+# -------------------------------------------------------------------------------- counting
+
+
+def test_counts_agree_with_what_is_found(session, service):
+    service.enqueue_many("mail", [{"n": n, "odd": n % 2 == 1} for n in range(7)])
+    service.enqueue("mail", {"n": 9}, delay=60)
+    service.archive_many(service.dequeue("mail", 3))
+    messages, archived = service.messages, service.archived
+
+    assert messages.count("mail") == len(messages.find("mail")) == 5
+    assert messages.count("mail", state="scheduled") == 1
+    assert messages.count(payload={"odd": True}) == len(messages.find(payload={"odd": True})) == 2
+    assert messages.count(where=Message.id > messages.find("mail")[2].id) == 2
+    assert archived.count("mail", outcome="archived") == 3
+    assert archived.count(outcome="dead") == 0
+    with pytest.raises(QueueNotFound):
+        messages.count("mial")
+
+
+def test_the_newest_come_first_a_page_at_a_time(service):
+    ids = [receipt.id for receipt in service.enqueue_many("mail", range(7))]
+    newest = service.messages.find("mail", limit=3, newest_first=True)
+    before = service.messages.find("mail", limit=9, after=newest[-1].id, newest_first=True)
+
+    assert [one.id for one in newest + before] == ids[::-1]
+
+
+def test_only_a_worker_that_is_stopped_and_holds_nothing_is_deleted(service):
+    worker = service.workers.register("w")
+    service.enqueue("mail", 1)
+    service.dequeue("mail", worker=worker)
+    with pytest.raises(WorkerInUse, match="is ready: stop it first"):
+        service.workers.delete(worker.id)
+    service.workers.stop(worker.id)
+    with pytest.raises(WorkerInUse, match="still holds messages"):
+        service.workers.delete(worker.id)
+    service.workers.release_leases(worker.id)
+    service.workers.delete(worker.id)
+    with pytest.raises(WorkerNotFound):
+        service.workers.delete(worker.id)
+
+
+def test_a_reclaim_may_be_for_one_queue_and_for_those_that_hold_something(service):
+    service.enqueue("mail", 1)
+    holder = service.workers.register("holder", queues=["mail"])
+    idle = service.workers.register("idle", queues=["mail"])
+    service.dequeue("mail", worker=holder)
+
+    assert service.workers.reclaim(silent_for=1e-6, queue="other") == 0
+    assert service.workers.reclaim(silent_for=1e-6, queue="mail", holding=True) == 1
+    assert service.workers.get(holder.id).status == "stopped"
+    assert service.workers.get(idle.id).status == "ready"

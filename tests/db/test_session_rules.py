@@ -192,6 +192,7 @@ def settle_by_sql(session: Session, id: int, **values: Any) -> None:
 
 def whole_api(queue: Any) -> Generator[Any, Any, None]:
     yield queue.check_schema()
+    assert not any((yield queue.orphans()).values())
     info = yield queue.queues.create("jobs", lease=60, max_read_ct=2, retention=0)
     assert (yield queue.queues.get("jobs")) == info
     assert info in (yield queue.queues.list())
