@@ -90,10 +90,10 @@ def duration(value: object, name: str = "delay", *, positive: bool = False) -> t
         raise DelayError(f"{name} must be {least} seconds, not {shown(value)}")
     try:
         span = value if isinstance(value, timedelta) else timedelta(seconds=value)
-        too_far = datetime.now(UTC) + span >= END_OF_TIME
+        ends = datetime.now(UTC) + span
     except OverflowError:
-        too_far = True
-    if too_far:
+        span, ends = timedelta.max, END_OF_TIME
+    if ends >= END_OF_TIME:
         raise DelayError(f"{name}={shown(value)} ends past year 9998: choose a nearer time")
     if positive and not span:
         raise DelayError(f"{name} must be more than 0 seconds, not {shown(value)}: it rounds to 0")

@@ -113,7 +113,7 @@ def _order() -> Any:
     examples = str(_sample_host() / "examples")
     if examples not in sys.path:
         sys.path.insert(0, examples)
-    from shop_models import Order  # type: ignore[import-not-found] # noqa: PLC0415
+    from shop_models import Order  # noqa: PLC0415
 
     return Order
 

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError
 
 from .errors import InvalidArgument
 
@@ -168,7 +169,7 @@ def database_url(dsn: str, driver: str = "psycopg") -> sa.URL:
     """
     try:
         url = sa.make_url(dsn)
-    except (sa.exc.ArgumentError, ValueError):  # a port that is no number is a ValueError
+    except (ArgumentError, ValueError):  # a port that is no number is a ValueError
         url = None
     if url is None or "@" in (url.host or ""):
         raise InvalidArgument(

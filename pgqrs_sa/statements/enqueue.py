@@ -32,7 +32,7 @@ def _producer() -> ColumnElement[Any]:
     return sa.bindparam("producer", type_=sa.BigInteger)
 
 
-def _into(models: Models, source: Select[Any], *, keyed: bool) -> Insert:
+def _into(models: Models, source: SelectBase, *, keyed: bool) -> Insert:
     """INSERT the rows of ``source``, skipping those whose key is live already.
 
     DO NOTHING rather than DO UPDATE: an update would lock the message that is there, and hide
