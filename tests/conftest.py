@@ -145,9 +145,27 @@ def database(pg_empty: NoopExecutor, pg_server: Server) -> Iterator[Database]:
 
 
 @pytest.fixture
-def migrated(pg_migrated: NoopExecutor, pg_server: Server) -> Iterator[Database]:
+def fresh(pg_migrated: NoopExecutor, pg_server: Server) -> Iterator[Database]:
     """A database that the sample host's Alembic history has brought to head."""
     yield from _fresh(pg_migrated, pg_server)
+
+
+@pytest.fixture
+def migrated(fresh: Database) -> Database:
+    """The same, unless a folder's conftest has something quicker."""
+    return fresh
+
+
+@pytest.fixture(scope="module")
+def kept(pg_migrated: NoopExecutor, pg_server: Server) -> Iterator[Database]:
+    """The same for a whole file."""
+    yield from _fresh(pg_migrated, pg_server)
+
+
+@pytest.fixture(scope="module")
+def kept_empty(pg_empty: NoopExecutor, pg_server: Server) -> Iterator[Database]:
+    """A database with nothing in it, for a whole file."""
+    yield from _fresh(pg_empty, pg_server)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -12,59 +12,15 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
-from pytest_postgresql.executors import NoopExecutor
-from pytest_postgresql.janitor import DatabaseJanitor
 from sqlalchemy import event, insert
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import DuplicateMessage, Item, Message, QueueService, Receipt
 from pgqrs_sa.operations import enqueue as enqueue_operation
-from tests.conftest import Database, Server
 
 ZERO = timedelta(0)
 MICROSECOND = timedelta(microseconds=1)
-
-
-@pytest.fixture(scope="module")
-def one_database(pg_migrated: NoopExecutor, pg_server: Server) -> Iterator[Database]:
-    """A database for the whole module: making one takes longer than most tests here."""
-    name = f"{pg_migrated.dbname}_enqueue_ways"
-    janitor = DatabaseJanitor(
-        user=pg_migrated.user,
-        host=pg_migrated.host,
-        port=pg_migrated.port,
-        dbname=name,
-        template_dbname=pg_migrated.template_dbname,
-        maintenance_dbname=pg_migrated.maintenance_dbname,
-        password=pg_migrated.password,
-    )
-    janitor.drop()
-    with janitor:
-        yield Database(name, pg_server)
-
-
-@pytest.fixture(scope="module")
-def one_engine(one_database: Database) -> Iterator[sa.Engine]:
-    engine = sa.create_engine(one_database.url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def migrated(one_database: Database, one_engine: sa.Engine) -> Database:
-    """Instead of a fresh database: the module's, emptied."""
-    with one_engine.begin() as connection:
-        connection.exec_driver_sql("SET LOCAL lock_timeout = '10s'")
-        for table in ("messages", "archive", "workers", "queues"):
-            connection.execute(sa.delete(sa.table(f"pgqrs_{table}")))
-    return one_database
-
-
-@pytest.fixture
-def engine(one_engine: sa.Engine, migrated: Database) -> sa.Engine:
-    """The module's engine, with event listeners of its own."""
-    return one_engine.execution_options()
 
 
 def inserts(engine: sa.Engine) -> list[str]:

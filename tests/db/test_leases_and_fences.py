@@ -7,7 +7,6 @@ F1 to F54 are the failure modes of the design, A.3 the defects of pgqrs that are
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -56,25 +55,6 @@ class Visit(AppBase):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     customer_id: Mapped[int]
-
-
-@pytest.fixture(scope="module")
-def kept(pg_migrated: Any, pg_server: Any) -> Iterator[Any]:
-    yield from inspect.getmodule(type(pg_server))._fresh(pg_migrated, pg_server)
-
-
-@pytest.fixture
-def migrated(kept: Any) -> Any:
-    """The file's own database, emptied: making one takes longer than any test here."""
-    engine = sa.create_engine(kept.url, poolclass=sa.NullPool)
-    with engine.begin() as connection:
-        connection.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
-        for table in metadata.sorted_tables:
-            ids = sa.func.pg_get_serial_sequence(table.name, "id")
-            connection.execute(table.delete())
-            connection.execute(sa.select(sa.func.setval(ids, 1, False)))
-        connection.execute(sa.text("DROP TABLE IF EXISTS customers, visits"))
-    return kept
 
 
 @pytest.fixture

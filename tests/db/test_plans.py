@@ -67,6 +67,12 @@ STATES = [
 ]
 
 
+@pytest.fixture
+def migrated(fresh: Any) -> Any:
+    """Never analysed means never: no database that a test before this one has used."""
+    return fresh
+
+
 @pytest.fixture(params=STATES, ids=lambda state: state.__name__)
 def connection(request: pytest.FixtureRequest, engine: sa.Engine) -> Iterator[sa.Connection]:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

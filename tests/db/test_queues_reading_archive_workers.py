@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
-from pytest_postgresql.executors import NoopExecutor
-from pytest_postgresql.janitor import DatabaseJanitor
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session, aliased
 
@@ -35,51 +32,10 @@ from pgqrs_sa import (
     WorkerNotFound,
     WorkerNotReady,
 )
-from tests.conftest import Database, Server
 
 MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
 FAR = datetime(2400, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def one_database(pg_migrated: NoopExecutor, pg_server: Server) -> Iterator[Database]:
-    """A database for the whole module: making one takes longer than most tests here."""
-    name = f"{pg_migrated.dbname}_facets"
-    janitor = DatabaseJanitor(
-        user=pg_migrated.user,
-        host=pg_migrated.host,
-        port=pg_migrated.port,
-        dbname=name,
-        template_dbname=pg_migrated.template_dbname,
-        maintenance_dbname=pg_migrated.maintenance_dbname,
-        password=pg_migrated.password,
-    )
-    janitor.drop()
-    with janitor:
-        yield Database(name, pg_server)
-
-
-@pytest.fixture(scope="module")
-def one_engine(one_database: Database) -> Iterator[sa.Engine]:
-    engine = sa.create_engine(one_database.url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def migrated(one_database: Database, one_engine: sa.Engine) -> Database:
-    """Instead of a fresh database: the module's, emptied."""
-    with one_engine.begin() as connection:
-        connection.exec_driver_sql("SET LOCAL lock_timeout = '10s'")
-        for table in ("messages", "archive", "workers", "queues"):
-            connection.execute(sa.delete(sa.table(f"pgqrs_{table}")))
-    return one_database
-
-
-@pytest.fixture
-def engine(one_engine: sa.Engine, migrated: Database) -> sa.Engine:
-    return one_engine.execution_options()
 
 
 def set_back(session: Session, column: sa.orm.InstrumentedAttribute, span: timedelta, *ids: int):

@@ -107,31 +107,6 @@ class Run:
             await bind.dispose()
 
 
-@pytest.fixture(scope="module")
-def kept(pg_migrated: Any, pg_server: Any) -> Iterator[Any]:
-    yield from inspect.getmodule(type(pg_server))._fresh(pg_migrated, pg_server)
-
-
-@pytest.fixture
-def migrated(kept: Any) -> Any:
-    """The file's own database, emptied: making one takes longer than any test here."""
-    engine = sa.create_engine(kept.url, poolclass=sa.NullPool)
-    with engine.begin() as connection:
-        connection.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
-        for table in metadata.sorted_tables:
-            ids = sa.func.pg_get_serial_sequence(table.name, "id")
-            connection.execute(table.delete())
-            connection.execute(sa.select(sa.func.setval(ids, 1, False)))
-        connection.execute(sa.text("DROP TABLE IF EXISTS orders"))
-        connection.execute(sa.text("DROP SCHEMA IF EXISTS jobs CASCADE"))
-    return kept
-
-
-@pytest.fixture(scope="module")
-def kept_empty(pg_empty: Any, pg_server: Any) -> Iterator[Any]:
-    yield from inspect.getmodule(type(pg_server))._fresh(pg_empty, pg_server)
-
-
 @pytest.fixture
 def database(kept_empty: Any) -> Any:
     """Another one, in which nothing is left."""
