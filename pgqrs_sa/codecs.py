@@ -1,9 +1,10 @@
 """From Python values to JSON text and back, strictly.
 
 The payload of a message crosses the wire as text that this module wrote, so what is stored does
-not depend on the JSON settings of the host's engine. (A `Message` that is added to a session, or
-inserted by the ORM, is a row of the host's: it is checked here, and written by the serializer of
-the host's engine, like any JSONB column.) ``dumps`` refuses what PostgreSQL or another
+not depend on the JSON settings of the host's engine. (A `Message` that is added to a session is a
+row of the host's: it is checked here, and written by the serializer of the host's engine, like any
+JSONB column. A bulk INSERT of the ORM, which makes no objects, is checked by the database alone.)
+``dumps`` refuses what PostgreSQL or another
 reader would refuse or change: NaN and Infinity, NUL and lone surrogates, keys that are not
 strings, dates, Decimals, sets, and nesting that the standard reader cannot follow. The error
 names the place: ``payload.items[3].price is nan``.

@@ -281,10 +281,10 @@ class NonAtomicEnqueue(PgqrsError):
 
     code = "PGQ-012"
 
-    def __init__(self) -> None:
+    def __init__(self, unless: str = "QueueService(session, allow_autocommit=True)") -> None:
         super().__init__(
             "this session's connection is in AUTOCOMMIT, so the message would not roll back with "
-            "your rows: use a transactional engine, or QueueService(session, allow_autocommit=True)"
+            f"your rows: use a transactional engine, or {unless}"
         )
 
 

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import Mapper, Session, object_session
 
 from . import arguments
 from .codecs import JsonCodec
@@ -39,13 +39,12 @@ def before_flush(session: Session) -> None:
     """Check all messages that a flush is about to insert."""
     by_class: dict[type[Any], list[MessageMixin]] = {}
     for one in session.new:
-        if isinstance(one, MessageMixin):
+        # A queue given by a relationship of the host's is known only once its row is there.
+        if isinstance(one, MessageMixin) and not _queue_comes_later(one):
             by_class.setdefault(type(one), []).append(one)
     for cls, messages in by_class.items():
         mapper = sa.inspect(cls)
         connection = session.connection(bind_arguments={"mapper": mapper})
-        if not session.info.get(ALLOW_AUTOCOMMIT):
-            refuse_autocommit(connection)
         _check(mapper, connection, messages)
         for message in messages:
             message.__dict__[_CHECKED] = True
@@ -55,10 +54,28 @@ def before_insert(mapper: Mapper[Any], connection: sa.Connection, target: Messag
     """Check a message that the flush has not seen as it began."""
     if not target.__dict__.pop(_CHECKED, False):
         _check(mapper, connection, [target])
+    # What was said of this row is done: a later change of its vt is about something else.
+    target.__dict__.pop("_pgqrs_when", None)
+
+
+def _queue_comes_later(message: MessageMixin) -> bool:
+    id_: int | None = message.queue_id
+    if message.queue_name is not None or id_ is not None:
+        return False
+    mapper = sa.inspect(type(message))
+    queues = _queue_table(mapper)
+    return any(
+        message.__dict__.get(one.key) is not None
+        for one in mapper.relationships
+        if one.mapper.local_table is queues
+    )
 
 
 def _check(mapper: Mapper[Any], connection: sa.Connection, added: Sequence[MessageMixin]) -> None:
     """Refuse what `enqueue` refuses, and put the ids of the queues where their names were."""
+    session = object_session(added[0])
+    if session is None or not session.info.get(ALLOW_AUTOCOMMIT):
+        refuse_autocommit(connection, f"session.info[{ALLOW_AUTOCOMMIT!r}] = True")
     for message in added:
         _check_content(message)
     queues = _queue_table(mapper)

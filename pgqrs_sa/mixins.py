@@ -157,7 +157,11 @@ class MessageMixin(_ContentMixin):
 
     ``session.add(Message(queue_name="mail", payload={...}, delay=60))`` does what ``enqueue``
     does: the arguments are checked as they are assigned, and the queue as the row is flushed.
-    ``queue_name``, ``delay`` and ``at`` are ways to say ``queue_id`` and ``vt``.
+    ``queue_name``, ``delay`` and ``at`` are ways to say ``queue_id`` and ``vt``. A key that another
+    transaction is just enqueueing is the one thing that fails only in the INSERT.
+
+    The classes are plain declarative ones: give the mixins a base of their own where yours is a
+    ``MappedAsDataclass``.
 
     The states are hybrids: in SQL they follow the database's clock, and are what to decide by;
     on an instance they follow this computer's clock, and are for display.
@@ -244,6 +248,11 @@ class MessageMixin(_ContentMixin):
 
     @queue_name.setter
     def queue_name(self, value: str) -> None:
+        state: Any = sa.inspect(self)
+        if state.persistent:
+            raise InvalidArgument(
+                f"queue_name={value!r} is for a message that is not flushed yet: set queue_id"
+            )
         self.__dict__["_pgqrs_queue_name"] = arguments.check_queue_name(value)
 
     @validates("payload")

@@ -31,9 +31,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase
 
 from . import listeners as _listeners  # noqa: F401 - they make session.add() an enqueue
+from .errors import InvalidArgument
 from .mixins import (
     SCHEMA_VERSION,
     VERSION_COMMENT,
@@ -92,3 +94,13 @@ class Models:
     message: type[MessageMixin] = Message
     archived: type[ArchivedMessageMixin] = ArchivedMessage
     worker: type[WorkerMixin] = Worker
+
+    def __post_init__(self) -> None:
+        classes = (self.queue, self.message, self.archived, self.worker)
+        homes = {(id((t := sa.inspect(cls).local_table).metadata), t.schema) for cls in classes}
+        if len(homes) > 1:
+            names = ", ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in classes)
+            raise InvalidArgument(
+                f"the four classes of Models share one MetaData and one schema, and {names} do "
+                "not: declare all four of your own"
+            )

@@ -196,7 +196,9 @@ class QueueService:
 
         Returns:
             The deliveries in queue order: by priority, then by the time they became visible, then
-            by id. None when nothing is visible, or the queue is paused.
+            by id. None when nothing is visible, or the queue is paused. A dequeue that finds
+            nothing also makes dead letters of messages whose attempts are used up, and whose
+            last holder never settled them; so does `Archived.bury`.
 
         Raises:
             QueueNotFound, WorkerNotFound, WorkerNotReady.

@@ -22,8 +22,9 @@ def bury(session: Session, context: Context, queue: str, limit: int) -> int:
     """Archive as dead what is out of attempts and in nobody's hands; return how many."""
     arguments.check_queue_name(queue)
     values = {"queue": queue, "limit": arguments.checked_limit(limit)}
-    get_queue(session, context, queue)
     ids = run(session, context, statements.bury(context.models), values).scalars().all()
+    if not ids:
+        get_queue(session, context, queue)
     forget(session, context.models.message, ids)
     return len(ids)
 

@@ -8,19 +8,21 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Result, Row
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.util import identity_key
-from sqlalchemy.sql import Executable
+from sqlalchemy.sql import Executable, visitors
 
 from .. import arguments
 from ..codecs import Codec, JsonCodec
-from ..errors import NonAtomicEnqueue, PayloadError, QueueNotFound
+from ..errors import InvalidArgument, NonAtomicEnqueue, PayloadError, QueueNotFound
 from ..models import Models
 from ..statements import queues
 
 __all__ = [
     "Context",
+    "criteria_on",
     "decoded",
     "forget",
     "forget_all",
@@ -78,13 +80,52 @@ def require_atomic(session: Session, context: Context, statement: Executable) ->
     # The connection that the statement is about to use anyway; no round trip is made for this.
     where = {"mapper": context.mapper, "clause": statement}
     connection = session.connection(bind_arguments=where)
-    refuse_autocommit(connection)
+    refuse_autocommit(connection, "QueueService(session, allow_autocommit=True)")
 
 
-def refuse_autocommit(connection: sa.Connection) -> None:
+def refuse_autocommit(connection: sa.Connection, unless: str) -> None:
     """Raise when a connection commits each statement by itself."""
     if getattr(connection.connection.dbapi_connection, "autocommit", False):
-        raise NonAtomicEnqueue
+        raise NonAtomicEnqueue(unless)
+
+
+def criteria_on(where: Any, table: sa.Table, *joined: sa.Table) -> tuple[Any, ...]:
+    """Return criteria as a tuple, in a form that never multiplies rows.
+
+    Criteria that join the messages to another table become an EXISTS. Those that only name
+    another table are refused: each message would match as soon as one row of that table does,
+    and be leased or cancelled for it.
+    """
+    criteria = arguments.criteria(where)
+    if not criteria:
+        return ()
+    try:
+        froms = sa.select(table.c.id).where(*criteria).get_final_froms()
+    except ArgumentError as error:
+        raise InvalidArgument(f"where must be criteria of SQLAlchemy: {error}") from None
+    others = {one for one in froms if one not in {table, *joined}}
+    if stray := others - _linked(criteria, table):
+        raise InvalidArgument(
+            f"where speaks of {', '.join(sorted(map(str, stray)))} without joining it to {table}: "
+            "add the criterion that does, or use exists() or in_(select(...))"
+        )
+    if not others:
+        return criteria
+    return (sa.exists(sa.select(sa.literal(1)).where(*criteria).correlate(table, *joined)),)
+
+
+def _linked(criteria: Sequence[Any], table: sa.Table) -> set[Any]:
+    """Return the tables that comparisons tie to ``table``, directly or through each other."""
+    ties = []
+    for criterion in criteria:
+        for one in visitors.iterate(criterion):
+            if isinstance(one, sa.BinaryExpression):
+                columns = (c for c in visitors.iterate(one) if isinstance(c, sa.ColumnClause))
+                ties.append({column.table for column in columns})
+    linked: set[Any] = {table}
+    for _ in ties:
+        linked |= {found for tie in ties if tie & linked for found in tie}
+    return linked
 
 
 def queue_not_found(session: Session, context: Context, queue: str) -> QueueNotFound:
@@ -120,8 +161,11 @@ def refresh(
     """Bring loaded objects up to date with rows that a statement returned about them."""
     for row in rows if session.identity_map else ():
         if (loaded := session.identity_map.get(identity_key(model, row.id))) is not None:
-            _altered(session, loaded)
+            # What the caller has changed and not flushed yet is the caller's still.
+            pending = _altered(session, loaded).committed_state
             for name in names:
+                if name in pending:
+                    continue
                 set_committed_value(loaded, name, row._mapping[name])  # noqa: SLF001
 
 
@@ -144,7 +188,8 @@ def _expire(session: Session, loaded: Any) -> None:
     session.expire(loaded)
 
 
-def _altered(session: Session, loaded: Any) -> None:
+def _altered(session: Session, loaded: Any) -> InstanceState[Any]:
     # As an UPDATE by the ORM does: the rollback of a savepoint then takes the object back as well.
     state: InstanceState[Any] = sa.inspect(loaded)
     session._register_altered([state])  # noqa: SLF001
+    return state

@@ -7,12 +7,14 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy import Row
 from sqlalchemy.orm import Session
+from sqlalchemy.sql import visitors
 from sqlalchemy.sql.expression import SelectBase
 
 from .. import arguments
-from ..errors import InvalidArgument, PayloadError, shown
+from ..errors import DelayError, InvalidArgument, PayloadError, PgqrsError, shown
 from ..statements import enqueue as statements
 from ..statements import queues
 from ..types import Item, Receipt
@@ -25,6 +27,7 @@ CHUNK_BYTES = 8 * 1024 * 1024
 """A batch is sent in statements of at most so many rows, and about so many bytes."""
 
 _COMMON_LIMIT = 1_048_576  # the default of a queue: larger payloads are asked about first
+_TRIES = 100  # a key that is settled between two statements frees itself; this never ends otherwise
 _PLAIN = ",null,null,0,null,null,null]"
 
 
@@ -67,7 +70,7 @@ def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
     require_atomic(session, context, statement)
     if size > _COMMON_LIMIT:
         check_size(queue, size, _limit(session, context, queue))
-    while True:
+    for _ in range(_TRIES):
         row = run(session, context, statement, values).one_or_none()
         if row is not None:
             return Receipt(row.id, row.vt)
@@ -75,6 +78,7 @@ def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
             return found[key]
         # Refused for a reason that is raised here; or the key was settled this very moment.
         check_size(queue, size, _limit(session, context, queue))
+    raise _rows_vanish(queue)
 
 
 def many(session: Session, context: Context, queue: str, items: Iterable[Any]) -> list[Receipt]:
@@ -109,8 +113,8 @@ def from_query(session: Session, context: Context, queue: str, query: SelectBase
     result: Any = run(session, context, statement, values)
     inserted: int = result.rowcount
     if inserted == 0:
-        size = run(session, context, statements.largest(query)).scalar_one()
-        check_size(queue, size, _limit(session, context, queue))
+        limit = _limit(session, context, queue)
+        check_size(queue, run(session, context, statements.largest(query)).scalar_one(), limit)
     return inserted
 
 
@@ -181,8 +185,12 @@ class _Batch:
             check_size(self.queue, size, limit, f"items[{index}].")
 
     def insert_plain(self, chunk: Sequence[_Encoded]) -> dict[int, Receipt]:
-        while not (rows := self._insert(chunk, keyed=False)):
+        for _ in range(_TRIES):
+            if rows := self._insert(chunk, keyed=False):
+                break
             self.check_accepted()  # returns if the queue was created this very moment
+        else:
+            raise _rows_vanish(self.queue)
         # Ids are drawn in the order of the array, so that sorting them restores it.
         in_order = sorted((row.id, row.vt) for row in rows)
         return {item.index: Receipt(*row) for item, row in zip(chunk, in_order, strict=True)}
@@ -190,7 +198,7 @@ class _Batch:
     def insert_keyed(self, chunk: Sequence[_Encoded]) -> dict[int, Receipt]:
         receipts: dict[int, Receipt] = {}
         left = list(chunk)
-        while left:
+        for _ in range(_TRIES):
             rows = self._insert(left, keyed=True)
             fresh = {row.dedup_key: Receipt(row.id, row.vt) for row in rows}
             keys = {item.key for item in left} - fresh.keys()
@@ -205,7 +213,9 @@ class _Batch:
                     there[item.key] = Receipt(first.id, first.vt, duplicate=True)
             # A key that was settled between the two statements is free, and is tried again.
             left = [item for item in left if item.index not in receipts]
-        return receipts
+            if not left:
+                return receipts
+        raise _rows_vanish(self.queue)
 
     def _insert(self, chunk: Sequence[_Encoded], *, keyed: bool) -> Sequence[Row[Any]]:
         values = {
@@ -216,6 +226,13 @@ class _Batch:
         }
         statement = statements.many(self.context.models, keyed=keyed)
         return run(self.session, self.context, statement, values).all()
+
+
+def _rows_vanish(queue: str) -> PgqrsError:
+    return PgqrsError(
+        f"queue {queue!r} took no message in {_TRIES} tries, though nothing stands against it: "
+        "look for a trigger or a rule on pgqrs_messages"
+    )
 
 
 def _live(
@@ -247,7 +264,10 @@ def check_size(queue: str, size: int, limit: int, path: str = "") -> None:
 def _check_columns(query: SelectBase) -> None:
     if not isinstance(query, SelectBase):
         raise InvalidArgument(f"query must be a select(), not {shown(query)}")
-    names = [column.key for column in query.selected_columns]
+    columns = list(query.selected_columns)
+    names = [column.key for column in columns]
+    if any(isinstance(one, sa.UpdateBase) for one in visitors.iterate(query)):
+        raise InvalidArgument("the query writes, and may be run twice: execute that part before")
     if len(names) == 1:
         return
     unknown = [name for name in names if name not in statements.SELECTABLE]
@@ -255,4 +275,10 @@ def _check_columns(query: SelectBase) -> None:
         raise InvalidArgument(
             f"the query returns {names}: label its columns payload (needed) and any of "
             f"{', '.join(statements.SELECTABLE[1:])}"
+        )
+    at = next((column.type for column in columns if column.key == "at"), None)
+    if isinstance(at, sa.DateTime) and not at.timezone:
+        raise DelayError(
+            "the query's column at has no time zone, so which moments it means is unknown: "
+            "use a timestamptz, for example func.timezone('UTC', column)"
         )

@@ -11,11 +11,16 @@ from .. import arguments
 from ..errors import WorkerNotFound, WorkerNotReady
 from ..statements import lease as statements
 from ..statements import queues, workers
-from ..statements.parts import MOVED
+from ..statements.parts import MOVED, tables
 from ..types import Criteria, Delivery
-from .context import Context, decoded, queue_not_found, refresh, run
+from .archive import bury
+from .context import Context, criteria_on, decoded, queue_not_found, refresh, run
 
 __all__ = ["dequeue"]
+
+_BURIED_AT_ONCE = 100
+"""A dequeue that finds nothing makes dead letters of so many messages that are out of attempts:
+their last holders died, and nobody else may be there to do it."""
 
 
 def dequeue(
@@ -29,7 +34,7 @@ def dequeue(
 ) -> list[Delivery]:
     """Lease up to ``limit`` visible messages and count the attempt."""
     holder = context.worker if worker is None else arguments.worker_id(worker)
-    criteria = arguments.criteria(where)
+    criteria = criteria_on(where, tables(context.models).message)
     arguments.check_queue_name(queue)
     values = {
         "queue": queue,
@@ -47,6 +52,7 @@ def dequeue(
     refresh(session, context.models.message, rows, MOVED)
     if not rows:
         _explain_nothing(session, context, queue, holder)
+        bury(session, context, queue, _BURIED_AT_ONCE)
     # RETURNING follows the plan, not the queue.
     ordered = sorted(rows, key=lambda row: (row.priority, row.was_visible_at, row.id))
     return [_delivery(context, queue, row) for row in ordered]

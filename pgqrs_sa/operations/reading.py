@@ -10,8 +10,9 @@ from .. import arguments
 from ..errors import InvalidArgument, MessageNotFound
 from ..statements import queues
 from ..statements import reading as statements
+from ..statements.parts import tables
 from ..types import ArchivedInfo, Criteria, MessageInfo, MessageState, Outcome, QueueMetrics
-from .context import Context, decoded, queue_not_found, run
+from .context import Context, criteria_on, decoded, queue_not_found, run
 
 __all__ = [
     "all_metrics",
@@ -63,7 +64,7 @@ def find(
         in_queue=queue is not None,
         state=state,
         by_payload=payload is not None,
-        where=arguments.criteria(where),
+        where=criteria_on(where, tables(context.models).message, tables(context.models).queue),
         newest_first=newest_first,
     )
     rows = run(session, context, statement, values).all()
@@ -87,7 +88,7 @@ def count(
         in_queue=queue is not None,
         state=state,
         by_payload=payload is not None,
-        where=arguments.criteria(where),
+        where=criteria_on(where, tables(context.models).message, tables(context.models).queue),
     )
     return _counted(session, context, queue, found, values)
 
@@ -120,7 +121,7 @@ def find_archived(
         in_queue=queue is not None,
         outcome=outcome,
         by_payload=payload is not None,
-        where=arguments.criteria(where),
+        where=criteria_on(where, tables(context.models).archived, tables(context.models).queue),
         newest_first=newest_first,
     )
     rows = run(session, context, statement, values).all()
@@ -144,7 +145,7 @@ def count_archived(
         in_queue=queue is not None,
         outcome=outcome,
         by_payload=payload is not None,
-        where=arguments.criteria(where),
+        where=criteria_on(where, tables(context.models).archived, tables(context.models).queue),
     )
     return _counted(session, context, queue, found, values)
 

@@ -11,9 +11,9 @@ from .. import arguments
 from ..errors import InvalidArgument, MessageLeased, MessageNotFound
 from ..statements import queues
 from ..statements import scheduled as statements
-from ..statements.parts import MOVED
+from ..statements.parts import MOVED, tables
 from ..types import Criteria, Receipt
-from .context import Context, forget, queue_not_found, refresh, run
+from .context import Context, criteria_on, forget, queue_not_found, refresh, run
 
 __all__ = ["cancel", "cancel_where", "reschedule"]
 
@@ -45,7 +45,7 @@ def cancel_where(
 ) -> int:
     """Cancel what matches and nobody holds; return how many."""
     arguments.check_queue_name(queue)
-    criteria = arguments.criteria(where)
+    criteria = criteria_on(where, tables(context.models).message)
     if not criteria and payload is None:
         raise InvalidArgument(
             "cancel_where needs criteria or payload=...: to empty a queue use queues.purge()"

@@ -77,8 +77,7 @@ def span(name: str) -> ColumnElement[Any]:
 def when(delay: ColumnElement[Any], at: ColumnElement[Any]) -> ColumnElement[Any]:
     """The moment that a delay or a time means; a time that has passed means now.
 
-    A message is never placed before those that are visible already, which is what lets a
-    dequeue remember how far it has read.
+    A message is never placed before those that are visible already.
     """
     return func.greatest(func.coalesce(at, now() + delay), now(), type_=timestamp)
 

@@ -1,0 +1,175 @@
+"""What a host does with messages as objects: relationships, other listeners, later changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    foreign,
+    mapped_column,
+    registry,
+    relationship,
+)
+
+from pgqrs_sa import (
+    ArchivedMessageMixin,
+    InvalidArgument,
+    Message,
+    MessageMixin,
+    Models,
+    NonAtomicEnqueue,
+    QueueMixin,
+    QueueService,
+    WorkerMixin,
+)
+from pgqrs_sa.errors import DelayError
+from pgqrs_sa.flush import ALLOW_AUTOCOMMIT
+
+
+def own_models(schema: str) -> Models:
+    """A host's own classes, of which a message knows its queue as an object."""
+
+    class Base(DeclarativeBase):
+        registry = registry()
+        __pgqrs_schema__ = schema
+
+    class Queue(QueueMixin, Base): ...
+
+    class Archived(ArchivedMessageMixin, Base): ...
+
+    class Worker(WorkerMixin, Base): ...
+
+    class Own(MessageMixin, Base):
+        note: Mapped[str | None] = mapped_column()
+        queue = relationship(
+            Queue, primaryjoin=lambda: foreign(Own.queue_id) == Queue.id, backref="messages"
+        )
+
+    return Models(Queue, Own, Archived, Worker)
+
+
+@pytest.fixture
+def models(engine: sa.Engine) -> Iterator[Models]:
+    models = own_models("objects")
+    with engine.begin() as connection:
+        connection.execute(sa.schema.CreateSchema("objects"))
+        models.queue.metadata.create_all(connection)
+    yield models
+
+
+def test_a_message_may_be_given_its_queue_by_a_relationship(session, models):
+    service = QueueService(session, models=models)
+    service.queues.create("mail")
+    queue = session.scalars(sa.select(models.queue)).one()
+    queue.messages.append(models.message(payload=1, note="kept"))
+    session.commit()
+
+    (delivery,) = service.dequeue("mail")
+    assert delivery.payload == 1
+    service.archive(delivery)
+
+
+def test_the_four_classes_must_belong_together(models):
+    with pytest.raises(InvalidArgument, match="share one MetaData and one schema"):
+        Models(message=models.message)
+
+
+def test_a_time_may_be_changed_after_the_flush(service, session):
+    message = Message(queue_name="mail", payload=1, delay=60)
+    session.add(message)
+    session.flush()
+    message.at = datetime(2030, 1, 1, tzinfo=UTC)
+    session.flush()
+    assert message.vt == datetime(2030, 1, 1, tzinfo=UTC)
+    with pytest.raises(InvalidArgument, match="set queue_id"):
+        message.queue_name = "other"
+
+
+def test_two_times_contradict_each_other(service):
+    with pytest.raises(DelayError, match="contradict"):
+        Message(queue_name="mail", payload=1, delay=60, at=datetime(2030, 1, 1, tzinfo=UTC))
+
+
+def test_a_message_of_another_listener_is_checked_as_its_row_is_inserted(engine, service, session):
+    session.rollback()
+
+    class Emitting(Session):
+        pass
+
+    @event.listens_for(Emitting, "before_flush")
+    def emit(inner: Session, _context: object, _instances: object) -> None:
+        if not any(isinstance(one, Message) and one.payload == "emitted" for one in inner.new):
+            inner.add(Message(queue_name="mail", payload="emitted"))
+
+    with Emitting(engine) as inner:
+        inner.add(Message(queue_name="mail", payload="added"))
+        inner.commit()
+    assert {one.payload for one in service.messages.find("mail")} == {"added", "emitted"}
+    plain = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with Emitting(plain) as inner, pytest.raises(NonAtomicEnqueue, match="session.info"):
+        inner.add(Message(queue_name="mail", payload="added"))
+        inner.flush()
+    with Session(plain, info={ALLOW_AUTOCOMMIT: True}) as inner:
+        inner.add(Message(queue_name="mail", payload="allowed"))
+        inner.flush()
+    assert service.messages.count("mail") == 3
+
+
+def test_a_change_of_the_hosts_that_is_not_flushed_yet_stays(service, session):
+    service.enqueue("mail", 1)
+    message = session.scalars(sa.select(Message)).one()
+    with session.no_autoflush:
+        message.last_error = "mine"
+        service.dequeue("mail")
+        assert (message.last_error, message.read_ct) == ("mine", 1)
+
+
+def test_a_query_with_times_of_no_zone_or_one_that_writes_is_refused(service):
+    naive = sa.select(
+        sa.literal(1).label("payload"),
+        sa.literal(datetime(2030, 1, 1), sa.DateTime).label("at"),  # noqa: DTZ001
+    )
+    with pytest.raises(DelayError, match="has no time zone"):
+        service.enqueue_from("mail", naive)
+    writing = sa.insert(Message).values(queue_id=1, payload=1).returning(Message.id).cte()
+    with pytest.raises(InvalidArgument, match="the query writes"):
+        service.enqueue_from("mail", sa.select(writing.c.id))
+
+
+def test_rows_that_vanish_do_not_make_an_enqueue_spin_for_ever(service, session):
+    session.execute(
+        sa.text(
+            "CREATE FUNCTION drop_it() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+        )
+    )
+    session.execute(
+        sa.text(
+            "CREATE TRIGGER drop_it BEFORE INSERT ON pgqrs_messages"
+            " FOR EACH ROW EXECUTE FUNCTION drop_it()"
+        )
+    )
+    for call in (
+        lambda: service.enqueue("mail", 1),
+        lambda: service.enqueue("mail", 1, key="k"),
+        lambda: service.enqueue_many("mail", [1]),
+    ):
+        with pytest.raises(Exception, match="look for a trigger"):
+            call()
+    session.rollback()
+
+
+def test_a_dequeue_that_finds_nothing_frees_the_key_of_what_is_exhausted(service, session):
+    service.enqueue("mail", 1, key="daily", max_read_ct=1)
+    service.dequeue("mail", lease=timedelta(seconds=60))
+    session.execute(sa.update(Message).values(vt=sa.func.now() - timedelta(minutes=1)))
+    assert service.enqueue("mail", 2, key="daily").duplicate
+    assert service.dequeue("mail") == []
+    assert not service.enqueue("mail", 2, key="daily").duplicate
+    assert service.messages.metrics("mail").dead == 1
