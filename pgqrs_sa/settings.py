@@ -83,10 +83,10 @@ class Validation:
     def __post_init__(self) -> None:
         for name in ("max_payload_size_bytes", "max_string_length", "max_object_depth"):
             if getattr(self, name) is not None:
-                _whole(getattr(self, name), f"validation.{name}")
+                _settle(self, name, _whole, "validation.")
         if self.max_enqueue_per_second is not None:
-            _positive(self.max_enqueue_per_second, "validation.max_enqueue_per_second")
-        _whole(self.max_enqueue_burst, "validation.max_enqueue_burst")
+            _settle(self, "max_enqueue_per_second", _positive, "validation.")
+        _settle(self, "max_enqueue_burst", _whole, "validation.")
         for name in ("forbidden_keys", "required_keys"):
             object.__setattr__(self, name, _names(getattr(self, name), f"validation.{name}"))
 
@@ -120,13 +120,13 @@ class Settings:
     def __post_init__(self) -> None:
         database_url(self.dsn)
         for name in ("max_connections", "default_max_batch_size", "max_read_ct"):
-            _whole(getattr(self, name), name)
+            _settle(self, name, _whole)
         for name in (
             "connection_timeout_seconds",
             "default_lock_time_seconds",
             "heartbeat_interval_seconds",
         ):
-            _positive(getattr(self, name), name)
+            _settle(self, name, _positive)
         if self.schema is not None and (not self.schema or "\0" in self.schema):
             raise InvalidArgument(f"schema={self.schema!r} is no name of a schema")
 
@@ -229,6 +229,11 @@ def _checked(values: Any, place: str) -> dict[str, Any]:
             f"Known are {', '.join(sorted(known))}"
         )
     return {name: _READERS[name](value, f"{place}: {name}") for name, value in values.items()}
+
+
+def _settle(settings: object, name: str, read: Callable[[Any, str], Any], prefix: str = "") -> None:
+    """Put what a number was read as in its place: "5" is 5."""
+    object.__setattr__(settings, name, read(getattr(settings, name), f"{prefix}{name}"))
 
 
 def _text(value: Any, place: str) -> str:

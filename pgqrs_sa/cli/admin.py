@@ -71,15 +71,17 @@ def stats(app: App, every: timedelta | None) -> None:
     "--timeout",
     "silent_for",
     type=DURATION,
-    default="60",
-    show_default=True,
-    help="Silence beyond which a worker counts as dead.",
+    help="Silence beyond which any worker counts as dead; unless given, 60s, and only workers "
+    "that hold messages are looked at.",
 )
 @pass_app
-def reclaim(app: App, queue: str | None, silent_for: timedelta) -> None:
+def reclaim(app: App, queue: str | None, silent_for: timedelta | None) -> None:
     """Stop workers that have been silent, and make what they hold visible at once."""
+    patient = silent_for is None
     with app.begin() as work:
         if queue is not None:
             work.service.queues.get(queue)
-        count = work.service.workers.reclaim(silent_for=silent_for, queue=queue)
+        count = work.service.workers.reclaim(
+            silent_for=60 if silent_for is None else silent_for, queue=queue, holding=patient
+        )
     app.emit_one(views.done("reclaim", count, queue=queue))

@@ -85,6 +85,11 @@ def retry(
     chosen = (*ids, *more)
     settled = _which(app, chosen, queue, all_)
     if settled is None:
+        if dry_run:
+            count = len(set(chosen))
+            app.say(f"would requeue {count} dead letter(s)")
+            app.emit_one(views.done("retry", count, queue=None, skipped=0, dry_run=True))
+            return
         requeue_ids(app, chosen, delay, attempts)
         return
     _retry_all(app, settled, delay, attempts, chunk, yes=yes, dry_run=dry_run)

@@ -32,11 +32,11 @@ def install(app: App, dry_run: bool) -> None:
     """
     from ..migrations import LATEST  # noqa: PLC0415 - SQLAlchemy takes a while
     from ..migrations.install import install as run  # noqa: PLC0415
-    from ..migrations.install import owner  # noqa: PLC0415
+    from ..migrations.install import owner, plan  # noqa: PLC0415
 
     schema = app.settings.schema
     with app.connect() as connection:
-        before = _version(connection, schema) if dry_run else run(connection, schema)
+        before = plan(connection, schema) if dry_run else run(connection, schema)
         host = owner(connection, schema)
     if before == LATEST:
         app.say(f"there is nothing to do: {app.target} has version {LATEST}")

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
     from .app import Options
 
+_LOGGERS = ("pgqrs_sa", "alembic", "sqlalchemy.engine", "sqlalchemy.pool")
+
 __all__ = ["FORMATS", "Column", "Columns", "Output", "Row", "plain", "span", "text"]
 
 FORMATS = ("table", "json", "ndjson", "csv")
@@ -236,7 +238,7 @@ class Output:
             handler = logging.FileHandler(dest, encoding="utf-8", delay=True)
         handler.setFormatter(_Scrubbing(secrets))
         # Not the root logger: where the group is mounted, that one is the host's.
-        loggers = [logging.getLogger(name) for name in ("pgqrs_sa", "alembic", "sqlalchemy")]
+        loggers = [logging.getLogger(name) for name in _LOGGERS]
         before = [one.level for one in loggers]
         for one in loggers:
             one.addHandler(handler)

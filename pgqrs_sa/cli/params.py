@@ -93,6 +93,7 @@ class _Json(click.ParamType):  # type: ignore[type-arg]
 
 
 DURATION = _Duration()
+_SHORTEST_WATCH = timedelta(seconds=0.1)
 MOMENT = _Moment()
 JSON = _Json()
 
@@ -106,8 +107,23 @@ after_option = click.option(
     metavar="ID",
     help="The last id of the page before.",
 )
+
+
+def _not_too_often(
+    ctx: click.Context, param: click.Parameter, value: timedelta | None
+) -> timedelta | None:
+    if value is not None and value < _SHORTEST_WATCH:
+        raise click.BadParameter(f"must be {_SHORTEST_WATCH.total_seconds()}s or more", ctx, param)
+    return value
+
+
 watch_option = click.option(
-    "--watch", "every", type=DURATION, metavar="DURATION", help="Again every so often, as 2s."
+    "--watch",
+    "every",
+    type=DURATION,
+    callback=_not_too_often,
+    metavar="DURATION",
+    help="Again every so often, as 2s.",
 )
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be done.")

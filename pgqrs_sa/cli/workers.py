@@ -68,6 +68,8 @@ def list_(
 
     def produce() -> list[dict[str, Any]]:
         with app.begin() as work:
+            if queue is not None:
+                work.service.queues.get(queue)  # a name that is wrong has no workers either
             found = work.service.workers.list(status=status, queue=queue)
         rows = [views.worker(one) for one in found if one.id > after][:limit]
         if every is None and (hint := views.more(rows, limit)):
@@ -150,6 +152,8 @@ def health(
 
     def produce() -> list[dict[str, Any]]:
         with app.begin() as work:
+            if queue is not None:
+                work.service.queues.get(queue)
             found = work.service.workers.health(silent_for=timeout)
         if queue is not None:
             found = [one for one in found if queue in one.worker.queues]
@@ -170,6 +174,8 @@ def health(
 def stats(app: App, queue: str | None) -> None:
     """Count workers by status, and what they hold."""
     with app.begin() as work:
+        if queue is not None:
+            work.service.queues.get(queue)
         found = work.service.workers.list(queue=queue)
         living = work.service.workers.health()
     known = {one.id for one in found}

@@ -68,16 +68,19 @@ def install(connection: sa.Connection, schema: str | None = None) -> int:
         SchemaVersionError: a newer release made the tables, or nobody knows their version.
     """
     migrations.lock(connection)
+    before = plan(connection, schema)
+    if before < migrations.LATEST:
+        _operations(connection).invoke(UpgradeOp(before, migrations.LATEST, schema))
+    return before
+
+
+def plan(connection: sa.Connection, schema: str | None = None) -> int:
+    """Return the version that `install` would begin with, or raise for why it would refuse."""
     before = _installed(connection, schema)
     if before > migrations.LATEST:
         raise SchemaVersionError(before, migrations.LATEST, schema, migrations.TOO_NEW)
-    if before < migrations.LATEST:
-        if table := owner(connection, schema):
-            raise HostHistory(
-                table,
-                "run `alembic upgrade head` there, or install into another schema",
-            )
-        _operations(connection).invoke(UpgradeOp(before, migrations.LATEST, schema))
+    if before < migrations.LATEST and (table := owner(connection, schema)):
+        raise HostHistory(table, "run `alembic upgrade head` there, or install into another schema")
     return before
 
 

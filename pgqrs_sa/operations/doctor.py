@@ -64,7 +64,7 @@ def diagnose(
 
 def _possible(visit: Visit) -> Mapping[str, Callable[[Visit], Iterator[Finding]]]:
     """Return the checks that can be made with the tables that are there."""
-    if "pgqrs_queues" not in visit.tables:
+    if not visit.tables:
         return {"schema": schema, **SERVER_CHECKS}
     missing = [table for name, table in TABLES.items() if name not in visit.tables]
     lacking = any(
@@ -82,8 +82,10 @@ def schema(visit: Visit) -> Iterator[Finding]:
     """Yield what is wrong with the version of the tables."""
     place = visit.schema
     found, version = migrations.read_stamp(visit.connection, place)
-    install = "pgqrs install" if place is None else f"pgqrs --schema {place} install"
+    install = visit.command("install")
     upgrade = f"alembic upgrade head || {install}"
+    if not found and visit.tables:
+        return  # some of them are there: the drift says which is missing, and how it is made
     if not found:
         where = "the default schema" if place is None else f"schema {place!r}"
         yield Finding("schema", "error", "schema", f"{where} holds no queue tables", upgrade)
@@ -166,7 +168,7 @@ def backlog(visit: Visit) -> Iterator[Finding]:
                 f"{row.ready} message(s) are ready, and the oldest has waited {text_of(waiting)}: "
                 "there are too few consumers; these are there"
             )
-            mend = f"pgqrs worker list --queue {row.queue}"
+            mend = visit.command("worker", "list", "--queue", row.queue)
             yield Finding("backlog", "warning", row.queue, problem, mend)
 
 

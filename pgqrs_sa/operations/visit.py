@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -73,6 +74,11 @@ class Visit:
     def repairs(self, name: str) -> TableRepairs:
         """Return what mends a table."""
         return TableRepairs(name, self.place)
+
+    def command(self, *words: str) -> str:
+        """Return a command of ours for this schema, ready for a shell."""
+        schema = () if self.schema is None else ("--schema", self.schema)
+        return shlex.join(("pgqrs", *schema, *words))
 
     def sql(self, statement: Any, **values: object) -> str:
         """Return a statement as one line, with its values and the schema written out."""

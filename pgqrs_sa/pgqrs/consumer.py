@@ -127,10 +127,13 @@ class Consumer(QueueWorker):
             if held:
                 done = await service.try_delete_many(held)
                 settled = {one.id: ok for one, ok in zip(held, done, strict=True)}
-            # In the order of the ids, like every statement that locks several messages.
+            # In the order of the ids, like every statement that locks several messages; and of
+            # this consumer's queue only, however wrong the id.
+            message = self._database.models.message
             for id_ in sorted(set(message_ids)):
                 if not settled.get(id_):
-                    settled[id_] = await service.messages.try_cancel(id_)
+                    mine = message.id == id_
+                    settled[id_] = await service.messages.cancel_where(self.queue, mine) == 1
         self._held.drop(settled)
         return [settled.pop(id_, False) for id_ in message_ids]
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import builtins
-from collections import deque
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
+from .. import arguments
 from ..aio import AsyncQueueService
 from ..errors import InvalidArgument
 from ..errors import MessageNotFound as CoreMessageNotFound
 from ..errors import QueueNotFound as CoreQueueNotFound
-from ..types import ArchivedInfo, MessageInfo, QueueMetrics
+from ..types import MessageInfo, QueueMetrics
 from ..types import WorkerStatus as CoreWorkerStatus
 from . import paging
 from .connected import Connected
@@ -247,19 +247,19 @@ class Archive(Connected):
 
     async def _count(self, **criteria: Any) -> int:
         async with self._service() as service:
-            return sum([1 async for _ in paging.archived(service, **criteria)])
+            return await service.archived.count(**criteria)
 
     async def _newest(
         self, limit: int, offset: int, **criteria: Any
     ) -> builtins.list[ArchivedMessage]:
-        # The service pages from the oldest on: no more of them are kept than are wanted.
-        newest: deque[ArchivedInfo] = deque(maxlen=limit + offset)
+        arguments.checked_limit(limit)
+        arguments.check_number(offset, "offset")
         async with self._service() as service:
-            async for one in paging.archived(service, **criteria):
-                newest.append(one)
+            newest = await service.archived.find(
+                limit=limit + offset, newest_first=True, **criteria
+            )
             ids = await _ids(service)
-        page = builtins.list(reversed(newest))[offset:]
-        return [ArchivedMessage.of(ids[one.queue], one) for one in page]
+        return [ArchivedMessage.of(ids[one.queue], one) for one in newest[offset:]]
 
 
 class Workers(Connected):

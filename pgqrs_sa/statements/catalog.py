@@ -101,7 +101,7 @@ triggers = _about(
 sequences = _about(
     "SELECT CAST(d.refobjid AS bigint) AS oid, format('%I.%I', n.nspname, c.relname) AS name,"
     " s.seqmax AS highest, CASE WHEN has_sequence_privilege(s.seqrelid, 'USAGE, SELECT')"
-    " THEN pg_sequence_last_value(s.seqrelid) END AS last"
+    " THEN coalesce(pg_sequence_last_value(s.seqrelid), s.seqstart - 1) END AS last"
     " FROM pg_catalog.pg_depend AS d JOIN pg_catalog.pg_sequence AS s ON s.seqrelid = d.objid"
     " JOIN pg_catalog.pg_class AS c ON c.oid = s.seqrelid"
     " JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
@@ -109,7 +109,7 @@ sequences = _about(
     " WHERE d.classid = CAST('pg_catalog.pg_class' AS regclass) AND d.refclassid = d.classid"
     " AND d.deptype IN ('a', 'i') AND d.refobjid = ANY (CAST(:oids AS oid[])) AND a.attname = 'id'"
 )
-"""The sequences behind the ids of tables; NULL as last: unused, or not ours to see. Binds: oids."""
+"""The sequences behind the ids of tables; NULL as last: not ours to see. Binds: oids."""
 
 vacuum = _about(
     "SELECT CAST(relid AS bigint) AS oid, n_dead_tup AS dead,"

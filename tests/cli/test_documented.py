@@ -34,6 +34,7 @@ RUN = {
     "worker create": ["worker", "create", "w", "--queue", "mail", "--host", "h", "--port", "1"],
     "worker list": ["worker", "list"],
     "worker health": ["worker", "health"],
+    "worker stats": ["worker", "stats", "mail"],
     "worker health --group-by-queue": ["worker", "health", "--group-by-queue"],
     "worker purge": ["worker", "purge", "--older-than", "0", "--yes"],
     "worker delete": ["worker", "delete", "{stopped}", "--yes"],

@@ -215,6 +215,7 @@ def test_health_finds_the_silent(pgqrs):
     silent = pgqrs("worker", "health", "--timeout", "0.001s", "--format", "json", code=1)
     assert json.loads(silent.stdout)[0]["healthy"] is False
     assert "hint: pgqrs admin reclaim" in silent.stderr
+    pgqrs("queue", "create", "other")
     pgqrs("worker", "health", "other", "--timeout", "0.001s")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -56,12 +55,12 @@ def own_models(schema: str) -> Models:
 
 
 @pytest.fixture
-def models(engine: sa.Engine) -> Iterator[Models]:
+def models(engine: sa.Engine) -> Models:
     models = own_models("objects")
     with engine.begin() as connection:
         connection.execute(sa.schema.CreateSchema("objects"))
         models.queue.metadata.create_all(connection)
-    yield models
+    return models
 
 
 def test_a_message_may_be_given_its_queue_by_a_relationship(session, models):
@@ -113,9 +112,10 @@ def test_a_message_of_another_listener_is_checked_as_its_row_is_inserted(engine,
         inner.commit()
     assert {one.payload for one in service.messages.find("mail")} == {"added", "emitted"}
     plain = engine.execution_options(isolation_level="AUTOCOMMIT")
-    with Emitting(plain) as inner, pytest.raises(NonAtomicEnqueue, match="session.info"):
+    with Emitting(plain) as inner:
         inner.add(Message(queue_name="mail", payload="added"))
-        inner.flush()
+        with pytest.raises(NonAtomicEnqueue, match=r"session\.info"):
+            inner.flush()
     with Session(plain, info={ALLOW_AUTOCOMMIT: True}) as inner:
         inner.add(Message(queue_name="mail", payload="allowed"))
         inner.flush()

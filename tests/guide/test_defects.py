@@ -69,6 +69,14 @@ async def test_d2_a_scheduled_message_is_cancelled_by_its_id(producer, consumer,
     assert (cancelled.original_msg_id, cancelled.outcome) == (id_, "cancelled")
 
 
+async def test_d2_a_consumer_cancels_nothing_of_another_queue(admin, producer) -> None:
+    await admin.create_queue("others")
+    other = pgqrs.Consumer(admin, "others", "host", 1)
+    id_ = await producer.enqueue_delayed({"n": 1}, 3600)
+    assert await other.delete(id_) is False
+    assert await (await admin.get_messages()).count() == 1
+
+
 async def test_d2_what_another_consumer_works_on_is_not_cancelled(
     admin, producer, consumer
 ) -> None:
@@ -343,8 +351,10 @@ async def test_d11_an_exhausted_message_is_counted_and_shown(
     await producer.enqueue(1)
     await consumer.dequeue_delay(0.05)
     await asyncio.sleep(0.1)
-    assert await consumer.dequeue() == []
     assert (await admin.queue_metrics("tasks")).exhausted == 1
+    assert await consumer.dequeue() == []  # and nobody has to call dlq() for it
+    metrics = await admin.queue_metrics("tasks")
+    assert (metrics.exhausted, metrics.dead) == (0, 1)
 
 
 async def test_d12_r6_times_are_the_databases_and_an_enqueue_is_one_statement(
@@ -533,3 +543,16 @@ async def test_a_consumer_forgets_what_is_long_over(producer, consumer, monkeypa
     assert len(consumer._held) == 1
     assert await consumer.archive(second.id)
     assert len(consumer._held) == 0
+
+
+async def test_archive_lists_begin_with_the_newest_a_page_at_a_time(admin, producer, consumer):
+    ids = [message.id for message in await producer.enqueue_batch(list(range(5)))]
+    taken = await consumer.dequeue_batch(5)
+    assert await consumer.archive_batch([message.id for message in taken]) == [True] * 5
+    archive = await admin.get_archive()
+    first = [one.original_msg_id for one in await archive.list(2, 0)]
+    second = [one.original_msg_id for one in await archive.list(2, 2)]
+    assert sorted(first + second, reverse=True) == sorted(ids, reverse=True)[:4]
+    assert max(second) < min(first)
+    with pytest.raises(ValueError, match="offset"):
+        await archive.list(1, -1)

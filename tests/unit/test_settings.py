@@ -113,3 +113,9 @@ def test_validation_is_checked_when_it_is_made():
     assert Validation(forbidden_keys=["a"]).forbidden_keys == ("a",)
     with pytest.raises(InvalidArgument, match=r"validation\.max_enqueue_burst must be 1 or more"):
         Validation(max_enqueue_burst=0)
+
+
+def test_a_number_in_a_string_becomes_the_number():
+    settings = Settings(DSN, max_read_ct="7", default_lock_time_seconds="2.5")
+    assert (settings.max_read_ct, settings.default_lock_time_seconds) == (7, 2.5)
+    assert Validation(max_payload_size_bytes="60").max_payload_size_bytes == 60
