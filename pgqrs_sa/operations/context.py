@@ -29,6 +29,7 @@ __all__ = [
     "queue_not_found",
     "refresh",
     "refuse_autocommit",
+    "refuse_our_binds",
     "require_atomic",
     "run",
 ]
@@ -89,6 +90,21 @@ def refuse_autocommit(connection: sa.Connection, unless: str) -> None:
         raise NonAtomicEnqueue(unless)
 
 
+_OUR_BINDS = frozenset(
+    ("after", "contains", "lease", "limit", "producer", "queue", "reason", "size", "worker")
+)
+
+
+def refuse_our_binds(*expressions: Any) -> None:
+    """Refuse bind parameters of the caller's that have the name of one of ours."""
+    for expression in expressions:
+        for one in visitors.iterate(expression):
+            if isinstance(one, sa.BindParameter) and not one.unique and one.key in _OUR_BINDS:
+                raise InvalidArgument(
+                    f"bindparam({one.key!r}) has a name that pgqrs_sa uses itself: rename it"
+                )
+
+
 def criteria_on(where: Any, table: sa.Table, *joined: sa.Table) -> tuple[Any, ...]:
     """Return criteria as a tuple, in a form that never multiplies rows.
 
@@ -103,6 +119,7 @@ def criteria_on(where: Any, table: sa.Table, *joined: sa.Table) -> tuple[Any, ..
         froms = sa.select(table.c.id).where(*criteria).get_final_froms()
     except ArgumentError as error:
         raise InvalidArgument(f"where must be criteria of SQLAlchemy: {error}") from None
+    refuse_our_binds(*(one for one in criteria if not isinstance(one, bool)))
     others = {one for one in froms if one not in {table, *joined}}
     if stray := others - _linked(criteria, table):
         raise InvalidArgument(

@@ -18,7 +18,7 @@ from ..errors import DelayError, InvalidArgument, PayloadError, PgqrsError, show
 from ..statements import enqueue as statements
 from ..statements import queues
 from ..types import Item, Receipt
-from .context import Context, queue_not_found, require_atomic, run
+from .context import Context, queue_not_found, refuse_our_binds, require_atomic, run
 
 __all__ = ["CHUNK_BYTES", "CHUNK_ROWS", "from_query", "many", "one"]
 
@@ -264,6 +264,7 @@ def check_size(queue: str, size: int, limit: int, path: str = "") -> None:
 def _check_columns(query: SelectBase) -> None:
     if not isinstance(query, SelectBase):
         raise InvalidArgument(f"query must be a select(), not {shown(query)}")
+    refuse_our_binds(query)
     columns = list(query.selected_columns)
     names = [column.key for column in columns]
     if any(isinstance(one, sa.UpdateBase) for one in visitors.iterate(query)):

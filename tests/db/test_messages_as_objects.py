@@ -20,6 +20,7 @@ from sqlalchemy.orm import (
 from pgqrs_sa import (
     ArchivedMessageMixin,
     InvalidArgument,
+    Item,
     Message,
     MessageMixin,
     Models,
@@ -173,3 +174,13 @@ def test_a_dequeue_that_finds_nothing_frees_the_key_of_what_is_exhausted(service
     assert service.dequeue("mail") == []
     assert not service.enqueue("mail", 2, key="daily").duplicate
     assert service.messages.metrics("mail").dead == 1
+
+
+def test_a_bind_parameter_with_a_name_of_ours_is_refused(service):
+    service.enqueue_many("mail", [Item(n, priority=n) for n in range(5)])
+    with pytest.raises(InvalidArgument, match=r"bindparam\('limit'\)"):
+        service.dequeue("mail", where=Message.priority > sa.bindparam("limit", 3))
+    with pytest.raises(InvalidArgument, match=r"bindparam\('queue'\)"):
+        service.enqueue_from("mail", sa.select(sa.bindparam("queue", "host").label("payload")))
+    (delivery,) = service.dequeue("mail", where=Message.priority > sa.bindparam("least", 3))
+    assert delivery.payload == 4
