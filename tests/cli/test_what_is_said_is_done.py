@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import sqlalchemy as sa
 
@@ -76,3 +78,12 @@ def test_reclaim_spares_those_that_hold_nothing_unless_told_otherwise(pgqrs, eng
 
 def test_a_watch_without_a_pause_is_refused(pgqrs):
     assert "must be 0.1s or more" in pgqrs("queue", "list", "--watch", "0", code=2).stderr
+
+
+def test_doctor_and_top_give_the_keys_of_the_documentation(pgqrs, engine):
+    pgqrs("queue", "create", "mail")
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP INDEX pgqrs_messages_spent_idx"))
+    found = json.loads(pgqrs("doctor", "--format", "json", code=1).stdout)
+    assert list(found[0]) == ["check", "severity", "subject", "problem", "mend"]
+    assert set(pgqrs.json("top", "--once")) == {"queues", "workers"}
