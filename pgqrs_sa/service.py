@@ -18,10 +18,8 @@ for each session, or for each call::
             QueueService(session).archive(delivery)     # LeaseLost rolls both back
 
 Commit a lease before working on it: a transaction kept open while working keeps the rows locked,
-and a crash would take the count of the attempt back.
-
-Queues, messages at rest, the archive and the workers have facets: ``service.queues``,
-``service.messages``, ``service.archived`` and ``service.workers``.
+and a crash would take the count of the attempt back. The rest is in the service's facets:
+``service.queues``, ``service.messages``, ``service.archived`` and ``service.workers``.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, get_args
 
+from sqlalchemy import Row, Select
 from sqlalchemy.orm import Session
 
 from .. import arguments
@@ -57,18 +59,8 @@ def find(
     newest_first: bool,
 ) -> list[MessageInfo]:
     """Return live messages by id, those after ``after``."""
-    _check_choice("state", state, MessageState)
-    values = _page(context, queue, payload, after, limit)
-    statement = statements.find(
-        context.models,
-        in_queue=queue is not None,
-        state=state,
-        by_payload=payload is not None,
-        where=criteria_on(where, tables(context.models).message, tables(context.models).queue),
-        newest_first=newest_first,
-    )
-    rows = run(session, context, statement, values).all()
-    _check_queue(session, context, queue if not rows else None)
+    statement = _live(context, queue, state, payload, where, newest_first=newest_first)
+    rows = _page_of(session, context, statement, queue, payload, after, limit)
     return [_message(context, row) for row in rows]
 
 
@@ -81,16 +73,7 @@ def count(
     where: Criteria,
 ) -> int:
     """Count live messages."""
-    _check_choice("state", state, MessageState)
-    values = _page(context, queue, payload, 0, 1) | {"limit": None}
-    found = statements.find(
-        context.models,
-        in_queue=queue is not None,
-        state=state,
-        by_payload=payload is not None,
-        where=criteria_on(where, tables(context.models).message, tables(context.models).queue),
-    )
-    return _counted(session, context, queue, found, values)
+    return _counted(session, context, _live(context, queue, state, payload, where), queue, payload)
 
 
 def get_archived(session: Session, context: Context, id: int) -> ArchivedInfo:
@@ -114,18 +97,8 @@ def find_archived(
     newest_first: bool,
 ) -> list[ArchivedInfo]:
     """Return archived messages by id, those after ``after``."""
-    _check_choice("outcome", outcome, Outcome)
-    values = _page(context, queue, payload, after, limit)
-    statement = statements.find_archived(
-        context.models,
-        in_queue=queue is not None,
-        outcome=outcome,
-        by_payload=payload is not None,
-        where=criteria_on(where, tables(context.models).archived, tables(context.models).queue),
-        newest_first=newest_first,
-    )
-    rows = run(session, context, statement, values).all()
-    _check_queue(session, context, queue if not rows else None)
+    statement = _settled(context, queue, outcome, payload, where, newest_first=newest_first)
+    rows = _page_of(session, context, statement, queue, payload, after, limit)
     return [_archived(context, row) for row in rows]
 
 
@@ -138,16 +111,8 @@ def count_archived(
     where: Criteria,
 ) -> int:
     """Count archived messages."""
-    _check_choice("outcome", outcome, Outcome)
-    values = _page(context, queue, payload, 0, 1) | {"limit": None}
-    found = statements.find_archived(
-        context.models,
-        in_queue=queue is not None,
-        outcome=outcome,
-        by_payload=payload is not None,
-        where=criteria_on(where, tables(context.models).archived, tables(context.models).queue),
-    )
-    return _counted(session, context, queue, found, values)
+    found = _settled(context, queue, outcome, payload, where)
+    return _counted(session, context, found, queue, payload)
 
 
 def metrics(session: Session, context: Context, queue: str) -> QueueMetrics:
@@ -166,9 +131,67 @@ def all_metrics(session: Session, context: Context) -> list[QueueMetrics]:
     return [QueueMetrics(**row._mapping) for row in rows]  # noqa: SLF001
 
 
+def _live(
+    context: Context,
+    queue: str | None,
+    state: MessageState | None,
+    payload: Any,
+    where: Criteria,
+    *,
+    newest_first: bool = False,
+) -> Select[Any]:
+    _check_choice("state", state, MessageState)
+    known = tables(context.models)
+    return statements.find(
+        context.models,
+        in_queue=queue is not None,
+        state=state,
+        by_payload=payload is not None,
+        where=criteria_on(where, known.message, known.queue),
+        newest_first=newest_first,
+    )
+
+
+def _settled(
+    context: Context,
+    queue: str | None,
+    outcome: Outcome | None,
+    payload: Any,
+    where: Criteria,
+    *,
+    newest_first: bool = False,
+) -> Select[Any]:
+    _check_choice("outcome", outcome, Outcome)
+    known = tables(context.models)
+    return statements.find_archived(
+        context.models,
+        in_queue=queue is not None,
+        outcome=outcome,
+        by_payload=payload is not None,
+        where=criteria_on(where, known.archived, known.queue),
+        newest_first=newest_first,
+    )
+
+
+def _page_of(
+    session: Session,
+    context: Context,
+    statement: Select[Any],
+    queue: str | None,
+    payload: Any,
+    after: int,
+    limit: int,
+) -> Sequence[Row[Any]]:
+    values = _page(context, queue, payload, after, limit)
+    rows = run(session, context, statement, values).all()
+    _check_queue(session, context, queue if not rows else None)
+    return rows
+
+
 def _counted(
-    session: Session, context: Context, queue: str | None, found: Any, values: dict[str, Any]
+    session: Session, context: Context, found: Select[Any], queue: str | None, payload: Any
 ) -> int:
+    values = _page(context, queue, payload, 0, 1) | {"limit": None}
     total: int = run(session, context, statements.count(found), values).scalar_one()
     _check_queue(session, context, queue if not total else None)
     return total
