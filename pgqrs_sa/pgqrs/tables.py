@@ -102,7 +102,8 @@ class Messages(Connected):
             return await self.count_pending(queue)
         async with self._service() as service:
             name = await _name(service, queue)
-            return len(await paging.held_by(service, self._database.models, worker_id, name))
+            mine = self._database.models.message.consumer_worker_id == worker_id
+            return await service.messages.count(name, state="leased", where=mine)
 
     async def _metrics(self, queue: int | str) -> QueueMetrics:
         async with self._service() as service:

@@ -15,6 +15,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from ..models import Models
 from ..states import now
+from . import flush
 from .parts import chosen, queue_id, tables
 
 SETTINGS = ("lease_seconds", "max_read_ct", "retention_seconds", "max_payload_bytes")
@@ -60,7 +61,7 @@ def everything(models: Models) -> Executable:
 @cache
 def names(models: Models) -> Executable:
     """The names of all queues."""
-    return sa.select(tables(models).queue.c.queue_name).order_by(tables(models).queue.c.queue_name)
+    return flush.names(tables(models).queue)
 
 
 @cache
