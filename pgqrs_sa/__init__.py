@@ -21,9 +21,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .aio import AsyncQueueService
     from .codecs import Codec, JsonCodec
+    from .consumers.hooks import Event, Hooks
+    from .consumers.tasks import AsyncConsumer
+    from .consumers.threads import Consumer
+    from .decisions import DeadLetter, Decision, Discard, RetryIn, Snooze
     from .errors import (
         DelayError,
         DuplicateMessage,
+        HandlerTimeout,
         InvalidArgument,
         LeaseLost,
         MessageLeased,
@@ -31,8 +36,10 @@ if TYPE_CHECKING:
         NonAtomicEnqueue,
         PayloadError,
         PgqrsError,
+        PoolTooSmall,
         QueueNotEmpty,
         QueueNotFound,
+        ReadOnlyDatabase,
         SchemaVersionError,
         WorkerInUse,
         WorkerNotFound,
@@ -51,7 +58,7 @@ if TYPE_CHECKING:
         WorkerMixin,
         metadata,
     )
-    from .retry import DEFAULT_BACKOFF, Backoff
+    from .retry import DEFAULT_BACKOFF, Backoff, Retry
     from .service import QueueService
     from .types import (
         ArchivedInfo,
@@ -71,14 +78,22 @@ __all__ = [
     "ArchivedInfo",
     "ArchivedMessage",
     "ArchivedMessageMixin",
+    "AsyncConsumer",
     "AsyncQueueService",
     "Backoff",
     "Base",
     "Codec",
+    "Consumer",
+    "DeadLetter",
+    "Decision",
     "DelayError",
     "Delivery",
+    "Discard",
     "DuplicateMessage",
+    "Event",
     "Failure",
+    "HandlerTimeout",
+    "Hooks",
     "InvalidArgument",
     "Item",
     "JsonCodec",
@@ -92,6 +107,7 @@ __all__ = [
     "NonAtomicEnqueue",
     "PayloadError",
     "PgqrsError",
+    "PoolTooSmall",
     "Queue",
     "QueueInfo",
     "QueueMetrics",
@@ -99,8 +115,12 @@ __all__ = [
     "QueueNotEmpty",
     "QueueNotFound",
     "QueueService",
+    "ReadOnlyDatabase",
     "Receipt",
+    "Retry",
+    "RetryIn",
     "SchemaVersionError",
+    "Snooze",
     "Worker",
     "WorkerHealth",
     "WorkerInUse",
@@ -117,6 +137,7 @@ _HOMES = {
     "errors": (
         "DelayError",
         "DuplicateMessage",
+        "HandlerTimeout",
         "InvalidArgument",
         "LeaseLost",
         "MessageLeased",
@@ -124,8 +145,10 @@ _HOMES = {
         "NonAtomicEnqueue",
         "PayloadError",
         "PgqrsError",
+        "PoolTooSmall",
         "QueueNotEmpty",
         "QueueNotFound",
+        "ReadOnlyDatabase",
         "SchemaVersionError",
         "WorkerInUse",
         "WorkerNotFound",
@@ -144,7 +167,11 @@ _HOMES = {
         "WorkerMixin",
         "metadata",
     ),
-    "retry": ("DEFAULT_BACKOFF", "Backoff"),
+    "consumers.hooks": ("Event", "Hooks"),
+    "consumers.tasks": ("AsyncConsumer",),
+    "consumers.threads": ("Consumer",),
+    "decisions": ("DeadLetter", "Decision", "Discard", "RetryIn", "Snooze"),
+    "retry": ("DEFAULT_BACKOFF", "Backoff", "Retry"),
     "service": ("QueueService",),
     "types": (
         "ArchivedInfo",

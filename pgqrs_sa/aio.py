@@ -41,8 +41,9 @@ class AsyncQueueService(aio_facets.Facet):
         codec: Codec | None = None,
         worker: object = None,
         allow_autocommit: bool = False,
+        notify: bool = False,
     ) -> None:
-        context = Context.of(models, codec, worker, allow_autocommit=allow_autocommit)
+        context = Context.of(models, codec, worker, allow_autocommit, notify)
         super().__init__(session, context)
 
     @property

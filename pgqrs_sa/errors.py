@@ -16,7 +16,10 @@
     ├── WorkerNotReady                   suspended or stopped: it may not lease
     ├── WorkerInUse                      not stopped, or it holds messages: its row stays
     ├── NonAtomicEnqueue                 the connection is in AUTOCOMMIT
-    └── SchemaVersionError               the database's schema is not the one this release needs
+    ├── SchemaVersionError               the database's schema is not the one this release needs
+    ├── HandlerTimeout (TimeoutError)    a handler took longer than it may
+    ├── PoolTooSmall                     fewer connections than a consumer needs
+    └── ReadOnlyDatabase                 a standby: nothing can be leased there
 
 Errors of the driver and of SQLAlchemy pass through untouched: a serialization failure or a lost
 connection belongs to whoever owns the transaction. Each class has a stable ``code`` for logs.
@@ -32,6 +35,7 @@ from typing import ClassVar
 __all__ = [
     "DelayError",
     "DuplicateMessage",
+    "HandlerTimeout",
     "InvalidArgument",
     "LeaseLost",
     "MessageLeased",
@@ -39,8 +43,10 @@ __all__ = [
     "NonAtomicEnqueue",
     "PayloadError",
     "PgqrsError",
+    "PoolTooSmall",
     "QueueNotEmpty",
     "QueueNotFound",
+    "ReadOnlyDatabase",
     "SchemaVersionError",
     "Whereabouts",
     "WorkerInUse",
@@ -315,6 +321,52 @@ class SchemaVersionError(PgqrsError):
         )
         self.installed = installed
         self.needed = needed
+
+
+class HandlerTimeout(PgqrsError, TimeoutError):
+    """A handler took longer than its ``timeout``; its lease was given up, its attempt is counted.
+
+    Attributes:
+        handler: Its name.
+        seconds: How long it may take.
+    """
+
+    code = "PGQ-015"
+
+    def __init__(self, handler: str, seconds: float, stack: str | None = None) -> None:
+        where = f"; it was at\n{stack}" if stack else ""
+        super().__init__(f"handler {handler} took longer than its timeout of {seconds:g} s{where}")
+        self.handler = handler
+        self.seconds = seconds
+
+
+class PoolTooSmall(PgqrsError):
+    """The engine's pool has fewer connections than the consumer may need at the same time.
+
+    Attributes:
+        available: ``pool_size + max_overflow``.
+        needed: One for each handler that may run, and those of the consumer itself.
+    """
+
+    code = "PGQ-016"
+
+    def __init__(self, available: int, needed: int, why: str) -> None:
+        super().__init__(
+            f"the pool gives at most {available} connection(s) (pool_size + max_overflow), and "
+            f"this consumer needs {needed} ({why}): raise pool_size, or lower concurrency"
+        )
+        self.available = available
+        self.needed = needed
+
+
+class ReadOnlyDatabase(PgqrsError):
+    """The server is a standby, or set to read only: nothing can be leased or settled there."""
+
+    code = "PGQ-017"
+
+    def __init__(self, *, standby: bool) -> None:
+        what = "is a standby" if standby else "is set to read only"
+        super().__init__(f"the database {what}: connect the consumer to the primary server")
 
 
 def _listed(ids: Sequence[int], most: int = 10) -> str:

@@ -18,15 +18,16 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapper, Session, object_session
 
-from . import arguments
+from . import arguments, nudge
 from .codecs import JsonCodec
 from .errors import DuplicateMessage, InvalidArgument, QueueNotFound
 from .mixins import MessageMixin, never_past
 from .operations.context import refuse_autocommit
 from .operations.enqueue import check_size
 from .statements import flush as statements
+from .statements import wakeup
 
-__all__ = ["ALLOW_AUTOCOMMIT", "before_flush", "before_insert"]
+__all__ = ["ALLOW_AUTOCOMMIT", "after_flush", "before_flush", "before_insert"]
 
 ALLOW_AUTOCOMMIT = "pgqrs_allow_autocommit"
 """Set this in ``session.info`` to add messages on a connection that is in AUTOCOMMIT."""
@@ -56,6 +57,23 @@ def before_insert(mapper: Mapper[Any], connection: sa.Connection, target: Messag
         _check(mapper, connection, [target])
     # What was said of this row is done: a later change of its vt is about something else.
     target.__dict__.pop("_pgqrs_when", None)
+
+
+def after_flush(session: Session) -> None:
+    """Notify consumers that wait for messages that a flush has inserted."""
+    by_class: dict[type[Any], list[int]] = {}
+    for one in session.new:
+        if isinstance(one, MessageMixin):
+            by_class.setdefault(type(one), []).append(one.id)
+    for cls, ids in by_class.items():
+        mapper = sa.inspect(cls)
+        connection = session.connection(bind_arguments={"mapper": mapper})
+        messages: Any = mapper.local_table
+        tables = (_beside(messages, "pgqrs_queues"), messages, _beside(messages, "pgqrs_workers"))
+        connection.execute(
+            wakeup.visible(*tables, notify=True),
+            {"ids": ids, "channel": wakeup.channel(connection.schema_for_object(messages))},
+        )
 
 
 def _queue_comes_later(message: MessageMixin) -> bool:
@@ -97,6 +115,8 @@ def _check(mapper: Mapper[Any], connection: sa.Connection, added: Sequence[Messa
         size = len(_strict.dumps(message.payload).encode())
         check_size(row.queue_name, size, row.max_payload_bytes)
         message.queue_id = row.id
+        if session is not None:
+            nudge.note(session, row.queue_name, mapper)
     _check_keys(mapper, connection, [one for one in added if one.dedup_key is not None])
 
 
@@ -135,10 +155,13 @@ def _check_keys(
 
 def _queue_table(mapper: Mapper[Any]) -> sa.Table:
     """The queues beside this table of messages: a message's class knows no other class."""
-    table: Any = mapper.local_table
-    key = "pgqrs_queues" if table.schema is None else f"{table.schema}.pgqrs_queues"
-    queues: sa.Table = table.metadata.tables[key]
-    return queues
+    messages: Any = mapper.local_table
+    return _beside(messages, "pgqrs_queues")
+
+
+def _beside(messages: sa.Table, name: str) -> sa.Table:
+    key = name if messages.schema is None else f"{messages.schema}.{name}"
+    return messages.metadata.tables[key]
 
 
 def _not_found(connection: sa.Connection, queues: sa.Table, message: MessageMixin) -> QueueNotFound:

@@ -31,7 +31,18 @@ from sqlalchemy.sql import visitors
 
 from .errors import InvalidArgument
 from .models import Models
-from .statements import archive, enqueue, flush, health, lease, queues, reading, settle, workers
+from .statements import (
+    archive,
+    enqueue,
+    flush,
+    health,
+    lease,
+    queues,
+    reading,
+    settle,
+    wakeup,
+    workers,
+)
 from .statements.parts import tables
 
 __all__ = ["ROLES", "RoleKind", "grants"]
@@ -154,11 +165,12 @@ def _adds(models: Models) -> Iterator[Any]:
     An INSERT of the mapper names each column that has no default of the server, and fetches the
     others.
     """
-    queue, message, _, _ = tables(models)
+    queue, message, _, worker = tables(models)
     plain = {c.name: None for c in message.c if c.server_default is None or c.name in _GIVEN}
     fetched = [column for column in message.c if column.server_default is not None]
     yield sa.insert(message).values(plain).returning(*fetched)
     yield from (flush.accepts(queue, message), flush.names(queue), flush.keyed(message))
+    yield wakeup.visible(queue, message, worker, notify=True)
 
 
 _GIVEN = {"priority", "vt"}
@@ -166,8 +178,8 @@ _GIVEN = {"priority", "vt"}
 
 def _producer(models: Models) -> Iterator[Any]:
     for keyed in (False, True):
-        yield enqueue.one(models, keyed=keyed)
-        yield enqueue.many(models, keyed=keyed)
+        yield enqueue.one(models, keyed=keyed, notify=True)
+        yield enqueue.many(models, keyed=keyed, notify=True)
     yield from (enqueue.live_keys(models), queues.get(models), queues.names(models))
     yield from _adds(models)
 
@@ -187,6 +199,7 @@ def _consumer(models: Models) -> Iterator[Any]:
         archive.bury,
         queues.get,
         queues.names,
+        wakeup.waiting,
         *_REGISTER,
     ):
         yield builder(models)

@@ -1,7 +1,7 @@
-"""What calls `flush`: listeners that come with the models, and import it when there is work.
+"""What calls `flush` and `nudge`: listeners that come with the models.
 
 They need the mixins alone, so that `models` can bring them whichever module of the package is
-imported first.
+imported first, and import `flush` when there is work for it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import Mapper, Session, SessionTransaction
 
+from . import nudge
 from .mixins import MessageMixin
 
 __all__: list[str] = []
@@ -30,3 +31,22 @@ def _before_insert(mapper: Mapper[Any], connection: sa.Connection, target: Messa
     from . import flush  # noqa: PLC0415 - it needs the models
 
     flush.before_insert(mapper, connection, target)
+
+
+@event.listens_for(Session, "after_flush")
+def _after_flush(session: Session, _context: Any) -> None:
+    if session.info.get(nudge.NOTIFY):
+        from . import flush  # noqa: PLC0415 - it needs the models
+
+        flush.after_flush(session)
+
+
+@event.listens_for(Session, "after_commit")
+def _after_commit(session: Session) -> None:
+    nudge.committed(session)
+
+
+@event.listens_for(Session, "after_transaction_end")
+def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        nudge.ended(session)

@@ -382,6 +382,7 @@ class WorkerMixin:
     started_at: Mapped[datetime] = mapped_column(_timestamp, server_default=_clock)
     heartbeat_at: Mapped[datetime] = mapped_column(_timestamp, server_default=_clock)
     shutdown_at: Mapped[datetime | None] = mapped_column(_timestamp)
+    waiting_until: Mapped[datetime | None] = mapped_column(_timestamp)
 
     @declared_attr.directive
     def __table_args__(cls) -> tuple[Any, ...]:  # noqa: N805

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import Any, Literal, TypeAlias
 
+from . import arguments
+from .decisions import Decision, RetryIn
 from .errors import InvalidArgument
+from .types import Delivery
 
-__all__ = ["DEFAULT_BACKOFF", "Backoff"]
+__all__ = ["DEFAULT_BACKOFF", "Backoff", "Decide", "Retry"]
+
+Decide: TypeAlias = Callable[[Any, Delivery], Decision | None]
+"""A function of an exception and its delivery that decides."""
 
 
 _LONGEST = 100 * 365 * 86_400.0  # a hundred years, in seconds
@@ -66,3 +74,73 @@ class Backoff:
 
 DEFAULT_BACKOFF = Backoff()
 """10 s, 20 s, 40 s ... up to an hour, each moved by up to a tenth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """What becomes of a message whose handler raised.
+
+    Attributes:
+        max_attempts: Attempts before a message is dead; the queue's ``max_read_ct`` unless given.
+            A message that was enqueued with a limit of its own keeps that.
+        backoff: How the wait grows: ``constant``, ``linear`` or ``exponential`` (doubling).
+        base: Seconds after the first failed attempt.
+        cap: The longest wait, in seconds, before jitter.
+        jitter: From 0 (none) to 1: by how much of itself a wait is moved either way, at random.
+        on: Decisions by type of exception; the nearest base class counts. A decision is an
+            instance (``DeadLetter("no such user")``), or a function of the exception and the
+            delivery that returns one, or None for the backoff.
+    """
+
+    max_attempts: int | None = None
+    backoff: Literal["constant", "linear", "exponential"] = "exponential"
+    base: float = 10.0
+    cap: float = 3600.0
+    jitter: float = 0.1
+    on: Mapping[type[BaseException], Decision | Decide] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.backoff not in ("constant", "linear", "exponential"):
+            raise InvalidArgument(
+                f"backoff must be 'constant', 'linear' or 'exponential', not {self.backoff!r}"
+            )
+        if self.max_attempts is not None:
+            arguments.checked_limit(self.max_attempts, "max_attempts")
+        for kind, decision in self.on.items():
+            if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+                raise InvalidArgument(f"on must have exception classes as keys, not {kind!r}")
+            if not (isinstance(decision, Decision) or _decides(decision)):
+                raise InvalidArgument(
+                    f"on[{kind.__name__}] must be RetryIn, Snooze, Discard or DeadLetter, or a "
+                    f"function that returns one, not {decision!r}"
+                )
+        self._growth()
+
+    def delay(self, attempt: int) -> timedelta:
+        """Return the wait after ``attempt`` attempts have failed (the first is 1)."""
+        growth = self._growth()
+        if self.backoff == "linear":
+            # The jitter of a constant wait, about a wait that grows with the attempts.
+            growth = replace(growth, base=min(self.cap, self.base * max(attempt, 1)))
+        return growth.delay(attempt)
+
+    def decide(self, error: BaseException, delivery: Delivery) -> Decision:
+        """Return what an error means: its own decision, that of ``on``, or the backoff."""
+        if isinstance(error, Decision):
+            return error
+        for kind in type(error).__mro__:
+            if (found := self.on.get(kind)) is not None:
+                decision = found if isinstance(found, Decision) else found(error, delivery)
+                if decision is not None:
+                    return decision
+                break
+        return RetryIn(self.delay(delivery.read_ct))
+
+    def _growth(self) -> Backoff:
+        factor = 2.0 if self.backoff == "exponential" else 1.0
+        return Backoff(self.base, factor, self.cap, self.jitter)
+
+
+def _decides(value: object) -> bool:
+    # A class of decisions is callable too, but would be given an exception as its delay.
+    return callable(value) and not isinstance(value, type)

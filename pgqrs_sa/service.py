@@ -2,8 +2,7 @@
 
 ``QueueService(session)`` enqueues, leases and settles with the caller's session: in its
 transaction, on its connection, after its pending flush. It never commits, rolls back, opens a
-connection or catches an error of the database. It keeps no state of its own, so one may be built
-for each session, or for each call::
+connection or catches an error of the database. It keeps no state: build one for each call::
 
     with Session(engine) as session, session.begin():
         session.add(Order(id=7))
@@ -18,8 +17,7 @@ for each session, or for each call::
             QueueService(session).archive(delivery)     # LeaseLost rolls both back
 
 Commit a lease before working on it: a transaction kept open while working keeps the rows locked,
-and a crash would take the count of the attempt back. The rest is in the service's facets:
-``service.queues``, ``service.messages``, ``service.archived`` and ``service.workers``.
+and a crash would take the count of the attempt back. More is in ``service.queues`` and so on.
 """
 
 from __future__ import annotations
@@ -53,6 +51,8 @@ class QueueService:
             the holder of what is leased here.
         allow_autocommit: Enqueue even on an AUTOCOMMIT connection, where a rollback would not
             take the message back.
+        notify: Wake a consumer that waits, by NOTIFY. ``session.info["pgqrs_notify"] = True`` does
+            it for all that the session enqueues, ``session.add(Message(...))`` included.
     """
 
     def __init__(
@@ -63,9 +63,10 @@ class QueueService:
         codec: Codec | None = None,
         worker: object = None,
         allow_autocommit: bool = False,
+        notify: bool = False,
     ) -> None:
         self._session = session
-        self._context = Context.of(models, codec, worker, allow_autocommit=allow_autocommit)
+        self._context = Context.of(models, codec, worker, allow_autocommit, notify)
 
     @property
     def queues(self) -> facets.Queues:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
@@ -114,6 +114,10 @@ class _Content:
         return self.decoded
 
 
+def _unwatched() -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery(_Content):
     """A message under lease: yours until ``vt``, unless you extend it.
@@ -134,9 +138,20 @@ class Delivery(_Content):
         key: Its deduplication key, or None.
         last_error: What the attempt before this one failed with, or None.
         worker_id: The registered worker that leased it, or None.
+        watch: What `lease_lost` asks; a consumer's own, for the deliveries that it renews.
     """
 
     worker_id: int | None
+    watch: Callable[[], bool] = field(default=_unwatched, repr=False, compare=False)
+
+    @property
+    def lease_lost(self) -> bool:
+        """True once the consumer that renews this lease knows, or must assume, that it is gone.
+
+        A handler that works for long may ask, and stop: its commit would raise `LeaseLost`. Of a
+        delivery that comes from `dequeue`, which nobody renews, it is always False.
+        """
+        return self.watch()
 
 
 @dataclass(frozen=True, slots=True)

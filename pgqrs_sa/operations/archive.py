@@ -14,6 +14,7 @@ from ..statements import archive as statements
 from ..types import Receipt
 from .context import Context, forget, forget_all, run
 from .queues import get as get_queue
+from .wakeup import announce
 
 __all__ = ["bury", "delete", "prune", "requeue"]
 
@@ -49,6 +50,7 @@ def requeue(
     rows = run(session, context, statements.requeue(context.models), values)
     moved = {row.id: Receipt(row.id, row.vt) for row in rows}
     forget(session, context.models.archived, wanted if moved else ())
+    announce(session, context, list(moved))
     if not moved:
         # Since then one was taken from the archive, or its key came alive; or two share a key.
         _originals(session, context, wanted)

@@ -51,12 +51,14 @@ class Context:
         codec: Turns payloads into JSON text and back.
         worker: The registered worker that enqueues and leases, or None.
         allow_autocommit: Enqueue even where a rollback would not take it back.
+        notify: Send a NOTIFY to consumers that wait.
     """
 
     models: Models
     codec: Codec
     worker: int | None
     allow_autocommit: bool
+    notify: bool = False
 
     @property
     def mapper(self) -> Mapper[Any]:
@@ -66,11 +68,20 @@ class Context:
 
     @classmethod
     def of(
-        cls, models: Models | None, codec: Codec | None, worker: object, *, allow_autocommit: bool
+        cls,
+        models: Models | None,
+        codec: Codec | None,
+        worker: object,
+        allow_autocommit: bool,
+        notify: bool = False,
     ) -> Context:
         """Return the settings of a service, with what was not given filled in."""
         return cls(
-            models or _READY_MADE, codec or _STRICT, arguments.worker_id(worker), allow_autocommit
+            models or _READY_MADE,
+            codec or _STRICT,
+            arguments.worker_id(worker),
+            allow_autocommit,
+            notify,
         )
 
 

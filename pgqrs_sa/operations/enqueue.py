@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,12 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.expression import SelectBase
 
-from .. import arguments
+from .. import arguments, nudge
 from ..errors import DelayError, InvalidArgument, PayloadError, PgqrsError, shown
 from ..statements import enqueue as statements
 from ..statements import queues
 from ..types import Item, Receipt
+from . import wakeup
 from .context import Context, queue_not_found, refuse_our_binds, require_atomic, run
 
 __all__ = ["CHUNK_BYTES", "CHUNK_ROWS", "from_query", "many", "one"]
@@ -66,13 +67,17 @@ def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
         "key": key,
         "producer": context.worker,
     }
-    statement = statements.one(context.models, keyed=key is not None)
+    notify = wakeup.wanted(session, context)
+    statement = statements.one(context.models, keyed=key is not None, notify=notify)
     require_atomic(session, context, statement)
+    if notify:
+        values |= wakeup.channel_of(session, context)
     if size > _COMMON_LIMIT:
         check_size(queue, size, _limit(session, context, queue))
     for _ in range(_TRIES):
         row = run(session, context, statement, values).one_or_none()
         if row is not None:
+            nudge.note(session, queue, context.mapper)
             return Receipt(row.id, row.vt)
         if key is not None and (found := _live(session, context, queue, [key])):
             return found[key]
@@ -89,8 +94,10 @@ def many(session: Session, context: Context, queue: str, items: Iterable[Any]) -
         _encode(context, item, index)
         for index, item in enumerate(arguments.nonempty(items, "items"))
     ]
-    require_atomic(session, context, statements.many(context.models, keyed=False))
-    batch = _Batch(session, context, queue, [one.size for one in encoded])
+    notify = wakeup.wanted(session, context)
+    require_atomic(session, context, statements.many(context.models, keyed=False, notify=notify))
+    channel = wakeup.channel_of(session, context) if notify else {}
+    batch = _Batch(session, context, queue, [one.size for one in encoded], channel)
     if batch.largest > _COMMON_LIMIT:
         batch.check_accepted()
     receipts: dict[int, Receipt] = {}
@@ -107,14 +114,19 @@ def from_query(session: Session, context: Context, queue: str, query: SelectBase
     """Insert what a query returns, without a row passing through Python; return how many."""
     arguments.check_queue_name(queue)
     _check_columns(query)
-    statement = statements.from_select(context.models, query)
+    notify = wakeup.wanted(session, context)
+    statement = statements.from_select(context.models, query, notify=notify)
     require_atomic(session, context, statement)
     values = {"queue": queue, "producer": context.worker}
+    if notify:
+        values |= wakeup.channel_of(session, context)
     result: Any = run(session, context, statement, values)
-    inserted: int = result.rowcount
+    inserted: int = result.one().inserted if notify else result.rowcount
     if inserted == 0:
         limit = _limit(session, context, queue)
         check_size(queue, run(session, context, statements.largest(query)).scalar_one(), limit)
+    else:
+        nudge.note(session, queue, context.mapper)
     return inserted
 
 
@@ -173,6 +185,7 @@ class _Batch:
     context: Context
     queue: str
     sizes: Sequence[int]
+    channel: Mapping[str, str]
 
     @property
     def largest(self) -> int:
@@ -223,9 +236,13 @@ class _Batch:
             "items": f"[{','.join(item.text for item in chunk)}]",
             "size": self.largest,
             "producer": self.context.worker,
+            **self.channel,
         }
-        statement = statements.many(self.context.models, keyed=keyed)
-        return run(self.session, self.context, statement, values).all()
+        statement = statements.many(self.context.models, keyed=keyed, notify=bool(self.channel))
+        rows = run(self.session, self.context, statement, values).all()
+        if rows:
+            nudge.note(self.session, self.queue, self.context.mapper)
+        return rows
 
 
 def _rows_vanish(queue: str) -> PgqrsError:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
+from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
 from .. import arguments
@@ -16,7 +18,7 @@ from ..types import Criteria, Delivery
 from .archive import bury
 from .context import Context, criteria_on, decoded, queue_not_found, refresh, run
 
-__all__ = ["dequeue"]
+__all__ = ["deliveries", "dequeue", "explain_nothing"]
 
 _BURIED_AT_ONCE = 100
 """A dequeue that finds nothing makes dead letters of so many messages that are out of attempts:
@@ -41,6 +43,7 @@ def dequeue(
         "limit": arguments.checked_limit(limit),
         "lease": None if lease is None else arguments.duration(lease, "lease", positive=True),
         "worker": holder,
+        "attempts": None,
     }
     by_worker = holder is not None
     statement = (
@@ -51,24 +54,32 @@ def dequeue(
     rows = run(session, context, statement, values).all()
     refresh(session, context.models.message, rows, MOVED)
     if not rows:
-        _explain_nothing(session, context, queue, holder)
-        bury(session, context, queue, _BURIED_AT_ONCE)
+        explain_nothing(session, context, queue, holder)
+    return deliveries(context, queue, rows)
+
+
+def deliveries(context: Context, queue: str, rows: Iterable[Row[Any]]) -> list[Delivery]:
+    """Return what a lease returned, in the order of the queue."""
     # RETURNING follows the plan, not the queue.
     ordered = sorted(rows, key=lambda row: (row.priority, row.was_visible_at, row.id))
     return [_delivery(context, queue, row) for row in ordered]
 
 
-def _explain_nothing(session: Session, context: Context, queue: str, worker: int | None) -> None:
-    """Raise if there was nothing because the queue or the worker is not what was meant."""
+def explain_nothing(session: Session, context: Context, queue: str, worker: int | None) -> None:
+    """Raise if there was nothing because the queue or the worker is not what was meant.
+
+    Otherwise there may be messages whose attempts are used up: make dead letters of some.
+    """
     if run(session, context, queues.get(context.models), {"queue": queue}).one_or_none() is None:
         raise queue_not_found(session, context, queue)
-    if worker is None:
-        return
-    row = run(session, context, workers.get(context.models), {"worker_id": worker}).one_or_none()
-    if row is None:
-        raise WorkerNotFound(worker)
-    if row.status != "ready":
-        raise WorkerNotReady(worker, row.status)
+    if worker is not None:
+        values = {"worker_id": worker}
+        row = run(session, context, workers.get(context.models), values).one_or_none()
+        if row is None:
+            raise WorkerNotFound(worker)
+        if row.status != "ready":
+            raise WorkerNotReady(worker, row.status)
+    bury(session, context, queue, _BURIED_AT_ONCE)
 
 
 def _delivery(context: Context, queue: str, row: Any) -> Delivery:

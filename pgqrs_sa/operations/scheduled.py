@@ -14,6 +14,7 @@ from ..statements import scheduled as statements
 from ..statements.parts import MOVED, tables
 from ..types import Criteria, Receipt
 from .context import Context, criteria_on, forget, queue_not_found, refresh, run
+from .wakeup import announce
 
 __all__ = ["cancel", "cancel_where", "reschedule"]
 
@@ -79,6 +80,7 @@ def reschedule(
     if row is None:
         raise _refusal(session, context, id)
     refresh(session, context.models.message, [row], MOVED)
+    announce(session, context, [row.id])
     return Receipt(row.id, row.vt)
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import Executable
@@ -23,7 +23,14 @@ from ..statements.parts import MOVED
 from ..types import Delivery, Failure
 from .context import Context, forget, refresh, run
 
-__all__ = ["archive", "delete", "extend", "fail", "release"]
+__all__ = ["archive", "delete", "extend", "fail", "fence", "lease_lost", "release"]
+
+
+class _How(NamedTuple):
+    """All or none, and whether a row that is locked just now is left as it is."""
+
+    strict: bool
+    skip_locked: bool
 
 
 def archive(
@@ -33,13 +40,16 @@ def archive(
     outcome: Literal["archived", "discarded"],
     reason: str | None,
     strict: bool,
+    *,
+    skip_locked: bool = False,
 ) -> list[bool]:
     """Move messages to the archive, as done or as given up on purpose."""
     if outcome not in ("archived", "discarded"):
         raise InvalidArgument(f"outcome must be 'archived' or 'discarded', not {outcome!r}")
     held = _checked(deliveries)
     reasons = [None if reason is None else arguments.error_text(reason)] * len(held)
-    return _move(session, context, held, outcome, reasons, [None] * len(held), strict)
+    how = _How(strict, skip_locked)
+    return _move(session, context, held, outcome, reasons, [None] * len(held), how)
 
 
 def delete(
@@ -47,7 +57,7 @@ def delete(
 ) -> list[bool]:
     """Delete messages, keeping nothing."""
     held = _checked(deliveries)
-    values = _fence(held, strict)
+    values = fence(held, strict)
     rows = run(session, context, statements.delete(context.models), values).all()
     gone = {row.id for row in rows}
     forget(session, context.models.message, gone)
@@ -64,7 +74,7 @@ def extend(
     """Let leases run out ``lease`` from now; return the deliveries with their new ``vt``."""
     span = arguments.duration(lease, "lease", positive=True)
     held = _checked(deliveries)
-    values = _fence(held, strict, lease=span)
+    values = fence(held, strict, lease=span)
     moved = _moved(session, context, statements.extend(context.models), values)
     _outcome(session, context, held, moved, strict)
     return [replace(one, vt=moved[one.id]) if one.id in moved else None for one in held]
@@ -76,12 +86,15 @@ def release(
     deliveries: Iterable[Delivery],
     delay: float | timedelta,
     strict: bool,
+    *,
+    skip_locked: bool = False,
 ) -> list[bool]:
     """Give leases back without charging the attempt."""
     span = arguments.duration(delay)
     held = _checked(deliveries)
-    values = _fence(held, strict, delay=span)
-    moved = _moved(session, context, statements.release(context.models), values)
+    values = fence(held, strict, delay=span)
+    statement = statements.release(context.models, skip_locked=skip_locked)
+    moved = _moved(session, context, statement, values)
     return _outcome(session, context, held, moved, strict)
 
 
@@ -94,6 +107,8 @@ def fail(
     reason: str | None,
     dead: bool,
     strict: bool,
+    *,
+    skip_locked: bool = False,
 ) -> list[Failure | None]:
     """Put messages back for another attempt, or among the dead when that was the last."""
     held = _checked(deliveries)
@@ -104,11 +119,13 @@ def fail(
         wait = lambda _: span  # noqa: E731
     moved: dict[int, datetime] = {}
     if not dead:
-        values = _fence(held, strict, errors=[text] * len(held), delays=[wait(one) for one in held])
-        moved = _moved(session, context, statements.reschedule_failed(context.models), values)
+        values = fence(held, strict, errors=[text] * len(held), delays=[wait(one) for one in held])
+        statement = statements.reschedule_failed(context.models, skip_locked=skip_locked)
+        moved = _moved(session, context, statement, values)
     # What was not put back has no attempt left, or is not held any more: the fence tells.
     spent = [one for one in held if one.id not in moved]
-    buried = _bury(session, context, spent, text, reason, strict) if spent else set[int]()
+    how = _How(strict, skip_locked)
+    buried = _bury(session, context, spent, text, reason, how) if spent else set[int]()
     return [
         Failure(one.id, one.id in buried, moved.get(one.id))
         if one.id in buried or one.id in moved
@@ -123,7 +140,7 @@ def _bury(
     spent: Sequence[Delivery],
     error: str,
     reason: str | None,
-    strict: bool,
+    how: _How,
 ) -> set[int]:
     reasons = [
         arguments.error_text(reason)
@@ -131,7 +148,7 @@ def _bury(
         else f"attempt {one.read_ct} of {one.max_read_ct} failed"
         for one in spent
     ]
-    done = _move(session, context, spent, "dead", reasons, [error] * len(spent), strict)
+    done = _move(session, context, spent, "dead", reasons, [error] * len(spent), how)
     return {one.id for one, ok in zip(spent, done, strict=True) if ok}
 
 
@@ -142,13 +159,14 @@ def _move(
     outcome: str,
     reasons: Sequence[str | None],
     errors: Sequence[str | None],
-    strict: bool,
+    how: _How,
 ) -> list[bool]:
-    values = _fence(held, strict, outcome=outcome, reasons=list(reasons), errors=list(errors))
-    rows = run(session, context, statements.archive(context.models), values).all()
+    values = fence(held, how.strict, outcome=outcome, reasons=list(reasons), errors=list(errors))
+    statement = statements.archive(context.models, skip_locked=how.skip_locked)
+    rows = run(session, context, statement, values).all()
     gone = {row.id for row in rows}
     forget(session, context.models.message, gone)
-    return _outcome(session, context, held, gone, strict)
+    return _outcome(session, context, held, gone, how.strict)
 
 
 def _checked(deliveries: Iterable[Delivery]) -> Sequence[Delivery]:
@@ -163,7 +181,8 @@ def _checked(deliveries: Iterable[Delivery]) -> Sequence[Delivery]:
     return listed
 
 
-def _fence(held: Sequence[Delivery], strict: bool, **values: Any) -> dict[str, Any]:
+def fence(held: Sequence[Delivery], strict: bool, **values: Any) -> dict[str, Any]:
+    """Return the parameters that say which leases are meant."""
     return {
         "ids": [one.id for one in held],
         "read_cts": [one.read_ct for one in held],
@@ -190,11 +209,11 @@ def _outcome(
     strict: bool,
 ) -> list[bool]:
     if strict and len(settled) < len(held):
-        raise _lease_lost(session, context, held)
+        raise lease_lost(session, context, held)
     return [one.id in settled for one in held]
 
 
-def _lease_lost(session: Session, context: Context, held: Sequence[Delivery]) -> LeaseLost:
+def lease_lost(session: Session, context: Context, held: Sequence[Delivery]) -> LeaseLost:
     """Return the error that says where the messages are which are not the caller's any more."""
     fences = {one.id: one for one in held}
     rows = run(session, context, statements.whereabouts(context.models), {"ids": list(fences)})

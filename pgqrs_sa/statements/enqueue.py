@@ -1,4 +1,7 @@
-"""INSERT: one message, many from one JSON parameter, or as many as a query returns."""
+"""INSERT: one message, many from one JSON parameter, or as many as a query returns.
+
+With ``notify`` each also notifies, if something is visible and somebody waits: see `wakeup`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from sqlalchemy.sql import ColumnElement, Executable, Select
 from sqlalchemy.sql.expression import SelectBase
 
 from ..models import Models
+from ..states import now
+from . import wakeup
 from .parts import array_bind, json_bind, queue_id, seconds, span, tables, timestamp, when
 
 _COLUMNS = (
@@ -48,11 +53,16 @@ def _into(models: Models, source: SelectBase, *, keyed: bool) -> Insert:
     )
 
 
+def _notices(models: Models, *, notify: bool) -> tuple[ColumnElement[Any], ...]:
+    return (wakeup.notice(models),) if notify else ()
+
+
 @cache
-def one(models: Models, *, keyed: bool) -> Executable:
+def one(models: Models, *, keyed: bool, notify: bool) -> Executable:
     """Insert a message into the queue of this name, if it is there and accepts the size.
 
-    Binds: queue, payload, size, delay, at, priority, headers, max_read_ct, key, producer.
+    Binds: queue, payload, size, delay, at, priority, headers, max_read_ct, key, producer; channel
+    with ``notify``.
     """
     queue, message, _, _ = tables(models)
     source = sa.select(
@@ -68,17 +78,18 @@ def one(models: Models, *, keyed: bool) -> Executable:
         queue.c.queue_name == sa.bindparam("queue"),
         queue.c.max_payload_bytes >= sa.bindparam("size", type_=sa.BigInteger),
     )
-    return _into(models, source, keyed=keyed).returning(message.c.id, message.c.vt)
+    inserted = _into(models, source, keyed=keyed)
+    return inserted.returning(message.c.id, message.c.vt, *_notices(models, notify=notify))
 
 
 @cache
-def many(models: Models, *, keyed: bool) -> Executable:
+def many(models: Models, *, keyed: bool, notify: bool) -> Executable:
     """Insert the items of one JSON array, in their order, so that ids rise with it.
 
     An item is ``[payload, delay, at, priority, headers, max_read_ct, key]``: delay in seconds,
     at in ISO 8601, both, like the rest, null when not given.
 
-    Binds: queue, items, size (the largest payload's), producer.
+    Binds: queue, items, size (the largest payload's), producer; channel with ``notify``.
     """
     queue, message, _, _ = tables(models)
     items = (
@@ -113,17 +124,20 @@ def many(models: Models, *, keyed: bool) -> Executable:
         .order_by(items.c.n)
     )
     inserted = _into(models, source, keyed=keyed)
-    return inserted.returning(message.c.id, message.c.vt, message.c.dedup_key)
+    notices = _notices(models, notify=notify)
+    return inserted.returning(message.c.id, message.c.vt, message.c.dedup_key, *notices)
 
 
 SELECTABLE = ("payload", "delay", "at", "priority", "headers", "max_read_ct", "key")
 """What the columns of a query given to `from_select` may be called."""
 
 
-def from_select(models: Models, query: SelectBase) -> Executable:
+def from_select(models: Models, query: SelectBase, *, notify: bool) -> Executable:
     """Insert what a query returns: all of it, or nothing if one payload is too large.
 
-    Binds: queue, producer.
+    How many there were is the number of rows, or with ``notify`` the value ``inserted``.
+
+    Binds: queue, producer; channel with ``notify``.
     """
     queue = tables(models).queue
     rows = query.cte("pgqrs_rows")
@@ -136,7 +150,15 @@ def from_select(models: Models, query: SelectBase) -> Executable:
         )
     )
     inserted = _into(models, source, keyed="key" in _options(rows))
-    return inserted.execution_options(preserve_rowcount=True)
+    if not notify:
+        return inserted.execution_options(preserve_rowcount=True)
+    # One row for all of them: RETURNING would bring each to the client.
+    _, message, _, worker = tables(models)
+    new = inserted.returning(message.c.vt).cte("pgqrs_new")
+    visible = func.coalesce(func.bool_or(new.c.vt <= now()), False)
+    return sa.select(func.count().label("inserted"), wakeup.notice_of(visible, worker)).select_from(
+        new
+    )
 
 
 def largest(query: SelectBase) -> Executable:

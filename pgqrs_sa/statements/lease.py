@@ -30,7 +30,7 @@ def dequeue_where(
     update can never touch more than it (an ``IN (subselect)`` can be run once for each row). It
     also returns the place in the queue that a row had before the lease moved it.
 
-    Binds: queue, limit, lease (None for the queue's own), worker.
+    Binds: queue, limit, lease and attempts (None for the queue's own), worker.
     """
     queue, message, _, worker = tables(models)
     holder = sa.bindparam("worker", type_=sa.BigInteger)
@@ -69,7 +69,9 @@ def dequeue_where(
         .values(
             vt=now() + lease,
             read_ct=message.c.read_ct + 1,
-            max_read_ct=func.coalesce(message.c.max_read_ct, limit_of_queue),
+            max_read_ct=func.coalesce(
+                message.c.max_read_ct, sa.bindparam("attempts", type_=sa.Integer), limit_of_queue
+            ),
             dequeued_at=now(),
             consumer_worker_id=holder,
         )

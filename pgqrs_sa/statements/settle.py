@@ -24,8 +24,11 @@ from ..states import now
 from .parts import MOVED, among, array_bind, capped, chosen, move_to_archive, span, tables
 
 
-def _held(models: Models, *extra: ColumnElement[Any]) -> sa.CTE:
+def held(models: Models, *extra: ColumnElement[Any], skip_locked: bool = False) -> sa.CTE:
     """The rows that the deliveries still hold, locked in the order of their ids.
+
+    With ``skip_locked`` those that another transaction is just changing are left out: a consumer
+    renews many leases at once, and must not wait for the one that is being settled.
 
     Binds: ids, read_cts, workers (0 for none), and those of ``extra``.
     """
@@ -51,59 +54,64 @@ def _held(models: Models, *extra: ColumnElement[Any]) -> sa.CTE:
             message.c.dequeued_at.is_not(None),
         )
         .order_by(message.c.id)
-        .with_for_update(of=message)
+        .with_for_update(of=message, skip_locked=skip_locked)
     )
     return chosen(rows, "pgqrs_held")
 
 
-def _enough(held: sa.CTE) -> ColumnElement[bool]:
-    count = sa.select(func.count()).select_from(held).scalar_subquery()
+def _enough(rows: sa.CTE) -> ColumnElement[bool]:
+    count = sa.select(func.count()).select_from(rows).scalar_subquery()
     return count >= sa.bindparam("required", type_=sa.BigInteger)
 
 
 @cache
-def archive(models: Models) -> Executable:
+def archive(models: Models, *, skip_locked: bool = False) -> Executable:
     """Move messages to the archive: one statement deletes and inserts.
 
     Binds: ids, read_cts, workers, reasons, errors, outcome, required.
     """
-    held = _held(models, array_bind("reasons", sa.Text), array_bind("errors", sa.Text))
+    rows = held(
+        models,
+        array_bind("reasons", sa.Text),
+        array_bind("errors", sa.Text),
+        skip_locked=skip_locked,
+    )
     return move_to_archive(
         models,
-        held,
-        _enough(held),
+        rows,
+        _enough(rows),
         outcome=sa.bindparam("outcome", type_=sa.Text),
-        reason=held.c.extra_0,
-        last_error=func.coalesce(held.c.extra_1, tables(models).message.c.last_error),
+        reason=rows.c.extra_0,
+        last_error=func.coalesce(rows.c.extra_1, tables(models).message.c.last_error),
     )
 
 
 @cache
-def delete(models: Models) -> Executable:
+def delete(models: Models, *, skip_locked: bool = False) -> Executable:
     """Delete messages, keeping nothing.
 
     Binds: ids, read_cts, workers, required.
     """
     message = tables(models).message
-    held = _held(models)
+    rows = held(models, skip_locked=skip_locked)
     return (
         sa.delete(message)
-        .where(among(message, held), _enough(held))
+        .where(among(message, rows), _enough(rows))
         .returning(message.c.id.label("id"))
     )
 
 
 @cache
-def extend(models: Models) -> Executable:
+def extend(models: Models, *, skip_locked: bool = False) -> Executable:
     """Let the leases run out this much later than now.
 
     Binds: ids, read_cts, workers, lease, required.
     """
-    return _update(models, _held(models), vt=now() + span("lease"))
+    return _update(models, held(models, skip_locked=skip_locked), vt=now() + span("lease"))
 
 
 @cache
-def release(models: Models) -> Executable:
+def release(models: Models, *, skip_locked: bool = False) -> Executable:
     """Give leases back, without charging the attempt.
 
     ``read_ct`` is the fence and cannot be lowered, so the limit is raised instead.
@@ -113,7 +121,7 @@ def release(models: Models) -> Executable:
     message = tables(models).message
     return _update(
         models,
-        _held(models),
+        held(models, skip_locked=skip_locked),
         vt=now() + span("delay"),
         max_read_ct=capped(sa.cast(message.c.max_read_ct, sa.BigInteger) + 1),
         dequeued_at=None,
@@ -122,31 +130,36 @@ def release(models: Models) -> Executable:
 
 
 @cache
-def reschedule_failed(models: Models) -> Executable:
+def reschedule_failed(models: Models, *, skip_locked: bool = False) -> Executable:
     """Put failed messages back for another attempt, those that have one left.
 
     Binds: ids, read_cts, workers, errors, delays, required.
     """
     message = tables(models).message
-    held = _held(models, array_bind("errors", sa.Text), array_bind("delays", sa.Interval))
+    rows = held(
+        models,
+        array_bind("errors", sa.Text),
+        array_bind("delays", sa.Interval),
+        skip_locked=skip_locked,
+    )
     return _update(
         models,
-        held,
+        rows,
         states.has_attempts(message.c),
-        vt=now() + held.c.extra_1,
-        last_error=held.c.extra_0,
+        vt=now() + rows.c.extra_1,
+        last_error=rows.c.extra_0,
         dequeued_at=None,
         consumer_worker_id=None,
     )
 
 
 def _update(
-    models: Models, held: sa.CTE, *conditions: sa.ColumnExpressionArgument[bool], **values: Any
+    models: Models, rows: sa.CTE, *conditions: sa.ColumnExpressionArgument[bool], **values: Any
 ) -> Executable:
     message = tables(models).message
     return (
         sa.update(message)
-        .where(among(message, held), _enough(held), *conditions)
+        .where(among(message, rows), _enough(rows), *conditions)
         .values(**values)
         .returning(message.c.id, *(message.c[name] for name in MOVED))
     )
@@ -167,6 +180,7 @@ def whereabouts(models: Models) -> Executable:
         message.c.consumer_worker_id.label("worker_id"),
         sa.case((message.c.vt > now(), message.c.vt)).label("until"),
         message.c.dequeued_at.is_not(None).label("held"),
+        sa.false().label("settled"),
     ).where(message.c.id == func.any(ids))
     settled = sa.select(
         archived.c.original_msg_id,
@@ -175,5 +189,6 @@ def whereabouts(models: Models) -> Executable:
         archived.c.consumer_worker_id,
         sa.null(),
         sa.false(),
+        sa.true(),
     ).where(archived.c.original_msg_id == func.any(ids))
     return live.union_all(settled)

@@ -1,0 +1,178 @@
+"""What `Consumer` and `AsyncConsumer` share: their settings, and the registration of handlers."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import Engine
+
+from ..codecs import Codec
+from ..errors import InvalidArgument
+from ..models import Models
+from ..retry import Retry
+from ..types import Seconds
+from .handlers import Acknowledge, Handler, Handlers
+from .hooks import Hooks
+from .runtime import Waker
+from .settings import Settings
+
+__all__ = ["BaseConsumer", "engine_of"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class BaseConsumer:
+    """Handlers by queue, and how they are to be run. See `Consumer`."""
+
+    _asynchronous = False
+
+    def __init__(
+        self,
+        sessionmaker: Any,
+        *,
+        concurrency: int = 10,
+        retry: Retry | None = None,
+        poll_interval: Seconds = 0.5,
+        drain_timeout: Seconds = 25,
+        heartbeat: Seconds = 10,
+        housekeeping: Seconds | None = 60,
+        name: str | None = None,
+        version: str | None = None,
+        models: Models | None = None,
+        codec: Codec | None = None,
+        notify: bool = False,
+        listen_dsn: str | None = None,
+        hooks: Sequence[Hooks] = (),
+    ) -> None:
+        if not callable(sessionmaker):
+            raise InvalidArgument(
+                f"a consumer needs a sessionmaker, which makes a session for each message, not "
+                f"{type(sessionmaker).__name__}"
+            )
+        self._sessionmaker = sessionmaker
+        self._settings = Settings.checked(
+            name=name or socket.gethostname(),
+            concurrency=concurrency,
+            poll_interval=poll_interval,
+            drain_timeout=drain_timeout,
+            heartbeat=heartbeat,
+            housekeeping=housekeeping,
+            version=version,
+            models=models,
+            codec=codec,
+            notify=notify,
+            listen_dsn=listen_dsn,
+            hooks=hooks,
+        )
+        self._handlers = Handlers(
+            self._settings.concurrency, retry or Retry(), asynchronous=self._asynchronous
+        )
+
+    @property
+    def handlers(self) -> tuple[Handler, ...]:
+        """The handlers, in the order of their registration."""
+        return tuple(self._handlers)
+
+    def handler(self, queue: str) -> Handler:
+        """Return the handler of a queue.
+
+        Raises:
+            InvalidArgument: there is none.
+        """
+        return self._handlers.get(queue)
+
+    def on(
+        self,
+        queue: str,
+        *,
+        lease: Seconds | None = None,
+        concurrency: int | None = None,
+        prefetch: int = 0,
+        timeout: Seconds | None = None,
+        retry: Retry | None = None,
+        batch: int | None = None,
+        weight: int = 1,
+        acknowledge: Acknowledge = "commit",
+        payload: Any = None,
+    ) -> Callable[[_F], _F]:
+        """Register the decorated function as the handler of a queue.
+
+        What it is called with, its annotations say: a ``Session`` (``AsyncSession``), whose
+        commit writes what the handler wrote and archives the message, both or neither; a
+        `Delivery`; a `QueueService` (`AsyncQueueService`) in that session; and the payload, as a
+        pydantic model, a msgspec struct, a dataclass or plain JSON.
+
+        It returns None, or a decision: `RetryIn`, `Snooze`, `Discard`, `DeadLetter`. Returned,
+        a decision commits with the handler's writes; raised, it rolls them back first.
+
+        Args:
+            queue: A queue that exists when the consumer starts.
+            lease: Seconds, or a timedelta; the queue's ``lease_seconds`` unless given. It is
+                renewed while the handler runs: it only bounds how long a message of a process
+                that died waits for the next attempt.
+            concurrency: How many calls of this handler may run at the same time; the consumer's
+                unless given.
+            prefetch: How many messages more than that to lease ahead: fewer round trips for quick
+                handlers, at the price of messages waiting here that another consumer could work on.
+            timeout: Seconds, or a timedelta, after which the attempt counts as failed, and its
+                lease is given up. A task is cancelled; a thread goes on, but cannot commit.
+            retry: What becomes of a message whose handler raised; the consumer's unless given.
+            batch: Call it with lists of up to so many messages.
+            weight: Its share of the consumer when several queues have messages.
+            acknowledge: ``commit``: with the handler's transaction, or after it has returned when
+                it takes no session. ``first``: before it is called, at most once. ``manual``: by
+                the handler itself, with its service, within the lease.
+            payload: The payload's type, when no annotation says it.
+
+        Raises:
+            InvalidArgument: the handler's signature, or one of these, cannot be.
+        """
+
+        def register(function: _F) -> _F:
+            return self._handlers.add(
+                queue,
+                function,
+                lease=lease,
+                concurrency=concurrency,
+                prefetch=prefetch,
+                timeout=timeout,
+                retry=retry,
+                batch=batch,
+                weight=weight,
+                acknowledge=acknowledge,
+                payload=payload,
+            )
+
+        return register
+
+    def only(self, *queues: str) -> None:
+        """Work on these queues alone, of those that have a handler."""
+        self._handlers.only(queues)
+
+    def _connections_needed(self) -> int:
+        """How many sessions of handlers may be open at a time."""
+        wanted = sum(one.concurrency for one in self._handlers if one.call.needs_session)
+        return min(self._settings.concurrency, wanted)
+
+    def _listener(self, engine: Any) -> Callable[[Callable[[str | None], None]], Waker] | None:
+        if not self._settings.notify:
+            return None
+        from ..listener import Listener  # noqa: PLC0415 - only who asked for it pays for it
+
+        models = self._settings.context().models
+        dsn = self._settings.listen_dsn
+        return lambda on_wake: Listener(engine, on_wake, models=models, listen_dsn=dsn)
+
+
+def engine_of(bind: Any) -> Engine:
+    """Return the engine that a session is bound to, for the tables of the queue."""
+    if isinstance(bind, sa.Connection):
+        raise InvalidArgument(
+            "the sessionmaker is bound to one connection: a consumer needs an engine, with a "
+            "connection for each of its threads (in tests, pgqrs_sa.testing.drain runs handlers)"
+        )
+    engine: Engine = bind
+    return engine

@@ -1,0 +1,154 @@
+"""The leases that a consumer holds: when each is to be renewed, and which are lost.
+
+Times are of this machine's monotonic clock, and only say when to ask the database; whether a
+lease is held, the database decides.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from ..types import Delivery
+from .handlers import Handler
+
+__all__ = ["Book", "Held"]
+
+_RENEW_AT = 3  # a lease is renewed when a third of it is over: two renewals may fail
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A lease, as this process knows it."""
+
+    delivery: Delivery
+    handler: Handler
+    lease: float
+    renew_at: float
+    good_until: float
+    started_at: float | None = None
+    thread: int | None = None
+    lost: bool = False
+    settling: bool = False
+    timed_out: bool = False
+
+    def is_lost(self) -> bool:
+        """True when it is known to be gone, or must have run out unrenewed."""
+        return self.lost or time.monotonic() > self.good_until
+
+    def overdue(self, now: float) -> bool:
+        """True when its handler has taken longer than it may."""
+        limit = self.handler.timeout
+        if limit is None or self.started_at is None or self.settling:
+            return False
+        return now - self.started_at > limit.total_seconds()
+
+
+class Book:
+    """All leases of a consumer, by message. Safe to use from several threads."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._held: dict[int, Held] = {}
+        self._lock = threading.Lock()
+
+    def enter(
+        self, handler: Handler, leased: Iterable[Delivery], lease: timedelta, asked_at: float
+    ) -> list[Delivery]:
+        """Note new leases; return the deliveries, which ask this book whether they are lost.
+
+        Args:
+            handler: Whose they are.
+            leased: What the lease returned.
+            lease: How long it lasts.
+            asked_at: The clock before the statement was sent: no lease began earlier.
+        """
+        span = lease.total_seconds()
+        watched = []
+        with self._lock:
+            for one in leased:
+                held = Held(one, handler, span, asked_at + span / _RENEW_AT, asked_at + span)
+                held.delivery = replace(one, watch=held.is_lost)
+                self._held[one.id] = held
+                watched.append(held.delivery)
+        return watched
+
+    def get(self, delivery: Delivery) -> Held | None:
+        """Return the lease of a delivery, unless it is settled, or is another attempt's."""
+        held = self._held.get(delivery.id)
+        return held if held is not None and held.delivery.read_ct == delivery.read_ct else None
+
+    def start(self, deliveries: Iterable[Delivery], thread: int | None) -> bool:
+        """Note that a handler begins; False when a lease is lost, and it must not."""
+        held = [self.get(one) for one in deliveries]
+        if any(one is None or one.is_lost() for one in held):
+            return False
+        now = self._clock()
+        for one in held:
+            if one is not None:
+                one.started_at, one.thread = now, thread
+        return True
+
+    def settling(self, deliveries: Iterable[Delivery]) -> None:
+        """Note that the handler has returned: its timeout does not count any more."""
+        for one in deliveries:
+            if (held := self.get(one)) is not None:
+                held.settling = True
+
+    def remove(self, deliveries: Iterable[Delivery]) -> None:
+        """Forget leases that are settled or lost."""
+        with self._lock:
+            for one in deliveries:
+                if self.get(one) is not None:
+                    del self._held[one.id]
+
+    def lose(self, deliveries: Iterable[Delivery]) -> list[Held]:
+        """Note that leases are gone, so that their handlers may know; return them."""
+        gone = [held for one in deliveries if (held := self.get(one)) is not None]
+        for held in gone:
+            held.lost = True
+        self.remove(held.delivery for held in gone)
+        return gone
+
+    def due(self, now: float) -> list[Held]:
+        """Return the leases to be renewed now; those of an overdue handler run out."""
+        return [one for one in self.all() if one.renew_at <= now and not one.overdue(now)]
+
+    def overdue(self, now: float) -> list[Held]:
+        """Return the leases whose handler has taken too long, each of them once."""
+        found = [one for one in self.all() if one.overdue(now) and not one.timed_out]
+        for one in found:
+            one.timed_out = True
+        return found
+
+    def renewed(self, held: Iterable[Held], asked_at: float) -> None:
+        """Note that the leases were renewed by a statement that was sent then."""
+        for one in held:
+            one.renew_at = asked_at + one.lease / _RENEW_AT
+            one.good_until = asked_at + one.lease
+
+    def next_renewal(self) -> float:
+        """Return when the first lease has to be renewed or its handler is overdue."""
+        moments = [one.renew_at for one in self.all() if not one.timed_out]
+        moments += [
+            one.started_at + one.handler.timeout.total_seconds()
+            for one in self.all()
+            if one.started_at is not None and one.handler.timeout is not None and not one.timed_out
+        ]
+        return min(moments, default=float("inf"))
+
+    def all(self) -> list[Held]:
+        """Return all leases."""
+        with self._lock:
+            return list(self._held.values())
+
+    def ids(self) -> list[int]:
+        """Return the ids of the messages held."""
+        with self._lock:
+            return list(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)

@@ -1,0 +1,86 @@
+"""What happens around a handler's call, apart from waiting for it.
+
+Shared by threads and tasks: settling in the handler's session, and reading what a call's end means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from ..errors import LeaseLost
+from ..operations import consume, settlements
+from ..operations.context import Context
+from .handlers import Unit
+from .verdicts import Verdict, of_error, of_result
+
+__all__ = [
+    "after_error",
+    "after_return",
+    "hold",
+    "is_fatal",
+    "isolation",
+    "keeps_snapshots",
+    "settle_within",
+]
+
+_SNAPSHOTS = ("REPEATABLE READ", "SERIALIZABLE")
+
+
+def isolation(session: Session, context: Context) -> str:
+    """Return the isolation level of a handler's transactions."""
+    connection = session.connection(bind_arguments={"mapper": context.mapper})
+    return str(connection.get_isolation_level()).upper()
+
+
+def keeps_snapshots(level: str) -> bool:
+    """Return whether such a transaction cannot archive what was renewed since it began."""
+    return level in _SNAPSHOTS
+
+
+def hold(session: Session, context: Context, unit: Unit) -> None:
+    """Lock the messages, in a transaction that keeps one snapshot: see `consume.hold`."""
+    consume.hold(session, context, unit.deliveries)
+
+
+def settle_within(session: Session, context: Context, unit: Unit, result: Any) -> list[Verdict]:
+    """Settle in the handler's transaction what it returned; `LeaseLost` rolls everything back."""
+    verdicts = of_result(unit, result)
+    words = settlements.apply(session, context, verdicts, strict=True)
+    return [
+        replace(one, word=words[one.delivery.id]) if one.delivery.id in words else one
+        for one in verdicts
+    ]
+
+
+def after_return(unit: Unit, result: Any) -> list[Verdict]:
+    """Return what becomes of the messages of a handler without a session, which returned."""
+    if unit.handler.acknowledge == "first":
+        return [Verdict(one, "keep") for one in unit.deliveries]
+    return of_result(unit, result)
+
+
+def after_error(unit: Unit, error: BaseException, *, stopping: bool) -> list[Verdict]:
+    """Return what becomes of the messages of a handler that raised, and was rolled back.
+
+    Args:
+        unit: What it worked on.
+        error: What it raised; or what its COMMIT did, where the outcome is then looked up.
+        stopping: True while the consumer stops, and may have caused it.
+    """
+    if unit.handler.acknowledge == "first":
+        return [Verdict(one, "keep", error=error) for one in unit.deliveries]
+    if isinstance(error, KeyboardInterrupt) or (stopping and not isinstance(error, Exception)):
+        # Not the message's fault: somebody wants this process to end.
+        return [Verdict(one, "release", error=error) for one in unit.deliveries]
+    if isinstance(error, LeaseLost):
+        # Of a batch only some are lost: the others go back at once, as if not taken.
+        return [Verdict(one, "release", error=error) for one in unit.deliveries]
+    return [of_error(unit.handler, one, error) for one in unit.deliveries]
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Return whether an error of a handler ends the consumer, once its message is settled."""
+    return isinstance(error, (KeyboardInterrupt, SystemExit))

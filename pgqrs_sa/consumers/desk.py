@@ -1,0 +1,306 @@
+"""The thread that leases and settles, on one connection of its own.
+
+Handlers end at any time; here all that is over is settled together with the next lease, in one
+statement where that is an archive: one round trip and one commit, however many they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+from ..errors import QueueNotFound
+from ..operations import consume, settlements, wakeup
+from ..operations.context import Context
+from ..operations.lease import explain_nothing
+from ..types import Delivery
+from .book import Book
+from .handlers import Handler, Unit
+from .hooks import Reporter
+from .line import Line
+from .policy import Schedule, Take, units
+from .verdicts import Verdict
+
+__all__ = ["Desk"]
+
+log = logging.getLogger("pgqrs_sa.consumer")
+
+_BUSY_AGAIN = 0.2  # seconds until a row that was locked is tried again
+_LOOK_EVERY = 1.0  # seconds between two looks at why a queue gives nothing
+_IDLE_AFTER = 0.05  # seconds without a message, after which notifications are asked for
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A verdict that could not be carried out yet, and when it is tried again."""
+
+    verdict: Verdict
+    handler: Handler
+    not_before: float = 0.0
+
+
+class Desk:
+    """Leases for the handlers, and settles what they decided.
+
+    Args:
+        line: Its connection.
+        context: Returns the context, whose worker changes when it had to register again.
+        book: The leases held.
+        schedule: What to lease, used by this thread alone.
+        leases: How long a lease of each queue lasts.
+        reporter: Hears of what was settled.
+        begin: Takes in what was leased.
+        until_empty: Stop when nothing is left.
+        listening: Ask producers for notifications when idle.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        context: Callable[[], Context],
+        book: Book,
+        schedule: Schedule,
+        leases: dict[str, timedelta],
+        reporter: Reporter,
+        begin: Callable[[Sequence[Unit]], None],
+        *,
+        until_empty: bool,
+        listening: bool,
+    ) -> None:
+        self._line = line
+        self._context = context
+        self._book = book
+        self._schedule = schedule
+        self._leases = leases
+        self._reporter = reporter
+        self._begin = begin
+        self._until_empty = until_empty
+        self._listening = listening
+        self._verdicts: list[_Waiting] = []
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._mode: Literal["leasing", "draining", "closing"] = "leasing"
+        self._looked_at: dict[str, float] = {}
+        self._waiting_until = 0.0
+        self._strays = False
+        self.ended = threading.Event()
+        self.empty = False
+        self.fatal: BaseException | None = None
+        line.on_trouble = self._trouble
+
+    # ------------------------------------------------------------ called from other threads
+
+    def finished(self, unit: Unit, verdicts: Sequence[Verdict]) -> None:
+        """A call has ended; what is not settled yet is settled here."""
+
+        def note() -> None:
+            self._schedule.finished(unit.handler.queue, len(unit.deliveries))
+            self._verdicts += [_Waiting(one, unit.handler) for one in verdicts]
+
+        self._post(note)
+
+    def settle(self, handler: Handler, verdicts: Sequence[Verdict]) -> None:
+        """Settle deliveries whose call goes on: it took too long, or all stops."""
+        self._post(lambda: self._verdicts.extend(_Waiting(one, handler) for one in verdicts))
+
+    def nudge(self, queue: str | None) -> None:
+        """There may be something in a queue (or in any)."""
+        self._post(lambda: self._schedule.nudge(queue))
+
+    def stop_leasing(self) -> None:
+        """Lease no more; go on settling."""
+        self._mode = "draining" if self._mode == "leasing" else self._mode
+        self._wake.set()
+
+    def close(self) -> None:
+        """End when everything is settled."""
+        self._mode = "closing"
+        self._wake.set()
+
+    def _post(self, note: Callable[[], None]) -> None:
+        self._inbox.append(note)
+        self._wake.set()
+
+    def _trouble(self) -> None:
+        self._strays = True
+
+    # ---------------------------------------------------------------------- its own thread
+
+    def run(self) -> None:
+        """Work until closed; an error that does not pass is kept in ``fatal``."""
+        try:
+            while True:
+                self._wake.clear()
+                while self._inbox:
+                    self._inbox.popleft()()
+                if self._mode == "closing" and not self._verdicts:
+                    break
+                self._step()
+        except BaseException as error:  # noqa: BLE001 - whoever runs the consumer raises it
+            self.fatal = error
+        finally:
+            self._line.close()
+            self.ended.set()
+
+    def _step(self) -> None:
+        now = time.monotonic()
+        due = [one for one in self._verdicts if one.not_before <= now]
+        rest = _LOOK_EVERY if self._verdicts else 60.0
+        if self._mode == "leasing":
+            step = self._schedule.next(now)
+            if isinstance(step, Take):
+                self._turn(step, due)
+                return
+            rest = step.seconds
+            if self._until_empty and self._schedule.drained and not self._verdicts:
+                self.empty = True
+                self._mode = "draining"
+                self.ended.set()
+                return
+        if due:
+            self._settle(due)
+        elif not self._ask_for_notifications(now):
+            later = [one.not_before - now for one in self._verdicts]
+            self._wake.wait(max(0.0, min([rest, *later])))
+
+    def _turn(self, take: Take, due: Sequence[_Waiting]) -> None:
+        """Acknowledge what is done, and lease."""
+        others = [one for one in due if one.verdict.kind != "archive"]
+        if others:
+            self._settle(others)
+        done = [one for one in due if one.verdict.kind == "archive"]
+        handler = take.handler
+        lease = self._leases[handler.queue]
+        asked_at = time.monotonic()
+        turn = self._line.call(
+            "a lease",
+            self._context(),
+            consume.turn,
+            [one.verdict.delivery for one in done],
+            handler.queue,
+            take.limit,
+            lease,
+            handler.retry.max_attempts,
+        )
+        leased = self._book.enter(handler, turn.leased, lease, asked_at)
+        self._schedule.took(handler.queue, take.limit, len(leased), time.monotonic())
+        if done:
+            self._settled(done, dict.fromkeys(turn.settled, "archived"))
+        if leased:
+            self._start(handler, leased)
+        else:
+            self._look(handler.queue, asked_at)
+        if self._strays:
+            self._strays = False
+            context = self._context()
+            self._line.call(
+                "a look for strays",
+                context,
+                consume.hand_back,
+                context.worker or 0,
+                self._book.ids(),
+            )
+
+    def _start(self, handler: Handler, leased: list[Delivery]) -> None:
+        if self._waiting_until:
+            self._waiting(None)
+        if handler.acknowledge == "first":
+            verdicts = [Verdict(one, "archive") for one in leased]
+            done = self._apply(verdicts)
+            self._book.remove(leased)
+            lost = [one for one in leased if one.id not in done]
+            self._schedule.finished(handler.queue, len(lost))
+            leased = [one for one in leased if one.id in done]
+        self._begin(units(handler, leased))
+
+    def _look(self, queue: str, now: float) -> None:
+        """Find out why there is nothing: the queue may be gone, or only hold exhausted messages."""
+        if now - self._looked_at.get(queue, 0.0) < _LOOK_EVERY:
+            return
+        self._looked_at[queue] = now
+        try:
+            self._line.call("a look", self._context(), explain_nothing, queue, None)
+        except QueueNotFound as gone:
+            log.error("%s", gone, extra={"queue": queue, "worker": self._context().worker})  # noqa: TRY400
+            self._schedule.drop(queue)
+            if not self._schedule.queues:
+                raise
+
+    def _ask_for_notifications(self, now: float) -> bool:
+        """Say that we wait, once idle; True when that is news, and one more look is due."""
+        if not self._listening or self._mode != "leasing" or now < self._waiting_until:
+            return False
+        if self._schedule.idle_for(now) < _IDLE_AFTER:
+            return False
+        span = timedelta(seconds=max(10.0, 4 * self._schedule.poll_interval))
+        self._waiting(span)
+        self._waiting_until = now + span.total_seconds() / 2
+        # What was enqueued before this was known has sent no notification.
+        self._schedule.nudge(None)
+        return True
+
+    def _waiting(self, span: timedelta | None) -> None:
+        context = self._context()
+        self._waiting_until = 0.0
+        if context.worker is not None:
+            self._line.call("a note", context, wakeup.set_waiting, context.worker, span)
+
+    # --------------------------------------------------------------------------- settling
+
+    def _apply(self, verdicts: Sequence[Verdict]) -> dict[int, str]:
+        return self._line.call(
+            "a settlement", self._context(), settlements.apply, verdicts, strict=False
+        )
+
+    def _settle(self, due: Sequence[_Waiting]) -> None:
+        self._settled(due, self._apply([one.verdict for one in due]))
+
+    def _settled(self, tried: Sequence[_Waiting], outcome: dict[int, str]) -> None:
+        """Take note of what was settled, and of what became of the rest."""
+        missing = [one for one in tried if one.verdict.delivery.id not in outcome]
+        again: list[_Waiting] = []
+        lost: list[_Waiting] = []
+        if missing:
+            known = self._line.call(
+                "a look", self._context(), consume.fates, [one.verdict.delivery for one in missing]
+            )
+            for one in missing:
+                fate = known[one.verdict.delivery.id]
+                if fate == "busy":
+                    later = time.monotonic() + _BUSY_AGAIN
+                    again.append(_Waiting(one.verdict, one.handler, later))
+                elif fate == "done":
+                    outcome = {**outcome, one.verdict.delivery.id: "archived"}
+                else:
+                    lost.append(one)
+        over = {id(one) for one in tried}
+        self._verdicts = [one for one in self._verdicts if id(one) not in over] + again
+        for one in tried:
+            if (word := outcome.get(one.verdict.delivery.id)) is not None:
+                self._report(one, word)
+        for one in lost:
+            self._lose(one)
+
+    def _report(self, one: _Waiting, word: str) -> None:
+        held = self._book.get(one.verdict.delivery)
+        if held is not None and held.timed_out:
+            held.lost = True  # its handler may be running still, and may ask
+        self._book.remove([one.verdict.delivery])
+        self._reporter.settled(one.handler, one.verdict, word, held.started_at if held else None)
+
+    def _lose(self, one: _Waiting) -> None:
+        held = self._book.lose([one.verdict.delivery])
+        self._reporter.ended(
+            "on_lease_lost",
+            "lease lost",
+            one.handler,
+            one.verdict.delivery,
+            held[0].started_at if held else None,
+            error=one.verdict.error,
+        )

@@ -1,0 +1,219 @@
+"""The thread that keeps what is held: renewals, timeouts, the heartbeat, and tidying up.
+
+It has a connection of its own and waits for nobody's lock, so that neither a long statement of
+the other thread nor a handler that holds its message locked delays the renewal of the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+from sqlalchemy.orm import Session
+
+from ..errors import HandlerTimeout, WorkerNotFound, WorkerNotReady
+from ..operations import archive, consume, workers
+from ..operations.context import Context
+from ..types import WorkerInfo
+from .book import Book, Held
+from .hooks import Reporter
+from .line import Line
+from .troubles import sqlstate, transient
+from .verdicts import Verdict, of_error
+
+__all__ = ["Keeper"]
+
+log = logging.getLogger("pgqrs_sa.consumer")
+
+_SHORTEST_REST, _LONGEST_REST = 0.02, 1.0  # seconds: new leases are looked at so soon
+_LATER = 0.5  # seconds until a lease whose row was locked is tried again
+_CHUNK = 1_000  # rows of the archive that one round of tidying deletes at most
+_WORKERS_KEPT = timedelta(days=7)
+_DENIED = "42501"
+
+
+class Keeper:
+    """Renews leases, and tells the database that this consumer lives.
+
+    Args:
+        line: Its connection.
+        context: Returns the context.
+        book: The leases held.
+        reporter: Hears of leases that are lost.
+        register: Registers this consumer anew, after it was taken for dead.
+        time_out: Settles a delivery whose handler took too long.
+        abandon: Tells a handler that is running to stop, if that is possible.
+        heartbeat: Seconds between two signs of life.
+        grace: Seconds that a handler may stop by itself in, once its time is over.
+        housekeeping: Seconds between two rounds of tidying up, or None for none.
+        silent_for: How long another worker may be silent before it is taken for dead.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        context: Callable[[], Context],
+        book: Book,
+        reporter: Reporter,
+        register: Callable[[], WorkerInfo],
+        time_out: Callable[[Held, Verdict], None],
+        abandon: Callable[[Sequence[Held]], None],
+        *,
+        queues: Sequence[str],
+        heartbeat: float,
+        grace: float,
+        housekeeping: float | None,
+        silent_for: float,
+    ) -> None:
+        self._line = line
+        self._context = context
+        self._book = book
+        self._reporter = reporter
+        self._register = register
+        self._time_out = time_out
+        self._abandon = abandon
+        self._queues = queues
+        self._heartbeat = heartbeat
+        self._grace = grace
+        self._housekeeping = housekeeping
+        self._silent_for = silent_for
+        self._closed = threading.Event()
+        self._status = "ready"
+        now = time.monotonic()
+        self._beats_at = now + heartbeat
+        # The first round comes soon, but not from all consumers of a deployment at once.
+        self._tidies_at = now + (housekeeping or 0.0) * (id(self) % 97) / 97
+        self.fatal: BaseException | None = None
+
+    def close(self) -> None:
+        """End after the present step."""
+        self._closed.set()
+
+    def run(self) -> None:
+        """Keep until closed."""
+        try:
+            while not self._closed.wait(self._rest()):
+                self._renew()
+                self._end_overdue()
+                self._beat()
+                self._tidy()
+        except BaseException as error:  # noqa: BLE001 - whoever runs the consumer raises it
+            self.fatal = error
+        finally:
+            self._say_goodbye()
+
+    def _rest(self) -> float:
+        moments = [self._book.next_renewal(), self._beats_at]
+        return max(_SHORTEST_REST, min(min(moments) - time.monotonic(), _LONGEST_REST))
+
+    def _renew(self) -> None:
+        by_span: dict[float, list[Held]] = {}
+        for held in self._book.due(time.monotonic()):
+            by_span.setdefault(held.lease, []).append(held)
+        for span, group in by_span.items():
+            self._renew_group(span, group)
+
+    def _renew_group(self, span: float, group: Sequence[Held]) -> None:
+        deliveries = [one.delivery for one in group]
+        asked_at = time.monotonic()
+        kept = self._line.call(
+            "a renewal", self._context(), consume.renew, deliveries, timedelta(seconds=span)
+        )
+        self._book.renewed([one for one in group if one.delivery.id in kept], asked_at)
+        missing = [one for one in deliveries if one.id not in kept]
+        if not missing:
+            return
+        known = self._line.call("a look", self._context(), consume.fates, missing)
+        for held in group:
+            fate = known.get(held.delivery.id)
+            if fate == "busy":
+                # Locked, by its own handler as a rule: nobody can take it while that lasts.
+                held.renew_at = time.monotonic() + _LATER
+                held.good_until = max(held.good_until, time.monotonic() + 2 * _LATER)
+            elif fate == "done":
+                held.renew_at = time.monotonic() + _LATER  # its commit is being told just now
+        self.lose([one for one in group if known.get(one.delivery.id) == "lost"])
+
+    def lose(self, gone: Sequence[Held]) -> None:
+        """Note that leases are gone, and tell their handlers."""
+        lost = self._book.lose([one.delivery for one in gone])
+        if lost:
+            self._abandon(lost)
+        for one in lost:
+            self._reporter.ended(
+                "on_lease_lost", "lease lost", one.handler, one.delivery, one.started_at
+            )
+
+    def _end_overdue(self) -> None:
+        for held in self._book.overdue(time.monotonic() - self._grace):
+            limit = held.handler.timeout or timedelta(0)
+            error = HandlerTimeout(held.handler.name, limit.total_seconds(), _stack(held.thread))
+            log.error("%s", error, extra={"msg_id": held.delivery.id, "queue": held.handler.queue})
+            self._time_out(held, of_error(held.handler, held.delivery, error))
+            self._abandon([held])
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        worker = self._context().worker
+        if now < self._beats_at or worker is None:
+            return
+        self._beats_at = now + self._heartbeat
+        try:
+            info = self._line.call("a heartbeat", self._context(), workers.heartbeat, worker)
+        except (WorkerNotReady, WorkerNotFound) as error:
+            log.warning("taken for dead: %s", error, extra={"worker": worker})
+            self.lose(self._book.all())
+            self._register()
+            return
+        if info.status != self._status:
+            self._status = info.status
+            log.info("worker %d is %s", worker, info.status, extra={"worker": worker})
+
+    def _tidy(self) -> None:
+        now = time.monotonic()
+        if self._housekeeping is None or now < self._tidies_at:
+            return
+        self._tidies_at = now + self._housekeeping
+        jobs = (self._reclaim, self._bury, self._prune)
+        for job in jobs:
+            try:
+                self._line.transaction(self._context(), job)
+            except Exception as error:
+                if not (transient(error) or sqlstate(error) == _DENIED):
+                    log.warning("tidying up failed: %s", type(error).__name__, exc_info=True)
+                else:
+                    log.info("tidying up was not possible: %s", type(error).__name__)
+
+    def _reclaim(self, session: Session, context: Context) -> None:
+        if consume.tidying(session, context):
+            workers.reclaim(session, context, self._silent_for, None, holding=False)
+            workers.purge(session, context, _WORKERS_KEPT)
+
+    def _bury(self, session: Session, context: Context) -> None:
+        if consume.tidying(session, context):
+            for queue in self._queues:
+                archive.bury(session, context, queue, _CHUNK)
+
+    def _prune(self, session: Session, context: Context) -> None:
+        if consume.tidying(session, context):
+            archive.prune(session, context, None, None, _CHUNK)
+
+    def _say_goodbye(self) -> None:
+        worker = self._context().worker
+        try:
+            if worker is not None:
+                self._line.once(self._context(), workers.set_status, worker, "stopped")
+        except Exception as error:  # noqa: BLE001 - the row then shows its silence
+            log.info("worker %d could not be noted as stopped: %s", worker, type(error).__name__)
+        self._line.close()
+
+
+def _stack(thread: int | None) -> str | None:
+    """Return where a thread is just now, for the error that is kept."""
+    frame = sys._current_frames().get(thread) if thread is not None else None  # noqa: SLF001
+    return None if frame is None else "".join(traceback.format_stack(frame, limit=12))

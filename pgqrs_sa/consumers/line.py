@@ -1,0 +1,267 @@
+"""The consumer's own connections: one statement, one commit, whatever the application's are.
+
+A `Line` holds a connection in AUTOCOMMIT as long as it works, and takes another one when it does
+not. Its session is used by one thread alone. That is also so in an `AsyncConsumer`: there the
+thread has an event loop of its own, and a connection that belongs to that, so that neither a
+blocked loop nor a cancelled task of the application can keep a lease from being renewed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session
+
+from ..operations import consume
+from ..operations.context import Context
+from .troubles import patient
+
+__all__ = ["AsyncPlug", "Line", "Plug", "SyncPlug"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class Plug(Protocol):
+    """How a thread reaches the database."""
+
+    def run(self, work: Callable[[Connection], _T]) -> _T:
+        """Do something with a connection, which is opened if there is none."""
+
+    def drop(self) -> None:
+        """Throw the connection away: it is broken."""
+
+    def close(self) -> None:
+        """Give the connection back."""
+
+    def cut(self) -> None:
+        """End a call that hangs, from another thread."""
+
+
+class SyncPlug:
+    """A connection of the application's engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: Connection | None = None
+
+    def run(self, work: Callable[[Connection], _T]) -> _T:
+        """See `Plug`."""
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        return work(self._connection)
+
+    def drop(self) -> None:
+        """See `Plug`."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.invalidate()
+            with contextlib.suppress(Exception):
+                connection.close()
+
+    def close(self) -> None:
+        """See `Plug`."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.close()
+
+    def cut(self) -> None:
+        """See `Plug`: both psycopg's connections tell their socket."""
+        connection = self._connection
+        with contextlib.suppress(Exception):
+            raw: Any = connection.connection.dbapi_connection if connection else None
+            with socket.socket(fileno=os.dup(raw.fileno())) as wire:
+                wire.shutdown(socket.SHUT_RDWR)
+
+
+class AsyncPlug:
+    """A connection like those of the application's async engine, in a loop of this thread's."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = _sibling(engine)
+        self._connection: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    def run(self, work: Callable[[Connection], _T]) -> _T:
+        """See `Plug`."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        result: _T = self._loop.run_until_complete(self._cancellable(self._run(work)))
+        return result
+
+    async def _cancellable(self, work: Any) -> Any:
+        self._task = asyncio.ensure_future(work)
+        try:
+            return await self._task
+        except asyncio.CancelledError:
+            raise TimeoutError("the server did not answer in time") from None
+        finally:
+            self._task = None
+
+    async def _run(self, work: Callable[[Connection], _T]) -> _T:
+        if self._connection is None:
+            self._connection = await self._engine.connect()
+        result: _T = await self._connection.run_sync(work)
+        return result
+
+    def drop(self) -> None:
+        """See `Plug`."""
+        self._end(broken=True)
+
+    def close(self) -> None:
+        """See `Plug`."""
+        self._end(broken=False)
+        if self._loop is not None:
+            with contextlib.suppress(Exception):
+                self._loop.run_until_complete(self._engine.dispose())
+            self._loop.close()
+            self._loop = None
+
+    def _end(self, *, broken: bool) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None or self._loop is None:
+            return
+
+        async def end() -> None:
+            if broken:
+                with contextlib.suppress(Exception):
+                    await connection.invalidate()
+            with contextlib.suppress(Exception):
+                await connection.close()
+
+        self._loop.run_until_complete(end())
+
+    def cut(self) -> None:
+        """See `Plug`."""
+        task, loop = self._task, self._loop
+        if task is not None and loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+                loop.call_soon_threadsafe(task.cancel)
+
+
+def _sibling(engine: Any) -> Any:
+    """Return an async engine with a pool of its own, for another event loop.
+
+    It connects as the application's does: with its dialect, its creator and the events of its
+    pool and of its engine.
+    """
+    from sqlalchemy.ext.asyncio import AsyncEngine  # noqa: PLC0415 - needs greenlet
+
+    original = engine.sync_engine
+    twin = Engine(original.pool.recreate(), original.dialect, original.url)
+    twin.dispatch._update(original.dispatch, only_propagate=False)  # noqa: SLF001
+    return AsyncEngine(twin.execution_options(**original.get_execution_options()))
+
+
+class Line:
+    """A connection in AUTOCOMMIT, which is replaced when it breaks.
+
+    Args:
+        plug: How to reach the database.
+        stopping: Ends the waiting for a database that does not answer.
+        deadline: Seconds after which a call is taken for dead, and its connection cut: see `watch`.
+    """
+
+    def __init__(self, plug: Plug, stopping: threading.Event, deadline: float) -> None:
+        self._plug = plug
+        self._stopping = stopping
+        self._deadline = deadline
+        self._since: float | None = None
+        self._isolation: str | None = None
+        self._prepared: Connection | None = None
+        self.on_trouble: Callable[[], None] = lambda: None
+
+    def call(
+        self,
+        what: str,
+        context: Context,
+        operation: Callable[Concatenate[Session, Context, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Run an operation, again and again while the trouble is one that passes."""
+        for attempt in patient(self._stopping, what, context.worker):
+            with attempt:
+                return self.once(context, operation, *args, **kwargs)
+        raise AssertionError("a retry ends with a result or an error")
+
+    def once(
+        self,
+        context: Context,
+        operation: Callable[Concatenate[Session, Context, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Run an operation once; after an error the connection is not used again."""
+
+        def work(connection: Connection) -> _T:
+            self._commit_each(connection, context)
+            with Session(connection) as session, session.begin():
+                return operation(session, context, *args, **kwargs)
+
+        return self._timed(work)
+
+    def transaction(
+        self,
+        context: Context,
+        operation: Callable[Concatenate[Session, Context, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Run an operation once, in a READ COMMITTED transaction of its own."""
+
+        def work(connection: Connection) -> _T:
+            self._prepared = None
+            _set(connection, "READ COMMITTED")
+            with Session(connection) as session, session.begin():
+                return operation(session, context, *args, **kwargs)
+
+        return self._timed(work)
+
+    def _timed(self, work: Callable[[Connection], _T]) -> _T:
+        self._since = time.monotonic()
+        try:
+            return self._plug.run(work)
+        except BaseException:
+            self._prepared = None
+            self._plug.drop()
+            self.on_trouble()
+            raise
+        finally:
+            self._since = None
+
+    def _commit_each(self, connection: Connection, context: Context) -> None:
+        if self._prepared is connection:
+            return
+        if self._isolation is None:
+            # In AUTOCOMMIT the server's own default rules, which may be another than this.
+            with Session(connection) as session:
+                default = consume.look_around(session, context)
+            self._isolation = "AUTOCOMMIT" if default == "read committed" else "READ COMMITTED"
+        _set(connection, self._isolation)
+        self._prepared = connection
+
+    def watch(self) -> None:
+        """Cut the connection if a call has been waiting for too long. From another thread."""
+        since = self._since
+        if since is not None and time.monotonic() - since > self._deadline:
+            self._plug.cut()
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._plug.close()
+
+
+def _set(connection: Connection, isolation: str) -> None:
+    connection.execution_options(isolation_level=isolation)

@@ -1,0 +1,203 @@
+"""What to lease, when, and what to start next. Pure: time comes in, decisions go out.
+
+`Schedule` says from which queue how many messages may be leased now, or how long to rest.
+`Ready` holds what is leased and not started yet, and hands out what may run.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ..types import Delivery
+from .handlers import Handler, Unit
+
+__all__ = ["Ready", "Rest", "Schedule", "Take", "units"]
+
+_SOON = 0.02
+"""Seconds after which an empty queue is asked again first; it doubles up to the poll interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Lease up to ``limit`` messages of this handler's queue now."""
+
+    handler: Handler
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Nothing to lease for so many seconds, unless something happens."""
+
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Source:
+    handler: Handler
+    in_hand: int = 0
+    due: float = 0.0
+    wait: float = _SOON
+    credit: float = 0.0
+    empty: bool = False
+    idle_since: float | None = None
+
+    @property
+    def calls(self) -> int:
+        """How many calls its messages make, at most as many as may run."""
+        return min(math.ceil(self.in_hand / self.handler.batch), self.handler.concurrency)
+
+    def room(self, free: int) -> int:
+        """How many more messages it may have, when so many calls of the consumer are free."""
+        calls = min(self.handler.concurrency, self.calls + max(free, 0))
+        return max(0, calls * self.handler.batch + self.handler.prefetch - self.in_hand)
+
+
+@dataclass(slots=True)
+class Schedule:
+    """Which queue is asked next: weighted, polled with jitter, never beyond what may run.
+
+    Attributes:
+        slots: How many calls may run at the same time, over all queues.
+        poll_interval: The longest wait between two looks at an idle queue, in seconds.
+        jitter: Draws from 0 to 1; each wait is moved by up to a fifth of itself, so that many
+            consumers do not ask at the same moment.
+    """
+
+    slots: int
+    poll_interval: float
+    jitter: Callable[[], float] = random.random
+    _sources: dict[str, _Source] = field(default_factory=dict)
+
+    def work_on(self, handlers: Iterable[Handler]) -> None:
+        """Ask for the messages of these handlers."""
+        self._sources = {one.queue: _Source(one) for one in handlers}
+
+    def next(self, now: float) -> Take | Rest:
+        """Return what to do now."""
+        free = self.slots - sum(one.calls for one in self._sources.values())
+        open_ = [one for one in self._sources.values() if self._wants(one, free)]
+        due = [one for one in open_ if one.due <= now]
+        if not due:
+            return Rest(max(0.0, min((one.due - now for one in open_), default=self.poll_interval)))
+        chosen = self._fairest(due)
+        return Take(chosen.handler, chosen.room(free))
+
+    def _wants(self, source: _Source, free: int) -> bool:
+        # With a store of messages ahead it is filled when half is used up, not one by one.
+        room = source.room(free)
+        return room > 0 and room >= (source.handler.prefetch + 1) // 2
+
+    @staticmethod
+    def _fairest(due: list[_Source]) -> _Source:
+        """Smooth weighted round robin: each gets its share, and none waits for long."""
+        for one in due:
+            one.credit += one.handler.weight
+        chosen = max(due, key=lambda one: one.credit)
+        chosen.credit -= sum(one.handler.weight for one in due)
+        return chosen
+
+    def took(self, queue: str, asked: int, got: int, now: float) -> None:
+        """Note what a lease brought."""
+        source = self._sources[queue]
+        source.in_hand += got
+        source.empty = got == 0
+        if got:
+            for one in self._sources.values():
+                one.empty = False  # a handler may enqueue for any of them
+            source.idle_since = None
+            source.wait = _SOON
+            source.due = now if got == asked else now + self._moved(_SOON)
+            return
+        if source.idle_since is None:
+            source.idle_since = now
+        source.due = now + self._moved(source.wait)
+        source.wait = min(source.wait * 2, self.poll_interval)
+
+    def finished(self, queue: str, count: int) -> None:
+        """Note that a call has ended that had so many messages."""
+        if (source := self._sources.get(queue)) is not None:
+            source.in_hand -= count
+
+    def nudge(self, queue: str | None) -> None:
+        """Ask a queue (or all of them) again at once: there may be something."""
+        for one in self._sources.values():
+            if queue in (None, one.handler.queue):
+                one.due = 0.0
+                one.wait = _SOON
+                one.empty = False
+
+    def drop(self, queue: str) -> None:
+        """Ask a queue no more."""
+        self._sources.pop(queue, None)
+
+    def idle_for(self, now: float) -> float:
+        """For how many seconds no queue has had anything."""
+        since = [one.idle_since for one in self._sources.values()]
+        known = [one for one in since if one is not None]
+        return now - max(known) if known and len(known) == len(since) else 0.0
+
+    @property
+    def queues(self) -> list[str]:
+        """The queues that are asked."""
+        return list(self._sources)
+
+    @property
+    def drained(self) -> bool:
+        """True when every queue was empty the last time, and nothing is in hand."""
+        return all(one.empty and one.in_hand == 0 for one in self._sources.values())
+
+    @property
+    def in_hand(self) -> int:
+        """How many messages are leased and not worked off."""
+        return sum(one.in_hand for one in self._sources.values())
+
+    def _moved(self, wait: float) -> float:
+        return min(wait, self.poll_interval) * (0.8 + 0.4 * self.jitter())
+
+
+@dataclass(slots=True)
+class Ready:
+    """Leased and not started yet, in order; each handler runs as often as it may."""
+
+    slots: int
+    _waiting: deque[Unit] = field(default_factory=deque)
+    _running: Counter[str] = field(default_factory=Counter)
+
+    def add(self, units: Iterable[Unit]) -> None:
+        """Take in what was leased."""
+        self._waiting.extend(units)
+
+    def take(self) -> Unit | None:
+        """Return the first that may run now, if there is one: it counts as running from here."""
+        if self._running.total() >= self.slots:
+            return None
+        for place, unit in enumerate(self._waiting):
+            if self._running[unit.handler.queue] < unit.handler.concurrency:
+                del self._waiting[place]
+                self._running[unit.handler.queue] += 1
+                return unit
+        return None
+
+    def finished(self, unit: Unit) -> None:
+        """Note that a call has ended."""
+        self._running[unit.handler.queue] -= 1
+
+    def clear(self) -> list[Unit]:
+        """Return what was not started, and forget it."""
+        left = list(self._waiting)
+        self._waiting.clear()
+        return left
+
+
+def units(handler: Handler, deliveries: Sequence[Delivery]) -> list[Unit]:
+    """Cut what was leased into what single calls get."""
+    size = handler.batch
+    return [
+        Unit(handler, tuple(deliveries[start : start + size]))
+        for start in range(0, len(deliveries), size)
+    ]

@@ -1,0 +1,306 @@
+"""One run of a consumer: its threads, from the first check to the last settlement.
+
+The same for threads and for asyncio. What differs is the crew: how a call of a handler is begun,
+and how one that is running is told to stop.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Protocol
+
+from .. import nudge
+from ..operations import workers
+from ..types import WorkerInfo
+from .book import Book, Held
+from .desk import Desk
+from .handlers import Handler, Unit
+from .hooks import Reporter
+from .keeper import Keeper
+from .line import Line, Plug
+from .policy import Ready, Schedule
+from .settings import Settings, check_database
+from .verdicts import Verdict
+
+__all__ = ["Crew", "Runtime", "Waker"]
+
+log = logging.getLogger("pgqrs_sa.consumer")
+
+_LAST_WORDS = 5.0
+"""Seconds that the last settlements may take once all handlers are done or given up."""
+
+
+class Crew(Protocol):
+    """Who calls the handlers."""
+
+    def begin(self, count: int) -> None:
+        """So much may be started: ask `Runtime.next_unit` until it returns None."""
+
+    def abandon(self, held: Sequence[Held]) -> None:
+        """Tell the handlers of these messages to stop, if they can be told."""
+
+
+class Waker(Protocol):
+    """What tells of notifications: see `pgqrs_sa.listener`."""
+
+    def start(self) -> None:
+        """Begin to listen."""
+
+    def stop(self) -> None:
+        """Stop listening."""
+
+
+class Runtime:
+    """One run: made, checked and started, then stopped, once.
+
+    Args:
+        settings: Of the consumer.
+        handlers: Those that work.
+        crew: Who calls them.
+        plug: Makes a connection for one of the threads here.
+        listener: Makes what calls back when a notification comes, or None.
+        until_empty: End when nothing is left to lease.
+        grace: Seconds that the crew needs for ending a call by itself when its time is over.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        handlers: Sequence[Handler],
+        crew: Crew,
+        plug: Callable[[], Plug],
+        *,
+        listener: Callable[[Callable[[str | None], None]], Waker] | None,
+        until_empty: bool,
+        grace: float,
+    ) -> None:
+        self.settings = settings
+        self._handlers = tuple(handlers)
+        self._crew = crew
+        self._plug = plug
+        self._make_listener = listener
+        self._until_empty = until_empty
+        self._grace = grace
+        self._pid = os.getpid()
+        self._ready = Ready(settings.concurrency)
+        self._running: dict[int, Unit] = {}
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._hurry = threading.Event()  # no more waiting for a database that is not there
+        self._draining = False
+        self._threads: list[threading.Thread] = []
+        self._cleanup: list[Callable[[], None]] = []
+        self.context = settings.context()
+        self.book = Book()
+        self.reporter = Reporter(settings.hooks)
+        self.worker: WorkerInfo | None = None
+
+    # ---------------------------------------------------------------------------- starting
+
+    def check(self) -> dict[str, timedelta]:
+        """Look at the database; return the leases of the queues. Raises as `check_database`."""
+        line = self._line()
+        try:
+            return line.once(self.context, check_database, self._handlers)
+        finally:
+            line.close()
+
+    def start(self) -> None:
+        """Check, register, and begin to lease."""
+        leases = self.check()
+        line = self._line()
+        try:
+            self._register(line)
+        finally:
+            line.close()
+        schedule = Schedule(self.settings.concurrency, self.settings.poll_interval)
+        schedule.work_on(self._handlers)
+        self._desk_line, self._keeper_line = self._line(), self._line()
+        self.desk = Desk(
+            self._desk_line,
+            lambda: self.context,
+            self.book,
+            schedule,
+            leases,
+            self.reporter,
+            self._begin,
+            until_empty=self._until_empty,
+            listening=self._make_listener is not None,
+        )
+        self.keeper = Keeper(
+            self._keeper_line,
+            lambda: self.context,
+            self.book,
+            self.reporter,
+            lambda: self._register(self._keeper_line),
+            lambda held, verdict: self.desk.settle(held.handler, [verdict]),
+            self._crew.abandon,
+            queues=list(leases),
+            heartbeat=self.settings.heartbeat,
+            grace=self._grace,
+            housekeeping=self.settings.housekeeping,
+            silent_for=max(60.0, 6 * self.settings.heartbeat),
+        )
+        self._cleanup.append(nudge.subscribe(self.desk.nudge))
+        if self._make_listener is not None:
+            listener = self._make_listener(self.desk.nudge)
+            listener.start()
+            self._cleanup.append(listener.stop)
+        for what, run in (("desk", self.desk.run), ("keeper", self.keeper.run)):
+            thread = threading.Thread(target=run, name=f"pgqrs-{what}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _line(self) -> Line:
+        # A call that takes as long as a short lease would let all of them run out.
+        shortest = min((h.lease.total_seconds() for h in self._handlers if h.lease), default=30.0)
+        return Line(self._plug(), self._hurry, deadline=max(2.0, min(shortest / 3, 15.0)))
+
+    def _register(self, line: Line) -> WorkerInfo:
+        """Register this start, or this consumer anew after it was taken for dead."""
+        self.worker = line.call(
+            "the registration",
+            self.context,
+            workers.register,
+            self.settings.name,
+            [one.queue for one in self._handlers],
+            None,
+            None,
+            None,
+            self.settings.version,
+        )
+        self.context = replace(self.context, worker=self.worker.id)
+        self.reporter.worker = self.worker.id
+        return self.worker
+
+    # ----------------------------------------------------------------------------- working
+
+    def _begin(self, units: Sequence[Unit]) -> None:
+        with self._lock:
+            self._ready.add(units)
+        if units:
+            self._crew.begin(len(units))
+
+    def next_unit(self) -> Unit | None:
+        """Return what may be started now; its lease is still held, and its timeout begins."""
+        while True:
+            with self._lock:
+                unit = self._ready.take()
+                if unit is None:
+                    return None
+                self._running[unit.number] = unit
+            if unit.handler.acknowledge == "first" or self.book.start(
+                unit.deliveries, threading.get_ident()
+            ):
+                self.reporter.started(unit)
+                return unit
+            # Waited for too long in this process: whoever has it now does the work.
+            self.finished(unit, [Verdict(one, "release") for one in unit.deliveries])
+
+    def finished(self, unit: Unit, verdicts: Sequence[Verdict]) -> None:
+        """Note how a call ended, and settle what its own transaction has not."""
+        self.book.settling(unit.deliveries)
+        for one in verdicts:
+            if one.settled or one.kind == "keep":
+                self._report(unit, one)
+        self.desk.finished(unit, [v for v in verdicts if not (v.settled or v.kind == "keep")])
+        with self._lock:
+            self._running.pop(unit.number, None)
+            self._ready.finished(unit)
+            self._idle.notify_all()
+
+    def _report(self, unit: Unit, verdict: Verdict) -> None:
+        held = self.book.get(verdict.delivery)
+        started_at = held.started_at if held else None
+        self.book.remove([verdict.delivery])
+        if verdict.settled:
+            self.reporter.settled(unit.handler, verdict, verdict.word, started_at)
+        elif verdict.error is not None:
+            log.warning(
+                "message %d of %s failed after its acknowledgement: %s",
+                verdict.delivery.id,
+                verdict.delivery.queue,
+                type(verdict.error).__name__,
+                exc_info=verdict.error,
+                extra={"queue": verdict.delivery.queue, "msg_id": verdict.delivery.id},
+            )
+
+    # ---------------------------------------------------------------------------- stopping
+
+    def watch(self) -> BaseException | None:
+        """Cut calls that hang; return an error that ends the run, if there is one."""
+        for line in (self._desk_line, self._keeper_line):
+            line.watch()
+        return self.desk.fatal or self.keeper.fatal
+
+    @property
+    def stopping(self) -> bool:
+        """True once it leases no more."""
+        return self._draining
+
+    @property
+    def over(self) -> bool:
+        """True when there is nothing left to wait for: drained, or broken."""
+        return self.desk.ended.is_set() or self.keeper.fatal is not None
+
+    @property
+    def busy(self) -> int:
+        """How many calls are running."""
+        return len(self._running)
+
+    def drain(self) -> None:
+        """Lease no more, and give back what has not been started."""
+        if self._draining:
+            return
+        self._draining = True
+        self.desk.stop_leasing()
+        with self._lock:
+            waiting = self._ready.clear()
+        for unit in waiting:
+            self.desk.finished(unit, [Verdict(one, "release") for one in unit.deliveries])
+
+    def wait_idle(self, seconds: float) -> bool:
+        """Wait until no call is running; False when some are, after so many seconds."""
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._running, max(0.0, seconds))
+
+    def close(self) -> bool:
+        """Settle what is left, hand unfinished leases back uncharged, and end the threads.
+
+        Returns:
+            True when every call had ended.
+        """
+        for cleanup in self._cleanup:
+            cleanup()
+        with self._lock:
+            unfinished = list(self._running.values())
+        for unit in unfinished:
+            held = [h for one in unit.deliveries if (h := self.book.get(one)) is not None]
+            for one in held:
+                one.lost = True
+            self.desk.settle(unit.handler, [Verdict(one.delivery, "release") for one in held])
+        self.desk.close()
+        self._join(self._threads[0], _LAST_WORDS)
+        self.keeper.close()
+        self._join(self._threads[1], _LAST_WORDS)
+        return not unfinished
+
+    def _join(self, thread: threading.Thread, seconds: float) -> None:
+        thread.join(seconds)
+        if thread.is_alive():
+            self._hurry.set()
+            for line in (self._desk_line, self._keeper_line):
+                line.watch()
+            thread.join(seconds)
+        if thread.is_alive():
+            log.warning("%s hangs: its leases run out by themselves", thread.name)
+
+    @property
+    def forked(self) -> bool:
+        """True in a child of the process that started this run: nothing of it is alive here."""
+        return os.getpid() != self._pid

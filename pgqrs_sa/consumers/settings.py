@@ -1,0 +1,118 @@
+"""What a consumer is told, checked once; and what it finds in the database before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from .. import arguments
+from ..codecs import Codec
+from ..errors import InvalidArgument, PoolTooSmall
+from ..models import Models
+from ..operations import consume, queues, schema
+from ..operations.context import Context
+from ..types import Seconds
+from .handlers import Handler
+from .hooks import Hooks
+
+__all__ = ["Settings", "check_database", "check_pool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a consumer works; see `Consumer` for the meaning of each."""
+
+    name: str
+    concurrency: int
+    poll_interval: float
+    drain_timeout: float
+    heartbeat: float
+    housekeeping: float | None
+    version: str | None
+    models: Models | None
+    codec: Codec | None
+    notify: bool
+    listen_dsn: str | None
+    hooks: tuple[Hooks, ...] = field(default=())
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        name: str,
+        concurrency: int,
+        poll_interval: Seconds,
+        drain_timeout: Seconds,
+        heartbeat: Seconds,
+        housekeeping: Seconds | None,
+        version: str | None,
+        models: Models | None,
+        codec: Codec | None,
+        notify: bool,
+        listen_dsn: str | None,
+        hooks: Sequence[Hooks],
+    ) -> Settings:
+        """Return settings, or raise `InvalidArgument` for the first that cannot be."""
+
+        def seconds(value: Seconds, what: str) -> float:
+            return arguments.duration(value, what, positive=True).total_seconds()
+
+        for one in hooks:
+            if not isinstance(one, Hooks):
+                raise InvalidArgument(f"hooks must be instances of Hooks, not {one!r}")
+        return cls(
+            name=arguments.check_text(name, "name"),
+            concurrency=arguments.checked_limit(concurrency, "concurrency"),
+            poll_interval=seconds(poll_interval, "poll_interval"),
+            drain_timeout=arguments.duration(drain_timeout, "drain_timeout").total_seconds(),
+            heartbeat=seconds(heartbeat, "heartbeat"),
+            housekeeping=None if housekeeping is None else seconds(housekeeping, "housekeeping"),
+            version=version,
+            models=models,
+            codec=codec,
+            notify=notify or listen_dsn is not None,
+            listen_dsn=listen_dsn,
+            hooks=tuple(hooks),
+        )
+
+    def context(self, worker: int | None = None) -> Context:
+        """Return the context of the consumer's own statements."""
+        return Context.of(self.models, self.codec, worker, allow_autocommit=True)
+
+
+def check_database(
+    session: Session, context: Context, handlers: Sequence[Handler]
+) -> dict[str, timedelta]:
+    """Return how long a lease of each queue lasts, or raise for what keeps a consumer from working.
+
+    Raises:
+        ReadOnlyDatabase: a standby.
+        SchemaVersionError: the tables are not those of this release.
+        QueueNotFound: with the names that come close.
+    """
+    if not handlers:
+        raise InvalidArgument("this consumer has no handler: decorate one with @consumer.on(queue)")
+    consume.look_around(session, context)
+    schema.check(session, context)
+    leases = {}
+    for handler in handlers:
+        info = queues.get(session, context, handler.queue)
+        leases[handler.queue] = handler.lease or timedelta(seconds=info.lease_seconds)
+    return leases
+
+
+def check_pool(pool: Any, needed: int, why: str) -> None:
+    """Raise `PoolTooSmall` unless a pool has as many connections as are needed at a time.
+
+    A pool without a limit, or whose limit cannot be known, is taken to be large enough.
+    """
+    size, overflow = getattr(pool, "size", None), getattr(pool, "_max_overflow", None)
+    if not callable(size) or not isinstance(overflow, int) or overflow < 0:
+        return
+    available = size() + overflow
+    if available < needed:
+        raise PoolTooSmall(available, needed, why)

@@ -1,0 +1,313 @@
+"""`AsyncConsumer`: handlers as tasks of one event loop, each with a session of its own.
+
+Leasing, settling and renewing happen in threads with event loops of their own: a handler that
+blocks the application's loop loses no lease, and a task that is cancelled leaves none behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from ..aio import AsyncQueueService
+from ..errors import HandlerTimeout
+from .base import BaseConsumer, engine_of
+from .book import Held
+from .calling import (
+    after_error,
+    after_return,
+    hold,
+    is_fatal,
+    isolation,
+    keeps_snapshots,
+    settle_within,
+)
+from .handlers import Unit
+from .line import AsyncPlug
+from .runtime import Runtime
+from .settings import check_pool
+from .verdicts import Verdict
+
+__all__ = ["AsyncConsumer"]
+
+_GRACE = 1.0  # seconds that a task has to end by itself, after its timeout has cancelled it
+_CANCELLED = 2.0  # seconds that cancelled tasks have to end when the consumer stops
+
+
+class AsyncConsumer(BaseConsumer):
+    """Calls handlers with messages, as tasks; a handler's commit is the acknowledgement.
+
+    ::
+
+        consumer = AsyncConsumer(async_sessionmaker(engine))
+
+        @consumer.on("receipts", timeout=120)
+        async def send_receipt(session: AsyncSession, order: Order, delivery: Delivery) -> None:
+            session.add(Receipt(order=order.id))
+
+        await consumer.run()
+
+    It takes what `Consumer` takes. Only handlers use the engine's pool; the consumer itself
+    connects in the same way, but beside it, twice.
+    """
+
+    _asynchronous = True
+
+    def __init__(self, sessionmaker: Callable[[], AsyncSession], **settings: Any) -> None:
+        super().__init__(sessionmaker, **settings)
+        self._run: _Run | None = None
+        self._stop = asyncio.Event()
+        self._now = asyncio.Event()
+
+    async def check(self) -> None:
+        """See `Consumer.check`."""
+        run = await self._made(until_empty=False)
+        await asyncio.to_thread(run.runtime.check)
+
+    async def run(self, *, until_empty: bool = False) -> int:
+        """See `Consumer.run`; cancelling it gives the messages of running handlers back."""
+        with _signals(self._on_signal):
+            await self.start(until_empty=until_empty)
+            try:
+                while (run := self._run) and not (self._stop.is_set() or run.over):
+                    run.runtime.watch()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._stop.wait(), 0.1)
+            except asyncio.CancelledError:
+                self._now.set()
+                await asyncio.shield(asyncio.ensure_future(self._end()))
+                raise
+            return await self._end()
+
+    async def start(self, *, until_empty: bool = False) -> None:
+        """See `Consumer.start`."""
+        self._stop.clear()
+        self._now.clear()
+        run = await self._made(until_empty=until_empty)
+        await asyncio.to_thread(run.runtime.start)
+        self._run = run
+
+    async def stop(self) -> int:
+        """See `Consumer.stop`."""
+        self._stop.set()
+        return await self._end()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _where: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def _made(self, *, until_empty: bool) -> _Run:
+        async with self._sessionmaker() as session:
+            bind = session.sync_session.get_bind(mapper=self._settings.context().mapper)
+            engine = AsyncEngine(engine_of(bind))
+        needed = self._connections_needed()
+        check_pool(engine.pool, needed, "one for each handler that runs at the same time")
+        crew = _Tasks(self._sessionmaker, asyncio.get_running_loop())
+        crew.runtime = Runtime(
+            self._settings,
+            self.handlers,
+            crew,
+            lambda: AsyncPlug(engine),
+            listener=self._listener(engine),
+            until_empty=until_empty,
+            grace=_GRACE,
+        )
+        return _Run(crew.runtime, crew)
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            self._now.set()
+        self._stop.set()
+
+    async def _end(self) -> int:
+        run, self._run = self._run, None
+        if run is None or run.runtime.forked:
+            return 0
+        runtime, crew = run
+        runtime.drain()
+        await self._wait(crew, self._settings.drain_timeout)
+        finished = not crew.running
+        if not finished:
+            await crew.cancel_all(_CANCELLED)
+        closing = asyncio.ensure_future(asyncio.to_thread(runtime.close))
+        clean = await asyncio.shield(closing)
+        failure = crew.failure or runtime.watch()
+        if failure is not None:
+            raise failure
+        return 0 if clean and finished else 1
+
+    async def _wait(self, crew: _Tasks, seconds: float) -> None:
+        """Wait for the running handlers, unless somebody is in a hurry."""
+        if not crew.running or self._now.is_set():
+            return
+        hurry = asyncio.ensure_future(self._now.wait())
+        calls = asyncio.ensure_future(asyncio.wait(set(crew.running)))
+        await asyncio.wait({hurry, calls}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for waiting in (hurry, calls):
+            waiting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waiting
+
+
+@contextlib.contextmanager
+def _signals(handle: Callable[[], None]) -> Iterator[None]:
+    """Handle SIGTERM and SIGINT in the running loop, in the main thread."""
+    numbers = []
+    if threading.current_thread() is threading.main_thread():
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError):  # Windows
+                loop.add_signal_handler(number, handle)
+                numbers.append(number)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+
+class _Run(NamedTuple):
+    runtime: Runtime
+    crew: _Tasks
+
+    @property
+    def over(self) -> bool:
+        """True when there is nothing left to wait for."""
+        return self.runtime.over or self.crew.failure is not None
+
+
+class _Tasks:
+    """Tasks that call handlers, in the application's loop."""
+
+    def __init__(
+        self, sessionmaker: Callable[[], AsyncSession], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._sessionmaker = sessionmaker
+        self._loop = loop
+        self._lock_first: bool | None = None
+        self._by_message: dict[int, asyncio.Task[None]] = {}
+        self.runtime: Runtime
+        self.running: set[asyncio.Task[None]] = set()
+        self.failure: BaseException | None = None
+
+    def begin(self, _count: int) -> None:
+        """See `Crew`. Called from the desk's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the leases run out
+            self._loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        while (unit := self.runtime.next_unit()) is not None:
+            task = self._loop.create_task(self._work(unit), name=f"pgqrs-{unit.handler.name}")
+            self.running.add(task)
+            for one in unit.deliveries:
+                self._by_message[one.id] = task
+            task.add_done_callback(self.running.discard)
+
+    def abandon(self, held: Sequence[Held]) -> None:
+        """See `Crew`: cancel the tasks, from whatever thread."""
+
+        def cancel() -> None:
+            for one in held:
+                task = self._by_message.get(one.delivery.id)
+                if task is not None:
+                    task.cancel()
+
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(cancel)
+
+    async def cancel_all(self, seconds: float) -> None:
+        """Cancel what runs, and wait a moment for it to end."""
+        tasks = set(self.running)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+
+    async def _work(self, unit: Unit) -> None:
+        verdicts = await self._call(unit)
+        for one in unit.deliveries:
+            self._by_message.pop(one.id, None)
+        self.runtime.finished(unit, verdicts)
+        self._begin()
+
+    async def _call(self, unit: Unit) -> list[Verdict]:
+        limit = unit.handler.timeout
+        seconds = None if limit is None else limit.total_seconds()
+        try:
+            async with asyncio.timeout(seconds) as clock:
+                try:
+                    return await self._called(unit)
+                except TimeoutError as error:
+                    raise _Raised(error) from error  # the handler's own, not the clock's
+        except _Raised as raised:
+            return self._after(unit, raised.error)
+        except TimeoutError as error:
+            if clock.expired() and seconds is not None:
+                late = HandlerTimeout(unit.handler.name, seconds)
+                late.__cause__ = error.__cause__
+                return self._after(unit, late)
+            return self._after(unit, error)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, no lease is left behind
+            return self._after(unit, error)
+
+    def _after(self, unit: Unit, error: BaseException) -> list[Verdict]:
+        if is_fatal(error):
+            self.failure = self.failure or error
+        return after_error(unit, error, stopping=self.runtime.stopping)
+
+    async def _called(self, unit: Unit) -> list[Verdict]:
+        call = unit.handler.call
+        payloads = call.payloads(unit.deliveries)
+        if call.needs_session:
+            return await self._called_in_session(unit, payloads)
+        result = await call.function(**call.arguments(unit.deliveries, payloads, None, None))
+        return after_return(unit, result)
+
+    async def _called_in_session(self, unit: Unit, payloads: list[Any]) -> list[Verdict]:
+        call, context = unit.handler.call, self.runtime.context
+        async with self._sessionmaker() as session, session.begin():
+            if unit.handler.acknowledge == "commit" and await self._needs_lock(session):
+                await session.run_sync(hold, context, unit)
+            service = AsyncQueueService(
+                session,
+                models=context.models,
+                codec=context.codec,
+                worker=context.worker,
+                notify=self.runtime.settings.notify,
+            )
+            result = await call.function(
+                **call.arguments(unit.deliveries, payloads, session, service)
+            )
+            if unit.handler.acknowledge == "first":
+                return after_return(unit, result)
+            self.runtime.book.settling(unit.deliveries)
+            return await session.run_sync(settle_within, context, unit, result)
+
+    async def _needs_lock(self, session: AsyncSession) -> bool:
+        if self._lock_first is None:
+            level = await session.run_sync(isolation, self.runtime.context)
+            self._lock_first = keeps_snapshots(level)
+        return self._lock_first
+
+
+class _Raised(Exception):
+    """A TimeoutError of the handler's own."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error

@@ -1,0 +1,310 @@
+"""`Consumer`: handlers in threads, each with a session of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple, Self
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from ..service import QueueService
+from .base import BaseConsumer, engine_of
+from .book import Held
+from .calling import (
+    after_error,
+    after_return,
+    hold,
+    is_fatal,
+    isolation,
+    keeps_snapshots,
+    settle_within,
+)
+from .handlers import Unit
+from .line import SyncPlug
+from .runtime import Runtime
+from .settings import check_pool
+from .verdicts import Verdict
+
+__all__ = ["Consumer"]
+
+_OWN_CONNECTIONS = 2  # for leasing and settling, and for renewing
+
+
+class Consumer(BaseConsumer):
+    """Calls handlers with messages, in threads; a handler's commit is the acknowledgement.
+
+    ::
+
+        consumer = Consumer(sessionmaker(engine))
+
+        @consumer.on("receipts", timeout=120)
+        def send_receipt(session: Session, order: Order, delivery: Delivery) -> None:
+            session.add(Receipt(order=order.id))
+
+        consumer.run()
+
+    Args:
+        sessionmaker: Makes a session for each call of a handler. Its engine also gives the two
+            connections that the consumer itself works on.
+        concurrency: How many calls may run at the same time.
+        retry: What becomes of messages whose handler raised, unless the handler says otherwise.
+        poll_interval: Seconds, or a timedelta, between two looks at an idle queue at the most.
+        drain_timeout: Seconds, or a timedelta, that running handlers get when the consumer stops;
+            then their messages are given back, uncharged, and they cannot commit any more.
+        heartbeat: Seconds, or a timedelta, between two signs of life in the register of workers.
+        housekeeping: Seconds, or a timedelta, between two rounds of taking back what dead workers
+            hold, burying exhausted messages, and pruning the archive; None for none. It only makes
+            things quicker: nothing that is promised depends on it.
+        name: In the register of workers; the host's name unless given.
+        version: Of the application, in the register of workers.
+        models: A host's own classes; the ready-made ones unless given.
+        codec: Turns JSON text into payloads; strict standard JSON unless given.
+        notify: Wait for notifications too (LISTEN), on a connection of its own, not of the pool.
+            Producers send them when they were made with ``notify=True``.
+        listen_dsn: Where to listen, if that is not where the engine connects to: a pooler in
+            transaction mode delivers no notifications. Implies ``notify``.
+        hooks: Hear of what happens to messages.
+    """
+
+    def __init__(self, sessionmaker: Callable[[], Session], **settings: Any) -> None:
+        super().__init__(sessionmaker, **settings)
+        self._pid = os.getpid()
+        self._run: _Run | None = None
+        self._stop = threading.Event()
+        self._now = threading.Event()
+
+    def check(self) -> None:
+        """Raise for whatever would keep this consumer from working.
+
+        Raises:
+            InvalidArgument: no handler, or no engine to take connections from.
+            PoolTooSmall: with both numbers.
+            ReadOnlyDatabase, SchemaVersionError, QueueNotFound: what is wrong with the database.
+        """
+        engine = self._engine()
+        self._check_pool(engine)
+        self._made(engine, until_empty=False).runtime.check()
+
+    def run(self, *, until_empty: bool = False) -> int:
+        """Work until told to stop: by `stop`, SIGTERM or SIGINT.
+
+        The first signal ends the leasing, and waits for the handlers that run; the second gives
+        their messages back at once. Signals are only heeded in the main thread.
+
+        Args:
+            until_empty: Return as soon as nothing is visible in any of the queues.
+
+        Returns:
+            The exit code: 0 when every handler had ended, 1 when some were given up.
+
+        Raises:
+            PgqrsError: see `check`.
+            KeyboardInterrupt, SystemExit: a handler raised it; its lease is not left behind.
+        """
+        with _Signals(self._on_signal):
+            self.start(until_empty=until_empty)
+            while (run := self._run) and not (self._stop.wait(0.1) or run.over):
+                run.runtime.watch()
+            return self._end()
+
+    def start(self, *, until_empty: bool = False) -> None:
+        """Begin to work in the background, as in a web application's process."""
+        engine = self._engine()
+        self._check_pool(engine)
+        self._stop.clear()
+        self._now.clear()
+        run = self._made(engine, until_empty=until_empty)
+        run.runtime.start()
+        run.crew.hire(
+            min(self._settings.concurrency, sum(one.concurrency for one in self.handlers))
+        )
+        self._run = run
+
+    def stop(self) -> int:
+        """Lease no more, wait for the handlers that run, and end.
+
+        Returns:
+            As `run`.
+        """
+        self._stop.set()
+        return self._end()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _where: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _engine(self) -> Engine:
+        with self._sessionmaker() as session:
+            engine = engine_of(session.get_bind(mapper=self._settings.context().mapper))
+            if self._pid != os.getpid():
+                # Connections that the parent process opened are the parent's: using them here as
+                # well would mix up what they say (https://docs.sqlalchemy.org/en/20/core/pooling.html).
+                engine.dispose(close=False)
+                self._pid = os.getpid()
+            return engine
+
+    def _check_pool(self, engine: Engine) -> None:
+        needed = self._connections_needed()
+        why = f"{needed} for handlers that run at the same time, {_OWN_CONNECTIONS} of its own"
+        check_pool(engine.pool, needed + _OWN_CONNECTIONS, why)
+
+    def _made(self, engine: Engine, *, until_empty: bool) -> _Run:
+        crew = _Threads(self._sessionmaker)
+        crew.runtime = Runtime(
+            self._settings,
+            self.handlers,
+            crew,
+            lambda: SyncPlug(engine),
+            listener=self._listener(engine),
+            until_empty=until_empty,
+            grace=0.0,
+        )
+        return _Run(crew.runtime, crew)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self._stop.is_set():
+            self._now.set()
+        self._stop.set()
+
+    def _end(self) -> int:
+        run, self._run = self._run, None
+        if run is None or run.runtime.forked:
+            return 0
+        runtime = run.runtime
+        runtime.drain()
+        end = time.monotonic() + self._settings.drain_timeout
+        while time.monotonic() < end and not self._now.is_set() and not runtime.watch():
+            if runtime.wait_idle(min(0.1, end - time.monotonic())):
+                break
+        clean = runtime.close()
+        run.crew.dismiss()
+        failure = run.crew.failure or runtime.watch()
+        if failure is not None:
+            raise failure
+        return 0 if clean else 1
+
+
+class _Signals:
+    """Handle SIGTERM and SIGINT while a block runs in the main thread."""
+
+    def __init__(self, handle: Callable[[int, FrameType | None], None]) -> None:
+        self._handle = handle
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class _Run(NamedTuple):
+    runtime: Runtime
+    crew: _Threads
+
+    @property
+    def over(self) -> bool:
+        """True when there is nothing left to wait for."""
+        return self.runtime.over or self.crew.failure is not None
+
+
+class _Threads:
+    """Threads that call handlers. They are daemons: one that hangs does not keep the process."""
+
+    def __init__(self, sessionmaker: Callable[[], Session]) -> None:
+        self._sessionmaker = sessionmaker
+        self._work = threading.Semaphore(0)
+        self._leaving = False
+        self._lock_first: bool | None = None
+        self._threads: list[threading.Thread] = []
+        self.runtime: Runtime
+        self.failure: BaseException | None = None
+
+    def hire(self, count: int) -> None:
+        """Start the threads."""
+        for number in range(count):
+            thread = threading.Thread(
+                target=self._toil, name=f"pgqrs-handler-{number}", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+        self.begin(count)  # the desk may have been quicker
+
+    def dismiss(self) -> None:
+        """Let the threads end, once each has finished what it does."""
+        self._leaving = True
+        self.begin(len(self._threads))
+        for thread in self._threads:
+            thread.join(0.5 if self.runtime.busy == 0 else 0.0)
+
+    def begin(self, count: int) -> None:
+        """See `Crew`: a thread that is free wakes, and works until there is nothing to start."""
+        if wanted := min(count, len(self._threads)):
+            self._work.release(wanted)
+
+    def abandon(self, held: Sequence[Held]) -> None:
+        """See `Crew`: a thread cannot be stopped, but it can ask ``delivery.lease_lost``."""
+
+    def _toil(self) -> None:
+        while True:
+            self._work.acquire()
+            while not self._leaving and (unit := self.runtime.next_unit()) is not None:
+                self.runtime.finished(unit, self._call(unit))
+            if self._leaving:
+                return
+
+    def _call(self, unit: Unit) -> list[Verdict]:
+        try:
+            if unit.handler.call.needs_session:
+                return self._call_in_session(unit)
+            arguments = unit.handler.call.arguments(
+                unit.deliveries, unit.handler.call.payloads(unit.deliveries), None, None
+            )
+            return after_return(unit, unit.handler.call.function(**arguments))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, no lease is left behind
+            verdicts = after_error(unit, error, stopping=self.runtime.stopping)
+            if is_fatal(error):
+                self.failure = self.failure or error
+            return verdicts
+
+    def _call_in_session(self, unit: Unit) -> list[Verdict]:
+        call, context = unit.handler.call, self.runtime.context
+        payloads = call.payloads(unit.deliveries)
+        settings = self.runtime.settings
+        with self._sessionmaker() as session, session.begin():
+            if self._needs_lock(session) and unit.handler.acknowledge == "commit":
+                hold(session, context, unit)
+            service = QueueService(
+                session,
+                models=context.models,
+                codec=context.codec,
+                worker=context.worker,
+                notify=settings.notify,
+            )
+            result = call.function(**call.arguments(unit.deliveries, payloads, session, service))
+            if unit.handler.acknowledge == "first":
+                return after_return(unit, result)
+            self.runtime.book.settling(unit.deliveries)
+            return settle_within(session, context, unit, result)
+
+    def _needs_lock(self, session: Session) -> bool:
+        if self._lock_first is None:
+            self._lock_first = keeps_snapshots(isolation(session, self.runtime.context))
+        return self._lock_first

@@ -1,0 +1,149 @@
+"""What is to become of a delivery after its handler. Pure: no clock, no I/O."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeAlias
+
+from ..decisions import DeadLetter, Decision, Discard, RetryIn, Snooze
+from ..errors import InvalidArgument, PgqrsError
+from ..types import Delivery
+from .handlers import Handler, Unit
+
+__all__ = ["Kind", "Verdict", "of_error", "of_result"]
+
+Kind: TypeAlias = Literal["archive", "discard", "retry", "dead", "release", "keep"]
+"""``retry`` charges the attempt and ``release`` does not; ``keep`` leaves it to the handler."""
+
+_OURS = str(Path(__file__).parent)
+_HEAD, _TAIL = 2_000, 5_500  # of an error's own text, and of its traceback
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How one delivery is settled.
+
+    Attributes:
+        delivery: Which.
+        kind: How.
+        delay: Until the next attempt, of ``retry`` and ``release``.
+        reason: Of ``discard`` and ``dead``.
+        error: What the handler raised, if it did.
+        word: What the handler's own transaction has made of it, if it was settled there.
+    """
+
+    delivery: Delivery
+    kind: Kind
+    delay: timedelta = timedelta(0)
+    reason: str | None = None
+    error: BaseException | None = None
+    word: str = ""
+
+    @property
+    def settled(self) -> bool:
+        """True when the handler's own transaction has done it."""
+        return bool(self.word)
+
+    @property
+    def error_text(self) -> str:
+        """What is kept of the error: its type and message, then the end of its traceback."""
+        error = self.error
+        if error is None or isinstance(error, Decision):
+            return self.reason or str(error or "")
+        head = _bounded("".join(traceback.format_exception_only(error)).strip(), _HEAD)
+        if isinstance(error, PgqrsError):
+            return head  # it says all that there is, and its traceback is ours
+        frames = "".join(traceback.format_tb(_the_handlers(error.__traceback__), limit=-20))
+        return f"{head}\n{frames[-_TAIL:]}".strip()
+
+
+def of_error(handler: Handler, delivery: Delivery, error: BaseException) -> Verdict:
+    """Return what becomes of a delivery whose handler raised."""
+    try:
+        return _carried_out(delivery, handler.retry.decide(error, delivery), error)
+    except Exception as broken:  # noqa: BLE001 - a function in Retry.on; the message must not hang
+        return _carried_out(delivery, RetryIn(handler.retry.delay(delivery.read_ct)), broken)
+
+
+def of_result(unit: Unit, result: Any) -> list[Verdict]:
+    """Return what becomes of the deliveries of a handler that returned.
+
+    A handler for single messages returns None, or a decision. One for batches may return a
+    decision for all, a mapping of deliveries (or ids) to decisions, exceptions or None, or a list
+    of these in the order of the batch.
+
+    Raises:
+        InvalidArgument: something else was returned by a batch handler.
+    """
+    if unit.handler.acknowledge != "commit" and result is None:
+        return [Verdict(one, "keep") for one in unit.deliveries]
+    if isinstance(result, BaseException) or unit.handler.call.many is False or result is None:
+        results: Iterable[Any] = [result] * len(unit.deliveries)
+    else:
+        results = _by_delivery(unit, result)
+    return [
+        _of_one(unit.handler, delivery, one)
+        for delivery, one in zip(unit.deliveries, results, strict=True)
+    ]
+
+
+def _of_one(handler: Handler, delivery: Delivery, result: Any) -> Verdict:
+    if isinstance(result, Decision):
+        return _carried_out(delivery, result, result)
+    if isinstance(result, BaseException):
+        return of_error(handler, delivery, result)
+    return Verdict(delivery, "archive")
+
+
+def _by_delivery(unit: Unit, result: Any) -> list[Any]:
+    if isinstance(result, Mapping):
+        by_id = {getattr(key, "id", key): value for key, value in result.items()}
+        if strays := sorted(by_id.keys() - {one.id for one in unit.deliveries}, key=repr):
+            raise InvalidArgument(
+                f"{unit.handler.name} returned results for messages that it was not given: {strays}"
+            )
+        return [by_id.get(one.id) for one in unit.deliveries]
+    if isinstance(result, Sequence) and not isinstance(result, (str, bytes)):
+        if len(result) == len(unit.deliveries):
+            return list(result)
+        raise InvalidArgument(
+            f"{unit.handler.name} returned {len(result)} results for "
+            f"{len(unit.deliveries)} messages"
+        )
+    raise InvalidArgument(
+        f"{unit.handler.name} returned a {type(result).__name__}: a batch's handler returns None, "
+        "a decision, or one result for each message (a mapping by delivery, or a list)"
+    )
+
+
+def _carried_out(delivery: Delivery, decision: Decision, cause: BaseException) -> Verdict:
+    match decision:
+        case RetryIn():
+            return Verdict(delivery, "retry", delay=decision.delay, error=cause)
+        case Snooze():
+            return Verdict(delivery, "release", delay=decision.delay)
+        case Discard():
+            return Verdict(delivery, "discard", reason=decision.reason, error=cause)
+        case DeadLetter():
+            return Verdict(delivery, "dead", reason=decision.reason, error=cause)
+        case _:
+            raise InvalidArgument(
+                f"{decision!r} is no decision: RetryIn, Snooze, Discard, DeadLetter, or None"
+            )
+
+
+def _the_handlers(trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback from where the handler begins; all of it if the error is not its."""
+    inner = trace
+    while inner is not None and inner.tb_frame.f_code.co_filename.startswith(_OURS):
+        inner = inner.tb_next
+    return inner or trace
+
+
+def _bounded(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -1,0 +1,66 @@
+"""What a handler may decide about its message: raise one of these, or return it.
+
+Raised, it rolls the handler's writes back, and is then carried out by itself. Returned, it is
+carried out in the transaction of the handler's writes, and commits with them.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from . import arguments
+from .types import Seconds
+
+__all__ = ["DeadLetter", "Decision", "Discard", "RetryIn", "Snooze"]
+
+
+class Decision(Exception):
+    """Base of what a handler may raise or return."""
+
+
+class RetryIn(Decision):
+    """Try again after a while. The attempt counts; after the last one the message is dead.
+
+    Args:
+        delay: Seconds, or a timedelta.
+    """
+
+    def __init__(self, delay: Seconds) -> None:
+        self.delay: timedelta = arguments.duration(delay)
+        super().__init__(f"again in {self.delay.total_seconds():g} s")
+
+
+class Snooze(Decision):
+    """Not now: come back after a while, as if this attempt had not been.
+
+    Args:
+        delay: Seconds, or a timedelta.
+    """
+
+    def __init__(self, delay: Seconds) -> None:
+        self.delay: timedelta = arguments.duration(delay)
+        super().__init__(f"not for {self.delay.total_seconds():g} s")
+
+
+class Discard(Decision):
+    """Give the message up on purpose: it is kept in the archive as ``discarded``.
+
+    Args:
+        reason: Kept with it.
+    """
+
+    def __init__(self, reason: str | None = None) -> None:
+        self.reason = reason
+        super().__init__(reason or "discarded")
+
+
+class DeadLetter(Decision):
+    """Make it a dead letter now, whatever attempts are left.
+
+    Args:
+        reason: Kept with it.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)

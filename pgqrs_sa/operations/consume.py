@@ -1,0 +1,144 @@
+"""What a consumer does on its own connection, beside what `QueueService` offers.
+
+Nothing here waits for a lock: a row that another transaction is just changing is left as it is,
+and reported as busy. One consumer has many leases, and one of them must not hold up the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+from sqlalchemy.orm import Session
+
+from ..errors import ReadOnlyDatabase
+from ..statements import consume as statements
+from ..statements import settle as settling
+from ..types import Delivery
+from . import settle
+from .context import Context, run
+from .lease import deliveries as deliveries_of
+
+__all__ = [
+    "Fate",
+    "Turn",
+    "fates",
+    "hand_back",
+    "hold",
+    "look_around",
+    "renew",
+    "tidying",
+    "turn",
+]
+
+Fate = Literal["done", "busy", "lost"]
+"""What became of a delivery that could not be settled: it is settled already, as wanted; its row
+is locked just now; or somebody else has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one turn brought.
+
+    Attributes:
+        settled: The ids that were archived.
+        leased: The new deliveries, in queue order.
+    """
+
+    settled: frozenset[int]
+    leased: list[Delivery]
+
+
+def turn(
+    session: Session,
+    context: Context,
+    done: Sequence[Delivery],
+    queue: str,
+    limit: int,
+    lease: timedelta,
+    attempts: int | None,
+) -> Turn:
+    """Archive what is done, and lease up to ``limit`` messages of a queue, in one statement."""
+    values = {
+        **settle.fence(done, strict=False),
+        "outcome": "archived",
+        "reasons": [None] * len(done),
+        "errors": [None] * len(done),
+        "queue": queue,
+        "limit": limit,
+        "lease": lease,
+        "worker": context.worker,
+        "attempts": attempts,
+    }
+    rows = run(session, context, statements.turn(context.models), values).all()
+    settled = frozenset(row.settled_id for row in rows if row.settled_id is not None)
+    leased = deliveries_of(context, queue, (row for row in rows if row.settled_id is None))
+    return Turn(settled, leased)
+
+
+def renew(
+    session: Session, context: Context, held: Sequence[Delivery], lease: timedelta
+) -> frozenset[int]:
+    """Let leases run out ``lease`` from now; return the ids for which that was possible."""
+    values = settle.fence(held, strict=False, lease=lease)
+    statement = settling.extend(context.models, skip_locked=True)
+    return frozenset(row.id for row in run(session, context, statement, values))
+
+
+def fates(session: Session, context: Context, deliveries: Sequence[Delivery]) -> dict[int, Fate]:
+    """Say what became of deliveries that were just not settled.
+
+    A row in the archive with the delivery's own attempt and worker is the delivery's own work:
+    the reply to its COMMIT was lost on the way.
+    """
+    values = {"ids": [one.id for one in deliveries]}
+    rows = run(session, context, settling.whereabouts(context.models), values).all()
+    by_id: dict[int, list[Any]] = {}
+    for row in rows:
+        by_id.setdefault(row.id, []).append(row)
+    return {one.id: _fate(one, by_id.get(one.id, ())) for one in deliveries}
+
+
+def _fate(delivery: Delivery, rows: Iterable[Any]) -> Fate:
+    for row in rows:
+        if row.read_ct == delivery.read_ct and row.worker_id == delivery.worker_id:
+            return "busy" if row.held else "done" if row.settled else "lost"
+    return "lost"
+
+
+def hand_back(session: Session, context: Context, worker: int, known: Iterable[int]) -> int:
+    """Give back what a worker holds without knowing it: the reply to its lease was lost."""
+    values = {"worker_id": worker, "known": sorted(known)}
+    return len(run(session, context, statements.hand_back(context.models), values).all())
+
+
+def hold(session: Session, context: Context, deliveries: Sequence[Delivery]) -> None:
+    """Lock deliveries until the transaction ends, or raise `LeaseLost`.
+
+    For transactions that keep one snapshot (REPEATABLE READ, SERIALIZABLE): there a renewal by
+    another transaction would make the acknowledgement fail. A locked message needs no renewal.
+    """
+    values = settle.fence(deliveries, strict=True)
+    del values["required"]
+    if len(run(session, context, statements.hold(context.models), values).all()) < len(deliveries):
+        raise settle.lease_lost(session, context, deliveries)
+
+
+def tidying(session: Session, context: Context) -> bool:
+    """Return whether this transaction is the one that tidies up now."""
+    return bool(run(session, context, statements.house_free(context.models)).scalar_one())
+
+
+def look_around(session: Session, context: Context) -> str:
+    """Return the server's default isolation level, or raise if nothing can be leased there.
+
+    Raises:
+        ReadOnlyDatabase: a standby, or a database that is set to read only.
+    """
+    row = run(session, context, statements.surroundings()).one()
+    if row.standby or row.read_only:
+        raise ReadOnlyDatabase(standby=row.standby)
+    isolation: str = row.isolation
+    return isolation

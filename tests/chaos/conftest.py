@@ -1,0 +1,67 @@
+"""The kit on the path, a server to crash, and what is left out unless it is asked for.
+
+The quick part runs with everything else. The long part (minutes)::
+
+    pytest tests/chaos -m long -n 0
+
+Where there is no ``pgbouncer`` (``apt-get install pgbouncer``; ``PGQRS_TEST_PGBOUNCER_BIN`` names
+it elsewhere) the tests that need it are deselected, and the summary says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from kit import bouncer
+from kit.servers import Address, OwnServer, own_server
+
+_numbers = itertools.count(1)
+_left_out: list[str] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: takes minutes; run with `-m long`")
+    config.addinivalue_line("markers", "pgbouncer: needs the program pgbouncer")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    asked = "long" in config.option.markexpr
+    out = [
+        item
+        for item in items
+        if (item.get_closest_marker("long") and not asked)
+        or (item.get_closest_marker("pgbouncer") and not bouncer.BINARY)
+    ]
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in set(out)]
+    _left_out[:] = [item.name for item in out if item.get_closest_marker("pgbouncer")]
+
+
+@pytest.fixture(scope="session")
+def own() -> Iterator[OwnServer]:
+    """A server that may be crashed: never the one that other tests share."""
+    with own_server() as server:
+        yield server
+
+
+@pytest.fixture
+def address(own: OwnServer) -> Address:
+    """A database of one's own on it, with the queue's tables, the books and a queue ``mail``."""
+    return own.database(f"chaos{next(_numbers)}")
+
+
+@pytest.fixture
+def engine(address: Address) -> Iterator[sa.Engine]:
+    """Directly on it, for the audit."""
+    engine = sa.create_engine(address.url(), poolclass=sa.NullPool)
+    yield engine
+    engine.dispose()

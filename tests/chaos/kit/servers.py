@@ -1,0 +1,139 @@
+"""A server of one's own, to crash: addresses, databases, backends.
+
+::
+
+    with own_server() as server:                    # a module or session fixture
+        address = server.database("one")            # with the queue's tables
+        engine = sa.create_engine(address.url("psycopg"))
+        server.crash()                              # immediate stop and start, same data and port
+        terminate_backends(address, "state = 'idle in transaction'")
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from pgqrs_sa import QueueService, embedded, metadata
+
+from .books import books
+
+WAIT = 30.0
+"""Seconds after which whatever is waited for is taken not to come."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a database is reached: directly, through a proxy, through PgBouncer."""
+
+    host: str  # a folder for a Unix socket
+    port: int
+    user: str = "postgres"
+    dbname: str = "postgres"
+
+    def url(self, driver: str = "psycopg") -> str:
+        """The address for `sqlalchemy.create_engine` (or ``create_async_engine``)."""
+        url = sa.URL.create(f"postgresql+{driver}", self.user, database=self.dbname)
+        if self.host.startswith("/"):
+            url = url.update_query_dict({"host": self.host, "port": str(self.port)})
+        else:
+            url = url.set(host=self.host, port=self.port)
+        return url.render_as_string(hide_password=False)
+
+    def via(self, host: str, port: int) -> Address:
+        """The same database, through what listens there."""
+        return replace(self, host=host, port=port)
+
+    @property
+    def target(self) -> str | tuple[str, int]:
+        """What a socket connects to."""
+        if self.host.startswith("/"):
+            return f"{self.host}/.s.PGSQL.{self.port}"
+        return self.host, self.port
+
+
+@dataclass(frozen=True)
+class OwnServer:
+    """A server that a test may crash."""
+
+    server: embedded.EmbeddedServer
+
+    @property
+    def address(self) -> Address:
+        return Address(str(self.server.socket_dir), self.server.port, self.server.user)
+
+    def database(self, name: str) -> Address:
+        """Make a database with the queue's tables, a queue ``mail`` and the books."""
+        if not run_sql(self.address, "SELECT 1 FROM pg_database WHERE datname = 'kit_template'"):
+            self._make_template()
+        run_sql(self.address, f'CREATE DATABASE "{name}" TEMPLATE kit_template')
+        return replace(self.address, dbname=name)
+
+    def _make_template(self) -> None:
+        run_sql(self.address, "CREATE DATABASE kit_template")
+        engine = sa.create_engine(
+            replace(self.address, dbname="kit_template").url(), poolclass=sa.NullPool
+        )
+        metadata.create_all(engine)
+        books.create_all(engine)
+        with Session(engine) as session, session.begin():
+            QueueService(session).queues.create("mail")
+
+    def crash(self) -> None:
+        """Stop at once, as in a crash, and start again: same data, same port."""
+        self.server.restart("immediate")
+
+
+@contextmanager
+def own_server(**settings: str) -> Iterator[OwnServer]:
+    """Run a server for the length of the block; ``settings`` go into its postgresql.conf."""
+    with embedded.start(settings={"max_connections": "200", **settings}) as server:
+        yield OwnServer(server)
+
+
+def run_sql(address: Address, sql: str, **values: object) -> list[tuple[object, ...]]:
+    """Run one statement in autocommit, on a connection of its own, and return its rows."""
+    engine = sa.create_engine(address.url(), poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        result = connection.execute(sa.text(sql), values)
+        return [tuple(row) for row in result] if result.returns_rows else []
+
+
+# Materialized: PostgreSQL is free to call the function before it looks at the rest.
+_TERMINATE = """
+WITH chosen AS MATERIALIZED (
+    SELECT pid FROM pg_stat_activity WHERE datname = current_database()
+    AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND ({where})
+)
+SELECT pid FROM chosen WHERE pg_terminate_backend(pid)
+"""
+
+
+def terminate_backends(address: Address, where: str = "true", **values: object) -> int:
+    """Terminate the other sessions of a database, and wait until they are gone.
+
+    Args:
+        address: A direct one.
+        where: A condition on ``pg_stat_activity``, with binds of ``values``.
+
+    Returns:
+        How many there were.
+    """
+    ended = run_sql(address, _TERMINATE.format(where=where), **values)
+    pids = [row[0] for row in ended]
+    gone = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(:pids)"
+    until(lambda: run_sql(address, gone, pids=pids) == [(0,)], "the backends are gone")
+    return len(pids)
+
+
+def until(condition: Callable[[], object], what: str, timeout: float = WAIT) -> None:
+    """Ask again until it holds: for states that nobody announces."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not happen in {timeout} s: {what}"
+        time.sleep(0.01)
