@@ -253,6 +253,7 @@ RANKS = {
     "arguments": 0,
     "states": 0,
     "findings": 0,
+    "floor": 0,
     "nudge": 0,
     "mixins": 1,
     "models": 1,

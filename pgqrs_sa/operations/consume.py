@@ -6,6 +6,7 @@ and reported as busy. One consumer has many leases, and one of them must not hol
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,9 +16,10 @@ from sqlalchemy.orm import Session
 
 from ..errors import ReadOnlyDatabase
 from ..statements import consume as statements
+from ..statements import lease as leasing
 from ..statements import settle as settling
 from ..types import Delivery
-from . import settle
+from . import floors, settle
 from .context import Context, run
 from .lease import deliveries as deliveries_of
 
@@ -33,9 +35,9 @@ __all__ = [
     "turn",
 ]
 
-Fate = Literal["done", "busy", "lost"]
-"""What became of a delivery that could not be settled: it is settled already, as wanted; its row
-is locked just now; or somebody else has it."""
+Fate = Literal["archived", "dead", "discarded", "busy", "lost"]
+"""What became of a delivery that could not be settled: it is settled already, as this; its row is
+locked just now; or somebody else has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,18 @@ def turn(
         "worker": context.worker,
         "attempts": attempts,
     }
-    rows = run(session, context, statements.turn(context.models), values).all()
+    floor, start = floors.begin(session, context, queue)
+    statement = statements.turn(context.models, floored=start is not None)
+    swept_at = time.monotonic() if start is None else None
+    rows = run(session, context, statement, values | floors.binds(start)).all()
+    taken = [row for row in rows if row.settled_id is None]
+    if start is not None and not taken:
+        swept_at = time.monotonic()
+        sweep = leasing.dequeue(context.models, by_worker=True)
+        taken = list(run(session, context, sweep, values))
+    floors.learn(session, floor, taken, swept_at=swept_at, full=len(taken) == limit)
     settled = frozenset(row.settled_id for row in rows if row.settled_id is not None)
-    leased = deliveries_of(context, queue, (row for row in rows if row.settled_id is None))
-    return Turn(settled, leased)
+    return Turn(settled, deliveries_of(context, queue, taken))
 
 
 def renew(
@@ -90,8 +100,8 @@ def renew(
 def fates(session: Session, context: Context, deliveries: Sequence[Delivery]) -> dict[int, Fate]:
     """Say what became of deliveries that were just not settled.
 
-    A row in the archive with the delivery's own attempt and worker is the delivery's own work:
-    the reply to its COMMIT was lost on the way.
+    A row in the archive with the delivery's own attempt and worker is the delivery's own work, the
+    reply to whose COMMIT was lost on the way; or, when it is dead, that of whoever buried it.
     """
     values = {"ids": [one.id for one in deliveries]}
     rows = run(session, context, settling.whereabouts(context.models), values).all()
@@ -104,7 +114,8 @@ def fates(session: Session, context: Context, deliveries: Sequence[Delivery]) ->
 def _fate(delivery: Delivery, rows: Iterable[Any]) -> Fate:
     for row in rows:
         if row.read_ct == delivery.read_ct and row.worker_id == delivery.worker_id:
-            return "busy" if row.held else "done" if row.settled else "lost"
+            fate: Fate = "busy" if row.held else row.state if row.settled else "lost"
+            return fate
     return "lost"
 
 

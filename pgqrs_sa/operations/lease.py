@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Row
 from sqlalchemy.orm import Session
+from sqlalchemy.sql import Executable
 
 from .. import arguments
 from ..errors import WorkerNotFound, WorkerNotReady
@@ -15,10 +17,11 @@ from ..statements import lease as statements
 from ..statements import queues, workers
 from ..statements.parts import MOVED, tables
 from ..types import Criteria, Delivery
+from . import floors
 from .archive import bury
 from .context import Context, criteria_on, decoded, queue_not_found, refresh, run
 
-__all__ = ["deliveries", "dequeue", "explain_nothing"]
+__all__ = ["deliveries", "dequeue", "explain_nothing", "from_floor"]
 
 _BURIED_AT_ONCE = 100
 """A dequeue that finds nothing makes dead letters of so many messages that are out of attempts:
@@ -46,16 +49,43 @@ def dequeue(
         "attempts": None,
     }
     by_worker = holder is not None
-    statement = (
-        statements.dequeue_where(context.models, criteria, by_worker=by_worker)
-        if criteria
-        else statements.dequeue(context.models, by_worker=by_worker)
-    )
-    rows = run(session, context, statement, values).all()
+    if criteria:
+        statement = statements.dequeue_where(context.models, criteria, by_worker=by_worker)
+        rows = run(session, context, statement, values).all()
+    else:
+        rows = from_floor(
+            session,
+            context,
+            queue,
+            statements.dequeue(context.models, by_worker=by_worker, floored=True),
+            statements.dequeue(context.models, by_worker=by_worker),
+            values,
+        )
     refresh(session, context.models.message, rows, MOVED)
     if not rows:
         explain_nothing(session, context, queue, holder)
     return deliveries(context, queue, rows)
+
+
+def from_floor(
+    session: Session,
+    context: Context,
+    queue: str,
+    floored: Executable,
+    sweep: Executable,
+    values: dict[str, Any],
+) -> Sequence[Row[Any]]:
+    """Lease from where this process was last, or from the beginning: see `pgqrs_sa.floor`."""
+    floor, start = floors.begin(session, context, queue)
+    if start is not None:
+        rows = run(session, context, floored, values | floors.binds(start)).all()
+        if rows:
+            floors.learn(session, floor, rows)
+            return rows
+    swept_at = time.monotonic()
+    rows = run(session, context, sweep, values).all()
+    floors.learn(session, floor, rows, swept_at=swept_at, full=len(rows) == values["limit"])
+    return rows
 
 
 def deliveries(context: Context, queue: str, rows: Iterable[Row[Any]]) -> list[Delivery]:

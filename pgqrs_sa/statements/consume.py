@@ -14,7 +14,7 @@ from .parts import MOVED, array_bind, capped, chosen, tables
 
 
 @cache
-def turn(models: Models) -> Executable:
+def turn(models: Models, *, floored: bool) -> Executable:
     """Archive what is done, and lease what comes next: one round trip, one commit.
 
     The two are about different rows, so that it does not matter in which order the server does
@@ -22,7 +22,7 @@ def turn(models: Models) -> Executable:
 
     Binds: those of `lease.dequeue` and of `settle.archive`.
     """
-    leased = lease.dequeue(models, by_worker=True).cte("pgqrs_leased")  # type: ignore[attr-defined]
+    leased = lease.dequeue(models, by_worker=True, floored=floored).cte("pgqrs_leased")  # type: ignore[attr-defined]
     settled = settle.archive(models, skip_locked=True).cte("pgqrs_settled")  # type: ignore[attr-defined]
     nothing = [sa.cast(sa.null(), column.type).label(column.name) for column in leased.c]
     none = sa.cast(sa.null(), sa.BigInteger).label("settled_id")

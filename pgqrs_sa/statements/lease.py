@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import func
-from sqlalchemy.sql import Executable
+from sqlalchemy.sql import ColumnElement, Executable
 
 from .. import states
 from ..models import Models
 from ..states import now
-from .parts import among, chosen, content, seconds, span, tables
+from .parts import among, array_bind, chosen, content, seconds, span, tables, timestamp
 
 
 @cache
-def dequeue(models: Models, *, by_worker: bool) -> Executable:
-    """Lease the first visible messages of a queue: `dequeue_where` without criteria."""
-    return dequeue_where(models, (), by_worker=by_worker)
+def dequeue(models: Models, *, by_worker: bool, floored: bool = False) -> Executable:
+    """Lease the first visible messages of a queue: `dequeue_where` without criteria.
+
+    ``floored`` begins behind the last message leased, at each of some levels of priority: see
+    `pgqrs_sa.floor`. More binds: floor_levels, floor_vts, floor_ids.
+    """
+    origin = _origin(models, by_worker=by_worker)
+    levels = _given_levels() if floored else _all_levels(models, origin)
+    return _lease(models, origin, levels, ())
 
 
 def dequeue_where(
@@ -32,33 +39,99 @@ def dequeue_where(
 
     Binds: queue, limit, lease and attempts (None for the queue's own), worker.
     """
-    queue, message, _, worker = tables(models)
-    holder = sa.bindparam("worker", type_=sa.BigInteger)
+    origin = _origin(models, by_worker=by_worker)
+    return _lease(models, origin, _all_levels(models, origin), where)
+
+
+def _origin(models: Models, *, by_worker: bool) -> sa.CTE:
+    """The queue, unless it is paused, or the worker may not lease."""
+    queue, _, _, worker = tables(models)
     source = sa.select(queue.c.id, queue.c.lease_seconds, queue.c.max_read_ct).where(
         queue.c.queue_name == sa.bindparam("queue"), queue.c.paused_at.is_(None)
     )
     if by_worker:
-        source = source.where(
-            sa.exists().where(worker.c.id == holder, worker.c.status == sa.literal("ready"))
+        ready = worker.c.status == sa.literal("ready")
+        source = source.where(sa.exists().where(worker.c.id == _holder(), ready))
+    return source.cte("pgqrs_queue")
+
+
+def _holder() -> ColumnElement[Any]:
+    return sa.bindparam("worker", type_=sa.BigInteger)
+
+
+def _all_levels(models: Models, origin: sa.CTE) -> sa.FromClause:
+    """The priorities in use, one look into the index for each (a loose index scan).
+
+    Asked level by level, a dequeue does not read through the scheduled messages of a level to
+    come to the next one (https://wiki.postgresql.org/wiki/Loose_indexscan).
+    """
+    message = tables(models).message
+
+    def first(*more: ColumnElement[bool]) -> ColumnElement[Any]:
+        return (
+            sa.select(message.c.priority)
+            .where(
+                message.c.queue_id == sa.select(origin.c.id).scalar_subquery(),
+                states.has_attempts(message.c),
+                *more,
+            )
+            .order_by(message.c.priority)
+            .limit(1)
+            .scalar_subquery()
         )
-    origin = source.cte("pgqrs_queue")
+
+    begin = sa.select(first().label("level")).cte("pgqrs_levels", recursive=True)
+    further = sa.select(first(message.c.priority > begin.c.level)).where(begin.c.level.is_not(None))
+    return begin.union_all(further)
+
+
+def _given_levels() -> sa.FromClause:
+    """The priorities that the caller has leased from, each with where it was."""
+    return (
+        func.unnest(
+            array_bind("floor_levels", sa.SmallInteger),
+            array_bind("floor_vts", timestamp),
+            array_bind("floor_ids", sa.BigInteger),
+        )
+        .table_valued("level", "vt", "id")
+        .render_derived("pgqrs_floor")
+    )
+
+
+def _lease(
+    models: Models,
+    origin: sa.CTE,
+    levels: sa.FromClause,
+    where: Sequence[sa.ColumnExpressionArgument[bool]],
+) -> Executable:
+    message = tables(models).message
     # A limit that the planner cannot see it takes for a tenth of the rows, and walks the index in
     # its order. Seeing 50, where it believes in fewer rows than that, it sorts the whole backlog:
     # a queue table is often analysed while it is empty.
     limit = sa.select(sa.bindparam("limit", type_=sa.Integer)).scalar_subquery()
+    behind = []
+    if "vt" in levels.c:
+        # By row: a bulk insert gives many messages the same vt.
+        behind.append(sa.tuple_(message.c.vt, message.c.id) > sa.tuple_(levels.c.vt, levels.c.id))
     visible = (
         sa.select(message.c.id, message.c.priority, message.c.vt)
         .where(
             message.c.queue_id == sa.select(origin.c.id).scalar_subquery(),
+            message.c.priority == levels.c.level,
+            *behind,
             message.c.vt <= now(),
             states.has_attempts(message.c),
             *where,
         )
-        .order_by(message.c.priority, message.c.vt, message.c.id)
+        .correlate(levels, origin)
+        .order_by(message.c.vt, message.c.id)
         .limit(limit)
         .with_for_update(skip_locked=True, of=message)
+        .lateral("visible")
     )
-    picked = chosen(visible, "pgqrs_picked")
+    # The levels come in their order, and what is not needed of the last one is not locked.
+    first = sa.select(*visible.c).select_from(sa.join(levels, visible, sa.true())).limit(limit)
+    picked = chosen(first, "pgqrs_picked")
     lease = func.coalesce(
         span("lease"), seconds(sa.select(origin.c.lease_seconds).scalar_subquery())
     )
@@ -73,7 +146,7 @@ def dequeue_where(
                 message.c.max_read_ct, sa.bindparam("attempts", type_=sa.Integer), limit_of_queue
             ),
             dequeued_at=now(),
-            consumer_worker_id=holder,
+            consumer_worker_id=_holder(),
         )
         .returning(
             *content(message),

@@ -7,7 +7,7 @@ the very statements of the package.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -119,19 +119,36 @@ def scans(plan: dict[str, Any]) -> dict[str, int]:
     return found
 
 
+LEVELS = 2
+"""Looks into the index for the one priority in use: its first row, and that there is no other."""
+
+
+def dequeue_values(limit: int, *, floored: bool) -> dict[str, Any]:
+    values = {"queue": "mail", "limit": limit, "lease": None, "worker": None, "attempts": None}
+    floor = {
+        "floor_levels": [0],
+        "floor_vts": [datetime(2000, 1, 1, tzinfo=UTC)],
+        "floor_ids": [0],
+    }
+    return values | (floor if floored else {})
+
+
+@pytest.mark.parametrize("floored", [False, True], ids=["from_the_beginning", "from_the_floor"])
 @pytest.mark.parametrize("limit", [1, 50])
 def test_a_dequeue_reads_its_rows_from_the_order_index_and_finds_them_again_by_their_ids(
-    connection: sa.Connection, limit: int
+    connection: sa.Connection, limit: int, floored: bool
 ) -> None:
-    statement = lease.dequeue(Models(), by_worker=False)
-    values = {"queue": "mail", "limit": limit, "lease": None, "worker": None}
+    statement = lease.dequeue(Models(), by_worker=False, floored=floored)
+    values = dequeue_values(limit, floored=floored)
     explain(connection, statement, values)  # marks what is dead in the index as dead
     plan = explain(connection, statement, values)
     read = scans(plan)
     assert set(read) == {"pgqrs_messages_order_idx", "pgqrs_messages_pkey"}, read
-    assert read["pgqrs_messages_order_idx"] == limit
+    assert limit <= read["pgqrs_messages_order_idx"] <= limit + (0 if floored else LEVELS)
     assert read["pgqrs_messages_pkey"] == limit
-    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 200 + 30 * limit
+    # What is dead in front is read once from the beginning, and once more to find the priorities.
+    dead = 100 if floored else 200
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < dead + 100 + 30 * limit
 
 
 @pytest.mark.parametrize("settle_by", ["archive", "delete", "extend", "release"])

@@ -1,0 +1,79 @@
+"""The floors of this process: one for each engine, set of tables and queue.
+
+A lease that the caller has not committed is not a place to go on from: what a session has leased
+moves the floor only when its transaction commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+from sqlalchemy import Row, event
+from sqlalchemy.orm import Session
+
+from ..floor import Floor, Start
+from .context import Context
+
+__all__ = ["begin", "binds", "learn"]
+
+_LEASED = "_pgqrs_leased"
+_floors: WeakKeyDictionary[Any, dict[Any, Floor]] = WeakKeyDictionary()
+
+
+def begin(session: Session, context: Context, queue: str) -> tuple[Floor, Start | None]:
+    """Return the floor of a queue, and where a dequeue is to begin, or None for the beginning."""
+    bind = session.get_bind(context.mapper)
+    engine = bind.engine if isinstance(bind, sa.Connection) else bind
+    schemas = bind.get_execution_options().get("schema_translate_map") or {}
+    key = (context.models, queue, *sorted(schemas.items(), key=repr))
+    floor = _floors.setdefault(engine, {}).setdefault(key, Floor())
+    return floor, floor.start()
+
+
+def binds(start: Start | None) -> dict[str, Any]:
+    """Return the parameters that say where to begin."""
+    if start is None:
+        return {}
+    return {"floor_levels": start.levels, "floor_vts": start.vts, "floor_ids": start.ids}
+
+
+def learn(
+    session: Session,
+    floor: Floor,
+    rows: Sequence[Row[Any]],
+    *,
+    swept_at: float | None = None,
+    full: bool = False,
+) -> None:
+    """Note what a dequeue took, to be believed when its transaction has committed.
+
+    Args:
+        session: Whose transaction it was.
+        floor: From `begin`.
+        rows: What was leased.
+        swept_at: The clock before a dequeue from the beginning, or None if it was not from there.
+        full: Whether it took as many as it was allowed to.
+    """
+
+    def believe() -> None:
+        if swept_at is None:
+            floor.leased(rows)
+        else:
+            floor.swept(rows, swept_at, full=full)
+
+    session.info.setdefault(_LEASED, []).append(believe)
+
+
+@event.listens_for(Session, "after_commit")
+def _committed(session: Session) -> None:
+    if _LEASED in session.info and not session.in_nested_transaction():
+        for believe in session.info.pop(_LEASED):
+            believe()
+
+
+@event.listens_for(Session, "after_rollback")
+def _rolled_back(session: Session) -> None:
+    session.info.pop(_LEASED, None)
