@@ -43,7 +43,7 @@ class AsyncQueueService(aio_facets.Facet):
         allow_autocommit: bool = False,
         notify: bool = False,
     ) -> None:
-        context = Context.of(models, codec, worker, allow_autocommit, notify)
+        context = Context.of(models, codec, worker, allow_autocommit, notify=notify)
         super().__init__(session, context)
 
     @property

@@ -24,6 +24,7 @@ from .errors import DuplicateMessage, InvalidArgument, QueueNotFound
 from .mixins import MessageMixin, never_past
 from .operations.context import refuse_autocommit
 from .operations.enqueue import check_size
+from .operations.wakeup import channel_on
 from .statements import flush as statements
 from .statements import wakeup
 
@@ -69,11 +70,9 @@ def after_flush(session: Session) -> None:
         mapper = sa.inspect(cls)
         connection = session.connection(bind_arguments={"mapper": mapper})
         messages: Any = mapper.local_table
-        tables = (_beside(messages, "pgqrs_queues"), messages, _beside(messages, "pgqrs_workers"))
-        connection.execute(
-            wakeup.visible(*tables, notify=True),
-            {"ids": ids, "channel": wakeup.channel(connection.schema_for_object(messages))},
-        )
+        if to := channel_on(connection, messages):
+            beside = _beside(messages, "pgqrs_queues"), messages, _beside(messages, "pgqrs_workers")
+            connection.execute(wakeup.visible(*beside, notify=True), {"ids": ids, **to})
 
 
 def _queue_comes_later(message: MessageMixin) -> bool:
@@ -115,7 +114,7 @@ def _check(mapper: Mapper[Any], connection: sa.Connection, added: Sequence[Messa
         size = len(_strict.dumps(message.payload).encode())
         check_size(row.queue_name, size, row.max_payload_bytes)
         message.queue_id = row.id
-        if session is not None:
+        if session is not None and not message.__dict__.get("_pgqrs_when", {}).get("delay"):
             nudge.note(session, row.queue_name, mapper)
     _check_keys(mapper, connection, [one for one in added if one.dedup_key is not None])
 
@@ -161,7 +160,9 @@ def _queue_table(mapper: Mapper[Any]) -> sa.Table:
 
 def _beside(messages: sa.Table, name: str) -> sa.Table:
     key = name if messages.schema is None else f"{messages.schema}.{name}"
-    return messages.metadata.tables[key]
+    if (table := messages.metadata.tables.get(key)) is None:
+        raise InvalidArgument(f"there is no table {key} beside {messages}: map its mixin as well")
+    return table
 
 
 def _not_found(connection: sa.Connection, queues: sa.Table, message: MessageMixin) -> QueueNotFound:

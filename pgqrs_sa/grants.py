@@ -187,8 +187,8 @@ def _producer(models: Models) -> Iterator[Any]:
 def _consumer(models: Models) -> Iterator[Any]:
     for by_worker in (False, True):
         yield lease.dequeue(models, by_worker=by_worker)
-    # Criteria of a dequeue may be on any column.
-    yield sa.select(*tables(models).message.c)
+    # Criteria of a dequeue may be on any column, and an EXISTS about a worker is on all of them.
+    yield sa.select(*tables(models).message.c, *tables(models).worker.c)
     for builder in (
         settle.archive,
         settle.delete,

@@ -1,22 +1,67 @@
-"""Hearing a NOTIFY: placeholder while being written."""
+"""Hearing the NOTIFY of enqueues, on a connection of its own.
+
+A listener has a thread, and in it a connection that is the application's in all but the pool: the
+same address, arguments and creators. It says when something may be there to lease, and no more
+than that: a notification is a hint, and consumers poll as well.
+
+What is subscribed and dead looks like what is subscribed and idle: a connection that was dropped
+without a word, or one through PgBouncer in transaction mode. So the listener sends itself a
+notification now and then, and connects anew when it does not hear it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import asyncio
+import contextlib
+import inspect
+import logging
+import random
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import sqlalchemy as sa
 
+from .errors import InvalidArgument
 from .models import Models
+from .settings import database_url
+from .statements.parts import tables
+from .statements.wakeup import channel
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = ["Listener"]
 
+_SHORTEST, _LONGEST = 0.1, 10.0
+"""Seconds until the first attempt to connect again, and at most between two of them."""
+
+_CONNECTING = 30.0
+"""Seconds that one attempt may take, if the engine's own limit is not shorter."""
+
+_log = logging.getLogger(__name__)
+
 
 class Listener:
-    """Calls a function for each notification, from a thread and a connection of its own."""
+    """Calls a function for each notification of an enqueue.
+
+    Args:
+        engine: What the database is reached with, by psycopg or asyncpg. Its pool is not used.
+        on_wake: Gets the name of a queue in which there may be something now; or None for every
+            queue, after each (re)connection. It is called in the listener's thread, and must be
+            quick; what it raises is logged.
+        models: The host's own classes, if it has any. Tables moved by the engine's
+            ``schema_translate_map`` are listened to where they are.
+        listen_dsn: Another address of the same database, where the engine's is that of a pooler
+            (PgBouncer in transaction mode delivers no notifications). The engine's ``connect_args``
+            are not used for it.
+        ping_interval: Seconds between two checks that it still hears.
+        ping_timeout: Seconds after which it gives up a connection that it does not hear itself on.
+
+    Raises:
+        InvalidArgument: the driver cannot be listened with; or the DSN cannot be read.
+    """
 
     def __init__(
         self,
@@ -28,17 +73,325 @@ class Listener:
         ping_interval: float = 15.0,
         ping_timeout: float = 5.0,
     ) -> None:
-        raise NotImplementedError
+        either: Any = engine
+        own: sa.Engine = getattr(either, "sync_engine", either)
+        self._engine = own if listen_dsn is None else _engine(listen_dsn, own)
+        _check_driver(self._engine)
+        self._channel = _channel(own, models or Models())
+        self._on_wake = on_wake
+        self._ping_interval = ping_interval
+        self._ping_timeout = ping_timeout
+        self._attempts = 0
+        self._hears = False
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._running: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
 
     @property
     def connected(self) -> bool:
-        """Whether it hears notifications now."""
-        raise NotImplementedError
+        """Whether it is subscribed, and has heard itself on its connection."""
+        return self._hears
 
     def start(self) -> None:
-        """Begin to listen, in a thread of its own."""
-        raise NotImplementedError
+        """Begin to listen, in a thread of its own; a second call does nothing.
+
+        Raises:
+            InvalidArgument: it was stopped: make another one.
+        """
+        if self._stopping.is_set():
+            raise InvalidArgument("this listener was stopped: make another one")
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="pgqrs-listener", daemon=True)
+            self._thread.start()
 
     def stop(self) -> None:
-        """Stop."""
+        """Close the connection and end the thread, at once; a second call does nothing."""
+        first, thread = not self._stopping.is_set(), self._thread
+        self._stopping.set()
+        if first and self._running is not None:
+            loop, task = self._running
+            with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+                loop.call_soon_threadsafe(task.cancel)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _work(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+                runner.run(self._main())
+        except Exception:  # noqa: BLE001 - there is nobody to raise it to
+            _log.exception("the listener has failed: consumers rely on polling from now on")
+        finally:
+            self._hears = False
+
+    async def _main(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for the type checker
+        self._running = (asyncio.get_running_loop(), task)
+        with contextlib.suppress(asyncio.CancelledError):
+            while not self._stopping.is_set():
+                try:
+                    await self._listen()
+                except Exception as error:  # noqa: BLE001 - of any driver: all mean the same here
+                    _log.warning("not listening: %s: %s", type(error).__name__, error)
+                self._hears = False
+                await asyncio.sleep(self._pause())
+
+    def _pause(self) -> float:
+        """Return how long to wait before the next attempt to connect."""
+        longest: float = min(_SHORTEST * 2**self._attempts, _LONGEST)
+        self._attempts = min(self._attempts + 1, 10)
+        return longest * random.uniform(0.5, 1)  # noqa: S311 - jitter, not a secret
+
+    async def _listen(self) -> None:
+        """Connect, subscribe, and pass on what is heard until the connection fails."""
+        ping = f"{self._channel}_{secrets.token_hex(8)}"
+        pong: asyncio.Future[None]
+
+        def heard(name: str, payload: str) -> None:
+            if name == ping:
+                _resolve(pong)
+            elif payload:
+                self._wake(payload)
+
+        async with _wire(self._engine, heard) as wire:
+            for name in (self._channel, ping):
+                await _within(self._ping_timeout, wire, wire.listen(name))
+            self._wake(None)
+            while True:
+                pong = asyncio.get_running_loop().create_future()
+                wire.send(f'NOTIFY "{ping}"')
+                await _within(self._ping_timeout, wire, pong)
+                if not self._hears:
+                    _log.info("listening on %s", self._channel)
+                self._hears, self._attempts = True, 0
+                await asyncio.wait({wire.lost}, timeout=self._ping_interval)
+                _check(wire)
+
+    def _wake(self, queue: str | None) -> None:
+        try:
+            self._on_wake(queue)
+        except Exception:  # noqa: BLE001 - whatever it is
+            _log.exception("what was to be woken failed over queue %r", queue)
+
+
+class _Wire(Protocol):
+    """A connection of some driver, reduced to what a listener does with it."""
+
+    lost: asyncio.Future[str]
+
+    def listen(self, name: str) -> asyncio.Future[Any]:
+        """Subscribe to a channel; the future is done when the server has said yes."""
         raise NotImplementedError
+
+    def send(self, sql: str) -> None:
+        """Execute a statement without waiting for it."""
+
+    async def close(self) -> None:
+        """Close, without a round trip if the connection is lost."""
+
+
+class _Psycopg:
+    """Psycopg, synchronous or not, driven through libpq: nothing here ever blocks."""
+
+    def __init__(self, driver: Any, heard: Callable[[str, str], None]) -> None:
+        self._driver = driver
+        self._libpq = driver.pgconn
+        self._heard = heard
+        self._loop = asyncio.get_running_loop()
+        self._answer: asyncio.Future[None] | None = None
+        self.lost: asyncio.Future[str] = self._loop.create_future()
+        self._socket = self._libpq.socket
+        self._loop.add_reader(self._socket, self._readable)
+
+    def listen(self, name: str) -> asyncio.Future[Any]:
+        self._answer = self._loop.create_future()
+        # A host's own hook may have left a transaction open, in which nothing would be heard.
+        commit = "COMMIT; " if self._libpq.transaction_status else ""
+        self.send(f'{commit}LISTEN "{name}"')
+        return self._answer
+
+    def send(self, sql: str) -> None:
+        self._libpq.send_query(sql.encode())
+        self._libpq.flush()
+
+    def _readable(self) -> None:
+        try:
+            self._libpq.consume_input()
+            self._take_results()
+            while (one := self._libpq.notifies()) is not None:
+                self._heard(one.relname.decode(), one.extra.decode())
+        except Exception as error:  # noqa: BLE001 - whatever it is, the connection is of no use
+            _lose(self, str(error))
+
+    def _take_results(self) -> None:
+        while not self._libpq.is_busy():
+            if (result := self._libpq.get_result()) is None:
+                if self._answer is not None:
+                    _resolve(self._answer)
+                return
+            if message := result.error_message:
+                raise ConnectionError(message.decode(errors="replace").strip())
+
+    async def close(self) -> None:
+        self._loop.remove_reader(self._socket)
+        closing = self._driver.close()
+        if inspect.isawaitable(closing):
+            await closing
+
+
+class _Asyncpg:
+    """asyncpg, which has listeners of its own."""
+
+    def __init__(self, driver: Any, heard: Callable[[str, str], None]) -> None:
+        self._driver = driver
+        self._heard = heard
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        driver.add_termination_listener(lambda _: _lose(self, "the connection was closed"))
+
+    def listen(self, name: str) -> asyncio.Future[Any]:
+        return self._start(self._listen(name))
+
+    async def _listen(self, name: str) -> None:
+        if self._driver.is_in_transaction():  # left open by a host's own hook
+            await self._driver.execute("COMMIT")
+        await self._driver.add_listener(name, lambda _con, _pid, on, what: self._heard(on, what))
+
+    def send(self, sql: str) -> None:
+        self._start(self._driver.execute(sql))
+
+    def _start(self, doing: Any) -> asyncio.Future[Any]:
+        # A task, never cancelled: asyncpg would open another connection to cancel a statement.
+        task: asyncio.Future[Any] = asyncio.ensure_future(doing)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Future[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _lose(self, str(error))
+
+    async def close(self) -> None:
+        if not self.lost.done() and not self._tasks:
+            with contextlib.suppress(Exception):
+                await self._driver.close(timeout=1)
+        self._driver.terminate()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _lose(wire: _Wire, reason: str) -> None:
+    if not wire.lost.done():
+        wire.lost.set_result(reason)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _check(wire: _Wire) -> None:
+    if wire.lost.done():
+        raise ConnectionError(wire.lost.result())
+
+
+async def _within(seconds: float, wire: _Wire, future: asyncio.Future[Any]) -> None:
+    """Wait for something, but no longer than this, nor longer than the connection lasts."""
+    await asyncio.wait({future, wire.lost}, timeout=seconds, return_when="FIRST_COMPLETED")
+    _check(wire)
+    if not future.done():
+        _lose(wire, "deaf")  # so that it is not closed with a round trip
+        raise TimeoutError(
+            f"nothing was heard for {seconds:g} s. If there is a pooler between, give its server's "
+            "address as listen_dsn"
+        )
+
+
+@contextlib.asynccontextmanager
+async def _wire(engine: sa.Engine, heard: Callable[[str, str], None]) -> AsyncIterator[_Wire]:
+    """Open a connection as the engine would, outside of its pool."""
+    async with asyncio.timeout(_CONNECTING):
+        driver = await (_opened(engine) if engine.dialect.is_async else _opened_aside(engine))
+    wire = _Asyncpg(driver, heard) if engine.driver == "asyncpg" else _Psycopg(driver, heard)
+    try:
+        yield wire
+    finally:
+        await wire.close()
+
+
+async def _opened(engine: sa.Engine) -> Any:
+    from sqlalchemy.ext.asyncio import AsyncEngine  # noqa: PLC0415 - needs greenlet
+
+    own = sa.Engine(engine.pool.recreate(), engine.dialect, engine.url)
+    return _taken(await AsyncEngine(own).raw_connection())
+
+
+async def _opened_aside(engine: sa.Engine) -> Any:
+    """Connect in a thread, which can be left alone where a connect cannot be interrupted."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+    lock, made, left_alone = threading.Lock(), [], False
+
+    def connect() -> None:
+        try:
+            driver = _taken(engine.pool.recreate().connect())
+        except Exception as error:  # noqa: BLE001 - raised by who waits for it
+            deliver(future.set_exception, error)
+            return
+        with lock:
+            if left_alone:
+                driver.close()
+                return
+            made.append(driver)
+        deliver(future.set_result, driver)
+
+    def deliver(resolve: Callable[[Any], None], value: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(lambda: None if future.done() else resolve(value))
+
+    threading.Thread(target=connect, name="pgqrs-listener-connect", daemon=True).start()
+    try:
+        return await future
+    except asyncio.CancelledError:
+        with lock:
+            left_alone = True
+            for driver in made:
+                driver.close()
+        raise
+
+
+def _taken(pooled: sa.PoolProxiedConnection) -> Any:
+    """Return the driver's connection, which the pool forgets."""
+    driver = pooled.driver_connection
+    pooled.detach()
+    return driver
+
+
+def _engine(listen_dsn: str | sa.URL, used: sa.Engine) -> sa.Engine:
+    """Return an engine for an address given as text, with the driver that is there."""
+    if isinstance(listen_dsn, sa.URL):
+        listen_dsn = listen_dsn.render_as_string(hide_password=False)
+    url = database_url(listen_dsn, used.driver if used.driver in _DRIVERS else "psycopg")
+    if url.get_driver_name() != "asyncpg":
+        return sa.create_engine(url, poolclass=sa.NullPool)
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - needs greenlet
+
+    return create_async_engine(url, poolclass=sa.NullPool).sync_engine
+
+
+_DRIVERS = ("psycopg", "asyncpg")
+
+
+def _check_driver(engine: sa.Engine) -> None:
+    if engine.driver not in _DRIVERS:
+        raise InvalidArgument(
+            f"the driver {engine.driver!r} cannot be listened with, {' and '.join(_DRIVERS)} can: "
+            "pass listen_dsn='postgresql+psycopg://…' to listen with another one"
+        )
+
+
+def _channel(engine: sa.Engine, models: Models) -> str:
+    schema = tables(models).message.schema
+    moved = engine.get_execution_options().get("schema_translate_map") or {}
+    return channel(moved.get(schema, schema))

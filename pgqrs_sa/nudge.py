@@ -123,7 +123,7 @@ def _publish(queue: str) -> None:
     for callback in _subscribers.callbacks:
         try:
             callback(queue)
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it is
             # Whoever has committed is not to blame for it.
             _log.exception("a subscriber failed over a message in queue %r", queue)
 
@@ -132,7 +132,7 @@ def _joined(session: Session, mapper: Mapper[Any]) -> sa.Connection | None:
     """Return the connection of the application's that a session works on, if it does."""
     try:
         bind = session.get_bind(mapper)
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever it is
         # A host's own get_bind() may want more than we know; the enqueue itself has gone well.
         _log.debug("cannot tell the bind of queue messages", exc_info=True)
         return None

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from . import arguments
 from .decisions import Decision, RetryIn
-from .errors import InvalidArgument
+from .errors import InvalidArgument, shown
 from .types import Delivery
 
 __all__ = ["DEFAULT_BACKOFF", "Backoff", "Decide", "Retry"]
@@ -44,9 +44,9 @@ class Backoff:
     jitter: float = 0.1
 
     def __post_init__(self) -> None:
-        known = all(map(math.isfinite, (self.base, self.factor, self.cap, self.jitter)))
+        numbers = (self.base, self.factor, self.cap, self.jitter)
         if (
-            not known
+            not all(isinstance(one, (int, float)) and abs(one) <= _LONGEST for one in numbers)
             or not 0 <= self.base <= _LONGEST
             or not 0 <= self.cap <= _LONGEST
             or self.factor < 1
@@ -106,6 +106,10 @@ class Retry:
             )
         if self.max_attempts is not None:
             arguments.checked_limit(self.max_attempts, "max_attempts")
+        if not isinstance(self.on, Mapping):
+            raise InvalidArgument(
+                f"on must be a dict of decisions by exception class, not {shown(self.on)}"
+            )
         for kind, decision in self.on.items():
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise InvalidArgument(f"on must have exception classes as keys, not {kind!r}")

@@ -66,7 +66,7 @@ class QueueService:
         notify: bool = False,
     ) -> None:
         self._session = session
-        self._context = Context.of(models, codec, worker, allow_autocommit, notify)
+        self._context = Context.of(models, codec, worker, allow_autocommit, notify=notify)
 
     @property
     def queues(self) -> facets.Queues:

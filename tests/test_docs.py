@@ -1,12 +1,16 @@
-"""Documentation is code: every Python block of the README runs, in its order."""
+"""Documentation is code: every Python block of a document runs, in its order."""
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
 import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,16 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
-from pgqrs_sa import Message, QueueService
+from pgqrs_sa import (
+    DeadLetter,
+    Discard,
+    Hooks,
+    Message,
+    QueueService,
+    RetryIn,
+    Snooze,
+)
+from pgqrs_sa.consumers.base import BaseConsumer
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(
@@ -22,15 +35,20 @@ FENCE = re.compile(
 )
 
 
-def blocks(title: str | None) -> list[tuple[int, str]]:
-    """The blocks of the README that have this title, with the line on which each begins."""
-    text = (ROOT / "README.md").read_text()
+README, CONSUMERS, TESTING = "README.md", "docs/consumers.md", "docs/testing.md"
+DOCUMENTS = [README, CONSUMERS, TESTING]
+"""Those with blocks that run, and with links."""
+
+
+def blocks(title: str | None, document: str = README) -> list[tuple[int, str]]:
+    """The blocks of a document that have this title, with the line on which each begins."""
+    text = (ROOT / document).read_text()
     found = [
         (text.count("\n", 0, m.start("code")), m["code"])
         for m in FENCE.finditer(text)
         if m["title"] == title
     ]
-    assert found, f"the README has no block titled {title!r}"
+    assert found, f"{document} has no block titled {title!r}"
     return found
 
 
@@ -42,10 +60,22 @@ def shop(monkeypatch: pytest.MonkeyPatch):
     return shop_models
 
 
-def execute(code: str, line: int, names: dict) -> None:
-    # Padded, so that a traceback names the line of the README.
-    readme = str(ROOT / "README.md")
-    exec(compile("\n" * line + code, readme, "exec", dont_inherit=True), names)  # noqa: S102
+def execute(code: str, line: int, names: dict, document: str = README) -> None:
+    # Padded, so that a traceback names the line of the document.
+    path = str(ROOT / document)
+    exec(compile("\n" * line + code, path, "exec", dont_inherit=True), names)  # noqa: S102
+
+
+def execute_all(names: dict, document: str) -> None:
+    for line, code in blocks(None, document):
+        execute(code, line, names, document)
+
+
+async def execute_awaiting(names: dict, document: str) -> None:
+    """Run the blocks titled ``asyncio`` one after the other, in the running loop."""
+    for line, code in blocks("asyncio", document):
+        execute(f"async def main():\n{textwrap.indent(code, '    ')}", line - 1, names, document)
+        await names["main"]()
 
 
 def test_the_blocks_of_the_readme_run_one_after_the_other(engine: sa.Engine, shop) -> None:
@@ -53,8 +83,7 @@ def test_the_blocks_of_the_readme_run_one_after_the_other(engine: sa.Engine, sho
         QueueService(session).queues.create("receipts")
     with Session(engine) as session:
         names = {"engine": engine, "Order": shop.Order, "session": session}
-        for line, code in blocks(None):
-            execute(code, line, names)
+        execute_all(names, README)
     with Session(engine) as session:
         books = {one.queue: one for one in QueueService(session).messages.all_metrics()}
         assert session.get_one(shop.Order, 7).receipts_sent == 1
@@ -68,10 +97,7 @@ async def test_the_asyncio_block_runs(migrated, shop) -> None:
         await connection.execute(
             sa.text("INSERT INTO pgqrs_queues (queue_name) VALUES ('receipts')")
         )
-    ((line, code),) = blocks("asyncio")
-    names = {"async_engine": engine, "Order": shop.Order}
-    execute(f"async def main():\n{textwrap.indent(code, '    ')}", line - 1, names)
-    await names["main"]()
+    await execute_awaiting({"async_engine": engine, "Order": shop.Order}, README)
     async with engine.connect() as connection:
         assert (await connection.execute(sa.select(Message.payload))).scalar_one() == {"order": 8}
     await engine.dispose()
@@ -107,8 +133,147 @@ def test_the_environment_of_the_readme_autogenerates_migrates_and_is_clean(
     alembic("downgrade", "base")
 
 
-def test_the_readme_names_only_files_that_exist() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
-    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
-    assert links
-    assert not missing
+def test_the_tests_of_the_guide_to_testing_pass_and_leave_nothing_behind(
+    migrated, engine: sa.Engine, tmp_path: Path
+) -> None:
+    (tmp_path / "models.py").write_text((ROOT / "examples" / "shop_models.py").read_text())
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\npythonpath = .\nfilterwarnings = error\nasyncio_mode = auto\n"
+        "asyncio_default_fixture_loop_scope = function\n"
+    )
+    titles = {m["title"] for m in FENCE.finditer((ROOT / TESTING).read_text())}
+    assert titles == {"conftest.py", "shop.py", "test_shop.py", "test_asyncio.py"}
+    for title in titles:
+        code = "\n\n".join(code for _, code in blocks(title, TESTING))
+        (tmp_path / title).write_text(code)
+    # A checkout may have been installed before the plugin's entry point was there.
+    installed = "pgqrs_sa" in entry_points(group="pytest11").names
+    plugin = [] if installed else ["-p", "pgqrs_sa.pytest_plugin"]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *plugin]
+    environment = {**os.environ, "TEST_DATABASE_URL": migrated.url}
+
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment
+    )
+
+    assert done.returncode == 0, done.stdout
+    written = "".join(code for title in titles for _, code in blocks(title, TESTING))
+    assert f"{written.count('def test_') + 1} passed" in done.stdout  # one has two parameters
+    with Session(engine) as session:
+        assert QueueService(session).queues.list() == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_document_names_only_files_and_headings_that_exist(document: str) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / document).read_text())
+    assert links or document == TESTING
+    for link in [one for one in links if "://" not in one]:
+        name, _, anchor = link.partition("#")
+        path = (ROOT / document).parent / name if name else ROOT / document
+        assert path.exists(), link
+        assert not anchor or anchor in anchors(path.read_text()), link
+
+
+def anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+# Consumers
+
+MESSAGES = {
+    "receipts": [{"order": 7}],
+    "welcomes": [{"to": "ada@example.org"}, {"two": "bob"}],
+    "mail": [{"to": "nobody", "text": "x"}, {"to": "eve", "text": "x"}],
+    "posts": ["spam", "hello"],
+    "reports": [{"chapters": 2}],
+    "rows": [{"id": 1, "customer": "ada"}, {"oops": 1}, {"id": 2, "customer": "bob"}],
+    "metrics": [{"visits": 0}],
+    "exports": [{}],
+}
+"""What the handlers of docs/consumers.md get."""
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Forget the handlers of logging that a document installs."""
+    logger = logging.getLogger("pgqrs_sa")
+    before = list(logger.handlers)
+    yield
+    logger.handlers[:] = before
+
+
+@pytest.fixture
+def worked_on(engine: sa.Engine, shop) -> None:
+    """An order, and a queue with messages for each handler of the document."""
+    with Session(engine) as session, session.begin():
+        session.add(shop.Order(id=7, customer="Ada", total_cents=1200))
+        service = QueueService(session)
+        for queue, messages in MESSAGES.items():
+            service.queues.create(queue)
+            service.enqueue_many(queue, messages)
+
+
+def test_the_blocks_about_consumers_run_one_after_the_other(
+    engine: sa.Engine, shop, worked_on, quiet, capsys
+) -> None:
+    names = {"engine": engine, "Order": shop.Order}
+    execute_all(names, CONSUMERS)
+    names["engine"].dispose()
+    with Session(engine) as session:
+        service = QueueService(session)
+        assert session.get_one(shop.Order, 7).receipts_sent == 1
+        books = {one.queue: (one.archived, one.live) for one in service.messages.all_metrics()}
+        ends = {one.payload["to"]: one.reason for one in service.archived.find("mail")}
+        (spam,) = service.messages.find("posts")
+        customers = session.scalars(sa.select(shop.Order.customer)).all()
+    assert books == {
+        "receipts": (1, 0),
+        "welcomes": (1, 1),  # one does not fit, and waits for its next attempt
+        "mail": (1, 1),
+        "posts": (0, 1),
+        "reports": (1, 0),
+        "rows": (2, 0),
+        "metrics": (2, 0),
+        "exports": (1, 0),
+    }
+    assert ends == {
+        "nobody": "no such address",
+        "eve": None,
+        "ada@example.org": "we are on holiday",
+    }
+    assert (spam.payload, spam.state) == ("spam", "scheduled")
+    assert sorted(customers) == ["Ada", "ada", "bob"]
+    assert "at most once: it is archived already {'visits': 1}" in capsys.readouterr().out
+    assert names["metrics"].seconds
+
+
+async def test_the_asyncio_block_about_consumers_runs(migrated, engine, shop, worked_on) -> None:
+    async_engine = create_async_engine(migrated.async_url("psycopg"))
+    await execute_awaiting({"async_engine": async_engine, "Order": shop.Order}, CONSUMERS)
+    await async_engine.dispose()
+    with Session(engine) as session:
+        assert session.get_one(shop.Order, 7).receipts_sent == 1
+        assert QueueService(session).messages.metrics("receipts").archived == 1
+
+
+def test_every_hook_and_decision_is_documented() -> None:
+    text = (ROOT / CONSUMERS).read_text()
+    hooks = [name for name in vars(Hooks) if name.startswith("on_")]
+    decisions = [RetryIn, Snooze, Discard, DeadLetter]
+    assert len(hooks) == text.count("| `on_")
+    assert not [name for name in hooks if f"| `{name}` |" not in text]
+    assert not [one for one in decisions if f"| `{one.__name__}(" not in text]
+
+
+EXPLAINED_ELSEWHERE = {"models", "codec"}
+
+
+@pytest.mark.parametrize("function", [BaseConsumer.__init__, BaseConsumer.on])
+def test_every_option_of_a_consumer_is_explained(function) -> None:
+    text = (ROOT / CONSUMERS).read_text()
+    options = [
+        p.name for p in inspect.signature(function).parameters.values() if p.kind == p.KEYWORD_ONLY
+    ]
+    missing = [name for name in options if not re.search(rf"`{name}\b|\b{name}=", text)]
+    assert set(missing) <= EXPLAINED_ELSEWHERE

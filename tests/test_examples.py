@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from configparser import ConfigParser
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,11 +17,13 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
+import yaml
 from alembic.autogenerate import produce_migrations, render_python_code
 from alembic.migration import MigrationContext
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Message, QueueNotFound, QueueService, SchemaVersionError
+from pgqrs_sa.consumers import runtime, tasks
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -49,7 +52,11 @@ def load(monkeypatch) -> Load:
 
 def run(dsn: str, *arguments: str) -> str:
     """Run Python in a process of its own, as a user does, with every warning an error."""
-    environment = os.environ | {"PGQRS_DSN": dsn, "FLASK_APP": "examples/flask_app.py"}
+    environment = os.environ | {
+        "PGQRS_DSN": dsn,
+        "FLASK_APP": "examples/flask_app.py",
+        "PYTHONPATH": str(EXAMPLES),
+    }
     command = [sys.executable, "-W", "error", *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
@@ -194,6 +201,146 @@ async def test_fastapi_does_not_start_without_the_tables(load, database):
     with pytest.raises(SchemaVersionError, match="alembic upgrade head"):
         async with app.router.lifespan_context(app):
             pass
+
+
+# FastAPI's consumer
+
+
+async def test_the_outbox_sends_each_receipt_once_and_notes_it(load, shop, dsn, session, capsys):
+    keyed = {"Idempotency-Key": "basket-1"}
+    for headers in (keyed, keyed, {}):
+        order = ORDER | {"customer": "ada@example.org", "receipt_delay": 0}
+        await shop.post("/orders", json=order, headers=headers)
+    consumer = load("fastapi_consumer", dsn).consumer
+    assert await consumer.run(until_empty=True) == 0
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        "receipt-1 goes to ada@example.org",
+        "receipt-3 goes to ada@example.org",
+    ]
+    rows = session.execute(sa.text("SELECT receipts_sent, receipt_id FROM shop_orders")).all()
+    assert rows == [(1, None), (1, None)]
+    metrics = QueueService(session).messages.metrics("receipts")
+    assert (metrics.archived, metrics.live) == (2, 0)
+    await consumer.dispose()
+
+
+async def test_the_outbox_gives_up_on_an_address_that_is_none(load, shop, dsn, session):
+    order = ORDER | {"customer": "eve@nowhere.invalid", "receipt_delay": 0}
+    await shop.post("/orders", json=order)
+    consumer = load("fastapi_consumer", dsn).consumer
+    assert await consumer.run(until_empty=True) == 0
+    (dead,) = QueueService(session).archived.find("receipts", outcome="dead")
+    assert (dead.reason, dead.read_ct) == ("no such address", 1)
+    assert session.scalar(sa.text("SELECT receipts_sent FROM shop_orders")) == 0
+    await consumer.dispose()
+
+
+def test_the_outbox_runs_as_its_docstring_says(migrated, session, tmp_path, monkeypatch):
+    QueueService(session).queues.create("receipts")
+    QueueService(session).enqueue("receipts", {"to": "ada@example.org"})
+    session.commit()
+    monkeypatch.setenv("ALIVE_FILE", str(tmp_path / "alive"))
+    target = "fastapi_consumer:consumer"
+    for command in (("check", target), ("run", target, "--until-empty")):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-m", "pgqrs_sa", "worker", *command],
+            env=os.environ | {"PGQRS_DSN": migrated.dsn, "PYTHONPATH": str(EXAMPLES)},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert done.stdout == "receipt-1 goes to ada@example.org\n"
+    assert (tmp_path / "alive").read_text() == "1\n"
+
+
+# The asynchronous consumer
+
+
+def test_the_crawler_fetches_indexes_and_sorts_out(migrated, session):
+    for _ in range(2):
+        lines = run(migrated.dsn, "examples/async_consumer.py").splitlines()
+        assert sorted(lines[:4]) == ["fetched /", "fetched /a", "fetched /a/1", "fetched /b"]
+        assert lines[4:8] == [
+            "indexed /: 2 link(s)",
+            "indexed /a: 2 link(s)",
+            "indexed /a/1: 0 link(s)",
+            "indexed /b: 0 link(s)",
+        ]
+        assert sorted(lines[8:]) == [
+            "dead {'oops': True}: not a page: ['oops']",
+            "discarded {'url': '/a/gone'}: there is no such page",
+        ]
+        service = QueueService(session)
+        assert [one.live for one in service.messages.all_metrics()] == [0, 0]
+        attempts = [
+            one.read_ct
+            for one in service.archived.find("pages", outcome="archived")
+            if one.payload == {"url": "/b"}
+        ]
+        assert attempts == [2]
+        session.execute(sa.text("DELETE FROM pgqrs_archive"))
+        session.commit()
+
+
+# The parent that forks
+
+
+def test_each_forked_process_works_on_connections_of_its_own(migrated, session):
+    # The parent's connection is left alone in a child: not used, and not closed either.
+    assert run(migrated.dsn, "-W", "ignore::ResourceWarning", "examples/preforked.py") == (
+        "20 orders have exactly one receipt\nthe children ended with [0, 0]\n"
+    )
+    workers = QueueService(session).workers.list()
+    assert len({one.pid for one in workers}) == len(workers) == 2
+    assert [one.status for one in workers] == ["stopped", "stopped"]
+    assert QueueService(session).messages.metrics("receipts").archived == 20
+
+
+def test_gunicorn_finds_its_settings_and_waits_for_the_consumer(load, migrated):
+    config = load("preforked", migrated.dsn)
+    assert config.preload_app
+    assert config.graceful_timeout > stopping(config.consumer)
+    config.engine.dispose()
+
+
+# Deployment
+
+LAST_WORDS = 4 * runtime._LAST_WORDS + tasks._CANCELLED
+"""Seconds that a consumer may need after its drain_timeout, if its connections hang."""
+
+
+def stopping(consumer: Any) -> float:
+    return consumer._settings.drain_timeout + LAST_WORDS
+
+
+def test_the_systemd_unit_waits_for_the_consumer_that_it_runs(load, migrated):
+    unit = ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str
+    unit.read(EXAMPLES / "deploy" / "shop-worker.service")
+    service = unit["Service"]
+    assert int(service["TimeoutStopSec"]) > stopping(
+        load("fastapi_consumer", migrated.dsn).consumer
+    )
+    assert service["KillSignal"] == "SIGTERM"
+    for key, command in (("ExecStart", "run"), ("ExecStartPre", "check")):
+        assert f"pgqrs worker {command} fastapi_consumer:consumer" in service[key]
+
+
+def test_the_kubernetes_fragment_waits_for_the_consumer_that_it_runs(load, migrated):
+    text = (EXAMPLES / "deploy" / "kubernetes.yaml").read_text()
+    pod = yaml.safe_load(text)["spec"]["template"]["spec"]
+    consumer = load("fastapi_consumer", migrated.dsn).consumer
+    assert pod["terminationGracePeriodSeconds"] > stopping(consumer)
+    (worker,), (check,) = pod["containers"], pod["initContainers"]
+    assert worker["command"][:4] == ["pgqrs", "worker", "run", "fastapi_consumer:consumer"]
+    assert check["command"] == ["pgqrs", "worker", "check", "fastapi_consumer:consumer"]
+    assert "lifecycle" not in worker
+    # The liveness looks at the file that the consumer writes, less often than it is written.
+    (alive,) = [one["value"] for one in worker["env"] if one["name"] == "ALIVE_FILE"]
+    assert alive in worker["livenessProbe"]["exec"]["command"][-1]
+    assert worker["livenessProbe"]["periodSeconds"] > 2 * consumer._settings.heartbeat
 
 
 # Flask

@@ -11,6 +11,8 @@ a host's own click program, for example Flask's::
 `app`              the base classes of commands and groups, and the `App` that they are handed
 `root`             the group ``pgqrs`` itself: which command is in which module
 `output`           table, json, ndjson and csv; ``--watch``
+`logs`             what is logged while a command runs
+`target`           ``module:attribute``, as the consumer of an application
 `confirm`          the question before anything is destroyed, and work in chunks with a progress bar
 `failures`         errors to exit codes and one line
 `params`           durations, times, payloads, and options that several commands share

@@ -37,6 +37,7 @@ raises becomes one line and an exit code (see `failures`); to end with one of yo
 ``app.emit_one(row, columns)``        a single thing
 ``app.show(produce, columns, every)`` a list, again every so often with ``--watch``
 ``app.say(text)``                     talk, to stderr
+``app.log``                           what is logged while a command runs (see `logs`)
 ``app.options``                       the global options: ``format``, ``verbose`` …
 ====================================  =========================================================
 """
@@ -108,7 +109,7 @@ class Command(click.Command):
         app = ctx.obj = App(base.merged(later))
         ctx.call_on_close(app.close)
         try:
-            with app.output.logging(app.options, app.secrets):
+            with app.log:
                 return super().invoke(ctx)
         except (click.exceptions.Exit, click.UsageError):
             raise

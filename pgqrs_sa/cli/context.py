@@ -14,6 +14,7 @@ import click
 from ..errors import InvalidArgument
 from . import output
 from .failures import CANNOT_CONNECT, Failed, scrub
+from .logs import Log
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -61,6 +62,7 @@ class App:
         self.options = options or Options()
         self.output = output.Output(self.options.format or "table", self.options.out)
         self.secrets: set[str] = set()
+        self.log = Log(self.options, self.secrets)
         self._checked = False
 
     @cached_property

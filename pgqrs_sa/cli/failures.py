@@ -44,6 +44,7 @@ __all__ = [
     "USAGE",
     "Failed",
     "failure",
+    "missing_extra",
     "scrub",
     "styled",
 ]
@@ -55,8 +56,16 @@ CANNOT_CONNECT = 4
 REFUSED = 5
 INTERRUPTED = 130
 
-_EXTRA = {"rich", "durationpy", "yaml"}
-_DRIVERS = {"psycopg": "psycopg", "asyncpg": "asyncpg"}
+_EXTRAS = {
+    **dict.fromkeys(("rich", "durationpy", "yaml"), "cli"),
+    "alembic": "alembic",
+    "asyncpg": "asyncpg",
+    "greenlet": "asyncio",
+    "psycopg": "psycopg",
+    "tenacity": "consumer",
+}
+"""Libraries, and the extras that have them."""
+
 _HINTS = {
     "2BP01": "what depends on the tables has to go first: a host's foreign keys, its views",
     "42501": "pgqrs schema grants prints the rights that are needed",
@@ -172,16 +181,14 @@ def _refused_by_state(error: PgqrsError) -> Failed:
 
 
 def _missing(error: ImportError) -> Failed:
-    name = (error.name or "").partition(".")[0]
-    if name in _EXTRA:
-        hint = "pip install 'pgqrs-sa[cli]'"
-    elif name == "alembic":
-        hint = "pip install 'pgqrs-sa[alembic]'"
-    elif name in _DRIVERS:
-        hint = f"pip install 'pgqrs-sa[{name}]'"
-    else:
-        hint = "pip install 'pgqrs-sa[cli,psycopg,alembic]'"
+    hint = missing_extra(error) or "pip install 'pgqrs-sa[cli,psycopg,alembic]'"
     return Failed(str(error), hint=hint, code=USAGE)
+
+
+def missing_extra(error: ImportError) -> str | None:
+    """Return how to install the extra of ours that has a library which is missing, if one has."""
+    extra = _EXTRAS.get((error.name or "").partition(".")[0])
+    return None if extra is None else f"pip install 'pgqrs-sa[{extra}]'"
 
 
 def _of_the_database(error: BaseException) -> Failed:

@@ -23,27 +23,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from .failures import scrub
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-    from .app import Options
-
-_LOGGERS = ("pgqrs_sa", "alembic", "sqlalchemy.engine", "sqlalchemy.pool")
 
 __all__ = ["FORMATS", "Column", "Columns", "Output", "Row", "plain", "span", "text"]
 
@@ -228,29 +220,6 @@ class Output:
                 live.update(self.table(produce(), columns), refresh=True)
                 time.sleep(every.total_seconds())
 
-    @contextmanager
-    def logging(self, options: Options, secrets: set[str]) -> Iterator[None]:
-        """Send what is logged to where the options say, while a command runs."""
-        level = options.log_level or {0: "warning", 1: "info"}.get(options.verbose, "debug")
-        dest = options.log_dest
-        handler: logging.Handler = logging.StreamHandler()
-        if dest not in (None, "stderr"):
-            handler = logging.FileHandler(dest, encoding="utf-8", delay=True)
-        handler.setFormatter(_Scrubbing(secrets))
-        # Not the root logger: where the group is mounted, that one is the host's.
-        loggers = [logging.getLogger(name) for name in _LOGGERS]
-        before = [one.level for one in loggers]
-        for one in loggers:
-            one.addHandler(handler)
-            one.setLevel(level.upper())
-        try:
-            yield
-        finally:
-            for one, was in zip(loggers, before, strict=True):
-                one.removeHandler(handler)
-                one.setLevel(was)
-            handler.close()
-
     def _print(self, table: Table) -> None:
         if self.file.isatty():
             self.console.print(table)
@@ -280,12 +249,3 @@ def _csv_cell(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
-
-
-class _Scrubbing(logging.Formatter):
-    def __init__(self, secrets: set[str]) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
-        self._secrets = secrets
-
-    def format(self, record: logging.LogRecord) -> str:
-        return scrub(super().format(record), self._secrets)

@@ -13,7 +13,7 @@ __all__ = ["group"]
 COMMANDS = {
     "queue": (".queues:queue", "Queues: create, pause, count, purge, delete."),
     "message": (".messages:message", "Messages: enqueue, dequeue, look, settle, cancel."),
-    "worker": (".workers:worker", "The register of workers, and their health."),
+    "worker": (".workers:worker", "Run consumers; the register of workers, their health."),
     "archive": (".archive:archive", "Settled messages: look, requeue, delete."),
     "dead": (".dead:dead", "Dead letters: look, retry, discard."),
     "install": (".install:install", "Create the tables, or bring them up to date."),

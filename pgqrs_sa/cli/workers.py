@@ -28,9 +28,15 @@ identified = given("id", "--id", type=click.IntRange(1), what="The worker's id."
 of_queue = given("queue", "--queue", "-q", required=False, what="Of this queue only.")
 
 
-@click.group(cls=Group)
+RUNNING = {
+    "run": (".running:run", "Work on messages, with the handlers of an application."),
+    "check": (".running:check", "Look whether an application's consumer could work."),
+}
+
+
+@click.group(cls=Group, lazy=RUNNING)
 def worker() -> None:
-    """The register of workers, and their health."""
+    """Run consumers; the register of workers, and their health."""
 
 
 worker.alias("release-messages", "release")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 
 from ..codecs import Codec
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, shown
 from ..models import Models
 from ..retry import Retry
 from ..types import Seconds
@@ -52,6 +53,7 @@ class BaseConsumer:
                 f"a consumer needs a sessionmaker, which makes a session for each message, not "
                 f"{type(sessionmaker).__name__}"
             )
+        self._pid = os.getpid()
         self._sessionmaker = sessionmaker
         self._settings = Settings.checked(
             name=name or socket.gethostname(),
@@ -67,6 +69,8 @@ class BaseConsumer:
             listen_dsn=listen_dsn,
             hooks=hooks,
         )
+        if retry is not None and not isinstance(retry, Retry):
+            raise InvalidArgument(f"retry must be a Retry, not {shown(retry)}")
         self._handlers = Handlers(
             self._settings.concurrency, retry or Retry(), asynchronous=self._asynchronous
         )
@@ -75,6 +79,11 @@ class BaseConsumer:
     def handlers(self) -> tuple[Handler, ...]:
         """The handlers, in the order of their registration."""
         return tuple(self._handlers)
+
+    @property
+    def concurrency(self) -> int:
+        """How many calls may run at the same time."""
+        return self._settings.concurrency
 
     def handler(self, queue: str) -> Handler:
         """Return the handler of a queue.
@@ -151,6 +160,42 @@ class BaseConsumer:
     def only(self, *queues: str) -> None:
         """Work on these queues alone, of those that have a handler."""
         self._handlers.only(queues)
+
+    def configure(
+        self,
+        *,
+        concurrency: int | None = None,
+        drain_timeout: Seconds | None = None,
+        hooks: Sequence[Hooks] = (),
+    ) -> None:
+        """Change how it works before it starts, as ``pgqrs worker run`` does with its options.
+
+        Args:
+            concurrency: How many calls may run at the same time, also of the handlers that have no
+                number of their own.
+            drain_timeout: Seconds, or a timedelta, that running handlers get when it stops.
+            hooks: More of them.
+
+        Raises:
+            InvalidArgument: one of these cannot be.
+        """
+        self._settings = self._settings.changed(concurrency, drain_timeout, hooks)
+        if concurrency is not None:
+            self._handlers.run_as_many(concurrency)
+
+    def _own(self, engine: Engine) -> Engine:
+        """Return an engine whose pool belongs to this process."""
+        if self._pid != os.getpid():
+            # Connections that the parent process opened are the parent's: using them here as well
+            # would mix up what they say (https://docs.sqlalchemy.org/en/20/core/pooling.html).
+            engine.dispose(close=False)
+            self._pid = os.getpid()
+        return engine
+
+    @staticmethod
+    def _refuse_twice(run: Any) -> None:
+        if run is not None and not run.runtime.forked:
+            raise InvalidArgument("this consumer works already: stop it first, or make another one")
 
     def _connections_needed(self) -> int:
         """How many sessions of handlers may be open at a time."""

@@ -34,10 +34,11 @@ class Held:
     lost: bool = False
     settling: bool = False
     timed_out: bool = False
+    clock: Callable[[], float] = time.monotonic
 
     def is_lost(self) -> bool:
         """True when it is known to be gone, or must have run out unrenewed."""
-        return self.lost or time.monotonic() > self.good_until
+        return self.lost or self.clock() > self.good_until
 
     def overdue(self, now: float) -> bool:
         """True when its handler has taken longer than it may."""
@@ -53,6 +54,7 @@ class Book:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._held: dict[int, Held] = {}
+        self._left: dict[int, float] = {}
         self._lock = threading.Lock()
 
     def enter(
@@ -71,6 +73,7 @@ class Book:
         with self._lock:
             for one in leased:
                 held = Held(one, handler, span, asked_at + span / _RENEW_AT, asked_at + span)
+                held.clock = self._clock
                 held.delivery = replace(one, watch=held.is_lost)
                 self._held[one.id] = held
                 watched.append(held.delivery)
@@ -98,24 +101,37 @@ class Book:
             if (held := self.get(one)) is not None:
                 held.settling = True
 
-    def remove(self, deliveries: Iterable[Delivery]) -> None:
-        """Forget leases that are settled or lost."""
+    def remove(self, deliveries: Iterable[Delivery]) -> list[Held]:
+        """Forget leases that are settled or lost; return those that were not forgotten before.
+
+        Whoever gets one here is the one to tell what became of it: it is told once.
+        """
         with self._lock:
-            for one in deliveries:
-                if self.get(one) is not None:
-                    del self._held[one.id]
+            gone = [held for one in deliveries if (held := self.get(one)) is not None]
+            for held in gone:
+                del self._held[held.delivery.id]
+        return gone
 
     def lose(self, deliveries: Iterable[Delivery]) -> list[Held]:
-        """Note that leases are gone, so that their handlers may know; return them."""
-        gone = [held for one in deliveries if (held := self.get(one)) is not None]
+        """Note that leases are gone, so that their handlers may know; return as `remove`."""
+        gone = self.remove(deliveries)
         for held in gone:
             held.lost = True
-        self.remove(held.delivery for held in gone)
         return gone
+
+    def leave(self, deliveries: Iterable[Delivery]) -> None:
+        """Forget leases that somebody else settles by hand, before they run out."""
+        for held in self.remove(deliveries):
+            with self._lock:
+                self._left[held.delivery.id] = held.good_until
 
     def due(self, now: float) -> list[Held]:
         """Return the leases to be renewed now; those of an overdue handler run out."""
-        return [one for one in self.all() if one.renew_at <= now and not one.overdue(now)]
+        return [
+            one
+            for one in self.all()
+            if one.renew_at <= now and not (one.timed_out or one.overdue(now))
+        ]
 
     def overdue(self, now: float) -> list[Held]:
         """Return the leases whose handler has taken too long, each of them once."""
@@ -136,7 +152,9 @@ class Book:
         moments += [
             one.started_at + one.handler.timeout.total_seconds()
             for one in self.all()
-            if one.started_at is not None and one.handler.timeout is not None and not one.timed_out
+            if one.started_at is not None
+            and one.handler.timeout is not None
+            and not (one.timed_out or one.settling)
         ]
         return min(moments, default=float("inf"))
 
@@ -146,9 +164,11 @@ class Book:
             return list(self._held.values())
 
     def ids(self) -> list[int]:
-        """Return the ids of the messages held."""
+        """Return the ids of the messages held, also of those left to be settled by hand."""
+        now = self._clock()
         with self._lock:
-            return list(self._held)
+            self._left = {one: until for one, until in self._left.items() if until > now}
+            return [*self._held, *self._left]
 
     def __len__(self) -> int:
         return len(self._held)

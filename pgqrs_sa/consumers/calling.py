@@ -14,6 +14,7 @@ from ..errors import LeaseLost
 from ..operations import consume, settlements
 from ..operations.context import Context
 from .handlers import Unit
+from .troubles import transient
 from .verdicts import Verdict, of_error, of_result
 
 __all__ = [
@@ -29,6 +30,10 @@ __all__ = [
 _SNAPSHOTS = ("REPEATABLE READ", "SERIALIZABLE")
 
 
+class _NotBegun(Exception):
+    """Trouble that passes, before the handler was called: the attempt is not charged for it."""
+
+
 def isolation(session: Session, context: Context) -> str:
     """Return the isolation level of a handler's transactions."""
     connection = session.connection(bind_arguments={"mapper": context.mapper})
@@ -42,7 +47,12 @@ def keeps_snapshots(level: str) -> bool:
 
 def hold(session: Session, context: Context, unit: Unit) -> None:
     """Lock the messages, in a transaction that keeps one snapshot: see `consume.hold`."""
-    consume.hold(session, context, unit.deliveries)
+    try:
+        consume.hold(session, context, unit.deliveries)
+    except Exception as error:
+        if transient(error):  # as when a renewal has come in between
+            raise _NotBegun from error
+        raise
 
 
 def settle_within(session: Session, context: Context, unit: Unit, result: Any) -> list[Verdict]:
@@ -75,7 +85,9 @@ def after_error(unit: Unit, error: BaseException, *, stopping: bool) -> list[Ver
     if isinstance(error, KeyboardInterrupt) or (stopping and not isinstance(error, Exception)):
         # Not the message's fault: somebody wants this process to end.
         return [Verdict(one, "release", error=error) for one in unit.deliveries]
-    if isinstance(error, LeaseLost):
+    if isinstance(error, _NotBegun):
+        return [Verdict(one, "release", error=error.__cause__) for one in unit.deliveries]
+    if isinstance(error, LeaseLost) and {one.id for one in unit.deliveries} & {*error.ids}:
         # Of a batch only some are lost: the others go back at once, as if not taken.
         return [Verdict(one, "release", error=error) for one in unit.deliveries]
     return [of_error(unit.handler, one, error) for one in unit.deliveries]

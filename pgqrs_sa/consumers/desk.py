@@ -82,13 +82,14 @@ class Desk:
         self._begin = begin
         self._until_empty = until_empty
         self._listening = listening
-        self._verdicts: list[_Waiting] = []
+        self._verdicts: dict[int, _Waiting] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._mode: Literal["leasing", "draining", "closing"] = "leasing"
         self._looked_at: dict[str, float] = {}
         self._waiting_until = 0.0
         self._strays = False
+        self.resting = threading.Event()
         self.ended = threading.Event()
         self.empty = False
         self.fatal: BaseException | None = None
@@ -101,13 +102,13 @@ class Desk:
 
         def note() -> None:
             self._schedule.finished(unit.handler.queue, len(unit.deliveries))
-            self._verdicts += [_Waiting(one, unit.handler) for one in verdicts]
+            self._add(unit.handler, verdicts)
 
         self._post(note)
 
     def settle(self, handler: Handler, verdicts: Sequence[Verdict]) -> None:
         """Settle deliveries whose call goes on: it took too long, or all stops."""
-        self._post(lambda: self._verdicts.extend(_Waiting(one, handler) for one in verdicts))
+        self._post(lambda: self._add(handler, verdicts))
 
     def nudge(self, queue: str | None) -> None:
         """There may be something in a queue (or in any)."""
@@ -139,18 +140,29 @@ class Desk:
                 self._wake.clear()
                 while self._inbox:
                     self._inbox.popleft()()
+                if self._mode != "leasing":
+                    self.resting.set()
                 if self._mode == "closing" and not self._verdicts:
                     break
                 self._step()
-        except BaseException as error:  # noqa: BLE001 - whoever runs the consumer raises it
-            self.fatal = error
+                if self._mode == "closing" and self._line.hurried:
+                    break
+        except BaseException as error:
+            self.fatal = error  # whoever runs the consumer raises it; if nobody waits, it is here
+            log.exception("the consumer cannot go on", extra={"worker": self._context().worker})
         finally:
             self._line.close()
+            self.resting.set()
             self.ended.set()
+
+    @property
+    def left(self) -> int:
+        """How many messages could not be settled in time; their leases run out."""
+        return len(self._verdicts)
 
     def _step(self) -> None:
         now = time.monotonic()
-        due = [one for one in self._verdicts if one.not_before <= now]
+        due = [one for one in self._verdicts.values() if one.not_before <= now]
         rest = _LOOK_EVERY if self._verdicts else 60.0
         if self._mode == "leasing":
             step = self._schedule.next(now)
@@ -166,15 +178,17 @@ class Desk:
         if due:
             self._settle(due)
         elif not self._ask_for_notifications(now):
-            later = [one.not_before - now for one in self._verdicts]
+            later = [one.not_before - now for one in self._verdicts.values()]
             self._wake.wait(max(0.0, min([rest, *later])))
 
     def _turn(self, take: Take, due: Sequence[_Waiting]) -> None:
         """Acknowledge what is done, and lease."""
-        others = [one for one in due if one.verdict.kind != "archive"]
+        done: list[_Waiting] = []
+        others: list[_Waiting] = []
+        for one in due:
+            (done if self._may_join(one.verdict) else others).append(one)
         if others:
             self._settle(others)
-        done = [one for one in due if one.verdict.kind == "archive"]
         handler = take.handler
         lease = self._leases[handler.queue]
         asked_at = time.monotonic()
@@ -207,17 +221,32 @@ class Desk:
                 self._book.ids(),
             )
 
+    def _may_join(self, verdict: Verdict) -> bool:
+        """Whether it can be archived by the statement that leases.
+
+        A lease that may have run out could be taken again by that very statement.
+        """
+        held = self._book.get(verdict.delivery)
+        return verdict.kind == "archive" and held is not None and not held.is_lost()
+
     def _start(self, handler: Handler, leased: list[Delivery]) -> None:
+        if handler.acknowledge == "first":
+            leased = self._acknowledged(handler, leased)
+        self._begin(units(handler, leased))
         if self._waiting_until:
             self._waiting(None)
-        if handler.acknowledge == "first":
-            verdicts = [Verdict(one, "archive") for one in leased]
-            done = self._apply(verdicts)
-            self._book.remove(leased)
-            lost = [one for one in leased if one.id not in done]
-            self._schedule.finished(handler.queue, len(lost))
-            leased = [one for one in leased if one.id in done]
-        self._begin(units(handler, leased))
+
+    def _acknowledged(self, handler: Handler, leased: list[Delivery]) -> list[Delivery]:
+        """Archive before the handler is called; return what could be archived."""
+        done: set[int] = {*self._apply([Verdict(one, "archive") for one in leased])}
+        lost = [one for one in leased if one.id not in done]
+        if lost:
+            known = self._line.call("a look", self._context(), consume.fates, lost)
+            done |= {one for one, fate in known.items() if fate == "archived"}
+            lost = [one for one in lost if one.id not in done]
+        self._book.remove(leased)
+        self._schedule.finished(handler.queue, len(lost))
+        return [one for one in leased if one.id in done]
 
     def _look(self, queue: str, now: float) -> None:
         """Find out why there is nothing: the queue may be gone, or only hold exhausted messages."""
@@ -253,6 +282,18 @@ class Desk:
 
     # --------------------------------------------------------------------------- settling
 
+    def _add(self, handler: Handler, verdicts: Sequence[Verdict]) -> None:
+        """Take in verdicts, one for each message.
+
+        One that took too long is settled before its handler returns; and a message may be leased
+        here again while the handler of an attempt that was lost goes on. The newest attempt
+        counts, and what was decided about it first.
+        """
+        for one in verdicts:
+            known = self._verdicts.get(one.delivery.id)
+            if known is None or known.verdict.delivery.read_ct < one.delivery.read_ct:
+                self._verdicts[one.delivery.id] = _Waiting(one, handler)
+
     def _apply(self, verdicts: Sequence[Verdict]) -> dict[int, str]:
         return self._line.call(
             "a settlement", self._context(), settlements.apply, verdicts, strict=False
@@ -275,12 +316,13 @@ class Desk:
                 if fate == "busy":
                     later = time.monotonic() + _BUSY_AGAIN
                     again.append(_Waiting(one.verdict, one.handler, later))
-                elif fate == "done":
-                    outcome = {**outcome, one.verdict.delivery.id: "archived"}
-                else:
+                elif fate == "lost":
                     lost.append(one)
-        over = {id(one) for one in tried}
-        self._verdicts = [one for one in self._verdicts if id(one) not in over] + again
+                else:
+                    outcome = {**outcome, one.verdict.delivery.id: fate}
+        for one in tried:
+            self._verdicts.pop(one.verdict.delivery.id, None)
+        self._verdicts |= {one.verdict.delivery.id: one for one in again}
         for one in tried:
             if (word := outcome.get(one.verdict.delivery.id)) is not None:
                 self._report(one, word)
@@ -288,19 +330,19 @@ class Desk:
             self._lose(one)
 
     def _report(self, one: _Waiting, word: str) -> None:
-        held = self._book.get(one.verdict.delivery)
-        if held is not None and held.timed_out:
-            held.lost = True  # its handler may be running still, and may ask
-        self._book.remove([one.verdict.delivery])
-        self._reporter.settled(one.handler, one.verdict, word, held.started_at if held else None)
+        for held in self._book.remove([one.verdict.delivery]):
+            held.lost = True  # if it took too long, its handler is running still, and may ask
+            self._reporter.settled(one.handler, one.verdict, word, held.started_at)
 
     def _lose(self, one: _Waiting) -> None:
         held = self._book.lose([one.verdict.delivery])
+        if not held:
+            return  # it was told already: the keeper saw it first, or the handler took too long
         self._reporter.ended(
             "on_lease_lost",
             "lease lost",
             one.handler,
             one.verdict.delivery,
-            held[0].started_at if held else None,
+            held[0].started_at,
             error=one.verdict.error,
         )

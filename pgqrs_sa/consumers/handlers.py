@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import count
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from .. import arguments
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, shown
 from ..retry import Retry
 from ..types import Delivery, Seconds
 from .injection import Call, inspect_handler
@@ -74,6 +74,7 @@ class Handlers:
         self._retry = retry
         self._asynchronous = asynchronous
         self._by_queue: dict[str, Handler] = {}
+        self._as_many: set[str] = set()  # of the consumer's concurrency, whatever that becomes
 
     def __iter__(self) -> Iterator[Handler]:
         return iter(self._by_queue.values())
@@ -91,6 +92,12 @@ class Handlers:
     def only(self, queues: Sequence[str]) -> None:
         """Keep the handlers of these queues, and forget the others."""
         self._by_queue = {queue: self.get(queue) for queue in queues}
+
+    def run_as_many(self, concurrency: int) -> None:
+        """Change the concurrency of those that have no number of their own."""
+        self._concurrency = concurrency
+        for queue in self._as_many & self._by_queue.keys():
+            self._by_queue[queue] = replace(self._by_queue[queue], concurrency=concurrency)
 
     def add(
         self,
@@ -117,17 +124,23 @@ class Handlers:
             raise InvalidArgument(
                 f"acknowledge must be 'commit', 'first' or 'manual', not {acknowledge!r}"
             )
+        if retry is not None and not isinstance(retry, Retry):
+            raise InvalidArgument(f"retry must be a Retry, not {shown(retry)}")
         if prefetch != 0:
             arguments.checked_limit(prefetch, "prefetch")
         call = inspect_handler(function, many=batch is not None, payload=payload)
         if call.is_async is not self._asynchronous:
             wanted = "AsyncConsumer" if call.is_async else "Consumer"
             raise InvalidArgument(f"{function!r} is a handler for {wanted}, not for this consumer")
+        if concurrency is None:
+            self._as_many.add(queue)
         self._by_queue[queue] = Handler(
             queue=queue,
             call=call,
             lease=None if lease is None else arguments.duration(lease, "lease", positive=True),
-            concurrency=arguments.checked_limit(concurrency or self._concurrency, "concurrency"),
+            concurrency=self._concurrency
+            if concurrency is None
+            else arguments.checked_limit(concurrency, "concurrency"),
             prefetch=prefetch,
             timeout=None
             if timeout is None

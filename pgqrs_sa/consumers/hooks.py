@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ..types import Delivery
+from ..types import Delivery, WorkerInfo
 from .handlers import Handler, Unit
 from .verdicts import Verdict
 
@@ -36,6 +36,8 @@ class Event:
 
     Attributes:
         delivery: Which message, and which attempt.
+        outcome: ``started``, or what the message is now: ``archived``, ``discarded``, ``retry``,
+            ``released`` (snoozed, or given back), ``dead`` or ``lease lost``.
         handler: The handler's name.
         worker: The worker's id.
         duration: Since its handler began, or None when it has not.
@@ -45,6 +47,7 @@ class Event:
     """
 
     delivery: Delivery
+    outcome: str
     handler: str
     worker: int | None
     duration: timedelta | None = None
@@ -59,6 +62,9 @@ class Hooks:
     They are called from the consumer's threads, after the database has the outcome (`on_start`:
     before the handler begins). Be quick, and safe for threads. What a hook raises is logged.
     """
+
+    def on_heartbeat(self, worker: WorkerInfo) -> None:
+        """The consumer lives, and the database has noted it: at its start, and ever so often."""
 
     def on_start(self, event: Event) -> None:
         """A handler begins."""
@@ -87,7 +93,12 @@ class Reporter:
         """A handler begins."""
         if self._hooks:
             for one in unit.deliveries:
-                self._tell("on_start", Event(one, unit.handler.name, self.worker))
+                event = Event(one, "started", unit.handler.name, self.worker)
+                self._tell("on_start", event)
+
+    def lives(self, worker: WorkerInfo) -> None:
+        """The consumer has registered, or given a sign of life."""
+        self._tell("on_heartbeat", worker)
 
     def settled(
         self, handler: Handler, verdict: Verdict, word: str, started_at: float | None
@@ -153,12 +164,13 @@ class Reporter:
             )
         if self._hooks:
             span = None if took is None else timedelta(seconds=took)
-            event = Event(delivery, handler.name, self.worker, span, error, delay, reason)
+            event = Event(delivery, outcome, handler.name, self.worker, span, error, delay, reason)
             self._tell(name, event)
 
-    def _tell(self, name: str, event: Event) -> None:
+    def _tell(self, name: str, what: Event | WorkerInfo) -> None:
         for hooks in self._hooks:
             try:
-                getattr(hooks, name)(event)
-            except Exception:
+                getattr(hooks, name)(what)
+            except BaseException:
+                # Whatever it is: raised here, it would end a thread that has a message in hand.
                 log.exception("%s of %r failed", name, hooks)

@@ -10,6 +10,8 @@ a payload's type (a list of it in a batch)      the payload, checked: see `paylo
 none                                            the payload; one called ``session``, ``delivery``
                                                 or ``deliveries`` is what its name says
 ==============================================  ==================================================
+
+What would be the payload, but has a default, keeps that.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy.orm import Session, scoped_session
@@ -91,55 +94,89 @@ def inspect_handler(function: Callable[..., Any], *, many: bool, payload: Any = 
         InvalidArgument: a parameter is none of these.
     """
     name = getattr(function, "__qualname__", repr(function))
-    try:
-        hints = typing.get_type_hints(_annotated(function))
-    except (NameError, TypeError) as error:
-        raise InvalidArgument(f"the annotations of {name} cannot be read: {error}") from error
+    signature, hints, is_async = _read(function, name)
     parameters = []
     convert = None
-    for one in inspect.signature(function).parameters.values():
-        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
-            raise InvalidArgument(f"{name} takes *{one.name}: name what it needs instead")
+    for one in signature.parameters.values():
+        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY):
+            raise InvalidArgument(
+                f"{name} takes {one}, and is called by name: give it a parameter for each thing "
+                "that it needs"
+            )
         hint = hints.get(one.name, inspect.Parameter.empty)
-        kind, item = _kind(name, one.name, hint, many=many)
-        if kind == "unknown" and one.default is not one.empty:
+        kind, item = _kind(name, one, hint, many=many)
+        if not kind:
             continue
-        if kind in ("payload", "unknown"):
+        if kind == "payload":
             if convert is not None:
                 raise InvalidArgument(f"{name} has two parameters for the payload: {one.name} too")
-            convert, kind = converter(payload if payload is not None else item), "payload"
+            convert = converter(payload if payload is not None else item)
+        elif kind in ("session", "service") and _is_for_asyncio(hint) not in (None, is_async):
+            wanted = "AsyncSession and AsyncQueueService" if is_async else "Session, QueueService"
+            raise InvalidArgument(f"{name} takes {one}, and can only be given {wanted}")
         parameters.append((one.name, kind))
     if payload is not None and convert is None:
         raise InvalidArgument(f"{name} has payload={payload!r}, but no parameter to put it in")
-    is_async = inspect.iscoroutinefunction(_annotated(function))
     return Call(function, tuple(parameters), convert, many, is_async)
 
 
-def _annotated(function: Any) -> Any:
-    if inspect.isroutine(function) or inspect.isclass(function):
+def _read(function: Any, name: str) -> tuple[inspect.Signature, dict[str, Any], bool]:
+    """Return a handler's signature, its annotations, and whether it must be awaited."""
+    written = _written(function)
+    if inspect.isgeneratorfunction(written) or inspect.isasyncgenfunction(written):
+        raise InvalidArgument(f"{name} is a generator: calling it would do nothing")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"{name} cannot be a handler: {error}") from error
+    try:
+        hints = typing.get_type_hints(written)
+    except (NameError, TypeError) as error:
+        raise InvalidArgument(f"the annotations of {name} cannot be read: {error}") from error
+    return signature, hints, inspect.iscoroutinefunction(written)
+
+
+def _written(function: Any) -> Any:
+    """Return what has the annotations: the function of a partial, the method of an instance."""
+    while isinstance(function, partial):
+        function = function.func
+    if inspect.isroutine(function) or inspect.isclass(function) or not callable(function):
         return function
     return type(function).__call__  # an instance that can be called
 
 
-def _kind(handler: str, name: str, hint: Any, *, many: bool) -> tuple[str, Any]:
-    """Return what a parameter is, and the type of one payload."""
+def _kind(handler: str, one: inspect.Parameter, hint: Any, *, many: bool) -> tuple[str, Any]:
+    """Return what a parameter is (nothing, if it keeps its default), and the type of a payload."""
+    optional = one.default is not one.empty
     if hint is inspect.Parameter.empty:
-        return _NAMED.get(name, "payload"), Any
+        return _NAMED.get(one.name, "" if optional else "payload"), Any
     if isinstance(hint, type):
         if issubclass(hint, (Session, scoped_session)) or _is_async_session(hint):
             return "session", None
         if issubclass(hint, QueueService) or hint.__name__ == "AsyncQueueService":
             return "service", None
     item = hint
-    if many:
-        if typing.get_origin(hint) not in (list, Sequence, Iterable):
-            raise InvalidArgument(
-                f"{handler} is for a batch: annotate {name} as list[...], not {hint!r}"
-            )
-        (item,) = typing.get_args(hint)
-    if isinstance(item, type) and issubclass(item, Delivery):
+    if typing.get_origin(hint) in (list, Sequence, Iterable):
+        (inner,) = typing.get_args(hint)
+        if many:
+            item = inner
+        elif _is_delivery(inner):
+            raise InvalidArgument(f"{handler} takes {one}: register it with batch=")
+    elif many and not optional:
+        raise InvalidArgument(f"{handler} is for a batch: annotate {one} as list[...]")
+    if _is_delivery(item):
         return "delivery", None
-    return "payload", item
+    return "" if optional else "payload", item
+
+
+def _is_delivery(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Delivery)
+
+
+def _is_for_asyncio(hint: Any) -> bool | None:
+    if hint is inspect.Parameter.empty:
+        return None
+    return hint.__name__ == "AsyncQueueService" or _is_async_session(hint)
 
 
 def _is_async_session(hint: type[Any]) -> bool:

@@ -6,6 +6,7 @@ the other thread nor a handler that holds its message locked delays the renewal 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
@@ -16,7 +17,7 @@ from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
-from ..errors import HandlerTimeout, WorkerNotFound, WorkerNotReady
+from ..errors import HandlerTimeout, QueueNotFound, WorkerNotFound, WorkerNotReady
 from ..operations import archive, consume, workers
 from ..operations.context import Context
 from ..types import WorkerInfo
@@ -24,7 +25,7 @@ from .book import Book, Held
 from .hooks import Reporter
 from .line import Line
 from .troubles import sqlstate, transient
-from .verdicts import Verdict, of_error
+from .verdicts import OURS, Verdict, of_error
 
 __all__ = ["Keeper"]
 
@@ -102,8 +103,9 @@ class Keeper:
                 self._end_overdue()
                 self._beat()
                 self._tidy()
-        except BaseException as error:  # noqa: BLE001 - whoever runs the consumer raises it
-            self.fatal = error
+        except BaseException as error:
+            self.fatal = error  # whoever runs the consumer raises it; if nobody waits, it is here
+            log.exception("the consumer cannot go on", extra={"worker": self._context().worker})
         finally:
             self._say_goodbye()
 
@@ -130,14 +132,20 @@ class Keeper:
             return
         known = self._line.call("a look", self._context(), consume.fates, missing)
         for held in group:
-            fate = known.get(held.delivery.id)
-            if fate == "busy":
+            held.renew_at = time.monotonic() + min(_LATER, span / 6)
+            if known.get(held.delivery.id) == "busy":
                 # Locked, by its own handler as a rule: nobody can take it while that lasts.
-                held.renew_at = time.monotonic() + _LATER
                 held.good_until = max(held.good_until, time.monotonic() + 2 * _LATER)
-            elif fate == "done":
-                held.renew_at = time.monotonic() + _LATER  # its commit is being told just now
-        self.lose([one for one in group if known.get(one.delivery.id) == "lost"])
+        # Of what is being settled, whoever does that tells. A handler may also have archived its
+        # message by itself, and not have returned yet.
+        self.lose(
+            [
+                one
+                for one in group
+                if known.get(one.delivery.id) in ("lost", "dead")
+                and not (one.settling or one.timed_out)
+            ]
+        )
 
     def lose(self, gone: Sequence[Held]) -> None:
         """Note that leases are gone, and tell their handlers."""
@@ -168,8 +176,8 @@ class Keeper:
         except (WorkerNotReady, WorkerNotFound) as error:
             log.warning("taken for dead: %s", error, extra={"worker": worker})
             self.lose(self._book.all())
-            self._register()
-            return
+            info = self._register()
+        self._reporter.lives(info)
         if info.status != self._status:
             self._status = info.status
             log.info("worker %d is %s", worker, info.status, extra={"worker": worker})
@@ -179,8 +187,8 @@ class Keeper:
         if self._housekeeping is None or now < self._tidies_at:
             return
         self._tidies_at = now + self._housekeeping
-        jobs = (self._reclaim, self._bury, self._prune)
-        for job in jobs:
+        # Each in a transaction of its own: a consumer's role may do the first two alone.
+        for job in (self._reclaim, self._bury, self._prune, self._forget):
             try:
                 self._line.transaction(self._context(), job)
             except Exception as error:
@@ -192,28 +200,39 @@ class Keeper:
     def _reclaim(self, session: Session, context: Context) -> None:
         if consume.tidying(session, context):
             workers.reclaim(session, context, self._silent_for, None, holding=False)
-            workers.purge(session, context, _WORKERS_KEPT)
 
     def _bury(self, session: Session, context: Context) -> None:
         if consume.tidying(session, context):
             for queue in self._queues:
-                archive.bury(session, context, queue, _CHUNK)
+                with contextlib.suppress(QueueNotFound):  # the desk says so
+                    archive.bury(session, context, queue, _CHUNK)
 
     def _prune(self, session: Session, context: Context) -> None:
         if consume.tidying(session, context):
             archive.prune(session, context, None, None, _CHUNK)
 
+    def _forget(self, session: Session, context: Context) -> None:
+        if consume.tidying(session, context):
+            workers.purge(session, context, _WORKERS_KEPT)
+
     def _say_goodbye(self) -> None:
         worker = self._context().worker
-        try:
-            if worker is not None:
-                self._line.once(self._context(), workers.set_status, worker, "stopped")
-        except Exception as error:  # noqa: BLE001 - the row then shows its silence
-            log.info("worker %d could not be noted as stopped: %s", worker, type(error).__name__)
+        # Twice: the connection may have been lost since it was last used.
+        for _ in range(2 if worker is not None else 0):
+            try:
+                self._line.once(self._context(), workers.set_status, worker or 0, "stopped")
+                break
+            except Exception as error:  # noqa: BLE001 - the row then shows its silence
+                log.info("worker %d was not noted as stopped: %s", worker, type(error).__name__)
         self._line.close()
 
 
 def _stack(thread: int | None) -> str | None:
-    """Return where a thread is just now, for the error that is kept."""
+    """Return where a handler's thread is just now, for the error that is kept."""
     frame = sys._current_frames().get(thread) if thread is not None else None  # noqa: SLF001
-    return None if frame is None else "".join(traceback.format_stack(frame, limit=12))
+    if frame is None:
+        return None
+    frames = traceback.extract_stack(frame)
+    ours = [place for place, one in enumerate(frames) if one.filename.startswith(OURS)]
+    # What lies below the last frame of the runtime is the handler's.
+    return "".join(traceback.format_list(frames[max(ours, default=-1) + 1 :][-12:]))

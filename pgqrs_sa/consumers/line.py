@@ -252,6 +252,11 @@ class Line:
         _set(connection, self._isolation)
         self._prepared = connection
 
+    @property
+    def hurried(self) -> bool:
+        """True when there is no more time to wait for the database."""
+        return self._stopping.is_set()
+
     def watch(self) -> None:
         """Cut the connection if a call has been waiting for too long. From another thread."""
         since = self._since

@@ -46,7 +46,7 @@ def converter(kind: Any) -> Convert:
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _checked(lambda value: _filled(kind, value))
     if origin in _PLAIN:
-        return lambda value: _of_type(origin, value)
+        return _checked(lambda value: _of_type(origin, value))
     raise InvalidArgument(
         f"a payload can be a pydantic model, a msgspec struct, a dataclass, dict, list, str, int, "
         f"float, bool or Any, not {shown(kind)}"

@@ -187,6 +187,11 @@ class Ready:
         """Note that a call has ended."""
         self._running[unit.handler.queue] -= 1
 
+    @property
+    def waiting(self) -> int:
+        """How many have not been started."""
+        return len(self._waiting)
+
     def clear(self) -> list[Unit]:
         """Return what was not started, and forget it."""
         left = list(self._waiting)

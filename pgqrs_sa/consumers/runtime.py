@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .. import nudge
 from ..operations import workers
@@ -25,9 +26,10 @@ from .keeper import Keeper
 from .line import Line, Plug
 from .policy import Ready, Schedule
 from .settings import Settings, check_database
+from .troubles import transient
 from .verdicts import Verdict
 
-__all__ = ["Crew", "Runtime", "Waker"]
+__all__ = ["Crew", "Outcome", "Runtime", "Waker"]
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
@@ -53,6 +55,19 @@ class Waker(Protocol):
 
     def stop(self) -> None:
         """Stop listening."""
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    clean: bool = True
+    failure: BaseException | None = None
+
+    def code(self) -> int:
+        """Return the exit code, or raise what has ended the run."""
+        if self.failure is not None:
+            raise self.failure
+        return 0 if self.clean else 1
 
 
 class Runtime:
@@ -93,6 +108,7 @@ class Runtime:
         self._idle = threading.Condition(self._lock)
         self._hurry = threading.Event()  # no more waiting for a database that is not there
         self._draining = False
+        self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
         self._cleanup: list[Callable[[], None]] = []
         self.context = settings.context()
@@ -113,9 +129,10 @@ class Runtime:
     def start(self) -> None:
         """Check, register, and begin to lease."""
         leases = self.check()
+        waker = self._make_listener(self._nudge) if self._make_listener else None
         line = self._line()
         try:
-            self._register(line)
+            worker = self._register(line)
         finally:
             line.close()
         schedule = Schedule(self.settings.concurrency, self.settings.poll_interval)
@@ -147,14 +164,24 @@ class Runtime:
             silent_for=max(60.0, 6 * self.settings.heartbeat),
         )
         self._cleanup.append(nudge.subscribe(self.desk.nudge))
-        if self._make_listener is not None:
-            listener = self._make_listener(self.desk.nudge)
-            listener.start()
-            self._cleanup.append(listener.stop)
-        for what, run in (("desk", self.desk.run), ("keeper", self.keeper.run)):
+        if waker is not None:
+            waker.start()
+            self._cleanup.append(waker.stop)
+        work = {"desk": self.desk.run, "keeper": self.keeper.run, "watch": self._keep_watch}
+        for what, run in work.items():
             thread = threading.Thread(target=run, name=f"pgqrs-{what}", daemon=True)
             thread.start()
             self._threads.append(thread)
+        self.reporter.lives(worker)
+
+    def _keep_watch(self) -> None:
+        # In a thread of its own: who has started the consumer may do something else meanwhile.
+        while not self._closed.wait(0.5):
+            self._cut_what_hangs()
+
+    def _cut_what_hangs(self) -> None:
+        for line in (self._desk_line, self._keeper_line):
+            line.watch()
 
     def _line(self) -> Line:
         # A call that takes as long as a short lease would let all of them run out.
@@ -180,11 +207,23 @@ class Runtime:
 
     # ----------------------------------------------------------------------------- working
 
+    def _nudge(self, queue: str | None) -> None:
+        self.desk.nudge(queue)
+
     def _begin(self, units: Sequence[Unit]) -> None:
         with self._lock:
-            self._ready.add(units)
-        if units:
-            self._crew.begin(len(units))
+            # What was leased while the consumer was told to stop goes back; what is acknowledged
+            # already would be lost with that.
+            late = [one for one in units if self._draining and one.handler.acknowledge != "first"]
+            wanted = [one for one in units if one not in late] if late else units
+            self._ready.add(wanted)
+        self._give_back(late)
+        if wanted:
+            self._crew.begin(len(wanted))
+
+    def _give_back(self, unstarted: Sequence[Unit]) -> None:
+        for unit in unstarted:
+            self.desk.finished(unit, [Verdict(one, "release") for one in unit.deliveries])
 
     def next_unit(self) -> Unit | None:
         """Return what may be started now; its lease is still held, and its timeout begins."""
@@ -215,28 +254,40 @@ class Runtime:
             self._idle.notify_all()
 
     def _report(self, unit: Unit, verdict: Verdict) -> None:
-        held = self.book.get(verdict.delivery)
-        started_at = held.started_at if held else None
-        self.book.remove([verdict.delivery])
         if verdict.settled:
-            self.reporter.settled(unit.handler, verdict, verdict.word, started_at)
-        elif verdict.error is not None:
+            for held in self.book.remove([verdict.delivery]):
+                self.reporter.settled(unit.handler, verdict, verdict.word, held.started_at)
+        elif unit.handler.acknowledge == "manual":
+            self.book.leave([verdict.delivery])
+        elif verdict.error is None:
+            self.reporter.settled(unit.handler, verdict, "archived", None)
+        else:
             log.warning(
                 "message %d of %s failed after its acknowledgement: %s",
                 verdict.delivery.id,
                 verdict.delivery.queue,
                 type(verdict.error).__name__,
                 exc_info=verdict.error,
-                extra={"queue": verdict.delivery.queue, "msg_id": verdict.delivery.id},
+                extra={
+                    "queue": verdict.delivery.queue,
+                    "msg_id": verdict.delivery.id,
+                    "attempt": verdict.delivery.read_ct,
+                    "worker": self.reporter.worker,
+                },
             )
 
     # ---------------------------------------------------------------------------- stopping
 
-    def watch(self) -> BaseException | None:
-        """Cut calls that hang; return an error that ends the run, if there is one."""
-        for line in (self._desk_line, self._keeper_line):
-            line.watch()
-        return self.desk.fatal or self.keeper.fatal
+    @property
+    def fatal(self) -> BaseException | None:
+        """An error that ends the run, if there is one."""
+        return None if self._unreachable else self.desk.fatal or self.keeper.fatal
+
+    @property
+    def _unreachable(self) -> bool:
+        """True when the last words could not be said: the leases run out by themselves."""
+        errors = [one for one in (self.desk.fatal, self.keeper.fatal) if one is not None]
+        return self._hurry.is_set() and bool(errors) and all(map(transient, errors))
 
     @property
     def stopping(self) -> bool:
@@ -261,13 +312,25 @@ class Runtime:
         self.desk.stop_leasing()
         with self._lock:
             waiting = self._ready.clear()
-        for unit in waiting:
-            self.desk.finished(unit, [Verdict(one, "release") for one in unit.deliveries])
+            done = [one for one in waiting if one.handler.acknowledge == "first"]
+            self._ready.add(done)
+        self._give_back([one for one in waiting if one.handler.acknowledge != "first"])
+
+    @property
+    def idle(self) -> bool:
+        """True when nothing runs, and nothing will, once it drains."""
+        return self.desk.resting.is_set() and not (self._running or self._ready.waiting)
 
     def wait_idle(self, seconds: float) -> bool:
         """Wait until no call is running; False when some are, after so many seconds."""
+        end = time.monotonic() + seconds
+        self.desk.resting.wait(max(0.0, seconds))
         with self._idle:
-            return self._idle.wait_for(lambda: not self._running, max(0.0, seconds))
+            return self._idle.wait_for(lambda: self.idle, max(0.0, end - time.monotonic()))
+
+    def give_up(self) -> None:
+        """Wait for no database any more."""
+        self._hurry.set()
 
     def close(self) -> bool:
         """Settle what is left, hand unfinished leases back uncharged, and end the threads.
@@ -288,14 +351,15 @@ class Runtime:
         self._join(self._threads[0], _LAST_WORDS)
         self.keeper.close()
         self._join(self._threads[1], _LAST_WORDS)
-        return not unfinished
+        self._closed.set()
+        self._threads[2].join()
+        return not (unfinished or self.desk.left or self._unreachable)
 
     def _join(self, thread: threading.Thread, seconds: float) -> None:
         thread.join(seconds)
         if thread.is_alive():
             self._hurry.set()
-            for line in (self._desk_line, self._keeper_line):
-                line.watch()
+            self._cut_what_hangs()
             thread.join(seconds)
         if thread.is_alive():
             log.warning("%s hangs: its leases run out by themselves", thread.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -61,9 +61,6 @@ class Settings:
         def seconds(value: Seconds, what: str) -> float:
             return arguments.duration(value, what, positive=True).total_seconds()
 
-        for one in hooks:
-            if not isinstance(one, Hooks):
-                raise InvalidArgument(f"hooks must be instances of Hooks, not {one!r}")
         return cls(
             name=arguments.check_text(name, "name"),
             concurrency=arguments.checked_limit(concurrency, "concurrency"),
@@ -76,12 +73,32 @@ class Settings:
             codec=codec,
             notify=notify or listen_dsn is not None,
             listen_dsn=listen_dsn,
-            hooks=tuple(hooks),
+            hooks=_checked_hooks(hooks),
         )
+
+    def changed(
+        self, concurrency: int | None, drain_timeout: Seconds | None, hooks: Sequence[Hooks]
+    ) -> Settings:
+        """Return settings with what is given, and more hooks."""
+        new = replace(self, hooks=(*self.hooks, *_checked_hooks(hooks)))
+        if concurrency is not None:
+            limit = arguments.checked_limit(concurrency, "concurrency")
+            new = replace(new, concurrency=limit)
+        if drain_timeout is not None:
+            span = arguments.duration(drain_timeout, "drain_timeout")
+            new = replace(new, drain_timeout=span.total_seconds())
+        return new
 
     def context(self, worker: int | None = None) -> Context:
         """Return the context of the consumer's own statements."""
         return Context.of(self.models, self.codec, worker, allow_autocommit=True)
+
+
+def _checked_hooks(hooks: Sequence[Hooks]) -> tuple[Hooks, ...]:
+    for one in hooks:
+        if not isinstance(one, Hooks):
+            raise InvalidArgument(f"hooks must be instances of Hooks, not {one!r}")
+    return tuple(hooks)
 
 
 def check_database(

@@ -10,14 +10,17 @@ import asyncio
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from ..aio import AsyncQueueService
-from ..errors import HandlerTimeout
+from ..errors import HandlerTimeout, InvalidArgument
 from .base import BaseConsumer, engine_of
 from .book import Held
 from .calling import (
@@ -31,7 +34,7 @@ from .calling import (
 )
 from .handlers import Unit
 from .line import AsyncPlug
-from .runtime import Runtime
+from .runtime import Outcome, Runtime
 from .settings import check_pool
 from .verdicts import Verdict
 
@@ -63,13 +66,15 @@ class AsyncConsumer(BaseConsumer):
     def __init__(self, sessionmaker: Callable[[], AsyncSession], **settings: Any) -> None:
         super().__init__(sessionmaker, **settings)
         self._run: _Run | None = None
+        self._ending: asyncio.Task[Outcome] | None = None
+        self._outcome = Outcome()
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
 
-    async def check(self) -> None:
+    async def check(self) -> dict[str, timedelta]:
         """See `Consumer.check`."""
         run = await self._made(until_empty=False)
-        await asyncio.to_thread(run.runtime.check)
+        return await asyncio.to_thread(run.runtime.check)
 
     async def run(self, *, until_empty: bool = False) -> int:
         """See `Consumer.run`; cancelling it gives the messages of running handlers back."""
@@ -77,27 +82,41 @@ class AsyncConsumer(BaseConsumer):
             await self.start(until_empty=until_empty)
             try:
                 while (run := self._run) and not (self._stop.is_set() or run.over):
-                    run.runtime.watch()
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._stop.wait(), 0.1)
             except asyncio.CancelledError:
-                self._now.set()
-                await asyncio.shield(asyncio.ensure_future(self._end()))
+                await self._abort()
                 raise
             return await self._end()
 
     async def start(self, *, until_empty: bool = False) -> None:
         """See `Consumer.start`."""
-        self._stop.clear()
-        self._now.clear()
+        self._refuse_twice(self._run)
+        self._stop, self._now = asyncio.Event(), asyncio.Event()  # of this loop
         run = await self._made(until_empty=until_empty)
-        await asyncio.to_thread(run.runtime.start)
+        starting = asyncio.ensure_future(asyncio.to_thread(run.runtime.start))
+        # Cancelled or not: threads that were started are to be ended.
+        cancelled = await _done(starting, run.runtime.give_up)
+        if cancelled and (starting.cancelled() or starting.exception()):
+            raise asyncio.CancelledError
+        starting.result()
         self._run = run
+        if cancelled:
+            await self._abort()
+            raise asyncio.CancelledError
 
     async def stop(self) -> int:
         """See `Consumer.stop`."""
         self._stop.set()
+        run = self._run
+        if run is not None and asyncio.current_task() in run.crew.running:
+            run.runtime.drain()
+            return 0
         return await self._end()
+
+    async def dispose(self) -> None:
+        """See `Consumer.dispose`."""
+        await (await self._engine()).dispose()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -111,10 +130,18 @@ class AsyncConsumer(BaseConsumer):
     ) -> None:
         await self.stop()
 
-    async def _made(self, *, until_empty: bool) -> _Run:
-        async with self._sessionmaker() as session:
+    async def _engine(self) -> AsyncEngine:
+        made = self._sessionmaker()
+        if not hasattr(made, "sync_session"):
+            raise InvalidArgument(
+                "AsyncConsumer needs an async_sessionmaker; a sessionmaker is for Consumer"
+            )
+        async with made as session:
             bind = session.sync_session.get_bind(mapper=self._settings.context().mapper)
-            engine = AsyncEngine(engine_of(bind))
+            return AsyncEngine(self._own(engine_of(bind)))
+
+    async def _made(self, *, until_empty: bool) -> _Run:
+        engine = await self._engine()
         needed = self._connections_needed()
         check_pool(engine.pool, needed, "one for each handler that runs at the same time")
         crew = _Tasks(self._sessionmaker, asyncio.get_running_loop())
@@ -134,51 +161,79 @@ class AsyncConsumer(BaseConsumer):
             self._now.set()
         self._stop.set()
 
+    async def _abort(self) -> None:
+        """End at once; whoever waits is cancelled already."""
+        self._now.set()
+        with contextlib.suppress(Exception):
+            await self._end()
+
     async def _end(self) -> int:
-        run, self._run = self._run, None
+        run = self._run
         if run is None or run.runtime.forked:
-            return 0
+            return self._outcome.code()
+        # One task, for `run` and `stop` together, which is not cancelled with either of them.
+        ending = self._ending = self._ending or asyncio.ensure_future(self._ended(run))
+        cancelled = await _done(ending, self._now.set)
+        self._run, self._ending, self._outcome = None, None, ending.result()
+        if cancelled:
+            raise asyncio.CancelledError
+        return self._outcome.code()
+
+    async def _ended(self, run: _Run) -> Outcome:
         runtime, crew = run
         runtime.drain()
-        await self._wait(crew, self._settings.drain_timeout)
-        finished = not crew.running
+        finished = await self._waited(run, self._settings.drain_timeout)
         if not finished:
             await crew.cancel_all(_CANCELLED)
-        closing = asyncio.ensure_future(asyncio.to_thread(runtime.close))
-        clean = await asyncio.shield(closing)
-        failure = crew.failure or runtime.watch()
-        if failure is not None:
-            raise failure
-        return 0 if clean and finished else 1
+        clean = await asyncio.to_thread(runtime.close)
+        return Outcome(clean and finished, crew.failure or runtime.fatal)
 
-    async def _wait(self, crew: _Tasks, seconds: float) -> None:
-        """Wait for the running handlers, unless somebody is in a hurry."""
-        if not crew.running or self._now.is_set():
-            return
+    async def _waited(self, run: _Run, seconds: float) -> bool:
+        """Wait for the running handlers, unless somebody is in a hurry; True when all ended."""
+        end = time.monotonic() + seconds
         hurry = asyncio.ensure_future(self._now.wait())
-        calls = asyncio.ensure_future(asyncio.wait(set(crew.running)))
-        await asyncio.wait({hurry, calls}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for waiting in (hurry, calls):
-            waiting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await waiting
+        while not (run.runtime.idle or run.runtime.fatal or hurry.done()):
+            if (left := end - time.monotonic()) <= 0:
+                break
+            await asyncio.wait(
+                {hurry, *run.crew.running},
+                timeout=min(left, 0.05),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        hurry.cancel()
+        return not run.crew.running
 
 
 @contextlib.contextmanager
 def _signals(handle: Callable[[], None]) -> Iterator[None]:
     """Handle SIGTERM and SIGINT in the running loop, in the main thread."""
-    numbers = []
+    before: dict[signal.Signals, Any] = {}
+    loop = asyncio.get_running_loop()
     if threading.current_thread() is threading.main_thread():
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
+            was = signal.getsignal(number)
             with contextlib.suppress(NotImplementedError):  # Windows
                 loop.add_signal_handler(number, handle)
-                numbers.append(number)
+                before[number] = was
     try:
         yield
     finally:
-        for number in numbers:
-            asyncio.get_running_loop().remove_signal_handler(number)
+        for number, earlier in before.items():
+            loop.remove_signal_handler(number)
+            if earlier is not None:  # asyncio.run has one for SIGINT
+                signal.signal(number, earlier)
+
+
+async def _done(task: asyncio.Future[Any], on_cancel: Callable[[], None]) -> bool:
+    """Wait until a task is done, also when the waiting is cancelled; return whether it was."""
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+            on_cancel()
+    return cancelled
 
 
 class _Run(NamedTuple):
@@ -200,7 +255,7 @@ class _Tasks:
         self._sessionmaker = sessionmaker
         self._loop = loop
         self._lock_first: bool | None = None
-        self._by_message: dict[int, asyncio.Task[None]] = {}
+        self._by_attempt: dict[tuple[int, int], asyncio.Task[None]] = {}
         self.runtime: Runtime
         self.running: set[asyncio.Task[None]] = set()
         self.failure: BaseException | None = None
@@ -215,15 +270,15 @@ class _Tasks:
             task = self._loop.create_task(self._work(unit), name=f"pgqrs-{unit.handler.name}")
             self.running.add(task)
             for one in unit.deliveries:
-                self._by_message[one.id] = task
-            task.add_done_callback(self.running.discard)
+                self._by_attempt[one.id, one.read_ct] = task
+            task.add_done_callback(partial(self._ended, unit))
 
     def abandon(self, held: Sequence[Held]) -> None:
         """See `Crew`: cancel the tasks, from whatever thread."""
 
         def cancel() -> None:
             for one in held:
-                task = self._by_message.get(one.delivery.id)
+                task = self._by_attempt.get((one.delivery.id, one.delivery.read_ct))
                 if task is not None:
                     task.cancel()
 
@@ -239,10 +294,14 @@ class _Tasks:
             await asyncio.wait(tasks, timeout=seconds)
 
     async def _work(self, unit: Unit) -> None:
-        verdicts = await self._call(unit)
+        self.runtime.finished(unit, await self._call(unit))
+
+    def _ended(self, unit: Unit, task: asyncio.Task[None]) -> None:
+        self.running.discard(task)
         for one in unit.deliveries:
-            self._by_message.pop(one.id, None)
-        self.runtime.finished(unit, verdicts)
+            self._by_attempt.pop((one.id, one.read_ct), None)
+        if task.cancelled():  # before its first step: the handler was not called
+            self.runtime.finished(unit, [Verdict(one, "release") for one in unit.deliveries])
         self._begin()
 
     async def _call(self, unit: Unit) -> list[Verdict]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Self
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from ..errors import InvalidArgument
 from ..service import QueueService
 from .base import BaseConsumer, engine_of
 from .book import Held
@@ -27,7 +28,7 @@ from .calling import (
 )
 from .handlers import Unit
 from .line import SyncPlug
-from .runtime import Runtime
+from .runtime import Outcome, Runtime
 from .settings import check_pool
 from .verdicts import Verdict
 
@@ -74,13 +75,17 @@ class Consumer(BaseConsumer):
 
     def __init__(self, sessionmaker: Callable[[], Session], **settings: Any) -> None:
         super().__init__(sessionmaker, **settings)
-        self._pid = os.getpid()
         self._run: _Run | None = None
+        self._outcome = Outcome()
+        self._ending = threading.Lock()
         self._stop = threading.Event()
-        self._now = threading.Event()
+        self._signals = 0  # no Event: a signal may come while its lock is held
 
-    def check(self) -> None:
+    def check(self) -> dict[str, timedelta]:
         """Raise for whatever would keep this consumer from working.
+
+        Returns:
+            How long a lease lasts, by queue.
 
         Raises:
             InvalidArgument: no handler, or no engine to take connections from.
@@ -89,7 +94,7 @@ class Consumer(BaseConsumer):
         """
         engine = self._engine()
         self._check_pool(engine)
-        self._made(engine, until_empty=False).runtime.check()
+        return self._made(engine, until_empty=False).runtime.check()
 
     def run(self, *, until_empty: bool = False) -> int:
         """Work until told to stop: by `stop`, SIGTERM or SIGINT.
@@ -109,16 +114,22 @@ class Consumer(BaseConsumer):
         """
         with _Signals(self._on_signal):
             self.start(until_empty=until_empty)
-            while (run := self._run) and not (self._stop.wait(0.1) or run.over):
-                run.runtime.watch()
+            while (run := self._run) and not (self._stop.wait(0.1) or self._signals or run.over):
+                pass
             return self._end()
 
     def start(self, *, until_empty: bool = False) -> None:
-        """Begin to work in the background, as in a web application's process."""
+        """Begin to work in the background, as in a web application's process.
+
+        Raises:
+            InvalidArgument: it works already.
+            PgqrsError: see `check`.
+        """
+        self._refuse_twice(self._run)
+        self._stop.clear()
+        self._signals = 0
         engine = self._engine()
         self._check_pool(engine)
-        self._stop.clear()
-        self._now.clear()
         run = self._made(engine, until_empty=until_empty)
         run.runtime.start()
         run.crew.hire(
@@ -129,11 +140,22 @@ class Consumer(BaseConsumer):
     def stop(self) -> int:
         """Lease no more, wait for the handlers that run, and end.
 
+        A handler that calls this does not wait, since that would be for itself: `run` returns soon
+        afterwards; after `start`, somebody else has to stop the consumer still.
+
         Returns:
             As `run`.
         """
         self._stop.set()
+        run = self._run
+        if run is not None and run.crew.is_of(threading.current_thread()):
+            run.runtime.drain()
+            return 0
         return self._end()
+
+    def dispose(self) -> None:
+        """Close the pool of its engine, at the end of a process that needs it no more."""
+        self._engine().dispose()
 
     def __enter__(self) -> Self:
         self.start()
@@ -148,14 +170,11 @@ class Consumer(BaseConsumer):
         self.stop()
 
     def _engine(self) -> Engine:
-        with self._sessionmaker() as session:
-            engine = engine_of(session.get_bind(mapper=self._settings.context().mapper))
-            if self._pid != os.getpid():
-                # Connections that the parent process opened are the parent's: using them here as
-                # well would mix up what they say (https://docs.sqlalchemy.org/en/20/core/pooling.html).
-                engine.dispose(close=False)
-                self._pid = os.getpid()
-            return engine
+        made = self._sessionmaker()
+        if hasattr(made, "sync_session"):
+            raise InvalidArgument("an async_sessionmaker is for AsyncConsumer, not for Consumer")
+        with made as session:
+            return self._own(engine_of(session.get_bind(mapper=self._settings.context().mapper)))
 
     def _check_pool(self, engine: Engine) -> None:
         needed = self._connections_needed()
@@ -176,26 +195,30 @@ class Consumer(BaseConsumer):
         return _Run(crew.runtime, crew)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if self._stop.is_set():
-            self._now.set()
-        self._stop.set()
+        self._signals += 1
+
+    @property
+    def _hurried(self) -> bool:
+        """True after the second request to stop, if it is a signal."""
+        return self._signals > (0 if self._stop.is_set() else 1)
 
     def _end(self) -> int:
-        run, self._run = self._run, None
-        if run is None or run.runtime.forked:
-            return 0
+        with self._ending:  # `run` waits for it too when `stop` is called in another thread
+            if self._run is not None and not self._run.runtime.forked:
+                self._outcome = self._ended(self._run)
+            self._run = None
+        return self._outcome.code()
+
+    def _ended(self, run: _Run) -> Outcome:
         runtime = run.runtime
         runtime.drain()
         end = time.monotonic() + self._settings.drain_timeout
-        while time.monotonic() < end and not self._now.is_set() and not runtime.watch():
+        while time.monotonic() < end and not self._hurried and not runtime.fatal:
             if runtime.wait_idle(min(0.1, end - time.monotonic())):
                 break
         clean = runtime.close()
         run.crew.dismiss()
-        failure = run.crew.failure or runtime.watch()
-        if failure is not None:
-            raise failure
-        return 0 if clean else 1
+        return Outcome(clean, run.crew.failure or runtime.fatal)
 
 
 class _Signals:
@@ -212,7 +235,8 @@ class _Signals:
 
     def __exit__(self, *_error: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that was not installed from Python
+                signal.signal(number, handler)
 
 
 class _Run(NamedTuple):
@@ -230,7 +254,8 @@ class _Threads:
 
     def __init__(self, sessionmaker: Callable[[], Session]) -> None:
         self._sessionmaker = sessionmaker
-        self._work = threading.Semaphore(0)
+        self._news = threading.Condition()
+        self._begun = 0
         self._leaving = False
         self._lock_first: bool | None = None
         self._threads: list[threading.Thread] = []
@@ -254,21 +279,27 @@ class _Threads:
         for thread in self._threads:
             thread.join(0.5 if self.runtime.busy == 0 else 0.0)
 
+    def is_of(self, thread: threading.Thread) -> bool:
+        """Return whether a thread is one of these."""
+        return thread in self._threads
+
     def begin(self, count: int) -> None:
         """See `Crew`: a thread that is free wakes, and works until there is nothing to start."""
-        if wanted := min(count, len(self._threads)):
-            self._work.release(wanted)
+        with self._news:
+            self._begun += 1
+            self._news.notify(count)
 
     def abandon(self, held: Sequence[Held]) -> None:
         """See `Crew`: a thread cannot be stopped, but it can ask ``delivery.lease_lost``."""
 
     def _toil(self) -> None:
-        while True:
-            self._work.acquire()
+        seen = 0
+        while not self._leaving:
+            with self._news:
+                self._news.wait_for(lambda seen=seen: self._begun != seen)  # type: ignore[misc]
+                seen = self._begun
             while not self._leaving and (unit := self.runtime.next_unit()) is not None:
                 self.runtime.finished(unit, self._call(unit))
-            if self._leaving:
-                return
 
     def _call(self, unit: Unit) -> list[Verdict]:
         try:

@@ -15,12 +15,14 @@ from ..errors import InvalidArgument, PgqrsError
 from ..types import Delivery
 from .handlers import Handler, Unit
 
-__all__ = ["Kind", "Verdict", "of_error", "of_result"]
+__all__ = ["OURS", "Kind", "Verdict", "of_error", "of_result"]
 
 Kind: TypeAlias = Literal["archive", "discard", "retry", "dead", "release", "keep"]
 """``retry`` charges the attempt and ``release`` does not; ``keep`` leaves it to the handler."""
 
-_OURS = str(Path(__file__).parent)
+OURS = str(Path(__file__).parent)
+"""Where the files of the runtime are: what errors keep is about the handler's own."""
+
 _HEAD, _TAIL = 2_000, 5_500  # of an error's own text, and of its traceback
 
 
@@ -55,9 +57,10 @@ class Verdict:
         error = self.error
         if error is None or isinstance(error, Decision):
             return self.reason or str(error or "")
-        head = _bounded("".join(traceback.format_exception_only(error)).strip(), _HEAD)
+        said = "".join(traceback.format_exception_only(error)).strip()
         if isinstance(error, PgqrsError):
-            return head  # it says all that there is, and its traceback is ours
+            return _bounded(said, _HEAD + _TAIL)  # that is all; its traceback is ours
+        head = _bounded(said, _HEAD)
         frames = "".join(traceback.format_tb(_the_handlers(error.__traceback__), limit=-20))
         return f"{head}\n{frames[-_TAIL:]}".strip()
 
@@ -80,7 +83,8 @@ def of_result(unit: Unit, result: Any) -> list[Verdict]:
     Raises:
         InvalidArgument: something else was returned by a batch handler.
     """
-    if unit.handler.acknowledge != "commit" and result is None:
+    decided = isinstance(result, BaseException) or (unit.handler.call.many and result is not None)
+    if unit.handler.acknowledge != "commit" and not decided:
         return [Verdict(one, "keep") for one in unit.deliveries]
     if isinstance(result, BaseException) or unit.handler.call.many is False or result is None:
         results: Iterable[Any] = [result] * len(unit.deliveries)
@@ -97,7 +101,7 @@ def _of_one(handler: Handler, delivery: Delivery, result: Any) -> Verdict:
         return _carried_out(delivery, result, result)
     if isinstance(result, BaseException):
         return of_error(handler, delivery, result)
-    return Verdict(delivery, "archive")
+    return Verdict(delivery, "archive" if handler.acknowledge == "commit" else "keep")
 
 
 def _by_delivery(unit: Unit, result: Any) -> list[Any]:
@@ -140,7 +144,7 @@ def _carried_out(delivery: Delivery, decision: Decision, cause: BaseException) -
 def _the_handlers(trace: TracebackType | None) -> TracebackType | None:
     """Return a traceback from where the handler begins; all of it if the error is not its."""
     inner = trace
-    while inner is not None and inner.tb_frame.f_code.co_filename.startswith(_OURS):
+    while inner is not None and inner.tb_frame.f_code.co_filename.startswith(OURS):
         inner = inner.tb_next
     return inner or trace
 

@@ -64,10 +64,7 @@ def turn(
 ) -> Turn:
     """Archive what is done, and lease up to ``limit`` messages of a queue, in one statement."""
     values = {
-        **settle.fence(done, strict=False),
-        "outcome": "archived",
-        "reasons": [None] * len(done),
-        "errors": [None] * len(done),
+        **settle.fence(done),
         "queue": queue,
         "limit": limit,
         "lease": lease,
@@ -78,21 +75,20 @@ def turn(
     statement = statements.turn(context.models, floored=start is not None)
     swept_at = time.monotonic() if start is None else None
     rows = run(session, context, statement, values | floors.binds(start)).all()
-    taken = [row for row in rows if row.settled_id is None]
+    taken = [row for row in rows if row.id is not None]
     if start is not None and not taken:
         swept_at = time.monotonic()
         sweep = leasing.dequeue(context.models, by_worker=True)
         taken = list(run(session, context, sweep, values))
     floors.learn(session, floor, taken, swept_at=swept_at, full=len(taken) == limit)
-    settled = frozenset(row.settled_id for row in rows if row.settled_id is not None)
-    return Turn(settled, deliveries_of(context, queue, taken))
+    return Turn(frozenset(rows[0].settled or ()), deliveries_of(context, queue, taken))
 
 
 def renew(
     session: Session, context: Context, held: Sequence[Delivery], lease: timedelta
 ) -> frozenset[int]:
     """Let leases run out ``lease`` from now; return the ids for which that was possible."""
-    values = settle.fence(held, strict=False, lease=lease)
+    values = settle.fence(held, required=0, lease=lease)
     statement = settling.extend(context.models, skip_locked=True)
     return frozenset(row.id for row in run(session, context, statement, values))
 
@@ -131,8 +127,7 @@ def hold(session: Session, context: Context, deliveries: Sequence[Delivery]) -> 
     For transactions that keep one snapshot (REPEATABLE READ, SERIALIZABLE): there a renewal by
     another transaction would make the acknowledgement fail. A locked message needs no renewal.
     """
-    values = settle.fence(deliveries, strict=True)
-    del values["required"]
+    values = settle.fence(deliveries)
     if len(run(session, context, statements.hold(context.models), values).all()) < len(deliveries):
         raise settle.lease_lost(session, context, deliveries)
 

@@ -73,6 +73,7 @@ class Context:
         codec: Codec | None,
         worker: object,
         allow_autocommit: bool,
+        *,
         notify: bool = False,
     ) -> Context:
         """Return the settings of a service, with what was not given filled in."""

@@ -41,6 +41,7 @@ class _Encoded:
     size: int
     key: str | None
     headers_size: int = 0
+    delayed: bool = False
 
     @property
     def weight(self) -> int:
@@ -67,17 +68,16 @@ def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
         "key": key,
         "producer": context.worker,
     }
-    notify = wakeup.wanted(session, context)
-    statement = statements.one(context.models, keyed=key is not None, notify=notify)
+    values |= (channel := wakeup.channel(session, context))
+    statement = statements.one(context.models, keyed=key is not None, notify=bool(channel))
     require_atomic(session, context, statement)
-    if notify:
-        values |= wakeup.channel_of(session, context)
     if size > _COMMON_LIMIT:
         check_size(queue, size, _limit(session, context, queue))
     for _ in range(_TRIES):
         row = run(session, context, statement, values).one_or_none()
         if row is not None:
-            nudge.note(session, queue, context.mapper)
+            if not delay:
+                nudge.note(session, queue, context.mapper)
             return Receipt(row.id, row.vt)
         if key is not None and (found := _live(session, context, queue, [key])):
             return found[key]
@@ -94,9 +94,9 @@ def many(session: Session, context: Context, queue: str, items: Iterable[Any]) -
         _encode(context, item, index)
         for index, item in enumerate(arguments.nonempty(items, "items"))
     ]
-    notify = wakeup.wanted(session, context)
-    require_atomic(session, context, statements.many(context.models, keyed=False, notify=notify))
-    channel = wakeup.channel_of(session, context) if notify else {}
+    channel = wakeup.channel(session, context)
+    any_of_them = statements.many(context.models, keyed=False, notify=bool(channel))
+    require_atomic(session, context, any_of_them)
     batch = _Batch(session, context, queue, [one.size for one in encoded], channel)
     if batch.largest > _COMMON_LIMIT:
         batch.check_accepted()
@@ -114,14 +114,12 @@ def from_query(session: Session, context: Context, queue: str, query: SelectBase
     """Insert what a query returns, without a row passing through Python; return how many."""
     arguments.check_queue_name(queue)
     _check_columns(query)
-    notify = wakeup.wanted(session, context)
-    statement = statements.from_select(context.models, query, notify=notify)
+    channel = wakeup.channel(session, context)
+    statement = statements.from_select(context.models, query, notify=bool(channel))
     require_atomic(session, context, statement)
-    values = {"queue": queue, "producer": context.worker}
-    if notify:
-        values |= wakeup.channel_of(session, context)
+    values = {"queue": queue, "producer": context.worker, **channel}
     result: Any = run(session, context, statement, values)
-    inserted: int = result.one().inserted if notify else result.rowcount
+    inserted: int = result.one().inserted if channel else result.rowcount
     if inserted == 0:
         limit = _limit(session, context, queue)
         check_size(queue, run(session, context, statements.largest(query)).scalar_one(), limit)
@@ -149,7 +147,7 @@ def _encode(context: Context, item: Any, index: int) -> _Encoded:
     headers = arguments.headers_text(item.headers, path) or "null"
     tail = f"{headers},{json.dumps(_checked_attempts(item, path))},{json.dumps(key)}"
     whole = f"[{text},{json.dumps(options)[1:-1]},{tail}]"
-    return _Encoded(index, whole, size, key, len(headers))
+    return _Encoded(index, whole, size, key, len(headers), bool(delay))
 
 
 def _checked_attempts(item: Item, path: str = "") -> int | None:
@@ -240,7 +238,7 @@ class _Batch:
         }
         statement = statements.many(self.context.models, keyed=keyed, notify=bool(self.channel))
         rows = run(self.session, self.context, statement, values).all()
-        if rows:
+        if rows and not all(item.delayed for item in chunk):
             nudge.note(self.session, self.queue, self.context.mapper)
         return rows
 

@@ -57,7 +57,7 @@ def delete(
 ) -> list[bool]:
     """Delete messages, keeping nothing."""
     held = _checked(deliveries)
-    values = fence(held, strict)
+    values = fence(held, required=_required(held, strict))
     rows = run(session, context, statements.delete(context.models), values).all()
     gone = {row.id for row in rows}
     forget(session, context.models.message, gone)
@@ -74,7 +74,7 @@ def extend(
     """Let leases run out ``lease`` from now; return the deliveries with their new ``vt``."""
     span = arguments.duration(lease, "lease", positive=True)
     held = _checked(deliveries)
-    values = fence(held, strict, lease=span)
+    values = fence(held, required=_required(held, strict), lease=span)
     moved = _moved(session, context, statements.extend(context.models), values)
     _outcome(session, context, held, moved, strict)
     return [replace(one, vt=moved[one.id]) if one.id in moved else None for one in held]
@@ -92,7 +92,7 @@ def release(
     """Give leases back without charging the attempt."""
     span = arguments.duration(delay)
     held = _checked(deliveries)
-    values = fence(held, strict, delay=span)
+    values = fence(held, required=_required(held, strict), delay=span)
     statement = statements.release(context.models, skip_locked=skip_locked)
     moved = _moved(session, context, statement, values)
     return _outcome(session, context, held, moved, strict)
@@ -119,7 +119,12 @@ def fail(
         wait = lambda _: span  # noqa: E731
     moved: dict[int, datetime] = {}
     if not dead:
-        values = fence(held, strict, errors=[text] * len(held), delays=[wait(one) for one in held])
+        values = fence(
+            held,
+            required=_required(held, strict),
+            errors=[text] * len(held),
+            delays=[wait(one) for one in held],
+        )
         statement = statements.reschedule_failed(context.models, skip_locked=skip_locked)
         moved = _moved(session, context, statement, values)
     # What was not put back has no attempt left, or is not held any more: the fence tells.
@@ -161,7 +166,13 @@ def _move(
     errors: Sequence[str | None],
     how: _How,
 ) -> list[bool]:
-    values = fence(held, how.strict, outcome=outcome, reasons=list(reasons), errors=list(errors))
+    values = fence(
+        held,
+        required=_required(held, how.strict),
+        outcome=outcome,
+        reasons=list(reasons),
+        errors=list(errors),
+    )
     statement = statements.archive(context.models, skip_locked=how.skip_locked)
     rows = run(session, context, statement, values).all()
     gone = {row.id for row in rows}
@@ -181,13 +192,16 @@ def _checked(deliveries: Iterable[Delivery]) -> Sequence[Delivery]:
     return listed
 
 
-def fence(held: Sequence[Delivery], strict: bool, **values: Any) -> dict[str, Any]:
+def _required(held: Sequence[Delivery], strict: bool) -> int:
+    return len(held) if strict else 0
+
+
+def fence(held: Sequence[Delivery], **values: Any) -> dict[str, Any]:
     """Return the parameters that say which leases are meant."""
     return {
         "ids": [one.id for one in held],
         "read_cts": [one.read_ct for one in held],
         "workers": [one.worker_id or 0 for one in held],
-        "required": len(held) if strict else 0,
         **values,
     }
 

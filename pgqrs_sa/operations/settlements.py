@@ -8,9 +8,11 @@ from typing import Protocol
 
 from sqlalchemy.orm import Session
 
+from .. import arguments
+from ..statements import settle as statements
 from ..types import Delivery
 from . import settle
-from .context import Context
+from .context import Context, run
 
 __all__ = ["Settlement", "apply"]
 
@@ -86,6 +88,18 @@ def _discard(session: Session, context: Context, one: Settlement, strict: bool) 
     return "discarded" if done else None
 
 
+def _retry(session: Session, context: Context, one: Settlement, strict: bool) -> str | None:
+    limit = one.delivery.max_read_ct
+    if strict or (limit is not None and one.delivery.read_ct >= limit):
+        return _fail(session, context, one, strict)
+    # An attempt is left. `settle.fail` makes a dead letter of what it could not put back, and
+    # would do that to a row that was locked at first, and then not any more.
+    error = arguments.error_text(one.error_text)
+    values = settle.fence([one.delivery], required=0, errors=[error], delays=[one.delay])
+    statement = statements.reschedule_failed(context.models, skip_locked=True)
+    return "retry" if run(session, context, statement, values).all() else None
+
+
 def _fail(session: Session, context: Context, one: Settlement, strict: bool) -> str | None:
     (failure,) = settle.fail(
         session,
@@ -112,7 +126,7 @@ def _release(session: Session, context: Context, one: Settlement, strict: bool) 
 
 _ACTS: dict[str, Callable[[Session, Context, Settlement, bool], str | None]] = {
     "discard": _discard,
-    "retry": _fail,
+    "retry": _retry,
     "dead": _fail,
     "release": _release,
 }

@@ -1,11 +1,11 @@
-"""Waking consumers: the NOTIFY of a session that sends them, and who waits for one."""
+"""Waking consumers: when an enqueue sends a NOTIFY, and who waits for one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from .. import nudge
@@ -13,7 +13,7 @@ from ..statements import wakeup as statements
 from ..statements.parts import tables
 from .context import Context, run
 
-__all__ = ["announce", "channel_of", "set_waiting", "wanted"]
+__all__ = ["announce", "channel", "channel_on", "set_waiting"]
 
 
 def set_waiting(session: Session, context: Context, worker_id: int, span: timedelta | None) -> None:
@@ -26,16 +26,20 @@ def set_waiting(session: Session, context: Context, worker_id: int, span: timede
     run(session, context, statements.waiting(context.models), values)
 
 
-def wanted(session: Session, context: Context) -> bool:
-    """Whether what is enqueued here sends a NOTIFY."""
-    return context.notify or bool(session.info.get(nudge.NOTIFY))
-
-
-def channel_of(session: Session, context: Context) -> dict[str, str]:
-    """Return the bind parameter that a statement with a NOTIFY has besides its own."""
+def channel(session: Session, context: Context) -> dict[str, str]:
+    """Return what a statement that notifies has to bind more, or nothing if none is to be sent."""
+    if not (context.notify or session.info.get(nudge.NOTIFY)):
+        return {}
     connection = session.connection(bind_arguments={"mapper": context.mapper})
-    message = tables(context.models).message
-    return {"channel": statements.channel(connection.schema_for_object(message))}
+    return channel_on(connection, tables(context.models).message)
+
+
+def channel_on(connection: sa.Connection, messages: sa.Table) -> dict[str, str]:
+    """Return the same for a connection on which notifications are wanted."""
+    # PostgreSQL prepares no transaction that has notified. Its consumers find out by polling.
+    if isinstance(connection.get_transaction(), sa.TwoPhaseTransaction):
+        return {}
+    return {"channel": statements.channel(connection.schema_for_object(messages))}
 
 
 def announce(session: Session, context: Context, ids: Sequence[int]) -> None:
@@ -43,13 +47,10 @@ def announce(session: Session, context: Context, ids: Sequence[int]) -> None:
 
     Nothing is executed unless somebody may want to know.
     """
-    notify = wanted(session, context)
-    if not ids or not (notify or nudge.subscribed()):
+    to = channel(session, context)
+    if not ids or not (to or nudge.subscribed()):
         return
     queue, message, _, worker = tables(context.models)
-    values: dict[str, Any] = {"ids": list(ids)}
-    if notify:
-        values |= channel_of(session, context)
-    statement = statements.visible(queue, message, worker, notify=notify)
-    for name in run(session, context, statement, values).scalars():
+    statement = statements.visible(queue, message, worker, notify=bool(to))
+    for name in run(session, context, statement, {"ids": list(ids), **to}).scalars():
         nudge.note(session, name, context.mapper)

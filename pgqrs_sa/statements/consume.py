@@ -12,23 +12,26 @@ from ..states import now
 from . import lease, settle
 from .parts import MOVED, array_bind, capped, chosen, tables
 
+_NOT_OF_A_DELIVERY = ("dequeued_at", "producer_worker_id")
+
 
 @cache
 def turn(models: Models, *, floored: bool) -> Executable:
     """Archive what is done, and lease what comes next: one round trip, one commit.
 
     The two are about different rows, so that it does not matter in which order the server does
-    them. A row with a ``settled_id`` tells of the one, the others are what `lease.dequeue` returns.
+    them. Every row tells in ``settled`` what was archived (or NULL); the rest of it is what
+    `lease.dequeue` returns, with an ``id`` of NULL when nothing was leased.
 
-    Binds: those of `lease.dequeue` and of `settle.archive`.
+    Binds: those of `lease.dequeue` and of `settle.archive_plainly`.
     """
     leased = lease.dequeue(models, by_worker=True, floored=floored).cte("pgqrs_leased")  # type: ignore[attr-defined]
-    settled = settle.archive(models, skip_locked=True).cte("pgqrs_settled")  # type: ignore[attr-defined]
-    nothing = [sa.cast(sa.null(), column.type).label(column.name) for column in leased.c]
-    none = sa.cast(sa.null(), sa.BigInteger).label("settled_id")
-    return sa.union_all(
-        sa.select(none, *leased.c), sa.select(settled.c.id.label("settled_id"), *nothing)
-    )
+    settled = settle.archive_plainly(models).cte("pgqrs_settled")  # type: ignore[attr-defined]
+    # One row even when nothing was leased, so that what was settled has a place to be told.
+    ids = sa.select(sa.func.array_agg(settled.c.id)).scalar_subquery()
+    told = sa.select(ids.label("settled")).subquery("told")
+    wanted = [column for column in leased.c if column.name not in _NOT_OF_A_DELIVERY]
+    return sa.select(told.c.settled, *wanted).select_from(sa.outerjoin(told, leased, sa.true()))
 
 
 @cache

@@ -155,10 +155,9 @@ def from_select(models: Models, query: SelectBase, *, notify: bool) -> Executabl
     # One row for all of them: RETURNING would bring each to the client.
     _, message, _, worker = tables(models)
     new = inserted.returning(message.c.vt).cte("pgqrs_new")
-    visible = func.coalesce(func.bool_or(new.c.vt <= now()), False)
-    return sa.select(func.count().label("inserted"), wakeup.notice_of(visible, worker)).select_from(
-        new
-    )
+    wanted = sa.and_(func.bool_or(new.c.vt <= now()), wakeup.awaited(worker))
+    told = sa.case((wanted, wakeup.tell())).label("notified")
+    return sa.select(func.count().label("inserted"), told).select_from(new)
 
 
 def largest(query: SelectBase) -> Executable:

@@ -87,6 +87,20 @@ def archive(models: Models, *, skip_locked: bool = False) -> Executable:
 
 
 @cache
+def archive_plainly(models: Models) -> Executable:
+    """Move to the archive what is held and not locked, as done.
+
+    Binds: ids, read_cts, workers.
+    """
+    return move_to_archive(
+        models,
+        held(models, skip_locked=True),
+        outcome=sa.literal("archived"),
+        reason=sa.cast(sa.null(), sa.Text),
+    )
+
+
+@cache
 def delete(models: Models, *, skip_locked: bool = False) -> Executable:
     """Delete messages, keeping nothing.
 

@@ -50,16 +50,20 @@ def notice(models: Models) -> ColumnElement[Any]:
     Binds: channel, queue.
     """
     _, message, _, worker = tables(models)
-    queue = sa.bindparam("queue", type_=sa.Text)
-    wanted = sa.and_(message.c.vt <= now(), _awaited(worker, queue))
-    return _notified(wanted, queue)
+    wanted = sa.and_(message.c.vt <= now(), awaited(worker))
+    return sa.case((wanted, tell())).label("notified")
 
 
 @cache
-def notice_of(visible: ColumnElement[bool], worker: sa.Table) -> ColumnElement[Any]:
-    """The same for a statement that knows by itself whether something is visible."""
-    queue = sa.bindparam("queue", type_=sa.Text)
-    return _notified(sa.and_(visible, _awaited(worker, queue)), queue)
+def awaited(worker: sa.Table) -> ColumnElement[bool]:
+    """Whether some consumer waits for a queue. Binds: queue."""
+    return _awaited(worker, sa.bindparam("queue", type_=sa.Text))
+
+
+@cache
+def tell() -> ColumnElement[Any]:
+    """Notify of a queue, where it is awaited and something is visible. Binds: channel, queue."""
+    return _tell(sa.bindparam("queue", type_=sa.Text))
 
 
 @cache
@@ -79,21 +83,19 @@ def visible(queues: sa.Table, messages: sa.Table, workers: sa.Table, *, notify: 
     statement = sa.select(name).where(queues.c.id.in_(there))
     if not notify:
         return statement
-    return statement.add_columns(_notified(_awaited(workers, name), name))
+    told = sa.case((_awaited(workers, name), _tell(name)))
+    return statement.add_columns(told.label("notified"))
 
 
 def _awaited(worker: sa.Table, queue: ColumnElement[str]) -> ColumnElement[bool]:
-    return sa.exists().where(
+    waits = sa.select(worker.c.waiting_until).where(  # not *, for which no producer has the right
         worker.c.status == sa.literal("ready"),
         worker.c.waiting_until > now(),
         queue == func.any(worker.c.queues),
     )
+    return sa.exists(waits)
 
 
-def _notified(wanted: ColumnElement[bool], queue: ColumnElement[str]) -> ColumnElement[Any]:
-    return sa.case((wanted, _notify(queue)), else_=sa.null()).label("notified")
-
-
-def _notify(queue: ColumnElement[str]) -> ColumnElement[Any]:
+def _tell(queue: ColumnElement[str]) -> ColumnElement[Any]:
     # It returns void, a type that not every driver reads: the question is one that it does.
     return func.pg_notify(sa.bindparam("channel", type_=sa.Text), queue).is_(None)

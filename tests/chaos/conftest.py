@@ -2,7 +2,9 @@
 
 The quick part runs with everything else. The long part (minutes)::
 
-    pytest tests/chaos -m long -n 0
+    pytest tests/chaos -m "long or not long" -n 0
+
+The results are JSON lines in ``PGQRS_CHAOS_RESULTS`` (a folder; pytest's cache unless given).
 
 Where there is no ``pgbouncer`` (``apt-get install pgbouncer``; ``PGQRS_TEST_PGBOUNCER_BIN`` names
 it elsewhere) the tests that need it are deselected, and the summary says so.
@@ -11,8 +13,9 @@ it elsewhere) the tests that need it are deselected, and the summary says so.
 from __future__ import annotations
 
 import itertools
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,10 +24,12 @@ import sqlalchemy as sa
 sys.path.insert(0, str(Path(__file__).parent))
 
 from kit import bouncer
+from kit.results import Results, summary
 from kit.servers import Address, OwnServer, own_server
 
 _numbers = itertools.count(1)
 _left_out: list[str] = []
+_written: list[Path] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,7 +48,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if out:
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in set(out)]
-    _left_out[:] = [item.name for item in out if item.get_closest_marker("pgbouncer")]
+    if not bouncer.BINARY:
+        _left_out[:] = [item.name for item in out if item.get_closest_marker("pgbouncer")]
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +57,27 @@ def own() -> Iterator[OwnServer]:
     """A server that may be crashed: never the one that other tests share."""
     with own_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def chaos_results(pytestconfig: pytest.Config) -> Callable[..., Results]:
+    """Open a file of results; it is printed as a table at the end of a run without xdist."""
+    folder = Path(os.environ.get("PGQRS_CHAOS_RESULTS") or pytestconfig.cache.mkdir("chaos"))
+
+    def opened(title: str, **about: object) -> Results:
+        results = Results(folder / f"{title}.jsonl", title, **about)
+        _written.append(results.path)
+        return results
+
+    return opened
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for path in _written:
+        terminalreporter.section(f"chaos: {path.stem}")
+        terminalreporter.write_line(f"{path}\n{summary(path)}")
+    if _left_out:
+        terminalreporter.write_line(f"{len(_left_out)} tests left out: there is no pgbouncer")
 
 
 @pytest.fixture

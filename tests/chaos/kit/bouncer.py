@@ -18,12 +18,15 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
 import sqlalchemy as sa
+import sqlalchemy.event
 
 from .servers import Address, until
 
@@ -43,6 +46,23 @@ ASYNCPG: dict[str, Any] = {
 }
 SETTINGS = {"psycopg": PSYCOPG, "psycopg_async": PSYCOPG, "asyncpg": ASYNCPG}
 
+
+def _as_documented(
+    dialect: sa.Dialect, _record: object, _arguments: object, parameters: dict[str, Any]
+) -> None:
+    settings = ASYNCPG if dialect.driver == "asyncpg" else PSYCOPG
+    for name, value in settings["connect_args"].items():
+        parameters.setdefault(name, value)
+
+
+@contextmanager
+def documented_settings() -> Iterator[None]:
+    """Give every engine in this process the ``connect_args`` of the documentation."""
+    sa.event.listen(sa.Engine, "do_connect", _as_documented)
+    yield
+    sa.event.remove(sa.Engine, "do_connect", _as_documented)
+
+
 _CONFIG = """
 [databases]
 * = host={host} port={port}
@@ -56,6 +76,7 @@ default_pool_size = {pool_size}
 max_client_conn = 500
 server_round_robin = 1
 server_login_retry = 0.1
+server_idle_timeout = 1
 ignore_startup_parameters = extra_float_digits,options,search_path
 logfile = {folder}/pgbouncer.log
 pidfile = {folder}/pgbouncer.pid
@@ -66,19 +87,19 @@ class PgBouncer:
     """One PgBouncer. A small pool makes sure that connections are shared.
 
     Server connections are handed out in turn, so that one client's transactions are seen to run
-    on several.
+    on several. Further ``settings`` win over those of the kit.
     """
 
-    def __init__(self, behind: Address, pool_size: int = 10) -> None:
+    def __init__(self, behind: Address, pool_size: int = 10, **settings: str) -> None:
         assert BINARY, "there is no pgbouncer: apt-get install pgbouncer"
         self.folder = Path(tempfile.mkdtemp(prefix="pgb-"))
         self.address = behind.via(str(self.folder), 6432)
         self.config = self.folder / "pgbouncer.ini"
         # With auth_type any, the server is logged into as the user that is named here.
         host = f"{behind.host} user={behind.user}"
-        self.config.write_text(
-            _CONFIG.format(host=host, port=behind.port, folder=self.folder, pool_size=pool_size)
-        )
+        text = _CONFIG.format(host=host, port=behind.port, folder=self.folder, pool_size=pool_size)
+        # Of two lines for one setting, the last one holds.
+        self.config.write_text(text + "".join(f"{k} = {v}\n" for k, v in settings.items()))
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:

@@ -83,6 +83,10 @@ class Script:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill it, if it still runs, and close the pipes."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(WAIT)

@@ -98,10 +98,15 @@ def own_server(**settings: str) -> Iterator[OwnServer]:
 
 def run_sql(address: Address, sql: str, **values: object) -> list[tuple[object, ...]]:
     """Run one statement in autocommit, on a connection of its own, and return its rows."""
-    engine = sa.create_engine(address.url(), poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
+    with connected(address) as connection:
         result = connection.execute(sa.text(sql), values)
         return [tuple(row) for row in result] if result.returns_rows else []
+
+
+def connected(address: Address) -> sa.Connection:
+    """Return a connection of its own, in autocommit; a context manager."""
+    engine = sa.create_engine(address.url(), poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+    return engine.connect()
 
 
 # Materialized: PostgreSQL is free to call the function before it looks at the rest.
@@ -124,10 +129,10 @@ def terminate_backends(address: Address, where: str = "true", **values: object) 
     Returns:
         How many there were.
     """
-    ended = run_sql(address, _TERMINATE.format(where=where), **values)
-    pids = [row[0] for row in ended]
-    gone = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(:pids)"
-    until(lambda: run_sql(address, gone, pids=pids) == [(0,)], "the backends are gone")
+    with connected(address) as connection:
+        pids = connection.scalars(sa.text(_TERMINATE.format(where=where)), values).all()
+        still = sa.text("SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(:pids)")
+        until(lambda: not connection.scalar(still, {"pids": pids}), "the backends are gone")
     return len(pids)
 
 

@@ -97,6 +97,7 @@ def work(
     handle: Callable[[Session, Delivery], Any] | None = None,
     trouble: Callable[[BaseException], Any] | None = None,
     leased: Callable[[Delivery], Any] | None = None,
+    settled: Callable[[Delivery], Any] | None = None,
     until: Callable[[], bool] | None = None,
 ) -> int:
     """Lease and settle until nothing is there (or ``until`` says so); return how many were done.
@@ -110,6 +111,7 @@ def work(
         handle: Does the work in the transaction that archives; an error of it fails the message.
         trouble: Is called with each lost connection.
         leased: Is called with each delivery, its lease committed.
+        settled: Is called with each delivery, its archive acknowledged.
         until: Is asked when there is nothing; the loop ends when it returns True.
     """
     done = 0
@@ -121,11 +123,13 @@ def work(
             if leased is not None:
                 leased(delivery)
             try:
-                outliving(lambda one=delivery: _settle(engine, one, by, handle), trouble)
-                done += 1
+                ours = outliving(lambda one=delivery: _settle(engine, one, by, handle), trouble)
             except LeaseLost:
                 # Our own archive, whose reply was lost, or somebody else's.
-                done += outliving(lambda one=delivery: settled_by(engine, one), trouble)
+                ours = outliving(lambda one=delivery: settled_by(engine, one), trouble)
+            done += ours
+            if ours and settled is not None:
+                settled(delivery)
 
 
 def _lease(
@@ -142,7 +146,8 @@ def _settle(
     delivery: Delivery,
     by: str | None,
     handle: Callable[[Session, Delivery], Any] | None,
-) -> None:
+) -> bool:
+    """Work and archive in one transaction; return False if the work failed."""
     try:
         with Session(engine) as session, session.begin():
             if handle is not None:
@@ -154,6 +159,8 @@ def _settle(
             raise
         with Session(engine) as session, session.begin():
             QueueService(session).fail(delivery, error, delay=0)
+        return False
+    return True
 
 
 def settled_by(engine: sa.Engine, delivery: Delivery) -> bool:

@@ -1,0 +1,57 @@
+"""What a consumer has done, counted while it runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ..consumers.hooks import Event, Hooks
+from ..types import WorkerInfo
+
+__all__ = ["Counter"]
+
+_NAMES = {"retry": "retried", "lease lost": "lost"}
+"""Of outcomes that have another name here than hooks have for them."""
+
+_COUNTED = ("archived", "discarded", "retried", "released", "dead", "lost")
+
+
+class Counter(Hooks):
+    """Counts messages by what became of them.
+
+    Args:
+        begun: Called once, when the consumer has registered and begins to lease.
+    """
+
+    def __init__(self, begun: Callable[[WorkerInfo], None]) -> None:
+        self._begun = begun
+        self._counts = dict.fromkeys(_COUNTED, 0)
+        self._lock = threading.Lock()
+        self.worker: WorkerInfo | None = None
+
+    def on_heartbeat(self, worker: WorkerInfo) -> None:
+        """See `Hooks`."""
+        first, self.worker = self.worker is None, worker
+        if first:
+            self._begun(worker)
+
+    def _count(self, event: Event) -> None:
+        with self._lock:
+            self._counts[_NAMES.get(event.outcome, event.outcome)] += 1
+
+    on_success = on_retry = on_dead = on_lease_lost = _count
+
+    def row(self) -> dict[str, Any]:
+        """Return the counts, and of whom."""
+        worker = self.worker
+        return {
+            "worker": worker.id if worker else None,
+            "queues": list(worker.queues) if worker else [],
+            **self._counts,
+        }
+
+    def sentence(self) -> str:
+        """Return the same for people."""
+        counted = [f"{count} {name}" for name, count in self._counts.items() if count]
+        return ", ".join(counted) or "no message came"

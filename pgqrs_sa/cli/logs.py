@@ -1,0 +1,91 @@
+"""The log of a command: to stderr or to ``--log-dest``, at ``--log-level``."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from .failures import scrub
+
+if TYPE_CHECKING:
+    from .context import Options
+
+__all__ = ["Log"]
+
+_LOGGERS = ("pgqrs_sa", "alembic", "sqlalchemy.engine", "sqlalchemy.pool")
+
+
+class Log:
+    """What is logged goes where the options say, while a command runs.
+
+    Args:
+        options: The global ones.
+        secrets: Passwords that must not be in it.
+    """
+
+    def __init__(self, options: Options, secrets: set[str]) -> None:
+        self._dest = options.log_dest
+        self._chosen = options.log_level is not None or options.verbose > 0
+        level = options.log_level or {0: "warning", 1: "info"}.get(options.verbose, "debug")
+        self._level = level.upper()
+        # Not the root logger: where the group is mounted, that one is the host's.
+        self._loggers = [logging.getLogger(name) for name in _LOGGERS]
+        self._handler: logging.Handler = logging.StreamHandler()
+        if self._dest not in (None, "stderr"):
+            self._handler = logging.FileHandler(self._dest, encoding="utf-8", delay=True)
+        self._handler.setFormatter(_Scrubbing(secrets))
+        self._before: dict[logging.Logger, int] = {}
+
+    def __enter__(self) -> Self:
+        self._attach(self._loggers)
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _where: TracebackType | None,
+    ) -> None:
+        self._detach()
+        self._handler.close()
+
+    def join_application(self) -> None:
+        """Log together with an application that has just been imported.
+
+        One that has set up logging gets our lines too, and its own settings count, but for a level
+        that was asked for. What any other logs goes where ours does.
+        """
+        root = logging.getLogger()
+        if not root.handlers:
+            self._detach()
+            self._attach([root])
+        elif self._dest is None:
+            self._detach()
+            if self._chosen:
+                self._set_levels(self._loggers)
+
+    def _attach(self, loggers: list[logging.Logger]) -> None:
+        for one in loggers:
+            one.addHandler(self._handler)
+        self._set_levels(loggers)
+
+    def _set_levels(self, loggers: list[logging.Logger]) -> None:
+        for one in loggers:
+            self._before[one] = one.level
+            one.setLevel(self._level)
+
+    def _detach(self) -> None:
+        for one, level in self._before.items():
+            one.removeHandler(self._handler)
+            one.setLevel(level)
+        self._before.clear()
+
+
+class _Scrubbing(logging.Formatter):
+    def __init__(self, secrets: set[str]) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._secrets = secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrub(super().format(record), self._secrets)

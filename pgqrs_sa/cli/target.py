@@ -1,0 +1,132 @@
+"""``module:attribute`` on the command line, as the consumer that it names."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pkgutil
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .failures import USAGE, Failed, missing_extra
+
+if TYPE_CHECKING:
+    from ..consumers.tasks import AsyncConsumer
+    from ..consumers.threads import Consumer
+
+__all__ = ["load"]
+
+_AS = "write module:attribute, as app.jobs:consumer"
+_TRACE = "-vv shows where"
+_MOST = 10  # names in an error
+
+
+def load(target: str) -> Consumer | AsyncConsumer:
+    """Import a consumer.
+
+    Args:
+        target: A module, a colon, and an attribute of it, or an attribute of that. A function is
+            called, and returns the consumer. Modules of the current folder are found too.
+
+    Raises:
+        Failed: with exit code 2 when the path is wrong, which says what was found; with 1 when the
+            application raised.
+    """
+    name, _, path = target.partition(":")
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise Failed(f"{name!r} is no name of a module", hint=_AS, code=USAGE)
+    module = _module(name)
+    if not path:
+        raise Failed(f"{target!r} names no consumer: {_found_in(module)}", hint=_AS, code=USAGE)
+    value: Any = module
+    walked = name
+    for part in path.split("."):
+        if not hasattr(value, part):
+            raise _no_attribute(module, value, walked, part)
+        value = getattr(value, part)
+        walked += f"{'.' if ':' in walked else ':'}{part}"
+    return _made(module, target, value)
+
+
+def _module(name: str) -> ModuleType:
+    here = os.getcwd()  # noqa: PTH109 - sys.path has strings
+    if not {here, ""} & set(sys.path):
+        sys.path.insert(0, here)
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise _no_module(error.name) from error
+        raise _broken(f"importing {name}", error) from error
+    except Exception as error:
+        raise _broken(f"importing {name}", error) from error
+
+
+def _broken(what: str, error: Exception) -> Failed:
+    said = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+    hint = missing_extra(error) if isinstance(error, ImportError) else None
+    return Failed(f"{what} failed: {said}", hint=hint or _TRACE)
+
+
+def _no_module(missing: str) -> Failed:
+    parent, _, last = missing.rpartition(".")
+    where: Iterable[str] = [os.getcwd()]  # noqa: PTH109
+    place = "the current folder, or installed"
+    if parent:
+        where, place = getattr(sys.modules[parent], "__path__", ()), parent
+    there = sorted(one.name for one in pkgutil.iter_modules(where))
+    message = f"there is no module {last!r} in {place}"
+    if there:
+        message += f"; there are: {_listed(there)}"
+    return Failed(message, hint=_meant(f"{parent}.".lstrip("."), last, there), code=USAGE)
+
+
+def _no_attribute(module: ModuleType, value: Any, walked: str, part: str) -> Failed:
+    names = [one for one in dir(value) if not one.startswith("_")]
+    hint = _meant(f"{walked}{'.' if ':' in walked else ':'}", part, names)
+    return Failed(f"{walked} has no {part!r}: {_found_in(module)}", hint=hint, code=USAGE)
+
+
+def _meant(before: str, given: str, names: list[str]) -> str:
+    close = get_close_matches(given, names, n=1)
+    return f"did you mean {before}{close[0]}?" if close else _AS
+
+
+def _found_in(module: ModuleType) -> str:
+    """Say which consumers a module has."""
+    from ..consumers.base import BaseConsumer  # noqa: PLC0415 - SQLAlchemy takes a while
+
+    there = [name for name, one in vars(module).items() if isinstance(one, BaseConsumer)]
+    if not there:
+        return f"{module.__name__} has no consumer"
+    return f"{module.__name__} has {_listed(there)}"
+
+
+def _made(module: ModuleType, target: str, value: Any) -> Consumer | AsyncConsumer:
+    from ..consumers.tasks import AsyncConsumer  # noqa: PLC0415 - SQLAlchemy takes a while
+    from ..consumers.threads import Consumer  # noqa: PLC0415
+
+    what = "is"
+    if inspect.isroutine(value) and not inspect.iscoroutinefunction(value):
+        what = "returned"
+        try:
+            value = value()
+        except Exception as error:
+            raise _broken(f"calling {target}", error) from error
+    if isinstance(value, (Consumer, AsyncConsumer)):
+        return value
+    if inspect.isclass(value) or inspect.isroutine(value):
+        kind = f"a {'class' if inspect.isclass(value) else 'coroutine function'}"
+    else:
+        kind = f"of type {type(value).__name__}"
+    message = f"{target} {what} {kind}, and no consumer: {_found_in(module)}"
+    raise Failed(message, hint=_AS, code=USAGE)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+    return ", ".join(names[:_MOST]) + more

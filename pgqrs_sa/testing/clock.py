@@ -1,0 +1,128 @@
+"""Time passes for messages, and for nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any, overload
+
+import sqlalchemy as sa
+from sqlalchemy import func
+from sqlalchemy.orm import Session
+from sqlalchemy.sql import Executable
+
+from .. import arguments, states
+from ..models import Models
+from ..operations import queues as queue_operations
+from ..operations.context import Context, refresh, run
+from ..statements.parts import MOVED, array_bind, span, tables, timestamp
+from ..states import now
+from ..types import Seconds
+from .sessions import SessionLike, perform
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from .sessions import AsyncSessionLike
+
+__all__ = ["advance", "next_due", "shift"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@overload
+def advance(
+    session: SessionLike, by: Seconds, queue: str | None = None, *, models: Models | None = None
+) -> int: ...
+@overload
+def advance(
+    session: AsyncSessionLike,
+    by: Seconds,
+    queue: str | None = None,
+    *,
+    models: Models | None = None,
+) -> Coroutine[Any, Any, int]: ...
+def advance(
+    session: Any, by: Seconds, queue: str | None = None, *, models: Models | None = None
+) -> Any:
+    """Let time pass for messages: move the ``vt`` of all that are live back by so much.
+
+    Scheduled messages become due, and leases run out, as if that time had gone by. The clock is
+    not touched, nor any other column: not the application's own times, and not ``enqueued_at``.
+
+    Args:
+        session: The test's session; with an ``AsyncSession`` the result is awaited.
+        by: Seconds, or a timedelta.
+        queue: Only for the messages of this queue.
+        models: A host's own classes; the ready-made ones unless given.
+
+    Returns:
+        How many messages there were.
+
+    Raises:
+        QueueNotFound: with the names that come close.
+        DelayError: a time that is negative.
+    """
+    context = Context.of(models, None, None, allow_autocommit=True)
+    length = arguments.duration(by, "by")
+
+    def work(session: Session) -> int:
+        session.flush()
+        if queue is not None:
+            queue_operations.get(session, context, queue)
+        return shift(session, context, length, None if queue is None else [queue])
+
+    return perform(session, work, lambda moved: moved)
+
+
+def shift(
+    session: Session, context: Context, length: timedelta, queues: Sequence[str] | None
+) -> int:
+    """Move the messages of these queues (or of all) back in time; return how many."""
+    statement = _shift(context.models, everywhere=queues is None)
+    values: dict[str, Any] = {"length": length}
+    if queues is not None:
+        values["queues"] = list(queues)
+    rows = run(session, context, statement, values).all()
+    refresh(session, context.models.message, rows, MOVED)
+    return len(rows)
+
+
+def next_due(session: Session, context: Context, queues: Sequence[str]) -> timedelta | None:
+    """Return how long it takes until the next scheduled message of these queues is due."""
+    values = {"queues": list(queues)}
+    wait: timedelta | None = run(session, context, _next_due(context.models), values).scalar_one()
+    return wait
+
+
+@cache
+def _shift(models: Models, *, everywhere: bool) -> Executable:
+    queue, message, _, _ = tables(models)
+    earlier = func.greatest(
+        message.c.vt - span("length"), sa.literal(_EPOCH, timestamp), type_=timestamp
+    )
+    statement = sa.update(message).values(vt=earlier)
+    if not everywhere:
+        named = sa.select(queue.c.id).where(_named(queue))
+        statement = statement.where(message.c.queue_id.in_(named))
+    return statement.returning(message.c.id, *(message.c[name] for name in MOVED))
+
+
+@cache
+def _next_due(models: Models) -> Executable:
+    queue, message, _, _ = tables(models)
+    return (
+        sa.select(sa.type_coerce(func.min(message.c.vt) - now(), sa.Interval))
+        .join(queue, queue.c.id == message.c.queue_id)
+        .where(
+            _named(queue),
+            queue.c.paused_at.is_(None),
+            states.scheduled(message.c),
+            states.has_attempts(message.c),
+        )
+    )
+
+
+def _named(queue: sa.Table) -> sa.ColumnElement[bool]:
+    return queue.c.queue_name == func.any(array_bind("queues", sa.Text))

@@ -1,0 +1,364 @@
+"""A consumer's handlers, called here and now, in the transaction of a test."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from .. import arguments
+from ..consumers.handlers import Handler, Unit
+from ..consumers.hooks import Reporter
+from ..consumers.settings import Settings, check_database
+from ..consumers.verdicts import Verdict
+from ..decisions import Decision
+from ..errors import InvalidArgument, LeaseLost, shown
+from ..operations import archive, settlements
+from ..operations.context import Context, forget, refresh, run
+from ..operations.lease import deliveries
+from ..service import QueueService
+from ..statements import lease as statements
+from ..statements.parts import MOVED
+from ..types import Delivery
+from .clock import next_due, shift
+from .sessions import SessionLike, is_async, opened, perform
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from ..consumers.base import BaseConsumer
+    from ..consumers.tasks import AsyncConsumer
+    from ..consumers.threads import Consumer
+    from .sessions import AsyncSessionLike
+
+__all__ = ["Drained", "chosen", "drain"]
+
+_BURIED_AT_ONCE = 1_000
+_NOT_THE_HANDLERS = (str(Path(__file__).parent), str(Path(sa.util.__file__).parent))
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """What became of the messages that `drain` worked on, counted by attempts.
+
+    Attributes:
+        archived: Done.
+        retried: Failed, or `RetryIn`: put back for another attempt.
+        dead: Dead letters, those that were out of attempts before anybody tried again too.
+        discarded: `Discard`.
+        snoozed: `Snooze`.
+        kept: Left to the handler, by ``acknowledge="manual"``.
+        errors: What handlers raised, with the message; decisions are no errors.
+    """
+
+    archived: int = 0
+    retried: int = 0
+    dead: int = 0
+    discarded: int = 0
+    snoozed: int = 0
+    kept: int = 0
+    errors: tuple[tuple[Delivery, BaseException], ...] = field(default=())
+
+
+@overload
+def drain(
+    session: SessionLike,
+    consumer: Consumer,
+    *,
+    queues: Collection[str] | None = None,
+    scheduled: bool = False,
+    max_messages: int = 1000,
+    raise_errors: bool = True,
+) -> Drained: ...
+@overload
+def drain(
+    session: AsyncSessionLike,
+    consumer: AsyncConsumer,
+    *,
+    queues: Collection[str] | None = None,
+    scheduled: bool = False,
+    max_messages: int = 1000,
+    raise_errors: bool = True,
+) -> Coroutine[Any, Any, Drained]: ...
+def drain(
+    session: Any,
+    consumer: Any,
+    *,
+    queues: Collection[str] | None = None,
+    scheduled: bool = False,
+    max_messages: int = 1000,
+    raise_errors: bool = True,
+) -> Any:
+    """Call a consumer's handlers with their messages until none is left, in this transaction.
+
+    A handler that takes a session, or the queue's service, gets *this* session, in a savepoint of
+    its own, which the acknowledgement is a part of: when it raises, its writes are gone, and the
+    message is settled as its `Retry` says. Messages that handlers enqueue are worked on as well.
+    Leases, attempts, decisions, payload types, batches and hooks are those of the real consumer.
+    What takes time is not: handlers run one after the other, no lease is renewed, and no
+    ``timeout`` ends one.
+
+    Args:
+        session: The test's session; with an ``AsyncSession``, and an `AsyncConsumer`, the result
+            is awaited.
+        consumer: Whose handlers.
+        queues: Only these queues; all that have a handler unless given.
+        scheduled: Also work on messages that are not due yet, retries too: whenever nothing else
+            is left, the messages of these queues are moved as `advance` does, just as far as the
+            next one needs.
+        max_messages: How many attempts are enough: more than that is taken for an endless loop.
+        raise_errors: Raise the first error of a handler, once its message is settled. Otherwise
+            go on, and return them all.
+
+    Returns:
+        What became of the messages.
+
+    Raises:
+        AssertionError: more than ``max_messages`` attempts.
+        InvalidArgument: the consumer has no handler for one of ``queues``, or none at all; or
+            it is not of the session's kind.
+        QueueNotFound: with the names that come close.
+        SchemaVersionError: the tables are not those of this release.
+    """
+    __tracebackhide__ = True
+    given = opened(session)
+    handlers = chosen(consumer, queues, is_async=is_async(given))
+    limits = _Limits(scheduled, arguments.checked_limit(max_messages, "max_messages"), raise_errors)
+
+    def work(session: Session) -> Drained:
+        __tracebackhide__ = True
+        return _Drain(session, given, consumer._settings, handlers, limits).run()  # noqa: SLF001
+
+    return perform(given, work, lambda drained: drained)
+
+
+def chosen(
+    consumer: BaseConsumer, queues: Collection[str] | None, *, is_async: bool
+) -> tuple[Handler, ...]:
+    """Return the handlers to be called, or raise `InvalidArgument`."""
+    if not hasattr(consumer, "handlers"):
+        raise InvalidArgument(f"a Consumer or an AsyncConsumer is needed, not {shown(consumer)}")
+    if isinstance(queues, str):
+        raise InvalidArgument(f"queues must be a list of names, not {queues!r}")
+    handlers = consumer.handlers if queues is None else tuple(map(consumer.handler, queues))
+    for one in handlers:
+        if one.call.is_async is not is_async:
+            session, function = ("AsyncSession", "async def")
+            if one.call.is_async is False:
+                session, function = ("Session", "def")
+            raise InvalidArgument(
+                f"{one.name} is a handler with {function}, which needs a test with {session}"
+            )
+    return handlers
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    scheduled: bool
+    max_messages: int
+    raise_errors: bool
+
+
+class _Drain:
+    """One call of `drain`. With an ``AsyncSession`` it runs in SQLAlchemy's greenlet."""
+
+    def __init__(
+        self,
+        session: Session,
+        given: Any,
+        settings: Settings,
+        handlers: Sequence[Handler],
+        limits: _Limits,
+    ) -> None:
+        self._session = session
+        self._given = given
+        self._settings = settings
+        self._context = settings.context()
+        self._handlers = handlers
+        self._limits = limits
+        self._reporter = Reporter(settings.hooks)
+        self._counts: Counter[str] = Counter()
+        self._attempts = 0
+        self._errors: list[tuple[Delivery, BaseException]] = []
+
+    def run(self) -> Drained:
+        """Work until nothing is left."""
+        __tracebackhide__ = True
+        self._session.flush()
+        leases = check_database(self._session, self._context, self._handlers)
+        while True:
+            # One call of each in turn, so that no queue waits for another to be empty.
+            turns = [self._turn(one, leases[one.queue]) for one in self._handlers]
+            if any(turns) or self._bury() or (self._limits.scheduled and self._wait()):
+                continue
+            return Drained(**self._counts, errors=tuple(self._errors))
+
+    def _turn(self, handler: Handler, lease: timedelta) -> bool:
+        """Call a handler once, if there is something for it."""
+        __tracebackhide__ = True
+        leased = self._lease(handler, lease)
+        if not leased:
+            return False
+        self._attempts += len(leased)
+        if self._attempts > self._limits.max_messages:
+            raise AssertionError(self._endless(leased[0]))
+        unit = Unit(handler, tuple(leased))
+        self._note(self._work(unit))
+        return True
+
+    def _lease(self, handler: Handler, lease: timedelta) -> list[Delivery]:
+        # Outside of the handler's savepoint: the attempt counts, whatever the handler does.
+        values = {
+            "queue": handler.queue,
+            "limit": handler.batch,
+            "lease": lease,
+            "worker": None,
+            "attempts": handler.retry.max_attempts,
+        }
+        statement = statements.dequeue(self._context.models, by_worker=False)
+        rows = run(self._session, self._context, statement, values).all()
+        refresh(self._session, self._context.models.message, rows, MOVED)
+        return deliveries(self._context, handler.queue, rows)
+
+    def _work(self, unit: Unit) -> list[Verdict]:
+        __tracebackhide__ = True
+        from ..consumers import calling  # noqa: PLC0415 - needs the extra of those who consume
+
+        self._reporter.started(unit)
+        started_at = time.monotonic()
+        if unit.handler.acknowledge == "first":
+            self._carry_out([Verdict(one, "archive") for one in unit.deliveries], unit, started_at)
+        try:
+            verdicts = self._call(unit)
+        except Exception as error:  # noqa: BLE001 - its Retry decides about it
+            # What is kept of an error, and what a test shows of it, begins with the handler.
+            verdicts = calling.after_error(unit, _of_handler(error), stopping=False)
+        self._carry_out(verdicts, unit, started_at)
+        return verdicts
+
+    def _call(self, unit: Unit) -> list[Verdict]:
+        from ..consumers import calling  # noqa: PLC0415
+
+        call = unit.handler.call
+        payloads = call.payloads(unit.deliveries)
+        if not call.needs_session:
+            arguments = call.arguments(unit.deliveries, payloads, None, None)
+            return calling.after_return(unit, called(call.function, arguments, call.is_async))
+        with self._session.begin_nested():
+            service = service_of(self._given, self._context, self._settings)
+            arguments = call.arguments(unit.deliveries, payloads, self._given, service)
+            result = called(call.function, arguments, call.is_async)
+            if unit.handler.acknowledge == "first":
+                return calling.after_return(unit, result)
+            return calling.settle_within(self._session, self._context, unit, result)
+
+    def _carry_out(self, verdicts: Sequence[Verdict], unit: Unit, started_at: float) -> None:
+        """Settle what the handler's own savepoint has not, and count."""
+        due = [one for one in verdicts if not one.settled and one.kind != "keep"]
+        words = {one.delivery.id: one.word for one in verdicts if one.settled}
+        words |= settlements.apply(self._session, self._context, due, strict=False)
+        # The consumer's own session has no objects, but that of a test may.
+        forget(self._session, self._context.models.message, [one.delivery.id for one in due])
+        for one in verdicts:
+            word = words.get(one.delivery.id)
+            if word is not None:
+                if not isinstance(one.error, LeaseLost):
+                    self._counts[_COUNTED[word]] += 1
+                self._reporter.settled(unit.handler, one, word, started_at)
+            elif one.kind != "keep":
+                self._reporter.ended(
+                    "on_lease_lost",
+                    "lease lost",
+                    unit.handler,
+                    one.delivery,
+                    started_at,
+                    error=one.error,
+                )
+            elif unit.handler.acknowledge == "manual":
+                self._counts["kept"] += 1
+
+    def _note(self, verdicts: Sequence[Verdict]) -> None:
+        """Note what was raised; raise it if that is wanted."""
+        __tracebackhide__ = True
+        for one in verdicts:
+            if one.error is None or isinstance(one.error, Decision):
+                continue
+            self._errors.append((one.delivery, one.error))
+            if self._limits.raise_errors:
+                raise one.error
+
+    def _bury(self) -> int:
+        """Make dead letters of messages whose attempts were used up by somebody else."""
+        buried = sum(
+            archive.bury(self._session, self._context, one.queue, _BURIED_AT_ONCE)
+            for one in self._handlers
+        )
+        self._counts["dead"] += buried
+        return buried
+
+    def _wait(self) -> bool:
+        """Let time pass until the next message is due; False when there is none."""
+        queues = [one.queue for one in self._handlers]
+        wait = next_due(self._session, self._context, queues)
+        if wait is None:
+            return False
+        shift(self._session, self._context, max(wait, timedelta(0)), queues)
+        return True
+
+    def _endless(self, delivery: Delivery) -> str:
+        text = (
+            f"drain() has worked on {self._limits.max_messages} messages, and there are more: the "
+            f"next is message {delivery.id} of {delivery.queue!r}, attempt {delivery.read_ct}. "
+            "Does a handler enqueue for itself, or put its message off for ever? Otherwise raise "
+            "max_messages"
+        )
+        if self._errors:
+            text += f". The last error: {shown(self._errors[-1][1])}"
+        return text
+
+
+_COUNTED = {
+    "archived": "archived",
+    "discarded": "discarded",
+    "retry": "retried",
+    "released": "snoozed",
+    "dead": "dead",
+}
+
+
+def _of_handler(error: Exception) -> Exception:
+    """Return an error without the frames between its handler and here."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_NOT_THE_HANDLERS):
+        trace = trace.tb_next
+    return error if trace is None else error.with_traceback(trace)
+
+
+def called(function: Callable[..., Any], arguments: dict[str, Any], is_async: bool) -> Any:
+    """Call a handler, and wait for it."""
+    if not is_async:
+        return function(**arguments)
+    from sqlalchemy.util import await_only  # noqa: PLC0415 - needs greenlet
+
+    return await_only(function(**arguments))
+
+
+def service_of(session: Any, context: Context, settings: Settings | None) -> Any:
+    """Return the service that a handler gets, in the session that it gets."""
+    options: dict[str, Any] = {
+        "models": context.models,
+        "codec": context.codec,
+        "notify": settings is not None and settings.notify,
+    }
+    if not is_async(session):
+        return QueueService(session, **options)
+    from ..aio import AsyncQueueService  # noqa: PLC0415 - needs greenlet
+
+    return AsyncQueueService(session, **options)

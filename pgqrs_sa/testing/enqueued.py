@@ -1,0 +1,215 @@
+"""What is in the queues, and whether it is what a test expects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, overload
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from .. import arguments
+from ..codecs import Codec
+from ..models import Models
+from ..operations import reading
+from ..operations.context import Context, run
+from ..states import now
+from ..types import MessageInfo
+from .matching import Wanted, checked, differences, report
+from .sessions import SessionLike, perform
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Unpack
+
+    from .sessions import AsyncSessionLike
+
+__all__ = ["all_enqueued", "assert_enqueued", "refute_enqueued"]
+
+_ALL = 2_147_483_647
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    messages: Sequence[MessageInfo]
+    now: datetime
+
+    def matching(self, wanted: Mapping[str, Any]) -> list[MessageInfo]:
+        return [one for one in self.messages if not differences(one, wanted, self.now)]
+
+
+@overload
+def all_enqueued(
+    session: SessionLike,
+    queue: str | None = None,
+    *,
+    models: Models | None = None,
+    codec: Codec | None = None,
+) -> list[MessageInfo]: ...
+@overload
+def all_enqueued(
+    session: AsyncSessionLike,
+    queue: str | None = None,
+    *,
+    models: Models | None = None,
+    codec: Codec | None = None,
+) -> Coroutine[Any, Any, list[MessageInfo]]: ...
+def all_enqueued(
+    session: Any,
+    queue: str | None = None,
+    *,
+    models: Models | None = None,
+    codec: Codec | None = None,
+) -> Any:
+    """Return the live messages, those that the session has not flushed yet too.
+
+    Args:
+        session: The test's session; with an ``AsyncSession`` the result is awaited.
+        queue: The name of a queue; all of them unless given.
+        models: A host's own classes; the ready-made ones unless given.
+        codec: Turns JSON text into payloads; strict standard JSON unless given.
+
+    Returns:
+        The messages in the order of their ids, whatever their state. Those that a handler has
+        settled are not live any more: see ``service.archived``.
+
+    Raises:
+        QueueNotFound: with the names that come close.
+    """
+    context = Context.of(models, codec, None, allow_autocommit=True)
+    return perform(session, lambda it: _look(it, context, queue), lambda seen: list(seen.messages))
+
+
+@overload
+def assert_enqueued(
+    session: SessionLike,
+    queue: str,
+    *,
+    count: int | None = None,
+    models: Models | None = None,
+    codec: Codec | None = None,
+    **wanted: Unpack[Wanted],
+) -> list[MessageInfo]: ...
+@overload
+def assert_enqueued(
+    session: AsyncSessionLike,
+    queue: str,
+    *,
+    count: int | None = None,
+    models: Models | None = None,
+    codec: Codec | None = None,
+    **wanted: Unpack[Wanted],
+) -> Coroutine[Any, Any, list[MessageInfo]]: ...
+def assert_enqueued(
+    session: Any,
+    queue: str,
+    *,
+    count: int | None = None,
+    models: Models | None = None,
+    codec: Codec | None = None,
+    **wanted: Any,
+) -> Any:
+    """Assert that a queue has a message like this.
+
+    Args:
+        session: The test's session; with an ``AsyncSession`` the result is awaited. What it has
+            not flushed yet is flushed first.
+        queue: The name of a queue.
+        count: How many messages must match, exactly; at least one unless given.
+        models: A host's own classes; the ready-made ones unless given.
+        codec: Turns JSON text into payloads and back; strict standard JSON unless given.
+        wanted: What they must have, see `Wanted`: ``payload``, ``payload__contains``,
+            ``headers__contains``, ``delay``, ``at``, ``tolerance``, ``priority``, ``key``.
+
+    Returns:
+        The live messages that match, in the order of their ids.
+
+    Raises:
+        AssertionError: with what is in the queue, and what keeps the closest from matching.
+        QueueNotFound: with the names that come close.
+    """
+    __tracebackhide__ = True
+    context = Context.of(models, codec, None, allow_autocommit=True)
+    if count is not None:
+        arguments.check_number(count, "count")
+    expected = checked(wanted, context.codec)
+
+    def judge(seen: _Seen) -> list[MessageInfo]:
+        __tracebackhide__ = True
+        found = seen.matching(expected)
+        if len(found) == count or (found and count is None):
+            return found
+        what = _described(wanted)
+        headline = (
+            f"no message has {what}"
+            if not found
+            else f"{len(found)} message(s) have {what}, not {count}"
+        )
+        raise AssertionError(report(headline, queue, seen.messages, expected, seen.now))
+
+    return perform(session, lambda it: _look(it, context, queue), judge)
+
+
+@overload
+def refute_enqueued(
+    session: SessionLike,
+    queue: str,
+    *,
+    models: Models | None = None,
+    codec: Codec | None = None,
+    **wanted: Unpack[Wanted],
+) -> None: ...
+@overload
+def refute_enqueued(
+    session: AsyncSessionLike,
+    queue: str,
+    *,
+    models: Models | None = None,
+    codec: Codec | None = None,
+    **wanted: Unpack[Wanted],
+) -> Coroutine[Any, Any, None]: ...
+def refute_enqueued(
+    session: Any,
+    queue: str,
+    *,
+    models: Models | None = None,
+    codec: Codec | None = None,
+    **wanted: Any,
+) -> Any:
+    """Assert that a queue has no message like this; without expectations, that it is empty.
+
+    Args:
+        session: As of `assert_enqueued`, like all that follows.
+        queue: The name of a queue that exists: a misspelt one is not taken for an empty one.
+        models: A host's own classes; the ready-made ones unless given.
+        codec: Turns JSON text into payloads and back; strict standard JSON unless given.
+        wanted: What no message may have, all of it at once: see `Wanted`.
+
+    Raises:
+        AssertionError: with those that match.
+        QueueNotFound: with the names that come close.
+    """
+    __tracebackhide__ = True
+    context = Context.of(models, codec, None, allow_autocommit=True)
+    expected = checked(wanted, context.codec)
+
+    def judge(seen: _Seen) -> None:
+        __tracebackhide__ = True
+        if found := seen.matching(expected):
+            headline = f"{len(found)} message(s) have {_described(wanted)}, and none should"
+            raise AssertionError(report(headline, queue, found, expected, seen.now))
+
+    return perform(session, lambda it: _look(it, context, queue), judge)
+
+
+def _look(session: Session, context: Context, queue: str | None) -> _Seen:
+    session.flush()  # whatever the session's autoflush is set to
+    messages = reading.find(session, context, queue, None, None, None, 0, _ALL, newest_first=False)
+    return _Seen(messages, run(session, context, sa.select(now())).scalar_one())
+
+
+def _described(wanted: Mapping[str, Any]) -> str:
+    told = ", ".join(f"{name}={value!r}" for name, value in wanted.items())
+    return told[:500] or "been enqueued"

@@ -1,0 +1,105 @@
+"""A commit that fails, to see what the application makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session, sessionmaker
+
+from ..models import Models
+from ..operations.context import Context
+from .sessions import SessionLike, plain
+
+if TYPE_CHECKING:
+    from .sessions import AsyncSessionLike
+
+__all__ = ["raise_on_commit"]
+
+
+@contextmanager
+def raise_on_commit(
+    session: SessionLike | AsyncSessionLike | sessionmaker[Any],
+    *,
+    committed: bool = False,
+    models: Models | None = None,
+) -> Iterator[None]:
+    """Let the next commit raise ``OperationalError``, as when the connection breaks.
+
+    In a session that was joined to the transaction of a test, its commit is the release of a
+    savepoint, and that is what fails; a savepoint of the application's own is released as ever.
+
+    Args:
+        session: Whose commit; of a ``sessionmaker`` the first commit of any of its sessions.
+        committed: True when the server has committed, and only its reply is lost: what was
+            written is there. Otherwise nothing was committed.
+        models: A host's own classes, when the session has several binds: the commit on the
+            connection with their tables fails.
+
+    Raises:
+        AssertionError: nothing was committed in the block.
+    """
+    __tracebackhide__ = True
+    target: Any = session if isinstance(session, sessionmaker) else plain(session)
+    mapper = Context.of(models, None, None, allow_autocommit=True).mapper
+    fault = _Fault(committed=committed)
+
+    def before_commit(committing: Session) -> None:
+        if not fault.done and not committing.in_nested_transaction():
+            fault.watch(committing.connection(bind_arguments={"mapper": mapper}))
+
+    event.listen(target, "before_commit", before_commit)
+    try:
+        yield
+    finally:
+        event.remove(target, "before_commit", before_commit)
+        fault.unwatch()
+    if not fault.done:
+        raise AssertionError("raise_on_commit(): nothing was committed in the block")
+
+
+class _Fault:
+    """What happens to one COMMIT, or to one RELEASE SAVEPOINT that is a session's commit."""
+
+    def __init__(self, *, committed: bool) -> None:
+        self._committed = committed
+        self._watched: list[Connection] = []
+        self.done = False
+
+    def watch(self, connection: Connection) -> None:
+        """Wait for the commit that is about to be sent."""
+        if connection not in self._watched:
+            event.listen(connection, "commit", self._commit)
+            event.listen(connection, "release_savepoint", self._release)
+            self._watched.append(connection)
+
+    def unwatch(self) -> None:
+        """Let commits be."""
+        while self._watched:
+            connection = self._watched.pop()
+            event.remove(connection, "commit", self._commit)
+            event.remove(connection, "release_savepoint", self._release)
+
+    def _commit(self, connection: Connection) -> None:
+        if self._committed and not self.done:
+            connection.dialect.do_commit(connection.connection)
+        self._raise("COMMIT")
+
+    def _release(self, connection: Connection, name: str, _context: None) -> None:
+        if not self.done:
+            if not self._committed:
+                # Nobody else does it: to SQLAlchemy this savepoint is over.
+                connection.dialect.do_rollback_to_savepoint(connection, name)
+            connection.dialect.do_release_savepoint(connection, name)
+        self._raise("RELEASE SAVEPOINT")
+
+    def _raise(self, statement: str) -> None:
+        if self.done:
+            return
+        self.done = True
+        reply = "the server had committed" if self._committed else "nothing was committed"
+        lost = ConnectionError(f"the connection was lost ({reply}): raise_on_commit()")
+        raise OperationalError(statement, None, lost)

@@ -1,0 +1,212 @@
+"""Does a message have what a test expects, and if not, what is different? Pure: no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, TypedDict
+
+from .. import arguments
+from ..codecs import Codec, JsonCodec
+from ..errors import PayloadError, shown
+from ..types import MessageInfo, Seconds
+
+__all__ = ["Wanted", "checked", "differences", "lacks", "report", "same"]
+
+_LISTED = 20  # messages in the text of a failure
+_TEXT = 200  # characters of each payload there
+_VALUE = 100  # characters of each value that differs
+_TOLERANCE = 5.0  # seconds
+_strict = JsonCodec()
+
+
+class Wanted(TypedDict, total=False):
+    """What a message must have, all of it.
+
+    Attributes:
+        payload: Exactly this payload, once it has been through the codec: tuples are lists.
+        payload__contains: At least this, as PostgreSQL's ``@>`` has it: an object with at least
+            these names, an array with at least these elements.
+        headers__contains: At least these headers.
+        delay: Seconds, or a timedelta, from now until it becomes visible; 0 when it is visible
+            already. Or ``pytest.approx(seconds, abs=...)``, with a tolerance of its own.
+        at: An aware datetime at which it becomes visible.
+        tolerance: By how many seconds, or a timedelta, ``delay`` and ``at`` may differ; 5.
+        priority: Exactly this priority.
+        key: Exactly this key; None for none.
+    """
+
+    payload: Any
+    payload__contains: Any
+    headers__contains: Mapping[str, Any]
+    delay: object
+    at: datetime
+    tolerance: Seconds
+    priority: int
+    key: str | None
+
+
+def checked(wanted: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
+    """Return expectations with their values as the database would give them back.
+
+    Raises:
+        TypeError: there is no such expectation.
+        PayloadError, DelayError: a value that no message can have.
+    """
+    if strays := wanted.keys() - Wanted.__annotations__.keys():
+        known = ", ".join(Wanted.__annotations__)
+        raise TypeError(f"unexpected {', '.join(sorted(strays))}: a message has {known}")
+    values = dict(wanted)
+    for name in ("payload", "payload__contains"):
+        if name in values:
+            values[name] = codec.loads(codec.dumps(values[name]))
+    if "headers__contains" in values:
+        text = arguments.headers_text(values["headers__contains"])
+        values["headers__contains"] = _strict.loads(text or "{}")
+    values["tolerance"] = arguments.duration(values.get("tolerance", _TOLERANCE), "tolerance")
+    if isinstance(values.get("delay"), (int, float, timedelta)):
+        values["delay"] = arguments.duration(values["delay"])
+    if "at" in values:
+        values["at"] = arguments.moment(values["at"])
+    return values
+
+
+def differences(message: MessageInfo, wanted: Mapping[str, Any], now: datetime) -> list[str]:
+    """Return what a message does not have, one sentence for each expectation; none: it matches.
+
+    Args:
+        message: Any live message.
+        wanted: What `checked` returned.
+        now: The database's clock.
+    """
+    return list(_differences(message, wanted, now))
+
+
+def _differences(message: MessageInfo, wanted: Mapping[str, Any], now: datetime) -> Iterator[str]:
+    if "payload" in wanted or "payload__contains" in wanted:
+        yield from _of_payload(message, wanted)
+    if "headers__contains" in wanted:
+        problem = lacks(message.headers or {}, wanted["headers__contains"], "headers")
+        if problem:
+            yield problem
+    if "delay" in wanted:
+        yield from _of_delay(message, wanted["delay"], wanted["tolerance"], now)
+    if "at" in wanted and abs(message.vt - wanted["at"]) > wanted["tolerance"]:
+        yield f"it becomes visible at {message.vt.isoformat()}, not {wanted['at'].isoformat()}"
+    for name in ("priority", "key"):
+        if name in wanted and getattr(message, name) != wanted[name]:
+            yield f"{name} is {shown(getattr(message, name), _VALUE)}, not {wanted[name]!r}"
+
+
+def _of_payload(message: MessageInfo, wanted: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        payload = message.payload
+    except PayloadError as error:
+        yield str(error)
+        return
+    if "payload" in wanted and not same(payload, wanted["payload"]):
+        yield f"payload is not {shown(wanted['payload'], _VALUE)}"
+    if "payload__contains" in wanted:
+        problem = lacks(payload, wanted["payload__contains"], "payload")
+        if problem:
+            yield problem
+
+
+def _of_delay(
+    message: MessageInfo, wanted: Any, tolerance: timedelta, now: datetime
+) -> Iterator[str]:
+    found = max(message.vt - now, timedelta(0))
+    if isinstance(wanted, timedelta):
+        if abs(found - wanted) > tolerance:
+            yield f"delay is {_seconds(found)}, not {_seconds(wanted)} ± {_seconds(tolerance)}"
+        return
+    # pytest.approx, of seconds or of a timedelta, compares for itself.
+    spans = isinstance(getattr(wanted, "expected", None), timedelta)
+    if (found if spans else found.total_seconds()) != wanted:
+        yield f"delay is {_seconds(found)}, not {wanted}"
+
+
+def _seconds(span: timedelta) -> str:
+    return f"{round(span.total_seconds(), 3):g} s"
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two JSON values are equal, as JSON has it: ``true`` is not 1."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return isinstance(one, bool) is isinstance(other, bool) and bool(one == other)
+
+
+def lacks(found: Any, wanted: Any, path: str, *, top: bool = True) -> str | None:
+    """Return what keeps a JSON value from containing another, or None: it does.
+
+    The rules are those of PostgreSQL's ``@>``.
+
+    Args:
+        found: The value that is there.
+        wanted: What it should contain.
+        path: What to call it.
+        top: False inside of it; only a whole array contains a lone element.
+    """
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        return _object_lacks(found, wanted, path)
+    if isinstance(wanted, list) and isinstance(found, list):
+        missing = [one for one in wanted if all(lacks(it, one, path, top=False) for it in found)]
+    elif top and isinstance(found, list) and not isinstance(wanted, dict):
+        missing = [] if any(same(it, wanted) for it in found) else [wanted]
+    elif isinstance(wanted, (dict, list)) or not same(found, wanted):
+        return f"{path} is {shown(found, _VALUE)}, not {shown(wanted, _VALUE)}"
+    else:
+        return None
+    return f"{path} has no element {shown(missing[0], _VALUE)}" if missing else None
+
+
+def _object_lacks(found: dict[str, Any], wanted: dict[str, Any], path: str) -> str | None:
+    for name, inner in wanted.items():
+        if name not in found:
+            return f"{path} has no {name!r}"
+        if problem := lacks(found[name], inner, f"{path}.{name}", top=False):
+            return problem
+    return None
+
+
+def report(
+    headline: str,
+    queue: str,
+    messages: Sequence[MessageInfo],
+    wanted: Mapping[str, Any],
+    now: datetime,
+) -> str:
+    """Return the text of a failed assertion: what is in the queue, and what comes closest."""
+    if not messages:
+        return f"{headline}; the queue {queue!r} is empty"
+    problems = {one.id: differences(one, wanted, now) for one in messages}
+    closest = min(messages, key=lambda one: len(problems[one.id]))
+    # The closest first, so that a long list still has it.
+    listed = sorted(messages, key=lambda one: one is not closest)[:_LISTED]
+    lines = [f"{headline}; in the queue {queue!r} there are {len(messages)} message(s):"]
+    for one in listed:
+        lines.append(f"  {_line(one, now)}")
+        if one is closest and problems[one.id]:
+            lines.append(f"      closest, but {'; '.join(problems[one.id])}")
+    if len(listed) < len(messages):
+        lines.append(f"  and {len(messages) - len(listed)} more")
+    return "\n".join(lines)
+
+
+def _line(message: MessageInfo, now: datetime) -> str:
+    text = message.text if len(message.text) <= _TEXT else f"{message.text[:_TEXT]}…"
+    parts = [f"{message.id}: {text}", message.state]
+    if message.vt > now:
+        parts[1] += f" for {_seconds(message.vt - now)}"
+    if message.priority:
+        parts.append(f"priority {message.priority}")
+    if message.key is not None:
+        parts.append(f"key {message.key!r}")
+    if message.headers:
+        parts.append(f"headers {shown(message.headers, _VALUE)}")
+    if message.read_ct:
+        parts.append(f"attempt {message.read_ct}")
+    return ", ".join(parts)

@@ -1,0 +1,183 @@
+"""One handler, called once, with a message that is in no queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, overload
+
+from .. import arguments
+from ..codecs import JsonCodec
+from ..consumers.handlers import Handler, Unit
+from ..consumers.injection import inspect_handler
+from ..consumers.settings import Settings
+from ..consumers.verdicts import of_result
+from ..decisions import Decision
+from ..errors import InvalidArgument
+from ..operations.context import Context
+from ..retry import Retry
+from ..types import Delivery
+from .draining import service_of
+from .sessions import SessionLike, is_async, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from ..consumers.tasks import AsyncConsumer
+    from ..consumers.threads import Consumer
+    from .sessions import AsyncSessionLike
+
+__all__ = ["work_one"]
+
+_LEASE = timedelta(seconds=30)
+_ATTEMPTS = 5
+_strict = JsonCodec()
+
+
+@overload
+def work_one(
+    handler: AsyncConsumer | Callable[..., Coroutine[Any, Any, Any]],
+    payload: Any,
+    *,
+    queue: str | None = None,
+    session: AsyncSessionLike | None = None,
+    headers: Mapping[str, Any] | None = None,
+    attempt: int = 1,
+) -> Coroutine[Any, Any, Decision | None]: ...
+@overload
+def work_one(
+    handler: Consumer | Callable[..., Decision | None],
+    payload: Any,
+    *,
+    queue: str | None = None,
+    session: SessionLike | None = None,
+    headers: Mapping[str, Any] | None = None,
+    attempt: int = 1,
+) -> Decision | None: ...
+def work_one(
+    handler: Any,
+    payload: Any,
+    *,
+    queue: str | None = None,
+    session: Any = None,
+    headers: Mapping[str, Any] | None = None,
+    attempt: int = 1,
+) -> Any:
+    """Call one handler with a made-up message.
+
+    The payload goes through the codec and becomes what the handler's annotation says, as that of
+    a real message. No message is stored: a handler that settles its delivery by itself needs
+    `drain`. One that takes neither a session nor the queue's service needs no database here.
+
+    Args:
+        handler: The function; or a consumer, which also knows the codec, the models and
+            ``on(payload=..., batch=...)``. A handler for batches gets a batch of one.
+        payload: What the producer would enqueue.
+        queue: The consumer's queue, when it has several; otherwise what the delivery shows.
+        session: What the handler writes with, in a savepoint.
+        headers: Of the delivery.
+        attempt: Which attempt it is: ``delivery.read_ct``.
+
+    Returns:
+        The decision that the handler returns, or None. Of a handler with ``async def`` it is
+        awaited.
+
+    Raises:
+        PayloadError: the payload is not strict JSON, or not what the handler takes.
+        InvalidArgument: the handler needs a session; or what it returned cannot be.
+        Exception: whatever the handler raises, decisions included, after its savepoint has been
+            rolled back; or returns for its message, from a batch.
+    """
+    found, settings = _found(handler, queue)
+    context = (
+        settings.context() if settings else Context.of(None, None, None, allow_autocommit=True)
+    )
+    unit = Unit(found, (_delivery(found, context, payload, headers, attempt),))
+    call = found.call
+    given = _session(found, session)
+    service = None if given is None else service_of(given, context, settings)
+    values = call.arguments(unit.deliveries, call.payloads(unit.deliveries), given, service)
+    if call.is_async:
+        return _awaited(unit, values, given)
+    if given is None:
+        return _decision(unit, call.function(**values))
+    with given.begin_nested():
+        result = call.function(**values)
+        of_result(unit, result)  # refused while its writes can still be rolled back
+    return _decision(unit, result)
+
+
+async def _awaited(unit: Unit, values: dict[str, Any], session: Any) -> Decision | None:
+    function = unit.handler.call.function
+    if session is None:
+        return _decision(unit, await function(**values))
+    async with session.begin_nested():
+        result = await function(**values)
+        of_result(unit, result)
+    return _decision(unit, result)
+
+
+def _found(handler: Any, queue: str | None) -> tuple[Handler, Settings | None]:
+    if hasattr(handler, "handlers"):
+        if queue is None and len(handler.handlers) != 1:
+            known = ", ".join(repr(one.queue) for one in handler.handlers) or "none"
+            raise InvalidArgument(f"which handler? Pass queue=..., one of: {known}")
+        one = handler.handlers[0] if queue is None else handler.handler(queue)
+        return one, handler._settings  # noqa: SLF001 - one package
+    call = inspect_handler(handler, many=False)
+    name = "test" if queue is None else arguments.check_queue_name(queue)
+    return Handler(name, call, None, 1, 0, None, Retry(), 1, 1, "commit"), None
+
+
+def _session(handler: Handler, session: Any) -> Any:
+    """Return the session that a handler gets: None for one that takes none."""
+    if not handler.call.needs_session:
+        return None
+    kind = "AsyncSession" if handler.call.is_async else "Session"
+    if session is None:
+        raise InvalidArgument(f"{handler.name} takes a session: pass session=..., an {kind}")
+    found = opened(session)
+    if is_async(found) is not handler.call.is_async:
+        raise InvalidArgument(
+            f"{handler.name} needs session=... of the type {kind}, not {type(found).__name__}"
+        )
+    return found
+
+
+def _delivery(
+    handler: Handler,
+    context: Context,
+    payload: Any,
+    headers: Mapping[str, Any] | None,
+    attempt: int,
+) -> Delivery:
+    text = context.codec.dumps(payload)
+    extra = arguments.headers_text(headers)
+    now = datetime.now(UTC)
+    number = arguments.checked_limit(attempt, "attempt")
+    return Delivery(
+        id=1,
+        queue=handler.queue,
+        text=text,
+        decoded=context.codec.loads(text),
+        headers=None if extra is None else _strict.loads(extra),
+        priority=0,
+        vt=now + (handler.lease or _LEASE),
+        enqueued_at=now,
+        read_ct=number,
+        max_read_ct=max(number, handler.retry.max_attempts or _ATTEMPTS),
+        key=None,
+        last_error=None if number == 1 else "an earlier attempt",
+        worker_id=None,
+    )
+
+
+def _decision(unit: Unit, result: Any) -> Decision | None:
+    """Return what a handler decided about its one message, or raise the error that it returned."""
+    of_result(unit, result)
+    if unit.handler.call.many and not isinstance(result, BaseException) and result is not None:
+        values = result.values() if isinstance(result, Mapping) else result
+        result = next(iter(values), None)
+    if isinstance(result, BaseException) and not isinstance(result, Decision):
+        raise result
+    return result if isinstance(result, Decision) else None

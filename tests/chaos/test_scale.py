@@ -1,0 +1,220 @@
+"""What a call reads must not depend on what is in the tables: backlog, schedule, archive.
+
+The statements are those that the service sends, caught on their way and run again under EXPLAIN.
+What the planner makes of each state of its statistics is in tests/db/test_plans.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from kit.results import Results
+from kit.servers import Address, OwnServer, run_sql
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from pgqrs_sa import Delivery, Item, QueueService
+
+FILL = """
+INSERT INTO pgqrs_messages (queue_id, payload, vt, priority)
+SELECT (SELECT id FROM pgqrs_queues WHERE queue_name = :queue), '{"n": 1}',
+    statement_timestamp() + :ahead * interval '1 h' + n * interval '1 us' * sign(:ahead), 0
+FROM generate_series(1, :rows) AS n
+"""
+KEEP = """
+INSERT INTO pgqrs_archive (original_msg_id, queue_id, payload, read_ct, max_read_ct, archived_at)
+SELECT -n, (SELECT id FROM pgqrs_queues WHERE queue_name = :queue), '{"n": 1}', 1, 5,
+    statement_timestamp() - n * interval '1 us'
+FROM generate_series(1, :rows) AS n
+"""
+BATCH = 50
+CALLS: dict[str, tuple[Callable[[QueueService, list[Delivery]], Any], int]] = {
+    "enqueue, key": (lambda queue, _: queue.enqueue("mail", {}, key="one"), 1),
+    "enqueue 50": (
+        lambda queue, _: queue.enqueue_many("mail", [Item(n) for n in range(BATCH)]),
+        BATCH,
+    ),
+    "dequeue 1": (lambda queue, _: queue.dequeue("mail"), 1),
+    "dequeue 50": (lambda queue, _: queue.dequeue("mail", BATCH), BATCH),
+    "dequeue, empty queue": (lambda queue, _: queue.dequeue("empty"), 1),
+    "extend 50": (lambda queue, held: queue.extend_many(held, 60), BATCH),
+    "release 50": (lambda queue, held: queue.release_many(held), BATCH),
+    "fail 50": (lambda queue, held: queue.fail_many(held, "broken"), BATCH),
+    "archive 50": (lambda queue, held: queue.archive_many(held), BATCH),
+    "bury, none": (lambda queue, _: queue.archived.bury("mail"), 1),
+    "prune, none": (lambda queue, _: queue.archived.prune(3600, queue="mail"), 1),
+}
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How many messages are ready, wait for their time, and are in the archive."""
+
+    ready: int
+    scheduled: int = 0
+    archived: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.ready} ready, {self.scheduled} scheduled, {self.archived} archived"
+
+
+AMOUNTS = [
+    pytest.param(Amount(1_000), id="1k"),
+    pytest.param(Amount(1_000, 20_000, 20_000), id="1k, others"),
+    pytest.param(Amount(100_000), id="100k", marks=pytest.mark.long),
+    pytest.param(Amount(1_000_000), id="1M", marks=pytest.mark.long),
+    pytest.param(Amount(1_000, 1_000_000, 1_000_000), id="1k, 1M others", marks=pytest.mark.long),
+]
+
+
+@pytest.fixture(scope="module")
+def results(own: OwnServer, chaos_results: Callable[..., Results]) -> Results:
+    ((version,),) = run_sql(own.address, "SHOW server_version")
+    return chaos_results("scale", postgresql=version, counts=["buffers"])
+
+
+@pytest.fixture
+def filled(request: pytest.FixtureRequest, address: Address, engine: sa.Engine) -> Iterator[Amount]:
+    amount: Amount = request.param
+    with Session(engine) as session, session.begin():
+        QueueService(session).queues.create("empty")
+    run_sql(address, FILL, queue="mail", rows=amount.ready, ahead=0)
+    run_sql(address, FILL, queue="mail", rows=amount.scheduled, ahead=1)
+    run_sql(address, KEEP, queue="mail", rows=amount.archived)
+    run_sql(address, "VACUUM ANALYZE")
+    yield amount
+    engine.dispose()
+    run_sql(replace(address, dbname="postgres"), f'DROP DATABASE "{address.dbname}"')
+
+
+@contextmanager
+def caught(engine: sa.Engine) -> Iterator[list[tuple[str, Any]]]:
+    """The statements about messages that are sent, with their parameters."""
+    found: list[tuple[str, Any]] = []
+
+    def note(_c: object, _u: object, statement: str, parameters: Any, *_: object) -> None:
+        if "pgqrs_messages" in statement or "pgqrs_archive" in statement:
+            found.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    yield found
+    event.remove(engine, "before_cursor_execute", note)
+
+
+def plans(engine: sa.Engine, call: Callable[[QueueService, list[Delivery]], Any], held: int) -> Any:
+    """Run a call and take it back; run its statements under EXPLAIN, and take them back."""
+    with Session(engine) as session:
+        service = QueueService(session)
+        deliveries = service.dequeue("mail", held) if held else []
+        with caught(engine) as statements, session.begin_nested() as savepoint:
+            call(service, deliveries)
+            session.flush()
+            savepoint.rollback()
+        found = []
+        for statement, parameters in statements:
+            with session.begin_nested() as savepoint:
+                explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
+                rows = session.connection().exec_driver_sql(explain, parameters)
+                found.append(rows.scalar_one()[0])
+                savepoint.rollback()
+        session.rollback()
+    return found
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+@pytest.mark.parametrize("filled", AMOUNTS, indirect=True)
+def test_a_call_reads_what_it_needs_and_no_more(engine, filled, results):
+    """A bounded number of pages, never a whole table; whatever there is beside it."""
+    for name, (call, rows) in CALLS.items():
+        needs = BATCH if name.startswith(("extend", "release", "fail", "archive")) else 0
+        plans(engine, call, needs)  # marks what is dead in the indexes as dead
+        found = plans(engine, call, needs)
+        assert found, name
+        read = sum(
+            one["Plan"]["Shared Hit Blocks"] + one["Plan"]["Shared Read Blocks"] for one in found
+        )
+        scanned = {
+            node["Relation Name"]
+            for one in found
+            for node in nodes(one["Plan"])
+            if node["Node Type"] == "Seq Scan"
+            and node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+        }
+        results.write(
+            amount=str(filled),
+            operation=name,
+            buffers=read,
+            milliseconds=round(sum(one["Execution Time"] for one in found), 2),
+        )
+        assert not scanned & {"pgqrs_messages", "pgqrs_archive"}, name
+        assert read < 300 + 40 * rows, (name, read)
+
+
+# --- bloat ---------------------------------------------------------------------------------------
+
+
+def cycle(engine: sa.Engine, rounds: int) -> float:
+    """Enqueue, lease and archive in batches; return messages per second."""
+    began = time.perf_counter()
+    with Session(engine) as session:
+        service = QueueService(session)
+        for _ in range(rounds):
+            service.enqueue_many("mail", range(BATCH))
+            session.commit()
+            service.archive_many(service.dequeue("mail", BATCH))
+            session.commit()
+    return rounds * BATCH / (time.perf_counter() - began)
+
+
+@pytest.mark.long
+def test_a_transaction_held_open_slows_a_drain_down_but_does_not_stop_it(address, engine, results):
+    """F37: what is dead cannot be cleaned while somebody may still look at it."""
+    pooled = sa.create_engine(address.url())
+    cycle(pooled, 20)
+    rates = {"before": cycle(pooled, 200)}
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as holder:
+        holder.execute(sa.text("SELECT count(*) FROM pgqrs_messages"))
+        rates["held, first"] = cycle(pooled, 200)
+        rates["held, second"] = cycle(pooled, 200)
+        rates["held, third"] = cycle(pooled, 200)
+    run_sql(address, "VACUUM pgqrs_messages")
+    rates["after"] = cycle(pooled, 200)
+    pooled.dispose()
+    for name, rate in rates.items():
+        ratio = round(rate / rates["before"], 2)
+        results.write(amount="bloat", operation=name, buffers=0, rate=round(rate), ratio=ratio)
+        print(f"{name:15} {rate:8.0f} messages/s  {ratio}")
+    assert rates["held, third"] > 0.02 * rates["before"]
+    assert rates["after"] > 0.5 * rates["before"]
+
+
+@pytest.mark.long
+def test_scheduled_messages_of_a_higher_priority_stand_in_front(address, engine, results):
+    """The order index has them first: how many pages a dequeue reads past 100,000 of them."""
+    run_sql(address, FILL, queue="mail", rows=100_000, ahead=1)
+    with Session(engine) as session, session.begin():
+        QueueService(session).enqueue_many("mail", [Item(n, priority=1) for n in range(10)])
+    run_sql(address, "VACUUM ANALYZE")
+    call, _ = CALLS["dequeue 1"]
+    plans(engine, call, 0)
+    (found,) = plans(engine, call, 0)
+    read = found["Plan"]["Shared Hit Blocks"] + found["Plan"]["Shared Read Blocks"]
+    results.write(
+        amount="100000 scheduled of a higher priority",
+        operation="dequeue 1",
+        buffers=read,
+        milliseconds=found["Execution Time"],
+    )
+    print(f"{read} pages, {found['Execution Time']} ms")
+    assert read < 1_000

@@ -1,0 +1,403 @@
+"""The handler's commit is the acknowledgement: both, or neither."""
+
+from __future__ import annotations
+
+import pytest
+import sqlalchemy as sa
+from bench import Ear, effect
+from sqlalchemy.orm import Session
+
+from pgqrs_sa import (
+    DeadLetter,
+    Discard,
+    LeaseLost,
+    QueueService,
+    Retry,
+    RetryIn,
+    Snooze,
+)
+
+
+def test_what_a_handler_writes_commits_with_the_archive(kit):
+    (id_,) = kit.send({"n": 1})
+    consumer = kit.consumer()
+    seen = []
+
+    @consumer.on("mail")
+    def handler(session, delivery):
+        seen.append(delivery)
+        effect(session, delivery)
+        with Session(kit.engine) as other:  # neither is there before the commit
+            assert other.execute(sa.text("SELECT count(*) FROM effects")).scalar_one() == 0
+            assert id_ in kit.live()
+
+    assert consumer.run() == 0
+    assert kit.effects() == [(id_, 1)]
+    assert kit.outcomes() == {id_: "archived"}
+    assert kit.live() == {}
+    assert (seen[0].payload, seen[0].read_ct, seen[0].queue) == ({"n": 1}, 1, "mail")
+    assert not seen[0].lease_lost
+
+
+def test_a_lease_lost_in_the_middle_rolls_the_writes_back(kit):
+    (id_,) = kit.send({})
+    ear = Ear()
+    consumer = kit.consumer(hooks=[ear])
+
+    @consumer.on("mail")
+    def handler(session, delivery):
+        effect(session, delivery)
+        kit.steal(delivery.id)
+
+    assert consumer.run() == 0
+    assert kit.effects() == []
+    assert kit.archive() == {}
+    assert (kit.live()[id_].read_ct, kit.live()[id_].last_error) == (2, None)
+    assert ear.names() == ["on_start", "on_lease_lost"]
+    assert isinstance(ear.heard[1][1].error, LeaseLost)
+
+
+def test_an_error_rolls_the_writes_back_and_is_kept_with_its_traceback(kit):
+    (id_,) = kit.send({})
+    consumer = kit.consumer(retry=Retry(base=1000, jitter=0))
+
+    @consumer.on("mail")
+    def handler(session, delivery):
+        effect(session, delivery)
+        raise ValueError("no such address")
+
+    assert consumer.run() == 0
+    assert kit.effects() == []
+    row = kit.live()[id_]
+    assert (row.read_ct, row.max_read_ct, row.dequeued_at, row.consumer_worker_id) == (
+        1,
+        5,
+        None,
+        None,
+    )
+    (wait,) = kit.sql("SELECT vt - now() FROM pgqrs_messages")[0]
+    assert 990 < wait.total_seconds() <= 1000
+    assert row.last_error.startswith("ValueError: no such address\n")
+    assert 'raise ValueError("no such address")' in row.last_error
+    assert "pgqrs_sa" not in row.last_error
+
+
+def test_an_error_of_the_commit_itself_is_a_failed_attempt(kit):
+    kit.sql(
+        "CREATE TABLE IF NOT EXISTS late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)",
+    )
+    (id_,) = kit.send({})
+    consumer = kit.consumer()
+
+    @consumer.on("mail")
+    def handler(session, delivery):
+        effect(session, delivery)
+        session.execute(sa.text("INSERT INTO late VALUES (1), (1)"))
+
+    try:
+        assert consumer.run() == 0
+    finally:
+        kit.sql("DROP TABLE late")
+    assert kit.effects() == []
+    assert kit.live()[id_].last_error.startswith("sqlalchemy.exc.IntegrityError")
+
+
+def test_a_handler_without_a_session_is_acknowledged_after_it_has_returned(kit):
+    (id_,) = kit.send({})
+    consumer = kit.consumer()
+    states = []
+
+    @consumer.on("mail", session=False)
+    def handler(session, delivery):
+        assert session is None
+        states.append(kit.held())
+
+    assert consumer.run() == 0
+    assert states == [[id_]]
+    assert kit.outcomes() == {id_: "archived"}
+
+
+def test_acknowledged_first_a_message_is_archived_before_its_handler_begins(kit):
+    good, bad = kit.send({"n": 1}, {"n": 2})
+    ear = Ear()
+    consumer = kit.consumer(hooks=[ear], concurrency=1)
+    seen = []
+
+    @consumer.on("mail", acknowledge="first")
+    def handler(session, delivery):
+        seen.append(kit.outcomes().get(delivery.id))
+        effect(session, delivery)
+        if delivery.id == bad:
+            raise ValueError
+
+    assert consumer.run() == 0
+    assert seen == ["archived"] * 2
+    assert kit.effects() == [(good, 1)]
+    assert kit.outcomes() == {good: "archived", bad: "archived"}
+    assert ear.names() == ["on_start", "on_success", "on_start"]
+
+
+def test_acknowledged_by_hand_nothing_is_settled_for_the_handler(kit):
+    settled, left = kit.send({"n": 1}, {"n": 2})
+    consumer = kit.consumer()
+    reported = []
+
+    @consumer.on("mail", acknowledge="manual", lease=600)
+    def handler(session, delivery):
+        effect(session, delivery)
+        reported.append(delivery.id)
+        if delivery.id == settled:
+            QueueService(session).archive(delivery)
+        return True  # no decision
+
+    assert consumer.run() == 0
+    assert sorted(reported) == [settled, left]
+    assert kit.outcomes() == {settled: "archived"}
+    assert kit.held() == [left]
+    assert len(kit.effects()) == 2
+
+
+def test_acknowledged_by_hand_a_message_may_be_settled_later_with_its_delivery(kit):
+    (id_,) = kit.send({})
+    consumer = kit.consumer()
+    kept = []
+
+    @consumer.on("mail", session=False, acknowledge="manual", lease=600)
+    def handler(_session, delivery):
+        kept.append(delivery)
+
+    assert consumer.run() == 0
+    with Session(kit.engine) as session, session.begin():
+        QueueService(session).archive(kept[0])
+    assert kit.outcomes() == {id_: "archived"}
+
+
+@pytest.mark.parametrize("session", [True, False], ids=["session", "no session"])
+@pytest.mark.parametrize("result", ["mapping", "list"])
+def test_a_batch_gives_a_result_for_each_message(kit, result, session):
+    ids = kit.send(*({"n": n} for n in range(6)))
+    consumer = kit.consumer(retry=Retry(base=1000))
+    calls = []
+
+    @consumer.on("mail", batch=6, session=session)
+    def handler(session, deliveries):
+        calls.append([one.id for one in deliveries])
+        if session is not None:
+            for one in deliveries:
+                effect(session, one)
+        results = [
+            None,
+            ValueError("bad"),
+            DeadLetter("hopeless"),
+            Discard("not wanted"),
+            Snooze(500),
+            RetryIn(700),
+        ]
+        if result == "list":
+            return results
+        return dict(zip([*deliveries[:3], *ids[3:]], results, strict=True))
+
+    assert consumer.run() == 0
+    assert calls == [ids]
+    assert kit.outcomes() == {ids[0]: "archived", ids[2]: "dead", ids[3]: "discarded"}
+    assert (kit.archive()[ids[2]].reason, kit.archive()[ids[3]].reason) == (
+        "hopeless",
+        "not wanted",
+    )
+    live = kit.live()
+    assert live[ids[1]].last_error.startswith("ValueError: bad")
+    assert (live[ids[1]].read_ct, live[ids[1]].max_read_ct) == (1, 5)
+    assert (live[ids[4]].read_ct, live[ids[4]].max_read_ct) == (1, 6)
+    assert (live[ids[5]].read_ct, live[ids[5]].max_read_ct) == (1, 5)
+    assert len(kit.effects()) == (6 if session else 0)
+    assert kit.held() == []
+
+
+def test_a_batch_of_which_one_was_lost_goes_back_uncharged(kit):
+    ids = kit.send(1, 2, 3)
+    consumer = kit.consumer(concurrency=1)
+    calls = []
+
+    @consumer.on("mail", batch=3)
+    def handler(session, deliveries):
+        calls.append([(one.id, one.read_ct) for one in deliveries])
+        for one in deliveries:
+            effect(session, one)
+        if len(calls) == 1:
+            kit.steal(ids[1])
+
+    assert consumer.run() == 0
+    assert calls == [[(ids[0], 1), (ids[1], 1), (ids[2], 1)], [(ids[0], 2), (ids[2], 2)]]
+    assert kit.effects() == [(ids[0], 2), (ids[2], 2)]
+    assert {one.max_read_ct - one.read_ct for one in kit.archive().values()} == {4}
+    assert list(kit.live()) == [ids[1]]
+
+
+def test_a_batch_with_a_wrong_result_is_a_failed_attempt_of_all(kit):
+    ids = kit.send(1, 2)
+    consumer = kit.consumer(retry=Retry(base=1000))
+
+    @consumer.on("mail", batch=2)
+    def handler(session, deliveries):
+        effect(session, deliveries[0])
+        return [None]
+
+    assert consumer.run() == 0
+    assert kit.effects() == []
+    for id_ in ids:
+        assert "returned 1 results for 2 messages" in kit.live()[id_].last_error
+
+
+DECISIONS = {
+    "retry": RetryIn(1000),
+    "snooze": Snooze(1000),
+    "discard": Discard("not wanted"),
+    "dead": DeadLetter("hopeless"),
+}
+
+
+@pytest.mark.parametrize("how", ["raised", "returned"])
+@pytest.mark.parametrize("name", DECISIONS)
+def test_a_decision_commits_the_writes_when_returned_and_not_when_raised(kit, name, how):
+    (id_,) = kit.send({})
+    consumer = kit.consumer()
+
+    @consumer.on("mail")
+    def handler(session, delivery):
+        effect(session, delivery)
+        if how == "raised":
+            raise DECISIONS[name]
+        return DECISIONS[name]
+
+    assert consumer.run() == 0
+    assert kit.effects() == ([(id_, 1)] if how == "returned" else [])
+    row = kit.live().get(id_) or kit.archive()[id_]
+    if name in ("retry", "snooze"):
+        assert (row.read_ct, row.max_read_ct) == (1, 6 if name == "snooze" else 5)
+        (wait,) = kit.sql("SELECT vt - now() FROM pgqrs_messages")[0]
+        assert 990 < wait.total_seconds() <= 1000
+        assert row.last_error == ("again in 1000 s" if name == "retry" else None)
+    else:
+        outcome = {"discard": "discarded", "dead": "dead"}[name]
+        assert (row.outcome, row.reason) == (outcome, DECISIONS[name].args[0])
+    assert kit.held() == []
+
+
+def test_a_snooze_costs_no_attempt_and_a_retry_does(kit):
+    (snoozed,) = kit.send("snooze", max_read_ct=1)
+    (retried,) = kit.send("retry", max_read_ct=2)
+    consumer = kit.consumer()
+    calls = []
+
+    @consumer.on("mail")
+    def handler(_session, delivery):
+        calls.append((delivery.payload, delivery.read_ct))
+        if delivery.payload == "retry":
+            return RetryIn(0)
+        return Snooze(0) if delivery.read_ct < 4 else None
+
+    assert consumer.run() == 0
+    assert sorted(calls) == [("retry", 1), ("retry", 2), *(("snooze", n) for n in (1, 2, 3, 4))]
+    assert kit.outcomes() == {snoozed: "archived", retried: "dead"}
+
+
+def test_an_exhausted_message_is_dead_with_its_reason_and_its_last_error(kit):
+    (id_,) = kit.send({})
+    ear = Ear()
+    retry = Retry(max_attempts=3, base=0, jitter=0)
+    consumer = kit.consumer(retry=retry, hooks=[ear])
+
+    @consumer.on("mail")
+    def handler(session, delivery):
+        raise KeyError(f"attempt {delivery.read_ct}")
+
+    assert consumer.run() == 0
+    dead = kit.archive()[id_]
+    assert (dead.outcome, dead.read_ct, dead.reason) == ("dead", 3, "attempt 3 of 3 failed")
+    assert dead.last_error.startswith("KeyError: 'attempt 3'\n")
+    assert "raise KeyError" in dead.last_error
+    assert ear.names() == ["on_start", "on_retry"] * 2 + ["on_start", "on_dead"]
+    assert isinstance(ear.heard[-1][1].error, KeyError)
+
+
+def test_attempts_of_the_message_come_before_those_of_the_handler_and_of_the_queue(kit):
+    kit.queue("quick", max_read_ct=4)
+    own, handlers = (kit.send({}, max_read_ct=n)[0] for n in (2, None))
+    (queues,) = kit.send({}, queue="quick")
+    consumer = kit.consumer(retry=Retry(base=0))
+
+    @consumer.on("mail", retry=Retry(max_attempts=3, base=0))
+    @consumer.on("quick")
+    def handler(session, delivery):
+        raise ValueError
+
+    assert consumer.run() == 0
+    assert {id_: one.read_ct for id_, one in kit.archive().items()} == {
+        own: 2,
+        handlers: 3,
+        queues: 4,
+    }
+
+
+def test_what_the_last_holder_left_without_attempts_is_buried_by_whoever_runs(kit):
+    dead, fine = kit.send({}, {})
+    kit.sql(
+        "UPDATE pgqrs_messages SET read_ct = 2, max_read_ct = 2, dequeued_at = now(),"
+        " last_error = 'before' WHERE id = :id",
+        id=dead,
+    )
+    consumer = kit.consumer()
+    calls = []
+
+    @consumer.on("mail")
+    def handler(_session, delivery):
+        calls.append(delivery.id)
+
+    assert consumer.run() == 0
+    assert calls == [fine]
+    assert kit.outcomes() == {fine: "archived", dead: "dead"}
+    assert "no attempts left" in kit.archive()[dead].reason
+    assert kit.archive()[dead].last_error == "before"
+
+
+def test_rows_that_cannot_be_decoded_die_after_their_attempts_and_neighbours_flow(kit):
+    kit.sql(
+        "INSERT INTO pgqrs_messages (queue_id, payload, priority, vt)"
+        " SELECT id, '{\"n\": 1e999}'::jsonb, -5, now() - interval '1 day' FROM pgqrs_queues,"
+        " generate_series(1, 3)"
+    )
+    fine = kit.send(*range(5))
+    consumer = kit.consumer(retry=Retry(max_attempts=2, base=0))
+    calls = []
+
+    @consumer.on("mail")
+    def handler(session, delivery):
+        calls.append(delivery.payload)
+
+    assert consumer.run() == 0
+    assert sorted(calls) == [0, 1, 2, 3, 4]
+    outcomes = kit.outcomes()
+    assert [outcomes[id_] for id_ in fine] == ["archived"] * 5
+    dead = [one for one in kit.archive().values() if one.outcome == "dead"]
+    assert [one.read_ct for one in dead] == [2, 2, 2]
+    assert "cannot be decoded" in dead[0].last_error
+
+
+def test_a_message_of_another_queue_that_was_lost_is_an_ordinary_error(kit):
+    """A handler that settles others by hand, and loses one of these, has failed."""
+    kit.queue("other")
+    kit.send({}, queue="other")
+    (id_,) = kit.send({}, max_read_ct=2)
+    with Session(kit.engine) as session, session.begin():
+        (foreign,) = QueueService(session).dequeue("other")
+    kit.steal(foreign.id)
+    consumer = kit.consumer(retry=Retry(base=0))
+
+    @consumer.on("mail")
+    def handler(session, delivery):
+        QueueService(session).archive(foreign)
+
+    assert consumer.run() == 0
+    assert kit.outcomes() == {id_: "dead"}
+    assert kit.archive()[id_].read_ct == 2
+    assert kit.archive()[id_].last_error.startswith("pgqrs_sa.errors.LeaseLost")

@@ -1,0 +1,73 @@
+"""The kit and the worker's program on the path, a server to crash, and a team of processes.
+
+What takes longer than seconds runs with ``pytest tests/consumers_processes -m long -n 0``, and the
+big run by itself: ``python -m tests.consumers_processes.endurance``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+HERE = Path(__file__).parent
+for place in (HERE, HERE.parent / "chaos"):
+    if str(place) not in sys.path:
+        sys.path.insert(0, str(place))
+
+from hands.team import Team
+from kit.proxy import Proxy
+from kit.servers import Address, OwnServer, own_server
+
+_numbers = itertools.count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: takes minutes; run with `-m long`")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "long" in config.option.markexpr:
+        return
+    out = [item for item in items if item.get_closest_marker("long")]
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in set(out)]
+
+
+@pytest.fixture(scope="session")
+def own() -> Iterator[OwnServer]:
+    """A server that may be crashed: never the one that other tests share."""
+    with own_server() as server:
+        yield server
+
+
+@pytest.fixture
+def address(own: OwnServer) -> Address:
+    """A database of one's own on it, with the queue's tables, the books and a queue ``mail``."""
+    return own.database(f"hands{next(_numbers)}")
+
+
+@pytest.fixture
+def engine(address: Address) -> Iterator[sa.Engine]:
+    """Directly on it, for sending and for the audit."""
+    engine = sa.create_engine(address.url(), poolclass=sa.NullPool)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def team(address: Address, engine: sa.Engine) -> Iterator[Team]:
+    """Its processes are killed at the end, those that still run."""
+    with Team(address, engine) as team:
+        yield team
+
+
+@pytest.fixture
+def proxy(address: Address) -> Iterator[Proxy]:
+    with Proxy(address.target) as proxy:
+        yield proxy

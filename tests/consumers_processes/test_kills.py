@@ -1,0 +1,101 @@
+"""Processes that die, or are stopped, in the middle of their work: somebody else does it.
+
+A process takes a second to start, so all of a test's start together, and those whose turn has not
+come are stopped (SIGSTOP) until then.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hands.team import KINDS
+from kit.servers import run_sql, until
+from sqlalchemy.orm import Session
+
+from pgqrs_sa import QueueService
+
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+@kinds
+def test_what_killed_processes_held_is_done_by_another(team, kind):
+    settings = {"on": {"lease": 1}, "consumer": {"concurrency": 3}}
+    doomed = [team.hire(kind, **settings) for _ in range(3)]
+    last = team.hire(kind, **settings)
+    team.registered(4)
+    last.freeze()
+    team.send(*[{"ms": 2}] * 20, *[{"do": "wait"}] * 12)
+    for worker in doomed:
+        worker.expect("begun")
+        assert worker.kill() == -9
+    last.tell("go")
+    last.thaw()
+    team.emptied()
+    team.dismiss([last])
+    found = team.audit()
+    assert found.archived == 32
+    assert found.attempts >= 32 + 3
+
+
+@kinds
+def test_a_process_that_slept_past_its_lease_changes_nothing(team, kind):
+    """SIGSTOP, the lease runs out, another takes it, SIGCONT: no effect, and it goes on working."""
+    sleeper = team.hire(kind, on={"lease": 1}, tell=["on_lease_lost", "on_success"])
+    other = team.hire("sync", on={"lease": 1}, consumer={"concurrency": 1})
+    team.registered(2)
+    other.freeze()
+    team.send({"do": "wait"})
+    sleeper.expect("begun")
+    sleeper.freeze()
+    other.thaw()
+    assert other.expect("begun")["attempt"] == 2
+    sleeper.tell("go")
+    sleeper.thaw()
+    assert sleeper.expect("on_lease_lost")["attempt"] == 1
+    if kind == "sync":  # a task is cancelled, and may not get so far
+        sleeper.heard("written")
+    # The other one still waits: whatever is done now, the sleeper does.
+    assert run_sql(team.address, "SELECT count(*) FROM book_effects") == [(0,)]
+    team.send({})
+    sleeper.expect("on_success")
+    other.tell("go")
+    team.emptied()
+    team.dismiss()
+    assert team.audit().effects == 2
+
+
+@kinds
+def test_a_process_that_was_taken_for_dead_registers_anew(team, kind, engine):
+    team.send({"do": "wait"})
+    sleeper = team.hire(kind, tell=["on_lease_lost", "on_success"])
+    sleeper.expect("begun")
+    sleeper.freeze()
+    silent = "SELECT 1 FROM pgqrs_workers WHERE now() - heartbeat_at > interval '0.7 seconds'"
+    until(lambda: run_sql(team.address, silent), "it has been silent")
+    with Session(engine) as session, session.begin():
+        assert QueueService(session).workers.reclaim(silent_for=0.7) == 1
+    sleeper.tell("go")
+    sleeper.thaw()
+    assert sleeper.expect("on_lease_lost")["attempt"] == 1
+    # The same process takes the message once more, under its new name.
+    assert sleeper.expect("on_success")["attempt"] == 2
+    team.registered(1)
+    team.dismiss()
+    rows = run_sql(team.address, "SELECT pid, status FROM pgqrs_workers")
+    assert rows == [(sleeper.pid, "stopped")] * 2
+    assert team.audit().effects == 1
+
+
+@pytest.mark.parametrize("kind", ["sync", "asyncpg"])
+def test_a_message_that_kills_its_process_is_dead_after_its_attempts(team, kind):
+    settings = {"on": {"lease": 0.5}, "consumer": {"concurrency": 1}, "retry": {"max_attempts": 3}}
+    workers = [team.hire(kind, **settings) for _ in range(4)]
+    team.registered(4)
+    (poison,) = team.send({"do": "crash"})
+    until(lambda: sum(one.process.poll() == 7 for one in workers) == 3, "three have died")
+    team.send({})
+    team.emptied()
+    team.dismiss()
+    found = team.audit()
+    assert (found.archived, found.dead, found.started) == (1, 1, 4)
+    dead = "SELECT original_msg_id, read_ct FROM pgqrs_archive WHERE outcome = 'dead'"
+    assert run_sql(team.address, dead) == [(poison, 3)]

@@ -1,0 +1,121 @@
+"""SIGTERM and SIGINT: drained or given back, and never for long."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+
+import pytest
+from hands.team import KINDS
+from kit.servers import Address, run_sql, until
+
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+LEASES = "SELECT dequeued_at IS NULL, vt <= now(), read_ct, max_read_ct FROM pgqrs_messages"
+GIVEN_BACK = [(True, True, 1, 51)]
+"""Not held, visible, and the attempt that was counted is one more that it may have."""
+
+
+@kinds
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_process_that_is_told_to_end_finishes_its_handlers_first(team, kind, number):
+    worker = team.hire(kind, consumer={"concurrency": 2})
+    team.send({"do": "wait"}, {"do": "wait"})
+    worker.expect("begun")
+    worker.expect("begun")
+    team.send({})
+    worker.process.send_signal(number)
+    worker.tell("go")
+    assert worker.wait(10) == 0, worker.errors
+    found = team.audit(live=1)  # it has leased no more
+    assert (found.archived, found.attempts) == (2, 2)
+
+
+@kinds
+def test_a_handler_that_does_not_end_in_time_gives_its_message_back(team, kind):
+    # A lease that is long enough to show that it does not simply run out.
+    worker = team.hire(kind, consumer={"drain_timeout": 0.3}, on={"lease": 60})
+    team.send({"do": "wait"})
+    worker.expect("begun")
+    worker.terminate()
+    assert worker.wait(10) == 1, worker.errors
+    assert run_sql(team.address, LEASES) == GIVEN_BACK
+    team.audit(live=1)
+
+
+@kinds
+def test_the_second_signal_does_not_wait(team, kind):
+    worker = team.hire(kind, consumer={"drain_timeout": 60}, on={"lease": 60})
+    team.send({"do": "wait"})
+    worker.expect("begun")
+    worker.terminate()
+    stopping = "SELECT count(*) FROM pgqrs_messages WHERE dequeued_at IS NULL"
+    team.send({})  # is not leased any more
+    assert run_sql(team.address, stopping) == [(1,)]
+    began = time.monotonic()
+    worker.terminate()
+    assert worker.wait(10) == 1, worker.errors
+    assert time.monotonic() - began < 2.5
+    first, second = sorted(run_sql(team.address, LEASES), key=lambda row: -row[2])
+    assert ([first], second) == (GIVEN_BACK, (True, True, 0, None))
+    team.audit(live=2)
+
+
+@kinds
+def test_an_idle_process_ends_at_once(team, kind):
+    worker = team.hire(kind, consumer={"poll_interval": 60})
+    team.registered()
+    worker.terminate()
+    began = time.monotonic()
+    assert worker.wait(10) == 0, worker.errors
+    assert time.monotonic() - began < 2
+    team.audit()
+
+
+@pytest.mark.parametrize("kind", ["sync", "asyncpg"])
+def test_a_process_under_load_leaves_no_lease_behind(team, kind):
+    """The signal comes while leases are on their way: often enough to meet each moment."""
+    team.send(*[{}] * 3000)
+    for _ in range(4):
+        worker = team.hire(kind, consumer={"concurrency": 4}, on={"lease": 60, "prefetch": 8})
+        before = _done(team)
+        until(lambda before=before: _done(team) > before + 20, "it works")
+        worker.terminate()
+        assert worker.wait(10) == 0, worker.errors
+        held = "SELECT count(*) FROM pgqrs_messages WHERE dequeued_at IS NOT NULL"
+        assert run_sql(team.address, held) == [(0,)]
+    left = run_sql(team.address, "SELECT count(*) FROM pgqrs_messages")[0][0]
+    team.audit(live=left)
+
+
+def _done(team):
+    return run_sql(team.address, "SELECT count(*) FROM pgqrs_archive")[0][0]
+
+
+@kinds
+def test_a_signal_is_heeded_while_the_database_does_not_answer_at_the_start(team, kind):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
+        host, port = silent.getsockname()
+        worker = team.hire(kind, through=Address(host, port))
+        connection, _ = silent.accept()
+        with connection:
+            worker.terminate()
+            began = time.monotonic()
+            assert worker.wait(10) == 0, worker.errors
+            assert time.monotonic() - began < 3
+
+
+@kinds
+def test_a_signal_is_heeded_while_the_database_is_down(team, proxy, kind):
+    worker = team.hire(kind, through=team.address.via(*proxy.address), on={"lease": 60})
+    team.send({"do": "wait"})
+    worker.expect("begun")
+    proxy.close()  # every connection ends, and no other is to be had
+    worker.tell("go")
+    worker.expect("written", 0.01) if False else None
+    worker.terminate()
+    began = time.monotonic()
+    assert worker.wait(20) == 1, worker.errors
+    assert time.monotonic() - began < 8
+    assert "Traceback" not in worker.errors

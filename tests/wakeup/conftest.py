@@ -1,0 +1,102 @@
+"""One database a file; an ear that hears what is notified, and workers that wait for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from pgqrs_sa import QueueService, metadata, nudge
+from pgqrs_sa.operations.context import Context
+from pgqrs_sa.operations.wakeup import set_waiting
+from pgqrs_sa.statements.wakeup import channel
+
+CONTEXT = Context.of(None, None, None, allow_autocommit=False)
+
+
+@pytest.fixture
+def migrated(kept: Any) -> Any:
+    """The file's database, emptied; ids begin with 1."""
+    engine = sa.create_engine(kept.url, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        connection.execute(sa.text("SET LOCAL lock_timeout = '10s'"))
+        connection.execute(sa.schema.DropSchema("jobs", cascade=True, if_exists=True))
+        connection.execute(sa.text("DELETE FROM shop_orders"))
+        for table in metadata.sorted_tables:
+            ids = sa.func.pg_get_serial_sequence(table.name, "id")
+            connection.execute(table.delete())
+            connection.execute(sa.select(sa.func.setval(ids, 1, False)))
+    return kept
+
+
+class Ear:
+    """A connection that listens; `heard` returns all that was committed before the call."""
+
+    def __init__(self, dsn: str) -> None:
+        self._connection = psycopg.connect(dsn, autocommit=True)
+        self.listen_to(None)
+
+    def listen_to(self, schema: str | None) -> None:
+        self._name = channel(schema)
+        self._connection.execute("UNLISTEN *")
+        self._connection.execute(f"LISTEN {self._name}")
+
+    def heard(self) -> list[str]:
+        # Notifications come in the order of the commits: after our own there is nothing left.
+        self._connection.execute(f"NOTIFY {self._name}, '(end)'")
+        payloads: list[str] = []
+        for one in self._connection.notifies(timeout=10):
+            if one.payload == "(end)":
+                return payloads
+            payloads.append(one.payload)
+        raise AssertionError(f"not even our own notification was heard, only {payloads}")
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@pytest.fixture
+def ear(migrated: Any) -> Iterator[Ear]:
+    ear = Ear(migrated.dsn)
+    yield ear
+    ear.close()
+
+
+@pytest.fixture
+def waits(engine: sa.Engine) -> Callable[..., int]:
+    """Return a function that registers a worker which waits for messages of these queues."""
+
+    def wait(*queues: str, span: timedelta | None = timedelta(minutes=1)) -> int:
+        with Session(engine) as session, session.begin():
+            worker = QueueService(session).workers.register("w", queues=queues)
+            set_waiting(session, CONTEXT, worker.id, span)
+        return worker.id
+
+    return wait
+
+
+@dataclass
+class Nudged:
+    """What a subscriber got since it was asked the last time."""
+
+    names: list[str] = field(default_factory=list)
+
+    def take(self) -> list[str]:
+        taken = list(self.names)
+        self.names.clear()
+        return taken
+
+
+@pytest.fixture
+def nudged() -> Iterator[Nudged]:
+    nudged = Nudged()
+    unsubscribe = nudge.subscribe(nudged.names.append)
+    yield nudged
+    unsubscribe()
+    assert not nudge.subscribed()

@@ -1,0 +1,461 @@
+"""The listener: it hears, it notices when it does not, and it goes when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
+
+from pgqrs_sa import InvalidArgument, Message, QueueService
+from pgqrs_sa.listener import Listener
+from pgqrs_sa.statements.wakeup import channel
+
+CHANNEL = channel(None)
+LONG = 20.0
+"""Seconds after which something that should have happened did not."""
+
+
+@dataclass
+class Woken:
+    """What a listener said; `until` waits for it."""
+
+    names: list[str | None] = field(default_factory=list)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def __call__(self, queue: str | None) -> None:
+        with self.changed:
+            self.names.append(queue)
+            self.changed.notify_all()
+
+    def until(self, *expected: str | None) -> None:
+        """Wait until so much, and no more than that, was said since the last call."""
+        with self.changed:
+            self.changed.wait_for(lambda: len(self.names) >= len(expected), LONG)
+            assert self.names == list(expected)
+            self.names.clear()
+
+
+@pytest.fixture
+def woken() -> Woken:
+    return Woken()
+
+
+@pytest.fixture(params=["psycopg", "psycopg_async", "asyncpg"])
+def driver(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def make_engine(migrated, driver) -> Iterator[Callable[..., object]]:
+    """Return a function that makes an engine of the driver that is being tested."""
+    engines = []
+
+    def make(**options):
+        if driver == "psycopg":
+            engines.append(sa.create_engine(migrated.url, **options))
+        else:
+            engines.append(create_async_engine(migrated.async_url(driver), **options))
+        return engines[-1]
+
+    yield make
+    for one in engines:
+        closing = one.dispose()
+        if closing is not None:
+            asyncio.run(closing)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Listener]]:
+    """Return a function that starts a listener and waits until it hears."""
+    listeners = []
+
+    def start(*args, wait=True, **options) -> Listener:
+        listener = Listener(*args, **options)
+        listeners.append(listener)
+        listener.start()
+        if wait:
+            eventually(lambda: listener.connected)
+        return listener
+
+    yield start
+    for one in listeners:
+        one.stop()
+        assert one._thread is None or not one._thread.is_alive()
+
+
+def eventually(holds: Callable[[], object]) -> None:
+    end = time.monotonic() + LONG
+    while not holds():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def server(migrated) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(migrated.dsn, autocommit=True) as connection:
+        yield connection
+
+
+def notify(server, payload="mail", name=CHANNEL):
+    server.execute("SELECT pg_notify(%s, %s)", [name, payload])
+
+
+def backends(server) -> list[int]:
+    """The connections that have last done what a listener does."""
+    rows = server.execute(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
+        "AND pid <> pg_backend_pid() AND query ~ '^(NOTIFY|LISTEN) '"
+    )
+    return [pid for (pid,) in rows]
+
+
+def test_it_passes_on_what_is_notified(make_engine, start, woken, server):
+    start(make_engine(), woken)
+    woken.until(None)
+
+    notify(server, "mail")
+    notify(server, "other", "pgqrs_0123456789abcdef")  # that of other tables
+    notify(server, "post")
+    woken.until("mail", "post")
+
+
+def test_an_enqueue_wakes_through_it(make_engine, start, woken, engine, waits):
+    with Session(engine) as session, session.begin():
+        QueueService(session).queues.create("mail")
+    waits("mail")
+    start(make_engine(), woken)
+    woken.until(None)
+
+    with Session(engine) as session, session.begin():
+        QueueService(session, notify=True).enqueue("mail", 1)
+    woken.until("mail")
+    with Session(engine, info={"pgqrs_notify": True}) as session, session.begin():
+        session.add(Message(queue_name="mail", payload=1))
+    woken.until("mail")
+
+
+def test_it_uses_none_of_the_pool(make_engine, start, woken):
+    engine = make_engine(pool_size=1, max_overflow=0)
+    start(engine, woken)
+
+    assert engine.pool.checkedin() == engine.pool.checkedout() == 0
+
+
+def test_it_connects_as_the_engine_does(migrated, make_engine, start, woken, server, driver):
+    name = f"listener_{driver}"
+    arguments = (
+        {"server_settings": {"application_name": name}}
+        if driver == "asyncpg"
+        else {"application_name": name}
+    )
+    start(make_engine(connect_args=arguments), woken)
+
+    (count,) = server.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", [name]
+    ).fetchone()
+    assert count == 1
+
+
+def test_a_creator_is_asked_for_its_connection(migrated, driver, start, woken, server):
+    made = []
+
+    def creator():
+        made.append(psycopg.connect(migrated.dsn))
+        return made[-1]
+
+    async def async_creator():
+        if driver == "asyncpg":
+            import asyncpg
+
+            made.append(await asyncpg.connect(migrated.dsn))
+        else:
+            made.append(await psycopg.AsyncConnection.connect(migrated.dsn))
+        return made[-1]
+
+    engine = (
+        sa.create_engine("postgresql+psycopg://", creator=creator)
+        if driver == "psycopg"
+        else create_async_engine(
+            f"postgresql+{driver.partition('_')[0]}://", async_creator=async_creator
+        )
+    )
+    start(engine, woken)
+    woken.until(None)
+    notify(server)
+    woken.until("mail")
+
+    assert len(made) == 1
+
+
+def test_a_hook_that_leaves_a_transaction_open_does_no_harm(make_engine, start, woken, server):
+    engine = make_engine()
+
+    @event.listens_for(getattr(engine, "sync_engine", engine), "connect")
+    def _connect(connection, _record):
+        cursor = connection.cursor()
+        cursor.execute("SET application_name = 'hooked'")
+        cursor.close()
+
+    start(engine, woken)
+    woken.until(None)
+    notify(server)
+    woken.until("mail")
+
+
+def test_it_finds_back_however_often_its_backend_is_ended(make_engine, start, woken, server):
+    listener = start(make_engine(), woken)
+    woken.until(None)
+    for round_ in range(20):
+        eventually(lambda: listener.connected)
+        (pid,) = backends(server)
+        server.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        woken.until(None)  # subscribed again: whatever came meanwhile is to be looked for
+        notify(server, f"queue-{round_}")
+        woken.until(f"queue-{round_}")
+
+    eventually(lambda: backends(server) and listener.connected)
+    assert len(backends(server)) == 1
+
+
+class Proxy:
+    """Passes bytes between TCP and the server, until it is told to swallow them."""
+
+    def __init__(self, database) -> None:
+        self._server = database.server
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self.deaf = threading.Event()
+        self.accepted = 0
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._run(self._accept)
+
+    def _run(self, *work) -> None:
+        thread = threading.Thread(target=work[0], args=work[1:])
+        self._threads.append(thread)
+        thread.start()
+
+    def _connect(self) -> socket.socket:
+        host, port = self._server.host, self._server.port
+        if not host.startswith("/"):
+            return socket.create_connection((host, port))
+        upstream = socket.socket(socket.AF_UNIX)
+        upstream.connect(f"{host}/.s.PGSQL.{port}")
+        return upstream
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                self.accepted += 1
+                upstream = self._connect()
+                self._sockets += [client, upstream]
+                self._run(self._pass, client, upstream)
+                self._run(self._pass, upstream, client)
+
+    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if not self.deaf.is_set():
+                    target.sendall(data)
+            target.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for one in (self._listening, *self._sockets):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        for thread in self._threads:
+            thread.join(LONG)
+
+
+@pytest.fixture
+def proxy(migrated) -> Iterator[Proxy]:
+    proxy = Proxy(migrated)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def through(proxy, migrated, driver) -> sa.URL:
+    return sa.make_url(migrated.async_url(driver.partition("_")[0])).set(
+        host="127.0.0.1", port=proxy.port, query={}
+    )
+
+
+def test_a_connection_that_has_fallen_silent_is_noticed_and_replaced(
+    proxy, through, make_engine, start, woken, server, caplog
+):
+    listener = start(make_engine(), woken, listen_dsn=through, ping_interval=0.05, ping_timeout=0.2)
+    woken.until(None)
+    notify(server)
+    woken.until("mail")
+    assert proxy.accepted == 1
+
+    with caplog.at_level(logging.WARNING, "pgqrs_sa.listener"):
+        proxy.deaf.set()
+        eventually(lambda: not listener.connected)
+    assert "nothing was heard for 0.2 s" in caplog.text
+
+    proxy.deaf.clear()
+    eventually(lambda: listener.connected)
+    assert proxy.accepted > 1
+    woken.until(None)
+    notify(server)
+    woken.until("mail")
+
+
+def test_one_that_is_heard_is_kept(proxy, through, make_engine, start, woken):
+    listener = start(make_engine(), woken, listen_dsn=through, ping_interval=0.01, ping_timeout=5)
+    for _ in range(50):
+        assert listener.connected
+        time.sleep(0.01)
+    assert proxy.accepted == 1
+
+
+def stopped_within(listener: Listener, seconds: float) -> None:
+    began = time.monotonic()
+    listener.stop()
+    assert time.monotonic() - began < seconds
+    assert not listener.connected
+    assert not listener._thread.is_alive()
+
+
+def test_it_stops_at_once_and_leaves_no_connection(make_engine, start, woken, server):
+    listener = start(make_engine(), woken)
+    assert len(backends(server)) == 1
+
+    stopped_within(listener, 1)
+    listener.stop()  # does nothing
+
+    eventually(lambda: not backends(server))
+    notify(server)
+    woken.until(None)
+    gc.collect()
+
+
+def test_it_stops_at_once_while_its_connection_is_silent(proxy, through, make_engine, start, woken):
+    listener = start(make_engine(), woken, listen_dsn=through, ping_interval=0.01)
+    proxy.deaf.set()
+    time.sleep(0.1)  # so that a ping is on its way, and not heard
+
+    stopped_within(listener, 2)
+
+
+def test_it_stops_at_once_while_it_is_connecting(proxy, through, make_engine, start, woken):
+    proxy.deaf.set()
+    listener = start(make_engine(), woken, listen_dsn=through, wait=False)
+    eventually(lambda: proxy.accepted)
+
+    stopped_within(listener, 2)
+    proxy.close()
+    eventually(lambda: not [t for t in threading.enumerate() if "pgqrs" in t.name])
+
+
+def test_it_stops_at_once_between_two_attempts_to_connect(make_engine, start, woken, driver):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    name = driver.partition("_")[0]
+    listener = start(
+        make_engine(),
+        woken,
+        listen_dsn=f"postgresql+{name}://nobody@127.0.0.1:{port}/x",
+        wait=False,
+    )
+    eventually(lambda: listener._attempts > 3)
+    assert not listener.connected
+
+    stopped_within(listener, 1)
+    assert woken.names == []
+
+
+def test_what_it_wakes_may_stop_it(make_engine, server):
+    done = threading.Event()
+
+    def stop(queue):
+        if queue is not None:
+            listener.stop()
+            done.set()
+
+    listener = Listener(make_engine(), stop)
+    listener.start()
+    eventually(lambda: listener.connected)
+    notify(server)
+    assert done.wait(LONG)
+    listener._thread.join(LONG)
+    assert not listener._thread.is_alive()
+
+
+def test_what_it_wakes_may_fail(make_engine, start, server, caplog):
+    heard = Woken()
+
+    def fail(queue):
+        heard(queue)
+        raise RuntimeError(f"no {queue}")
+
+    listener = start(make_engine(), fail)
+    heard.until(None)
+    notify(server)
+    heard.until("mail")
+    notify(server)
+    heard.until("mail")
+
+    assert listener.connected
+    assert "no mail" in caplog.text
+
+
+def test_the_pauses_between_attempts_grow_and_end_growing(engine):
+    listener = Listener(engine, print)
+    pauses = [listener._pause() for _ in range(12)]
+
+    for number, pause in enumerate(pauses):
+        longest = min(0.1 * 2**number, 10)
+        assert longest / 2 <= pause <= longest
+    assert len(set(pauses)) == len(pauses)
+
+
+def test_a_listener_is_started_once_and_not_after_it_was_stopped(engine, woken):
+    listener = Listener(engine, woken)
+    listener.stop()  # never started
+    with pytest.raises(InvalidArgument, match="make another"):
+        listener.start()
+
+
+def test_tables_in_another_schema_are_listened_to_where_they_are(engine, start, woken, server):
+    moved = engine.execution_options(schema_translate_map={None: "jobs"})
+    start(moved, woken)
+    woken.until(None)
+
+    notify(server, "no", CHANNEL)
+    notify(server, "mail", channel("jobs"))
+    woken.until("mail")
+
+
+def test_a_driver_that_cannot_listen_is_refused_by_name(migrated, woken, start, server):
+    engine = sa.create_engine("sqlite://")
+    with pytest.raises(InvalidArgument, match="'pysqlite' cannot be listened with, psycopg and"):
+        Listener(engine, woken)
+
+    start(engine, woken, listen_dsn=migrated.dsn)  # psycopg, unless it names another
+    woken.until(None)
+    notify(server)
+    woken.until("mail")
+
+
+def test_a_dsn_that_cannot_be_read_is_refused_without_its_password(engine, woken):
+    with pytest.raises(InvalidArgument, match="cannot be read") as caught:
+        Listener(engine, woken, listen_dsn="postgresql://me:sec@ret@host:x/db")
+    assert "ret" not in str(caught.value).replace("postgresql", "")
