@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import random
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -28,6 +27,7 @@ from .models import Models
 from .settings import database_url
 from .statements.parts import tables
 from .statements.wakeup import channel
+from .wires import Wire, connected, within
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -36,9 +36,6 @@ __all__ = ["Listener"]
 
 _SHORTEST, _LONGEST = 0.1, 10.0
 """Seconds until the first attempt to connect again, and at most between two of them."""
-
-_CONNECTING = 30.0
-"""Seconds that one attempt may take, if the engine's own limit is not shorter."""
 
 _log = logging.getLogger(__name__)
 
@@ -146,226 +143,44 @@ class Listener:
     async def _listen(self) -> None:
         """Connect, subscribe, and pass on what is heard until the connection fails."""
         ping = f"{self._channel}_{secrets.token_hex(8)}"
-        pong: asyncio.Future[None]
+        pong: asyncio.Future[int]
 
-        def heard(name: str, payload: str) -> None:
-            if name == ping:
-                _resolve(pong)
-            elif payload:
+        def heard(name: str, payload: str, pid: int) -> None:
+            if name != ping:
                 self._wake(payload)
+            elif not pong.done():
+                pong.set_result(pid)
 
-        async with _wire(self._engine, heard) as wire:
+        async def check(speaker: Wire) -> int:
+            nonlocal pong
+            pong = asyncio.get_running_loop().create_future()
+            speaker.send(f'NOTIFY "{ping}"')
+            await within(self._ping_timeout, wire, pong)
+            return pong.result()
+
+        async with connected(self._engine, heard) as wire:
             for name in (self._channel, ping):
-                await _within(self._ping_timeout, wire, wire.listen(name))
+                await within(self._ping_timeout, wire, wire.listen(name))
             self._wake(None)
+            if await check(wire) != wire.pid:
+                # A pooler is between. In transaction mode we hear ourselves, and nobody else.
+                async with connected(self._engine) as other:
+                    try:
+                        await check(other)
+                    except TimeoutError:
+                        wire.send(f'UNLISTEN "{self._channel}"; UNLISTEN "{ping}"')  # in the pool
+                        raise
+            _log.info("listening on %s", self._channel)
             while True:
-                pong = asyncio.get_running_loop().create_future()
-                wire.send(f'NOTIFY "{ping}"')
-                await _within(self._ping_timeout, wire, pong)
-                if not self._hears:
-                    _log.info("listening on %s", self._channel)
                 self._hears, self._attempts = True, 0
                 await asyncio.wait({wire.lost}, timeout=self._ping_interval)
-                _check(wire)
+                await check(wire)
 
     def _wake(self, queue: str | None) -> None:
         try:
             self._on_wake(queue)
         except Exception:  # noqa: BLE001 - whatever it is
             _log.exception("what was to be woken failed over queue %r", queue)
-
-
-class _Wire(Protocol):
-    """A connection of some driver, reduced to what a listener does with it."""
-
-    lost: asyncio.Future[str]
-
-    def listen(self, name: str) -> asyncio.Future[Any]:
-        """Subscribe to a channel; the future is done when the server has said yes."""
-        raise NotImplementedError
-
-    def send(self, sql: str) -> None:
-        """Execute a statement without waiting for it."""
-
-    async def close(self) -> None:
-        """Close, without a round trip if the connection is lost."""
-
-
-class _Psycopg:
-    """Psycopg, synchronous or not, driven through libpq: nothing here ever blocks."""
-
-    def __init__(self, driver: Any, heard: Callable[[str, str], None]) -> None:
-        self._driver = driver
-        self._libpq = driver.pgconn
-        self._heard = heard
-        self._loop = asyncio.get_running_loop()
-        self._answer: asyncio.Future[None] | None = None
-        self.lost: asyncio.Future[str] = self._loop.create_future()
-        self._socket = self._libpq.socket
-        self._loop.add_reader(self._socket, self._readable)
-
-    def listen(self, name: str) -> asyncio.Future[Any]:
-        self._answer = self._loop.create_future()
-        # A host's own hook may have left a transaction open, in which nothing would be heard.
-        commit = "COMMIT; " if self._libpq.transaction_status else ""
-        self.send(f'{commit}LISTEN "{name}"')
-        return self._answer
-
-    def send(self, sql: str) -> None:
-        self._libpq.send_query(sql.encode())
-        self._libpq.flush()
-
-    def _readable(self) -> None:
-        try:
-            self._libpq.consume_input()
-            self._take_results()
-            while (one := self._libpq.notifies()) is not None:
-                self._heard(one.relname.decode(), one.extra.decode())
-        except Exception as error:  # noqa: BLE001 - whatever it is, the connection is of no use
-            _lose(self, str(error))
-
-    def _take_results(self) -> None:
-        while not self._libpq.is_busy():
-            if (result := self._libpq.get_result()) is None:
-                if self._answer is not None:
-                    _resolve(self._answer)
-                return
-            if message := result.error_message:
-                raise ConnectionError(message.decode(errors="replace").strip())
-
-    async def close(self) -> None:
-        self._loop.remove_reader(self._socket)
-        closing = self._driver.close()
-        if inspect.isawaitable(closing):
-            await closing
-
-
-class _Asyncpg:
-    """asyncpg, which has listeners of its own."""
-
-    def __init__(self, driver: Any, heard: Callable[[str, str], None]) -> None:
-        self._driver = driver
-        self._heard = heard
-        self._tasks: set[asyncio.Future[Any]] = set()
-        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        driver.add_termination_listener(lambda _: _lose(self, "the connection was closed"))
-
-    def listen(self, name: str) -> asyncio.Future[Any]:
-        return self._start(self._listen(name))
-
-    async def _listen(self, name: str) -> None:
-        if self._driver.is_in_transaction():  # left open by a host's own hook
-            await self._driver.execute("COMMIT")
-        await self._driver.add_listener(name, lambda _con, _pid, on, what: self._heard(on, what))
-
-    def send(self, sql: str) -> None:
-        self._start(self._driver.execute(sql))
-
-    def _start(self, doing: Any) -> asyncio.Future[Any]:
-        # A task, never cancelled: asyncpg would open another connection to cancel a statement.
-        task: asyncio.Future[Any] = asyncio.ensure_future(doing)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Future[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _lose(self, str(error))
-
-    async def close(self) -> None:
-        if not self.lost.done() and not self._tasks:
-            with contextlib.suppress(Exception):
-                await self._driver.close(timeout=1)
-        self._driver.terminate()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def _lose(wire: _Wire, reason: str) -> None:
-    if not wire.lost.done():
-        wire.lost.set_result(reason)
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-def _check(wire: _Wire) -> None:
-    if wire.lost.done():
-        raise ConnectionError(wire.lost.result())
-
-
-async def _within(seconds: float, wire: _Wire, future: asyncio.Future[Any]) -> None:
-    """Wait for something, but no longer than this, nor longer than the connection lasts."""
-    await asyncio.wait({future, wire.lost}, timeout=seconds, return_when="FIRST_COMPLETED")
-    _check(wire)
-    if not future.done():
-        _lose(wire, "deaf")  # so that it is not closed with a round trip
-        raise TimeoutError(
-            f"nothing was heard for {seconds:g} s. If there is a pooler between, give its server's "
-            "address as listen_dsn"
-        )
-
-
-@contextlib.asynccontextmanager
-async def _wire(engine: sa.Engine, heard: Callable[[str, str], None]) -> AsyncIterator[_Wire]:
-    """Open a connection as the engine would, outside of its pool."""
-    async with asyncio.timeout(_CONNECTING):
-        driver = await (_opened(engine) if engine.dialect.is_async else _opened_aside(engine))
-    wire = _Asyncpg(driver, heard) if engine.driver == "asyncpg" else _Psycopg(driver, heard)
-    try:
-        yield wire
-    finally:
-        await wire.close()
-
-
-async def _opened(engine: sa.Engine) -> Any:
-    from sqlalchemy.ext.asyncio import AsyncEngine  # noqa: PLC0415 - needs greenlet
-
-    own = sa.Engine(engine.pool.recreate(), engine.dialect, engine.url)
-    return _taken(await AsyncEngine(own).raw_connection())
-
-
-async def _opened_aside(engine: sa.Engine) -> Any:
-    """Connect in a thread, which can be left alone where a connect cannot be interrupted."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-    lock, made, left_alone = threading.Lock(), [], False
-
-    def connect() -> None:
-        try:
-            driver = _taken(engine.pool.recreate().connect())
-        except Exception as error:  # noqa: BLE001 - raised by who waits for it
-            deliver(future.set_exception, error)
-            return
-        with lock:
-            if left_alone:
-                driver.close()
-                return
-            made.append(driver)
-        deliver(future.set_result, driver)
-
-    def deliver(resolve: Callable[[Any], None], value: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(lambda: None if future.done() else resolve(value))
-
-    threading.Thread(target=connect, name="pgqrs-listener-connect", daemon=True).start()
-    try:
-        return await future
-    except asyncio.CancelledError:
-        with lock:
-            left_alone = True
-            for driver in made:
-                driver.close()
-        raise
-
-
-def _taken(pooled: sa.PoolProxiedConnection) -> Any:
-    """Return the driver's connection, which the pool forgets."""
-    driver = pooled.driver_connection
-    pooled.detach()
-    return driver
 
 
 def _engine(listen_dsn: str | sa.URL, used: sa.Engine) -> sa.Engine:

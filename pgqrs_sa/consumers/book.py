@@ -79,6 +79,11 @@ class Book:
                 watched.append(held.delivery)
         return watched
 
+    def replaced(self, leased: Iterable[Delivery]) -> list[Held]:
+        """Return the leases that cannot be held any more, since these were taken after them."""
+        before = [self._held.get(one.id) for one in leased]
+        return [one for one in before if one is not None]
+
     def get(self, delivery: Delivery) -> Held | None:
         """Return the lease of a delivery, unless it is settled, or is another attempt's."""
         held = self._held.get(delivery.id)

@@ -88,8 +88,15 @@ def after_error(unit: Unit, error: BaseException, *, stopping: bool) -> list[Ver
     if isinstance(error, _NotBegun):
         return [Verdict(one, "release", error=error.__cause__) for one in unit.deliveries]
     if isinstance(error, LeaseLost) and {one.id for one in unit.deliveries} & {*error.ids}:
-        # Of a batch only some are lost: the others go back at once, as if not taken.
-        return [Verdict(one, "release", error=error) for one in unit.deliveries]
+        # Of a batch only some are lost: the others go back at once, as if not taken. Those that
+        # seem to be lost are tried to be failed: a handler that has settled its message itself,
+        # where the consumer does, holds it again after the rollback, and must not do so for ever.
+        return [
+            of_error(unit.handler, one, error)
+            if one.id in error.ids
+            else Verdict(one, "release", error=error)
+            for one in unit.deliveries
+        ]
     return [of_error(unit.handler, one, error) for one in unit.deliveries]
 
 

@@ -20,11 +20,12 @@ from ..operations import consume, settlements, wakeup
 from ..operations.context import Context
 from ..operations.lease import explain_nothing
 from ..types import Delivery
-from .book import Book
+from .book import Book, Held
 from .handlers import Handler, Unit
 from .hooks import Reporter
 from .line import Line
 from .policy import Schedule, Take, units
+from .troubles import transient
 from .verdicts import Verdict
 
 __all__ = ["Desk"]
@@ -56,6 +57,7 @@ class Desk:
         leases: How long a lease of each queue lasts.
         reporter: Hears of what was settled.
         begin: Takes in what was leased.
+        lost: Hears of leases that are gone.
         until_empty: Stop when nothing is left.
         listening: Ask producers for notifications when idle.
     """
@@ -69,6 +71,7 @@ class Desk:
         leases: dict[str, timedelta],
         reporter: Reporter,
         begin: Callable[[Sequence[Unit]], None],
+        lost: Callable[[Sequence[Held]], None],
         *,
         until_empty: bool,
         listening: bool,
@@ -80,12 +83,14 @@ class Desk:
         self._leases = leases
         self._reporter = reporter
         self._begin = begin
+        self._lost = lost
         self._until_empty = until_empty
         self._listening = listening
         self._verdicts: dict[int, _Waiting] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._mode: Literal["leasing", "draining", "closing"] = "leasing"
+        self._leaving = threading.Event()  # no lease is worth waiting for any more
         self._looked_at: dict[str, float] = {}
         self._waiting_until = 0.0
         self._strays = False
@@ -117,6 +122,7 @@ class Desk:
     def stop_leasing(self) -> None:
         """Lease no more; go on settling."""
         self._mode = "draining" if self._mode == "leasing" else self._mode
+        self._leaving.set()
         self._wake.set()
 
     def close(self) -> None:
@@ -138,18 +144,19 @@ class Desk:
         try:
             while True:
                 self._wake.clear()
+                mode = self._mode  # before the inbox: what is in there when it closes counts
                 while self._inbox:
                     self._inbox.popleft()()
-                if self._mode != "leasing":
+                if mode != "leasing":
                     self.resting.set()
-                if self._mode == "closing" and not self._verdicts:
+                if mode == "closing" and not (self._verdicts or self._strays):
                     break
-                self._step()
-                if self._mode == "closing" and self._line.hurried:
+                self._step_on()
+                if mode == "closing" and self._line.hurried:
                     break
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is kept
             self.fatal = error  # whoever runs the consumer raises it; if nobody waits, it is here
-            log.exception("the consumer cannot go on", extra={"worker": self._context().worker})
+            self._line.lament(error, self._context().worker)
         finally:
             self._line.close()
             self.resting.set()
@@ -157,8 +164,16 @@ class Desk:
 
     @property
     def left(self) -> int:
-        """How many messages could not be settled in time; their leases run out."""
-        return len(self._verdicts)
+        """How many messages are not settled; at the end, their leases run out."""
+        return len(self._verdicts) + len(self._inbox)
+
+    def _step_on(self) -> None:
+        try:
+            self._step()
+        except Exception as error:
+            # Told to stop while the database was away: it is no use to wait for a lease then.
+            if self._line.hurried or not (self._leaving.is_set() and transient(error)):
+                raise
 
     def _step(self) -> None:
         now = time.monotonic()
@@ -171,15 +186,25 @@ class Desk:
                 return
             rest = step.seconds
             if self._until_empty and self._schedule.drained and not self._verdicts:
+                if self._something_is_left():
+                    self._schedule.look_again(now)
+                    return
                 self.empty = True
                 self._mode = "draining"
                 self.ended.set()
                 return
         if due:
             self._settle(due)
+        elif self._strays and self._mode != "leasing":
+            self._hand_back(self._line.stopping)
         elif not self._ask_for_notifications(now):
             later = [one.not_before - now for one in self._verdicts.values()]
             self._wake.wait(max(0.0, min([rest, *later])))
+
+    def _something_is_left(self) -> bool:
+        """Whether something is visible that no lease got: somebody had it locked just then."""
+        context = self._context()
+        return self._line.call("a look", context, consume.anything_ready, self._schedule.queues)
 
     def _turn(self, take: Take, due: Sequence[_Waiting]) -> None:
         """Acknowledge what is done, and lease."""
@@ -192,7 +217,8 @@ class Desk:
         handler = take.handler
         lease = self._leases[handler.queue]
         asked_at = time.monotonic()
-        turn = self._line.call(
+        turn = self._line.call_until(
+            self._leaving,
             "a lease",
             self._context(),
             consume.turn,
@@ -202,6 +228,8 @@ class Desk:
             lease,
             handler.retry.max_attempts,
         )
+        if replaced := self._book.replaced(turn.leased):
+            self._lost(replaced)
         leased = self._book.enter(handler, turn.leased, lease, asked_at)
         self._schedule.took(handler.queue, take.limit, len(leased), time.monotonic())
         if done:
@@ -211,15 +239,20 @@ class Desk:
         else:
             self._look(handler.queue, asked_at)
         if self._strays:
-            self._strays = False
-            context = self._context()
-            self._line.call(
-                "a look for strays",
-                context,
-                consume.hand_back,
-                context.worker or 0,
-                self._book.ids(),
-            )
+            self._hand_back(self._leaving)
+
+    def _hand_back(self, stopping: threading.Event) -> None:
+        """Give back leases whose reply was lost."""
+        context, known = self._context(), self._book.ids()
+        self._line.call_until(
+            stopping,
+            "a look for strays",
+            context,
+            consume.hand_back,
+            context.worker or 0,
+            known,
+        )
+        self._strays = False
 
     def _may_join(self, verdict: Verdict) -> bool:
         """Whether it can be archived by the statement that leases.
@@ -254,7 +287,9 @@ class Desk:
             return
         self._looked_at[queue] = now
         try:
-            self._line.call("a look", self._context(), explain_nothing, queue, None)
+            self._line.call_until(
+                self._leaving, "a look", self._context(), explain_nothing, queue, None
+            )
         except QueueNotFound as gone:
             log.error("%s", gone, extra={"queue": queue, "worker": self._context().worker})  # noqa: TRY400
             self._schedule.drop(queue)
@@ -278,7 +313,9 @@ class Desk:
         context = self._context()
         self._waiting_until = 0.0
         if context.worker is not None:
-            self._line.call("a note", context, wakeup.set_waiting, context.worker, span)
+            self._line.call_until(
+                self._leaving, "a note", context, wakeup.set_waiting, context.worker, span
+            )
 
     # --------------------------------------------------------------------------- settling
 

@@ -31,7 +31,7 @@ __all__ = ["Keeper"]
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
-_SHORTEST_REST, _LONGEST_REST = 0.02, 1.0  # seconds: new leases are looked at so soon
+_SHORTEST_REST = 0.02  # seconds
 _LATER = 0.5  # seconds until a lease whose row was locked is tried again
 _CHUNK = 1_000  # rows of the archive that one round of tidying deletes at most
 _WORKERS_KEPT = timedelta(days=7)
@@ -53,6 +53,7 @@ class Keeper:
         grace: Seconds that a handler may stop by itself in, once its time is over.
         housekeeping: Seconds between two rounds of tidying up, or None for none.
         silent_for: How long another worker may be silent before it is taken for dead.
+        longest_rest: Seconds after which new leases are looked at.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Keeper:
         grace: float,
         housekeeping: float | None,
         silent_for: float,
+        longest_rest: float = 1.0,
     ) -> None:
         self._line = line
         self._context = context
@@ -83,6 +85,7 @@ class Keeper:
         self._grace = grace
         self._housekeeping = housekeeping
         self._silent_for = silent_for
+        self._longest_rest = longest_rest
         self._closed = threading.Event()
         self._status = "ready"
         now = time.monotonic()
@@ -103,15 +106,16 @@ class Keeper:
                 self._end_overdue()
                 self._beat()
                 self._tidy()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is kept
             self.fatal = error  # whoever runs the consumer raises it; if nobody waits, it is here
-            log.exception("the consumer cannot go on", extra={"worker": self._context().worker})
+            self._line.lament(error, self._context().worker)
         finally:
             self._say_goodbye()
 
     def _rest(self) -> float:
         moments = [self._book.next_renewal(), self._beats_at]
-        return max(_SHORTEST_REST, min(min(moments) - time.monotonic(), _LONGEST_REST))
+        rest = min(min(moments) - time.monotonic(), self._longest_rest)
+        return max(_SHORTEST_REST, rest)
 
     def _renew(self) -> None:
         by_span: dict[float, list[Held]] = {}

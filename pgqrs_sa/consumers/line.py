@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import threading
@@ -22,9 +23,11 @@ from sqlalchemy.orm import Session
 
 from ..operations import consume
 from ..operations.context import Context
-from .troubles import patient
+from .troubles import patient, transient
 
 __all__ = ["AsyncPlug", "Line", "Plug", "SyncPlug"]
+
+log = logging.getLogger("pgqrs_sa.consumer")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -191,7 +194,19 @@ class Line:
         **kwargs: _P.kwargs,
     ) -> _T:
         """Run an operation, again and again while the trouble is one that passes."""
-        for attempt in patient(self._stopping, what, context.worker):
+        return self.call_until(self._stopping, what, context, operation, *args, **kwargs)
+
+    def call_until(
+        self,
+        stopping: threading.Event,
+        what: str,
+        context: Context,
+        operation: Callable[Concatenate[Session, Context, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Run an operation that is not worth repeating any more once ``stopping`` is set."""
+        for attempt in patient(stopping, what, context.worker):
             with attempt:
                 return self.once(context, operation, *args, **kwargs)
         raise AssertionError("a retry ends with a result or an error")
@@ -253,15 +268,32 @@ class Line:
         self._prepared = connection
 
     @property
+    def stopping(self) -> threading.Event:
+        """Set when there is no more time to wait for the database."""
+        return self._stopping
+
+    @property
     def hurried(self) -> bool:
         """True when there is no more time to wait for the database."""
         return self._stopping.is_set()
+
+    def lament(self, error: BaseException, worker: int | None) -> None:
+        """Log an error that has ended the thread whose line this is."""
+        if self.hurried and transient(error):
+            name = type(error).__name__
+            log.warning("the database is away: %s", name, extra={"worker": worker})
+        else:
+            log.error("the consumer cannot go on", exc_info=error, extra={"worker": worker})
 
     def watch(self) -> None:
         """Cut the connection if a call has been waiting for too long. From another thread."""
         since = self._since
         if since is not None and time.monotonic() - since > self._deadline:
             self._plug.cut()
+
+    def cut(self) -> None:
+        """Cut the connection, whatever it is doing. From another thread."""
+        self._plug.cut()
 
     def close(self) -> None:
         """Give the connection back."""

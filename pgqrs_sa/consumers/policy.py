@@ -51,9 +51,9 @@ class _Source:
         """How many calls its messages make, at most as many as may run."""
         return min(math.ceil(self.in_hand / self.handler.batch), self.handler.concurrency)
 
-    def room(self, free: int) -> int:
-        """How many more messages it may have, when so many calls of the consumer are free."""
-        calls = min(self.handler.concurrency, self.calls + max(free, 0))
+    def room(self, slots: int) -> int:
+        """How many more messages it may have, when the others leave it so many calls."""
+        calls = min(self.handler.concurrency, slots)
         return max(0, calls * self.handler.batch + self.handler.prefetch - self.in_hand)
 
 
@@ -79,18 +79,24 @@ class Schedule:
 
     def next(self, now: float) -> Take | Rest:
         """Return what to do now."""
-        free = self.slots - sum(one.calls for one in self._sources.values())
-        open_ = [one for one in self._sources.values() if self._wants(one, free)]
+        open_ = [one for one in self._sources.values() if self._wants(one)]
         due = [one for one in open_ if one.due <= now]
         if not due:
             return Rest(max(0.0, min((one.due - now for one in open_), default=self.poll_interval)))
         chosen = self._fairest(due)
-        return Take(chosen.handler, chosen.room(free))
+        return Take(chosen.handler, self._room(chosen))
 
-    def _wants(self, source: _Source, free: int) -> bool:
+    def _wants(self, source: _Source) -> bool:
         # With a store of messages ahead it is filled when half is used up, not one by one.
-        room = source.room(free)
+        room = self._room(source)
         return room > 0 and room >= (source.handler.prefetch + 1) // 2
+
+    def _room(self, source: _Source) -> int:
+        others = [one for one in self._sources.values() if one is not source]
+        # One that has a store ahead always has enough for all calls: the others may then have one
+        # that waits for its turn, or they would never get any.
+        least = 1 if any(one.handler.prefetch for one in others) else 0
+        return source.room(max(least, self.slots - sum(one.calls for one in others)))
 
     @staticmethod
     def _fairest(due: list[_Source]) -> _Source:
@@ -130,6 +136,12 @@ class Schedule:
                 one.due = 0.0
                 one.wait = _SOON
                 one.empty = False
+
+    def look_again(self, now: float) -> None:
+        """Ask all queues again soon: there is something that could not be taken."""
+        for one in self._sources.values():
+            one.due = now + self._moved(_SOON)
+            one.empty = False
 
     def drop(self, queue: str) -> None:
         """Ask a queue no more."""

@@ -29,12 +29,19 @@ from .settings import Settings, check_database
 from .troubles import transient
 from .verdicts import Verdict
 
-__all__ = ["Crew", "Outcome", "Runtime", "Waker"]
+__all__ = ["Crew", "GivenUp", "Outcome", "Runtime", "Waker"]
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
 _LAST_WORDS = 5.0
 """Seconds that the last settlements may take once all handlers are done or given up."""
+
+_GOODBYE = 1.0
+"""Seconds for what need not be said before a process ends, and for each way of ending a thread."""
+
+
+class GivenUp(Exception):
+    """A run was told to stop before it had begun."""
 
 
 class Crew(Protocol):
@@ -115,12 +122,14 @@ class Runtime:
         self.book = Book()
         self.reporter = Reporter(settings.hooks)
         self.worker: WorkerInfo | None = None
+        self._shortest = min((h.lease.total_seconds() for h in handlers if h.lease), default=30.0)
+        self._starting: Line | None = None
 
     # ---------------------------------------------------------------------------- starting
 
     def check(self) -> dict[str, timedelta]:
         """Look at the database; return the leases of the queues. Raises as `check_database`."""
-        line = self._line()
+        line = self._starting = self._line()
         try:
             return line.once(self.context, check_database, self._handlers)
         finally:
@@ -129,26 +138,19 @@ class Runtime:
     def start(self) -> None:
         """Check, register, and begin to lease."""
         leases = self.check()
+        self._shortest = min(one.total_seconds() for one in leases.values())
         waker = self._make_listener(self._nudge) if self._make_listener else None
-        line = self._line()
+        line = self._starting = self._line()
         try:
             worker = self._register(line)
+            if self._hurry.is_set():  # told to stop meanwhile
+                line.once(self.context, workers.set_status, worker.id, "stopped")
+                raise GivenUp
         finally:
             line.close()
         schedule = Schedule(self.settings.concurrency, self.settings.poll_interval)
         schedule.work_on(self._handlers)
         self._desk_line, self._keeper_line = self._line(), self._line()
-        self.desk = Desk(
-            self._desk_line,
-            lambda: self.context,
-            self.book,
-            schedule,
-            leases,
-            self.reporter,
-            self._begin,
-            until_empty=self._until_empty,
-            listening=self._make_listener is not None,
-        )
         self.keeper = Keeper(
             self._keeper_line,
             lambda: self.context,
@@ -162,6 +164,19 @@ class Runtime:
             grace=self._grace,
             housekeeping=self.settings.housekeeping,
             silent_for=max(60.0, 6 * self.settings.heartbeat),
+            longest_rest=min(1.0, self._shortest / 6),
+        )
+        self.desk = Desk(
+            self._desk_line,
+            lambda: self.context,
+            self.book,
+            schedule,
+            leases,
+            self.reporter,
+            self._begin,
+            self.keeper.lose,
+            until_empty=self._until_empty,
+            listening=self._make_listener is not None,
         )
         self._cleanup.append(nudge.subscribe(self.desk.nudge))
         if waker is not None:
@@ -177,16 +192,12 @@ class Runtime:
     def _keep_watch(self) -> None:
         # In a thread of its own: who has started the consumer may do something else meanwhile.
         while not self._closed.wait(0.5):
-            self._cut_what_hangs()
-
-    def _cut_what_hangs(self) -> None:
-        for line in (self._desk_line, self._keeper_line):
-            line.watch()
+            for line in (self._desk_line, self._keeper_line):
+                line.watch()
 
     def _line(self) -> Line:
         # A call that takes as long as a short lease would let all of them run out.
-        shortest = min((h.lease.total_seconds() for h in self._handlers if h.lease), default=30.0)
-        return Line(self._plug(), self._hurry, deadline=max(2.0, min(shortest / 3, 15.0)))
+        return Line(self._plug(), self._hurry, deadline=max(2.0, min(self._shortest / 3, 15.0)))
 
     def _register(self, line: Line) -> WorkerInfo:
         """Register this start, or this consumer anew after it was taken for dead."""
@@ -328,12 +339,22 @@ class Runtime:
         with self._idle:
             return self._idle.wait_for(lambda: self.idle, max(0.0, end - time.monotonic()))
 
-    def give_up(self) -> None:
-        """Wait for no database any more."""
-        self._hurry.set()
+    @property
+    def given_up(self) -> bool:
+        """True once no database is waited for any more."""
+        return self._hurry.is_set()
 
-    def close(self) -> bool:
+    def give_up(self) -> None:
+        """Wait for no database any more: of a run that starts, which then raises."""
+        self._hurry.set()
+        if self._starting is not None:
+            self._starting.cut()
+
+    def close(self, hurried: Callable[[], bool]) -> bool:
         """Settle what is left, hand unfinished leases back uncharged, and end the threads.
+
+        Args:
+            hurried: Asks whether there is no more time to wait for a database that is away.
 
         Returns:
             True when every call had ended.
@@ -348,19 +369,26 @@ class Runtime:
                 one.lost = True
             self.desk.settle(unit.handler, [Verdict(one.delivery, "release") for one in held])
         self.desk.close()
-        self._join(self._threads[0], _LAST_WORDS)
+        self._join(self._threads[0], lambda: self.desk.left > 0 and not hurried())
         self.keeper.close()
-        self._join(self._threads[1], _LAST_WORDS)
+        self._join(self._threads[1], lambda: False)
         self._closed.set()
         self._threads[2].join()
-        return not (unfinished or self.desk.left or self._unreachable)
+        return not (unfinished or self.desk.left)
 
-    def _join(self, thread: threading.Thread, seconds: float) -> None:
-        thread.join(seconds)
+    def _join(self, thread: threading.Thread, patient: Callable[[], bool]) -> None:
+        began = time.monotonic()
+        while thread.is_alive():
+            thread.join(0.05)
+            if time.monotonic() - began > (_LAST_WORDS if patient() else _GOODBYE):
+                break
         if thread.is_alive():
             self._hurry.set()
-            self._cut_what_hangs()
-            thread.join(seconds)
+            thread.join(_GOODBYE)
+        if thread.is_alive():
+            for line in (self._desk_line, self._keeper_line):
+                line.cut()
+            thread.join(_GOODBYE)
         if thread.is_alive():
             log.warning("%s hangs: its leases run out by themselves", thread.name)
 

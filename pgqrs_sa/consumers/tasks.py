@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -36,6 +37,7 @@ from .handlers import Unit
 from .line import AsyncPlug
 from .runtime import Outcome, Runtime
 from .settings import check_pool
+from .starting import PATIENCE, Start
 from .verdicts import Verdict
 
 __all__ = ["AsyncConsumer"]
@@ -94,16 +96,27 @@ class AsyncConsumer(BaseConsumer):
         self._refuse_twice(self._run)
         self._stop, self._now = asyncio.Event(), asyncio.Event()  # of this loop
         run = await self._made(until_empty=until_empty)
-        starting = asyncio.ensure_future(asyncio.to_thread(run.runtime.start))
+        start = Start(run.runtime)
         # Cancelled or not: threads that were started are to be ended.
-        cancelled = await _done(starting, run.runtime.give_up)
-        if cancelled and (starting.cancelled() or starting.exception()):
-            raise asyncio.CancelledError
-        starting.result()
-        self._run = run
-        if cancelled:
+        begun = asyncio.ensure_future(self._begun(start))
+        cancelled = await _done(begun, start.give_up)
+        if not cancelled:
+            self._run = run if begun.result() else None
+            return
+        if begun.exception() is None and begun.result():
+            self._run = run
             await self._abort()
-            raise asyncio.CancelledError
+        raise asyncio.CancelledError
+
+    async def _begun(self, start: Start) -> bool:
+        """Wait for a start; False when told to stop before that was done."""
+        until = math.inf
+        while not start.wait(0) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+            if until == math.inf and (self._stop.is_set() or start.given_up):
+                start.give_up()
+                until = time.monotonic() + PATIENCE
+        return start.began()
 
     async def stop(self) -> int:
         """See `Consumer.stop`."""
@@ -185,7 +198,7 @@ class AsyncConsumer(BaseConsumer):
         finished = await self._waited(run, self._settings.drain_timeout)
         if not finished:
             await crew.cancel_all(_CANCELLED)
-        clean = await asyncio.to_thread(runtime.close)
+        clean = await asyncio.to_thread(runtime.close, self._now.is_set)
         return Outcome(clean and finished, crew.failure or runtime.fatal)
 
     async def _waited(self, run: _Run, seconds: float) -> bool:
@@ -201,7 +214,7 @@ class AsyncConsumer(BaseConsumer):
                 return_when=asyncio.FIRST_COMPLETED,
             )
         hurry.cancel()
-        return not run.crew.running
+        return run.runtime.idle or not run.crew.running
 
 
 @contextlib.contextmanager
@@ -325,9 +338,11 @@ class _Tasks:
             return self._after(unit, error)
 
     def _after(self, unit: Unit, error: BaseException) -> list[Verdict]:
+        verdicts = after_error(unit, error, stopping=self.runtime.stopping)
         if is_fatal(error):
             self.failure = self.failure or error
-        return after_error(unit, error, stopping=self.runtime.stopping)
+            self.runtime.drain()  # or it would be leased again at once
+        return verdicts
 
     async def _called(self, unit: Unit) -> list[Verdict]:
         call = unit.handler.call

@@ -30,6 +30,7 @@ from .handlers import Unit
 from .line import SyncPlug
 from .runtime import Outcome, Runtime
 from .settings import check_pool
+from .starting import PATIENCE, Start
 from .verdicts import Verdict
 
 __all__ = ["Consumer"]
@@ -112,6 +113,7 @@ class Consumer(BaseConsumer):
             PgqrsError: see `check`.
             KeyboardInterrupt, SystemExit: a handler raised it; its lease is not left behind.
         """
+        self._signals = 0
         with _Signals(self._on_signal):
             self.start(until_empty=until_empty)
             while (run := self._run) and not (self._stop.wait(0.1) or self._signals or run.over):
@@ -127,15 +129,28 @@ class Consumer(BaseConsumer):
         """
         self._refuse_twice(self._run)
         self._stop.clear()
-        self._signals = 0
         engine = self._engine()
         self._check_pool(engine)
         run = self._made(engine, until_empty=until_empty)
-        run.runtime.start()
-        run.crew.hire(
-            min(self._settings.concurrency, sum(one.concurrency for one in self.handlers))
-        )
-        self._run = run
+        if self._begun(run):
+            run.crew.hire(
+                min(self._settings.concurrency, sum(one.concurrency for one in self.handlers))
+            )
+            self._run = run
+
+    def _begun(self, run: _Run) -> bool:
+        """Start a run; False when told to stop before that was done."""
+        start = Start(run.runtime)
+        try:
+            while not (start.wait(0.05) or self._signals or self._stop.is_set()):
+                pass
+        except BaseException:
+            start.give_up()
+            raise
+        if not start.wait(0):
+            start.give_up()
+            start.wait(PATIENCE)
+        return start.began()
 
     def stop(self) -> int:
         """Lease no more, wait for the handlers that run, and end.
@@ -216,7 +231,7 @@ class Consumer(BaseConsumer):
         while time.monotonic() < end and not self._hurried and not runtime.fatal:
             if runtime.wait_idle(min(0.1, end - time.monotonic())):
                 break
-        clean = runtime.close()
+        clean = runtime.close(lambda: self._hurried)
         run.crew.dismiss()
         return Outcome(clean, run.crew.failure or runtime.fatal)
 
@@ -313,6 +328,7 @@ class _Threads:
             verdicts = after_error(unit, error, stopping=self.runtime.stopping)
             if is_fatal(error):
                 self.failure = self.failure or error
+                self.runtime.drain()  # or it would be leased again at once
             return verdicts
 
     def _call_in_session(self, unit: Unit) -> list[Verdict]:

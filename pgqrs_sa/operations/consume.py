@@ -26,6 +26,7 @@ from .lease import deliveries as deliveries_of
 __all__ = [
     "Fate",
     "Turn",
+    "anything_ready",
     "fates",
     "hand_back",
     "hold",
@@ -113,6 +114,13 @@ def _fate(delivery: Delivery, rows: Iterable[Any]) -> Fate:
             fate: Fate = "busy" if row.held else row.state if row.settled else "lost"
             return fate
     return "lost"
+
+
+def anything_ready(session: Session, context: Context, queues: Sequence[str]) -> bool:
+    """Return whether this worker could lease something of these queues, were it not locked."""
+    values = {"queues": list(queues), "worker": context.worker}
+    statement = statements.anything_ready(context.models)
+    return bool(run(session, context, statement, values).scalar_one())
 
 
 def hand_back(session: Session, context: Context, worker: int, known: Iterable[int]) -> int:

@@ -7,6 +7,7 @@ from functools import cache
 import sqlalchemy as sa
 from sqlalchemy.sql import Executable
 
+from .. import states
 from ..models import Models
 from ..states import now
 from . import lease, settle
@@ -32,6 +33,27 @@ def turn(models: Models, *, floored: bool) -> Executable:
     told = sa.select(ids.label("settled")).subquery("told")
     wanted = [column for column in leased.c if column.name not in _NOT_OF_A_DELIVERY]
     return sa.select(told.c.settled, *wanted).select_from(sa.outerjoin(told, leased, sa.true()))
+
+
+@cache
+def anything_ready(models: Models) -> Executable:
+    """Whether something is visible in queues, and not paused. Binds: queues, worker."""
+    queue, message, _, worker = tables(models)
+    ready = (
+        sa.select(message.c.id)
+        .where(message.c.queue_id == queue.c.id, states.ready(message.c))
+        .correlate(queue)
+    )
+    mine = sa.exists().where(
+        worker.c.id == sa.bindparam("worker", type_=sa.BigInteger),
+        worker.c.status == sa.literal("ready"),
+    )
+    there = sa.exists().where(
+        queue.c.queue_name == sa.func.any(array_bind("queues", sa.Text)),
+        queue.c.paused_at.is_(None),
+        sa.exists(ready),
+    )
+    return sa.select(sa.and_(mine, there))
 
 
 @cache

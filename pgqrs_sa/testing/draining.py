@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import sqlalchemy as sa
+from sqlalchemy import util
 from sqlalchemy.orm import Session
 
 from .. import arguments
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Drained", "chosen", "drain"]
 
 _BURIED_AT_ONCE = 1_000
-_NOT_THE_HANDLERS = (str(Path(__file__).parent), str(Path(sa.util.__file__).parent))
+_NOT_THE_HANDLERS = (str(Path(__file__).parent), str(Path(util.__file__).parent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +195,10 @@ class _Drain:
         leases = check_database(self._session, self._context, self._handlers)
         while True:
             # One call of each in turn, so that no queue waits for another to be empty.
-            turns = [self._turn(one, leases[one.queue]) for one in self._handlers]
-            if any(turns) or self._bury() or (self._limits.scheduled and self._wait()):
+            worked = False
+            for one in self._handlers:
+                worked = self._turn(one, leases[one.queue]) or worked
+            if worked or self._bury() or (self._limits.scheduled and self._wait()):
                 continue
             return Drained(**self._counts, errors=tuple(self._errors))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import click
@@ -31,6 +32,8 @@ RUN = {
     "message delete": ["message", "delete", "{ready}", "--yes"],
     "message cancel": ["message", "cancel", "{ready}"],
     "message reschedule": ["message", "reschedule", "{ready}", "--delay", "7d"],
+    "worker run": ["worker", "run", "documented_jobs:consumer", "--until-empty"],
+    "worker check": ["worker", "check", "documented_jobs:consumer"],
     "worker create": ["worker", "create", "w", "--queue", "mail", "--host", "h", "--port", "1"],
     "worker list": ["worker", "list"],
     "worker health": ["worker", "health"],
@@ -75,13 +78,34 @@ def commands(of: click.Group, before: tuple[str, ...] = ()) -> list[str]:
     return found
 
 
+JOBS = """
+import os
+import sqlalchemy as sa
+from sqlalchemy.orm import sessionmaker
+from pgqrs_sa import Consumer
+
+url = os.environ["PGQRS_DSN"].replace("postgresql:", "postgresql+psycopg:", 1)
+consumer = Consumer(sessionmaker(sa.create_engine(url)))
+consumer.on("mail")(lambda payload: None)
+"""
+
+
 def test_every_command_is_documented():
     described = {re.sub(" --.*", "", command) for command in documented()}
     assert described == set(commands(group))
 
 
 @pytest.fixture
-def world(work) -> dict[str, int]:
+def jobs(tmp_path, monkeypatch):
+    """An application with a consumer."""
+    (tmp_path / "documented_jobs.py").write_text(JOBS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("documented_jobs", None)
+
+
+@pytest.fixture
+def world(work, jobs) -> dict[str, int]:
     """A queue with something of everything, and the ids of it."""
     with work() as service:
         service.queues.create("mail", lease=60)

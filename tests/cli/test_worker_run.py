@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+
+from pgqrs_sa import Worker
 
 from .conftest import Pgqrs
 
@@ -22,15 +26,17 @@ from pgqrs_sa import Consumer, DeadLetter, Delivery, Discard, Retry, Snooze
 
 engine = sa.create_engine(os.environ["PGQRS_DSN"].replace("postgresql:", "postgresql+psycopg:", 1),
                           pool_size=int(os.environ.get("POOL", "9")), max_overflow=0)
-consumer = Consumer(sessionmaker(engine), concurrency=4, drain_timeout=20, poll_interval=0.05)
+consumer = Consumer(sessionmaker(engine), concurrency=4, drain_timeout=20, poll_interval=0.05,
+                    housekeeping=float(os.environ.get("HOUSEKEEPING", "60")))
 class nested:
     inner = consumer
 
 @consumer.on("mail", timeout=60, retry=Retry(max_attempts=3, base=0))
 def send(payload, session: Session, delivery: Delivery):
-    print("got", payload, flush=True)
+    os.write(1, f"got {payload}\\n".encode())  # whole lines, from several threads
     if payload == "wait":
-        while not os.path.exists("go"):
+        end = time.monotonic() + 30
+        while not os.path.exists("go") and time.monotonic() < end:
             time.sleep(0.01)
     if payload == "fail":
         raise RuntimeError("it failed")
@@ -212,6 +218,42 @@ def test_a_handler_that_is_given_up_leaves_no_lease_and_ends_with_1(
         (message,) = service.messages.find("mail")
         assert (message.state, message.max_read_ct - message.read_ct) == ("ready", 3)
         assert service.workers.get(1).status == "stopped"
+
+
+@pytest.fixture
+def role(pgqrs, engine) -> Iterator[str]:
+    """The address of the database for a role that has the rights of a consumer, and no others."""
+    name = f"pgqrs_consumer_{os.getpid()}"
+    granted = pgqrs("schema", "grants", "--role", "consumer", "--to", name).stdout
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {name}")
+        connection.exec_driver_sql(granted)
+    yield f"{pgqrs.dsn}{'&' if '?' in pgqrs.dsn else '?'}options=-crole%3D{name}"
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"DROP OWNED BY {name}")
+        connection.exec_driver_sql(f"DROP ROLE {name}")
+
+
+def test_the_printed_grants_are_enough_for_working_and_taking_back(
+    pgqrs, application, work, counts, engine, role
+):
+    with work() as service:
+        dead = service.workers.register("silent", queues=["mail"])
+        service.enqueue_many("mail", ["held", "wait"])
+        service.dequeue("mail", worker=dead, lease=3600)
+        service.enqueue("posts", "x")
+        silent = sa.update(Worker).values(heartbeat_at=sa.func.now() - sa.text("interval '1 day'"))
+        service._session.execute(silent)
+    env = {"PGQRS_DSN": role, "HOUSEKEEPING": "0.2"}
+    with running(pgqrs, "shop.jobs:consumer", "--until-empty", "-v", **env) as worker:
+        lines = {worker.stdout.readline(), worker.stdout.readline()}
+        (application / "go").touch()
+        _, said = worker.communicate(timeout=30)
+    assert (worker.returncode, lines) == (0, {"got held\n", "got wait\n"})
+    assert counts("mail").archived == 2
+    assert "tidying up was not possible: ProgrammingError" in said  # pruning is not a consumer's
+    with work() as service:
+        assert service.workers.get(dead.id).status == "stopped"
 
 
 def test_concurrency_of_the_command_line_counts_for_handlers_without_their_own(here, application):

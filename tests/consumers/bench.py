@@ -33,6 +33,9 @@ from pgqrs_sa import (
 PATIENCE = 20.0
 """Seconds after which a test gives up waiting for something that must happen."""
 
+_PLAIN = "read_ct, max_read_ct, vt, dequeued_at, consumer_worker_id, last_error"
+"""Not the payload, which may be one that cannot be read."""
+
 QUICK: dict[str, Any] = {
     "poll_interval": 0.02,
     "drain_timeout": 10,
@@ -206,6 +209,13 @@ class Kit:
         else:
             assert event.wait(PATIENCE)
 
+    def wait_a_moment(self) -> None:
+        """Let a moment pass, in a handler."""
+        if greenlet.getcurrent().parent is not None:
+            await_only(asyncio.sleep(0.005))
+        else:
+            time.sleep(0.005)
+
     # -------------------------------------------------------------------------- database
 
     def queue(self, name: str = "mail", **options: Any) -> None:
@@ -232,11 +242,12 @@ class Kit:
 
     def live(self) -> dict[int, Any]:
         """The messages by id."""
-        return {one.id: one for one in self.sql("SELECT * FROM pgqrs_messages ORDER BY id")}
+        rows = self.sql(f"SELECT id, {_PLAIN} FROM pgqrs_messages ORDER BY id")
+        return {one.id: one for one in rows}
 
     def archive(self) -> dict[int, Any]:
         """What is in the archive, by the messages' ids."""
-        rows = self.sql("SELECT * FROM pgqrs_archive ORDER BY id")
+        rows = self.sql(f"SELECT original_msg_id, outcome, reason, {_PLAIN} FROM pgqrs_archive")
         return {one.original_msg_id: one for one in rows}
 
     def outcomes(self) -> dict[int, str]:

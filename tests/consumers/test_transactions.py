@@ -57,6 +57,20 @@ def test_a_lease_lost_in_the_middle_rolls_the_writes_back(kit):
     assert isinstance(ear.heard[1][1].error, LeaseLost)
 
 
+def test_a_handler_that_settles_what_the_consumer_settles_is_charged_and_ends_as_dead_letter(kit):
+    (id_,) = kit.send({})
+    consumer = kit.consumer(retry=Retry(max_attempts=2, base=0, jitter=0))
+
+    @consumer.on("mail")
+    def handler(session, delivery):
+        effect(session, delivery)
+        QueueService(session, worker=delivery.worker_id).delete(delivery)
+
+    assert consumer.run() == 0
+    assert kit.effects() == []
+    assert kit.outcomes() == {id_: "dead"}
+
+
 def test_an_error_rolls_the_writes_back_and_is_kept_with_its_traceback(kit):
     (id_,) = kit.send({})
     consumer = kit.consumer(retry=Retry(base=1000, jitter=0))
@@ -363,8 +377,8 @@ def test_what_the_last_holder_left_without_attempts_is_buried_by_whoever_runs(ki
 def test_rows_that_cannot_be_decoded_die_after_their_attempts_and_neighbours_flow(kit):
     kit.sql(
         "INSERT INTO pgqrs_messages (queue_id, payload, priority, vt)"
-        " SELECT id, '{\"n\": 1e999}'::jsonb, -5, now() - interval '1 day' FROM pgqrs_queues,"
-        " generate_series(1, 3)"
+        " SELECT id, ('1' || repeat('0', 5000))::jsonb, -5, now() - interval '1 day'"
+        " FROM pgqrs_queues, generate_series(1, 3)"
     )
     fine = kit.send(*range(5))
     consumer = kit.consumer(retry=Retry(max_attempts=2, base=0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import time
 
 import pytest
 from hands.team import KINDS
@@ -28,8 +27,9 @@ def test_a_process_that_is_told_to_end_finishes_its_handlers_first(team, kind, n
     worker.process.send_signal(number)
     worker.tell("go")
     assert worker.wait(10) == 0, worker.errors
-    found = team.audit(live=1)  # it has leased no more
-    assert (found.archived, found.attempts) == (2, 2)
+    left = run_sql(team.address, "SELECT count(*) FROM pgqrs_messages")[0][0]
+    found = team.audit(live=left)  # one, unless it was quicker than the signal
+    assert found.archived == found.attempts == 3 - left
 
 
 @kinds
@@ -50,16 +50,10 @@ def test_the_second_signal_does_not_wait(team, kind):
     team.send({"do": "wait"})
     worker.expect("begun")
     worker.terminate()
-    stopping = "SELECT count(*) FROM pgqrs_messages WHERE dequeued_at IS NULL"
-    team.send({})  # is not leased any more
-    assert run_sql(team.address, stopping) == [(1,)]
-    began = time.monotonic()
-    worker.terminate()
-    assert worker.wait(10) == 1, worker.errors
-    assert time.monotonic() - began < 2.5
-    first, second = sorted(run_sql(team.address, LEASES), key=lambda row: -row[2])
-    assert ([first], second) == (GIVEN_BACK, (True, True, 0, None))
-    team.audit(live=2)
+    worker.process.send_signal(signal.SIGINT)  # another one: two of a kind may arrive as one
+    assert worker.wait(10) == 1, worker.errors  # of 60 s to drain
+    assert run_sql(team.address, LEASES) == GIVEN_BACK
+    team.audit(live=1)
 
 
 @kinds
@@ -67,9 +61,7 @@ def test_an_idle_process_ends_at_once(team, kind):
     worker = team.hire(kind, consumer={"poll_interval": 60})
     team.registered()
     worker.terminate()
-    began = time.monotonic()
     assert worker.wait(10) == 0, worker.errors
-    assert time.monotonic() - began < 2
     team.audit()
 
 
@@ -101,21 +93,19 @@ def test_a_signal_is_heeded_while_the_database_does_not_answer_at_the_start(team
         connection, _ = silent.accept()
         with connection:
             worker.terminate()
-            began = time.monotonic()
             assert worker.wait(10) == 0, worker.errors
-            assert time.monotonic() - began < 3
 
 
 @kinds
-def test_a_signal_is_heeded_while_the_database_is_down(team, proxy, kind):
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
+def test_a_signal_is_heeded_while_the_database_is_down(team, proxy, kind, busy):
     worker = team.hire(kind, through=team.address.via(*proxy.address), on={"lease": 60})
-    team.send({"do": "wait"})
-    worker.expect("begun")
+    team.registered()
+    if busy:
+        team.send({"do": "wait"})
+        worker.expect("begun")
     proxy.close()  # every connection ends, and no other is to be had
     worker.tell("go")
-    worker.expect("written", 0.01) if False else None
     worker.terminate()
-    began = time.monotonic()
-    assert worker.wait(20) == 1, worker.errors
-    assert time.monotonic() - began < 8
-    assert "Traceback" not in worker.errors
+    assert worker.wait(15) == (1 if busy else 0), worker.errors  # of 25 s to drain
+    assert "cannot go on" not in worker.errors

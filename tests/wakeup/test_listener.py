@@ -6,11 +6,16 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
+import shutil
 import socket
+import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -324,6 +329,61 @@ def test_one_that_is_heard_is_kept(proxy, through, make_engine, start, woken):
         assert listener.connected
         time.sleep(0.01)
     assert proxy.accepted == 1
+
+
+PGBOUNCER = os.environ.get("PGQRS_TEST_PGBOUNCER_BIN") or shutil.which(
+    "pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin"
+)
+
+
+@pytest.fixture
+def bouncer(migrated) -> Iterator[int]:
+    """PgBouncer in transaction mode; its port. It gives a client the server that it had before."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = migrated.server
+    config = (
+        f"[databases]\n* = host={server.host} port={server.port} user={server.user}\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+        "auth_type = any\npool_mode = transaction\n"
+    )
+    as_user = ["-u", "nobody"] if os.geteuid() == 0 else []  # it refuses to run as root
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        (Path(folder) / "ini").write_text(config)
+        with subprocess.Popen(
+            [PGBOUNCER, *as_user, f"{folder}/ini"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            eventually(lambda: is_open(port))
+            yield port
+            process.terminate()
+
+
+def is_open(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+@pytest.mark.skipif(PGBOUNCER is None, reason="there is no pgbouncer")
+def test_a_pooler_that_delivers_nothing_is_not_taken_for_a_connection(
+    bouncer, migrated, start, woken, server, driver, caplog
+):
+    name = driver.partition("_")[0]
+    url = f"postgresql+{name}://{migrated.server.user}@127.0.0.1:{bouncer}/{migrated.name}"
+    engine = sa.create_engine(url) if driver == "psycopg" else create_async_engine(url)
+    listener = start(engine, woken, wait=False, ping_timeout=0.5)
+    eventually(lambda: listener._attempts > 1)
+    assert not listener.connected
+    assert "give its server's address as listen_dsn" in caplog.text
+
+    direct = Woken()
+    start(engine, direct, listen_dsn=migrated.dsn)
+    direct.until(None)
+    notify(server)
+    direct.until("mail")
 
 
 def stopped_within(listener: Listener, seconds: float) -> None:

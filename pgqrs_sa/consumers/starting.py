@@ -1,0 +1,58 @@
+"""Starting a run in a thread of its own.
+
+A database that does not answer can block a thread for minutes, in a call of the driver that nobody
+can end. Whoever waits for the start here can stop waiting.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from .runtime import GivenUp, Runtime
+
+__all__ = ["PATIENCE", "Start"]
+
+PATIENCE = 1.0
+"""Seconds that a start may take to end once it was given up; then its thread is left alone."""
+
+
+class Start:
+    """The start of a run, from now on."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._error: BaseException | None = None
+        self._over = threading.Event()
+        threading.Thread(target=self._run, name="pgqrs-start", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._runtime.start()
+        except BaseException as error:  # noqa: BLE001 - raised again by `began`
+            self._error = error
+        finally:
+            self._over.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end of it, for so long; return whether that has come."""
+        return self._over.wait(seconds)
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it was given up."""
+        return self._runtime.given_up
+
+    def give_up(self) -> None:
+        """Let it end soon, without a run."""
+        self._runtime.give_up()
+
+    def began(self) -> bool:
+        """Return whether there is a run, or raise what has prevented it.
+
+        False after `give_up`, unless the run had begun by then.
+        """
+        if not self._over.is_set() or isinstance(self._error, GivenUp):
+            return False
+        if self._error is not None and not self._runtime.given_up:
+            raise self._error
+        return self._error is None

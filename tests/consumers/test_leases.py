@@ -1,0 +1,555 @@
+"""Leases: renewed while a handler works, given up when it takes too long, never left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+
+import pytest
+import sqlalchemy as sa
+from bench import Ear, effect, until
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
+
+from pgqrs_sa import AsyncConsumer, Consumer, Delivery, HandlerTimeout, QueueService, Retry
+
+SHORT = 0.6
+"""A lease that runs out within a test, and is renewed three times before."""
+
+
+def renewed(kit, id_, since):
+    """Whether a lease ends later than it did."""
+    row = kit.live().get(id_)
+    return row is not None and row.vt > since and row.dequeued_at is not None
+
+
+def outlive(kit, id_, times=2):
+    """Wait until a lease has been renewed so often that it would have run out otherwise."""
+    for _ in range(3 * times):
+        vt = kit.live()[id_].vt
+        until(lambda vt=vt: renewed(kit, id_, vt), "the lease is renewed", 5)
+
+
+def test_a_lease_is_renewed_while_its_handler_runs_longer(kit):
+    (id_,) = kit.send({})
+    consumer = kit.consumer()
+    go, begun = threading.Event(), threading.Event()
+    lost = []
+
+    @consumer.on("mail", lease=SHORT)
+    def handler(session, delivery):
+        begun.set()
+        kit.wait(go)
+        lost.append(delivery.lease_lost)
+        effect(session, delivery)
+
+    consumer.start()
+    assert begun.wait(10)
+    outlive(kit, id_)
+    go.set()
+    until(lambda: id_ in kit.archive(), "the message is archived")
+    assert consumer.stop() == 0
+    assert kit.effects() == [(id_, 1)]
+    assert lost == [False]
+
+
+def test_a_blocked_event_loop_loses_no_lease(tasks):
+    (id_,) = tasks.send({})
+    consumer = tasks.consumer()
+    go, begun = threading.Event(), threading.Event()
+
+    @consumer.on("mail", lease=SHORT)
+    def handler(session, delivery):
+        begun.set()
+        assert go.wait(10)  # in the loop's thread: nothing else runs there
+        effect(session, delivery)
+
+    consumer.start()
+    assert begun.wait(10)
+    outlive(tasks, id_)
+    go.set()
+    until(lambda: id_ in tasks.archive(), "the message is archived")
+    assert consumer.stop() == 0
+    assert tasks.effects() == [(id_, 1)]
+
+
+def test_a_handler_that_holds_its_row_locked_holds_up_no_other_lease(kit):
+    locked, other = kit.send("locked", "other")
+    consumer = kit.consumer()
+    go = threading.Event()
+    begun = threading.Barrier(3, timeout=10)
+    tried = []
+
+    @consumer.on("mail", lease=SHORT, acknowledge="manual")
+    def handler(session, delivery):
+        if not tried.count(delivery.id):
+            tried.append(delivery.id)
+        if delivery.payload == "locked":
+            QueueService(session).archive(delivery)
+        if not kit.is_async:
+            begun.wait()
+        kit.wait(go)
+        effect(session, delivery)
+        if delivery.payload != "locked":
+            QueueService(session).archive(delivery)
+
+    consumer.start()
+    if kit.is_async:
+        until(lambda: len(tried) == 2, "both have begun")
+    else:
+        begun.wait()
+    outlive(kit, other)  # and the lease of the locked one has run out by then
+    assert kit.sql("SELECT vt < now() FROM pgqrs_messages WHERE id = :id", id=locked) == [(True,)]
+    go.set()
+    until(lambda: len(kit.archive()) == 2, "both are archived")
+    assert consumer.stop() == 0
+    assert sorted(kit.effects()) == [(locked, 1), (other, 1)]
+
+
+def test_a_handler_that_takes_too_long_has_failed_and_cannot_commit(kit):
+    (id_,) = kit.send({})
+    ear = Ear()
+    consumer = kit.consumer(hooks=[ear], retry=Retry(base=1000))
+    go, over = threading.Event(), threading.Event()
+    late = []
+
+    @consumer.on("mail", lease=30, timeout=0.3)
+    def handler(session, delivery):
+        try:
+            effect(session, delivery)
+            kit.wait(go)
+            until(lambda: delivery.lease_lost, "the handler can know")
+            late.append(delivery.id)
+        finally:
+            over.set()
+
+    consumer.start()
+    until(lambda: kit.live()[id_].last_error, "the attempt has failed")
+    go.set()
+    assert over.wait(10)
+    assert consumer.stop() == 0
+    row = kit.live()[id_]
+    assert (row.read_ct, row.dequeued_at) == (1, None)
+    assert "took longer than its timeout of 0.3 s" in row.last_error
+    assert kit.effects() == []
+    assert late == ([] if kit.is_async else [id_])  # a task is cancelled, a thread goes on
+    assert ear.names() == ["on_start", "on_retry"]
+    assert isinstance(ear.heard[1][1].error, HandlerTimeout)
+
+
+def test_the_stack_of_a_thread_that_takes_too_long_is_kept_and_is_the_handlers(threads):
+    (id_,) = threads.send({})
+    consumer = threads.consumer(retry=Retry(base=1000))
+    go = threading.Event()
+
+    @consumer.on("mail", timeout=0.2)
+    def handler(_session, _delivery):
+        assert go.wait(10), "where it waits"
+
+    consumer.start()
+    error = until(lambda: threads.live()[id_].last_error, "the attempt has failed")
+    go.set()
+    consumer.stop()
+    assert 'assert go.wait(10), "where it waits"' in error
+    assert "consumers/threads.py" not in error
+
+
+def test_a_task_that_will_not_be_cancelled_has_failed_all_the_same(tasks):
+    (id_,) = tasks.send({})
+    ear = Ear()
+    consumer = tasks.consumer(hooks=[ear], retry=Retry(base=1000))
+    go = threading.Event()
+
+    async def stubborn(session: AsyncSession, delivery: Delivery) -> None:
+        await session.run_sync(effect, delivery)
+        while not go.is_set():
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                continue
+
+    consumer.consumer.on("mail", timeout=0.2)(stubborn)
+    consumer.start()
+    until(lambda: tasks.live()[id_].last_error, "the attempt has failed")
+    go.set()
+    until(lambda: not consumer.runtime.busy, "the handler has ended")
+    assert consumer.stop() == 0
+    assert tasks.effects() == []
+    assert list(tasks.live()) == [id_]
+    assert ear.names() == ["on_start", "on_retry"]
+
+
+def test_a_timeout_error_of_the_handlers_own_is_no_timeout(kit):
+    (id_,) = kit.send({})
+    consumer = kit.consumer(retry=Retry(base=1000))
+
+    @consumer.on("mail", timeout=10)
+    def handler(_session, _delivery):
+        raise TimeoutError("of a client")
+
+    assert consumer.run() == 0
+    assert kit.live()[id_].last_error.startswith("TimeoutError: of a client")
+
+
+def test_the_handler_can_ask_whether_its_lease_was_lost(kit):
+    (id_,) = kit.send({})
+    ear = Ear()
+    consumer = kit.consumer(hooks=[ear])
+    begun = threading.Event()
+    knew = []
+
+    @consumer.on("mail", lease=SHORT)
+    def handler(session, delivery):
+        effect(session, delivery)
+        begun.set()
+        end = time.monotonic() + 10
+        while not delivery.lease_lost and time.monotonic() < end:
+            kit.wait_a_moment()
+        knew.append(delivery.lease_lost)
+
+    consumer.start()
+    assert begun.wait(10)
+    kit.steal(id_)
+    until(lambda: "on_lease_lost" in ear.names(), "the loss is noticed")
+    until(lambda: not consumer.runtime.busy, "the handler has ended")
+    assert consumer.stop() == 0
+    assert kit.effects() == []
+    assert kit.archive() == {}
+    assert ear.names() == ["on_start", "on_lease_lost"]
+    assert knew == ([] if kit.is_async else [True])  # a task is cancelled
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_an_engine_that_keeps_snapshots_can_be_worked_on(kit, level):
+    ids = kit.send(*range(12))
+    ear = Ear()
+    engine = kit.app_engine(isolation_level=level)
+    consumer = kit.consumer(engine=engine, hooks=[ear], concurrency=6, retry=Retry(base=1000))
+    go = threading.Event()
+    begun = []
+
+    @consumer.on("mail", lease=SHORT)
+    def handler(session, delivery):
+        begun.append(delivery.id)
+        if delivery.payload < 6:
+            kit.wait(go)
+        effect(session, delivery)
+
+    consumer.start()
+    until(lambda: len(begun) == 6, "six have begun")
+    overdue = "SELECT count(*) FROM pgqrs_messages WHERE vt < now() AND dequeued_at IS NOT NULL"
+    until(lambda: kit.sql(overdue) == [(6,)], "their leases have run out, under the lock")
+    go.set()
+    until(lambda: len(kit.archive()) == 12, "all are archived")
+    assert consumer.stop() == 0
+    assert sorted(id_ for id_, _ in kit.effects()) == ids
+    # A renewal that comes between a handler's snapshot and its lock costs no attempt.
+    assert {one.max_read_ct - one.read_ct for one in kit.archive().values()} == {4}
+    assert kit.sql("SELECT DISTINCT last_error FROM pgqrs_archive") == [(None,)]
+
+
+def test_a_server_whose_default_is_serializable_can_be_worked_on(kit):
+    ids = kit.send(*range(8))
+    user = kit.engine.url.username
+    kit.sql(f"ALTER ROLE {user} SET default_transaction_isolation = 'serializable'")
+    try:
+        consumer = kit.consumer(engine=kit.app_engine(), retry=Retry(base=1000))
+        go = threading.Event()
+        begun = []
+
+        @consumer.on("mail", lease=SHORT)
+        def handler(session, delivery):
+            begun.append(delivery.id)
+            level = session.connection().get_isolation_level()
+            effect(session, delivery, str(level))
+            if delivery.payload < 4:
+                kit.wait(go)
+
+        consumer.start()
+        until(lambda: len(begun) == 4, "four have begun")
+        time.sleep(SHORT)
+        go.set()
+        until(lambda: len(kit.archive()) == 8, "all are archived")
+        assert consumer.stop() == 0
+    finally:
+        kit.sql(f"ALTER ROLE {user} RESET default_transaction_isolation")
+    assert sorted(kit.effects()) == [(id_, 1) for id_ in ids]
+    assert kit.sql("SELECT DISTINCT note FROM effects") == [("SERIALIZABLE",)]
+
+
+@pytest.mark.parametrize("session", [True, False], ids=["session", "no session"])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit, asyncio.CancelledError]
+)
+def test_whatever_a_handler_raises_leaves_no_lease_behind(kit, error, session):
+    (id_,) = kit.send({})
+    consumer = kit.consumer(retry=Retry(base=1000))
+
+    @consumer.on("mail", session=session)
+    def handler(session, delivery):
+        if session is not None:
+            effect(session, delivery)
+        raise error("now")
+
+    if error in (KeyboardInterrupt, SystemExit):
+        with pytest.raises(error):
+            consumer.run()
+    else:
+        assert consumer.run() == 0
+    row = kit.live()[id_]
+    charged = error is not KeyboardInterrupt
+    assert (row.read_ct, row.max_read_ct) == (1, 5 if charged else 6)
+    assert row.dequeued_at is None
+    assert (row.last_error or "").startswith(
+        f"{'asyncio.exceptions.' if error is asyncio.CancelledError else ''}{error.__name__}: now"
+        if charged
+        else ""
+    )
+    assert kit.effects() == []
+    assert [one.status for one in kit.workers()] == ["stopped"]
+
+
+async def test_a_consumer_that_is_cancelled_at_any_moment_leaves_no_lease_behind(
+    async_engine, threads
+):
+    ids = threads.send(*range(60))
+    done = []
+
+    async def handler(session: AsyncSession, delivery: Delivery) -> None:
+        await session.run_sync(effect, delivery)
+        await asyncio.sleep(random.random() * 0.01)
+        done.append(delivery.id)
+
+    for _ in range(25):
+        consumer = AsyncConsumer(
+            async_sessionmaker(async_engine), concurrency=3, poll_interval=0.02, housekeeping=None
+        )
+        consumer.on("mail", lease=600)(handler)
+        task = asyncio.create_task(consumer.run())
+        await asyncio.sleep(random.random() * 0.15)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert threads.held() == []
+    await AsyncConsumerRest(async_engine, handler).run()
+    assert sorted(id_ for id_, _ in threads.effects()) == ids
+    assert set(threads.outcomes().values()) == {"archived"}
+    assert threads.held() == []
+    assert [one for one in threading.enumerate() if one.name.startswith("pgqrs-")] == []
+
+
+class AsyncConsumerRest:
+    """Does what is left."""
+
+    def __init__(self, engine, handler):
+        self._consumer = AsyncConsumer(async_sessionmaker(engine), poll_interval=0.02)
+        self._consumer.on("mail")(handler)
+
+    async def run(self):
+        assert await self._consumer.run(until_empty=True) == 0
+
+
+async def test_cancelled_while_it_drains_a_consumer_still_gives_back_what_it_has(
+    async_engine, threads
+):
+    (id_,) = threads.send({})
+    begun = asyncio.Event()
+
+    async def handler(delivery: Delivery) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    consumer = AsyncConsumer(async_sessionmaker(async_engine), drain_timeout=60)
+    consumer.on("mail", lease=600)(handler)
+    task = asyncio.create_task(consumer.run())
+    await begun.wait()
+    stopping = asyncio.create_task(consumer.stop())
+    await asyncio.sleep(0.2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await stopping == 1
+    row = threads.live()[id_]
+    assert (row.read_ct, row.max_read_ct, row.dequeued_at) == (1, 6, None)
+
+
+def test_messages_that_waited_here_and_were_lost_are_not_started(threads):
+    ids = threads.send(*range(4))
+    ear = Ear()
+    consumer = threads.consumer(hooks=[ear])
+    go, begun = threading.Event(), threading.Event()
+    calls = []
+
+    @consumer.on("mail", concurrency=1, prefetch=3, lease=SHORT)
+    def handler(_session, delivery):
+        calls.append(delivery.id)
+        begun.set()
+        assert go.wait(10)
+
+    consumer.start()
+    assert begun.wait(10)
+    until(lambda: threads.held() == ids, "all four are leased")
+    for id_ in ids[1:3]:
+        threads.steal(id_)
+    until(lambda: ear.names().count("on_lease_lost") == 2, "the losses are noticed")
+    go.set()
+    until(lambda: len(threads.archive()) == 2, "the others are archived")
+    assert consumer.stop() == 0
+    assert calls == [ids[0], ids[3]]
+
+
+def test_a_thread_that_is_given_up_cannot_commit_and_its_message_is_uncharged(threads):
+    (id_,) = threads.send({})
+    consumer = threads.consumer(drain_timeout=0.1)
+    go, begun, ended = (threading.Event() for _ in range(3))
+    errors = []
+
+    def handler(session: Session, delivery: Delivery) -> None:
+        begun.set()
+        assert go.wait(20)
+        try:
+            effect(session, delivery)
+        finally:
+            ended.set()
+
+    consumer.consumer.on("mail", lease=600)(handler)
+    consumer.start()
+    assert begun.wait(10)
+    runtime = consumer.runtime
+    assert consumer.stop() == 1
+    row = threads.live()[id_]
+    assert (row.read_ct, row.max_read_ct, row.dequeued_at) == (1, 6, None)
+    go.set()
+    assert ended.wait(10)
+    until(lambda: not runtime.busy, "the thread has ended its call")
+    assert threads.effects() == errors == []
+    assert list(threads.live()) == [id_]
+    assert [one.status for one in threads.workers()] == ["stopped"]
+
+
+def test_a_task_is_cancelled_when_there_is_no_more_time_and_its_message_is_uncharged(tasks):
+    (id_,) = tasks.send({})
+    consumer = tasks.consumer(drain_timeout=0.1)
+    never, begun = threading.Event(), threading.Event()
+
+    @consumer.on("mail", lease=600)
+    def handler(session, delivery):
+        effect(session, delivery)
+        begun.set()
+        tasks.wait(never)
+
+    consumer.start()
+    assert begun.wait(10)
+    assert consumer.stop() == 1
+    row = tasks.live()[id_]
+    assert (row.read_ct, row.max_read_ct, row.dequeued_at) == (1, 6, None)
+    assert tasks.effects() == []
+
+
+def test_a_message_taken_anew_is_not_mistaken_for_the_attempt_that_hangs(threads):
+    """Both attempts end at the same time; the old one's verdict is dropped."""
+    (id_,) = threads.send({})
+    ear = Ear()
+    consumer = threads.consumer(hooks=[ear])
+    both = threading.Barrier(2, timeout=10)
+    begun = []
+
+    def handler(delivery: Delivery) -> None:
+        begun.append(delivery.read_ct)
+        if delivery.read_ct == 1:
+            until(lambda: 2 in begun, "the second attempt has begun")
+        both.wait()
+
+    consumer.consumer.on("mail", lease=SHORT)(handler)
+    consumer.start()
+    until(lambda: begun, "the first attempt has begun")
+    assert begun == [1]
+    threads.sql(
+        "UPDATE pgqrs_messages SET vt = now(), dequeued_at = NULL, consumer_worker_id = NULL"
+    )
+    until(lambda: id_ in threads.archive(), "the message is archived")
+    assert consumer.stop() == 0
+    assert threads.archive()[id_].read_ct == 2
+    assert sorted(ear.names()) == ["on_lease_lost", "on_start", "on_start", "on_success"]
+
+
+def test_many_failures_while_leases_are_renewed_kill_no_message(threads):
+    """A row that is locked for a renewal, as its failure is noted, has attempts left."""
+    ids = threads.send(*range(20), max_read_ct=100)
+    consumer = threads.consumer(concurrency=20, retry=Retry(base=0))
+    engine_lock = threading.Lock()
+    counts = {}
+
+    @consumer.on("mail", lease=0.06, session=False)
+    def handler(_session, delivery):
+        with engine_lock:
+            counts[delivery.id] = counts.get(delivery.id, 0) + 1
+        time.sleep(0.02)
+        if delivery.read_ct < 8:
+            raise ValueError
+
+    assert consumer.run() == 0
+    assert threads.outcomes() == dict.fromkeys(ids, "archived")
+
+
+def test_a_retry_of_a_row_that_is_locked_waits_for_it_and_does_not_bury_it(threads):
+    (id_,) = threads.send({})
+    ear = Ear()
+    consumer = threads.consumer(hooks=[ear], retry=Retry(base=1000))
+    locked, raised = threading.Event(), threading.Event()
+
+    @consumer.on("mail", session=False)
+    def handler(_session, _delivery):
+        assert locked.wait(10)
+        raised.set()
+        raise ValueError("once")
+
+    consumer.start()
+    until(lambda: threads.held() == [id_], "it is leased")
+    with threads.engine.begin() as blocker:
+        blocker.execute(sa.text("SELECT 1 FROM pgqrs_messages FOR UPDATE"))
+        locked.set()
+        assert raised.wait(10)
+        time.sleep(0.3)
+        assert ear.names() == ["on_start"]
+    until(lambda: "on_retry" in ear.names(), "the failure is noted")
+    assert consumer.stop() == 0
+    assert threads.live()[id_].last_error.startswith("ValueError: once")
+
+
+def test_hooks_hear_of_a_locked_row_that_its_handler_archived_once(threads):
+    """It takes too long, but commits before the failure can be noted: it is done."""
+    (id_,) = threads.send({})
+    ear = Ear()
+    consumer = threads.consumer(hooks=[ear])
+    go = threading.Event()
+
+    def handler(session: Session, service: QueueService, delivery: Delivery) -> None:
+        effect(session, delivery)
+        session.execute(sa.text("SELECT 1 FROM pgqrs_messages WHERE id = 1 FOR UPDATE"))
+        assert go.wait(10)
+
+    consumer.consumer.on("mail", timeout=0.2)(handler)
+    consumer.start()
+    until(lambda: any(one.timed_out for one in consumer.runtime.book.all()), "it is overdue")
+    time.sleep(0.3)
+    go.set()
+    until(lambda: id_ in threads.archive(), "it is archived")
+    until(lambda: "on_success" in ear.names(), "that is told")
+    assert consumer.stop() == 0
+    assert ear.names() == ["on_start", "on_success"]
+    assert threads.effects() == [(id_, 1)]
+
+
+def test_a_consumer_refuses_what_is_not_a_sessionmaker_of_its_kind(threads, async_engine):
+    from pgqrs_sa import InvalidArgument
+
+    for wrong in (
+        Consumer(async_sessionmaker(async_engine)),
+        Consumer(sessionmaker(threads.engine.connect())),
+    ):
+        wrong.on("mail")(lambda delivery: None)
+        with pytest.raises(InvalidArgument, match="AsyncConsumer|bound to one connection"):
+            wrong.run()

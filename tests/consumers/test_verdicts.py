@@ -1,0 +1,214 @@
+"""What becomes of a message, by what its handler raised or returned."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from test_policy import delivery, handlers
+
+from pgqrs_sa import (
+    DeadLetter,
+    Discard,
+    HandlerTimeout,
+    InvalidArgument,
+    LeaseLost,
+    PayloadError,
+    Retry,
+    RetryIn,
+    Snooze,
+)
+from pgqrs_sa.consumers.calling import after_error, after_return, is_fatal
+from pgqrs_sa.consumers.handlers import Unit
+from pgqrs_sa.consumers.verdicts import Verdict, of_error, of_result
+from pgqrs_sa.decisions import Decision
+from pgqrs_sa.errors import Whereabouts
+
+SECOND = timedelta(seconds=1)
+
+
+def unit(count=1, **options):
+    (handler,) = handlers(options)
+    return Unit(handler, tuple(delivery(n + 1) for n in range(count)))
+
+
+def raised(error):
+    """An error with a traceback of its own."""
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
+
+
+CARRIED_OUT = [
+    (RetryIn(5), "retry", 5 * SECOND, None),
+    (Snooze(timedelta(minutes=1)), "release", 60 * SECOND, None),
+    (Discard("why"), "discard", 0 * SECOND, "why"),
+    (Discard(), "discard", 0 * SECOND, None),
+    (DeadLetter("why"), "dead", 0 * SECOND, "why"),
+]
+
+
+@pytest.mark.parametrize(("decision", "kind", "delay", "reason"), CARRIED_OUT)
+def test_a_decision_means_the_same_raised_returned_or_by_its_retry(decision, kind, delay, reason):
+    one = unit()
+    by_retry = unit(retry=Retry(on={ValueError: decision}))
+    for verdict in (
+        of_error(one.handler, one.deliveries[0], decision),
+        *of_result(one, decision),
+        of_error(by_retry.handler, by_retry.deliveries[0], ValueError("x")),
+        *of_result(unit(2, batch=2), decision),
+    ):
+        assert (verdict.kind, verdict.delay, verdict.reason) == (kind, delay, reason)
+
+
+def test_whatever_else_a_handler_of_single_messages_returns_is_success():
+    for result in (None, 1, [], {}, "text", False):
+        (verdict,) = of_result(unit(), result)
+        assert verdict.kind == "archive"
+
+
+def test_only_a_decision_counts_when_the_handler_acknowledges_by_itself():
+    for acknowledge in ("manual", "first"):
+        for result in (None, True, {"a": 1}):
+            assert of_result(unit(acknowledge=acknowledge), result)[0].kind == "keep"
+    assert of_result(unit(acknowledge="manual"), Discard())[0].kind == "discard"
+    kinds = [one.kind for one in of_result(unit(2, batch=2, acknowledge="manual"), [None, Snooze(1)])]
+    assert kinds == ["keep", "release"]
+    assert after_return(unit(acknowledge="first"), Discard())[0].kind == "keep"
+
+
+def test_a_batch_may_return_a_mapping_by_delivery_or_by_id_or_a_list():
+    one = unit(3, batch=3)
+    error = ValueError("bad")
+    for result in (
+        {one.deliveries[0]: Snooze(1), 3: error},
+        {1: Snooze(1), one.deliveries[2]: error},
+        [Snooze(1), None, error],
+        (Snooze(1), None, error),
+    ):
+        verdicts = of_result(one, result)
+        assert [v.delivery.id for v in verdicts] == [1, 2, 3]
+        assert [v.kind for v in verdicts] == ["release", "archive", "retry"]
+        assert verdicts[2].error is error
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ([None], "returned 1 results for 2 messages"),
+        ({9: None}, r"for messages that it was not given: \[9\]"),
+        ("ok", "returned a str"),
+        (7, "returned a int"),
+        (True, "returned a bool"),
+    ],
+)
+def test_a_batch_that_returns_something_else_is_told_so(result, said):
+    with pytest.raises(InvalidArgument, match=said):
+        of_result(unit(2, batch=2), result)
+
+
+def test_a_decision_class_of_somebody_elses_is_refused_and_retried():
+    class Odd(Decision):
+        pass
+
+    one = unit()
+    verdict = of_error(one.handler, one.deliveries[0], Odd())
+    assert verdict.kind == "retry"
+    assert isinstance(verdict.error, InvalidArgument)
+
+
+def test_a_function_in_on_that_fails_does_not_hang_the_message():
+    for broken in (lambda _e, _d: 1 / 0, lambda _e, _d: "soon"):
+        one = unit(retry=Retry(base=5, jitter=0, on={ValueError: broken}))
+        verdict = of_error(one.handler, one.deliveries[0], ValueError())
+        assert (verdict.kind, verdict.delay) == ("retry", 5 * SECOND)
+        assert isinstance(verdict.error, (ZeroDivisionError, InvalidArgument))
+
+
+# ------------------------------------------------------------------------- the error's text
+
+
+def test_the_text_of_an_error_begins_with_its_type_and_ends_where_it_was_raised():
+    text = Verdict(delivery(1), "retry", error=raised(ValueError("no such address"))).error_text
+    assert text.startswith("ValueError: no such address\n")
+    assert text.endswith("raise error")
+
+
+def test_the_text_of_an_error_is_bounded_and_keeps_both_ends():
+    def deep(n):
+        if n:
+            return deep(n - 1)
+        raise ValueError("x" * 50_000)
+
+    try:
+        deep(200)
+    except ValueError as caught:
+        text = Verdict(delivery(1), "retry", error=caught).error_text
+    assert len(text) < 8_000
+    assert text.startswith("ValueError: xxx")
+    assert 'raise ValueError("x" * 50_000)' in text
+
+
+def test_an_error_whose_text_is_broken_still_has_one():
+    class Broken(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    assert "Broken" in Verdict(delivery(1), "retry", error=raised(Broken())).error_text
+
+
+def test_the_text_of_ours_has_no_traceback_and_that_of_a_decision_is_what_it_says():
+    timeout = HandlerTimeout("handler", 3, "File x\n" * 400 + "File where it was")
+    assert Verdict(delivery(1), "retry", error=raised(timeout)).error_text.count("File x") > 300
+    payload = raised(PayloadError("payload", "is bad"))
+    assert Verdict(delivery(1), "retry", error=payload).error_text == (
+        "pgqrs_sa.errors.PayloadError: payload is bad"
+    )
+    assert Verdict(delivery(1), "retry", error=RetryIn(7)).error_text == "again in 7 s"
+    dead = Verdict(delivery(1), "dead", reason="hopeless", error=DeadLetter("hopeless"))
+    assert dead.error_text == "hopeless"
+
+
+# ----------------------------------------------------------------------- after the call
+
+
+def lost(*ids):
+    return LeaseLost({id_: Whereabouts(id_, "gone") for id_ in ids})
+
+
+def test_a_lease_that_was_lost_puts_the_rest_of_its_batch_back_uncharged():
+    verdicts = after_error(unit(3, batch=3), lost(2), stopping=False)
+    # If it is not lost after all, since the handler itself had settled it, it has failed.
+    assert [one.kind for one in verdicts] == ["release", "retry", "release"]
+
+
+def test_a_lease_lost_of_another_message_is_a_failure_like_any():
+    (verdict,) = after_error(unit(), lost(99), stopping=False)
+    assert verdict.kind == "retry"
+
+
+@pytest.mark.parametrize(
+    ("error", "stopping", "kind"),
+    [
+        (ValueError(), False, "retry"),
+        (ValueError(), True, "retry"),
+        (MemoryError(), True, "retry"),
+        (KeyboardInterrupt(), False, "release"),
+        (SystemExit(), False, "retry"),
+        (SystemExit(), True, "release"),
+        (GeneratorExit(), False, "retry"),
+        (GeneratorExit(), True, "release"),
+    ],
+    ids=repr,
+)
+def test_who_wants_the_process_to_end_is_not_charged_to_the_message(error, stopping, kind):
+    (verdict,) = after_error(unit(), error, stopping=stopping)
+    assert verdict.kind == kind
+    assert is_fatal(error) is isinstance(error, (KeyboardInterrupt, SystemExit))
+
+
+def test_nothing_becomes_of_what_was_acknowledged_first():
+    (verdict,) = after_error(unit(acknowledge="first"), ValueError(), stopping=False)
+    assert verdict.kind == "keep"
+    assert isinstance(verdict.error, ValueError)
