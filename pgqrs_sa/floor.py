@@ -38,14 +38,17 @@ class Key(Protocol):
     @property
     def priority(self) -> int:
         """Lower goes first."""
+        ...
 
     @property
     def was_visible_at(self) -> datetime:
         """Its ``vt``."""
+        ...
 
     @property
     def id(self) -> int:
         """Its id."""
+        ...
 
 
 class Start(NamedTuple):

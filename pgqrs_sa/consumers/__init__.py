@@ -10,7 +10,8 @@
 ``book``        the leases held, and when each is to be renewed
 ``desk``        the thread that leases and settles; ``keeper``: the one that renews, beats and
                 tidies up; ``line``: their connections; ``troubles``: which errors pass
-``runtime``     one run, from its checks to its last settlement
+``runtime``     one run, from its checks to its last settlement; ``starting``: its start, which
+                can be given up; ``registering``: its row in the register of workers
 ==============  =================================================================================
 """
 

@@ -54,7 +54,7 @@ class BaseConsumer:
                 f"{type(sessionmaker).__name__}"
             )
         self._pid = os.getpid()
-        self._sessionmaker = sessionmaker
+        self._sessionmaker: Any = sessionmaker
         self._settings = Settings.checked(
             name=name or socket.gethostname(),
             concurrency=concurrency,

@@ -38,6 +38,7 @@ class Plug(Protocol):
 
     def run(self, work: Callable[[Connection], _T]) -> _T:
         """Do something with a connection, which is opened if there is none."""
+        ...
 
     def drop(self) -> None:
         """Throw the connection away: it is broken."""
@@ -104,9 +105,9 @@ class AsyncPlug:
         return result
 
     async def _cancellable(self, work: Any) -> Any:
-        self._task = asyncio.ensure_future(work)
+        task = self._task = asyncio.ensure_future(work)
         try:
-            return await self._task
+            return await task
         except asyncio.CancelledError:
             raise TimeoutError("the server did not answer in time") from None
         finally:

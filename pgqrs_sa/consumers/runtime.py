@@ -25,6 +25,7 @@ from .hooks import Reporter
 from .keeper import Keeper
 from .line import Line, Plug
 from .policy import Ready, Schedule
+from .registering import register
 from .settings import Settings, check_database
 from .troubles import transient
 from .verdicts import Verdict
@@ -201,17 +202,9 @@ class Runtime:
 
     def _register(self, line: Line) -> WorkerInfo:
         """Register this start, or this consumer anew after it was taken for dead."""
-        self.worker = line.call(
-            "the registration",
-            self.context,
-            workers.register,
-            self.settings.name,
-            [one.queue for one in self._handlers],
-            None,
-            None,
-            None,
-            self.settings.version,
-        )
+        queues = [one.queue for one in self._handlers]
+        name, version = self.settings.name, self.settings.version
+        self.worker = register(line, self.context, name, queues, version)
         self.context = replace(self.context, worker=self.worker.id)
         self.reporter.worker = self.worker.id
         return self.worker

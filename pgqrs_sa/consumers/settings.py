@@ -127,9 +127,10 @@ def check_pool(pool: Any, needed: int, why: str) -> None:
 
     A pool without a limit, or whose limit cannot be known, is taken to be large enough.
     """
-    size, overflow = getattr(pool, "size", None), getattr(pool, "_max_overflow", None)
-    if not callable(size) or not isinstance(overflow, int) or overflow < 0:
+    size: Any = getattr(pool, "size", None)
+    overflow: Any = getattr(pool, "_max_overflow", None)
+    if size is None or overflow is None or overflow < 0:
         return
-    available = size() + overflow
+    available = int(size()) + int(overflow)
     if available < needed:
         raise PoolTooSmall(available, needed, why)

@@ -273,7 +273,7 @@ class _Tasks:
         self.running: set[asyncio.Task[None]] = set()
         self.failure: BaseException | None = None
 
-    def begin(self, _count: int) -> None:
+    def begin(self, count: int) -> None:  # noqa: ARG002 - a task costs nothing to ask for
         """See `Crew`. Called from the desk's thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: the leases run out
             self._loop.call_soon_threadsafe(self._begin)
@@ -320,8 +320,9 @@ class _Tasks:
     async def _call(self, unit: Unit) -> list[Verdict]:
         limit = unit.handler.timeout
         seconds = None if limit is None else limit.total_seconds()
+        clock = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds) as clock:
+            async with clock:
                 try:
                     return await self._called(unit)
                 except TimeoutError as error:

@@ -10,8 +10,8 @@ import logging
 import threading
 from typing import Any
 
-import sqlalchemy as sa
 import tenacity
+from sqlalchemy import exc
 
 __all__ = ["patient", "sqlstate", "transient"]
 
@@ -46,14 +46,14 @@ def sqlstate(error: BaseException | None) -> str | None:
 
 def transient(error: BaseException) -> bool:
     """Return whether the same may succeed later, without anybody mending anything."""
-    if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
+    if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
         return True
     if (code := sqlstate(error)) is not None:
         return code.startswith(_CLASSES) or code in _CODES
     # Without a code: no connection at all, or none to be had from the pool.
     return isinstance(
         error,
-        (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, OSError),
+        (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, OSError),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
-from sqlalchemy import Row, event
+from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from ..floor import Floor, Start
@@ -43,7 +43,7 @@ def binds(start: Start | None) -> dict[str, Any]:
 def learn(
     session: Session,
     floor: Floor,
-    rows: Sequence[Row[Any]],
+    rows: Sequence[Any],
     *,
     swept_at: float | None = None,
     full: bool = False,

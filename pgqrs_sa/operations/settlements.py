@@ -23,22 +23,27 @@ class Settlement(Protocol):
     @property
     def delivery(self) -> Delivery:
         """Which."""
+        ...
 
     @property
     def kind(self) -> str:
         """``archive``, ``discard``, ``retry``, ``dead``, ``release`` or ``keep``."""
+        ...
 
     @property
     def delay(self) -> timedelta:
         """Until the next attempt."""
+        ...
 
     @property
     def reason(self) -> str | None:
         """Why it is given up."""
+        ...
 
     @property
     def error_text(self) -> str:
         """What is kept of the error."""
+        ...
 
 
 def apply(

@@ -16,8 +16,12 @@ from typing import Any
 
 import greenlet
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.util import await_only, greenlet_spawn
 
@@ -242,12 +246,12 @@ class Kit:
 
     def live(self) -> dict[int, Any]:
         """The messages by id."""
-        rows = self.sql(f"SELECT id, {_PLAIN} FROM pgqrs_messages ORDER BY id")
+        rows = self.sql(f"SELECT id, {_PLAIN} FROM pgqrs_messages ORDER BY id")  # noqa: S608
         return {one.id: one for one in rows}
 
     def archive(self) -> dict[int, Any]:
         """What is in the archive, by the messages' ids."""
-        rows = self.sql(f"SELECT original_msg_id, outcome, reason, {_PLAIN} FROM pgqrs_archive")
+        rows = self.sql(f"SELECT original_msg_id, outcome, reason, {_PLAIN} FROM pgqrs_archive")  # noqa: S608
         return {one.original_msg_id: one for one in rows}
 
     def outcomes(self) -> dict[int, str]:

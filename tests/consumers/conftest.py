@@ -16,7 +16,7 @@ HERE = str(Path(__file__).parent)
 if HERE not in sys.path:
     sys.path.insert(0, HERE)
 
-from bench import Kit, kit_for
+from bench import Kit, kit_for  # noqa: E402
 
 
 @pytest.fixture

@@ -551,5 +551,5 @@ def test_a_consumer_refuses_what_is_not_a_sessionmaker_of_its_kind(threads, asyn
         Consumer(sessionmaker(threads.engine.connect())),
     ):
         wrong.on("mail")(lambda delivery: None)
-        with pytest.raises(InvalidArgument, match="AsyncConsumer|bound to one connection"):
+        with pytest.raises(InvalidArgument, match=r"AsyncConsumer|bound to one connection"):
             wrong.run()

@@ -153,7 +153,7 @@ def test_callables_of_all_kinds_are_read():
     assert taken(partial(handler, "mailer")) == {"session": "session", "order": "payload"}
     bound = partial(handler, mailer="mailer")
     with pytest.raises(InvalidArgument):  # everything behind it is by name only, and mailer fits
-        taken(partial(bound, **{"order": 1, "session": 2}, nonsense=1))
+        taken(partial(bound, order=1, session=2, nonsense=1))
     for awaited in (Instance().awaited, Awaited(), partial(waits, "mailer")):
         assert inspect_handler(awaited, many=False).is_async
     assert taken(partial(waits, "mailer")) == {"delivery": "delivery"}

@@ -22,8 +22,21 @@ def wrapped(error, kind=sa.exc.DBAPIError):
 
 @pytest.mark.parametrize(
     "code",
-    ["08006", "08P01", "53300", "53100", "57P01", "57P03", "57014", "58030", "40001", "40P01"]
-    + ["25006", "25P03", "55P03"],
+    [
+        "08006",
+        "08P01",
+        "53300",
+        "53100",
+        "57P01",
+        "57P03",
+        "57014",
+        "58030",
+        "40001",
+        "40P01",
+        "25006",
+        "25P03",
+        "55P03",
+    ],
 )
 def test_trouble_of_the_server_passes(code):
     assert transient(wrapped(Driver(code)))
@@ -70,7 +83,7 @@ def test_it_is_tried_again_until_it_works_or_all_stops():
             stopping.set()
         raise wrapped(Driver("57P01"), sa.exc.OperationalError)
 
-    with pytest.raises(sa.exc.OperationalError):
+    with pytest.raises(sa.exc.OperationalError):  # noqa: PT012
         for attempt in patient(stopping, "a test", 7):
             with attempt:
                 work()
@@ -83,7 +96,7 @@ def test_it_is_tried_again_until_it_works_or_all_stops():
 
 def test_what_does_not_pass_is_raised_at_once():
     tries = []
-    with pytest.raises(ValueError, match="bug"):
+    with pytest.raises(ValueError, match="bug"):  # noqa: PT012
         for attempt in patient(threading.Event(), "a test", None):
             with attempt:
                 tries.append(None)

@@ -35,8 +35,8 @@ def unit(count=1, **options):
 def raised(error):
     """An error with a traceback of its own."""
     try:
-        raise error
-    except BaseException as caught:
+        raise error  # noqa: TRY301
+    except BaseException as caught:  # noqa: BLE001
         return caught
 
 
@@ -73,7 +73,9 @@ def test_only_a_decision_counts_when_the_handler_acknowledges_by_itself():
         for result in (None, True, {"a": 1}):
             assert of_result(unit(acknowledge=acknowledge), result)[0].kind == "keep"
     assert of_result(unit(acknowledge="manual"), Discard())[0].kind == "discard"
-    kinds = [one.kind for one in of_result(unit(2, batch=2, acknowledge="manual"), [None, Snooze(1)])]
+    kinds = [
+        one.kind for one in of_result(unit(2, batch=2, acknowledge="manual"), [None, Snooze(1)])
+    ]
     assert kinds == ["keep", "release"]
     assert after_return(unit(acknowledge="first"), Discard())[0].kind == "keep"
 

@@ -19,9 +19,9 @@ for place in (HERE, HERE.parent / "chaos"):
     if str(place) not in sys.path:
         sys.path.insert(0, str(place))
 
-from hands.team import Team
-from kit.proxy import Proxy
-from kit.servers import Address, OwnServer, own_server
+from hands.team import Team  # noqa: E402
+from kit.proxy import Proxy  # noqa: E402
+from kit.servers import Address, OwnServer, own_server  # noqa: E402
 
 _numbers = itertools.count(1)
 

@@ -69,7 +69,7 @@ class Team:
         self._stack = ExitStack()
         self._numbers = itertools.count(1)
 
-    def __enter__(self) -> Team:
+    def __enter__(self) -> Team:  # noqa: PYI034
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -131,9 +131,7 @@ class Team:
     def settled(self, count: int, timeout: float = 30) -> None:
         """Wait until so many messages are in the archive."""
         done = "SELECT count(*) FROM pgqrs_archive"
-        until(
-            lambda: run_sql(self.address, done)[0][0] >= count, f"{count} are settled", timeout
-        )
+        until(lambda: run_sql(self.address, done)[0][0] >= count, f"{count} are settled", timeout)
 
     def emptied(self, timeout: float = 30) -> None:
         """Wait until no message is live."""

@@ -56,7 +56,7 @@ class Gate:
                 self.opened.set()
 
     async def opened_async(self) -> None:
-        while not self.opened.is_set():
+        while not self.opened.is_set():  # noqa: ASYNC110 - it is a thread's
             await asyncio.sleep(0.01)
 
 
