@@ -61,18 +61,21 @@ class Script:
 
     def __init__(self, code: str, *, env: dict[str, str] | None = None, **args: Any) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed on leaving
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _PRELUDE + inspect.cleandoc(code), json.dumps(args)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**os.environ, **(env or {})},
-        )
+        self.process = self._start(_PRELUDE + inspect.cleandoc(code), args, env or {})
         self.said: list[tuple[str, dict[str, Any]]] = []
         self._lines: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def _start(self, code: str, args: dict[str, Any], env: dict[str, str]) -> Any:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, json.dumps(args)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={**os.environ, **env},
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -13,9 +13,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy as sa
 from kit.books import Audit, Sent, audit
@@ -25,24 +25,48 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import QueueService
 
+from .nursery import Child, Nursery
+
 KINDS = ("sync", "psycopg", "asyncpg")
 """Threads; tasks over psycopg; tasks over asyncpg."""
-
-CODE = """
-from tests.consumers_processes.hands.worker import main
-main(args, say)
-"""
 
 _QUICK = {"concurrency": 4, "poll_interval": 0.1, "heartbeat": 0.5, "housekeeping": 0.5}
 _RETRY = {"max_attempts": 50, "backoff": "constant", "base": 0.05}
 
 
+def settings_of(address: Address, kind: str, **settings: Any) -> dict[str, Any]:
+    """Return the arguments of the worker's program, with what is not given filled in."""
+    driver = "asyncpg" if kind == "asyncpg" else "psycopg"
+    given = dict(settings)
+    through = given.pop("through", address)
+    return {
+        **given,
+        "kind": kind,
+        "url": through.url(driver),
+        "beside": address.url(driver),
+        "until_empty": given.get("until_empty", False),
+        "consumer": {**_QUICK, **given.get("consumer", {})},
+        "on": {"lease": 2, **given.get("on", {})},
+        "retry": {**_RETRY, **given.get("retry", {})},
+        "engine": given.get("engine", {}),
+        "tell": list(given.get("tell", ())),
+    }
+
+
 class Worker(Script):
     """One process with a consumer."""
 
-    def __init__(self, name: str, **args: Any) -> None:
-        super().__init__(CODE, name=name, **args)
+    def __init__(self, nursery: Nursery, name: str, **args: Any) -> None:
         self.name = name
+        self._nursery = nursery
+        super().__init__("", name=name, **args)
+
+    def _start(self, _code: str, args: dict[str, Any], _env: dict[str, str]) -> Child:
+        return self._nursery.bear(args, self._errors)
+
+    def freeze(self) -> None:
+        """SIGSTOP, and wait until it has stopped."""
+        self.process.stop(20)
 
     def expect(self, word: str, timeout: float = 20) -> dict[str, Any]:
         """As a script's, with a wait that is long for a consumer."""
@@ -60,58 +84,34 @@ class Team:
     Args:
         address: The database, directly.
         engine: On it, for sending and for the audit.
+        nursery: Where the processes come from.
     """
 
-    def __init__(self, address: Address, engine: sa.Engine) -> None:
+    def __init__(self, address: Address, engine: sa.Engine, nursery: Nursery) -> None:
         self.address = address
         self.engine = engine
+        self._nursery = nursery
         self.workers: list[Worker] = []
         self._stack = ExitStack()
         self._numbers = itertools.count(1)
 
-    def __enter__(self) -> Team:  # noqa: PYI034
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def hire(
-        self,
-        kind: str = "sync",
-        *,
-        through: Address | None = None,
-        until_empty: bool = False,
-        consumer: dict[str, Any] | None = None,
-        on: dict[str, Any] | None = None,
-        retry: dict[str, Any] | None = None,
-        engine: dict[str, Any] | None = None,
-        tell: Sequence[str] = (),
-    ) -> Worker:
-        """Start a process; it has only just begun to import when this returns.
+    def hire(self, kind: str = "sync", **settings: Any) -> Worker:
+        """Start a process; it has only just begun when this returns.
 
         Args:
             kind: See `KINDS`.
-            through: Where its consumer finds the database, if not directly.
-            until_empty: Let it end when nothing is left.
-            consumer: Settings of the consumer.
-            on: Settings of the handler.
-            retry: Of its `Retry`.
-            engine: Of its engine.
-            tell: The hooks that it is to say.
+            settings: ``consumer``, ``on``, ``retry`` and ``engine``: keyword arguments of these;
+                ``through``: where the database is found, if not directly; ``until_empty``: end
+                when nothing is left; ``tell``: the hooks that it is to say.
         """
-        driver = "asyncpg" if kind == "asyncpg" else "psycopg"
-        worker = Worker(
-            f"{kind}-{next(self._numbers)}",
-            kind=kind,
-            url=(through or self.address).url(driver),
-            beside=self.address.url(driver),
-            until_empty=until_empty,
-            consumer={**_QUICK, **(consumer or {})},
-            on={"lease": 2, **(on or {})},
-            retry={**_RETRY, **(retry or {})},
-            engine=engine or {},
-            tell=list(tell),
-        )
+        args = settings_of(self.address, kind, **settings)
+        worker = Worker(self._nursery, name=f"{kind}-{next(self._numbers)}", **args)
         self.workers.append(worker)
         return self._stack.enter_context(worker)
 

@@ -17,23 +17,28 @@ dies is seen as well.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import sqlalchemy as sa
 from kit.books import Effect, Start
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.orm import Session, sessionmaker
 
 from pgqrs_sa import AsyncConsumer, Consumer, Delivery, Hooks, Retry
 
-Say = Callable[..., None]
+_mouth = threading.Lock()
 
 
 class Poison(Exception):
@@ -56,6 +61,7 @@ class Gate:
                 self.opened.set()
 
     async def opened_async(self) -> None:
+        # Not in a thread of the loop's executor, for which the end of the loop would wait.
         while not self.opened.is_set():  # noqa: ASYNC110 - it is a thread's
             await asyncio.sleep(0.01)
 
@@ -63,7 +69,7 @@ class Gate:
 class Telling(Hooks):
     """Says what the consumer tells, of the hooks that are asked for."""
 
-    def __init__(self, say: Say, wanted: list[str]) -> None:
+    def __init__(self, wanted: list[str]) -> None:
         for name in wanted:
             setattr(self, name, lambda event, name=name: say(name, **_facts(event)))
 
@@ -71,16 +77,6 @@ class Telling(Hooks):
 def _facts(event: Any) -> dict[str, Any]:
     error = None if event.error is None else type(event.error).__name__
     return {"id": event.delivery.id, "attempt": event.delivery.read_ct, "error": error}
-
-
-def _locked(say: Say) -> Say:
-    lock = threading.Lock()
-
-    def alone(word: str, **data: Any) -> None:
-        with lock:
-            say(word, pid=os.getpid(), **data)
-
-    return alone
 
 
 def start_of(delivery: Delivery, name: str) -> Any:
@@ -101,13 +97,13 @@ def _may_fail(payload: dict[str, Any], delivery: Delivery) -> None:
             os._exit(7)
 
 
-def make_sync(args: dict[str, Any], say: Say, gate: Gate) -> tuple[Consumer, sa.Engine]:
+def make_sync(args: dict[str, Any], gate: Gate) -> tuple[Consumer, sa.Engine]:
     """Return a consumer in threads."""
     name = args["name"]
     engine = sa.create_engine(args["url"], **args["engine"])
     beside = sa.create_engine(args["beside"], isolation_level="AUTOCOMMIT", pool_pre_ping=True)
     consumer = Consumer(
-        sessionmaker(engine), hooks=[Telling(say, args["tell"])], name=name, **args["consumer"]
+        sessionmaker(engine), hooks=[Telling(args["tell"])], name=name, **args["consumer"]
     )
 
     @consumer.on("mail", retry=Retry(**args["retry"]), **args["on"])
@@ -127,7 +123,7 @@ def make_sync(args: dict[str, Any], say: Say, gate: Gate) -> tuple[Consumer, sa.
     return consumer, engine
 
 
-def make_async(args: dict[str, Any], say: Say, gate: Gate) -> AsyncConsumer:
+def make_async(args: dict[str, Any], gate: Gate) -> tuple[AsyncConsumer, AsyncEngine]:
     """Return a consumer in tasks."""
     name = args["name"]
     engine = create_async_engine(args["url"], **args["engine"])
@@ -136,7 +132,7 @@ def make_async(args: dict[str, Any], say: Say, gate: Gate) -> AsyncConsumer:
     )
     consumer = AsyncConsumer(
         async_sessionmaker(engine),
-        hooks=[Telling(say, args["tell"])],
+        hooks=[Telling(args["tell"])],
         name=name,
         **args["consumer"],
     )
@@ -158,20 +154,27 @@ def make_async(args: dict[str, Any], say: Say, gate: Gate) -> AsyncConsumer:
     return consumer
 
 
-def main(args: dict[str, Any], say: Say) -> None:
+def say(word: str, **data: Any) -> None:
+    """Tell the parent: see `kit.scripts`."""
+    with _mouth:
+        sys.stdout.write(json.dumps([word, {"pid": os.getpid(), **data}]) + "\n")
+        sys.stdout.flush()
+
+
+def main(args: dict[str, Any]) -> None:
     """Run until told to stop; the exit code is the consumer's."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(threadName)s %(name)s %(message)s"
     )
-    say, gate = _locked(say), Gate()
+    gate = Gate()
     until_empty = args["until_empty"]
     if args["kind"] == "sync":
-        consumer, _ = make_sync(args, say, gate)
+        consumer, _ = make_sync(args, gate)
         say("made")
         sys.exit(consumer.run(until_empty=until_empty))
 
     async def run() -> int:
-        consumer = make_async(args, say, gate)
+        consumer, _ = make_async(args, gate)
         say("made")
         return await consumer.run(until_empty=until_empty)
 

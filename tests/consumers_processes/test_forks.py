@@ -1,0 +1,79 @@
+"""A parent that has used the engine before it forks, as gunicorn does with ``--preload``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hands.team import KINDS, settings_of
+from kit.scripts import Script
+from kit.servers import run_sql
+
+PARENT = """
+import asyncio, os, signal, threading
+sys.path.insert(0, args["here"])
+from hands.worker import Gate, make_async, make_sync
+
+if args["kind"] == "sync":
+    consumer, engine = make_sync(args, Gate())
+    run = consumer.run
+
+    def used():
+        with engine.connect() as connection:
+            return connection.scalar(sa.text("SELECT pg_backend_pid()"))
+else:
+    consumer, engine = make_async(args, Gate())
+    run = lambda: asyncio.run(consumer.run())
+    loop = asyncio.new_event_loop()
+
+    async def use():
+        async with engine.connect() as connection:
+            return await connection.scalar(sa.text("SELECT pg_backend_pid()"))
+
+    def used():
+        return loop.run_until_complete(use())
+
+backend = used()
+children = []
+for _ in range(2):
+    if (pid := os.fork()) == 0:
+        if args["kind"] != "sync":
+            asyncio.set_event_loop(None)
+        code = 9
+        try:
+            code = run()
+        finally:
+            os._exit(code)
+    children.append(pid)
+say("forked", children=children)
+same = all(used() == backend for _ in range(200))
+hear("go")
+for pid in children:
+    os.kill(pid, signal.SIGTERM)
+codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+say("ended", codes=codes, same=same and used() == backend)
+if args["kind"] == "sync":
+    # The parent may work as well.
+    threading.Timer(0.5, consumer.stop).start()
+    say("worked", code=run())
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_children_of_a_parent_that_used_the_engine_work_and_leave_its_connections_alone(team, kind):
+    args = settings_of(team.address, kind, name=kind)
+    with Script(PARENT, here=str(Path(__file__).parent), **args) as parent:
+        children = parent.expect("forked", 20)["children"]
+        team.registered(2)
+        team.send(*[{"ms": 1}] * 60)
+        team.emptied()
+        parent.tell("go")
+        assert parent.expect("ended", 20) == {"codes": [0, 0], "same": True}, parent.errors
+        if kind == "sync":
+            team.send({})
+            assert parent.expect("worked", 20) == {"code": 0}
+        assert parent.wait(20) == 0, parent.errors
+    rows = run_sql(team.address, "SELECT pid, status FROM pgqrs_workers ORDER BY id")
+    assert {pid for pid, _ in rows[:2]} == set(children)
+    assert {status for _, status in rows} == {"stopped"}
+    assert team.audit().archived == 60 + (kind == "sync")
