@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -46,7 +47,7 @@ class Backoff:
     def __post_init__(self) -> None:
         numbers = (self.base, self.factor, self.cap, self.jitter)
         if (
-            not all(isinstance(one, (int, float)) and abs(one) <= _LONGEST for one in numbers)
+            not all(map(_finite, numbers))
             or not 0 <= self.base <= _LONGEST
             or not 0 <= self.cap <= _LONGEST
             or self.factor < 1
@@ -143,6 +144,11 @@ class Retry:
     def _growth(self) -> Backoff:
         factor = 2.0 if self.backoff == "exponential" else 1.0
         return Backoff(self.base, factor, self.cap, self.jitter)
+
+
+def _finite(value: object) -> bool:
+    # An integer may be larger than any float.
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 def _decides(value: object) -> bool:
