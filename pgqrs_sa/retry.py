@@ -24,6 +24,11 @@ Decide: TypeAlias = Callable[[Any, Delivery], Decision | None]
 _LONGEST = 100 * 365 * 86_400.0  # a hundred years, in seconds
 
 
+def _finite(value: object) -> bool:
+    # An integer may be larger than any float.
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+
+
 @dataclass(frozen=True, slots=True)
 class Backoff:
     """Exponential backoff with a cap and jitter.
@@ -144,11 +149,6 @@ class Retry:
     def _growth(self) -> Backoff:
         factor = 2.0 if self.backoff == "exponential" else 1.0
         return Backoff(self.base, factor, self.cap, self.jitter)
-
-
-def _finite(value: object) -> bool:
-    # An integer may be larger than any float.
-    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 def _decides(value: object) -> bool:
