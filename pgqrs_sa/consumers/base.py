@@ -54,6 +54,7 @@ class BaseConsumer:
                 f"{type(sessionmaker).__name__}"
             )
         self._pid = os.getpid()
+        self._inherited: object = None
         self._sessionmaker: Any = sessionmaker
         self._settings = Settings.checked(
             name=name or socket.gethostname(),
@@ -188,6 +189,9 @@ class BaseConsumer:
         if self._pid != os.getpid():
             # Connections that the parent process opened are the parent's: using them here as well
             # would mix up what they say (https://docs.sqlalchemy.org/en/20/core/pooling.html).
+            # They are kept: asyncpg's, when collected, take their sockets from the loop that the
+            # parent may be waiting in, whose epoll both processes share.
+            self._inherited = engine.pool
             engine.dispose(close=False)
             self._pid = os.getpid()
         return engine

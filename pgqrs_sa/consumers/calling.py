@@ -82,8 +82,9 @@ def after_error(unit: Unit, error: BaseException, *, stopping: bool) -> list[Ver
     """
     if unit.handler.acknowledge == "first":
         return [Verdict(one, "keep", error=error) for one in unit.deliveries]
-    if isinstance(error, KeyboardInterrupt) or (stopping and not isinstance(error, Exception)):
-        # Not the message's fault: somebody wants this process to end.
+    told_to_stop = stopping or any(one.lease_lost for one in unit.deliveries)
+    if isinstance(error, KeyboardInterrupt) or (told_to_stop and not isinstance(error, Exception)):
+        # Not the message's fault: somebody wants this process, or this task, to end.
         return [Verdict(one, "release", error=error) for one in unit.deliveries]
     if isinstance(error, _NotBegun):
         return [Verdict(one, "release", error=error.__cause__) for one in unit.deliveries]

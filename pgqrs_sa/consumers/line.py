@@ -165,6 +165,7 @@ def _sibling(engine: Any) -> Any:
     original = engine.sync_engine
     twin = Engine(original.pool.recreate(), original.dialect, original.url)
     twin.dispatch._update(original.dispatch, only_propagate=False)  # noqa: SLF001
+    twin._has_events = original._has_events  # noqa: SLF001 - or none of them is called
     return AsyncEngine(twin.execution_options(**original.get_execution_options()))
 
 

@@ -27,6 +27,7 @@ _CLASSES = (
 _CODES = (
     "25006",  # read only: a failover is under way, or the disk is full
     "25P03",  # idle in transaction for too long
+    "55000",  # the database takes no connections just now
     "55P03",  # a lock was not to be had in time
     "57014",  # statement_timeout
 )

@@ -61,7 +61,7 @@ class Verdict:
         if isinstance(error, PgqrsError):
             return _bounded(said, _HEAD + _TAIL)  # that is all; its traceback is ours
         head = _bounded(said, _HEAD)
-        frames = "".join(traceback.format_tb(_the_handlers(error.__traceback__), limit=-20))
+        frames = "".join(map(_shown, traceback.extract_tb(_the_handlers(error.__traceback__), -20)))
         return f"{head}\n{frames[-_TAIL:]}".strip()
 
 
@@ -147,6 +147,12 @@ def _the_handlers(trace: TracebackType | None) -> TracebackType | None:
     while inner is not None and inner.tb_frame.f_code.co_filename.startswith(OURS):
         inner = inner.tb_next
     return inner or trace
+
+
+def _shown(frame: traceback.FrameSummary) -> str:
+    # Without the marks below the line: for these `traceback` parses it, and the parser of Python
+    # 3.11 may fail when another thread does that too.
+    return f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}\n    {frame.line}\n'
 
 
 def _bounded(text: str, most: int) -> str:

@@ -154,6 +154,7 @@ class Kit:
         self._engines: list[Any] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread: threading.Thread | None = None
+        self.lose_replies = False
         if self.is_async:
             self._loop = asyncio.new_event_loop()
             self._loop_thread = threading.Thread(target=self._loop.run_forever, daemon=True)

@@ -232,8 +232,8 @@ def test_an_engine_that_keeps_snapshots_can_be_worked_on(kit, level):
 
     @consumer.on("mail", lease=SHORT)
     def handler(session, delivery):
-        begun.append(delivery.id)
         if delivery.payload < 6:
+            begun.append(delivery.id)
             kit.wait(go)
         effect(session, delivery)
 
@@ -261,10 +261,10 @@ def test_a_server_whose_default_is_serializable_can_be_worked_on(kit):
 
         @consumer.on("mail", lease=SHORT)
         def handler(session, delivery):
-            begun.append(delivery.id)
             level = session.connection().get_isolation_level()
             effect(session, delivery, str(level))
             if delivery.payload < 4:
+                begun.append(delivery.id)
                 kit.wait(go)
 
         consumer.start()

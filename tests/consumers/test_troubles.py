@@ -35,6 +35,7 @@ def wrapped(error, kind=sa.exc.DBAPIError):
         "40P01",
         "25006",
         "25P03",
+        "55000",
         "55P03",
     ],
 )

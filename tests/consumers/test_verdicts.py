@@ -134,7 +134,7 @@ def test_a_function_in_on_that_fails_does_not_hang_the_message():
 def test_the_text_of_an_error_begins_with_its_type_and_ends_where_it_was_raised():
     text = Verdict(delivery(1), "retry", error=raised(ValueError("no such address"))).error_text
     assert text.startswith("ValueError: no such address\n")
-    assert text.endswith("raise error")
+    assert "raise error" in text.splitlines()[2]
 
 
 def test_the_text_of_an_error_is_bounded_and_keeps_both_ends():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -11,18 +14,19 @@ from kit.servers import run_sql
 
 PARENT = """
 import asyncio, os, signal, threading
+os.setpgrp()
 sys.path.insert(0, args["here"])
-from hands.worker import Gate, make_async, make_sync
+from hands.worker import make_async, make_sync
 
 if args["kind"] == "sync":
-    consumer, engine = make_sync(args, Gate())
+    consumer, engine = make_sync(args, None)
     run = consumer.run
 
     def used():
         with engine.connect() as connection:
             return connection.scalar(sa.text("SELECT pg_backend_pid()"))
 else:
-    consumer, engine = make_async(args, Gate())
+    consumer, engine = make_async(args, None)
     run = lambda: asyncio.run(consumer.run())
     loop = asyncio.new_event_loop()
 
@@ -59,10 +63,21 @@ if args["kind"] == "sync":
 """
 
 
+@contextmanager
+def family(**args):
+    """A parent whose children end with it."""
+    with Script(PARENT, **args) as parent:
+        try:
+            yield parent
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(parent.pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_children_of_a_parent_that_used_the_engine_work_and_leave_its_connections_alone(team, kind):
     args = settings_of(team.address, kind, name=kind)
-    with Script(PARENT, here=str(Path(__file__).parent), **args) as parent:
+    with family(here=str(Path(__file__).parent), **args) as parent:
         children = parent.expect("forked", 20)["children"]
         team.registered(2)
         team.send(*[{"ms": 1}] * 60)

@@ -151,7 +151,7 @@ def make_async(args: dict[str, Any], gate: Gate) -> tuple[AsyncConsumer, AsyncEn
         if payload.get("do") == "wait":
             say("written", id=delivery.id, lost=delivery.lease_lost)
 
-    return consumer
+    return consumer, engine
 
 
 def say(word: str, **data: Any) -> None:

@@ -1,0 +1,444 @@
+"""How a consumer runs: until it is empty or told to stop, fairly, and telling of what it does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import Counter
+
+import pytest
+import sqlalchemy as sa
+from bench import Ear, effect, until
+from sqlalchemy.orm import Session, sessionmaker
+
+from pgqrs_sa import Consumer, Delivery, Hooks, QueueService, Retry, Snooze
+
+# --------------------------------------------------------------------------- until it is empty
+
+
+def test_it_runs_until_nothing_is_visible_also_of_what_handlers_enqueue(kit):
+    kit.queue("next")
+    kit.send(3)
+    later = kit.send("later", delay=3600)
+    consumer = kit.consumer()
+    seen = []
+
+    @consumer.on("mail")
+    @consumer.on("next")
+    def handler(session, delivery):
+        seen.append((delivery.queue, delivery.payload))
+        if delivery.payload:
+            queue = "next" if delivery.queue == "mail" else "mail"
+            QueueService(session).enqueue(queue, delivery.payload - 1)
+
+    assert consumer.run() == 0
+    assert seen == [("mail", 3), ("next", 2), ("mail", 1), ("next", 0)]
+    assert list(kit.live()) == later
+
+
+def test_what_another_consumer_has_locked_for_a_moment_is_waited_for(threads):
+    (id_,) = threads.send({})
+    consumer = threads.consumer()
+    consumer.on("mail")(effect)
+    with threads.engine.begin() as other:
+        other.execute(sa.text("SELECT 1 FROM pgqrs_messages FOR UPDATE"))
+        result = []
+        thread = threading.Thread(target=lambda: result.append(consumer.run()))
+        thread.start()
+        time.sleep(0.4)
+        assert thread.is_alive()
+    thread.join(10)
+    assert result == [0]
+    assert threads.effects() == [(id_, 1)]
+
+
+def test_paused_queues_and_suspended_workers_do_not_keep_it(threads):
+    threads.send({})
+    with Session(threads.engine) as session, session.begin():
+        QueueService(session).queues.pause("mail")
+    consumer = threads.consumer()
+    consumer.on("mail")(effect)
+    assert consumer.run() == 0
+    assert len(threads.live()) == 1
+
+
+def test_many_messages_are_done_once_each(kit):
+    ids = kit.send(*range(300))
+    consumer = kit.consumer(concurrency=8)
+    consumer.on("mail", prefetch=20)(effect)
+    assert consumer.run() == 0
+    assert sorted(kit.effects()) == [(id_, 1) for id_ in ids]
+
+
+# --------------------------------------------------------------------- what runs side by side
+
+
+def test_no_more_calls_run_at_a_time_than_a_handler_and_the_consumer_may(kit):
+    kit.queue("wide")
+    kit.send(*range(12))
+    kit.send(*range(12), queue="wide")
+    consumer = kit.consumer(concurrency=3)
+    lock = threading.Lock()
+    running: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+
+    def handler(_session, delivery):
+        with lock:
+            running.update([delivery.queue, "all"])
+            for name, count in running.items():
+                most[name] = max(most[name], count)
+        for _ in range(4):
+            kit.wait_a_moment()
+        with lock:
+            running.subtract([delivery.queue, "all"])
+
+    consumer.on("mail", concurrency=1, session=False)(handler)
+    consumer.on("wide", prefetch=4, session=False)(handler)
+    assert consumer.run() == 0
+    assert most == {"mail": 1, "wide": most["wide"], "all": 3}
+    assert most["wide"] >= 2
+    assert len(kit.archive()) == 24
+
+
+def test_full_queues_share_a_consumer_by_their_weights(kit):
+    kit.queue("heavy")
+    kit.send(*range(40))
+    kit.send(*range(40), queue="heavy")
+    consumer = kit.consumer(concurrency=1)
+    order = []
+
+    def handler(_session, delivery):
+        order.append(delivery.queue)
+
+    consumer.on("mail", session=False)(handler)
+    consumer.on("heavy", weight=3, session=False)(handler)
+    assert consumer.run() == 0
+    first = Counter(order[:40])
+    assert 27 <= first["heavy"] <= 33
+    assert len(order) == 80
+
+
+# -------------------------------------------------------------------------- starting, stopping
+
+
+def test_it_works_in_the_background_between_start_and_stop(kit):
+    consumer = kit.consumer()
+    consumer.on("mail")(effect)
+    kit.call(consumer.consumer.start)
+    (id_,) = kit.send({})
+    until(lambda: id_ in kit.archive(), "the message is done")
+    assert kit.stop(consumer.consumer) == 0
+    (left,) = kit.send({})
+    time.sleep(0.1)
+    assert list(kit.live()) == [left]
+    assert kit.workers()[0].status == "stopped"
+    assert [one.name for one in threading.enumerate() if one.name.startswith("pgqrs-")] == []
+    assert kit.stop(consumer.consumer) == 0  # once more is no error
+
+
+def test_it_works_in_a_with_block(threads):
+    consumer = Consumer(sessionmaker(threads.engine), poll_interval=0.02, concurrency=2)
+
+    @consumer.on("mail")
+    def handler(session: Session, delivery: Delivery) -> None:
+        effect(session, delivery)
+
+    with consumer:
+        (id_,) = threads.send({})
+        until(lambda: id_ in threads.archive(), "the message is done")
+    assert threads.workers()[0].status == "stopped"
+
+
+def test_it_waits_for_the_handlers_that_run_and_leases_no_more(kit):
+    ids = kit.send(*range(4))
+    consumer = kit.consumer(concurrency=2)
+    go = threading.Event()
+    begun = []
+
+    @consumer.on("mail", prefetch=1)
+    def handler(session, delivery):
+        begun.append(delivery.id)
+        kit.wait(go)
+        effect(session, delivery)
+
+    consumer.start()
+    until(lambda: len(begun) == 2 and len(kit.held()) == 3, "two run, and one waits")
+    stopper = threading.Thread(target=kit.stop, args=(consumer.consumer,))
+    stopper.start()
+    until(lambda: len(kit.held()) == 2, "what waited has been given back")
+    go.set()
+    stopper.join(10)
+    assert consumer.result() == 0
+    assert sorted(begun) == ids[:2]
+    assert sorted(kit.effects()) == [(id_, 1) for id_ in ids[:2]]
+    waited = kit.live()[ids[2]]
+    assert (waited.read_ct, waited.max_read_ct, waited.dequeued_at) == (1, 6, None)
+    assert kit.live()[ids[3]].read_ct == 0
+
+
+def test_what_was_acknowledged_first_and_waits_is_worked_on_before_it_stops(threads):
+    ids = threads.send(*range(6))
+    consumer = threads.consumer()
+    go = threading.Event()
+    calls = []
+
+    @consumer.on("mail", acknowledge="first", concurrency=1, prefetch=5, session=False)
+    def handler(_session, delivery):
+        calls.append(delivery.id)
+        assert go.wait(10)
+
+    consumer.start()
+    until(lambda: len(threads.archive()) == 6, "all are acknowledged")
+    stopper = threading.Thread(target=threads.stop, args=(consumer.consumer,))
+    stopper.start()
+    time.sleep(0.1)
+    go.set()
+    stopper.join(10)
+    assert consumer.result() == 0
+    assert calls == ids
+
+
+def test_a_handler_may_stop_the_consumer(kit):
+    ids = kit.send(*range(50))
+    consumer = kit.consumer(concurrency=1)
+    calls = []
+
+    if kit.is_async:
+
+        async def handler(delivery: Delivery) -> None:
+            calls.append(delivery.id)
+            assert await consumer.consumer.stop() == 0
+    else:
+
+        def handler(delivery: Delivery) -> None:
+            calls.append(delivery.id)
+            assert consumer.consumer.stop() == 0
+
+    consumer.consumer.on("mail")(handler)
+    assert consumer.run(until_empty=False) == 0
+    assert calls == ids[:1]
+    assert kit.held() == []
+
+
+def test_a_run_and_a_stop_in_another_thread_end_together(threads):
+    threads.send({})
+    consumer = threads.consumer(drain_timeout=0.2)
+    never, begun = threading.Event(), threading.Event()
+
+    @consumer.on("mail", session=False)
+    def handler(_session, _delivery):
+        begun.set()
+        never.wait(20)
+
+    consumer.start()
+    assert begun.wait(10)
+    assert threads.stop(consumer.consumer) == 1
+    assert consumer.result() == 1
+    never.set()
+
+
+# --------------------------------------------------------------------------- hooks and the log
+
+
+class Loud(Hooks):
+    """Raises in every hook."""
+
+    def on_start(self, _event):
+        raise SystemExit
+
+    def on_success(self, _event):
+        raise ValueError
+
+    on_retry = on_dead = on_lease_lost = on_start
+    on_heartbeat = on_success
+
+
+def test_hooks_hear_of_each_event_once_and_what_they_raise_changes_nothing(kit):
+    ok, bad, retried, snoozed = kit.send("ok", "bad", "retried", "snoozed")
+    ear = Ear()
+    consumer = kit.consumer(hooks=[Loud(), ear], retry=Retry(max_attempts=1, base=1000))
+
+    @consumer.on("mail")
+    def handler(session, delivery):
+        if delivery.payload == "snoozed":
+            raise Snooze(1000)
+        if delivery.payload != "ok":
+            raise ValueError(delivery.payload)
+
+    kit.sql("UPDATE pgqrs_messages SET max_read_ct = 2 WHERE id = :id", id=retried)
+    assert consumer.run() == 0
+    heard = {
+        id_: [(name, event) for name, event in ear.heard if event.delivery.id == id_]
+        for id_ in (ok, bad, retried, snoozed)
+    }
+    names = {id_: [name for name, _ in events] for id_, events in heard.items()}
+    assert names == {
+        ok: ["on_start", "on_success"],
+        bad: ["on_start", "on_dead"],
+        retried: ["on_start", "on_retry"],
+        snoozed: ["on_start", "on_retry"],
+    }
+    outcomes = {id_: events[1][1].outcome for id_, events in heard.items()}
+    assert outcomes == {ok: "archived", bad: "dead", retried: "retry", snoozed: "released"}
+    assert heard[ok][1][1].error is None
+    assert heard[ok][1][1].duration.total_seconds() >= 0
+    assert str(heard[bad][1][1].error) == "bad"
+    assert heard[retried][1][1].delay.total_seconds() > 800
+    assert heard[snoozed][1][1].delay.total_seconds() == 1000
+    assert {event.worker for _, event in ear.heard} == {1}
+    assert {event.handler.rpartition(".")[2] for _, event in ear.heard} <= {"one", "handler"}
+
+
+def test_the_log_has_fields_and_no_payload(kit, caplog):
+    caplog.set_level(logging.DEBUG, "pgqrs_sa.consumer")
+    ok, bad = kit.send({"secret": "hunter2"}, {"secret": "swordfish"})
+    consumer = kit.consumer(retry=Retry(base=1000))
+
+    @consumer.on("mail")
+    def handler(_session, delivery):
+        if delivery.id == bad:
+            raise ValueError(delivery.payload["secret"])
+
+    assert consumer.run() == 0
+    records = {one.msg_id: one for one in caplog.records if hasattr(one, "msg_id")}
+    assert {id_: (one.outcome, one.levelname) for id_, one in records.items()} == {
+        ok: ("archived", "DEBUG"),
+        bad: ("retry", "WARNING"),
+    }
+    for one in records.values():
+        assert (one.queue, one.attempt, one.worker) == ("mail", 1, 1)
+        assert one.duration_ms >= 0
+    assert "hunter2" not in caplog.text
+    assert "swordfish" not in caplog.text
+    assert logging.getLogger("pgqrs_sa").handlers == logging.getLogger("pgqrs_sa.consumer").handlers
+    assert logging.getLogger("pgqrs_sa.consumer").handlers == []
+
+
+# ------------------------------------------------------------------------ waking, and sessions
+
+
+def test_a_message_enqueued_in_this_process_is_picked_up_at_once(kit):
+    consumer = kit.consumer(poll_interval=30)
+    done = []
+
+    @consumer.on("mail", session=False)
+    def handler(_session, delivery):
+        done.append(time.monotonic())
+
+    consumer.start()
+    time.sleep(0.3)  # until it has been idle for a while
+    for count in range(1, 6):
+        began = time.monotonic()
+        kit.send({})
+        until(lambda count=count: len(done) == count, "it is picked up", 5)
+        assert done[-1] - began < 2
+    assert consumer.stop() == 0
+
+
+def test_its_own_statements_leave_no_state_in_the_session(kit):
+    """As PgBouncer in transaction mode needs it: no SET, no session-level lock, no LISTEN."""
+    said: list[str] = []
+    engine = kit.app_engine()
+
+    @sa.event.listens_for(getattr(engine, "sync_engine", engine), "before_cursor_execute")
+    def note(_connection, _cursor, statement, _parameters, _context, _many):
+        said.append(" ".join(statement.split()))
+
+    ids = kit.send(*range(5))
+    kit.send("bad", max_read_ct=1)
+    consumer = kit.consumer(engine=engine, housekeeping=0.02, heartbeat=0.05)
+    locks = []
+
+    @consumer.on("mail", lease=0.3)
+    def handler(session, delivery):
+        if delivery.payload == "bad":
+            raise ValueError
+        locks.extend(
+            kit.sql("SELECT * FROM pg_locks WHERE locktype = 'advisory' AND objsubid <> 1")
+        )
+        for _ in range(60):
+            kit.wait_a_moment()
+        effect(session, delivery)
+
+    assert consumer.run() == 0
+    assert sorted(kit.effects()) == [(id_, 1) for id_ in ids]
+    kinds = {one.split()[0].upper() for one in said}
+    assert kinds <= {"SELECT", "WITH", "UPDATE", "INSERT", "DELETE", "SHOW"}
+    assert not [one for one in said if "pg_advisory_lock" in one or "set_config" in one]
+    assert [one for one in said if "pg_try_advisory_xact_lock" in one]
+    assert any("extend" in one or "vt" in one for one in said)
+    assert locks == []
+
+
+def test_a_child_of_a_fork_works_and_leaves_its_parents_connections_alone(threads):
+    """As under gunicorn with a preloaded application: made in the parent, run in the child."""
+    engine = threads.app_engine(pool_size=8)
+    with engine.connect() as one, engine.connect() as two:  # two connections wait in the pool
+        one.execute(sa.text("SELECT 1"))
+        two.execute(sa.text("SELECT 1"))
+    held = engine.connect()
+    pid = held.execute(sa.text("SELECT pg_backend_pid()")).scalar_one()
+    consumer = Consumer(sessionmaker(engine), poll_interval=0.02, concurrency=2)
+
+    @consumer.on("mail")
+    def handler(session: Session, delivery: Delivery) -> None:
+        effect(session, delivery)
+
+    ids = threads.send(*range(10))
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            code = consumer.run(until_empty=True)
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert sorted(threads.effects()) == [(id_, 1) for id_ in ids]
+    assert threads.workers()[0].pid == child
+    for _ in range(3):
+        assert held.execute(sa.text("SELECT pg_backend_pid()")).scalar_one() == pid
+    held.close()
+    with engine.connect() as one, engine.connect() as two:
+        assert one.execute(sa.text("SELECT 1")).scalar_one() == 1
+        assert two.execute(sa.text("SELECT 2")).scalar_one() == 2
+    threads.send({})
+    assert consumer.run(until_empty=True) == 0  # and the parent may still work as well
+    assert threads.workers()[1].pid == os.getpid()
+
+
+def test_a_child_of_a_process_whose_consumer_runs_can_run_its_own(threads):
+    consumer = threads.consumer()
+    consumer.on("mail")(effect)
+    consumer.start()
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            code = consumer.consumer.stop() + consumer.consumer.run(until_empty=True)
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    (id_,) = threads.send({})
+    until(lambda: id_ in threads.archive(), "the parent's consumer works on")
+    assert consumer.stop() == 0
+    assert [one.status for one in threads.workers()] == ["stopped"] * 2
+
+
+@pytest.mark.parametrize("autoflush", [True, False])
+def test_a_handler_may_use_the_service_in_its_session(threads, autoflush):
+    threads.queue("next")
+    (id_,) = threads.send({"n": 1})
+    consumer = Consumer(sessionmaker(threads.engine, autoflush=autoflush), poll_interval=0.02)
+
+    @consumer.on("mail")
+    def handler(session: Session, service: QueueService, payload: dict) -> None:
+        service.enqueue("next", payload)
+        assert service.enqueue_many("next", [1, 2])
+
+    assert consumer.run(until_empty=True) == 0
+    assert threads.outcomes() == {id_: "archived"}
+    assert len(threads.live()) == 3

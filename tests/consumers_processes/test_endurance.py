@@ -1,0 +1,11 @@
+"""The big run, small: see `tests/consumers_processes/endurance.py`."""
+
+from __future__ import annotations
+
+from endurance import Options, endure
+
+
+def test_nothing_is_lost_or_done_twice_while_processes_and_the_server_die(own, nursery):
+    options = Options(messages=1200, workers=4, concurrency=3, restarts=1, kills=1, lease=2)
+    report = endure(own, nursery, "endurance", options)
+    assert not report.wrong, "\n".join(report.lines())
