@@ -63,7 +63,7 @@ HANDLERS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(HANDLERS, st.integers(1, 8), st.data())
 def test_never_more_is_leased_than_may_run_or_wait(wanted, slots, data):
     made = handlers(*wanted)
@@ -95,7 +95,7 @@ def test_never_more_is_leased_than_may_run_or_wait(wanted, slots, data):
         assert plan.in_hand == in_hand.total()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=5))
 def test_queues_that_are_always_full_get_shares_by_their_weights(weights):
     plan = schedule(handlers(*({"weight": one} for one in weights), concurrency=1), slots=1)
@@ -227,7 +227,7 @@ def test_a_store_ahead_is_filled_when_half_is_used_up():
     assert plan.next(0.0).limit == 5
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(HANDLERS, st.integers(1, 8), st.data())
 def test_no_more_runs_than_may_and_each_handlers_calls_begin_in_order(wanted, slots, data):
     made = handlers(*wanted)

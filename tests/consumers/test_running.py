@@ -65,7 +65,7 @@ def test_paused_queues_and_suspended_workers_do_not_keep_it(threads):
 
 
 def test_many_messages_are_done_once_each(kit):
-    ids = kit.send(*range(300))
+    ids = kit.send(*range(150))
     consumer = kit.consumer(concurrency=8)
     consumer.on("mail", prefetch=20)(effect)
     assert consumer.run() == 0

@@ -140,11 +140,16 @@ def test_a_consumer_that_was_taken_for_dead_registers_anew_and_goes_on(kit, how)
     consumer.start()
     assert begun.wait(10)
     if how == "reclaimed":
-        kit.sql("UPDATE pgqrs_workers SET heartbeat_at = now() - interval '1 day'")
-        assert manage(kit, lambda workers: workers.reclaim()) == 1
+        with Session(kit.engine) as session, session.begin():  # no heartbeat comes in between
+            silent = "UPDATE pgqrs_workers SET heartbeat_at = now() - interval '1 day'"
+            session.execute(sa.text(silent))
+            assert QueueService(session).workers.reclaim() == 1
     else:
-        kit.sql("UPDATE pgqrs_messages SET vt = now() WHERE id = :id", id=id_)
-        kit.sql("DELETE FROM pgqrs_workers")
+        kit.sql(
+            "WITH gone AS (DELETE FROM pgqrs_workers RETURNING id)"
+            " UPDATE pgqrs_messages SET vt = now() WHERE id = :id",
+            id=id_,
+        )
     until(lambda: 2 in [one.id for one in kit.workers()], "it registers anew", SOON)
     until(lambda: id_ in kit.archive(), "the message is done by the new one")
     go.set()

@@ -61,6 +61,7 @@ def test_a_handler_whose_commit_was_not_answered_is_looked_up(team, proxy, kind,
     worker = team.hire(
         kind,
         through=team.address.via(*proxy.address),
+        consumer={"housekeeping": None},  # which commits as well
         tell=["on_success", "on_retry", "on_lease_lost"],
     )
     team.registered()

@@ -58,7 +58,7 @@ codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
 say("ended", codes=codes, same=same and used() == backend)
 if args["kind"] == "sync":
     # The parent may work as well.
-    threading.Timer(0.5, consumer.stop).start()
+    threading.Thread(target=lambda: (hear("stop"), consumer.stop())).start()
     say("worked", code=run())
 """
 
@@ -86,6 +86,8 @@ def test_children_of_a_parent_that_used_the_engine_work_and_leave_its_connection
         assert parent.expect("ended", 20) == {"codes": [0, 0], "same": True}, parent.errors
         if kind == "sync":
             team.send({})
+            team.emptied()
+            parent.tell("stop")
             assert parent.expect("worked", 20) == {"code": 0}
         assert parent.wait(20) == 0, parent.errors
     rows = run_sql(team.address, "SELECT pid, status FROM pgqrs_workers ORDER BY id")

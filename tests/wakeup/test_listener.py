@@ -425,6 +425,25 @@ def test_it_stops_at_once_while_it_is_connecting(proxy, through, make_engine, st
     eventually(lambda: not [t for t in threading.enumerate() if "pgqrs" in t.name])
 
 
+def test_a_connection_that_comes_after_the_stop_is_closed(migrated, woken):
+    asked, go, made = threading.Event(), threading.Event(), []
+
+    def creator():
+        asked.set()
+        assert go.wait(LONG)
+        made.append(psycopg.connect(migrated.dsn))
+        return made[0]
+
+    listener = Listener(sa.create_engine("postgresql+psycopg://", creator=creator), woken)
+    listener.start()
+    assert asked.wait(LONG)
+    stopped_within(listener, 1)
+    go.set()
+
+    eventually(lambda: made and made[0].closed)
+    assert woken.names == []
+
+
 def test_it_stops_at_once_between_two_attempts_to_connect(make_engine, start, woken, driver):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]

@@ -46,7 +46,7 @@ def settings_of(address: Address, kind: str, **settings: Any) -> dict[str, Any]:
         "beside": address.url(driver),
         "until_empty": given.get("until_empty", False),
         "consumer": {**_QUICK, **given.get("consumer", {})},
-        "on": {"lease": 2, **given.get("on", {})},
+        "on": {"lease": 30, **given.get("on", {})},
         "retry": {**_RETRY, **given.get("retry", {})},
         "engine": given.get("engine", {}),
         "tell": list(given.get("tell", ())),
@@ -135,8 +135,13 @@ class Team:
 
     def emptied(self, timeout: float = 30) -> None:
         """Wait until no message is live."""
-        live = "SELECT count(*) FROM pgqrs_messages"
-        until(lambda: run_sql(self.address, live) == [(0,)], "the queue is empty", timeout)
+        live = "SELECT id, read_ct, vt - now(), consumer_worker_id FROM pgqrs_messages LIMIT 9"
+        try:
+            until(lambda: not run_sql(self.address, live), "the queue is empty", timeout)
+        except AssertionError as error:
+            said = [f"{one.name}: {one.process.poll()}\n{one.errors}" for one in self.workers]
+            left = run_sql(self.address, live)
+            raise AssertionError("\n".join([str(error), f"{left}", *said])) from None
 
     def finish(self, kind: str = "sync", timeout: float = 30, **settings: Any) -> None:
         """Let another consumer do what is left, and end properly."""
