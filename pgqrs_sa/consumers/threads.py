@@ -116,7 +116,8 @@ class Consumer(BaseConsumer):
         self._signals = 0
         with _Signals(self._on_signal):
             self.start(until_empty=until_empty)
-            while (run := self._run) and not (self._stop.wait(0.1) or self._signals or run.over):
+            look = 0.02 if until_empty else 0.1
+            while (run := self._run) and not (self._stop.wait(look) or self._signals or run.over):
                 pass
             return self._end()
 

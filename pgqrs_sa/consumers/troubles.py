@@ -13,6 +13,8 @@ from typing import Any
 import tenacity
 from sqlalchemy import exc
 
+from ..errors import ReadOnlyDatabase
+
 __all__ = ["patient", "sqlstate", "transient"]
 
 log = logging.getLogger("pgqrs_sa.consumer")
@@ -51,10 +53,11 @@ def transient(error: BaseException) -> bool:
         return True
     if (code := sqlstate(error)) is not None:
         return code.startswith(_CLASSES) or code in _CODES
-    # Without a code: no connection at all, or none to be had from the pool.
+    # Without a code: no connection at all, or none to be had from the pool; or a new one to a
+    # database that has become read only, which whoever starts a consumer there is told at once.
     return isinstance(
         error,
-        (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, OSError),
+        (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, OSError, ReadOnlyDatabase),
     )
 
 

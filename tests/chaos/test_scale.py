@@ -127,6 +127,12 @@ def plans(engine: sa.Engine, call: Callable[[QueueService, list[Delivery]], Any]
     return found
 
 
+def pages(found: list[dict[str, Any]]) -> int:
+    """How many were looked at, in memory or not."""
+    plans = [one["Plan"] for one in found]
+    return sum(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for plan in plans)
+
+
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
     for child in plan.get("Plans", []):
@@ -141,9 +147,7 @@ def test_a_call_reads_what_it_needs_and_no_more(engine, filled, results):
         plans(engine, call, needs)  # marks what is dead in the indexes as dead
         found = plans(engine, call, needs)
         assert found, name
-        read = sum(
-            one["Plan"]["Shared Hit Blocks"] + one["Plan"]["Shared Read Blocks"] for one in found
-        )
+        read = pages(found)
         scanned = {
             node["Relation Name"]
             for one in found
@@ -182,21 +186,39 @@ def test_a_transaction_held_open_slows_a_drain_down_but_does_not_stop_it(address
     """F37: what is dead cannot be cleaned while somebody may still look at it."""
     pooled = sa.create_engine(address.url())
     cycle(pooled, 20)
-    rates = {"before": cycle(pooled, 200)}
+    first: dict[str, float] = {}
+
+    def measure(when: str) -> float:
+        """The rate, and the pages of one more dequeue: those do not depend on this computer."""
+        rate = cycle(pooled, 200)
+        with Session(engine) as session, session.begin():
+            QueueService(session).enqueue("mail", {})
+        read = pages(plans(engine, CALLS["dequeue 1"][0], 0))
+        with Session(engine) as session, session.begin():
+            QueueService(session).queues.purge("mail")
+        ratios = {
+            "rate": rate / first.setdefault("rate", rate),
+            "pages": read / first.setdefault("pages", read),
+        }
+        results.write(
+            amount="a transaction held open",
+            operation=when,
+            buffers=read,
+            rate=round(rate),
+            ratio_of_rate=round(ratios["rate"], 2),
+            ratio_of_pages=round(ratios["pages"], 2),
+        )
+        print(f"{when:20} {rate:8.0f} messages/s {ratios['rate']:6.2f}  {read:6} pages a dequeue")
+        return ratios["pages"]
+
+    measure("before")
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as holder:
         holder.execute(sa.text("SELECT count(*) FROM pgqrs_messages"))
-        rates["held, first"] = cycle(pooled, 200)
-        rates["held, second"] = cycle(pooled, 200)
-        rates["held, third"] = cycle(pooled, 200)
+        for number in (1, 2, 3):
+            measure(f"held, {number}0,000 on")
     run_sql(address, "VACUUM pgqrs_messages")
-    rates["after"] = cycle(pooled, 200)
+    assert measure("after") <= 3
     pooled.dispose()
-    for name, rate in rates.items():
-        ratio = round(rate / rates["before"], 2)
-        results.write(amount="bloat", operation=name, buffers=0, rate=round(rate), ratio=ratio)
-        print(f"{name:15} {rate:8.0f} messages/s  {ratio}")
-    assert rates["held, third"] > 0.02 * rates["before"]
-    assert rates["after"] > 0.5 * rates["before"]
 
 
 @pytest.mark.long
@@ -208,13 +230,13 @@ def test_scheduled_messages_of_a_higher_priority_stand_in_front(address, engine,
     run_sql(address, "VACUUM ANALYZE")
     call, _ = CALLS["dequeue 1"]
     plans(engine, call, 0)
-    (found,) = plans(engine, call, 0)
-    read = found["Plan"]["Shared Hit Blocks"] + found["Plan"]["Shared Read Blocks"]
+    found = plans(engine, call, 0)
+    read = pages(found)
     results.write(
         amount="100000 scheduled of a higher priority",
         operation="dequeue 1",
         buffers=read,
-        milliseconds=found["Execution Time"],
+        milliseconds=sum(one["Execution Time"] for one in found),
     )
-    print(f"{read} pages, {found['Execution Time']} ms")
+    print(f"{read} pages")
     assert read < 1_000

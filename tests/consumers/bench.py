@@ -97,7 +97,15 @@ class Driver:
 
     def run(self, *, until_empty: bool = True) -> int:
         """Run it; raise what it raises."""
-        return self._kit.call(lambda: self.consumer.run(until_empty=until_empty))
+        if self._kit.is_async:
+            return self._kit.call(lambda: self.consumer.run(until_empty=until_empty))
+        end = threading.Timer(2 * PATIENCE, self.consumer.stop)  # fail rather than hang
+        end.start()
+        try:
+            return self.consumer.run(until_empty=until_empty)
+        finally:
+            end.cancel()
+            end.join()
 
     def start(self) -> Driver:
         """Begin to run, in the background."""

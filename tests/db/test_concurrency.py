@@ -93,7 +93,8 @@ def no_deadlock(kept: Any) -> Iterator[None]:
 
     def deadlocks() -> int:
         """Counted once the connections are gone: a server process reports at its end."""
-        engine = sa.create_engine(kept.url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+        url = kept.direct_url
+        engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
         deadline = time.monotonic() + 10
         with engine.connect() as connection:
             while connection.execute(sa.text(others)).scalar_one():

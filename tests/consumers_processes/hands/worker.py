@@ -7,7 +7,8 @@ A payload says what is to be done with it:
 ``poison``  raise, each time
 ``once``    raise at the first attempt
 ``wait``    say ``begun`` and wait for the gate, then the effect; ``said`` when it is written
-``crash``   end the process in the middle, each time
+``crash``   end the process in the middle, each time; ``oom``: have it killed
+``memory``  raise MemoryError, each time
 ==========  ========================================================================
 
 Each attempt is noted in a transaction of its own before anything else, so that one whose process
@@ -20,6 +21,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -95,6 +97,10 @@ def _may_fail(payload: dict[str, Any], delivery: Delivery) -> None:
             raise Poison(payload)
         case "crash":
             os._exit(7)
+        case "oom":  # as the kernel does it
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "memory":
+            raise MemoryError
 
 
 def make_sync(args: dict[str, Any], gate: Gate) -> tuple[Consumer, sa.Engine]:

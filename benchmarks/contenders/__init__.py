@@ -1,0 +1,41 @@
+"""Who takes part, in the order of the tables."""
+
+from __future__ import annotations
+
+from .bare import Bare
+from .base import Contender
+from .floor import Floor
+from .peer_chancy import Chancy
+from .peer_pgmq import Pgmq, PgmqSqlalchemy
+from .peer_pgqrs import Pgqrs
+from .peer_pgqueuer import Pgqueuer
+from .peer_procrastinate import Procrastinate
+from .runtime import AsyncRuntime, Runtime
+from .service import Service, ServiceAsyncpg, ServiceAsyncPsycopg, ServiceNotify
+
+__all__ = ["CONTENDERS", "Contender", "by_name"]
+
+CONTENDERS: tuple[type[Contender], ...] = (
+    Service,
+    ServiceNotify,
+    ServiceAsyncPsycopg,
+    ServiceAsyncpg,
+    Runtime,
+    AsyncRuntime,
+    Bare,
+    Floor,
+    Pgmq,
+    PgmqSqlalchemy,
+    Pgqrs,
+    Procrastinate,
+    Pgqueuer,
+    Chancy,
+)
+
+
+def by_name(name: str) -> type[Contender]:
+    """Return a contender, or raise KeyError with the names that there are."""
+    known = {one.name: one for one in CONTENDERS}
+    if name not in known:
+        raise KeyError(f"there is no contender {name!r}; there are: {', '.join(known)}")
+    return known[name]

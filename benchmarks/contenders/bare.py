@@ -1,0 +1,122 @@
+"""A bare `Session` that executes the text of the same SQL: the price of the package itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ..work import Payload, Progress, Tally
+from . import sql
+from .base import ORDER, QUEUE
+from .ours import WARM, Ours, items_text
+
+__all__ = ["Bare"]
+
+_PREPARED = 6
+
+
+class Bare(Ours):
+    """``session.execute(text(...))``, with the JSON made and read by the standard library."""
+
+    name = "bare"
+    title = "bare Session, same SQL"
+    family = "floor"
+
+    def open(self) -> None:
+        """See `Contender`."""
+        self._engine = sa.create_engine(self.place.url())
+        self._one = sa.text(sql.enqueue_one().text)
+        self._many = sa.text(sql.enqueue_many().text)
+        self._lease = sa.text(sql.dequeue().text)
+        self._archive = sa.text(sql.archive().text)
+        for _ in range(_PREPARED):
+            with Session(self._engine) as session, session.begin():
+                self._enqueue(session, {}, WARM)
+            self._settle(self._take(1, WARM))
+
+    def close(self) -> None:
+        """See `Contender`."""
+        self._engine.dispose()
+
+    def _enqueue(self, session: Session, payload: Payload, queue: str = QUEUE) -> None:
+        text = json.dumps(payload)
+        values = sql.enqueue_one().values(queue=queue, payload=text, size=len(text.encode()))
+        session.execute(self._one, values).one()
+
+    def _leased(self, session: Session, limit: int, queue: str) -> list[Any]:
+        values = sql.dequeue().values(queue=queue, limit=limit)
+        rows = session.execute(self._lease, values).all()
+        for row in rows:
+            json.loads(row.payload)
+        return list(rows)
+
+    def _take(self, limit: int, queue: str = QUEUE) -> list[Any]:
+        with Session(self._engine) as session, session.begin():
+            return self._leased(session, limit, queue)
+
+    def _settle(self, rows: list[Any]) -> None:
+        count = len(rows)
+        values = sql.archive().values(
+            ids=[row.id for row in rows],
+            read_cts=[row.read_ct for row in rows],
+            workers=[0] * count,
+            reasons=[None] * count,
+            errors=[None] * count,
+            required=count,
+        )
+        with Session(self._engine) as session, session.begin():
+            session.execute(self._archive, values).all()
+
+    def singles(self, count: int, payload: Payload) -> Tally:
+        """See `Contender`."""
+        for _ in range(count):
+            with Session(self._engine) as session, session.begin():
+                self._enqueue(session, payload)
+        return Tally(count)
+
+    def in_transaction(self, count: int, payload: Payload) -> Tally:
+        """See `Contender`."""
+        with Session(self._engine) as session, session.begin():
+            for _ in range(count):
+                self._enqueue(session, payload)
+        return Tally(count)
+
+    def batches(self, count: int, size: int, payload: Payload) -> Tally:
+        """See `Contender`; the JSON of the batch is made anew each time."""
+        for _ in range(count):
+            items = json.dumps([[payload, None, None, 0, None, None, None]] * size)
+            values = sql.enqueue_many().values(items=items, size=items_text(payload, 1)[1])
+            with Session(self._engine) as session, session.begin():
+                session.execute(self._many, values).all()
+        return Tally(count * size)
+
+    def business(self, count: int, payload: Payload) -> Tally:
+        """See `Contender`."""
+        order = sa.text(ORDER)
+        for _ in range(count):
+            with Session(self._engine) as session, session.begin():
+                session.execute(order)
+                self._enqueue(session, payload)
+        return Tally(count)
+
+    def consume(self, batch: int, progress: Progress) -> None:
+        """See `Contender`."""
+        while rows := self._take(batch):
+            self._settle(rows)
+            if not progress.add(len(rows)):
+                return
+
+    def dequeue_times(self, count: int, batch: int) -> Tally:
+        """See `Contender`."""
+        times = []
+        for _ in range(count):
+            with Session(self._engine) as session, session.begin():
+                session.connection()
+                start = time.perf_counter()
+                self._leased(session, batch, QUEUE)
+                times.append((time.perf_counter() - start) * 1e3)
+        return Tally(count * batch, {"times": times})

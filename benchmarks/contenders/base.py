@@ -1,0 +1,225 @@
+"""What a contender can do. Each of its methods runs in a process of the crew."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import importlib.util
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
+
+from ..crew import Assignment, Crew
+from ..place import Place
+from ..work import Outcome, Payload, Progress, Tally
+
+__all__ = ["ORDER", "ORDERS", "POLL", "QUEUE", "AsyncContender", "Contender", "Family", "age_ms"]
+
+QUEUE = "bench"
+"""The queue that everything goes through."""
+
+POLL = 0.05
+"""Seconds between two looks at an empty queue, for those that have no loop of their own."""
+
+ORDERS = "CREATE TABLE bench_orders (id bigserial PRIMARY KEY, customer text, total int)"
+ORDER = "INSERT INTO bench_orders (customer, total) VALUES ('Ada', 1200)"
+"""The business row."""
+
+T = TypeVar("T")
+Family = Literal["ours", "floor", "peer"]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "from a checkout"
+
+
+def age_ms(payload: Payload) -> float:
+    """Return how long ago a payload of `Contender.trickle` was sent, in milliseconds."""
+    return (time.monotonic() - float(payload["sent"])) * 1e3
+
+
+class Contender:
+    """One way to do the work; a method that a class does not have is not offered by it.
+
+    Class attributes:
+        name: In records and on the command line.
+        title: In tables.
+        family: Ours, the floor, or a peer.
+        packages: The distributions whose versions belong into the report, the first one being
+            what has to be installed.
+        wakes: How a waiting consumer can learn of a message.
+        only: The scenarios that it takes part in unless asked for by name; empty is all.
+
+    Args:
+        place: The database.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    family: ClassVar[Family] = "peer"
+    packages: ClassVar[tuple[str, ...]] = ()
+    wakes: ClassVar[tuple[str, ...]] = ()
+    only: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    # ---------------------------------------------------------------------- in the parent
+
+    @classmethod
+    def missing(cls, place: Place) -> str | None:
+        """Return why it cannot take part, or None."""
+        del place
+        for package in cls.packages[:1]:
+            if importlib.util.find_spec(package.replace("-", "_")) is None:
+                return f"not installed: pip install {package}"
+        return None
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        """Return the versions of its packages."""
+        return {package: _version(package) for package in cls.packages}
+
+    @classmethod
+    def offers(cls, work: str) -> bool:
+        """Return whether it can do this."""
+        return getattr(cls, work, None) is not getattr(Contender, work, None)
+
+    @classmethod
+    def run(
+        cls,
+        crew: Crew,
+        place: Place,
+        work: str,
+        arguments: Sequence[dict[str, Any]],
+        *,
+        warm_up: dict[str, Any] | None = None,
+        beside: Sequence[Assignment] = (),
+    ) -> Outcome:
+        """Do this in as many processes as there are arguments, at the same time.
+
+        Args:
+            crew: The processes.
+            place: The database.
+            work: The name of a method.
+            arguments: Its arguments, for each process.
+            warm_up: What it is called with before; see `Assignment`.
+            beside: What others do meanwhile.
+
+        Raises:
+            ContenderFailed: one of them could not.
+        """
+        own = [Assignment(cls, place, work, one, warm_up=warm_up) for one in arguments]
+        return crew.run([*own, *beside])
+
+    # ---------------------------------------------------------------- in the crew's processes
+
+    def open(self) -> None:
+        """Connect, and do once what is only slow the first time."""
+
+    def close(self) -> None:
+        """Disconnect."""
+
+    def install(self) -> None:
+        """Create the tables, the queue `QUEUE` and the table of business rows."""
+        raise NotImplementedError
+
+    def fill(self, count: int, payload: Payload) -> None:
+        """Put a backlog into the queue, in whatever way is quick."""
+        size = min(count, 1000)
+        for start in range(0, count, size):
+            self.batches(1, min(size, count - start), payload)
+
+    def shape(self, kind: str, rows: int, payload: Payload) -> None:
+        """Make a database of this shape: see `scenarios.shapes`."""
+        raise NotImplementedError
+
+    def singles(self, count: int, payload: Payload) -> Tally:
+        """Enqueue one by one, each with its own commit."""
+        raise NotImplementedError
+
+    def in_transaction(self, count: int, payload: Payload) -> Tally:
+        """Enqueue one by one in a transaction that is open already."""
+        raise NotImplementedError
+
+    def batches(self, count: int, size: int, payload: Payload) -> Tally:
+        """Enqueue so many batches of this size, each with its own commit."""
+        raise NotImplementedError
+
+    def business(self, count: int, payload: Payload) -> Tally:
+        """Insert a business row and enqueue, and commit both."""
+        raise NotImplementedError
+
+    def drain(
+        self, batch: int, longest: float, backlog: int, *, window: float = 0.0, memory: int = 0
+    ) -> Tally:
+        """Take and settle messages, so many at a time, until the queue is empty or it is time.
+
+        Args:
+            batch: At a time.
+            longest: Seconds.
+            backlog: How many there are for all consumers; for who has to know it beforehand.
+            window: See `Progress`.
+            memory: See `Progress`.
+        """
+        del backlog
+        progress = Progress(longest, window=window, memory=memory)
+        self.consume(batch, progress)
+        return progress.tally()
+
+    def consume(self, batch: int, progress: Progress) -> None:
+        """Do what `drain` says, telling ``progress`` and stopping when that says so."""
+        raise NotImplementedError
+
+    def dequeue_times(self, count: int, batch: int) -> Tally:
+        """Take so many batches, each with its own commit; return the milliseconds of each."""
+        raise NotImplementedError
+
+    def watch(self, count: int, wake: str, longest: float) -> Tally:
+        """Wait for so many messages of `trickle`; return how long each took, in milliseconds."""
+        raise NotImplementedError
+
+    def trickle(self, count: int, pause: float) -> Tally:
+        """Enqueue one message after each pause of about so many seconds, with its time."""
+        time.sleep(1.0)  # until who watches is idle
+        for _ in range(count):
+            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - not in step with a poll
+            self.singles(1, {"sent": time.monotonic()})
+        return Tally(count)
+
+
+class AsyncContender(Contender):
+    """A contender whose library is asynchronous: each work is one run of its event loop."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self._runner = asyncio.Runner()
+
+    def open(self) -> None:
+        """See `Contender`."""
+        self.wait(self.connect)
+
+    def close(self) -> None:
+        """See `Contender`."""
+        try:
+            self.wait(self.disconnect)
+        finally:
+            self._runner.close()
+
+    def wait(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Run a coroutine function to its end."""
+
+        async def run() -> T:
+            return await work(*arguments)
+
+        return self._runner.run(run())
+
+    async def connect(self) -> None:
+        """See `Contender.open`."""
+
+    async def disconnect(self) -> None:
+        """See `Contender.close`."""

@@ -1,0 +1,60 @@
+"""What is taken out of a statement, shown on a small one."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from .mutants import ESSENTIAL, KINDS, mutants
+
+ROOT = Path(__file__).parents[2]
+SOURCE = """
+def build(models, wanted):
+    rows = (
+        sa.select(t.c.id)
+        .join(other, t.c.id == other.c.id)
+        .where(t.c.a == 1, t.c.vt <= now(), *more)
+        .order_by(t.c.id)
+        .with_for_update(of=t, skip_locked=True)
+    )
+    return sa.update(t).where(t.c.id == rows.c.id).values(vt=now() + span, é=None)
+"""
+CHANGES = [
+    ("join", "t.c.id == other.c.id", "join(other, sa.true())"),
+    ("conjunct", "*more", "where(t.c.a == 1, t.c.vt <= now())"),
+    ("conjunct", "t.c.a == 1", "where(t.c.vt <= now(), *more)"),
+    ("conjunct", "t.c.vt <= now()", "where(t.c.a == 1, *more)"),
+    ("boundary", "t.c.vt <= now() -> t.c.vt < now()", "(t.c.vt < now())"),
+    ("order", "order by t.c.id", "*more))\n        .with_for_update"),
+    ("lock", "FOR UPDATE", ".order_by(t.c.id))"),
+    ("skip locked", "SKIP LOCKED", "with_for_update(of=t))"),
+    ("conjunct", "t.c.id == rows.c.id", "(sa.update(t)).values(vt=now() + span, é=None)"),
+    ("set", "vt=now() + span", "values(é=None)"),
+    ("set", "é=None", "values(vt=now() + span)"),
+    ("arithmetic", "now() + span -> now()", "values(vt=(now()), é=None)"),
+]
+
+
+def test_each_part_is_taken_out_once() -> None:
+    found = [*mutants(SOURCE)]
+    assert {(one.kind, one.what) for one in found} == {(kind, what) for kind, what, _ in CHANGES}
+    assert len(found) == len(CHANGES)
+    for one in found:
+        (expected,) = (text for *key, text in CHANGES if (one.kind, one.what) == tuple(key))
+        ast.parse(one.source)
+        assert expected in one.source
+        assert one.function == "build"
+    assert [one.line for one in found if one.kind in {"join", "lock", "set"}] == [5, 8, 10, 10]
+
+
+@pytest.mark.parametrize("module", ["settle", "lease", "workers", "scheduled", "archive", "parts"])
+def test_every_mutant_of_a_module_is_a_module(module: str) -> None:
+    source = (ROOT / "pgqrs_sa" / "statements" / f"{module}.py").read_text()
+    found = [*mutants(source)]
+    assert sum(one.kind in ESSENTIAL for one in found) >= 7
+    for one in found:
+        assert one.kind in KINDS
+        assert one.source != source
+        compile(one.source, module, "exec")
