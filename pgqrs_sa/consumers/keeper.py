@@ -24,7 +24,7 @@ from ..types import WorkerInfo
 from .book import Book, Held
 from .hooks import Reporter
 from .line import Line
-from .troubles import sqlstate, transient
+from .troubles import sqlstate, transient, unsaid
 from .verdicts import OURS, Verdict, of_error
 
 __all__ = ["Keeper"]
@@ -197,7 +197,8 @@ class Keeper:
                 self._line.transaction(self._context(), job)
             except Exception as error:
                 if not (transient(error) or sqlstate(error) == _DENIED):
-                    log.warning("tidying up failed: %s", type(error).__name__, exc_info=True)
+                    name = type(error).__name__
+                    log.warning("tidying up failed: %s", name, exc_info=unsaid(error))
                 else:
                     log.info("tidying up was not possible: %s", type(error).__name__)
 

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from ..operations import consume
 from ..operations.context import Context
-from .troubles import patient, transient
+from .troubles import patient, transient, unsaid
 
 __all__ = ["AsyncPlug", "Line", "Plug", "SyncPlug"]
 
@@ -285,7 +285,8 @@ class Line:
             name = type(error).__name__
             log.warning("the database is away: %s", name, extra={"worker": worker})
         else:
-            log.error("the consumer cannot go on", exc_info=error, extra={"worker": worker})
+            what = "the consumer cannot go on"
+            log.error(what, exc_info=unsaid(error), extra={"worker": worker})
 
     def watch(self) -> None:
         """Cut the connection if a call has been waiting for too long. From another thread."""

@@ -15,7 +15,7 @@ from sqlalchemy import exc
 
 from ..errors import ReadOnlyDatabase
 
-__all__ = ["patient", "sqlstate", "transient"]
+__all__ = ["patient", "sqlstate", "transient", "unsaid"]
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
@@ -45,6 +45,20 @@ def sqlstate(error: BaseException | None) -> str | None:
         error = getattr(error, "orig", None) or error.__cause__
         seen += 1
     return None
+
+
+def unsaid(error: BaseException) -> BaseException:
+    """Return an error that prints no parameters any more, so that it may be logged.
+
+    Those of a statement that settles have the text of what handlers raised, and that may repeat
+    a payload.
+    """
+    seen: BaseException | None = error
+    for _ in range(5):  # as in `sqlstate`
+        if isinstance(seen, exc.StatementError):
+            seen.hide_parameters = True
+        seen = None if seen is None else seen.__cause__ or seen.__context__
+    return error
 
 
 def transient(error: BaseException) -> bool:
