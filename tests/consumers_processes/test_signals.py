@@ -31,7 +31,8 @@ def test_a_process_that_is_told_to_end_finishes_its_handlers_first(team, kind, n
     assert worker.wait(10) == 0, worker.errors
     left = run_sql(team.address, "SELECT count(*) FROM pgqrs_messages")[0][0]
     found = team.audit(live=left)  # one, unless it was quicker than the signal
-    assert found.archived == found.attempts == 3 - left
+    # One that was leased as the signal came is given back, uncharged, but was counted.
+    assert found.archived == 3 - left
 
 
 @kinds
