@@ -37,20 +37,6 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     return text.encode("ascii", "backslashreplace").decode()[:80]
 
 
-_IN_PROGRESS = (
-    "chaos",
-    "consumers",
-    "consumers_processes",
-    "model",
-    "mutation",
-    "security",
-    "test_benchmarks.py",
-    "test_worker_run.py",
-    "wakeup",
-)
-"""New, slow, and not yet run as a whole: `PGQRS_TEST_CONSUMERS=1 pytest` runs them as well."""
-
-
 DIRECT = {
     # Their roles are startup options, which PgBouncer ignores.
     "tests/doctor/test_grants.py",
@@ -67,8 +53,6 @@ DIRECT = {
 
 
 def _left_out(item: pytest.Item) -> bool:
-    if not os.environ.get("PGQRS_TEST_CONSUMERS") and {*item.path.parts} & {*_IN_PROGRESS}:
-        return True
     names = {item.name.partition("[")[0], item.nodeid.partition("::")[0]}
     return bool(os.environ.get("PGQRS_TEST_PGBOUNCER")) and not DIRECT.isdisjoint(names)
 

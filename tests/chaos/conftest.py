@@ -4,7 +4,7 @@ The quick part runs with everything else. The long part (minutes)::
 
     pytest tests/chaos -m "long or not long" -n 0
 
-The results are JSON lines in ``PGQRS_CHAOS_RESULTS`` (a folder; pytest's cache unless given).
+The results are JSON lines in ``PGQRS_CHAOS_RESULTS`` (a folder; a temporary one unless given).
 
 Where there is no ``pgbouncer`` (``apt-get install pgbouncer``; ``PGQRS_TEST_PGBOUNCER_BIN`` names
 it elsewhere) the tests that need it are deselected, and the summary says so.
@@ -32,24 +32,13 @@ _left_out: list[str] = []
 _written: list[Path] = []
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "long: takes minutes; run with `-m long`")
-    config.addinivalue_line("markers", "pgbouncer: needs the program pgbouncer")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    asked = "long" in config.option.markexpr
-    out = [
-        item
-        for item in items
-        if (item.get_closest_marker("long") and not asked)
-        or (item.get_closest_marker("pgbouncer") and not bouncer.BINARY)
-    ]
-    if out:
-        config.hook.pytest_deselected(items=out)
-        items[:] = [item for item in items if item not in set(out)]
-    if not bouncer.BINARY:
-        _left_out[:] = [item.name for item in out if item.get_closest_marker("pgbouncer")]
+    if bouncer.BINARY:
+        return
+    out = [item for item in items if item.get_closest_marker("pgbouncer")]
+    config.hook.pytest_deselected(items=out)
+    items[:] = [item for item in items if item not in out]
+    _left_out[:] = [item.name for item in out]
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +49,10 @@ def own() -> Iterator[OwnServer]:
 
 
 @pytest.fixture(scope="session")
-def chaos_results(pytestconfig: pytest.Config) -> Callable[..., Results]:
+def chaos_results(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Results]:
     """Open a file of results; it is printed as a table at the end of a run without xdist."""
-    folder = Path(os.environ.get("PGQRS_CHAOS_RESULTS") or pytestconfig.cache.mkdir("chaos"))
+    given = os.environ.get("PGQRS_CHAOS_RESULTS")
+    folder = Path(given) if given else tmp_path_factory.mktemp("chaos")
 
     def opened(title: str, **about: object) -> Results:
         results = Results(folder / f"{title}.jsonl", title, **about)
