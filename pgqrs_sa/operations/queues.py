@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import Executable
 
-from .. import arguments
+from .. import arguments, nudge
 from ..errors import InvalidArgument, QueueNotEmpty
 from ..statements import queues as statements
 from ..types import QueueInfo
@@ -88,7 +88,9 @@ def pause(session: Session, context: Context, name: str) -> QueueInfo:
 
 def resume(session: Session, context: Context, name: str) -> QueueInfo:
     """Let messages be leased from a queue again."""
-    return _one(session, context, statements.resume(context.models), name)
+    found = _one(session, context, statements.resume(context.models), name)
+    nudge.note(session, name, context.mapper)
+    return found
 
 
 def purge(session: Session, context: Context, name: str, limit: int | None) -> int:

@@ -7,7 +7,7 @@ with none of them changed. Otherwise it settles what it can, and says of each wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
@@ -22,6 +22,7 @@ from ..statements import settle as statements
 from ..statements.parts import MOVED
 from ..types import Delivery, Failure
 from .context import Context, forget, refresh, run
+from .wakeup import announce
 
 __all__ = ["archive", "delete", "extend", "fail", "fence", "lease_lost", "release"]
 
@@ -95,6 +96,7 @@ def release(
     values = fence(held, required=_required(held, strict), delay=span)
     statement = statements.release(context.models, skip_locked=skip_locked)
     moved = _moved(session, context, statement, values)
+    _announce(session, context, moved, span)
     return _outcome(session, context, held, moved, strict)
 
 
@@ -127,6 +129,7 @@ def fail(
         )
         statement = statements.reschedule_failed(context.models, skip_locked=skip_locked)
         moved = _moved(session, context, statement, values)
+        _announce(session, context, moved, delay)
     # What was not put back has no attempt left, or is not held any more: the fence tells.
     spent = [one for one in held if one.id not in moved]
     how = _How(strict, skip_locked)
@@ -137,6 +140,17 @@ def fail(
         else None
         for one in held
     ]
+
+
+def _announce(
+    session: Session,
+    context: Context,
+    moved: Mapping[int, datetime],
+    delay: float | timedelta | None,
+) -> None:
+    """Wake consumers for what was put back without a delay."""
+    if delay is not None and not delay:
+        announce(session, context, list(moved))
 
 
 def _bury(

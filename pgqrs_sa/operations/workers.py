@@ -16,6 +16,7 @@ from ..statements import workers as statements
 from ..statements.parts import MOVED
 from ..types import WorkerHealth, WorkerInfo, WorkerStatus
 from .context import Context, forget, forget_all, refresh, run
+from .wakeup import announce
 
 __all__ = [
     "delete",
@@ -155,6 +156,7 @@ def _release(session: Session, context: Context, ids: list[int]) -> int:
         return 0
     rows = run(session, context, statements.release_leases(context.models), {"ids": ids}).all()
     refresh(session, context.models.message, rows, MOVED)
+    announce(session, context, [row.id for row in rows])
     return len(rows)
 
 

@@ -147,6 +147,57 @@ def test_what_is_made_visible_by_hand_is_named(engine, nudged):
         assert nudged.take() == ["post"]
 
 
+def release(service, delivery):
+    service.release(delivery)
+
+
+def fail_at_once(service, delivery):
+    service.fail(delivery, "broken", delay=0)
+
+
+def reclaim(service, delivery):
+    service.workers.release_leases(delivery.worker_id)
+
+
+@pytest.mark.parametrize("give_back", [release, fail_at_once, reclaim])
+def test_what_is_given_back_at_once_is_named(engine, nudged, give_back):
+    with Session(engine) as session:
+        service = QueueService(session)
+        worker = service.workers.register("w")
+        service.enqueue("mail", 1)
+        (delivery,) = service.dequeue("mail", worker=worker)
+        session.commit()
+        nudged.take()
+        give_back(service, delivery)
+        assert nudged.take() == []
+        session.commit()
+        assert nudged.take() == ["mail"]
+
+
+def test_what_is_given_back_for_later_is_not_named(engine, nudged):
+    with Session(engine) as session:
+        service = QueueService(session)
+        service.enqueue_many("mail", [1, 2, 3])
+        first, second, third = service.dequeue("mail", 3)
+        session.commit()
+        nudged.take()
+        service.release(first, delay=60)
+        service.fail(second, "broken", delay=timedelta(minutes=1))
+        service.fail(third, "broken")
+        session.commit()
+        assert nudged.take() == []
+
+
+def test_a_queue_that_is_resumed_is_named(engine, nudged):
+    with Session(engine) as session:
+        QueueService(session).queues.pause("mail")
+        session.commit()
+        assert nudged.take() == []
+        QueueService(session).queues.resume("mail")
+        session.commit()
+        assert nudged.take() == ["mail"]
+
+
 def test_nobody_asks_the_database_for_a_name_when_nobody_has_subscribed(engine):
     executed = []
     with Session(engine) as session:
