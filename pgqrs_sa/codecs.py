@@ -43,6 +43,10 @@ class Codec(Protocol):
         ...
 
 
+# Made once: json.dumps() with options makes one for each call.
+_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
+
+
 class JsonCodec:
     """The standard library's JSON, made strict."""
 
@@ -58,7 +62,7 @@ class JsonCodec:
         """
         # One pass in C settles nearly every payload; only what looks odd is walked in Python.
         try:
-            text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+            text = _encode(value)
             text.encode()
             plain = (
                 "\\u0000" not in text

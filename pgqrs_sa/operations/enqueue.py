@@ -19,7 +19,7 @@ from ..statements import enqueue as statements
 from ..statements import queues
 from ..types import Item, Receipt
 from . import wakeup
-from .context import Context, queue_not_found, refuse_our_binds, require_atomic, run
+from .context import Context, queue_not_found, refuse_our_binds, run
 
 __all__ = ["CHUNK_BYTES", "CHUNK_ROWS", "from_query", "many", "one"]
 
@@ -70,11 +70,10 @@ def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
     }
     values |= (channel := wakeup.channel(session, context))
     statement = statements.one(context.models, keyed=key is not None, notify=bool(channel))
-    require_atomic(session, context, statement)
     if size > _COMMON_LIMIT:
         check_size(queue, size, _limit(session, context, queue))
     for _ in range(_TRIES):
-        row = run(session, context, statement, values).one_or_none()
+        row = run(session, context, statement, values, atomic=True).one_or_none()
         if row is not None:
             if not delay:
                 nudge.note(session, queue, context.mapper)
@@ -95,8 +94,6 @@ def many(session: Session, context: Context, queue: str, items: Iterable[Any]) -
         for index, item in enumerate(arguments.nonempty(items, "items"))
     ]
     channel = wakeup.channel(session, context)
-    any_of_them = statements.many(context.models, keyed=False, notify=bool(channel))
-    require_atomic(session, context, any_of_them)
     batch = _Batch(session, context, queue, [one.size for one in encoded], channel)
     if batch.largest > _COMMON_LIMIT:
         batch.check_accepted()
@@ -116,9 +113,8 @@ def from_query(session: Session, context: Context, queue: str, query: SelectBase
     _check_columns(query)
     channel = wakeup.channel(session, context)
     statement = statements.from_select(context.models, query, notify=bool(channel))
-    require_atomic(session, context, statement)
     values = {"queue": queue, "producer": context.worker, **channel}
-    result: Any = run(session, context, statement, values)
+    result: Any = run(session, context, statement, values, atomic=True)
     inserted: int = result.one().inserted if channel else result.rowcount
     if inserted == 0:
         limit = _limit(session, context, queue)
@@ -237,7 +233,7 @@ class _Batch:
             **self.channel,
         }
         statement = statements.many(self.context.models, keyed=keyed, notify=bool(self.channel))
-        rows = run(self.session, self.context, statement, values).all()
+        rows = run(self.session, self.context, statement, values, atomic=True).all()
         if rows and not all(item.delayed for item in chunk):
             nudge.note(self.session, self.queue, self.context.mapper)
         return rows

@@ -1345,6 +1345,44 @@ def test_a_connection_in_autocommit_is_refused(engine, service):
 
 
 @pytest.mark.parametrize("call", ENQUEUES)
+def test_a_host_that_listens_to_what_its_session_executes_sees_our_statements(run, engine, call):
+    seen = []
+
+    def body(session: Session) -> None:
+        event.listen(session, "do_orm_execute", seen.append)
+        ENQUEUES[call](QueueService(session))
+        session.commit()
+
+    run(body)
+    assert any(one.is_insert for one in seen)
+    assert count(engine) >= 1
+
+
+def test_a_session_with_an_execute_of_its_own_executes_our_statements(engine, service):
+    seen = []
+
+    class Watching(Session):
+        def execute(self, statement, *args, **kwargs):
+            seen.append(statement)
+            return super().execute(statement, *args, **kwargs)
+
+    with Watching(engine) as session, session.begin():
+        QueueService(session).enqueue("mail", 1)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("call", ENQUEUES)
+def test_autocommit_is_refused_to_a_host_that_listens_as_well(run, engine, call):
+    def body(session: Session) -> None:
+        event.listen(session, "do_orm_execute", lambda state: None)
+        with pytest.raises(NonAtomicEnqueue):
+            ENQUEUES[call](QueueService(session))
+
+    run(body, engine={"isolation_level": "AUTOCOMMIT"})
+    assert count(engine) == 0
+
+
+@pytest.mark.parametrize("call", ENQUEUES)
 def test_autocommit_may_be_allowed(run, engine, call):
     """Row 13: a rollback then takes nothing back."""
 
