@@ -114,20 +114,25 @@ def _rights(statements: Iterable[Any]) -> _Rights:
     """Return which columns of which tables some statements touch, by what they do to them."""
     rights: _Rights = defaultdict(lambda: defaultdict(set))
     for element in (one for statement in statements for one in _elements(statement)):
-        if isinstance(element, sa.Column) and isinstance(element.table, sa.Table):
-            rights[element.table]["SELECT"].add(element.name)
+        table = _table(getattr(element, "table", None))
+        if table is None:
+            continue
+        if isinstance(element, sa.Column):
+            rights[table]["SELECT"].add(element.name)
         elif isinstance(element, sa.Insert):
-            rights[_table(element)]["INSERT"] |= _written(element)
+            rights[table]["INSERT"] |= _written(element)
         elif isinstance(element, sa.Update):
-            rights[_table(element)]["UPDATE"] |= _written(element)
+            rights[table]["UPDATE"] |= _written(element)
         elif isinstance(element, sa.Delete):
-            rights[_table(element)]["DELETE"] |= _WHOLE
+            rights[table]["DELETE"] |= _WHOLE
     return rights
 
 
-def _table(statement: Any) -> sa.Table:
-    table: sa.Table = statement.table
-    return table
+def _table(source: Any) -> sa.Table | None:
+    """Return a table, which may go by another name in a statement; None for what is none."""
+    if isinstance(source, sa.Alias):
+        source = source.element
+    return source if isinstance(source, sa.Table) else None
 
 
 def _written(statement: Any) -> set[str]:

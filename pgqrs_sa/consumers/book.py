@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 
 from ..types import Delivery
@@ -74,9 +74,10 @@ class Book:
             for one in leased:
                 held = Held(one, handler, span, asked_at + span / _RENEW_AT, asked_at + span)
                 held.clock = self._clock
-                held.delivery = replace(one, watch=held.is_lost)
+                # Nobody else has it yet; a copy would take as long as all the rest of this.
+                object.__setattr__(one, "watch", held.is_lost)
                 self._held[one.id] = held
-                watched.append(held.delivery)
+                watched.append(one)
         return watched
 
     def replaced(self, leased: Iterable[Delivery]) -> list[Held]:

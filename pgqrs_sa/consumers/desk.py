@@ -34,6 +34,7 @@ log = logging.getLogger("pgqrs_sa.consumer")
 
 _BUSY_AGAIN = 0.2  # seconds until a row that was locked is tried again
 _LOOK_EVERY = 1.0  # seconds between two looks at why a queue gives nothing
+_LINGER = 0.005  # seconds for which what is done waits for the next lease, to share its commit
 _IDLE_AFTER = 0.05  # seconds without a message, after which notifications are asked for
 
 
@@ -44,6 +45,7 @@ class _Waiting:
     verdict: Verdict
     handler: Handler
     not_before: float = 0.0
+    alone_at: float = 0.0  # from when it is settled even if nothing is leased
 
 
 class Desk:
@@ -132,7 +134,8 @@ class Desk:
 
     def _post(self, note: Callable[[], None]) -> None:
         self._inbox.append(note)
-        self._wake.set()
+        if not self._wake.is_set():  # else it has yet to be cleared, before the inbox is read
+            self._wake.set()
 
     def _trouble(self) -> None:
         self._strays = True
@@ -193,13 +196,19 @@ class Desk:
                 self._mode = "draining"
                 self.ended.set()
                 return
-        if due:
+        if self._is_ripe(due, now):
             self._settle(due)
         elif self._strays and self._mode != "leasing":
             self._hand_back(self._line.stopping)
         elif not self._ask_for_notifications(now):
-            later = [one.not_before - now for one in self._verdicts.values()]
+            later = [max(one.not_before, one.alone_at) - now for one in self._verdicts.values()]
             self._wake.wait(max(0.0, min([rest, *later])))
+
+    def _is_ripe(self, due: Sequence[_Waiting], now: float) -> bool:
+        """Whether to settle now, without a lease to share the commit with."""
+        if self._mode == "leasing" and self._schedule.in_hand:
+            return any(one.alone_at <= now for one in due)
+        return bool(due)
 
     def _something_is_left(self) -> bool:
         """Whether something is visible that no lease got: somebody had it locked just then."""
@@ -326,10 +335,12 @@ class Desk:
         here again while the handler of an attempt that was lost goes on. The newest attempt
         counts, and what was decided about it first.
         """
+        # With a store ahead, the others of it are soon done as well.
+        alone_at = time.monotonic() + _LINGER if handler.prefetch else 0.0
         for one in verdicts:
             known = self._verdicts.get(one.delivery.id)
             if known is None or known.verdict.delivery.read_ct < one.delivery.read_ct:
-                self._verdicts[one.delivery.id] = _Waiting(one, handler)
+                self._verdicts[one.delivery.id] = _Waiting(one, handler, alone_at=alone_at)
 
     def _apply(self, verdicts: Sequence[Verdict]) -> dict[int, str]:
         return self._line.call(

@@ -255,7 +255,8 @@ class Runtime:
         with self._lock:
             self._running.pop(unit.number, None)
             self._ready.finished(unit)
-            self._idle.notify_all()
+            if not self._running:
+                self._idle.notify_all()
 
     def _report(self, unit: Unit, verdict: Verdict) -> None:
         if verdict.settled:

@@ -83,6 +83,8 @@ def of_result(unit: Unit, result: Any) -> list[Verdict]:
     Raises:
         InvalidArgument: something else was returned by a batch handler.
     """
+    if result is None and unit.handler.acknowledge == "commit":
+        return [Verdict(one, "archive") for one in unit.deliveries]
     decided = isinstance(result, BaseException) or (unit.handler.call.many and result is not None)
     if unit.handler.acknowledge != "commit" and not decided:
         return [Verdict(one, "keep") for one in unit.deliveries]

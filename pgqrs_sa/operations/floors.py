@@ -19,7 +19,7 @@ from .context import Context
 
 __all__ = ["begin", "binds", "learn"]
 
-_LEASED = "_pgqrs_leased"
+_LEASED = "_pq_leased"
 _floors: WeakKeyDictionary[Any, dict[Any, Floor]] = WeakKeyDictionary()
 
 

@@ -98,7 +98,7 @@ def requeue(models: Models) -> Executable:
             *(archived.c[name] for name in unchanged),
             rows.c.max_read_ct.label("attempts"),
         )
-        .cte("pgqrs_gone")
+        .cte("pq_gone")
     )
     attempts = func.coalesce(sa.bindparam("attempts", type_=sa.Integer), gone.c.attempts)
     source = sa.select(

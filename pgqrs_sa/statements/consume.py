@@ -13,7 +13,7 @@ from ..states import now
 from . import lease, settle
 from .parts import MOVED, array_bind, capped, chosen, tables
 
-_NOT_OF_A_DELIVERY = ("dequeued_at", "producer_worker_id")
+_NOT_OF_A_DELIVERY = ("dequeued_at",)
 
 
 @cache
@@ -26,8 +26,8 @@ def turn(models: Models, *, floored: bool) -> Executable:
 
     Binds: those of `lease.dequeue` and of `settle.archive_plainly`.
     """
-    leased = lease.dequeue(models, by_worker=True, floored=floored).cte("pgqrs_leased")  # type: ignore[attr-defined]
-    settled = settle.archive_plainly(models).cte("pgqrs_settled")  # type: ignore[attr-defined]
+    leased = lease.dequeue(models, by_worker=True, floored=floored).cte("pq_leased")  # type: ignore[attr-defined]
+    settled = settle.archive_plainly(models).cte("pq_settled")  # type: ignore[attr-defined]
     # One row even when nothing was leased, so that what was settled has a place to be told.
     ids = sa.select(sa.func.array_agg(settled.c.id)).scalar_subquery()
     told = sa.select(ids.label("settled")).subquery("told")

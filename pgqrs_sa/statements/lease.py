@@ -13,7 +13,18 @@ from sqlalchemy.sql import ColumnElement, Executable
 from .. import states
 from ..models import Models
 from ..states import now
-from .parts import among, array_bind, chosen, content, seconds, span, tables, timestamp
+from .parts import (
+    among,
+    array_bind,
+    chosen,
+    content,
+    seconds,
+    short,
+    span,
+    tables,
+    timestamp,
+    unseen,
+)
 
 
 @cache
@@ -23,9 +34,10 @@ def dequeue(models: Models, *, by_worker: bool, floored: bool = False) -> Execut
     ``floored`` begins behind the last message leased, at each of some levels of priority: see
     `pgqrs_sa.floor`. More binds: floor_levels, floor_vts, floor_ids.
     """
+    message = short(tables(models).message)
     origin = _origin(models, by_worker=by_worker)
-    levels = _given_levels() if floored else _all_levels(models, origin)
-    return _lease(models, origin, levels, ())
+    levels = _given_levels() if floored else _all_levels(message, origin)
+    return _lease(message, origin, levels, ())
 
 
 def dequeue_where(
@@ -39,8 +51,9 @@ def dequeue_where(
 
     Binds: queue, limit, lease and attempts (None for the queue's own), worker.
     """
+    message = tables(models).message  # by its own name, which the criteria use
     origin = _origin(models, by_worker=by_worker)
-    return _lease(models, origin, _all_levels(models, origin), where)
+    return _lease(message, origin, _all_levels(message, origin), where)
 
 
 def _origin(models: Models, *, by_worker: bool) -> sa.CTE:
@@ -52,20 +65,19 @@ def _origin(models: Models, *, by_worker: bool) -> sa.CTE:
     if by_worker:
         ready = worker.c.status == sa.literal("ready")
         source = source.where(sa.exists().where(worker.c.id == _holder(), ready))
-    return source.cte("pgqrs_queue")
+    return source.cte("pq_queue")
 
 
 def _holder() -> ColumnElement[Any]:
     return sa.bindparam("worker", type_=sa.BigInteger)
 
 
-def _all_levels(models: Models, origin: sa.CTE) -> sa.FromClause:
+def _all_levels(message: Any, origin: sa.CTE) -> sa.FromClause:
     """The priorities in use, one look into the index for each (a loose index scan).
 
     Asked level by level, a dequeue does not read through the scheduled messages of a level to
     come to the next one (https://wiki.postgresql.org/wiki/Loose_indexscan).
     """
-    message = tables(models).message
 
     def first(*more: ColumnElement[bool]) -> ColumnElement[Any]:
         return (
@@ -76,7 +88,7 @@ def _all_levels(models: Models, origin: sa.CTE) -> sa.FromClause:
                 *more,
             )
             .order_by(message.c.priority)
-            .limit(1)
+            .limit(sa.literal_column("1"))  # no bind, which a plan for any values would not see
             .scalar_subquery()
         )
 
@@ -89,26 +101,25 @@ def _given_levels() -> sa.FromClause:
     """The priorities that the caller has leased from, each with where it was."""
     return (
         func.unnest(
-            array_bind("floor_levels", sa.SmallInteger),
-            array_bind("floor_vts", timestamp),
-            array_bind("floor_ids", sa.BigInteger),
+            unseen(array_bind("floor_levels", sa.SmallInteger)),
+            unseen(array_bind("floor_vts", timestamp)),
+            unseen(array_bind("floor_ids", sa.BigInteger)),
         )
         .table_valued("level", "vt", "id")
-        .render_derived("pgqrs_floor")
+        .render_derived("pq_floor")
     )
 
 
 def _lease(
-    models: Models,
+    message: Any,
     origin: sa.CTE,
     levels: sa.FromClause,
     where: Sequence[sa.ColumnExpressionArgument[bool]],
 ) -> Executable:
-    message = tables(models).message
     # A limit that the planner cannot see it takes for a tenth of the rows, and walks the index in
     # its order. Seeing 50, where it believes in fewer rows than that, it sorts the whole backlog:
     # a queue table is often analysed while it is empty.
-    limit = sa.select(sa.bindparam("limit", type_=sa.Integer)).scalar_subquery()
+    limit = unseen(sa.bindparam("limit", type_=sa.Integer))
     behind = []
     if "vt" in levels.c:
         # By row: a bulk insert gives many messages the same vt.
@@ -131,7 +142,7 @@ def _lease(
     )
     # The levels come in their order, and what is not needed of the last one is not locked.
     first = sa.select(*visible.c).select_from(sa.join(levels, visible, sa.true())).limit(limit)
-    picked = chosen(first, "pgqrs_picked")
+    picked = chosen(first, "pq_picked")
     lease = func.coalesce(
         span("lease"), seconds(sa.select(origin.c.lease_seconds).scalar_subquery())
     )
@@ -141,7 +152,7 @@ def _lease(
         .where(among(message, picked))
         .values(
             vt=now() + lease,
-            read_ct=message.c.read_ct + 1,
+            read_ct=message.c.read_ct + sa.literal_column("1"),
             max_read_ct=func.coalesce(
                 message.c.max_read_ct, sa.bindparam("attempts", type_=sa.Integer), limit_of_queue
             ),
@@ -149,7 +160,7 @@ def _lease(
             consumer_worker_id=_holder(),
         )
         .returning(
-            *content(message),
+            *(one for one in content(message) if one.name != "producer_worker_id"),
             picked.c.vt.label("was_visible_at"),
         )
     )

@@ -21,7 +21,18 @@ from sqlalchemy.sql import ColumnElement, Executable
 from .. import states
 from ..models import Models
 from ..states import now
-from .parts import MOVED, among, array_bind, capped, chosen, move_to_archive, span, tables
+from .parts import (
+    MOVED,
+    among,
+    array_bind,
+    capped,
+    chosen,
+    move_to_archive,
+    short,
+    span,
+    tables,
+    unseen,
+)
 
 
 def held(models: Models, *extra: ColumnElement[Any], skip_locked: bool = False) -> sa.CTE:
@@ -32,31 +43,37 @@ def held(models: Models, *extra: ColumnElement[Any], skip_locked: bool = False) 
 
     Binds: ids, read_cts, workers (0 for none), and those of ``extra``.
     """
-    message = tables(models).message
-    token = (
+    message = short(tables(models).message)
+    names = [f"extra_{n}" for n in range(len(extra))]
+    given = (
         func.unnest(
-            array_bind("ids", sa.BigInteger),
-            array_bind("read_cts", sa.Integer),
-            array_bind("workers", sa.BigInteger),
-            *extra,
+            unseen(array_bind("ids", sa.BigInteger)),
+            unseen(array_bind("read_cts", sa.Integer)),
+            unseen(array_bind("workers", sa.BigInteger)),
+            *map(unseen, extra),
         )
-        .table_valued("id", "read_ct", "worker", *(f"extra_{n}" for n in range(len(extra))))
-        .render_derived("token")
+        .table_valued("id", "read_ct", "worker", *names)
+        .render_derived("given")
     )
-    rows = (
-        sa.select(message.c.id, *(token.c[f"extra_{n}"] for n in range(len(extra))))
-        .join(token, message.c.id == token.c.id)
+    # Who waits for locks takes them in one order; who skips what is locked cannot be in a deadlock.
+    token: Any = given if skip_locked else sa.select(given).order_by(given.c.id).subquery("token")
+    # A look-up for each, whatever the statistics say: as a join it has compared every row with
+    # every token (measured with 1000 of them and a generic plan: 148 ms, and 4 ms like this).
+    mine = (
+        sa.select(message.c.id)
         .where(
-            # The list once more, for the same reason as in `among`.
-            message.c.id == func.any(array_bind("ids", sa.BigInteger)),
+            message.c.id == token.c.id,
             message.c.read_ct == token.c.read_ct,
-            func.coalesce(message.c.consumer_worker_id, 0) == token.c.worker,
+            func.coalesce(message.c.consumer_worker_id, sa.literal_column("0")) == token.c.worker,
             message.c.dequeued_at.is_not(None),
         )
-        .order_by(message.c.id)
         .with_for_update(of=message, skip_locked=skip_locked)
+        .lateral("mine")
     )
-    return chosen(rows, "pgqrs_held")
+    rows = sa.select(mine.c.id, *(token.c[name] for name in names)).join_from(
+        token, mine, sa.true()
+    )
+    return chosen(rows, "pq_held")
 
 
 def _enough(rows: sa.CTE) -> ColumnElement[bool]:
@@ -82,7 +99,7 @@ def archive(models: Models, *, skip_locked: bool = False) -> Executable:
         _enough(rows),
         outcome=sa.bindparam("outcome", type_=sa.Text),
         reason=rows.c.extra_0,
-        last_error=func.coalesce(rows.c.extra_1, tables(models).message.c.last_error),
+        last_error=rows.c.extra_1,
     )
 
 

@@ -159,7 +159,7 @@ def release_leases(models: Models) -> Executable:
         .order_by(message.c.id)
         .with_for_update(skip_locked=True)
     )
-    held = chosen(leases, "pgqrs_held")
+    held = chosen(leases, "pq_held")
     return (
         sa.update(message)
         .where(message.c.id == held.c.id)

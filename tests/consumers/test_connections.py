@@ -100,7 +100,7 @@ def audit(kit, ids):
     assert kit.live() == {}
 
 
-@pytest.mark.parametrize("what", ["pgqrs_queue", "UPDATE pgqrs_workers"], ids=["desk", "keeper"])
+@pytest.mark.parametrize("what", ["pq_queue", "UPDATE pgqrs_workers"], ids=["desk", "keeper"])
 def test_a_backend_that_is_ended_while_idle_is_replaced(kit, what):
     consumer = kit.consumer(poll_interval=0.05)
     consumer.on("mail", lease=600)(effect)
@@ -161,7 +161,7 @@ def test_messages_whose_lease_was_not_heard_of_come_back_at_once_and_uncharged(k
     ids = kit.send(*range(6))
     engine = kit.app_engine()
     kit.lose_replies = True
-    Cutter(kit, engine, "after", lambda n, text: "pgqrs_leased" in text and not heard)
+    Cutter(kit, engine, "after", lambda n, text: "pq_leased" in text and not heard)
     heard: list[int] = []
     consumer = kit.consumer(engine=engine, concurrency=3)
 
@@ -193,7 +193,7 @@ def test_an_archive_whose_reply_was_lost_is_success_and_told_once(kit):
     calls = []
 
     def wanted(_number, text):
-        if calls and len(lost) < 2 and "pgqrs_settled" in text:
+        if calls and len(lost) < 2 and "pq_settled" in text:
             lost.append(1)
             return True
         return False
@@ -222,7 +222,7 @@ def test_a_decision_whose_reply_was_lost_is_told_as_what_it_was(kit):
 
     def wanted(_number, text):
         # Its binds tell, not its text: the first statement into the archive by itself.
-        if not lost and "INSERT INTO pgqrs_archive" in text and "pgqrs_leased" not in text:
+        if not lost and "INSERT INTO pgqrs_archive" in text and "pq_leased" not in text:
             lost.append(1)
             return True
         return False
@@ -248,7 +248,7 @@ def test_a_message_acknowledged_first_is_worked_on_though_the_reply_was_lost(kit
     lost: list[int] = []
 
     def wanted(_number, text):
-        if not lost and "INSERT INTO pgqrs_archive" in text and "pgqrs_leased" not in text:
+        if not lost and "INSERT INTO pgqrs_archive" in text and "pq_leased" not in text:
             lost.append(1)
             return True
         return False
@@ -324,7 +324,7 @@ def test_calls_that_hang_are_cut_and_repeated(kit):
     consumer.start()
     until(lambda: len(kit.archive()) == 1, "the first is done")
     frozen = []
-    for what in ("pgqrs_queue", "UPDATE pgqrs_workers"):
+    for what in ("pq_queue", "UPDATE pgqrs_workers"):
         frozen += until(lambda what=what: backends(kit, what), "the connection is there", SOON)
     beat = kit.workers()[0].heartbeat_at
     for pid in frozen:

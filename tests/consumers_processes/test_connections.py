@@ -77,7 +77,7 @@ def test_a_handler_whose_commit_was_not_answered_is_looked_up(team, proxy, kind,
 
 @kinds
 @pytest.mark.parametrize(
-    "statement", ["pgqrs_leased", "INSERT INTO pgqrs_workers"], ids=["a lease", "a registration"]
+    "statement", ["pq_leased", "INSERT INTO pgqrs_workers"], ids=["a lease", "a registration"]
 )
 def test_a_lost_reply_of_the_consumers_own_leaves_nothing_behind(team, proxy, kind, statement):
     """Leases that it never heard of are given back, uncharged, long before they run out."""

@@ -31,8 +31,8 @@ def sent(engine: sa.Engine) -> list[str]:
 
     @sa.event.listens_for(engine, "before_cursor_execute")
     def note(_c: Any, _cur: Any, sql: str, *_rest: Any) -> None:
-        if "pgqrs_picked" in sql:
-            statements.append("floor" if "pgqrs_floor" in sql else "beginning")
+        if "pq_picked" in sql:
+            statements.append("floor" if "pq_floor" in sql else "beginning")
 
     return statements
 

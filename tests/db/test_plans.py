@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import asyncpg
+from sqlalchemy.orm import Session
 
-from pgqrs_sa import Models
+from pgqrs_sa import Models, QueueService
 from pgqrs_sa.statements import lease, settle
 
 BACKLOG = 20_000
@@ -99,6 +102,34 @@ def explain(connection: sa.Connection, statement: Any, values: dict[str, Any]) -
     return plan
 
 
+def explain_for_any_values(
+    connection: sa.Connection, statement: Any, values: dict[str, Any]
+) -> dict[str, Any]:
+    """The same, by the plan that a prepared statement gets once it is not planned anew any more."""
+    compiled = statement.compile(dialect=asyncpg.dialect())  # type: ignore[no-untyped-call]
+    given = compiled.construct_params(values)
+    cursor = psycopg.ClientCursor(connection.connection.dbapi_connection)  # type: ignore[arg-type]
+    cursor.execute("SET plan_cache_mode = force_generic_plan")
+    cursor.execute(f"PREPARE ours AS {compiled}".encode())
+    places = ", ".join(["%s"] * len(compiled.positiontup))
+    cursor.execute(
+        f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE ours({places})".encode(),
+        [given[name] for name in compiled.positiontup],
+    )
+    found: Any = cursor.fetchone()
+    cursor.execute("DEALLOCATE ours")
+    plan: dict[str, Any] = found[0][0]["Plan"]
+    return plan
+
+
+EXPLAINS = {"for_these_values": explain, "for_any_values": explain_for_any_values}
+
+
+@pytest.fixture(params=EXPLAINS)
+def explained(request: pytest.FixtureRequest) -> Callable[..., dict[str, Any]]:
+    return EXPLAINS[request.param]
+
+
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
     for child in plan.get("Plans", []):
@@ -136,12 +167,15 @@ def dequeue_values(limit: int, *, floored: bool) -> dict[str, Any]:
 @pytest.mark.parametrize("floored", [False, True], ids=["from_the_beginning", "from_the_floor"])
 @pytest.mark.parametrize("limit", [1, 50])
 def test_a_dequeue_reads_its_rows_from_the_order_index_and_finds_them_again_by_their_ids(
-    connection: sa.Connection, limit: int, floored: bool
+    connection: sa.Connection,
+    explained: Callable[..., dict[str, Any]],
+    limit: int,
+    floored: bool,
 ) -> None:
     statement = lease.dequeue(Models(), by_worker=False, floored=floored)
     values = dequeue_values(limit, floored=floored)
-    explain(connection, statement, values)  # marks what is dead in the index as dead
-    plan = explain(connection, statement, values)
+    explained(connection, statement, values)  # marks what is dead in the index as dead
+    plan = explained(connection, statement, values)
     read = scans(plan)
     assert set(read) == {"pgqrs_messages_order_idx", "pgqrs_messages_pkey"}, read
     assert limit <= read["pgqrs_messages_order_idx"] <= limit + (0 if floored else LEVELS)
@@ -152,11 +186,15 @@ def test_a_dequeue_reads_its_rows_from_the_order_index_and_finds_them_again_by_t
 
 
 @pytest.mark.parametrize("settle_by", ["archive", "delete", "extend", "release"])
-def test_a_settle_finds_its_rows_by_their_ids(connection: sa.Connection, settle_by: str) -> None:
-    count = 50
-    ids = list(
-        connection.scalars(sa.text("SELECT id FROM pgqrs_messages ORDER BY id DESC LIMIT 50"))
-    )
+@pytest.mark.parametrize("count", [1, 50])
+def test_a_settle_finds_its_rows_by_their_ids(
+    connection: sa.Connection,
+    explained: Callable[..., dict[str, Any]],
+    settle_by: str,
+    count: int,
+) -> None:
+    newest = sa.text("SELECT id FROM pgqrs_messages ORDER BY id DESC LIMIT :count")
+    ids = list(connection.scalars(newest, {"count": count}))
     connection.execute(
         sa.text(
             "UPDATE pgqrs_messages SET read_ct = 1, max_read_ct = 5,"
@@ -176,8 +214,33 @@ def test_a_settle_finds_its_rows_by_their_ids(connection: sa.Connection, settle_
         "release": {"delay": timedelta(0)},
         "delete": {},
     }
-    plan = explain(connection, getattr(settle, settle_by)(Models()), values | extras[settle_by])
+    plan = explained(connection, getattr(settle, settle_by)(Models()), values | extras[settle_by])
     read = scans(plan)
     assert set(read) == {"pgqrs_messages_pkey"}, read
     # Once to lock, once to change; a bitmap scan counts its rows in the index as well.
     assert read["pgqrs_messages_pkey"] <= 3 * count
+
+
+def test_what_is_executed_all_the_time_is_not_planned_anew_each_time(
+    connection: sa.Connection,
+) -> None:
+    """Whatever the sizes of its batches, and whatever the planner knows about the table."""
+    with Session(connection) as session:
+        queue = QueueService(session, allow_autocommit=True)
+        for limit in (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 5, 2, 1, 20, 1):
+            for put_back in (True, False):
+                deliveries = queue.dequeue("mail", limit)
+                if put_back:
+                    queue.fail_many(deliveries, "broken", delay=0)
+                else:
+                    queue.archive_many(deliveries)
+        planned = session.execute(
+            sa.text(
+                "SELECT custom_plans, generic_plans, statement FROM pg_prepared_statements"
+                " WHERE statement ~ 'pgqrs_messages'"
+            )
+        ).all()
+    assert len(planned) >= 3, [one.statement[:60] for one in planned]
+    for custom, generic, statement in planned:
+        # The server makes five before it compares.
+        assert (custom, generic > 0) == (5, True), statement
