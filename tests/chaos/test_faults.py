@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from functools import cache
@@ -27,7 +28,7 @@ from kit import bouncer
 from kit.actors import DRIVERS, PROCESS, Actor, Outcome
 from kit.operations import OPERATIONS, Operation
 from kit.proxy import Fault, Proxy
-from kit.results import Results
+from kit.results import Results, load
 from kit.scripts import Script
 from kit.servers import Address, OwnServer, run_sql, terminate_backends, until
 from kit.working import outliving
@@ -36,6 +37,10 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import Message, QueueService
 
+FAULTS = (
+    *("SIGKILL", "SIGTERM", "SIGSTOP, SIGCONT", "terminate", "server crash", "lost reply"),
+    *("half-open", "pgbouncer restart"),
+)
 POINTS = ("begin", "executed", "committed")
 _PSYCOPG = {"tcp_user_timeout": 500, "options": "-c idle_in_transaction_session_timeout=1s"}
 _ASYNCPG = {
@@ -122,12 +127,16 @@ class Case:
         assert outcome.result != [], "the message cannot be had any more"
         return [outcome.result]
 
-    def judge(self, results: Results, outcome: Outcome | None, expected: bool, **row: Any) -> None:
-        """Let whoever comes next do what is not done, then count."""
+    def judge(
+        self, results: Results, outcome: Outcome, expected: bool, *, over: bool = False, **row: Any
+    ) -> None:
+        """Let whoever comes next do what is not done, then count.
+
+        ``over`` says that its process is gone: others do it again, as they cannot know.
+        """
         assert self.applied is expected, f"applied is {self.applied} after {row}"
-        acknowledged = outcome is not None and outcome.acknowledged
-        given = [outcome.result] if outcome and outcome.result is not None else []
-        if not acknowledged or self.operation.name == "dequeue" or given == [0]:
+        given = [outcome.result] if outcome.result is not None else []
+        if over or not outcome.acknowledged or self.operation.name == "dequeue" or given == [0]:
             # Maintenance skips what others hold, and the one that it outlived may hold it still.
             until(lambda: not run_sql(self.ground, BUSY), "what was left behind is gone")
             given += self.next_one()
@@ -138,11 +147,11 @@ class Case:
         results.write(
             operation=self.operation.name,
             applied=expected,
-            acknowledged=int(acknowledged),
+            acknowledged=int(outcome.acknowledged),
             lost=int(lost),
             doubled=int(doubled),
-            tries=outcome.tries if outcome else 1,
-            errors=outcome.errors if outcome else [],
+            tries=outcome.tries,
+            errors=outcome.errors,
             seconds=round(time.monotonic() - self.began, 3),
             **row,
         )
@@ -340,12 +349,14 @@ def started(case: Case, driver: str) -> Script:
     )
 
 
-def run_to(process: Script, point: str) -> None:
+def run_to(process: Script, point: str) -> Outcome:
+    """Let it come so far; what it said there is what it believes, whatever comes of it."""
     for passed in POINTS:
-        process.expect(passed)
+        said = process.expect(passed)
         if passed == point:
-            return
+            break
         process.tell("go")
+    return Outcome(acknowledged=point == "committed", tries=1, **said)
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -355,7 +366,7 @@ def test_a_process_ends(ground, results, operation, driver, signal, point):
     """F1, F7: whoever comes next finds all of it or nothing."""
     case = Case(ground, operation)
     with started(case, driver) as process:
-        run_to(process, point)
+        outcome = run_to(process, point)
         if signal == "SIGKILL":
             assert process.kill() == -9
         else:
@@ -363,7 +374,8 @@ def test_a_process_ends(ground, results, operation, driver, signal, point):
             assert process.wait() == 143, process.errors
     until(lambda: not run_sql(ground, BUSY), "the server has noticed")
     case.look()
-    case.judge(results, None, point == "committed", fault=signal, driver=driver, point=point)
+    expected = point == "committed"
+    case.judge(results, outcome, expected, over=True, fault=signal, driver=driver, point=point)
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -419,3 +431,25 @@ def leased(case: Case) -> int:
         return case.operation.count(
             session, Message, mine, Message.leased, Message.consumer_worker_id.is_(None)
         )
+
+
+# --- all of it -----------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.pgbouncer
+def test_the_matrix_has_every_cell_and_something_was_acknowledged_in_each(request, results):
+    """The last one of this file: a cell that is empty would show nothing."""
+    chosen = {
+        (item.originalname, item.callspec.params["operation"], item.callspec.params["driver"])
+        for item in request.session.items
+        if item.path == request.path and "driver" in getattr(item, "fixturenames", ())
+    }
+    cells = {*itertools.product(FAULTS, OPERATIONS, DRIVERS)}
+    if len(chosen) < len(cells) - len(OPERATIONS) * len(DRIVERS):  # one test has two of the faults
+        pytest.skip("only a part of the matrix was asked for")
+    acknowledged: Counter[tuple[str, ...]] = Counter()
+    for case in load(results.path)[1]:
+        acknowledged[case["fault"], case["operation"], case["driver"]] += case["acknowledged"]
+    assert acknowledged.keys() == cells
+    assert not [cell for cell in cells if not acknowledged[cell]]

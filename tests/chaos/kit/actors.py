@@ -42,12 +42,12 @@ from kit.servers import Address
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 def gate(point):
-    say(point)
+    say(point, result=actor.outcome.result)
     hear("go")
 
 operation = OPERATIONS[args["operation"]](args["queue"], args["lease"])
-outcome = Actor(Address(*args["address"]), args["driver"], operation, gate).run()
-say("outcome", **outcome.as_dict())
+actor = Actor(Address(*args["address"]), args["driver"], operation, gate)
+say("outcome", **actor.run().as_dict())
 """
 """For a `Script`: arguments are operation, queue, lease, address (a list) and driver."""
 
@@ -123,7 +123,7 @@ class Actor:
         while True:
             self.outcome.tries += 1
             try:
-                self.outcome.result = await self._try()
+                await self._try()
                 self.outcome.acknowledged = True
             except LeaseLost as lost:
                 if await self._was_ours(lost):
@@ -138,15 +138,15 @@ class Actor:
                 continue
             return
 
-    async def _try(self) -> Any:
+    async def _try(self) -> None:
         async with _Transaction(self.engine) as (session, service):
             await got(session.connection())
             self.gate("begin")
             result = await self.operation.do(session, service, self.held)
             await got(session.flush())
             self.gate("executed")
+        self.outcome.result = result
         self.gate("committed")
-        return result
 
     async def _until_usable(self) -> None:
         """Go on with the same engine, as an application would."""

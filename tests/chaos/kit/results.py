@@ -102,6 +102,9 @@ def summary(path: Path, *, markdown: bool = False) -> str:
     )
     by = BY.get(str(head["title"]), ("title",))
     rows = table(cases, by, head.get("counts") or COUNTS)
+    if {"fault", "driver"} <= cases[0].keys():
+        cells = {(case["fault"], case["operation"], case["driver"]) for case in cases}
+        about += f"; {len(cells)} cells of fault, operation and driver"
     return f"{about}\n\n{rendered(rows, markdown=markdown)}"
 
 
