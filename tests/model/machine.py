@@ -92,7 +92,7 @@ COMMON_SITUATIONS = (
 )
 SELDOM_SITUATIONS = (
     *("a dequeue while paused", "a dequeue that buries", "a dequeue that passes over some"),
-    *("a prune", "a reclaim"),
+    *("a prune", "a purge", "a reclaim"),
     *("leases released", "a requeue of a live key"),
 )
 MANAGE = ("purge", "pause", "resume", "bury", "bury", "bury", "prune", "prune", "delete", "delete")
@@ -170,9 +170,11 @@ class QueueMachine(RuleBasedStateMachine):
     def do(self, s: int, operation: tuple[str, dict[str, Any]], end: bool) -> None:
         """Something, and a commit after most of it, unless there is a savepoint."""
         name, values = operation
+        self.seen["steps"] += 1
         if name in self.without:
             return
-        self.seen["steps"] += 1
+        self.seen["operations"] += 1
+        self.seen[f"done: {name}"] += 1
         self.changed = True
         getattr(self, name)(s, **values)
         if end and not self.world.open[s].saved:
@@ -409,6 +411,7 @@ class QueueMachine(RuleBasedStateMachine):
         ids = self.world.rows(s, lambda row: row.queue == queue)[:limit]
         with self.unless(s, self.world.waits(s, "live", ids)) as service:
             assert service.queues.purge(queue, limit=limit) == len(ids)
+            self.seen["a purge"] += bool(ids)
             for id_ in ids:
                 self.world.remove(s, "live", id_)
 
@@ -640,6 +643,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.compare(s, live, settled)
             if s is None:
                 self.nothing_is_lost_or_doubled(live, settled)
+                self.nothing_has_two_holders(live)
                 self.attempts_only_grow(rows)
             else:
                 self.metrics_are_those_of_the_model(s)
@@ -680,6 +684,15 @@ class QueueMachine(RuleBasedStateMachine):
         self.born |= {*committed} | removed
         assert self.born == {*committed} | removed
         assert not removed & {*committed}
+
+    def nothing_has_two_holders(self, live: Any) -> None:
+        """Of all committed deliveries one at most fits a row: this asks no model."""
+        given = Counter(one.delivery.id for one in self.world.leases)
+        tokens = {(one.delivery.id, one.delivery.read_ct) for one in self.world.leases}
+        assert len(tokens) == given.total(), "two leases have the same token"
+        for row in live:
+            if row.held and row.vt > row.now:
+                assert (row.id, row.read_ct) in tokens, f"nobody was given message {row.id}"
 
     def attempts_only_grow(self, rows: Any) -> None:
         for row in rows:

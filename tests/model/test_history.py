@@ -213,7 +213,6 @@ def judge(engine: sa.Engine) -> Counter[tuple[str, bool]]:
     events, books = read(engine)
     assert faults(events, books) == []
     seen = Counter((one.op, one.ok) for one in events)
-    print(*sorted(seen.items()), sep="\n")
     for op in ("archive", "release", "fail", "delete", "extend"):
         assert seen[op, True], f"no {op} succeeded: nothing is shown"
         assert seen[op, False], f"no {op} came too late: nothing is shown"
@@ -222,15 +221,26 @@ def judge(engine: sa.Engine) -> Counter[tuple[str, bool]]:
     return seen
 
 
-def test_threads_and_processes_make_a_history_without_a_fault(engine, migrated) -> None:
-    run(migrated.url, threads=4, processes=2, steps=250)
-    judge(engine)
+def told_of(seen: Counter[tuple[str, bool]]) -> dict[str, int]:
+    return {op if ok else f"{op}, refused": n for (op, ok), n in sorted(seen.items())}
+
+
+def test_threads_and_processes_make_a_history_without_a_fault(engine, migrated, note) -> None:
+    about = {"threads": 4, "processes": 2, "steps": 250}
+    run(migrated.url, **about)
+    seen = judge(engine)
+    note(operations=seen.total(), **about, seen=told_of(seen))
 
 
 @pytest.mark.long
-def test_many_threads_and_processes_make_a_long_history_without_a_fault(engine, migrated) -> None:
-    run(migrated.url, threads=8, processes=4, steps=1500)
-    assert sum(judge(engine).values()) > 10_000
+def test_many_threads_and_processes_make_a_long_history_without_a_fault(
+    engine, migrated, note
+) -> None:
+    about = {"threads": 8, "processes": 4, "steps": 1500}
+    run(migrated.url, **about)
+    seen = judge(engine)
+    note(operations=seen.total(), **about, seen=told_of(seen))
+    assert seen.total() > 10_000
 
 
 def test_a_real_history_with_one_lie_in_it_is_found_out(engine, migrated) -> None:

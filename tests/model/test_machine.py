@@ -45,8 +45,14 @@ def histories(engine: sa.Engine, seeds: Iterable[int], steps: int) -> Counter[st
     for one in seeds:
         machine = seed(one)(lambda: QueueMachine(engine, seen))
         run_state_machine_as_test(machine, settings=settings(BATCH, stateful_step_count=steps))
-    print(*sorted(seen.items()), sep="\n")
     return seen
+
+
+def told(seen: Counter[str], first: int) -> dict[str, Any]:
+    """What is worth writing down."""
+    totals = {name: seen[name] for name in ("examples", "steps", "operations")}
+    rest = {what: n for what, n in sorted(seen.items()) if what not in totals}
+    return {**totals, "seed": first, "seen": rest}
 
 
 def never(seen: Counter[str], *situations: str) -> list[str]:
@@ -54,16 +60,18 @@ def never(seen: Counter[str], *situations: str) -> list[str]:
     return [one for one in situations if not seen[one]]
 
 
-def test_random_histories_keep_the_promises(engine: sa.Engine) -> None:
+def test_random_histories_keep_the_promises(engine: sa.Engine, note: Any) -> None:
     seen = histories(engine, range(6), steps=40)
+    note(**told(seen, 0))
     assert not never(seen, *COMMON_SITUATIONS)
 
 
 @pytest.mark.long
-def test_hundreds_of_long_histories_keep_the_promises(engine: sa.Engine) -> None:
+def test_hundreds_of_long_histories_keep_the_promises(engine: sa.Engine, note: Any) -> None:
     first = random.randrange(10**9)
     print(f"seeds from {first}")
     seen = histories(engine, range(first, first + 50), steps=60)
+    note(**told(seen, first))
     assert seen["examples"] >= 400
     ways = [f"{way}, {how}" for way in SETTLE for how in ("strict", "or not")]
     assert not never(seen, *COMMON_SITUATIONS, *SELDOM_SITUATIONS, *ways)
