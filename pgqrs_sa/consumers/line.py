@@ -1,9 +1,9 @@
 """The consumer's own connections: one statement, one commit, whatever the application's are.
 
-A `Line` holds a connection in AUTOCOMMIT as long as it works, and takes another one when it does
-not. Its session is used by one thread alone. That is also so in an `AsyncConsumer`: there the
-thread has an event loop of its own, and a connection that belongs to that, so that neither a
-blocked loop nor a cancelled task of the application can keep a lease from being renewed.
+A `Line` holds a connection in AUTOCOMMIT, if it can, as long as it works, and takes another one
+when it does not. Its session is used by one thread alone. That is also so in an `AsyncConsumer`:
+there the thread has an event loop of its own, and a connection that belongs to that, so that
+neither a blocked loop nor a cancelled task of the application can keep a lease from being renewed.
 """
 
 from __future__ import annotations
@@ -265,7 +265,8 @@ class Line:
             # In AUTOCOMMIT the server's own default rules, which may be another than this.
             with Session(connection) as session:
                 default = consume.look_around(session, context)
-            self._isolation = "AUTOCOMMIT" if default == "read committed" else "READ COMMITTED"
+            alone = default == "read committed" and not _in_two_parts(connection)
+            self._isolation = "AUTOCOMMIT" if alone else "READ COMMITTED"
         _set(connection, self._isolation)
         self._prepared = connection
 
@@ -301,6 +302,17 @@ class Line:
     def close(self) -> None:
         """Give the connection back."""
         self._plug.close()
+
+
+def _in_two_parts(connection: Connection) -> bool:
+    """Return whether a statement is prepared by one message and executed by the next.
+
+    asyncpg does that when it keeps no statements, as behind PgBouncer, where each message outside
+    of a transaction may come to another connection of the server, which does not know the first.
+    """
+    raw: Any = connection.connection.dbapi_connection
+    keeps = getattr(raw, "_prepared_statement_cache", None) is not None
+    return connection.dialect.driver == "asyncpg" and not keeps
 
 
 def _set(connection: Connection, isolation: str) -> None:

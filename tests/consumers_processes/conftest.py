@@ -21,6 +21,7 @@ for place in (HERE, HERE.parent / "chaos"):
 
 from hands.nursery import Nursery  # noqa: E402
 from hands.team import Team  # noqa: E402
+from kit import bouncer  # noqa: E402
 from kit.proxy import Proxy  # noqa: E402
 from kit.servers import Address, OwnServer, own_server  # noqa: E402
 
@@ -32,12 +33,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "long" in config.option.markexpr:
-        return
-    out = [item for item in items if item.get_closest_marker("long")]
-    if out:
-        config.hook.pytest_deselected(items=out)
-        items[:] = [item for item in items if item not in set(out)]
+    left_out = [
+        *(["long"] if "long" not in config.option.markexpr else []),
+        *(["pgbouncer"] if not bouncer.BINARY else []),
+    ]
+    out = {item for item in items if any(item.get_closest_marker(name) for name in left_out)}
+    config.hook.pytest_deselected(items=[*out])
+    items[:] = [item for item in items if item not in out]
 
 
 @pytest.fixture(scope="session")

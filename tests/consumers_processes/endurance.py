@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,7 @@ for place in (HERE, HERE.parent / "chaos"):
 from hands.nursery import Nursery  # noqa: E402
 from hands.team import KINDS, Team, Worker  # noqa: E402
 from kit.books import Audit, Sent  # noqa: E402
+from kit.bouncer import PgBouncer  # noqa: E402
 from kit.servers import OwnServer, own_server, run_sql, until  # noqa: E402
 from kit.working import outliving  # noqa: E402
 
@@ -48,6 +50,7 @@ class Options:
     producers: int = 2
     restarts: int = 2
     kills: int = 3
+    poolers: int = 0
     lease: float = 5.0
     timeout: float = 600.0
 
@@ -82,6 +85,7 @@ class Report:
             f"{options.workers} workers, {options.messages} messages, {options.failing} failing "
             f"({options.poison} of them each time), {options.restarts} restarts -m immediate, "
             f"{options.kills} SIGKILLs"
+            + (f", {options.poolers} SIGKILLs of PgBouncer" if options.poolers else "")
         )
         yield from self.events
         if self.audit is not None:
@@ -98,9 +102,11 @@ def endure(server: OwnServer, nursery: Nursery, dbname: str, options: Options) -
     address = server.database(dbname)
     engine = sa.create_engine(address.url(), pool_size=options.producers)
     direct = sa.create_engine(address.url(), poolclass=sa.NullPool)
-    with Team(address, direct, nursery) as team:
+    with ExitStack() as stack:
+        team = stack.enter_context(Team(address, direct, nursery))
+        pooler = stack.enter_context(PgBouncer(address)) if options.poolers else None
         began = time.monotonic()
-        crew = [_hire(team, number, options) for number in range(options.workers)]
+        crew = [_hire(team, number, options, pooler) for number in range(options.workers)]
         producers = _produce(engine, options)
 
         def say(what: str) -> None:
@@ -112,10 +118,13 @@ def endure(server: OwnServer, nursery: Nursery, dbname: str, options: Options) -
             if what == "restart":
                 server.crash()
                 say("the server has crashed and is back")
+            elif what == "pooler" and pooler is not None:
+                pooler.crash()
+                say("PgBouncer was killed and is back")
             else:
                 one = crew.pop(0)
                 one.kill()
-                crew.append(_hire(team, len(team.workers), options))
+                crew.append(_hire(team, len(team.workers), options, pooler))
                 say(f"{one.name} was killed, and replaced by {crew[-1].name}")
         for one in producers:
             one.join(options.timeout)
@@ -132,8 +141,11 @@ def endure(server: OwnServer, nursery: Nursery, dbname: str, options: Options) -
 
 def _plan(options: Options) -> list[tuple[int, str]]:
     """Return what happens after how many messages: spread over the first three quarters."""
-    kills, restarts = ["kill"] * options.kills, ["restart"] * options.restarts
-    turns = [kills, restarts]
+    turns = [
+        ["kill"] * options.kills,
+        ["restart"] * options.restarts,
+        ["pooler"] * options.poolers,
+    ]
     order = []
     while any(turns):
         turns.sort(key=len)
@@ -142,12 +154,13 @@ def _plan(options: Options) -> list[tuple[int, str]]:
     return [(step * place, what) for place, what in enumerate(order, 1)]
 
 
-def _hire(team: Team, number: int, options: Options) -> Worker:
+def _hire(team: Team, number: int, options: Options, pooler: PgBouncer | None) -> Worker:
     return team.hire(
         KINDS[number % len(KINDS)],
         consumer={"concurrency": options.concurrency, "housekeeping": 5, "heartbeat": 2},
         on={"lease": options.lease, "prefetch": options.concurrency},
         retry={"max_attempts": _ATTEMPTS},
+        **({"through": pooler.address, "pooled": True} if pooler else {}),
     )
 
 

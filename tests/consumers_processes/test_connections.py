@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from hands.team import KINDS
+from kit.bouncer import PgBouncer
 from kit.servers import terminate_backends
 from kit.working import produce
 
@@ -51,6 +52,27 @@ def test_consumers_outlive_the_end_of_their_backends(team, kind):
     found = team.audit()
     assert ended > 15
     assert (found.archived, found.dead) == (300, 0)
+
+
+@pytest.mark.pgbouncer
+@kinds
+def test_consumers_outlive_the_end_of_pgbouncer(team, kind):
+    """By SIGKILL: all connections through it end at once, in the midst of anything."""
+    with PgBouncer(team.address) as pooler:
+        direct = team.address.url()
+        worker = team.hire(
+            kind, through=pooler.address, pooled=True, consumer={"listen_dsn": direct}
+        )
+        team.registered()
+        team.send(*[{"ms": 1}] * 300)
+        for settled in (40, 120, 200):
+            team.settled(settled)
+            pooler.crash()
+        team.emptied()
+        team.dismiss([worker])
+    found = team.audit()
+    assert (found.archived, found.dead) == (300, 0)
+    assert worker.errors.count("tried again") >= 1
 
 
 @kinds

@@ -16,3 +16,11 @@ def test_nothing_is_lost_or_done_twice_while_processes_and_the_server_die(own, n
 def test_nothing_is_lost_or_done_twice_in_the_big_run(own, nursery):
     report = endure(own, nursery, "endurance_long", Options())
     assert not report.wrong, "\n".join(report.lines())
+
+
+@pytest.mark.long
+@pytest.mark.pgbouncer
+def test_nothing_is_lost_or_done_twice_behind_a_pgbouncer_that_dies_too(own, nursery):
+    options = Options(messages=6000, workers=6, restarts=1, kills=1, poolers=3)
+    report = endure(own, nursery, "endurance_pooled", options)
+    assert not report.wrong, "\n".join(report.lines())

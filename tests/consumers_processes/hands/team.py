@@ -49,6 +49,7 @@ def settings_of(address: Address, kind: str, **settings: Any) -> dict[str, Any]:
         "on": {"lease": 30, **given.get("on", {})},
         "retry": {**_RETRY, **given.get("retry", {})},
         "engine": given.get("engine", {}),
+        "pooled": given.get("pooled", False),
         "tell": list(given.get("tell", ())),
     }
 
@@ -107,8 +108,9 @@ class Team:
         Args:
             kind: See `KINDS`.
             settings: ``consumer``, ``on``, ``retry`` and ``engine``: keyword arguments of these;
-                ``through``: where the database is found, if not directly; ``until_empty``: end
-                when nothing is left; ``tell``: the hooks that it is to say.
+                ``through``: where the database is found, if not directly; ``pooled``: whether
+                that is PgBouncer; ``until_empty``: end when nothing is left; ``tell``: the hooks
+                that it is to say.
         """
         args = settings_of(self.address, kind, **settings)
         worker = Worker(self._nursery, name=f"{kind}-{next(self._numbers)}", **args)

@@ -29,6 +29,7 @@ from contextlib import suppress
 from typing import Any
 
 import sqlalchemy as sa
+from kit import bouncer
 from kit.books import Effect, Start
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -103,10 +104,16 @@ def _may_fail(payload: dict[str, Any], delivery: Delivery) -> None:
             raise MemoryError
 
 
+def _engine(args: dict[str, Any]) -> dict[str, Any]:
+    """An engine's arguments, with those of docs/pgbouncer.md where they are needed."""
+    driver = "asyncpg" if args["kind"] == "asyncpg" else "psycopg"
+    return {**(bouncer.SETTINGS[driver] if args["pooled"] else {}), **args["engine"]}
+
+
 def make_sync(args: dict[str, Any], gate: Gate) -> tuple[Consumer, sa.Engine]:
     """Return a consumer in threads."""
     name = args["name"]
-    engine = sa.create_engine(args["url"], **args["engine"])
+    engine = sa.create_engine(args["url"], **_engine(args))
     beside = sa.create_engine(args["beside"], isolation_level="AUTOCOMMIT", pool_pre_ping=True)
     consumer = Consumer(
         sessionmaker(engine), hooks=[Telling(args["tell"])], name=name, **args["consumer"]
@@ -132,7 +139,7 @@ def make_sync(args: dict[str, Any], gate: Gate) -> tuple[Consumer, sa.Engine]:
 def make_async(args: dict[str, Any], gate: Gate) -> tuple[AsyncConsumer, AsyncEngine]:
     """Return a consumer in tasks."""
     name = args["name"]
-    engine = create_async_engine(args["url"], **args["engine"])
+    engine = create_async_engine(args["url"], **_engine(args))
     beside = create_async_engine(
         args["beside"], isolation_level="AUTOCOMMIT", pool_pre_ping=True, max_overflow=20
     )
