@@ -280,7 +280,8 @@ class Desk:
 
     def _acknowledged(self, handler: Handler, leased: list[Delivery]) -> list[Delivery]:
         """Archive before the handler is called; return what could be archived."""
-        done: set[int] = {*self._apply([Verdict(one, "archive") for one in leased])}
+        verdicts = [Verdict(one, "archive") for one in leased]
+        done: set[int] = {*self._apply(verdicts, self._line.stopping)}
         lost = [one for one in leased if one.id not in done]
         if lost:
             known = self._line.call("a look", self._context(), consume.fates, lost)
@@ -342,13 +343,16 @@ class Desk:
             if known is None or known.verdict.delivery.read_ct < one.delivery.read_ct:
                 self._verdicts[one.delivery.id] = _Waiting(one, handler, alone_at=alone_at)
 
-    def _apply(self, verdicts: Sequence[Verdict]) -> dict[int, str]:
-        return self._line.call(
-            "a settlement", self._context(), settlements.apply, verdicts, strict=False
+    def _apply(self, verdicts: Sequence[Verdict], until: threading.Event) -> dict[int, str]:
+        return self._line.call_until(
+            until, "a settlement", self._context(), settlements.apply, verdicts, strict=False
         )
 
     def _settle(self, due: Sequence[_Waiting]) -> None:
-        self._settled(due, self._apply([one.verdict for one in due]))
+        # Whoever stops waits for this thread to rest, as a lease may be on its way. If it waited
+        # for a database that is away, the end would take as long as running handlers may.
+        until = self._line.stopping if self.resting.is_set() else self._leaving
+        self._settled(due, self._apply([one.verdict for one in due], until))
 
     def _settled(self, tried: Sequence[_Waiting], outcome: dict[int, str]) -> None:
         """Take note of what was settled, and of what became of the rest."""

@@ -113,3 +113,20 @@ def test_a_signal_is_heeded_while_the_database_is_down(team, proxy, kind, busy):
     worker.terminate()
     assert worker.wait(15) == (1 if busy else 0), worker.errors  # of 25 s to drain
     assert "cannot go on" not in worker.errors
+
+
+@kinds
+def test_a_settlement_that_the_database_does_not_take_does_not_keep_the_process(team, proxy, kind):
+    """The handler has ended before the signal comes: only its last words are left to say."""
+    # With one message it leases no other: it is the settlement that it waits with.
+    drain = {"drain_timeout": 60, "concurrency": 1}
+    through = team.address.via(*proxy.address)
+    worker = team.hire(kind, through=through, consumer=drain, on={"lease": 60})
+    team.send({"do": "wait"})
+    worker.expect("begun")
+    proxy.close()
+    worker.tell("go")
+    until(lambda: "a settlement failed" in worker.errors, "it is asked again and again")
+    worker.terminate()
+    assert worker.wait(30) == 1, worker.errors
+    assert "cannot go on" not in worker.errors
