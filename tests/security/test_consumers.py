@@ -1,0 +1,281 @@
+"""Consumers and producers at work under exactly the rights that are printed, and no others.
+
+Whatever their runtime executes, in trouble as well, a role of their kind must be allowed to.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
+
+from pgqrs_sa import DeadLetter, Delivery, Discard, QueueService, Retry, RetryIn, Snooze
+from pgqrs_sa.consumers import registering
+from pgqrs_sa.operations import consume, wakeup
+from pgqrs_sa.operations.context import Context
+from pgqrs_sa.statements.wakeup import channel
+
+CONSUMERS = str(Path(__file__).parents[1] / "consumers")
+if CONSUMERS not in sys.path:
+    sys.path.insert(0, CONSUMERS)
+
+from bench import Kit, effect, kit_for, until  # noqa: E402
+
+MAKE_EFFECTS = """
+CREATE TABLE IF NOT EXISTS effects
+    (id bigserial PRIMARY KEY, msg_id bigint, read_ct int, note text);
+TRUNCATE effects
+"""
+ITS_OWN = (
+    # What a handler writes is the application's, and so are its rights.
+    "GRANT INSERT ON effects TO {name}",
+    "GRANT USAGE ON SEQUENCE effects_id_seq TO {name}",
+)
+PRODUCE = """
+import sys
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+from pgqrs_sa import Item, Message, QueueService
+
+url, queue = sys.argv[1:]
+with Session(sa.create_engine(url)) as session, session.begin():
+    service = QueueService(session, notify=True)
+    service.check_schema()
+    service.enqueue(queue, "ok")
+    service.enqueue(queue, "ok", key="k")
+    service.enqueue_many(queue, ["ok", Item("ok", key="l")])
+    service.enqueue_from(queue, sa.select(sa.literal("ok")))
+    session.add(Message(queue_name=queue, payload="ok"))
+"""
+
+
+@pytest.fixture(params=["threads", "psycopg", "asyncpg"])
+def kit(request: pytest.FixtureRequest, migrated: Any) -> Iterator[Kit]:
+    """Its own connection is the owner's; the consumer gets another."""
+    kit = kit_for(migrated, request.param)
+    kit.sql(MAKE_EFFECTS)
+    yield kit
+    kit.close()
+
+
+@pytest.fixture
+def under_its_role(kit: Kit, login: Callable[..., sa.Engine]) -> Callable[..., Any]:
+    """Return a function that makes an engine which has logged in as a consumer."""
+    url = login("consumer", more=ITS_OWN).url
+
+    def make(**options: Any) -> Any:
+        if kit.is_async:
+            driven = url.set(drivername=f"postgresql+{kit.driver}")
+            engine: Any = create_async_engine(driven, pool_size=20, **options)
+        else:
+            engine = sa.create_engine(url, pool_size=20, **options)
+        kit._engines.append(engine)
+        return engine
+
+    return make
+
+
+def decide(delivery: Delivery) -> Any:
+    """What a message asks for, at its first attempt or always."""
+    match delivery.payload, delivery.read_ct:
+        case ("raises", _) | ("raises once", 1):
+            raise ValueError(delivery.payload)
+        case "dead", _:
+            return DeadLetter("of no use")
+        case "discarded", _:
+            return Discard("not wanted")
+        case "again", 1:
+            return RetryIn(0)
+        case "snoozed", 1:
+            return Snooze(0.01)
+    return None
+
+
+PAYLOADS = {
+    "ok": "archived",
+    "raises once": "archived",
+    "raises": "dead",
+    "dead": "dead",
+    "discarded": "discarded",
+    "again": "archived",
+    "snoozed": "archived",
+}
+
+
+def renewed(kit: Kit) -> Callable[..., None]:
+    """A handler that lasts until its lease was renewed."""
+
+    def long(session: Any, delivery: Any) -> None:
+        before = kit.live()[delivery.id].vt
+        for _ in range(2000):
+            kit.wait_a_moment()
+            if kit.live()[delivery.id].vt > before:
+                effect(session, delivery)
+                return
+
+    return long
+
+
+def too_slow(kit: Kit) -> Callable[..., None]:
+    """A handler that takes too long, the first time."""
+
+    def slow(_session: Any, delivery: Any) -> None:
+        if delivery.read_ct == 1:
+            for _ in range(200):
+                kit.wait_a_moment()
+
+    return slow
+
+
+def deciding(session: Any, delivery: Any) -> Any:
+    if session is not None:
+        effect(session, delivery)
+    return decide(delivery)
+
+
+def in_batches(session: Any, deliveries: Any) -> None:
+    for delivery in deliveries:
+        effect(session, delivery)
+
+
+def registered(kit: Kit, consumer: Any) -> None:
+    """Handlers of every kind, each for a queue of its own."""
+    quick = Retry(base=0, jitter=0)
+    consumer.on("single", retry=quick)(deciding)
+    consumer.on("plain", session=False, retry=quick)(deciding)
+    consumer.on("batch", batch=4)(in_batches)
+    consumer.on("first", acknowledge="first", session=False)(deciding)
+    consumer.on("long", lease=1)(renewed(kit))
+    consumer.on("slow", timeout=0.1, retry=quick)(too_slow(kit))
+
+
+QUEUES = ("single", "plain", "batch", "first", "long", "slow")
+
+
+def left_behind(kit: Kit) -> tuple[int, int]:
+    """A message in the hands of somebody who is dead, and one that is out of attempts."""
+    orphan, exhausted = kit.send("ok", "ok", queue="plain")
+    kit.sql(
+        "INSERT INTO pgqrs_workers (name, hostname, heartbeat_at)"
+        " VALUES ('gone', 'x', now() - interval '1 day')"
+    )
+    kit.sql(
+        "UPDATE pgqrs_messages SET read_ct = 1, max_read_ct = 5, dequeued_at = now(),"
+        " consumer_worker_id = 1, vt = now() + interval '1 day' WHERE id = :id",
+        id=orphan,
+    )
+    kit.sql(
+        "UPDATE pgqrs_messages SET read_ct = 1, max_read_ct = 1, dequeued_at = now()"
+        " WHERE id = :id",
+        id=exhausted,
+    )
+    return orphan, exhausted
+
+
+def test_a_consumer_does_all_its_work_with_the_rights_of_one(
+    kit: Kit, under_its_role: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every kind of handler and decision; renewals, timeouts, the heartbeat, and tidying up."""
+    caplog.set_level(logging.INFO, "pgqrs_sa.consumer")
+    for queue in QUEUES:
+        kit.queue(queue, max_read_ct=2)
+    expected = {}
+    for queue in ("single", "plain"):
+        ids = kit.send(*PAYLOADS, queue=queue)
+        expected |= dict(zip(ids, PAYLOADS.values(), strict=True))
+    for queue, n in (("batch", 6), ("first", 2), ("long", 1), ("slow", 1)):
+        expected |= dict.fromkeys(kit.send(*["ok"] * n, queue=queue), "archived")
+    orphan, exhausted = left_behind(kit)
+    expected |= {orphan: "archived", exhausted: "dead"}
+    consumer = kit.consumer(
+        engine=under_its_role(), heartbeat=0.05, housekeeping=0.05, concurrency=8
+    )
+    registered(kit, consumer)
+    consumer.start()
+    until(lambda: kit.outcomes() == expected, "all is settled")
+    before = kit.workers()[1].heartbeat_at
+    until(lambda: kit.workers()[1].heartbeat_at > before, "its heart beats")
+    assert consumer.stop() == 0
+    assert [one.status for one in kit.workers()] == ["stopped", "stopped"]
+    assert kit.held() == []
+    # Not for it: to prune the archive, and to forget workers. That is said, and harms nothing.
+    denied = [one for one in caplog.records if "tidying up" in one.getMessage()]
+    assert denied
+    assert all(one.levelno == logging.INFO for one in denied)
+
+
+def test_a_consumer_under_its_role_is_woken_by_a_producer_under_its_own(
+    kit: Kit, migrated: Any, under_its_role: Callable[..., Any], login: Callable[..., sa.Engine]
+) -> None:
+    """The producer is another process: nothing but a notification can wake the consumer."""
+    kit.queue("mail")
+    ear = psycopg.connect(migrated.dsn, autocommit=True)
+    ear.execute(f"LISTEN {channel(None)}")
+    engine = under_its_role()
+    listen = login("consumer", more=ITS_OWN).url.set(drivername="postgresql")
+    consumer = kit.consumer(
+        engine=engine,
+        notify=True,
+        listen_dsn=listen.render_as_string(hide_password=False),
+        poll_interval=600,
+    )
+    consumer.on("mail")(effect)
+    consumer.start()
+    until(lambda: kit.workers()[0].waiting_until, "it waits")
+    url = login("producer").url.render_as_string(hide_password=False)
+    subprocess.run([sys.executable, "-c", PRODUCE, url, "mail"], check=True, timeout=60)
+    assert [one.payload for one in ear.notifies(timeout=10, stop_after=1)] == ["mail"]
+    until(lambda: len(kit.effects()) == 6, "all are done")
+    assert consumer.stop() == 0
+    assert set(kit.outcomes().values()) == {"archived"}
+    ear.close()
+
+
+def test_a_consumer_that_keeps_snapshots_needs_no_more_rights(
+    kit: Kit, under_its_role: Callable[..., Any]
+) -> None:
+    """It locks its message first: renewals could not be seen."""
+    kit.queue("mail")
+    ids = kit.send(1, 2, 3)
+    engine = under_its_role(isolation_level="REPEATABLE READ")
+    consumer = kit.consumer(engine=engine)
+    consumer.on("mail")(effect)
+    assert consumer.run() == 0
+    assert sorted(id_ for id_, _ in kit.effects()) == ids
+
+
+def test_what_a_consumer_executes_only_in_trouble_needs_no_more_rights(
+    migrated: Any, engine: sa.Engine, login: Callable[..., sa.Engine]
+) -> None:
+    with Session(engine) as session, session.begin():
+        QueueService(session).queues.create("mail")
+        QueueService(session).enqueue_many("mail", range(4))
+    context = Context.of(None, None, None, allow_autocommit=True)
+    with Session(login("consumer", more=())) as session, session.begin():
+        assert consume.look_around(session, context) == "read committed"
+        service = QueueService(session)
+        worker = service.workers.register("w", queues=["mail"])
+        context = Context.of(None, None, worker.id, allow_autocommit=True)
+        assert consume.anything_ready(session, context, ["mail"])
+        turn = consume.turn(session, context, [], "mail", 1, timedelta(minutes=1), None)
+        again = consume.turn(session, context, turn.leased, "mail", 2, timedelta(minutes=1), 3)
+        assert again.settled == {turn.leased[0].id}
+        assert consume.renew(session, context, again.leased, timedelta(minutes=2))
+        consume.hold(session, context, again.leased)
+        assert set(consume.fates(session, context, turn.leased).values()) == {"archived"}
+        assert consume.hand_back(session, context, worker.id, [again.leased[0].id]) == 1
+        assert consume.tidying(session, context)
+        wakeup.set_waiting(session, context, worker.id, None)
+        double = service.workers.register("w", queues=["mail"])
+        registering._stop_doubles(session, context, double, timedelta(minutes=1))
+        assert service.workers.get(worker.id).status == "stopped"
