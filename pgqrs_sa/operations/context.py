@@ -22,6 +22,7 @@ from ..statements import queues
 
 __all__ = [
     "Context",
+    "commits_by_itself",
     "criteria_on",
     "decoded",
     "forget",
@@ -84,8 +85,13 @@ class Context:
 
 def refuse_autocommit(connection: sa.Connection, unless: str) -> None:
     """Raise when a connection commits each statement by itself."""
-    if getattr(connection.connection.dbapi_connection, "autocommit", False):
+    if commits_by_itself(connection):
         raise NonAtomicEnqueue(unless)
+
+
+def commits_by_itself(connection: sa.Connection) -> bool:
+    """Return whether a connection commits each statement by itself."""
+    return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))
 
 
 _OUR_BINDS = frozenset(
