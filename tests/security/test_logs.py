@@ -7,16 +7,20 @@ parameters that SQLAlchemy prints unless the engine is made with ``hide_paramete
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from pgqrs_sa import (
+    AsyncConsumer,
     Consumer,
     DeadLetter,
     Delivery,
@@ -250,6 +254,62 @@ def test_a_consumer_that_cannot_settle_any_more_logs_no_secret(
         with owner.begin() as connection:
             connection.exec_driver_sql("GRANT UPDATE (vt) ON pgqrs_messages TO sec_operator")
     assert any("cannot go on" in line for line in logged.lines)
+    check(logged, capfd)
+
+
+async def test_an_awaited_consumer_logs_no_secret_whatever_its_handlers_do(
+    migrated, engine, logged, capfd
+) -> None:
+    driven = create_async_engine(engine.url.set(drivername="postgresql+asyncpg"))
+    consumer = AsyncConsumer(
+        async_sessionmaker(driven), poll_interval=0.02, housekeeping=0.05, hooks=[Broken()]
+    )
+
+    @consumer.on("mail", timeout=0.2)
+    async def handle(payload: dict, session: AsyncSession) -> Any:
+        match payload["n"]:
+            case 1:
+                raise ValueError(payload["who"])
+            case 2:
+                await session.execute(sa.text("SELECT CAST(:who AS int)"), {"who": payload["who"]})
+            case 3:
+                return DeadLetter(f"not {payload['who']}")
+            case 4:
+                await asyncio.sleep(60)
+        return None
+
+    with Session(engine) as session, session.begin():
+        service = QueueService(session)
+        service.queues.create("mail", max_read_ct=1)
+        service.enqueue_many("mail", [{"n": n, "who": PAYLOAD} for n in range(5)])
+    await consumer.run(until_empty=True)
+    await driven.dispose()
+    with Session(engine) as session:
+        metrics = QueueService(session).messages.metrics("mail")
+    assert (metrics.archived, metrics.dead, metrics.live) == (1, 4, 0)
+    check(logged, capfd)
+
+
+def test_a_listener_that_cannot_connect_logs_no_password(migrated, engine, logged, capfd) -> None:
+    """Neither when nobody answers there, nor when the password is wrong or the database is not."""
+    with Session(engine) as session, session.begin():
+        QueueService(session).queues.create("mail")
+    url = engine.url.set(drivername="postgresql")
+    nobody = url.set(query={}, host="127.0.0.1", port=1, database=None)
+    for dsn in (nobody, url.set(database="no such database"), url.set(username="nobody else")):
+        heard = len(logged.lines)
+        consumer = Consumer(
+            sessionmaker(engine),
+            poll_interval=0.02,
+            listen_dsn=dsn.render_as_string(hide_password=False),
+        )
+        consumer.on("mail")(lambda payload: None)
+        consumer.start()
+        end = time.monotonic() + 20
+        while not any("listen" in line for line in logged.lines[heard:]):
+            assert time.monotonic() < end, "nothing was logged: nothing was shown"
+            time.sleep(0.02)
+        assert consumer.stop() == 0
     check(logged, capfd)
 
 
