@@ -1,0 +1,852 @@
+"""Each statement changes exactly the rows that it is about, and of these exactly what it says.
+
+Every WHERE, join and assignment is here looked at by itself, on a scene that has a row for each
+condition to leave out. What waits for whom is in ``test_holes.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from pgqrs_sa import Models
+from pgqrs_sa.statements import (
+    archive,
+    consume,
+    enqueue,
+    flush,
+    health,
+    integrity,
+    lease,
+    parts,
+    queues,
+    reading,
+    scheduled,
+    settle,
+    wakeup,
+    workers,
+)
+
+from . import scene
+from .scene import MAIL, OTHER, Seen
+
+MODELS = Models()
+TABLES = parts.tables(MODELS)
+SPAN = timedelta(minutes=10)
+HELD = {"dequeued_at", "consumer_worker_id"}
+
+
+@pytest.fixture(scope="module")
+def staged(kept: Any) -> Iterator[sa.Engine]:
+    """The scene, which every test leaves by a rollback."""
+    engine = sa.create_engine(kept.url, connect_args={"options": "-c statement_timeout=20s"})
+    with engine.begin() as connection:
+        scene.set_up(connection)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def session(staged: sa.Engine) -> Iterator[Session]:
+    with Session(staged) as session:
+        yield session
+
+
+def ids(seen: Seen) -> list[Any]:
+    return [row.id for row in seen.rows]
+
+
+def about(moment: datetime, span: timedelta = timedelta(0)) -> bool:
+    return abs(moment - datetime.now(UTC) - span) < timedelta(minutes=1)
+
+
+# --- settling ------------------------------------------------------------------------------------
+
+TOKENS = [
+    # id, read_ct, worker: of a live lease, of another one, and of one that has run out;
+    (scene.LEASED, 1, scene.BUSY),
+    (scene.SILENTS, 1, scene.SILENT),
+    (scene.LAPSED, 1, scene.BUSY),
+    # of an earlier attempt, of another holder, of nobody though somebody holds it,
+    (scene.NOBODYS, 2, 0),
+    (scene.LAST, 1, scene.SILENT),
+    (scene.HOLDINGS, 1, 0),
+    # of what is not held, and of what is not there.
+    (scene.READY, 0, 0),
+    (scene.HALF, 1, scene.BUSY),
+    (999, 1, 0),
+]
+MINE = {scene.LEASED, scene.SILENTS, scene.LAPSED}
+
+
+def fence(tokens: Any = TOKENS, **more: Any) -> dict[str, Any]:
+    found, read_cts, holders = zip(*tokens, strict=True)
+    values = {"ids": list(found), "read_cts": list(read_cts), "workers": list(holders)}
+    return {**values, "required": 0, **more}
+
+
+def settling(tokens: Any = TOKENS, **more: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
+    n = len(tokens)
+    texts = {"reasons": ["why"] * n, "errors": ["err"] * n}
+    return {
+        "archive": (
+            settle.archive(MODELS),
+            fence(tokens, outcome="discarded", **texts, **more),
+        ),
+        "delete": (settle.delete(MODELS), fence(tokens, **more)),
+        "extend": (settle.extend(MODELS), fence(tokens, lease=SPAN, **more)),
+        "release": (settle.release(MODELS), fence(tokens, delay=SPAN, **more)),
+        "fail": (
+            settle.reschedule_failed(MODELS),
+            fence(tokens, errors=["err"] * n, delays=[SPAN] * n, **more),
+        ),
+    }
+
+
+@pytest.mark.parametrize("way", settling())
+def test_only_what_is_held_as_the_fence_says_is_settled(session: Session, way: str) -> None:
+    seen = Seen(session, *settling()[way])
+    touched = seen.gone if way in {"archive", "delete"} else seen.changed
+    assert touched == {"messages": MINE}
+    assert sorted(ids(seen)) == sorted(MINE)
+
+
+@pytest.mark.parametrize("way", settling())
+def test_a_batch_of_which_one_is_not_held_is_not_settled_at_all(session: Session, way: str) -> None:
+    seen = Seen(session, *settling(required=4)[way])
+    assert (seen.changed, seen.gone, seen.new, seen.rows) == ({}, {}, [], [])
+    seen = Seen(session, *settling(required=3)[way])
+    assert sorted(ids(seen)) == sorted(MINE)
+
+
+def test_what_is_archived_is_there_as_it_was_with_its_outcome(session: Session) -> None:
+    before = scene.everything(session)
+    seen = Seen(session, *settling()["archive"])
+    for row in seen.new:
+        assert (row["outcome"], row["reason"], row["last_error"]) == ("discarded", "why", "err")
+        old = before["messages", row["original_msg_id"]]
+        assert all(row[name] == old[name] for name in old if name not in {"id", "last_error"})
+    assert {row["original_msg_id"] for row in seen.new} == MINE
+
+
+@pytest.mark.parametrize(
+    ("way", "columns"),
+    [
+        ("extend", {"vt"}),
+        ("release", {"vt", "max_read_ct"} | HELD),
+        ("fail", {"vt", "last_error"} | HELD),
+    ],
+)
+def test_a_lease_that_is_given_up_or_extended_changes_these_columns(
+    session: Session, way: str, columns: set[str]
+) -> None:
+    seen = Seen(session, *settling()[way])
+    for id_ in MINE:
+        assert seen.columns("messages", id_) == columns
+        row = seen.now["messages", id_]
+        assert about(row["vt"], SPAN)
+        if way != "extend":
+            assert (row["dequeued_at"], row["consumer_worker_id"]) == (None, None)
+    assert seen.now["messages", scene.LEASED]["max_read_ct"] == 5 + (way == "release")
+
+
+def test_a_failure_is_put_back_only_with_an_attempt_left(session: Session) -> None:
+    tokens = [(scene.LAST, 1, scene.BUSY), (scene.LEASED, 1, scene.BUSY)]
+    seen = Seen(session, *settling(tokens)["fail"])
+    assert seen.changed == {"messages": {scene.LEASED}}
+
+
+def test_whereabouts_are_of_the_messages_asked_for(session: Session) -> None:
+    asked = [scene.READY, scene.LEASED, 101, 999]
+    rows = session.execute(settle.whereabouts(MODELS), {"ids": asked}).all()
+    assert [(row.id, row.state, row.held, row.settled) for row in rows] == [
+        (scene.READY, "ready", False, False),
+        (scene.LEASED, "leased", True, False),
+        (101, "archived", False, True),
+    ]
+
+
+# --- leasing -------------------------------------------------------------------------------------
+
+TAKEN = [scene.URGENT, scene.READY, scene.LAPSED, scene.LIMITED]
+"""What can be leased of the first queue, in its order."""
+
+
+def leasing(**more: Any) -> dict[str, Any]:
+    plain = {"queue": "mail", "limit": 9, "lease": None, "attempts": None, "worker": scene.BUSY}
+    return plain | more
+
+
+def test_what_is_visible_in_one_queue_and_has_attempts_is_leased(session: Session) -> None:
+    seen = Seen(session, lease.dequeue(MODELS, by_worker=True), leasing())
+    assert seen.changed == {"messages": set(TAKEN)}
+    assert sorted(ids(seen)) == sorted(TAKEN)
+    for id_ in TAKEN:
+        row = seen.now["messages", id_]
+        assert seen.columns("messages", id_) <= {"vt", "read_ct", "max_read_ct"} | HELD
+        assert about(row["vt"], timedelta(seconds=30))
+        assert about(row["dequeued_at"])
+        assert row["consumer_worker_id"] == scene.BUSY
+        assert row["read_ct"] == 1 + (id_ == scene.LAPSED)
+        assert row["max_read_ct"] == {scene.LIMITED: 3}.get(id_, 5)
+
+
+def test_the_lease_and_the_attempts_may_be_given_with_the_call(session: Session) -> None:
+    values = leasing(lease=SPAN, attempts=2, worker=None, limit=2)
+    seen = Seen(session, lease.dequeue(MODELS, by_worker=False), values)
+    assert seen.changed == {"messages": set(TAKEN[:2])}
+    for id_ in TAKEN[:2]:
+        row = seen.now["messages", id_]
+        assert about(row["vt"], SPAN)
+        assert (row["max_read_ct"], row["consumer_worker_id"]) == (2, None)
+
+
+@pytest.mark.parametrize("worker", [scene.SUSPENDED, scene.GONE, 999])
+def test_a_worker_that_may_not_leases_nothing(session: Session, worker: int) -> None:
+    statement = lease.dequeue(MODELS, by_worker=True)
+    assert session.execute(statement, leasing(worker=worker)).all() == []
+    assert session.execute(statement, leasing(queue="paused")).all() == []
+    assert session.execute(statement, leasing(queue="short")).all() == []
+
+
+def test_from_a_floor_only_what_lies_behind_it_is_leased_at_its_own_level(session: Session) -> None:
+    floor = session.get_one(MODELS.message, scene.READY)
+    values = leasing(floor_levels=[0], floor_vts=[floor.vt], floor_ids=[floor.id])
+    seen = Seen(session, lease.dequeue(MODELS, by_worker=True, floored=True), values)
+    assert seen.changed == {"messages": {scene.LAPSED, scene.LIMITED}}
+
+
+def test_criteria_leave_out_what_does_not_match(session: Session) -> None:
+    where = (TABLES.message.c.id != scene.URGENT,)
+    statement = lease.dequeue_where(MODELS, where, by_worker=True)
+    seen = Seen(session, statement, leasing())
+    assert seen.changed == {"messages": set(TAKEN[1:])}
+
+
+# --- what a consumer executes --------------------------------------------------------------------
+
+
+def test_a_turn_archives_what_is_held_and_leases_what_comes_next(session: Session) -> None:
+    values = fence(TOKENS[:2] + TOKENS[3:]) | leasing(limit=2)
+    seen = Seen(session, consume.turn(MODELS, floored=False), values)
+    assert seen.gone == {"messages": {scene.LEASED, scene.SILENTS}}
+    assert seen.changed == {"messages": set(TAKEN[:2])}
+    assert {row["outcome"] for row in seen.new} == {"archived"}
+    assert sorted(ids(seen)) == sorted(TAKEN[:2])
+    assert {tuple(sorted(row.settled)) for row in seen.rows} == {(scene.LEASED, scene.SILENTS)}
+
+
+@pytest.mark.parametrize(
+    ("named", "worker", "found"),
+    [
+        (["mail"], scene.BUSY, True),
+        (["short", "mail"], scene.BUSY, True),
+        (["short"], scene.BUSY, False),
+        (["paused"], scene.BUSY, False),
+        (["mail"], scene.SUSPENDED, False),
+        (["mail"], scene.STOPPED, False),
+        (["mail"], 999, False),
+        (["no such queue"], scene.BUSY, False),
+    ],
+)
+def test_something_is_ready_if_this_worker_could_lease_it(
+    session: Session, named: list[str], worker: int, found: bool
+) -> None:
+    values = {"queues": named, "worker": worker}
+    assert session.scalar(consume.anything_ready(MODELS), values) is found
+
+
+def test_nothing_is_ready_in_a_queue_of_leases_and_exhausted_messages(session: Session) -> None:
+    session.execute(sa.delete(TABLES.message).where(TABLES.message.c.id == scene.ELSEWHERE))
+    values = {"queues": ["other"], "worker": scene.BUSY}
+    assert session.scalar(consume.anything_ready(MODELS), values) is False
+
+
+def test_what_a_worker_holds_and_does_not_know_is_handed_back_uncharged(session: Session) -> None:
+    values = {"worker_id": scene.BUSY, "known": [scene.LEASED]}
+    seen = Seen(session, consume.hand_back(MODELS), values)
+    assert seen.changed == {"messages": {scene.LAPSED, scene.LAST}}
+    assert sorted(ids(seen)) == [scene.LAPSED, scene.LAST]
+    for id_, attempts in ((scene.LAPSED, 6), (scene.LAST, 2)):
+        row = seen.now["messages", id_]
+        assert about(row["vt"])
+        assert (row["max_read_ct"], row["read_ct"]) == (attempts, 1)
+        assert (row["dequeued_at"], row["consumer_worker_id"]) == (None, None)
+
+
+# --- the archive ---------------------------------------------------------------------------------
+
+
+def test_only_the_exhausted_of_one_queue_are_buried(session: Session) -> None:
+    seen = Seen(session, archive.bury(MODELS), {"queue": "mail", "limit": 9})
+    assert seen.gone == {"messages": {scene.SPENT}}
+    assert ids(seen) == [scene.SPENT]
+    (row,) = seen.new
+    assert (row["outcome"], row["reason"]) == ("dead", archive.EXHAUSTED_REASON)
+
+
+def requeueing(*which: int, required: int | None = None) -> dict[str, Any]:
+    n = len(which) if required is None else required
+    return {"ids": list(which), "attempts": None, "delay": SPAN, "required": n}
+
+
+def test_what_is_requeued_is_what_was_asked_for(session: Session) -> None:
+    which = (scene.OLD, scene.DEAD, scene.OLD_ELSEWHERE)
+    seen = Seen(session, archive.requeue(MODELS), requeueing(*which))
+    assert (seen.gone, seen.changed) == ({"archive": set(which)}, {})
+    assert {row["id"]: row["max_read_ct"] for row in seen.new} == {101: 6, 102: 10, 103: 8}
+    for row in seen.new:
+        assert about(row["vt"], SPAN)
+        assert (row["dequeued_at"], row["consumer_worker_id"]) == (None, None)
+        assert row["queue_id"] == (OTHER if row["id"] == 103 else MAIL)
+
+
+@pytest.mark.parametrize(
+    "which",
+    [(scene.LIVE_KEY,), (scene.DEAD, scene.LIVE_KEY), (scene.OLD, scene.TWIN), (scene.DEAD, 999)],
+)
+def test_none_is_requeued_when_one_cannot_be(session: Session, which: tuple[int, ...]) -> None:
+    seen = Seen(session, archive.requeue(MODELS), requeueing(*which))
+    assert (seen.gone, seen.new, seen.rows) == ({}, [], [])
+
+
+@pytest.mark.parametrize("id_", [scene.OLD, scene.TWIN])
+def test_a_key_that_another_archived_message_has_is_no_hindrance(
+    session: Session, id_: int
+) -> None:
+    seen = Seen(session, archive.requeue(MODELS), requeueing(id_))
+    assert seen.gone == {"archive": {id_}}
+
+
+def test_which_live_message_has_the_key_of_an_archived_one(session: Session) -> None:
+    asked = {"ids": [scene.OLD, scene.DEAD, scene.LIVE_KEY, 999]}
+    rows = session.execute(archive.movable(MODELS), asked).all()
+    assert sorted((row.id, row.original_msg_id, row.live_id) for row in rows) == [
+        (scene.OLD, 101, None),
+        (scene.DEAD, 102, None),
+        (scene.LIVE_KEY, 104, scene.READY),
+    ]
+
+
+@pytest.mark.parametrize("by_retention", [True, False])
+@pytest.mark.parametrize("one_queue", [True, False])
+def test_what_is_pruned_is_old_enough_for_its_queue(
+    session: Session, one_queue: bool, by_retention: bool
+) -> None:
+    statement = archive.prune(MODELS, one_queue=one_queue, by_retention=by_retention)
+    values = {"limit": 9, "queue": "mail", "older_than": timedelta(hours=1)}
+    expected = {scene.OLD}
+    if not one_queue:
+        expected |= {scene.OLD_ELSEWHERE} | (set() if by_retention else {scene.KEPT})
+    assert Seen(session, statement, values).gone == {"archive": expected}
+
+
+def test_only_these_archived_messages_are_deleted(session: Session) -> None:
+    seen = Seen(session, archive.delete(MODELS), {"ids": [scene.OLD, 999]})
+    assert seen.gone == {"archive": {scene.OLD}}
+    assert ids(seen) == [scene.OLD]
+
+
+# --- workers -------------------------------------------------------------------------------------
+
+
+def test_one_worker_is_read_and_one_is_written(session: Session) -> None:
+    asked = {"worker_id": scene.SILENT}
+    assert [row.id for row in session.execute(workers.get(MODELS), asked)] == [scene.SILENT]
+    seen = Seen(session, workers.heartbeat(MODELS), asked)
+    assert seen.changed == {"workers": {scene.SILENT}}
+    assert seen.columns("workers", scene.SILENT) == {"heartbeat_at"}
+    assert about(seen.now["workers", scene.SILENT]["heartbeat_at"])
+    seen = Seen(session, workers.set_status(MODELS, "suspended"), asked)
+    assert seen.changed == {"workers": {scene.SILENT}}
+    assert seen.columns("workers", scene.SILENT) == {"status"}
+    seen = Seen(session, workers.set_status(MODELS, "stopped"), asked)
+    assert seen.columns("workers", scene.SILENT) == {"status", "shutdown_at"}
+    assert seen.now["workers", scene.SILENT]["status"] == "stopped"
+
+
+def test_a_worker_that_is_stopped_stays_as_it_is(session: Session) -> None:
+    asked = {"worker_id": scene.STOPPED}
+    for statement in (
+        workers.heartbeat(MODELS),
+        workers.set_status(MODELS, "ready"),
+        workers.set_status(MODELS, "stopped"),
+    ):
+        seen = Seen(session, statement, asked)
+        assert (seen.changed, seen.rows) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    ("status", "in_queue", "found"),
+    [
+        (None, False, [1, 2, 3, 4, 5, 6, 7]),
+        ("ready", False, [1, 2, 7]),
+        (None, True, [5]),
+        ("ready", True, []),
+    ],
+)
+def test_workers_are_listed_by_status_and_queue(
+    session: Session, status: Any, in_queue: bool, found: list[int]
+) -> None:
+    statement = workers.everything(MODELS, status=status, in_queue=in_queue)
+    rows = session.execute(statement, {"queue": "other"} if in_queue else {})
+    assert [row.id for row in rows] == found
+
+
+def test_the_health_of_workers_is_what_each_of_them_holds(session: Session) -> None:
+    rows = session.execute(workers.health(MODELS)).all()
+    assert {row.id: row.leases for row in rows} == {
+        scene.BUSY: 2,
+        scene.SILENT: 1,
+        scene.SUSPENDED: 1,
+        scene.QUIET: 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("in_queue", "holding", "found"),
+    [
+        (False, False, {scene.SILENT, scene.SUSPENDED, scene.QUIET}),
+        (True, False, {scene.SILENT, scene.QUIET}),
+        (False, True, {scene.SILENT, scene.SUSPENDED}),
+        (True, True, {scene.SILENT}),
+    ],
+)
+def test_the_silent_are_stopped_and_nobody_else(
+    session: Session, in_queue: bool, holding: bool, found: set[int]
+) -> None:
+    statement = workers.stop_silent(MODELS, in_queue=in_queue, holding=holding)
+    seen = Seen(session, statement, {"silent_for": timedelta(minutes=5), "queue": "mail"})
+    assert seen.changed == {"workers": found}
+    for id_ in found:
+        assert seen.columns("workers", id_) == {"status", "shutdown_at"}
+        assert about(seen.now["workers", id_]["shutdown_at"])
+
+
+def test_the_leases_of_these_workers_are_released_with_the_attempt_charged(
+    session: Session,
+) -> None:
+    seen = Seen(session, workers.release_leases(MODELS), {"ids": [scene.BUSY, scene.SUSPENDED]})
+    expected = {scene.LEASED, scene.LAST, scene.SUSPENDEDS}
+    assert seen.changed == {"messages": expected}
+    assert sorted(ids(seen)) == sorted(expected)
+    for id_ in expected:
+        assert seen.columns("messages", id_) == {"vt"} | HELD
+        row = seen.now["messages", id_]
+        assert about(row["vt"])
+        assert (row["dequeued_at"], row["consumer_worker_id"]) == (None, None)
+
+
+def test_only_workers_that_stopped_long_ago_and_hold_nothing_are_forgotten(
+    session: Session,
+) -> None:
+    seen = Seen(session, workers.purge(MODELS), {"older_than": timedelta(days=7)})
+    assert seen.gone == {"workers": {scene.GONE}}
+
+
+@pytest.mark.parametrize(
+    ("id_", "gone"),
+    [
+        (scene.GONE, True),
+        (scene.STOPPED, True),
+        (scene.HOLDING, False),
+        (scene.QUIET, False),
+        (scene.SUSPENDED, False),
+    ],
+)
+def test_only_a_worker_that_is_stopped_and_holds_nothing_is_deleted(
+    session: Session, id_: int, gone: bool
+) -> None:
+    seen = Seen(session, workers.delete(MODELS), {"worker_id": id_})
+    assert seen.gone == ({"workers": {id_}} if gone else {})
+
+
+# --- what nobody holds ---------------------------------------------------------------------------
+
+
+def test_messages_are_cancelled_unless_somebody_holds_them(session: Session) -> None:
+    asked = [scene.READY, scene.LEASED, scene.LATER, scene.LAPSED, scene.NOBODYS, 999]
+    values = {"ids": asked, "reason": "no more"}
+    seen = Seen(session, scheduled.cancel(MODELS), values)
+    assert seen.gone == {"messages": {scene.READY, scene.LATER, scene.LAPSED}}
+    assert {(row["outcome"], row["reason"]) for row in seen.new} == {("cancelled", "no more")}
+
+
+def test_the_messages_of_a_queue_that_match_are_cancelled(session: Session) -> None:
+    where = (TABLES.message.c.id != scene.LATER,)
+    values = {"queue": "mail", "reason": None, "contains": "{}"}
+    statement = scheduled.cancel_where(MODELS, where, by_payload=True)
+    assert Seen(session, statement, values).gone == {"messages": {scene.READY}}
+    session.rollback()
+    statement = scheduled.cancel_where(MODELS, where, by_payload=False)
+    unheld = {*TAKEN, scene.SPENT, scene.HALF}
+    assert Seen(session, statement, values).gone == {"messages": unheld}
+
+
+@pytest.mark.parametrize(
+    ("id_", "columns"),
+    [
+        (scene.LATER, {"vt"}),
+        (scene.LAPSED, {"vt"} | HELD),
+        (scene.SPENT, {"vt", "max_read_ct"} | HELD),
+        (scene.LEASED, None),
+        (999, None),
+    ],
+)
+def test_a_message_is_rescheduled_unless_somebody_holds_it(
+    session: Session, id_: int, columns: set[str] | None
+) -> None:
+    values = {"message_id": id_, "delay": SPAN, "at": None}
+    seen = Seen(session, scheduled.reschedule(MODELS), values)
+    assert seen.changed == ({} if columns is None else {"messages": {id_}})
+    if columns is not None:
+        assert seen.columns("messages", id_) == columns
+        assert about(seen.now["messages", id_]["vt"], SPAN)
+        assert ids(seen) == [id_]
+
+
+def test_until_when_these_messages_are_leased(session: Session) -> None:
+    asked = {"ids": [scene.READY, scene.LEASED, scene.LAPSED, scene.LATER, 999]}
+    rows = session.execute(scheduled.leased_until(MODELS), asked).all()
+    assert {row.id: row.until is not None for row in rows} == {
+        scene.READY: False,
+        scene.LEASED: True,
+        scene.LAPSED: False,
+        scene.LATER: False,
+    }
+
+
+# --- waking --------------------------------------------------------------------------------------
+
+
+def test_one_worker_waits(session: Session) -> None:
+    seen = Seen(session, wakeup.waiting(MODELS), {"worker_id": scene.QUIET, "span": SPAN})
+    assert seen.changed == {"workers": {scene.QUIET}}
+    assert about(seen.now["workers", scene.QUIET]["waiting_until"], SPAN)
+
+
+@pytest.mark.parametrize(
+    ("change", "awaited"),
+    [
+        ("name = name", True),
+        ("status = 'suspended'", False),
+        ("waiting_until = now() - interval '1 s'", False),
+        ("waiting_until = NULL", False),
+        ("queues = '{other}'", False),
+    ],
+)
+def test_a_queue_is_awaited_by_a_worker_of_its_own_that_is_ready_and_waits(
+    session: Session, change: str, awaited: bool
+) -> None:
+    session.execute(sa.text(f"UPDATE pgqrs_workers SET {change} WHERE id = 1"))  # noqa: S608
+    found = session.scalar(sa.select(wakeup.awaited(TABLES.worker)), {"queue": "mail"})
+    assert found is awaited
+
+
+def test_the_queues_in_which_these_messages_are_visible(session: Session) -> None:
+    visible = wakeup.visible(TABLES.queue, TABLES.message, TABLES.worker, notify=False)
+    asked = {"ids": [scene.READY, scene.LATER, scene.SUSPENDEDS]}
+    assert session.scalars(visible, asked).all() == ["mail"]
+    assert session.scalars(visible, {"ids": [scene.ELSEWHERE]}).all() == ["other"]
+    assert session.scalars(visible, {"ids": [scene.LATER]}).all() == []
+
+
+# --- enqueueing ----------------------------------------------------------------------------------
+
+ENQUEUED = {
+    "queue": "mail",
+    "payload": '"x"',
+    "size": 3,
+    "delay": None,
+    "at": None,
+    "priority": 0,
+    "headers": None,
+    "max_read_ct": None,
+    "key": None,
+    "producer": None,
+    "items": '[["x",null,null,0,null,null,null]]',
+}
+
+
+@pytest.mark.parametrize("way", ["one", "many"])
+def test_a_message_gets_into_the_queue_that_is_named_if_that_takes_it(
+    session: Session, way: str
+) -> None:
+    statement = getattr(enqueue, way)(MODELS, keyed=False, notify=False)
+    values = ENQUEUED | {"delay": timedelta(0)}
+    seen = Seen(session, statement, values)
+    assert [(row["queue_id"], row["payload"]) for row in seen.new] == [(MAIL, "x")]
+    assert seen.changed == {}
+    for refused in ({"queue": "no such queue"}, {"queue": "short", "size": 11}):
+        assert Seen(session, statement, values | refused).new == []
+    assert len(Seen(session, statement, values | {"queue": "short", "size": 10}).new) == 1
+
+
+def test_what_a_query_returns_gets_into_the_queue_that_is_named_if_that_takes_it(
+    session: Session,
+) -> None:
+    def put(queue: str, text: str) -> list[int]:
+        statement = enqueue.from_select(MODELS, sa.select(sa.literal(text)), notify=False)
+        seen = Seen(session, statement, {"queue": queue, "producer": None})
+        return [row["queue_id"] for row in seen.new]
+
+    assert put("mail", "x") == [MAIL]
+    assert put("no such queue", "x") == []
+    assert put("short", "123456789") == []
+    assert put("short", "12345678") == [scene.SHORT]
+
+
+def test_live_keys_are_those_of_one_queue(session: Session) -> None:
+    def live(**values: Any) -> list[int]:
+        return [row.id for row in session.execute(enqueue.live_keys(MODELS), values)]
+
+    assert live(queue="mail", keys=["live", "k"]) == [scene.READY]
+    assert live(queue="other", keys=["live", "free"]) == [scene.ELSEWHERE]
+    assert live(queue="paused", keys=["live"]) == []
+
+
+def test_a_flush_asks_for_the_queues_that_its_messages_name(session: Session) -> None:
+    accepts = flush.accepts(TABLES.queue, TABLES.message)
+
+    def accepted(**values: Any) -> list[int]:
+        return sorted(row.id for row in session.execute(accepts, values))
+
+    assert accepted(names=["mail"], ids=[]) == [MAIL]
+    assert accepted(names=[], ids=[OTHER]) == [OTHER]
+    assert accepted(names=["mail"], ids=[OTHER, 999]) == [MAIL, OTHER]
+    assert accepted(names=["no"], ids=[]) == []
+    assert Seen(session, accepts, {"names": ["mail"], "ids": []}).new == []
+
+
+def test_a_flush_asks_for_the_keys_of_its_messages(session: Session) -> None:
+    keyed = flush.keyed(TABLES.message)
+
+    def found(*values: list[Any]) -> list[int]:
+        queue_ids, keys = values
+        rows = session.execute(keyed, {"ids": queue_ids, "keys": keys})
+        return sorted(row.id for row in rows)
+
+    assert found([MAIL], ["live"]) == [scene.READY]
+    assert found([MAIL, OTHER], ["live", "no"]) == [scene.READY, scene.ELSEWHERE]
+    assert found([OTHER], ["free"]) == []
+
+
+# --- queues --------------------------------------------------------------------------------------
+
+
+def test_one_queue_is_read_changed_and_emptied(session: Session) -> None:
+    asked = {"queue": "mail"}
+    assert [row.id for row in session.execute(queues.get(MODELS), asked)] == [MAIL]
+    seen = Seen(session, queues.pause(MODELS), asked)
+    assert seen.changed == {"queues": {MAIL}}
+    assert seen.columns("queues", MAIL) == {"paused_at"}
+    seen = Seen(session, queues.resume(MODELS), {"queue": "paused"})
+    assert seen.changed == {"queues": {scene.PAUSED}}
+    assert seen.now["queues", scene.PAUSED]["paused_at"] is None
+    update = queues.update(MODELS, ("lease_seconds",))
+    seen = Seen(session, update, {"queue": "other", "new_lease_seconds": 99})
+    assert (seen.changed, seen.columns("queues", OTHER)) == ({"queues": {OTHER}}, {"lease_seconds"})
+    counted = session.execute(queues.holdings(MODELS), {"queue": "other"}).one()
+    assert tuple(counted) == (3, 1)
+    seen = Seen(session, queues.purge(MODELS), {"queue": "other", "limit": None})
+    assert seen.gone == {
+        "messages": {scene.ELSEWHERE, scene.SUSPENDEDS, scene.SPENT_ELSEWHERE},
+    }
+    seen = Seen(session, queues.delete_history(MODELS), {"queue": "other"})
+    assert seen.gone == {"archive": {scene.OLD_ELSEWHERE}}
+    assert Seen(session, queues.delete(MODELS), {"queue": "other"}).gone == {"queues": {OTHER}}
+    assert Seen(session, queues.delete(MODELS), {"queue": "no such queue"}).gone == {}
+
+
+def test_a_queue_is_created_under_its_name_with_its_settings(session: Session) -> None:
+    create = queues.create(MODELS, ("lease_seconds",))
+    (row,) = Seen(session, create, {"queue": "new", "new_lease_seconds": 9}).new
+    assert (row["queue_name"], row["lease_seconds"], row["max_read_ct"]) == ("new", 9, 5)
+    assert Seen(session, create, {"queue": "mail", "new_lease_seconds": 9}).rows == []
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def test_a_peek_is_what_a_dequeue_would_take(session: Session) -> None:
+    rows = session.execute(reading.peek(MODELS), {"queue": "mail", "limit": 9}).all()
+    assert [row.id for row in rows] == TAKEN
+    assert {row.queue for row in rows} == {"mail"}
+
+
+def paged(**more: Any) -> dict[str, Any]:
+    return {"queue": "other", "after": 0, "limit": 99, "contains": '{"n": 1}'} | more
+
+
+def test_what_is_found_is_what_was_asked_for(session: Session) -> None:
+    def find(values: dict[str, Any], **options: Any) -> list[int]:
+        given = {"in_queue": False, "state": None, "by_payload": False, "where": ()} | options
+        statement = reading.find(MODELS, **given)
+        binds = statement.compile().params.keys()
+        rows = session.execute(statement, {k: v for k, v in values.items() if k in binds})
+        return [row.id for row in rows]
+
+    everything = [*range(1, 17)]
+    assert find(paged()) == everything
+    assert find(paged(after=14)) == [15, 16]
+    assert find(paged(), in_queue=True) == [7, 8, 9]
+    assert find(paged(), in_queue=True, state="exhausted") == [9]
+    assert find(paged(), by_payload=True) == [1, 7]
+    assert find(paged(), where=(TABLES.message.c.id > 15,)) == [16]
+    assert find(paged(), newest_first=True) == everything[::-1]
+    assert find(paged(after=3), newest_first=True) == [2, 1]
+
+
+def test_what_is_found_in_the_archive_is_what_was_asked_for(session: Session) -> None:
+    def find(values: dict[str, Any], **options: Any) -> list[int]:
+        given = {"in_queue": False, "outcome": None, "by_payload": False, "where": ()} | options
+        statement = reading.find_archived(MODELS, **given)
+        binds = statement.compile().params.keys()
+        rows = session.execute(statement, {k: v for k, v in values.items() if k in binds})
+        return [row.id for row in rows]
+
+    assert find(paged()) == [1, 2, 3, 4, 5, 6]
+    assert find(paged(), in_queue=True) == [3]
+    assert find(paged(), outcome="dead") == [2]
+    assert find(paged(contains="105"), by_payload=True) == [5]
+    assert find(paged(), where=(TABLES.archived.c.id > 5,)) == [6]
+    assert find(paged(after=3), newest_first=True) == [2, 1]
+
+
+def test_one_message_and_one_archived_message_are_read(session: Session) -> None:
+    (row,) = session.execute(reading.message_by_id(MODELS), {"id": scene.ELSEWHERE}).all()
+    assert (row.id, row.queue, row.state) == (scene.ELSEWHERE, "other", "ready")
+    (row,) = session.execute(reading.archived_by_id(MODELS), {"id": scene.DEAD}).all()
+    assert (row.id, row.queue, row.outcome) == (scene.DEAD, "mail", "dead")
+
+
+COUNTS = {
+    # ready, scheduled, leased, exhausted; archived, dead
+    "mail": (4, 2, 5, 1, 3, 1),
+    "other": (1, 0, 1, 1, 1, 0),
+    "paused": (1, 0, 0, 0, 1, 0),
+    "short": (0, 0, 0, 0, 0, 0),
+}
+
+
+def test_metrics_are_those_of_each_queue(session: Session) -> None:
+    def told(rows: Any) -> dict[str, tuple[int, ...]]:
+        names = ("ready", "scheduled", "leased", "exhausted", "archived", "dead")
+        return {row.queue: tuple(getattr(row, name) for name in names) for row in rows}
+
+    rows = session.execute(reading.metrics(MODELS, one_queue=False)).all()
+    assert told(rows) == COUNTS
+    ages = {
+        row.queue: row.oldest_ready_age and round(row.oldest_ready_age.seconds / 60) for row in rows
+    }
+    assert ages == {"mail": 9, "other": 6, "paused": 4, "short": None}
+    one = session.execute(reading.metrics(MODELS, one_queue=True), {"queue": "other"})
+    assert told(one) == {"other": COUNTS["other"]}
+
+
+# --- what the doctor and the live view ask -------------------------------------------------------
+
+
+def test_the_backlog_of_each_queue(session: Session) -> None:
+    rows = session.execute(health.backlog(MODELS)).all()
+    found = {row.queue: (row.ready, row.exhausted) for row in rows}
+    assert found == {name: (counts[0], counts[3]) for name, counts in COUNTS.items()}
+    (mail,) = (row for row in rows if row.queue == "mail")
+    assert [round(age.seconds / 60) for age in (mail.ready_age, mail.exhausted_age)] == [9, 8]
+    assert [row.queue for row in rows if row.paused_age is not None] == ["paused"]
+
+
+def test_the_overview_counts_what_is_live_and_what_is_dead(session: Session) -> None:
+    moment = sa.func.now() - timedelta(days=1)
+    table = TABLES.message
+    session.execute(sa.update(table).where(table.c.id == scene.READY).values(enqueued_at=moment))
+    rows = session.execute(health.overview(MODELS), {"since": timedelta(hours=1)}).all()
+    found = {
+        row.queue: (row.ready, row.scheduled, row.leased, row.exhausted, row.dead) for row in rows
+    }
+    assert found == {name: (*counts[:4], counts[5]) for name, counts in COUNTS.items()}
+    assert {row.queue: row.arrived for row in rows} == {
+        "mail": 11,
+        "other": 3,
+        "paused": 1,
+        "short": 0,
+    }
+    assert {row.queue: row.oldest and round(row.oldest.seconds / 60) for row in rows} == {
+        "mail": 9,
+        "other": 6,
+        "paused": 4,
+        "short": None,
+    }
+    assert [row.queue for row in rows if row.paused] == ["paused"]
+
+
+def test_the_outflow_is_told_by_spans_of_time_for_these_queues(session: Session) -> None:
+    table = TABLES.archived
+    moments = {1: timedelta(minutes=25), 2: timedelta(0), 4: timedelta(minutes=-30), 5: SPAN * 9}
+    for id_, ago in moments.items():
+        values = {"archived_at": sa.func.now() - ago, "enqueued_at": sa.func.now() - ago}
+        session.execute(sa.update(table).where(table.c.id == id_).values(values))
+    asked = {"queue_ids": [MAIL], "step": SPAN, "step_seconds": SPAN.total_seconds()}
+    rows = session.execute(health.outflow(MODELS), asked).all()
+    found = {(row.queue_id, row.bucket): (row.settled, row.arrived) for row in rows}
+    assert found == {(MAIL, 0): (1, 1), (MAIL, 2): (1, 0)}
+
+
+def test_leases_that_are_stuck_are_those_of_workers_that_are_stopped_or_gone(
+    session: Session,
+) -> None:
+    table = TABLES.message
+    for id_, worker in ((scene.SILENTS, 999), (scene.LATER, 998), (scene.NOBODYS, None)):
+        values = {"consumer_worker_id": worker}
+        session.execute(sa.update(table).where(table.c.id == id_).values(values))
+    far = {"vt": sa.func.now() + timedelta(hours=1)}
+    far_ones = [scene.LEASED, scene.SILENTS, scene.HOLDINGS, scene.LATER, scene.NOBODYS]
+    session.execute(sa.update(table).where(table.c.id.in_(far_ones)).values(far))
+    values = {"consumer_worker_id": scene.STOPPED}  # not for long any more
+    session.execute(sa.update(table).where(table.c.id == scene.LAST).values(values))
+    rows = session.execute(health.stuck_leases(MODELS), {"ahead": timedelta(minutes=5)}).all()
+    assert {row.worker_id: row.leases for row in rows} == {scene.HOLDING: 1, 999: 1}
+
+
+def test_what_one_worker_holds_is_given_back(session: Session) -> None:
+    seen = Seen(session, health.give_back(MODELS), {"worker_id": scene.BUSY})
+    assert seen.changed == {"messages": {scene.LEASED, scene.LAST}}
+    for id_ in (scene.LEASED, scene.LAST):
+        assert seen.columns("messages", id_) == {"vt"} | HELD
+        row = seen.now["messages", id_]
+        assert about(row["vt"])
+        assert (row["dequeued_at"], row["consumer_worker_id"]) == (None, None)
+
+
+def test_the_workers_that_are_silent(session: Session) -> None:
+    values = {"silence": timedelta(minutes=5)}
+    rows = session.execute(health.silent_workers(MODELS), values).all()
+    assert [row.id for row in rows] == [scene.SILENT, scene.SUSPENDED, scene.QUIET]
+
+
+def test_queues_that_are_not_there_are_found_by_what_refers_to_them(session: Session) -> None:
+    message, archived = TABLES.message, TABLES.archived
+    lost = {scene.READY: 50, scene.SPENT: 60, scene.LEASED: 50, scene.LAST: 70, scene.URGENT: 80}
+    for id_, queue in lost.items():
+        session.execute(sa.update(message).where(message.c.id == id_).values(queue_id=queue))
+    for id_, queue in {scene.OLD: 90, scene.DEAD: 95}.items():
+        session.execute(sa.update(archived).where(archived.c.id == id_).values(queue_id=queue))
+    live, settled = health.orphans(MODELS)
+    assert session.scalars(live).all() == [50, 60, 70, 80]
+    assert session.scalars(settled).all() == [90, 95]
+    values = {"consumer_worker_id": 999}
+    for id_ in (scene.SILENTS, scene.LAPSED, scene.LATER):  # held, run out, and not held
+        session.execute(sa.update(message).where(message.c.id == id_).values(values))
+    row = session.execute(integrity.orphans(MODELS)).one()
+    assert tuple(row) == (5, 2, 1)
+
+
+def test_there_are_no_orphans_in_the_scene(session: Session) -> None:
+    """Nor is a lease of nobody's one, although no worker has it."""
+    assert [session.scalars(one).all() for one in health.orphans(MODELS)] == [[], []]
+    assert tuple(session.execute(integrity.orphans(MODELS)).one()) == (0, 0, 0)
