@@ -5,7 +5,9 @@ Most of them only show when a statement is looked at by itself, or next to anoth
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -13,8 +15,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from pgqrs_sa import Message, Models, metadata
-from pgqrs_sa.statements import settle
+from pgqrs_sa import ArchivedMessage, Message, Models, metadata
+from pgqrs_sa.statements import archive, consume, lease, queues, scheduled, settle, workers
+
+from . import scene
 
 MODELS = Models()
 
@@ -87,3 +91,165 @@ def test_whereabouts_are_read_of_the_messages_asked_for_and_no_others(service, s
     asked = [live[0], settled[0], 10**9]
     rows = session.execute(settle.whereabouts(MODELS), {"ids": asked}).all()
     assert [row.id for row in rows] == [live[0], settled[0]]
+
+
+# --- what is locked just now ---------------------------------------------------------------------
+
+LOCKED_OUT: dict[str, tuple[Any, dict[str, Any], str, int, set[int]]] = {
+    # The statement, its values, a row that somebody has locked, and the rows that it then takes.
+    "bury": (
+        archive.bury(MODELS),
+        {"queue": "mail", "limit": 9},
+        "messages",
+        scene.SPENT,
+        set(),
+    ),
+    "release leases": (
+        workers.release_leases(MODELS),
+        {"ids": [scene.BUSY]},
+        "messages",
+        scene.LEASED,
+        {scene.LAST},
+    ),
+    "hand back": (
+        consume.hand_back(MODELS),
+        {"worker_id": scene.BUSY, "known": []},
+        "messages",
+        scene.LEASED,
+        {scene.LAPSED, scene.LAST},
+    ),
+    "stop the silent": (
+        workers.stop_silent(MODELS, in_queue=False, holding=False),
+        {"silent_for": timedelta(minutes=5)},
+        "workers",
+        scene.SILENT,
+        {scene.SUSPENDED, scene.QUIET},
+    ),
+    "prune": (
+        archive.prune(MODELS, one_queue=False, by_retention=False),
+        {"limit": 9, "older_than": timedelta(hours=1)},
+        "archive",
+        scene.OLD,
+        {scene.OLD_ELSEWHERE, scene.KEPT},
+    ),
+    "dequeue": (
+        lease.dequeue(MODELS, by_worker=False),
+        {"queue": "mail", "limit": 2, "lease": None, "attempts": None, "worker": None},
+        "messages",
+        scene.READY,
+        {scene.URGENT, scene.LAPSED},
+    ),
+}
+
+
+@pytest.fixture
+def staged(engine: sa.Engine) -> sa.Engine:
+    with engine.begin() as connection:
+        scene.set_up(connection)
+    return engine
+
+
+@pytest.mark.parametrize("what", LOCKED_OUT)
+def test_what_somebody_has_locked_is_left_to_them_without_a_wait(staged, what: str) -> None:
+    statement, values, table, locked, taken = LOCKED_OUT[what]
+    lock = sa.text(f"SELECT id FROM pgqrs_{table} WHERE id = :id FOR UPDATE")  # noqa: S608
+    with Session(staged) as other, Session(staged) as session:
+        other.execute(lock, {"id": locked})
+        seen = scene.Seen(session, statement, values)
+        assert (seen.changed.get(table) or seen.gone.get(table) or set()) == taken
+
+
+class Waiting:
+    """A call in a thread and a session of its own; entered once it waits for a lock."""
+
+    def __init__(self, engine: sa.Engine, call: Callable[[Session], Any]) -> None:
+        self._engine = engine.execution_options()
+        self._pool = ThreadPoolExecutor(1)
+        self._call = call
+        self._pid = Future[int]()
+
+    def _run(self) -> Any:
+        with Session(self._engine) as session, session.begin():
+            session.execute(sa.text("SET LOCAL lock_timeout = '20s'"))
+            self._pid.set_result(session.scalar(sa.select(sa.func.pg_backend_pid())))
+            return self._call(session)
+
+    def __enter__(self) -> Future[Any]:
+        future = self._pool.submit(self._run)
+        waits = sa.select(sa.func.cardinality(sa.func.pg_blocking_pids(self._pid.result(20))) > 0)
+        deadline = time.monotonic() + 20
+        with self._engine.connect() as connection:
+            while not connection.scalar(waits):
+                assert not future.done(), f"it did not wait: {future.exception()}"
+                assert time.monotonic() < deadline, "it does not wait for a lock"
+        return future
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+
+def rows_of(statement: Any, **values: Any) -> Callable[[Session], list[int]]:
+    return lambda session: [row.id for row in session.execute(statement, values).all()]
+
+
+def test_a_batch_of_which_one_is_settled_this_very_moment_is_not_settled_at_all(staged) -> None:
+    """What was counted before the wait is counted once more after it."""
+    delete = settle.delete(MODELS)
+    both = {"ids": [2, 12], "read_cts": [1, 1], "workers": [1, 1], "required": 2}
+    with Session(staged) as first:
+        one = {"ids": [2], "read_cts": [1], "workers": [1], "required": 1}
+        assert rows_of(delete, **one)(first) == [scene.LEASED]
+        with Waiting(staged, rows_of(delete, **both)) as second:
+            first.commit()
+            assert second.result(20) == []
+        assert first.scalars(sa.select(Message.id).where(Message.id == scene.LAST)).all()
+
+
+def test_a_batch_of_which_one_is_requeued_this_very_moment_is_not_requeued_at_all(staged) -> None:
+    requeue = archive.requeue(MODELS)
+    values = {"attempts": None, "delay": timedelta(0)}
+    both = values | {"ids": [scene.OLD, scene.DEAD], "required": 2}
+    with Session(staged) as first:
+        one = values | {"ids": [scene.OLD], "required": 1}
+        assert rows_of(requeue, **one)(first) == [101]
+        with Waiting(staged, rows_of(requeue, **both)) as second:
+            first.commit()
+            assert second.result(20) == []
+        kept = sa.select(ArchivedMessage.id).where(ArchivedMessage.id == scene.DEAD)
+        assert first.scalars(kept).all()
+
+
+CANCEL = {
+    "cancel": (scheduled.cancel(MODELS), {"ids": [scene.READY, scene.LATER], "reason": None}),
+    "cancel where": (
+        scheduled.cancel_where(MODELS, (Message.id.in_([1, 4]),), by_payload=False),
+        {"queue": "mail", "reason": None},
+    ),
+}
+
+
+@pytest.mark.parametrize("way", CANCEL)
+def test_what_is_leased_this_very_moment_is_not_cancelled(staged, way: str) -> None:
+    statement, values = CANCEL[way]
+    leasing = {"queue": "mail", "limit": 2, "lease": None, "attempts": None, "worker": None}
+    with Session(staged) as first:
+        taken = rows_of(lease.dequeue(MODELS, by_worker=False), **leasing)(first)
+        assert scene.READY in taken
+        with Waiting(staged, rows_of(statement, **values)) as second:
+            first.commit()
+            assert second.result(20) == [scene.LATER]
+
+
+def test_a_purge_takes_others_in_the_place_of_what_was_purged_this_very_moment(staged) -> None:
+    purge = queues.purge(MODELS)
+    values = {"queue": "mail", "limit": 2}
+
+    def count(session: Session) -> Any:
+        result: Any = session.execute(purge, values)
+        return result.rowcount
+
+    with Session(staged) as first:
+        assert count(first) == 2
+        with Waiting(staged, count) as second:
+            first.commit()
+            assert second.result(20) == 2
