@@ -95,45 +95,45 @@ def test_whereabouts_are_read_of_the_messages_asked_for_and_no_others(service, s
 
 # --- what is locked just now ---------------------------------------------------------------------
 
-LOCKED_OUT: dict[str, tuple[Any, dict[str, Any], str, int, set[int]]] = {
-    # The statement, its values, a row that somebody has locked, and the rows that it then takes.
+LOCKED_OUT: dict[str, tuple[Callable[[], Any], dict[str, Any], str, int, set[int]]] = {
+    # What builds the statement, its values, a row that is locked, and the rows that it then takes.
     "bury": (
-        archive.bury(MODELS),
+        lambda: archive.bury(MODELS),
         {"queue": "mail", "limit": 9},
         "messages",
         scene.SPENT,
         set(),
     ),
     "release leases": (
-        workers.release_leases(MODELS),
+        lambda: workers.release_leases(MODELS),
         {"ids": [scene.BUSY]},
         "messages",
         scene.LEASED,
         {scene.LAST},
     ),
     "hand back": (
-        consume.hand_back(MODELS),
+        lambda: consume.hand_back(MODELS),
         {"worker_id": scene.BUSY, "known": []},
         "messages",
         scene.LEASED,
         {scene.LAPSED, scene.LAST},
     ),
     "stop the silent": (
-        workers.stop_silent(MODELS, in_queue=False, holding=False),
+        lambda: workers.stop_silent(MODELS, in_queue=False, holding=False),
         {"silent_for": timedelta(minutes=5)},
         "workers",
         scene.SILENT,
         {scene.SUSPENDED, scene.QUIET},
     ),
     "prune": (
-        archive.prune(MODELS, one_queue=False, by_retention=False),
+        lambda: archive.prune(MODELS, one_queue=False, by_retention=False),
         {"limit": 9, "older_than": timedelta(hours=1)},
         "archive",
         scene.OLD,
         {scene.OLD_ELSEWHERE, scene.KEPT},
     ),
     "dequeue": (
-        lease.dequeue(MODELS, by_worker=False),
+        lambda: lease.dequeue(MODELS, by_worker=False),
         {"queue": "mail", "limit": 2, "lease": None, "attempts": None, "worker": None},
         "messages",
         scene.READY,
@@ -151,11 +151,11 @@ def staged(engine: sa.Engine) -> sa.Engine:
 
 @pytest.mark.parametrize("what", LOCKED_OUT)
 def test_what_somebody_has_locked_is_left_to_them_without_a_wait(staged, what: str) -> None:
-    statement, values, table, locked, taken = LOCKED_OUT[what]
+    build, values, table, locked, taken = LOCKED_OUT[what]
     lock = sa.text(f"SELECT id FROM pgqrs_{table} WHERE id = :id FOR UPDATE")  # noqa: S608
     with Session(staged) as other, Session(staged) as session:
         other.execute(lock, {"id": locked})
-        seen = scene.Seen(session, statement, values)
+        seen = scene.Seen(session, build(), values)
         assert (seen.changed.get(table) or seen.gone.get(table) or set()) == taken
 
 
@@ -220,9 +220,12 @@ def test_a_batch_of_which_one_is_requeued_this_very_moment_is_not_requeued_at_al
 
 
 CANCEL = {
-    "cancel": (scheduled.cancel(MODELS), {"ids": [scene.READY, scene.LATER], "reason": None}),
+    "cancel": (
+        lambda: scheduled.cancel(MODELS),
+        {"ids": [scene.READY, scene.LATER], "reason": None},
+    ),
     "cancel where": (
-        scheduled.cancel_where(MODELS, (Message.id.in_([1, 4]),), by_payload=False),
+        lambda: scheduled.cancel_where(MODELS, (Message.id.in_([1, 4]),), by_payload=False),
         {"queue": "mail", "reason": None},
     ),
 }
@@ -230,12 +233,12 @@ CANCEL = {
 
 @pytest.mark.parametrize("way", CANCEL)
 def test_what_is_leased_this_very_moment_is_not_cancelled(staged, way: str) -> None:
-    statement, values = CANCEL[way]
+    build, values = CANCEL[way]
     leasing = {"queue": "mail", "limit": 2, "lease": None, "attempts": None, "worker": None}
     with Session(staged) as first:
         taken = rows_of(lease.dequeue(MODELS, by_worker=False), **leasing)(first)
         assert scene.READY in taken
-        with Waiting(staged, rows_of(statement, **values)) as second:
+        with Waiting(staged, rows_of(build(), **values)) as second:
             first.commit()
             assert second.result(20) == [scene.LATER]
 
