@@ -1,7 +1,7 @@
 """A queue with a row of every kind, so that a statement can be seen to leave the others alone.
 
 The rows are made by SQL, with ids that say what they are; some are such as only a mistake or a
-crash would leave behind.
+crash would leave behind. Times are days away, so that nothing changes while the tests take theirs.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ INSERT INTO pgqrs_queues (id, queue_name, max_read_ct, retention_seconds, max_pa
     (3, 'paused', 5, NULL, 1000, now(), 30), (4, 'short', 5, NULL, 10, NULL, 30);
 INSERT INTO pgqrs_workers (id, name, hostname, queues, status, heartbeat_at, shutdown_at,
                            waiting_until) VALUES
-    (1, 'busy', 'h', '{mail}', 'ready', now(), NULL, now() + interval '1 hour'),
-    (2, 'silent', 'h', '{mail}', 'ready', now() - interval '1 hour', NULL, NULL),
+    (1, 'busy', 'h', '{mail}', 'ready', now(), NULL, now() + interval '1 day'),
+    (2, 'silent', 'h', '{mail}', 'ready', now() - interval '2 days', NULL, NULL),
     (3, 'gone', 'h', '{mail}', 'stopped', now() - interval '9 days', now() - interval '9 days',
      NULL),
-    (4, 'stopped', 'h', '{mail}', 'stopped', now() - interval '1 hour', now(), NULL),
-    (5, 'suspended', 'h', '{other}', 'suspended', now() - interval '1 hour', NULL, NULL),
+    (4, 'stopped', 'h', '{mail}', 'stopped', now() - interval '2 days', now(), NULL),
+    (5, 'suspended', 'h', '{other}', 'suspended', now() - interval '2 days', NULL, NULL),
     (6, 'holding', 'h', '{}', 'stopped', now() - interval '9 days', now() - interval '9 days',
      NULL),
-    (7, 'quiet', 'h', '{mail}', 'ready', now() - interval '1 hour', NULL, NULL);
+    (7, 'quiet', 'h', '{mail}', 'ready', now() - interval '2 days', NULL, NULL);
 INSERT INTO pgqrs_messages (id, queue_id, payload, vt, read_ct, max_read_ct, dequeued_at,
                             consumer_worker_id, dedup_key, priority) VALUES
-    (1, 1, '{"n": 1}', now() - interval '9 min', 0, NULL, NULL, NULL, 'live', 0),
-    (2, 1, '2', now() + interval '1 min', 1, 5, now(), 1, NULL, 0),
-    (3, 1, '3', now() + interval '1 min', 1, 5, now(), 2, NULL, 0),
-    (4, 1, '{"n": 4}', now() + interval '1 min', 0, NULL, NULL, NULL, NULL, 0),
-    (5, 1, '5', now() - interval '8 min', 1, 1, now() - interval '1 hour', 2, NULL, 0),
-    (6, 1, '6', now() - interval '7 min', 1, 5, now() - interval '1 hour', 1, NULL, 0),
-    (7, 2, '{"n": 1}', now() - interval '6 min', 0, NULL, NULL, NULL, 'live', 0),
-    (8, 2, '8', now() + interval '1 min', 1, 5, now(), 5, NULL, 0),
-    (9, 2, '9', now() - interval '5 min', 1, 1, now() - interval '1 hour', NULL, NULL, 0),
-    (10, 1, '10', now() + interval '1 min', 1, 5, now(), NULL, NULL, 0),
-    (11, 3, '11', now() - interval '4 min', 0, NULL, NULL, NULL, NULL, 0),
-    (12, 1, '12', now() + interval '1 min', 1, 1, now(), 1, NULL, 0),
-    (13, 1, '13', now() - interval '3 min', 0, 3, NULL, NULL, NULL, 0),
-    (14, 1, '14', now() + interval '1 min', 1, 5, now(), 6, NULL, 0),
-    (15, 1, '15', now() + interval '1 min', 1, 5, NULL, 1, NULL, 0),
-    (16, 1, '16', now() - interval '2 min', 0, NULL, NULL, NULL, 'free', -1);
+    (1, 1, '{"n": 1}', now() - interval '9 days', 0, NULL, NULL, NULL, 'live', 0),
+    (2, 1, '2', now() + interval '1 day', 1, 5, now(), 1, NULL, 0),
+    (3, 1, '3', now() + interval '1 day', 1, 5, now(), 2, NULL, 0),
+    (4, 1, '{"n": 4}', now() + interval '1 day', 0, NULL, NULL, NULL, NULL, 0),
+    (5, 1, '5', now() - interval '8 days', 1, 1, now() - interval '1 hour', 2, NULL, 0),
+    (6, 1, '6', now() - interval '7 days', 1, 5, now() - interval '1 hour', 1, NULL, 0),
+    (7, 2, '{"n": 1}', now() - interval '6 days', 0, NULL, NULL, NULL, 'live', 0),
+    (8, 2, '8', now() + interval '1 day', 1, 5, now(), 5, NULL, 0),
+    (9, 2, '9', now() - interval '5 days', 1, 1, now() - interval '1 hour', NULL, NULL, 0),
+    (10, 1, '10', now() + interval '1 day', 1, 5, now(), NULL, NULL, 0),
+    (11, 3, '11', now() - interval '4 days', 0, NULL, NULL, NULL, NULL, 0),
+    (12, 1, '12', now() + interval '1 day', 1, 1, now(), 1, NULL, 0),
+    (13, 1, '13', now() - interval '3 days', 0, 3, NULL, NULL, NULL, 0),
+    (14, 1, '14', now() + interval '1 day', 1, 5, now(), 6, NULL, 0),
+    (15, 1, '15', now() + interval '1 day', 1, 5, NULL, 1, NULL, 0),
+    (16, 1, '16', now() - interval '2 days', 0, NULL, NULL, NULL, 'free', -1);
 INSERT INTO pgqrs_archive (id, queue_id, payload, original_msg_id, archived_at, outcome, read_ct,
                            max_read_ct, dedup_key, consumer_worker_id, dequeued_at) VALUES
     (1, 1, '101', 101, now() - interval '2 hours', 'archived', 1, 5, 'k', 1, now()),

@@ -120,7 +120,7 @@ LOCKED_OUT: dict[str, tuple[Callable[[], Any], dict[str, Any], str, int, set[int
     ),
     "stop the silent": (
         lambda: workers.stop_silent(MODELS, in_queue=False, holding=False),
-        {"silent_for": timedelta(minutes=5)},
+        {"silent_for": timedelta(days=1)},
         "workers",
         scene.SILENT,
         {scene.SUSPENDED, scene.QUIET},

@@ -421,7 +421,7 @@ def test_the_silent_are_stopped_and_nobody_else(
     session: Session, in_queue: bool, holding: bool, found: set[int]
 ) -> None:
     statement = workers.stop_silent(MODELS, in_queue=in_queue, holding=holding)
-    seen = Seen(session, statement, {"silent_for": timedelta(minutes=5), "queue": "mail"})
+    seen = Seen(session, statement, {"silent_for": timedelta(days=1), "queue": "mail"})
     assert seen.changed == {"workers": found}
     for id_ in found:
         assert seen.columns("workers", id_) == {"status", "shutdown_at"}
@@ -741,9 +741,7 @@ def test_metrics_are_those_of_each_queue(session: Session) -> None:
 
     rows = session.execute(reading.metrics(MODELS, one_queue=False)).all()
     assert told(rows) == COUNTS
-    ages = {
-        row.queue: row.oldest_ready_age and round(row.oldest_ready_age.seconds / 60) for row in rows
-    }
+    ages = {row.queue: row.oldest_ready_age and row.oldest_ready_age.days for row in rows}
     assert ages == {"mail": 9, "other": 6, "paused": 4, "short": None}
     one = session.execute(reading.metrics(MODELS, one_queue=True), {"queue": "other"})
     assert told(one) == {"other": COUNTS["other"]}
@@ -757,15 +755,15 @@ def test_the_backlog_of_each_queue(session: Session) -> None:
     found = {row.queue: (row.ready, row.exhausted) for row in rows}
     assert found == {name: (counts[0], counts[3]) for name, counts in COUNTS.items()}
     (mail,) = (row for row in rows if row.queue == "mail")
-    assert [round(age.seconds / 60) for age in (mail.ready_age, mail.exhausted_age)] == [9, 8]
+    assert [age.days for age in (mail.ready_age, mail.exhausted_age)] == [9, 8]
     assert [row.queue for row in rows if row.paused_age is not None] == ["paused"]
 
 
 def test_the_overview_counts_what_is_live_and_what_is_dead(session: Session) -> None:
-    moment = sa.func.now() - timedelta(days=1)
+    moment = sa.func.now() - timedelta(days=2)
     table = TABLES.message
     session.execute(sa.update(table).where(table.c.id == scene.READY).values(enqueued_at=moment))
-    rows = session.execute(health.overview(MODELS), {"since": timedelta(hours=1)}).all()
+    rows = session.execute(health.overview(MODELS), {"since": timedelta(days=1)}).all()
     found = {
         row.queue: (row.ready, row.scheduled, row.leased, row.exhausted, row.dead) for row in rows
     }
@@ -776,7 +774,7 @@ def test_the_overview_counts_what_is_live_and_what_is_dead(session: Session) -> 
         "paused": 1,
         "short": 0,
     }
-    assert {row.queue: row.oldest and round(row.oldest.seconds / 60) for row in rows} == {
+    assert {row.queue: row.oldest and row.oldest.days for row in rows} == {
         "mail": 9,
         "other": 6,
         "paused": 4,
@@ -804,12 +802,12 @@ def test_leases_that_are_stuck_are_those_of_workers_that_are_stopped_or_gone(
     for id_, worker in ((scene.SILENTS, 999), (scene.LATER, 998), (scene.NOBODYS, None)):
         values = {"consumer_worker_id": worker}
         session.execute(sa.update(table).where(table.c.id == id_).values(values))
-    far = {"vt": sa.func.now() + timedelta(hours=1)}
+    far = {"vt": sa.func.now() + timedelta(days=3)}
     far_ones = [scene.LEASED, scene.SILENTS, scene.HOLDINGS, scene.LATER, scene.NOBODYS]
     session.execute(sa.update(table).where(table.c.id.in_(far_ones)).values(far))
     values = {"consumer_worker_id": scene.STOPPED}  # not for long any more
     session.execute(sa.update(table).where(table.c.id == scene.LAST).values(values))
-    rows = session.execute(health.stuck_leases(MODELS), {"ahead": timedelta(minutes=5)}).all()
+    rows = session.execute(health.stuck_leases(MODELS), {"ahead": timedelta(days=2)}).all()
     assert {row.worker_id: row.leases for row in rows} == {scene.HOLDING: 1, 999: 1}
 
 
@@ -824,7 +822,7 @@ def test_what_one_worker_holds_is_given_back(session: Session) -> None:
 
 
 def test_the_workers_that_are_silent(session: Session) -> None:
-    values = {"silence": timedelta(minutes=5)}
+    values = {"silence": timedelta(days=1)}
     rows = session.execute(health.silent_workers(MODELS), values).all()
     assert [row.id for row in rows] == [scene.SILENT, scene.SUSPENDED, scene.QUIET]
 
