@@ -323,6 +323,14 @@ def test_a_key_that_another_archived_message_has_is_no_hindrance(
     assert seen.gone == {"archive": {id_}}
 
 
+def test_a_key_that_is_live_in_another_queue_is_no_hindrance(session: Session) -> None:
+    table = TABLES.message
+    elsewhere = sa.update(table).where(table.c.id == scene.ELSEWHERE).values(dedup_key="k")
+    session.execute(elsewhere)
+    seen = Seen(session, archive.requeue(MODELS), requeueing(scene.OLD))
+    assert seen.gone == {"archive": {scene.OLD}}
+
+
 def test_which_live_message_has_the_key_of_an_archived_one(session: Session) -> None:
     asked = {"ids": [scene.OLD, scene.DEAD, scene.LIVE_KEY, 999]}
     rows = session.execute(archive.movable(MODELS), asked).all()
@@ -445,6 +453,8 @@ def test_the_leases_of_these_workers_are_released_with_the_attempt_charged(
 def test_only_workers_that_stopped_long_ago_and_hold_nothing_are_forgotten(
     session: Session,
 ) -> None:
+    back = sa.text("UPDATE pgqrs_workers SET shutdown_at = now() - interval '9 days' WHERE id = 7")
+    session.execute(back)  # it is said to have stopped, but it works: the status counts
     seen = Seen(session, workers.purge(MODELS), {"older_than": timedelta(days=7)})
     assert seen.gone == {"workers": {scene.GONE}}
 
@@ -585,6 +595,36 @@ def test_a_message_gets_into_the_queue_that_is_named_if_that_takes_it(
     for refused in ({"queue": "no such queue"}, {"queue": "short", "size": 11}):
         assert Seen(session, statement, values | refused).new == []
     assert len(Seen(session, statement, values | {"queue": "short", "size": 10}).new) == 1
+
+
+@pytest.mark.parametrize(
+    ("queue", "delay", "told"),
+    [("mail", timedelta(0), True), ("mail", SPAN, False), ("other", timedelta(0), False)],
+)
+def test_an_enqueue_notifies_of_what_is_visible_where_somebody_waits(
+    session: Session, queue: str, delay: timedelta, told: bool
+) -> None:
+    seconds = delay.total_seconds()
+    items = f'[["x",{seconds},null,0,null,null,null]]'
+    values = ENQUEUED | {"queue": queue, "delay": delay, "items": items, "channel": "pgqrs_test"}
+    query = sa.select(sa.literal("x").label("payload"), sa.literal(seconds).label("delay"))
+    for statement in (
+        enqueue.one(MODELS, keyed=False, notify=True),
+        enqueue.many(MODELS, keyed=True, notify=True),
+        enqueue.from_select(MODELS, query, notify=True),
+    ):
+        (row,) = Seen(session, statement, values).rows
+        assert (row.notified is not None) is told
+
+
+def test_what_is_made_visible_notifies_where_somebody_waits(session: Session) -> None:
+    visible = wakeup.visible(TABLES.queue, TABLES.message, TABLES.worker, notify=True)
+    asked = {"ids": [scene.READY, scene.ELSEWHERE, scene.LATER], "channel": "pgqrs_test"}
+    rows = session.execute(visible, asked).all()
+    assert {row.queue_name: row.notified is not None for row in rows} == {
+        "mail": True,
+        "other": False,
+    }
 
 
 def test_what_a_query_returns_gets_into_the_queue_that_is_named_if_that_takes_it(
