@@ -803,6 +803,11 @@ def test_the_overview_counts_what_is_live_and_what_is_dead(session: Session) -> 
     moment = sa.func.now() - timedelta(days=2)
     table = TABLES.message
     session.execute(sa.update(table).where(table.c.id == scene.READY).values(enqueued_at=moment))
+    older = {"vt": sa.func.now() - timedelta(days=30)}  # but what is exhausted does not wait
+    session.execute(sa.update(table).where(table.c.id == scene.SPENT).values(older))
+    archived = TABLES.archived
+    cancelled = sa.update(archived).where(archived.c.id == scene.KEPT).values(outcome="cancelled")
+    session.execute(cancelled)
     rows = session.execute(health.overview(MODELS), {"since": timedelta(days=1)}).all()
     found = {
         row.queue: (row.ready, row.scheduled, row.leased, row.exhausted, row.dead) for row in rows
@@ -825,7 +830,13 @@ def test_the_overview_counts_what_is_live_and_what_is_dead(session: Session) -> 
 
 def test_the_outflow_is_told_by_spans_of_time_for_these_queues(session: Session) -> None:
     table = TABLES.archived
-    moments = {1: timedelta(minutes=25), 2: timedelta(0), 4: timedelta(minutes=-30), 5: SPAN * 9}
+    moments = {
+        1: timedelta(minutes=25),
+        2: timedelta(0),
+        3: timedelta(0),
+        4: timedelta(minutes=-30),
+        5: SPAN * 9,
+    }
     for id_, ago in moments.items():
         values = {"archived_at": sa.func.now() - ago, "enqueued_at": sa.func.now() - ago}
         session.execute(sa.update(table).where(table.c.id == id_).values(values))
