@@ -131,7 +131,7 @@ def too_slow(kit: Kit) -> Callable[..., None]:
 
     def slow(_session: Any, delivery: Any) -> None:
         if delivery.read_ct == 1:
-            for _ in range(200):
+            for _ in range(3000):
                 kit.wait_a_moment()
 
     return slow
@@ -156,7 +156,7 @@ def registered(kit: Kit, consumer: Any) -> None:
     consumer.on("batch", batch=4)(in_batches)
     consumer.on("first", acknowledge="first", session=False)(deciding)
     consumer.on("long", lease=1)(renewed(kit))
-    consumer.on("slow", timeout=0.1, retry=quick)(too_slow(kit))
+    consumer.on("slow", timeout=2, retry=quick)(too_slow(kit))
 
 
 QUEUES = ("single", "plain", "batch", "first", "long", "slow")

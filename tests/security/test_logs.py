@@ -265,7 +265,7 @@ async def test_an_awaited_consumer_logs_no_secret_whatever_its_handlers_do(
         async_sessionmaker(driven), poll_interval=0.02, housekeeping=0.05, hooks=[Broken()]
     )
 
-    @consumer.on("mail", timeout=0.2)
+    @consumer.on("mail", timeout=1)
     async def handle(payload: dict, session: AsyncSession) -> Any:
         match payload["n"]:
             case 1:
