@@ -131,7 +131,7 @@ def too_slow(kit: Kit) -> Callable[..., None]:
 
     def slow(_session: Any, delivery: Any) -> None:
         if delivery.read_ct == 1:
-            for _ in range(3000):
+            for _ in range(600):
                 kit.wait_a_moment()
 
     return slow
