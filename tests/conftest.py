@@ -37,24 +37,24 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     return text.encode("ascii", "backslashreplace").decode()[:80]
 
 
+_ROLES = "its roles are startup options, which PgBouncer ignores"
+_BACKENDS = "it is about the server's own connections: how many, whose, with what prepared"
+_OWN_ENGINES = "its processes make engines of their own, without the settings"
 DIRECT = {
-    # Their roles are startup options, which PgBouncer ignores.
-    "tests/doctor/test_grants.py",
-    "test_a_schema_that_exists_needs_no_right_to_create_schemas",
-    # They are about the server's own connections: how many, whose, with what prepared.
-    "test_a_transaction_that_stays_open",
-    "test_top_survives_a_lost_connection_and_is_interrupted",
-    "test_lengths_and_limits_make_no_more_prepared_statements",
-    "test_a_script_that_closes_nothing_ends_without_a_word",
-    # Its processes make engines of their own, without the settings.
-    "test_processes_drain_a_queue_together",
+    "tests/doctor/test_grants.py": _ROLES,
+    "test_a_schema_that_exists_needs_no_right_to_create_schemas": _ROLES,
+    "test_a_transaction_that_stays_open": _BACKENDS,
+    "test_top_survives_a_lost_connection_and_is_interrupted": _BACKENDS,
+    "test_lengths_and_limits_make_no_more_prepared_statements": _BACKENDS,
+    "test_a_script_that_closes_nothing_ends_without_a_word": _BACKENDS,
+    "test_processes_drain_a_queue_together": _OWN_ENGINES,
 }
-"""Files and tests that need the server itself: left out with PGQRS_TEST_PGBOUNCER."""
+"""Files and tests that need the server itself, and why: left out with PGQRS_TEST_PGBOUNCER."""
 
 
 def _left_out(item: pytest.Item) -> bool:
     names = {item.name.partition("[")[0], item.nodeid.partition("::")[0]}
-    return bool(os.environ.get("PGQRS_TEST_PGBOUNCER")) and not DIRECT.isdisjoint(names)
+    return bool(os.environ.get("PGQRS_TEST_PGBOUNCER")) and not names.isdisjoint(DIRECT)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,0 +1,136 @@
+"""What is run with what: each server with the newest clients, and old clients with two servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.proof.counts import counted
+
+from .servers import MAJORS, NoServer, Server, found
+
+ROOT = Path(__file__).parents[2]
+SELECTION = tuple(
+    f"tests/{name}"
+    for name in ("consumers", "db", "doctor", "guide", "migrations", "security", "unit", "wakeup")
+)
+"""What is run with each; the whole suite runs with the newest of all, in CI."""
+
+PACKAGES = ("sqlalchemy", "psycopg", "asyncpg", "alembic")
+_OLD_DRIVERS = ("psycopg[binary]==3.2.0", "asyncpg==0.30.0")
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A server, a Python, and the packages that are not the newest (None: this environment)."""
+
+    name: str
+    major: int
+    pins: tuple[str, ...] | None = None
+    python: str | None = None
+
+
+COMBINATIONS = [
+    *(Combination(f"pg{major}", major) for major in MAJORS),
+    Combination("oldest", 14, ("sqlalchemy[asyncio]==2.0.40", *_OLD_DRIVERS, "alembic==1.19.2")),
+    Combination("sqlalchemy2.0", 18, ("sqlalchemy[asyncio]==2.0.*",)),
+    Combination("old-drivers", 18, ("sqlalchemy[asyncio]==2.1.*", *_OLD_DRIVERS)),
+    Combination("python3.13", 18, (), "python3.13"),
+]
+
+
+class NoClient(RuntimeError):
+    """These packages, or this Python, cannot be had here."""
+
+
+@contextmanager
+def _environment(one: Combination) -> Iterator[Path]:
+    """The interpreter to run with: this one, or that of a fresh virtual environment."""
+    if one.pins is None:
+        yield Path(sys.executable)
+        return
+    program = shutil.which(one.python) if one.python else sys.executable
+    if program is None:
+        raise NoClient(f"there is no {one.python} on the PATH")
+    with tempfile.TemporaryDirectory(prefix="compat-") as folder:
+        _call([program, "-m", "venv", folder])
+        python = Path(folder) / "bin" / "python"
+        _call([python, "-m", "pip", "install", "--quiet", "-e", f"{ROOT}[dev]", *one.pins])
+        yield python
+
+
+def _call(command: Sequence[Any]) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise NoClient(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
+
+
+def _versions(python: Path) -> dict[str, str]:
+    code = (
+        "import json, platform, sys; from importlib.metadata import version as v\n"
+        "print(json.dumps({'python': platform.python_version()} | {n: v(n) for n in sys.argv[1:]}))"
+    )
+    done = subprocess.run([python, "-c", code, *PACKAGES], capture_output=True, check=True)
+    return json.loads(done.stdout)
+
+
+def row(one: Combination, tests: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Run these tests with a combination; return what became of it, and keep its output.
+
+    Args:
+        one: The combination.
+        tests: Files and folders for pytest, from the root of the checkout.
+        folder: Where the junit file and what pytest printed are kept.
+    """
+    began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    common = {"combination": one.name, "started": started, "tests": list(tests)}
+    try:
+        server = found(one.major)
+        with _environment(one) as python:
+            told = _versions(python)
+            code = _pytest(python, server, tests, folder, one.name)
+    except (NoServer, NoClient) as error:
+        return {**common, "postgresql": str(one.major), "not_run": str(error)}
+    counts = counted(path for path in [folder / f"{one.name}.xml"] if path.exists())
+    return {
+        **common,
+        "postgresql": server.version,
+        "source": server.source,
+        **told,
+        "passed": counts.passed,
+        "failed": counts.failed,
+        "skipped": counts.skipped,
+        "seconds": round(time.monotonic() - began, 1),
+        "exit_code": code,
+        "failures": counts.failures,
+    }
+
+
+def _pytest(python: Path, server: Server, tests: Sequence[str], folder: Path, name: str) -> int:
+    environment: Mapping[str, str] = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PGQRS_TEST_PG_BIN": str(server.bin_dir),
+    }
+    command = [python, "-m", "pytest", *tests, "-q", "-p", "no:cacheprovider"]
+    with (folder / f"{name}.txt").open("w") as output:
+        return subprocess.run(
+            [*command, "-n2", f"--junitxml={folder.absolute() / name}.xml"],
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode

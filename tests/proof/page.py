@@ -1,0 +1,257 @@
+"""The page: what was run, on what, and what came of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from .results import Outcome, Row, lines, mutants, versions
+
+_HEAD = """# Reliability: what was tested, and what came of it
+
+Written by `python -m tests.proof report`, from the results of runs: no figure here was typed.
+Anyone can run the parts again, each by its command, or all of them, which takes hours:
+
+```
+pip install -e '.[dev]' && apt-get install pgbouncer
+python -m tests.proof run --out results
+python -m tests.proof report results --docs docs/reliability.md
+```
+"""
+_NOT_RUN = "Not run."
+_ABOUT = {
+    "commit": "commit",
+    "python": "Python",
+    "postgresql": "PostgreSQL",
+    "sqlalchemy": "SQLAlchemy",
+    "psycopg": "psycopg",
+    "asyncpg": "asyncpg",
+    "alembic": "Alembic",
+    "pgbouncer": "PgBouncer",
+    "platform": "platform",
+    "cores": "cores",
+}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in Markdown."""
+
+    def line(cells: Sequence[Any]) -> str:
+        return "| " + " | ".join(_cell(one) for one in cells) + " |"
+
+    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def page(outcomes: Sequence[Outcome], left_out: Mapping[str, str]) -> str:
+    """Write the page.
+
+    Args:
+        outcomes: Of every part, those that were not run included.
+        left_out: The tests that do not go through PgBouncer, and why.
+    """
+    by_name = {one.part.name: one for one in outcomes}
+    sections: list[tuple[str, str, Callable[[Outcome], str]]] = [
+        ("Faults", "chaos", _faults),
+        ("A standby is promoted", "chaos", _standby),
+        ("More data", "chaos", _scale),
+        ("Versions", "compat", _versions),
+        ("PgBouncer", "pgbouncer", lambda one: _pgbouncer(one, left_out)),
+        ("Random histories", "model", _model),
+        ("Mutants", "mutation", _mutants),
+        ("Endurance", "endurance", _endurance),
+    ]
+    parts = [_HEAD, "## On what\n", _environment(outcomes), "\n## Summary\n", _summary(outcomes)]
+    parts += [f"\n{_failures(outcomes)}"] if any(one.failed for one in outcomes) else []
+    for title, name, write in sections:
+        one = by_name.get(name)
+        text = _NOT_RUN if one is None or one.counts is None else write(one)
+        parts.append(f"\n## {title}\n\n{text}")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _environment(outcomes: Sequence[Outcome]) -> str:
+    """Each fact with its value; with several of them, if the parts were run on different ones."""
+    found: dict[str, dict[str, None]] = {}
+    for one in outcomes:
+        for name, value in (one.record.get("machine") or {}).items():
+            if value is not None:
+                found.setdefault(name, {})[str(value)] = None
+    days = dict.fromkeys(sorted({one.started for one in outcomes if one.counts and one.started}))
+    rows = [("date", ", ".join(days) or "-")]
+    rows += [(title, ", ".join(found.get(name, ["-"]))) for name, title in _ABOUT.items()]
+    return table(("what", "which"), rows)
+
+
+def _summary(outcomes: Sequence[Outcome]) -> str:
+    rows = []
+    for one in outcomes:
+        counts: list[Any] = [None] * 4
+        if (found := one.counts) is not None:
+            counts = [found.tests, found.passed, found.failed, found.skipped]
+        seconds = f"{one.seconds:.0f}" if one.counts else None
+        rows.append((one.part.name, f"`{one.command}`", *counts, seconds, one.state))
+    head = ("part", "command", "tests", "passed", "failed", "skipped", "seconds", "state")
+    notes = [f"- {one.part.name}: {note}" for one in outcomes if (note := one.record.get("note"))]
+    about = [f"- {one.part.name}: {one.part.about}." for one in outcomes]
+    return "\n".join(
+        [table(head, rows), "", *about, *(["", "Notes:", "", *notes] if notes else [])]
+    )
+
+
+def _failures(outcomes: Sequence[Outcome]) -> str:
+    named = [
+        f"- {one.part.name}: {name}"
+        for one in outcomes
+        if one.failed and one.counts
+        for name in one.counts.failures or [f"exit code {one.record.get('exit_code')}"]
+    ]
+    return "\n".join(["Failed:", "", *named])
+
+
+def summed(rows: Iterable[Row], by: Sequence[str], counts: Sequence[str]) -> list[list[Any]]:
+    """Add the counts up for each combination of ``by``, in order of appearance, and in all."""
+    sums: dict[tuple[str, ...], Counter[str]] = {}
+    for row in rows:
+        found = sums.setdefault(tuple(str(row.get(name)) for name in by), Counter())
+        found.update({name: int(row.get(name) or 0) for name in counts})
+        found["cases"] += 1
+    total: Counter[str] = Counter()
+    for one in sums.values():
+        total.update(one)
+    names = ("cases", *counts)
+    last = ["all", *[""] * (len(by) - 1), *(total[name] for name in names)]
+    return [*([*key, *(one[name] for name in names)] for key, one in sums.items()), last]
+
+
+def _titled(one: Outcome, title: str) -> tuple[Row, list[Row]]:
+    return next((found for found in one.tables() if found[0]["title"] == title), ({}, []))
+
+
+def _summed(one: Outcome, title: str, by: Sequence[str], default: Sequence[str]) -> str:
+    head, rows = _titled(one, title)
+    if not rows:
+        return _NOT_RUN
+    counts = list(head.get("counts") or default)
+    return table([*by, "cases", *counts], summed(rows, by, counts))
+
+
+_OUTCOMES = ("acknowledged", "lost", "doubled")
+
+
+def _faults(one: Outcome) -> str:
+    _, rows = _titled(one, "faults")
+    if not rows:
+        return _NOT_RUN
+    drivers = list(dict.fromkeys(str(row["driver"]) for row in rows))
+    cells: dict[tuple[str, str], dict[str, Counter[str]]] = {}
+    for row in rows:
+        place = cells.setdefault((str(row["fault"]), str(row["operation"])), {})
+        place.setdefault(str(row["driver"]), Counter()).update(
+            {name: int(row.get(name) or 0) for name in _OUTCOMES}
+        )
+    matrix = [
+        [*key, *(_three(place.get(driver)) for driver in drivers)] for key, place in cells.items()
+    ]
+    return "\n".join(
+        [
+            "A case is an operation that is struck by a fault at one point of it. Acknowledged:",
+            "its caller was told, in the end, that it is done. Lost: that was not so. Doubled: it",
+            "was there twice.\n",
+            table(["fault", "cases", *_OUTCOMES], summed(rows, ["fault"], _OUTCOMES)),
+            "\nBy operation and driver, as acknowledged / lost / doubled:\n",
+            table(["fault", "operation", *drivers], matrix),
+        ]
+    )
+
+
+def _three(found: Counter[str] | None) -> str | None:
+    return found and " / ".join(str(found[name]) for name in _OUTCOMES)
+
+
+def _standby(one: Outcome) -> str:
+    return _summed(one, "standby", ["mode"], _OUTCOMES)
+
+
+def _scale(one: Outcome) -> str:
+    return _summed(one, "scale", ["amount", "operation"], ["buffers"])
+
+
+def _versions(one: Outcome) -> str:
+    names = ("postgresql", "python", "sqlalchemy", "psycopg", "asyncpg", "alembic")
+    counts = ("passed", "failed", "skipped", "seconds")
+    rows = []
+    for row in versions(one.folder):
+        told = [row.get(name) for name in names]
+        if "not_run" in row:
+            rows.append([row["combination"], *told, f"not run: {row['not_run']}", *[None] * 3])
+        else:
+            rows.append([row["combination"], *told, *(row[name] for name in counts)])
+    tests = sorted({test for row in versions(one.folder) for test in row["tests"]})
+    told = f"Run with each combination: {', '.join(f'`{test}`' for test in tests)}.\n"
+    return f"{told}\n{table(['combination', *names, *counts], rows)}"
+
+
+def _pgbouncer(one: Outcome, left_out: Mapping[str, str]) -> str:
+    assert one.counts is not None
+    counts = one.counts
+    said = f"{counts.passed} passed, {counts.failed} failed, {counts.skipped} skipped."
+    rows = [(f"`{name}`", why) for name, why in left_out.items()]
+    return f"{said} These need the server itself, and are left out:\n\n" + table(
+        ("test", "why"), rows
+    )
+
+
+def _model(one: Outcome) -> str:
+    found = lines(one.folder / "model.jsonl")
+    if not found:
+        return "It left no counts of what happened."
+    names = list(
+        dict.fromkeys(
+            name
+            for row in found
+            for name, value in row.items()
+            if name == "seed" or isinstance(value, int | float)
+        )
+    )
+    text = table(["test", *names], ([row["test"], *(row.get(n) for n in names)] for row in found))
+    seen: Counter[str] = Counter()
+    for row in found:
+        seen.update(row.get("seen") or {})
+    if seen:
+        text += "\n\nWhat happened in them, and how often:\n\n"
+        text += table(("what", "times"), sorted(seen.items()))
+    return text
+
+
+def _mutants(one: Outcome) -> str:
+    rows = [{**row, "found": bool(row["found_by"])} for row in mutants(one.folder)]
+    for row in rows:
+        row["survived"] = not row["found"]
+    found = sum(row["found"] for row in rows)
+    counts = ("found", "survived")
+    texts = [
+        f"{found} of {len(rows)} mutants were found out by a test ({found / len(rows):.1%}).\n",
+        table(["module", "mutants", *counts], summed(rows, ["module"], counts)),
+        "",
+        table(["kind", "mutants", *counts], summed(rows, ["kind"], counts)),
+    ]
+    survivors = [
+        (f"{row['module']}.py:{row['line']}", f"`{row['function']}`", row["kind"],
+         f"`{row['what']}`", row.get("reason") or "NO REASON GIVEN")
+        for row in rows if row["survived"]
+    ]  # fmt: skip
+    if survivors:
+        texts += ["\nSurvivors:\n"]
+        texts += [table(("where", "function", "kind", "taken out", "why it survives"), survivors)]
+    return "\n".join(texts)
+
+
+def _endurance(one: Outcome) -> str:
+    return f"```\n{(one.folder / 'output.txt').read_text().strip()}\n```"

@@ -1,0 +1,230 @@
+"""Small made-up results, and the page that is written about them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from . import __main__ as program
+from .page import page
+from .parts import PARTS, Part
+from .results import read
+from .running import ran
+
+JUNIT = """<testsuites><testsuite time="2.5" timestamp="2026-01-02T03:04:05">
+<testcase classname="tests.x" name="test_that_passes"/>
+<testcase classname="tests.x" name="test_that_skips"><skipped message="no"/></testcase>
+{more}</testsuite></testsuites>"""
+BROKEN = '<testcase classname="tests.x" name="test_that_fails"><failure/></testcase>'
+ERROR = '<testcase classname="tests.x" name="test_that_errs"><error/></testcase>'
+MUTANT = {"module": "settle", "line": 3, "function": "build", "kind": "lock", "seconds": 1}
+
+
+def left(folder: Path, name: str, text: Any) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if name.endswith(".jsonl"):
+        text = "".join(json.dumps(one) + "\n" for one in text)
+    path.write_text(text if isinstance(text, str) else json.dumps(text))
+
+
+def written(folder: Path) -> str:
+    return page(read(folder), {"test_a": "for a reason"})
+
+
+def line(text: str, start: str) -> str:
+    (found,) = [one for one in text.splitlines() if one.startswith(start)]
+    return found
+
+
+def command(*arguments: str) -> Any:
+    return CliRunner().invoke(program.main, arguments)
+
+
+def test_with_no_results_every_part_is_said_not_to_have_run(tmp_path):
+    text = written(tmp_path)
+    for part in PARTS:
+        assert line(text, f"| {part.name} |").endswith("| - | - | - | - | - | not run |")
+    assert text.count("\n\nNot run.") == 8
+
+
+def test_the_counts_of_pytest_are_told(tmp_path):
+    left(tmp_path, "security/junit.xml", JUNIT.format(more=""))
+    left(tmp_path, "security/part.json", {"seconds": 61.2, "exit_code": 0, "command": "run it"})
+    text = written(tmp_path)
+    assert line(text, "| security |") == "| security | `run it` | 2 | 1 | 0 | 1 | 61 | passed |"
+    assert "| date | 2026-01-02 |" in text
+
+
+def test_a_test_that_failed_is_named_and_its_part_has_failed(tmp_path):
+    left(tmp_path, "model/junit.xml", JUNIT.format(more=BROKEN + ERROR))
+    text = written(tmp_path)
+    assert line(text, "| model |").endswith("| 4 | 1 | 2 | 1 | 2 | FAILED |")
+    assert "- model: tests.x::test_that_fails" in text
+    assert "- model: tests.x::test_that_errs" in text
+
+
+@pytest.mark.parametrize("xml", ["<testsuites><testsuite", ""])
+def test_a_file_that_is_cut_off_is_a_failure(tmp_path, xml):
+    left(tmp_path, "model/junit.xml", xml)
+    assert line(written(tmp_path), "| model |").endswith("FAILED |")
+
+
+def test_a_part_that_ended_badly_has_failed_though_no_test_did(tmp_path):
+    left(tmp_path, "chaos/junit.xml", JUNIT.format(more=""))
+    left(tmp_path, "chaos/part.json", {"exit_code": 3})
+    left(tmp_path, "model/part.json", {"exit_code": 0})
+    text = written(tmp_path)
+    assert line(text, "| chaos |").endswith("FAILED |")
+    assert "- chaos: exit code 3" in text
+    assert "- model: it left no counts" in text
+
+
+def test_the_page_says_on_what_it_was_run(tmp_path):
+    for name, release in (("chaos", "18.6"), ("model", "18.6"), ("security", "17.1")):
+        left(tmp_path, f"{name}/junit.xml", JUNIT.format(more=""))
+        left(tmp_path, f"{name}/part.json", {"machine": {"postgresql": release, "cores": 2}})
+    text = written(tmp_path)
+    assert "| PostgreSQL | 18.6, 17.1 |" in text
+    assert "| cores | 2 |" in text
+    assert "| PgBouncer | - |" in text
+
+
+def test_faults_are_added_up_by_fault_operation_and_driver(tmp_path):
+    row = {"fault": "crash", "operation": "archive", "driver": "psycopg", "acknowledged": 1}
+    rows = [row, {**row, "doubled": 1}, {**row, "driver": "asyncpg", "lost": 2}]
+    left(tmp_path, "chaos/faults.jsonl", [{"title": "faults"}, *rows])
+    left(tmp_path, "chaos/faults-2.jsonl", [{"title": "faults"}, {**row, "operation": "enqueue"}])
+    left(tmp_path, "chaos/junit.xml", JUNIT.format(more=""))
+    text = written(tmp_path)
+    assert "| fault | operation | psycopg | asyncpg |" in text
+    assert "| crash | archive | 2 / 0 / 1 | 1 / 2 / 0 |" in text
+    assert "| crash | enqueue | 1 / 0 / 0 | - |" in text
+    assert "| crash | 4 | 4 | 2 | 1 |\n| all | 4 | 4 | 2 | 1 |" in text
+
+
+def test_the_standby_is_counted_by_mode(tmp_path):
+    head = {"title": "standby", "counts": ["acknowledged", "lost"]}
+    rows = [{"mode": "asynchronous", "acknowledged": 9, "lost": n} for n in (2, 3)]
+    left(tmp_path, "chaos/standby.jsonl", [head, *rows])
+    left(tmp_path, "chaos/junit.xml", JUNIT.format(more=""))
+    assert "| asynchronous | 2 | 18 | 5 |" in written(tmp_path)
+
+
+def combination(name: str, **more: Any) -> dict[str, Any]:
+    common = {"combination": name, "started": "2026-01-02", "tests": ["tests/db"]}
+    counts = {"passed": 5, "failed": 0, "skipped": 1, "seconds": 9, "failures": []}
+    return {**common, "postgresql": "14.2", "exit_code": 0, **counts, **more}
+
+
+def test_each_combination_has_a_row_and_its_last_run_counts(tmp_path):
+    rows = [combination("pg14", failed=1, exit_code=1), combination("pg14", python="3.11.7")]
+    left(tmp_path, "compat/versions.jsonl", rows)
+    text = written(tmp_path)
+    assert line(text, "| pg14 |") == "| pg14 | 14.2 | 3.11.7 | - | - | - | - | 5 | 0 | 1 | 9 |"
+    assert line(text, "| compat |").endswith("passed |")
+    assert "`tests/db`" in text
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (combination("pg14", failed=1, failures=["tests.x::y"], exit_code=1), "pg14: tests.x::y"),
+        (combination("pg14", exit_code=2), "pg14: exit code 2"),
+        (combination("pg14", not_run="no npm"), "pg14 was not run: no npm"),
+    ],
+)
+def test_a_combination_that_failed_or_was_not_to_be_had_fails_the_part(tmp_path, row, said):
+    left(tmp_path, "compat/versions.jsonl", [row, combination("pg15")])
+    text = written(tmp_path)
+    assert line(text, "| compat |").endswith("FAILED |")
+    assert f"{said}" in text
+
+
+def test_mutants_are_scored_and_survivors_have_their_reasons(tmp_path):
+    rows = [
+        {**MUTANT, "what": "FOR UPDATE", "found_by": "tests/db/a.py"},
+        {**MUTANT, "what": "a | b", "found_by": None, "reason": "the same"},
+    ]
+    left(tmp_path, "mutation/mutants.json", rows)
+    text = written(tmp_path)
+    assert "1 of 2 mutants were found out by a test (50.0%)" in text
+    assert "| settle.py:3 | `build` | lock | `a \\| b` | the same |" in text
+    assert line(text, "| mutation |").endswith("| 2 | 1 | 0 | 1 | 2 | passed |")
+
+
+def test_a_survivor_without_a_reason_is_a_failure(tmp_path):
+    left(tmp_path, "mutation/mutants-1.json", [{**MUTANT, "what": "x", "found_by": None}])
+    text = written(tmp_path)
+    assert "NO REASON GIVEN" in text
+    assert line(text, "| mutation |").endswith("FAILED |")
+
+
+@pytest.mark.parametrize(
+    ("said", "state"), [("the audit is clean", "passed"), ("the audit fails: lost 1", "FAILED")]
+)
+def test_the_audit_of_the_endurance_run_decides(tmp_path, said, state):
+    left(tmp_path, "endurance/output.txt", f"20 messages\n{said}\n")
+    text = written(tmp_path)
+    assert line(text, "| endurance |").endswith(f"{state} |")
+    assert f"20 messages\n{said}\n```" in text
+
+
+def test_the_model_tells_how_much_it_did(tmp_path):
+    row = {"test": "test_x", "examples": 450, "steps": 27, "seed": 5, "seen": {"a lease": 3}}
+    left(tmp_path, "model/model.jsonl", [row, {**row, "test": "test_y"}])
+    left(tmp_path, "model/junit.xml", JUNIT.format(more=""))
+    text = written(tmp_path)
+    assert "| test_x | 450 | 27 | 5 |" in text
+    assert "| a lease | 6 |" in text
+
+
+def test_what_does_not_go_through_pgbouncer_is_told_with_the_reason(tmp_path):
+    left(tmp_path, "pgbouncer/junit.xml", JUNIT.format(more=""))
+    assert "| `test_a` | for a reason |" in written(tmp_path)
+
+
+# --- the commands --------------------------------------------------------------------------------
+
+
+def test_a_report_is_written_and_exits_with_1_if_a_part_has_failed(tmp_path):
+    docs = tmp_path / "page.md"
+    left(tmp_path, "model/junit.xml", JUNIT.format(more=""))
+    assert command("report", str(tmp_path), "--docs", str(docs)).exit_code == 0
+    assert docs.read_text().startswith("# Reliability")
+    left(tmp_path, "model/junit.xml", JUNIT.format(more=BROKEN))
+    assert command("report", str(tmp_path), "--docs", str(docs)).exit_code == 1
+    assert "test_that_fails" in docs.read_text()
+
+
+def part(code: str) -> Part:
+    return Part("small", "", ("python", "-c", code), keeps=("{out}/junit.xml",))
+
+
+def test_a_part_leaves_its_output_and_what_it_was_run_on(tmp_path):
+    write = f"import sys; print('hello'); open(sys.argv[1], 'w').write({JUNIT.format(more='')!r})"
+    left(tmp_path, "small/junit-old.xml", JUNIT.format(more=BROKEN))
+    assert ran(part(write), tmp_path / "small") == 0
+    (one,) = read(tmp_path, [part(write)])
+    assert (one.state, one.counts.tests) == ("passed", 2)
+    assert (tmp_path / "small" / "output.txt").read_text() == "hello\n"
+    assert one.record["machine"]["python"] == sys.version.split()[0]
+
+
+def test_a_run_exits_with_1_if_a_part_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "PARTS", [part("raise SystemExit(3)")])
+    done = command("run", "--out", str(tmp_path))
+    assert done.exit_code == 1
+    assert read(tmp_path, program.PARTS)[0].failed
+
+
+def test_every_part_that_pytest_runs_has_tests():
+    root = Path(__file__).parents[2]
+    for one in PARTS:
+        for word in one.command:
+            assert not word.startswith("tests/") or (root / word).exists(), word
