@@ -2,7 +2,8 @@
 
 Every statement here only reads, works from PostgreSQL 14 on, and needs no right beyond
 connecting; without ``pg_read_all_stats`` the sessions of others are seen without their times.
-Names and ids are bind parameters.
+Names and ids are bind parameters. What returns several rows says their order: the doctor reports
+in it, and says the same thing twice in the same words.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ relations = sa.text(
     " FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
     " WHERE c.oid = ANY (ARRAY(SELECT CAST(to_regclass("
     "coalesce(quote_ident(:schema) || '.', '') || quote_ident(name)) AS oid)"
-    " FROM unnest(:names) AS name))"
+    " FROM unnest(:names) AS name)) ORDER BY c.oid"
 ).bindparams(sa.bindparam("schema", type_=sa.Text), sa.bindparam("names", type_=sa.ARRAY(sa.Text)))
 """Tables by name, where the schema, or the search path if it is NULL, has them.
 
@@ -66,7 +67,7 @@ indexes = _about(
     " EXISTS (SELECT FROM pg_catalog.pg_constraint AS k WHERE k.conindid = x.indexrelid"
     " AND k.conrelid = x.indrelid AND k.contype IN ('p', 'u', 'x')) AS of_constraint"
     " FROM pg_catalog.pg_index AS x JOIN pg_catalog.pg_class AS i ON i.oid = x.indexrelid"
-    " WHERE x.indrelid = ANY (CAST(:oids AS oid[]))"
+    " WHERE x.indrelid = ANY (CAST(:oids AS oid[])) ORDER BY i.relname"
 )
 """The indexes of tables. Binds: oids."""
 
@@ -74,6 +75,7 @@ constraints = _about(
     "SELECT CAST(conrelid AS bigint) AS oid, conname AS name, CAST(contype AS text) AS kind,"
     " pg_get_constraintdef(oid) AS body FROM pg_catalog.pg_constraint"
     " WHERE conrelid = ANY (CAST(:oids AS oid[])) AND contype IN ('p', 'u', 'c')"
+    " ORDER BY conname"
 )
 """The constraints of tables, but for foreign keys. Binds: oids."""
 
@@ -88,13 +90,14 @@ foreign_keys = _about(
     " FROM pg_catalog.pg_constraint AS k JOIN pg_catalog.pg_class AS c ON c.oid = k.conrelid"
     " JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
     " WHERE k.contype = 'f' AND k.conparentid = 0"
-    " AND CAST(:oids AS oid[]) && ARRAY[k.conrelid, k.confrelid]"
+    " AND CAST(:oids AS oid[]) && ARRAY[k.conrelid, k.confrelid] ORDER BY k.conname, k.oid"
 )
 """The foreign keys of tables, and those to them. Binds: oids."""
 
 triggers = _about(
     "SELECT t.tgname AS name, CAST(t.tgrelid AS bigint) AS oid FROM pg_catalog.pg_trigger AS t"
     " WHERE t.tgrelid = ANY (CAST(:oids AS oid[])) AND NOT t.tgisinternal AND t.tgparentid = 0"
+    " ORDER BY t.tgname, t.oid"
 )
 """The triggers of tables, but for those of constraints. Binds: oids."""
 
