@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
@@ -29,6 +30,12 @@ from pgqrs_sa import AsyncQueueService, QueueService, embedded
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Ctrl-C reach what the tests start, also where pytest is a background job of a shell."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
     """Name a case by its value, without addresses: each worker of xdist must see the same."""
     if isinstance(val, (str, int, float, type)) or val is None or callable(val):
@@ -38,11 +45,17 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
 
 
 _ROLES = "its roles are startup options, which PgBouncer ignores"
+_LOGINS = "it logs in as roles of its own, and PgBouncer here logs in as one for all"
 _BACKENDS = "it is about the server's own connections: how many, whose, with what prepared"
+_LISTEN = "LISTEN does not go through PgBouncer, as docs/pgbouncer.md says"
 _OWN_ENGINES = "its processes make engines of their own, without the settings"
 DIRECT = {
+    "tests/wakeup/test_listener.py": _LISTEN,
     "tests/doctor/test_grants.py": _ROLES,
+    "tests/security/test_roles.py": _LOGINS,
+    "tests/security/test_row_level_security.py": _LOGINS,
     "test_a_schema_that_exists_needs_no_right_to_create_schemas": _ROLES,
+    "tests/consumers/test_connections.py": _BACKENDS,
     "test_a_transaction_that_stays_open": _BACKENDS,
     "test_top_survives_a_lost_connection_and_is_interrupted": _BACKENDS,
     "test_lengths_and_limits_make_no_more_prepared_statements": _BACKENDS,
@@ -107,10 +120,9 @@ class Database:
         return self._url("postgresql+psycopg").render_as_string(hide_password=False)
 
     @property
-    def direct_url(self) -> str:
+    def direct(self) -> Database:
         """Past PgBouncer, if that is in front: for what is about the server's own connections."""
-        server = replace(self.server, pooler=None)
-        return replace(self, server=server).url
+        return replace(self, server=replace(self.server, pooler=None))
 
     def async_url(self, driver: str) -> str:
         return self._url(f"postgresql+{driver}").render_as_string(hide_password=False)
@@ -163,9 +175,21 @@ def migrate(
         command.upgrade(config, "head")
 
 
-pg_empty = factories.postgresql_noproc(depends_on="pg_server", dbname="pgqrs_empty")
+def keep_public(
+    host: str, port: int, user: str, dbname: str, password: str | None, **_autocommit: object
+) -> None:
+    """Let nobody make tables in ``public`` who may not: PostgreSQL 14 still lets everybody."""
+    server = Server(host, int(port), user, password, Path())
+    engine = sa.create_engine(Database(dbname, server).url, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+
+
+pg_empty = factories.postgresql_noproc(
+    depends_on="pg_server", dbname="pgqrs_empty", load=[keep_public]
+)
 pg_migrated = factories.postgresql_noproc(
-    depends_on="pg_server", dbname="pgqrs_test", load=[migrate]
+    depends_on="pg_server", dbname="pgqrs_test", load=[keep_public, migrate]
 )
 
 

@@ -93,7 +93,7 @@ def no_deadlock(kept: Any) -> Iterator[None]:
 
     def deadlocks() -> int:
         """Counted once the connections are gone: a server process reports at its end."""
-        url = kept.direct_url
+        url = kept.direct.url
         engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
         deadline = time.monotonic() + 10
         with engine.connect() as connection:

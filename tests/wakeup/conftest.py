@@ -63,7 +63,7 @@ class Ear:
 
 @pytest.fixture
 def ear(migrated: Any) -> Iterator[Ear]:
-    ear = Ear(migrated.dsn)
+    ear = Ear(migrated.direct.dsn)  # LISTEN does not go through PgBouncer
     yield ear
     ear.close()
 
