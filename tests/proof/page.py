@@ -80,7 +80,10 @@ def _environment(outcomes: Sequence[Outcome]) -> str:
     """Each fact with its value; with several of them, if the parts were run on different ones."""
     found: dict[str, dict[str, None]] = {}
     for one in outcomes:
-        for name, value in (one.record.get("machine") or {}).items():
+        heads = [head for head, _ in one.tables()] if "machine" not in one.record else []
+        for name, value in (
+            pair for facts in (one.record.get("machine") or {}, *heads) for pair in facts.items()
+        ):
             if value is not None:
                 found.setdefault(name, {})[str(value)] = None
     days = dict.fromkeys(sorted({one.started for one in outcomes if one.counts and one.started}))
@@ -154,7 +157,7 @@ def _faults(one: Outcome) -> str:
     for row in rows:
         place = cells.setdefault((str(row["fault"]), str(row["operation"])), {})
         place.setdefault(str(row["driver"]), Counter()).update(
-            {name: int(row.get(name) or 0) for name in _OUTCOMES}
+            {"cases": 1, **{name: int(row.get(name) or 0) for name in _OUTCOMES}}
         )
     matrix = [
         [*key, *(_three(place.get(driver)) for driver in drivers)] for key, place in cells.items()
@@ -162,17 +165,20 @@ def _faults(one: Outcome) -> str:
     return "\n".join(
         [
             "A case is an operation that is struck by a fault at one point of it. Acknowledged:",
-            "its caller was told, in the end, that it is done. Lost: that was not so. Doubled: it",
-            "was there twice.\n",
+            "a caller was told, in the end, that it is done; not if its process was killed before,",
+            "and by two callers if one was only asleep. Lost: it was not so. Doubled: it was there",
+            "twice.\n",
             table(["fault", "cases", *_OUTCOMES], summed(rows, ["fault"], _OUTCOMES)),
-            "\nBy operation and driver, as acknowledged / lost / doubled:\n",
+            "\nBy operation and driver, as acknowledged / lost / doubled (cases):\n",
             table(["fault", "operation", *drivers], matrix),
         ]
     )
 
 
 def _three(found: Counter[str] | None) -> str | None:
-    return found and " / ".join(str(found[name]) for name in _OUTCOMES)
+    if found is None:
+        return None
+    return " / ".join(str(found[name]) for name in _OUTCOMES) + f" ({found['cases']})"
 
 
 def _standby(one: Outcome) -> str:
@@ -184,18 +190,28 @@ def _scale(one: Outcome) -> str:
 
 
 def _versions(one: Outcome) -> str:
+    """A table for each selection of tests that was run."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in versions(one.folder):
+        groups.setdefault(tuple(row["tests"]), []).append(row)
+    texts = []
+    for tests, rows in groups.items():
+        told = ", ".join(f"`{test}`" for test in tests)
+        texts += [f"With each of these: {told}.\n", _combinations(rows), ""]
+    return "\n".join(texts[:-1])
+
+
+def _combinations(rows: Iterable[Row]) -> str:
     names = ("postgresql", "python", "sqlalchemy", "psycopg", "asyncpg", "alembic")
     counts = ("passed", "failed", "skipped", "seconds")
-    rows = []
-    for row in versions(one.folder):
-        told = [row.get(name) for name in names]
+    told = []
+    for row in rows:
+        facts = [row["combination"], *(row.get(name) for name in names)]
         if "not_run" in row:
-            rows.append([row["combination"], *told, f"not run: {row['not_run']}", *[None] * 3])
+            told.append([*facts, f"not run: {row['not_run']}", *[None] * 3])
         else:
-            rows.append([row["combination"], *told, *(row[name] for name in counts)])
-    tests = sorted({test for row in versions(one.folder) for test in row["tests"]})
-    told = f"Run with each combination: {', '.join(f'`{test}`' for test in tests)}.\n"
-    return f"{told}\n{table(['combination', *names, *counts], rows)}"
+            told.append([*facts, *(row[name] for name in counts)])
+    return table(["combination", *names, *counts], told)
 
 
 def _pgbouncer(one: Outcome, left_out: Mapping[str, str]) -> str:
@@ -225,8 +241,8 @@ def _model(one: Outcome) -> str:
     for row in found:
         seen.update(row.get("seen") or {})
     if seen:
-        text += "\n\nWhat happened in them, and how often:\n\n"
-        text += table(("what", "times"), sorted(seen.items()))
+        told = ", ".join(f"{what} {times:,}" for what, times in sorted(seen.items()))
+        text += f"\n\nWhat happened in them, and how often: {told}."
     return text
 
 

@@ -115,8 +115,12 @@ def _of_versions(folder: Path) -> Counts | None:
 
 
 def mutants(folder: Path) -> list[Row]:
-    """Every mutant that was tried, of all files."""
-    return [row for path in sorted(folder.glob("mutants*.json")) for row in _list(path)]
+    """Every mutant that was tried, of all files, with what became of it the last time."""
+    rows = [row for path in sorted(folder.glob("mutants*.json")) for row in _list(path)]
+    rows += [row for path in sorted(folder.glob("*.jsonl")) for row in lines(path)]
+    names = ("module", "line", "function", "kind", "what")
+    found = {tuple(row[name] for name in names): row for row in rows if "found_by" in row}
+    return list(found.values())
 
 
 def _list(path: Path) -> list[Row]:

@@ -95,6 +95,12 @@ def test_the_page_says_on_what_it_was_run(tmp_path):
     assert "| PgBouncer | - |" in text
 
 
+def test_what_a_part_without_a_record_was_run_on_is_read_from_its_results(tmp_path):
+    left(tmp_path, "chaos/standby.jsonl", [{"title": "standby", "postgresql": "16.3"}])
+    left(tmp_path, "chaos/junit.xml", JUNIT.format(more=""))
+    assert "| PostgreSQL | 16.3 |" in written(tmp_path)
+
+
 def test_faults_are_added_up_by_fault_operation_and_driver(tmp_path):
     row = {"fault": "crash", "operation": "archive", "driver": "psycopg", "acknowledged": 1}
     rows = [row, {**row, "doubled": 1}, {**row, "driver": "asyncpg", "lost": 2}]
@@ -103,8 +109,8 @@ def test_faults_are_added_up_by_fault_operation_and_driver(tmp_path):
     left(tmp_path, "chaos/junit.xml", JUNIT.format(more=""))
     text = written(tmp_path)
     assert "| fault | operation | psycopg | asyncpg |" in text
-    assert "| crash | archive | 2 / 0 / 1 | 1 / 2 / 0 |" in text
-    assert "| crash | enqueue | 1 / 0 / 0 | - |" in text
+    assert "| crash | archive | 2 / 0 / 1 (2) | 1 / 2 / 0 (1) |" in text
+    assert "| crash | enqueue | 1 / 0 / 0 (1) | - |" in text
     assert "| crash | 4 | 4 | 2 | 1 |\n| all | 4 | 4 | 2 | 1 |" in text
 
 
@@ -128,7 +134,7 @@ def test_each_combination_has_a_row_and_its_last_run_counts(tmp_path):
     text = written(tmp_path)
     assert line(text, "| pg14 |") == "| pg14 | 14.2 | 3.11.7 | - | - | - | - | 5 | 0 | 1 | 9 |"
     assert line(text, "| compat |").endswith("passed |")
-    assert "`tests/db`" in text
+    assert "With each of these: `tests/db`." in text
 
 
 @pytest.mark.parametrize(
@@ -158,6 +164,14 @@ def test_mutants_are_scored_and_survivors_have_their_reasons(tmp_path):
     assert line(text, "| mutation |").endswith("| 2 | 1 | 0 | 1 | 2 | passed |")
 
 
+def test_a_mutant_that_was_tried_again_counts_once(tmp_path):
+    row = {**MUTANT, "what": "x", "found_by": None}
+    left(tmp_path, "mutation/results.jsonl", [row, {**row, "found_by": "tests/a.py"}])
+    text = written(tmp_path)
+    assert "1 of 1 mutants" in text
+    assert "Survivors" not in text
+
+
 def test_a_survivor_without_a_reason_is_a_failure(tmp_path):
     left(tmp_path, "mutation/mutants-1.json", [{**MUTANT, "what": "x", "found_by": None}])
     text = written(tmp_path)
@@ -181,7 +195,7 @@ def test_the_model_tells_how_much_it_did(tmp_path):
     left(tmp_path, "model/junit.xml", JUNIT.format(more=""))
     text = written(tmp_path)
     assert "| test_x | 450 | 27 | 5 |" in text
-    assert "| a lease | 6 |" in text
+    assert "how often: a lease 6." in text
 
 
 def test_what_does_not_go_through_pgbouncer_is_told_with_the_reason(tmp_path):
