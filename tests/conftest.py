@@ -16,6 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -47,6 +48,8 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
 _ROLES = "its roles are startup options, which PgBouncer ignores"
 _LOGINS = "it logs in as roles of its own, and PgBouncer here logs in as one for all"
 _BACKENDS = "it is about the server's own connections: how many, whose, with what prepared"
+_CANCEL = "it cancels statements, of which PgBouncer 1.18 dies: FATAL, bad client state"
+_ROUNDS = "asyncpg in AUTOCOMMIT prepares and executes in two rounds, which go to two servers"
 _LISTEN = "LISTEN does not go through PgBouncer, as docs/pgbouncer.md says"
 _OWN_ENGINES = "its processes make engines of their own, without the settings"
 DIRECT = {
@@ -56,6 +59,9 @@ DIRECT = {
     "tests/security/test_row_level_security.py": _LOGINS,
     "test_a_schema_that_exists_needs_no_right_to_create_schemas": _ROLES,
     "tests/consumers/test_connections.py": _BACKENDS,
+    "test_a_consumer_that_is_cancelled_at_any_moment_leaves_no_lease_behind": _CANCEL,
+    "test_autocommit_is_refused": _ROUNDS,
+    "test_a_server_whose_default_is_serializable_can_be_worked_on": _BACKENDS,
     "test_a_transaction_that_stays_open": _BACKENDS,
     "test_top_survives_a_lost_connection_and_is_interrupted": _BACKENDS,
     "test_lengths_and_limits_make_no_more_prepared_statements": _BACKENDS,
@@ -73,6 +79,17 @@ def _left_out(item: pytest.Item) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     config.hook.pytest_deselected(items=[item for item in items if _left_out(item)])
     items[:] = [item for item in items if not _left_out(item)]
+
+
+_poolers: list[Any] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Start PgBouncer again, if a test was the end of it: that test has failed, and no other."""
+    for pooler in _poolers:
+        if pooler._process.poll() is not None:
+            pooler.crash()
 
 
 @dataclass(frozen=True)
@@ -152,6 +169,7 @@ def pg_server() -> Iterator[Server]:
 
         direct = Address(server.host, server.port, server.user)
         with bouncer.PgBouncer(direct, pool_size=30) as pooler, bouncer.documented_settings():
+            _poolers.append(pooler)
             yield replace(server, pooler=(pooler.address.host, pooler.address.port))
 
 
