@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from tests.compat.combinations import COMBINATIONS
+
 from .results import Outcome, Row, lines, mutants, versions
 
 _HEAD = """# Reliability: what was tested, and what came of it
@@ -198,7 +200,9 @@ def _versions(one: Outcome) -> str:
     for tests, rows in groups.items():
         told = ", ".join(f"`{test}`" for test in tests)
         texts += [f"With each of these: {told}.\n", _combinations(rows), ""]
-    return "\n".join(texts[:-1])
+    there = {row["combination"] for rows in groups.values() for row in rows}
+    absent = ", ".join(one.name for one in COMBINATIONS if one.name not in there)
+    return "\n".join([*texts, f"Not run: {absent}."] if absent else texts[:-1])
 
 
 def _combinations(rows: Iterable[Row]) -> str:

@@ -135,6 +135,7 @@ def test_each_combination_has_a_row_and_its_last_run_counts(tmp_path):
     assert line(text, "| pg14 |") == "| pg14 | 14.2 | 3.11.7 | - | - | - | - | 5 | 0 | 1 | 9 |"
     assert line(text, "| compat |").endswith("passed |")
     assert "With each of these: `tests/db`." in text
+    assert "Not run: pg15, pg16, pg17, pg18, oldest," in text
 
 
 @pytest.mark.parametrize(
