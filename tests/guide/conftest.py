@@ -105,5 +105,8 @@ async def together(loop: Awaitable[Any], *conditions: Callable[[], bool]) -> Non
             await until(lambda: condition() or task.done())  # noqa: B023
             assert not task.done(), task.result()
     finally:
-        task.cancel()
+        # Again and again: asyncio.wait_for of Python 3.11, which psycopg uses, may swallow one.
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=0.1)
         await asyncio.gather(task, return_exceptions=True)
