@@ -48,25 +48,32 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
 _ROLES = "its roles are startup options, which PgBouncer ignores"
 _LOGINS = "it logs in as roles of its own, and PgBouncer here logs in as one for all"
 _BACKENDS = "it is about the server's own connections: how many, whose, with what prepared"
+_DEFAULTS = "it changes what new connections begin with, and PgBouncer keeps those that it has"
 _CANCEL = "it cancels statements, of which PgBouncer 1.18 dies: FATAL, bad client state"
 _ROUNDS = "asyncpg in AUTOCOMMIT prepares and executes in two rounds, which go to two servers"
 _LISTEN = "LISTEN does not go through PgBouncer, as docs/pgbouncer.md says"
 _OWN_ENGINES = "its processes make engines of their own, without the settings"
 DIRECT = {
     "tests/wakeup/test_listener.py": _LISTEN,
+    "tests/consumers/test_line.py": "it compares engines with the settings and without",
     "tests/doctor/test_grants.py": _ROLES,
+    "test_tidying_up_that_is_denied_does_no_harm": _ROLES,
+    "test_a_consumer_that_cannot_settle_any_more_logs_no_secret": _LOGINS,
     "tests/security/test_roles.py": _LOGINS,
     "tests/security/test_row_level_security.py": _LOGINS,
     "test_a_schema_that_exists_needs_no_right_to_create_schemas": _ROLES,
     "tests/consumers/test_connections.py": _BACKENDS,
     "test_a_consumer_that_is_cancelled_at_any_moment_leaves_no_lease_behind": _CANCEL,
     "test_autocommit_is_refused": _ROUNDS,
-    "test_a_server_whose_default_is_serializable_can_be_worked_on": _BACKENDS,
+    "test_a_server_whose_default_is_serializable_can_be_worked_on": _DEFAULTS,
+    "test_a_database_that_is_set_to_read_only_is_refused_at_the_start": _DEFAULTS,
     "test_a_transaction_that_stays_open": _BACKENDS,
     "test_top_survives_a_lost_connection_and_is_interrupted": _BACKENDS,
     "test_lengths_and_limits_make_no_more_prepared_statements": _BACKENDS,
     "test_a_script_that_closes_nothing_ends_without_a_word": _BACKENDS,
     "test_processes_drain_a_queue_together": _OWN_ENGINES,
+    "test_threads_and_processes_make_a_history_without_a_fault": _OWN_ENGINES,
+    "test_each_forked_process_works_on_connections_of_its_own": _OWN_ENGINES,
 }
 """Files and tests that need the server itself, and why: left out with PGQRS_TEST_PGBOUNCER."""
 
