@@ -100,7 +100,7 @@ def _summary(outcomes: Sequence[Outcome]) -> str:
         counts: list[Any] = [None] * 4
         if (found := one.counts) is not None:
             counts = [found.tests, found.passed, found.failed, found.skipped]
-        seconds = f"{one.seconds:.0f}" if one.counts else None
+        seconds = f"{one.seconds:.0f}" if one.seconds else None
         rows.append((one.part.name, f"`{one.command}`", *counts, seconds, one.state))
     head = ("part", "command", "tests", "passed", "failed", "skipped", "seconds", "state")
     notes = [f"- {one.part.name}: {note}" for one in outcomes if (note := one.record.get("note"))]
