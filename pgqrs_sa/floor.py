@@ -20,16 +20,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple, Protocol
 
 __all__ = ["Floor", "Key", "Start"]
 
 _MOST_LEVELS = 16
 """Levels remembered, the most urgent first; messages of others are found by the sweep."""
-
-
-_BEGINNING = (datetime(1970, 1, 1, tzinfo=UTC), 0)
 
 
 class Key(Protocol):
@@ -96,7 +93,8 @@ class Floor:
         """Note what a dequeue took that began at the beginning.
 
         A level's floor may come down with it: there may be more behind what was found. The levels
-        that a full sweep has not come to have not been swept, and begin at their beginning.
+        that a full sweep has not come to are forgotten, since a new one may lie before them: as
+        soon as there is nothing in those that it has come to, the next sweep goes on to them.
 
         Args:
             rows: What was leased.
@@ -105,7 +103,7 @@ class Floor:
         """
         last = self._last(rows)
         if full:
-            last |= {one: _BEGINNING for one in self._keys if one > max(last)}
+            self._keys = {one: key for one, key in self._keys.items() if one <= max(last)}
         self._keys = self._kept(last)
         now = self._clock()
         # An empty queue is always asked from the beginning: there is nothing to go on from.

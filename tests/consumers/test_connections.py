@@ -100,7 +100,7 @@ def audit(kit, ids):
     assert kit.live() == {}
 
 
-@pytest.mark.parametrize("what", ["pq_queue", "UPDATE pgqrs_workers"], ids=["desk", "keeper"])
+@pytest.mark.parametrize("what", ["pq_gone", "UPDATE pgqrs_workers"], ids=["desk", "keeper"])
 def test_a_backend_that_is_ended_while_idle_is_replaced(kit, what):
     consumer = kit.consumer(poll_interval=0.05)
     consumer.on("mail", lease=600)(effect)
@@ -176,7 +176,7 @@ def test_messages_whose_lease_was_not_heard_of_come_back_at_once_and_uncharged(k
     taken.start()
     assert consumer.run() == 0
     taken.join()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 120  # not the hour that the lease has
     audit(kit, ids)
     again = [one for one in kit.archive().values() if one.read_ct > 1]
     assert again
@@ -324,7 +324,7 @@ def test_calls_that_hang_are_cut_and_repeated(kit):
     consumer.start()
     until(lambda: len(kit.archive()) == 1, "the first is done")
     frozen = []
-    for what in ("pq_queue", "UPDATE pgqrs_workers"):
+    for what in ("pq_gone", "UPDATE pgqrs_workers"):
         frozen += until(lambda what=what: backends(kit, what), "the connection is there", SOON)
     beat = kit.workers()[0].heartbeat_at
     for pid in frozen:

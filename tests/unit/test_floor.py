@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pgqrs_sa.floor import Floor
@@ -171,7 +171,21 @@ steps = st.one_of(
 )
 
 
+NEW_LEVEL = [  # comes to lie between one that a full sweep has reached and one that it has not
+    ("add", 2, 0.0),
+    ("dequeue", 1, 0.0),
+    *[("add", 0, 0.0)] * 4,
+    ("add", 1, 0.0),
+    ("add", 2, 0.0),
+    ("dequeue", 1, 0.0),
+    ("again", 0, 0.0),
+    ("wait", 0, 0.5),
+    ("wait", 0, 0.5),
+]
+
+
 @settings(max_examples=400, deadline=None)
+@example(NEW_LEVEL)
 @given(st.lists(steps, max_size=120))
 def test_nothing_is_passed_over_for_longer_than_the_interval(plan):
     queue = Queue()
