@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from .errors import PayloadError, shown
@@ -29,6 +29,7 @@ MAX_DEPTH = 200
 _MOST_STEPS, _LONGEST_PATH = 50, 1000  # what an error spells out
 _MAX_INT_DIGITS = 4300  # sys.int_info.default_max_str_digits: more cannot be read back
 _TOO_LARGE = 10**_MAX_INT_DIGITS
+_AT_ONCE = 1_000  # values that are checked together
 
 
 class Codec(Protocol):
@@ -45,6 +46,11 @@ class Codec(Protocol):
 
 # Made once: json.dumps() with options makes one for each call.
 _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
+
+
+def _depth(text: str) -> int:
+    """Return the nesting that a text has at most."""
+    return text.count("[") + text.count("{")
 
 
 class JsonCodec:
@@ -65,9 +71,7 @@ class JsonCodec:
             text = _encode(value)
             text.encode()
             plain = (
-                "\\u0000" not in text
-                and text.count("[") + text.count("{") <= MAX_DEPTH
-                and json.loads(text) == value
+                "\\u0000" not in text and _depth(text) <= MAX_DEPTH and json.loads(text) == value
             )
         except (TypeError, ValueError, RecursionError) as error:
             self._refuse(value, path)
@@ -75,6 +79,26 @@ class JsonCodec:
         if not plain:
             self._refuse(value, path)
         return text
+
+    def dumps_each(self, values: Sequence[Any], /) -> list[str] | None:
+        """Return each value as `dumps` does, at half the price.
+
+        None when one of them has to be looked at by itself.
+        """
+        texts: list[str] = []
+        for start in range(0, len(values), _AT_ONCE):
+            some = list(values[start : start + _AT_ONCE])
+            try:
+                found = list(map(_encode, some))
+                whole = f"[{','.join(found)}]"
+                whole.encode()
+                plain = "\\u0000" not in whole and json.loads(whole) == some
+            except (TypeError, ValueError, RecursionError):
+                return None
+            if not plain or max(map(_depth, found)) > MAX_DEPTH:
+                return None
+            texts += found
+        return texts
 
     def _refuse(self, value: Any, path: str) -> None:
         """Raise for the first offending value, if there is one."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Row
@@ -14,6 +15,7 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.expression import SelectBase
 
 from .. import arguments, nudge
+from ..codecs import JsonCodec
 from ..errors import DelayError, InvalidArgument, PayloadError, PgqrsError, shown
 from ..statements import enqueue as statements
 from ..statements import queues
@@ -32,11 +34,10 @@ _TRIES = 100  # a key that is settled between two statements frees itself; this 
 _PLAIN = ",null,null,0,null,null,null]"
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoded:
+class _Encoded(NamedTuple):
     """An item that has passed every check, as it travels."""
 
-    index: int
+    place: int
     text: str
     size: int
     key: str | None
@@ -55,7 +56,7 @@ def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
     payload = context.codec.dumps(item.payload)
     delay, at = arguments.delay_or_at(item.delay, item.at)
     key = None if item.key is None else arguments.check_key(item.key)
-    size = len(payload.encode())
+    size = _size(payload)
     values = {
         "queue": queue,
         "payload": payload,
@@ -89,10 +90,7 @@ def many(session: Session, context: Context, queue: str, items: Iterable[Any]) -
     """Insert payloads or items, one statement a chunk; receipts come in the order given."""
     arguments.check_queue_name(queue)
     # All are checked before the first is sent: a bad one at the end leaves nothing behind.
-    encoded = [
-        _encode(context, item, index)
-        for index, item in enumerate(arguments.nonempty(items, "items"))
-    ]
+    encoded = _encode_all(context, arguments.nonempty(items, "items"))
     channel = wakeup.channel(session, context)
     batch = _Batch(session, context, queue, [one.size for one in encoded], channel)
     if batch.largest > _COMMON_LIMIT:
@@ -124,13 +122,29 @@ def from_query(session: Session, context: Context, queue: str, query: SelectBase
     return inserted
 
 
+def _encode_all(context: Context, items: Sequence[Any]) -> list[_Encoded]:
+    codec = context.codec
+    if type(codec) is JsonCodec and not any(isinstance(one, Item) for one in items):
+        texts = codec.dumps_each(items)
+        if texts is not None:
+            return [
+                _Encoded(index, f"[{text}{_PLAIN}", _size(text), None)
+                for index, text in enumerate(texts)
+            ]
+    return [_encode(context, item, index) for index, item in enumerate(items)]
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def _encode(context: Context, item: Any, index: int) -> _Encoded:
     path = f"items[{index}]."
     try:
         text = context.codec.dumps(item.payload if isinstance(item, Item) else item)
     except PayloadError as error:
         raise PayloadError(f"{path}{error.path}", error.problem) from None
-    size = len(text.encode())
+    size = _size(text)
     if not isinstance(item, Item):
         return _Encoded(index, f"[{text}{_PLAIN}", size, None)
     delay, at = arguments.delay_or_at(item.delay, item.at, path)
@@ -151,7 +165,7 @@ def _checked_attempts(item: Item, path: str = "") -> int | None:
 
 
 def _by_key(item: _Encoded) -> tuple[str, int]:
-    return item.key or "", item.index
+    return item.key or "", item.place
 
 
 def _chunks(encoded: Sequence[_Encoded]) -> Iterator[list[_Encoded]]:
@@ -199,8 +213,10 @@ class _Batch:
         else:
             raise _rows_vanish(self.queue)
         # Ids are drawn in the order of the array, so that sorting them restores it.
-        in_order = sorted((row.id, row.vt) for row in rows)
-        return {item.index: Receipt(*row) for item, row in zip(chunk, in_order, strict=True)}
+        in_order = sorted(rows, key=itemgetter(0))
+        return {
+            item.place: Receipt(row.id, row.vt) for item, row in zip(chunk, in_order, strict=True)
+        }
 
     def insert_keyed(self, chunk: Sequence[_Encoded]) -> dict[int, Receipt]:
         receipts: dict[int, Receipt] = {}
@@ -214,12 +230,12 @@ class _Batch:
                 self.check_accepted()
             for item in left:
                 if item.key in there:
-                    receipts[item.index] = there[item.key]
+                    receipts[item.place] = there[item.key]
                 elif item.key in fresh:
-                    receipts[item.index] = first = fresh[item.key]
+                    receipts[item.place] = first = fresh[item.key]
                     there[item.key] = Receipt(first.id, first.vt, duplicate=True)
             # A key that was settled between the two statements is free, and is tried again.
-            left = [item for item in left if item.index not in receipts]
+            left = [item for item in left if item.place not in receipts]
             if not left:
                 return receipts
         raise _rows_vanish(self.queue)

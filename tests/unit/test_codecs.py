@@ -437,3 +437,24 @@ def test_one_key_that_is_no_string_anywhere_is_found_and_named(data, key):
 
     assert error.path == path
     assert repr(key) in error.problem
+
+
+@quick
+@given(st.lists(values, min_size=1, max_size=8), st.data())
+def test_many_values_at_once_are_written_as_each_by_itself_or_left_to_that(values, data):
+    found = codec.dumps_each(values)
+    # Text that only looks odd is left to the closer look at a single one.
+    assert found == [codec.dumps(one) for one in values] or "\\u0000" in json.dumps(values)
+    odd = data.draw(
+        st.sampled_from([float("nan"), {1: 2}, "\x00", "\ud800", (1, 2), {1}, 10**5000])
+    )
+    values.insert(data.draw(st.integers(0, len(values))), [odd])
+    assert codec.dumps_each(values) is None
+
+
+def test_many_values_are_no_deeper_than_one_may_be():
+    value = []
+    for _ in range(199):
+        value = [value]
+    assert codec.dumps_each([value] * 3) == [codec.dumps(value)] * 3
+    assert codec.dumps_each([1, [value]]) is None
