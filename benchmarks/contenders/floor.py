@@ -169,7 +169,10 @@ def _measured(
             raise ContenderFailed(f"pgbench: {done.stderr.strip()[-500:]}")
         times = _times(Path(folder).glob("log.*"), warm)
     # Each client's own rate; a client that is done sooner does not wait for the others.
-    rate = sum(units * len(one) / sum(one) for one in times)
+    # A clock that stood still has counted a microsecond, at least.
+    rate = sum(units * len(one) / max(sum(one), 1e-6 * len(one)) for one in times if one)
+    if not rate:
+        raise ContenderFailed("pgbench has logged no transaction")
     count = units * sum(map(len, times))
     return Outcome(count, count / rate)
 

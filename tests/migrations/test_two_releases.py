@@ -60,7 +60,7 @@ consumer = Consumer(sessionmaker(engine), poll_interval=0.02)
 
 @consumer.on("mail")
 def handle(delivery: Delivery) -> None:
-    print("done", delivery.payload)
+    print(f"done {delivery.payload}\\n", end="")  # in one piece: two threads do
 
 with Session(engine) as session, session.begin():
     QueueService(session).check_schema()

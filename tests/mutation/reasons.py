@@ -11,16 +11,6 @@ from collections.abc import Mapping
 __all__ = ["REASONS"]
 
 REASONS: Mapping[tuple[str, str, str, str], str] = {
-    (
-        "statements/settle",
-        "held",
-        "conjunct",
-        "message.c.id == func.any(array_bind('ids', sa.BigInteger))",
-    ): (
-        "The join with the tokens says the same of the same ids. It is said twice for the planner,"
-        " whose choice is right without it on all states of a table that tests/db/test_plans.py"
-        " makes."
-    ),
     ("statements/health", "_ids", "conjunct", "criterion"): (
         "The ids of the rows with attempts and of those without are put together again: without"
         " the criterion each half has all. It lets each use its own partial index."
