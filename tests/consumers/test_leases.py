@@ -385,6 +385,27 @@ async def test_cancelled_while_it_drains_a_consumer_still_gives_back_what_it_has
     assert (row.read_ct, row.max_read_ct, row.dequeued_at) == (1, 6, None)
 
 
+def test_what_is_done_is_settled_although_nothing_is_leased_for_the_others_that_are_ahead(kit):
+    """It waits for the next lease a little, to share its commit; but not until there is room."""
+    first, second, *others = kit.send(*range(15))  # more than half of what may be held
+    consumer = kit.consumer()
+    go, begun = threading.Event(), threading.Event()
+
+    @consumer.on("mail", concurrency=1, prefetch=20, session=False)
+    def handler(_session, delivery):
+        if delivery.id == second:
+            begun.set()
+            kit.wait(go)
+
+    consumer.start()
+    assert begun.wait(10)
+    until(lambda: list(kit.archive()) == [first], "the first is settled while the second runs")
+    assert kit.held() == [second, *others]
+    go.set()
+    until(lambda: len(kit.archive()) == 15, "all are settled")
+    assert consumer.stop() == 0
+
+
 def test_messages_that_waited_here_and_were_lost_are_not_started(threads):
     ids = threads.send(*range(4))
     ear = Ear()
