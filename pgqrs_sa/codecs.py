@@ -111,6 +111,17 @@ class JsonCodec:
         """Return the value that ``text`` stands for."""
         return json.loads(text)
 
+    def loads_each(self, texts: Sequence[str], /) -> list[Any] | None:
+        """Return each value as `loads` does, read together.
+
+        None when that is not possible: one of them cannot be read, or is no JSON text at all.
+        """
+        try:
+            values: list[Any] = json.loads(f"[{','.join(texts)}]")
+        except (ValueError, RecursionError):
+            return None
+        return values if len(values) == len(texts) else None
+
 
 class _Fault(Exception):
     """What is wrong with a value; the containers around it say where, as it passes them."""

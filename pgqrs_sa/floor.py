@@ -86,7 +86,7 @@ class Floor:
         return Start(levels, [keys[one][0] for one in levels], [keys[one][1] for one in levels])
 
     def leased(self, rows: Iterable[Key]) -> None:
-        """Note what a dequeue took that began at the floor."""
+        """Note what a dequeue took that began at the floor, in the order of the queue."""
         self._keys = self._kept(self._last(rows))
 
     def swept(self, rows: Iterable[Key], began_at: float, *, full: bool) -> None:
@@ -97,7 +97,7 @@ class Floor:
         soon as there is nothing in those that it has come to, the next sweep goes on to them.
 
         Args:
-            rows: What was leased.
+            rows: What was leased, in the order of the queue.
             began_at: The clock before the statement was sent.
             full: Whether it took as many as it was allowed to.
         """
@@ -112,11 +112,8 @@ class Floor:
 
     @staticmethod
     def _last(rows: Iterable[Key]) -> dict[int, tuple[datetime, int]]:
-        last: dict[int, tuple[datetime, int]] = {}
-        for row in rows:
-            key = (row.was_visible_at, row.id)
-            last[row.priority] = max(last.get(row.priority, key), key)
-        return last
+        last = {row.priority: row for row in rows}
+        return {one: (row.was_visible_at, row.id) for one, row in last.items()}
 
     def _kept(self, last: dict[int, tuple[datetime, int]]) -> dict[int, tuple[datetime, int]]:
         keys = {**self._keys, **last}

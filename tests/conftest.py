@@ -59,28 +59,37 @@ DIRECT = {
     "tests/doctor/test_grants.py": _ROLES,
     "test_tidying_up_that_is_denied_does_no_harm": _ROLES,
     "test_a_consumer_that_cannot_settle_any_more_logs_no_secret": _LOGINS,
+    "tests/security/test_consumers.py": _LOGINS,
     "tests/security/test_roles.py": _LOGINS,
     "tests/security/test_row_level_security.py": _LOGINS,
     "test_a_schema_that_exists_needs_no_right_to_create_schemas": _ROLES,
     "tests/consumers/test_connections.py": _BACKENDS,
     "test_a_consumer_that_is_cancelled_at_any_moment_leaves_no_lease_behind": _CANCEL,
-    "test_autocommit_is_refused": _ROUNDS,
+    "test_autocommit_is_refused[asyncpg": _ROUNDS,
+    "test_autocommit_is_refused_to_a_host_that_listens_as_well[asyncpg": _ROUNDS,
+    "test_autocommit_may_be_allowed[asyncpg": _ROUNDS,
+    "test_a_lease_is_exclusive_in_autocommit[asyncpg": _ROUNDS,
     "test_a_server_whose_default_is_serializable_can_be_worked_on": _DEFAULTS,
     "test_a_database_that_is_set_to_read_only_is_refused_at_the_start": _DEFAULTS,
     "test_a_transaction_that_stays_open": _BACKENDS,
     "test_top_survives_a_lost_connection_and_is_interrupted": _BACKENDS,
+    "test_what_is_executed_all_the_time_is_not_planned_anew_each_time": _BACKENDS,
     "test_lengths_and_limits_make_no_more_prepared_statements": _BACKENDS,
     "test_a_script_that_closes_nothing_ends_without_a_word": _BACKENDS,
+    "test_sync_and_asyncio_drivers_migrate_alike[asyncpg": _OWN_ENGINES,
+    "test_the_crawler_fetches_indexes_and_sorts_out": _OWN_ENGINES,
     "test_processes_drain_a_queue_together": _OWN_ENGINES,
     "test_threads_and_processes_make_a_history_without_a_fault": _OWN_ENGINES,
     "test_each_forked_process_works_on_connections_of_its_own": _OWN_ENGINES,
 }
-"""Files and tests that need the server itself, and why: left out with PGQRS_TEST_PGBOUNCER."""
+"""Files, tests and cases (by how their names begin) that need the server itself, and why: left out
+with PGQRS_TEST_PGBOUNCER."""
 
 
 def _left_out(item: pytest.Item) -> bool:
     names = {item.name.partition("[")[0], item.nodeid.partition("::")[0]}
-    return bool(os.environ.get("PGQRS_TEST_PGBOUNCER")) and not names.isdisjoint(DIRECT)
+    case = any("[" in one and item.name.startswith(one) for one in DIRECT)
+    return bool(os.environ.get("PGQRS_TEST_PGBOUNCER")) and (case or not names.isdisjoint(DIRECT))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -92,13 +92,14 @@ class Book:
 
     def start(self, deliveries: Iterable[Delivery], thread: int | None) -> bool:
         """Note that a handler begins; False when a lease is lost, and it must not."""
-        held = [self.get(one) for one in deliveries]
-        if any(one is None or one.is_lost() for one in held):
-            return False
+        begun: list[Held] = []
+        for one in deliveries:
+            if (held := self.get(one)) is None or held.is_lost():
+                return False
+            begun.append(held)
         now = self._clock()
-        for one in held:
-            if one is not None:
-                one.started_at, one.thread = now, thread
+        for held in begun:
+            held.started_at, held.thread = now, thread
         return True
 
     def settling(self, deliveries: Iterable[Delivery]) -> None:

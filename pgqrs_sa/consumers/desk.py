@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -38,7 +38,7 @@ _LINGER = 0.005  # seconds for which what is done waits for the next lease, to s
 _IDLE_AFTER = 0.05  # seconds without a message, after which notifications are asked for
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Waiting:
     """A verdict that could not be carried out yet, and when it is tried again."""
 
@@ -354,37 +354,37 @@ class Desk:
         until = self._line.stopping if self.resting.is_set() else self._leaving
         self._settled(due, self._apply([one.verdict for one in due], until))
 
-    def _settled(self, tried: Sequence[_Waiting], outcome: dict[int, str]) -> None:
+    def _settled(self, tried: Sequence[_Waiting], outcome: Mapping[int, str]) -> None:
         """Take note of what was settled, and of what became of the rest."""
         missing = [one for one in tried if one.verdict.delivery.id not in outcome]
-        again: list[_Waiting] = []
-        lost: list[_Waiting] = []
         if missing:
-            known = self._line.call(
-                "a look", self._context(), consume.fates, [one.verdict.delivery for one in missing]
-            )
-            for one in missing:
-                fate = known[one.verdict.delivery.id]
-                if fate == "busy":
-                    later = time.monotonic() + _BUSY_AGAIN
-                    again.append(_Waiting(one.verdict, one.handler, later))
-                elif fate == "lost":
-                    lost.append(one)
-                else:
-                    outcome = {**outcome, one.verdict.delivery.id: fate}
+            outcome = {**outcome, **self._looked_up(missing)}
+        told: list[_Waiting] = []
         for one in tried:
-            self._verdicts.pop(one.verdict.delivery.id, None)
-        self._verdicts |= {one.verdict.delivery.id: one for one in again}
-        for one in tried:
-            if (word := outcome.get(one.verdict.delivery.id)) is not None:
-                self._report(one, word)
-        for one in lost:
-            self._lose(one)
+            id_ = one.verdict.delivery.id
+            word = outcome[id_]
+            if word == "busy":
+                one.not_before = time.monotonic() + _BUSY_AGAIN
+                continue
+            self._verdicts.pop(id_, None)
+            if word == "lost":
+                self._lose(one)
+            else:
+                told.append(one)
+        self._report(told, outcome)
 
-    def _report(self, one: _Waiting, word: str) -> None:
-        for held in self._book.remove([one.verdict.delivery]):
-            held.lost = True  # if it took too long, its handler is running still, and may ask
-            self._reporter.settled(one.handler, one.verdict, word, held.started_at)
+    def _looked_up(self, missing: Sequence[_Waiting]) -> Mapping[int, str]:
+        deliveries = [one.verdict.delivery for one in missing]
+        return self._line.call("a look", self._context(), consume.fates, deliveries)
+
+    def _report(self, settled: Sequence[_Waiting], words: Mapping[int, str]) -> None:
+        known = self._book.remove([one.verdict.delivery for one in settled])
+        by_id = {one.delivery.id: one for one in known}
+        for one in settled:
+            if (held := by_id.get(one.verdict.delivery.id)) is not None:
+                held.lost = True  # if it took too long, its handler is running still, and may ask
+                word = words[one.verdict.delivery.id]
+                self._reporter.settled(one.handler, one.verdict, word, held.started_at)
 
     def _lose(self, one: _Waiting) -> None:
         held = self._book.lose([one.verdict.delivery])

@@ -21,7 +21,6 @@ Acknowledge: TypeAlias = Literal["commit", "first", "manual"]
 most once), or by the handler itself."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_numbers = count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class Unit:
 
     handler: Handler
     deliveries: tuple[Delivery, ...]
-    number: int = field(default_factory=lambda: next(_numbers))
+    number: int = field(default_factory=count(1).__next__)
 
 
 class Handlers:

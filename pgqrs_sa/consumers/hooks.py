@@ -104,6 +104,8 @@ class Reporter:
         self, handler: Handler, verdict: Verdict, word: str, started_at: float | None
     ) -> None:
         """A verdict has been carried out; ``word`` is what the message is now."""
+        if word == "archived" and not (self._hooks or log.isEnabledFor(logging.DEBUG)):
+            return  # nobody would hear of it
         success = word in ("archived", "discarded")
         self.ended(
             _HOOKS[word],

@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,7 @@ class Call:
         convert: Makes the argument of a payload, or None when it takes none.
         many: True when it takes lists.
         is_async: True when it must be awaited.
+        needs_session: True when its commit can be the acknowledgement.
     """
 
     function: Callable[..., Any]
@@ -53,11 +54,12 @@ class Call:
     convert: Convert | None
     many: bool
     is_async: bool
+    needs_session: bool = field(init=False)
 
-    @property
-    def needs_session(self) -> bool:
-        """True when its commit can be the acknowledgement."""
-        return any(kind in ("session", "service") for _, kind in self.parameters)
+    def __post_init__(self) -> None:
+        # Asked for each message, and always the same.
+        needed = any(kind in ("session", "service") for _, kind in self.parameters)
+        object.__setattr__(self, "needs_session", needed)
 
     def arguments(
         self, deliveries: Sequence[Delivery], payloads: Sequence[Any], session: Any, service: Any

@@ -21,7 +21,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
-from ..operations import consume
+from ..operations import consume, floors
 from ..operations.context import Context
 from .troubles import patient, transient, unsaid
 
@@ -184,7 +184,7 @@ class Line:
         self._deadline = deadline
         self._since: float | None = None
         self._isolation: str | None = None
-        self._prepared: Connection | None = None
+        self._session: Session | None = None
         self.on_trouble: Callable[[], None] = lambda: None
 
     def call(
@@ -208,8 +208,15 @@ class Line:
         **kwargs: _P.kwargs,
     ) -> _T:
         """Run an operation that is not worth repeating any more once ``stopping`` is set."""
+        try:
+            return self.once(context, operation, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - it is the first attempt's below
+            failed = [error]
+        # Only now is made what waits and counts: it takes a tenth of the time of a quick call.
         for attempt in patient(stopping, what, context.worker):
             with attempt:
+                if failed:
+                    raise failed.pop()
                 return self.once(context, operation, *args, **kwargs)
         raise AssertionError("a retry ends with a result or an error")
 
@@ -223,9 +230,14 @@ class Line:
         """Run an operation once; after an error the connection is not used again."""
 
         def work(connection: Connection) -> _T:
-            self._commit_each(connection, context)
-            with Session(connection) as session, session.begin():
-                return operation(session, context, *args, **kwargs)
+            session = self._ready(connection, context)
+            result = operation(session, context, *args, **kwargs)
+            if self._isolation == "AUTOCOMMIT":  # each statement has committed by itself
+                floors.believe(session)
+                if not session.info:  # nobody waits to hear of it
+                    return result
+            session.commit()
+            return result
 
         return self._timed(work)
 
@@ -239,7 +251,9 @@ class Line:
         """Run an operation once, in a READ COMMITTED transaction of its own."""
 
         def work(connection: Connection) -> _T:
-            self._prepared = None
+            if self._session is not None:
+                self._session.close()
+                self._session = None
             _set(connection, "READ COMMITTED")
             with Session(connection) as session, session.begin():
                 return operation(session, context, *args, **kwargs)
@@ -251,24 +265,25 @@ class Line:
         try:
             return self._plug.run(work)
         except BaseException:
-            self._prepared = None
+            self._session = None
             self._plug.drop()
             self.on_trouble()
             raise
         finally:
             self._since = None
 
-    def _commit_each(self, connection: Connection, context: Context) -> None:
-        if self._prepared is connection:
-            return
-        if self._isolation is None:
-            # In AUTOCOMMIT the server's own default rules, which may be another than this.
-            with Session(connection) as session:
-                default = consume.look_around(session, context)
-            alone = default == "read committed" and not _in_two_parts(connection)
-            self._isolation = "AUTOCOMMIT" if alone else "READ COMMITTED"
-        _set(connection, self._isolation)
-        self._prepared = connection
+    def _ready(self, connection: Connection, context: Context) -> Session:
+        """Return the session of a connection, which is kept as long as that."""
+        if self._session is None:
+            if self._isolation is None:
+                # In AUTOCOMMIT the server's own default rules, which may be another than this.
+                with Session(connection) as session:
+                    default = consume.look_around(session, context)
+                alone = default == "read committed" and not _in_two_parts(connection)
+                self._isolation = "AUTOCOMMIT" if alone else "READ COMMITTED"
+            _set(connection, self._isolation)
+            self._session = Session(connection)
+        return self._session
 
     @property
     def stopping(self) -> threading.Event:

@@ -179,6 +179,7 @@ class Ready:
     slots: int
     _waiting: deque[Unit] = field(default_factory=deque)
     _running: Counter[str] = field(default_factory=Counter)
+    _calls: int = 0
 
     def add(self, units: Iterable[Unit]) -> None:
         """Take in what was leased."""
@@ -186,18 +187,20 @@ class Ready:
 
     def take(self) -> Unit | None:
         """Return the first that may run now, if there is one: it counts as running from here."""
-        if self._running.total() >= self.slots:
+        if self._calls >= self.slots:
             return None
         for place, unit in enumerate(self._waiting):
             if self._running[unit.handler.queue] < unit.handler.concurrency:
                 del self._waiting[place]
                 self._running[unit.handler.queue] += 1
+                self._calls += 1
                 return unit
         return None
 
     def finished(self, unit: Unit) -> None:
         """Note that a call has ended."""
         self._running[unit.handler.queue] -= 1
+        self._calls -= 1
 
     @property
     def waiting(self) -> int:

@@ -255,7 +255,7 @@ class Runtime:
         with self._lock:
             self._running.pop(unit.number, None)
             self._ready.finished(unit)
-            if not self._running:
+            if self._draining and not self._running:
                 self._idle.notify_all()
 
     def _report(self, unit: Unit, verdict: Verdict) -> None:

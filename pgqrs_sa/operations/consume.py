@@ -22,6 +22,7 @@ from ..types import Delivery
 from . import floors, settle
 from .context import Context, run
 from .lease import deliveries as deliveries_of
+from .lease import in_order
 
 __all__ = [
     "Fate",
@@ -76,13 +77,14 @@ def turn(
     statement = statements.turn(context.models, floored=start is not None)
     swept_at = time.monotonic() if start is None else None
     rows = run(session, context, statement, values | floors.binds(start)).all()
-    taken = [row for row in rows if row.id is not None]
+    taken = in_order(row for row in rows if row.id is not None)
+    (settled,) = (row.settled for row in rows if row.id is None)
     if start is not None and not taken:
         swept_at = time.monotonic()
         sweep = leasing.dequeue(context.models, by_worker=True)
-        taken = list(run(session, context, sweep, values))
+        taken = in_order(run(session, context, sweep, values))
     floors.learn(session, floor, taken, swept_at=swept_at, full=len(taken) == limit)
-    return Turn(frozenset(rows[0].settled or ()), deliveries_of(context, queue, taken))
+    return Turn(frozenset(settled or ()), deliveries_of(context, queue, taken, context.worker))
 
 
 def renew(

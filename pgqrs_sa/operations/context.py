@@ -25,6 +25,7 @@ __all__ = [
     "commits_by_itself",
     "criteria_on",
     "decoded",
+    "decoded_each",
     "forget",
     "forget_all",
     "queue_not_found",
@@ -155,16 +156,22 @@ def queue_not_found(session: Session, context: Context, queue: str) -> QueueNotF
     return QueueNotFound(queue, arguments.suggestions(queue, known))
 
 
-def decoded(codec: Codec, id: int, text: str, headers: str | None) -> dict[str, Any]:
+def decoded(codec: Codec, id: int, text: str, headers: str | None) -> tuple[Any, Any]:
     """Return payload and headers as values, or the error in the payload's place."""
     try:
-        return {
-            "decoded": codec.loads(text),
-            "headers": None if headers is None else _STRICT.loads(headers),
-        }
+        return codec.loads(text), None if headers is None else _STRICT.loads(headers)
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         problem = f"of message {id} cannot be decoded: {type(error).__name__}: {error}"
-        return {"decoded": PayloadError("payload", problem), "headers": None}
+        return PayloadError("payload", problem), None
+
+
+def decoded_each(codec: Codec, rows: Sequence[Any]) -> Sequence[tuple[Any, Any]]:
+    """Return what `decoded` does, of rows that begin with id, payload and headers."""
+    if type(codec) is JsonCodec and not any(row[2] for row in rows):
+        values = codec.loads_each([row[1] for row in rows])
+        if values is not None:
+            return [(value, None) for value in values]
+    return [decoded(codec, *row[:3]) for row in rows]
 
 
 def run(

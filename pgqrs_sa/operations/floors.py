@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from ..floor import Floor, Start
 from .context import Context
 
-__all__ = ["begin", "binds", "learn"]
+__all__ = ["begin", "believe", "binds", "learn"]
 
 _LEASED = "_pq_leased"
 _floors: WeakKeyDictionary[Any, dict[Any, Floor]] = WeakKeyDictionary()
@@ -53,25 +53,30 @@ def learn(
     Args:
         session: Whose transaction it was.
         floor: From `begin`.
-        rows: What was leased.
+        rows: What was leased, in the order of the queue.
         swept_at: The clock before a dequeue from the beginning, or None if it was not from there.
         full: Whether it took as many as it was allowed to.
     """
 
-    def believe() -> None:
+    def learnt() -> None:
         if swept_at is None:
             floor.leased(rows)
         else:
             floor.swept(rows, swept_at, full=full)
 
-    session.info.setdefault(_LEASED, []).append(believe)
+    session.info.setdefault(_LEASED, []).append(learnt)
+
+
+def believe(session: Session) -> None:
+    """Take what a session has leased for committed, as where each statement commits by itself."""
+    for one in session.info.pop(_LEASED, ()):
+        one()
 
 
 @event.listens_for(Session, "after_commit")
 def _committed(session: Session) -> None:
-    if _LEASED in session.info and not session.in_nested_transaction():
-        for believe in session.info.pop(_LEASED):
-            believe()
+    if not session.in_nested_transaction():
+        believe(session)
 
 
 @event.listens_for(Session, "after_rollback")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Row
@@ -19,9 +20,9 @@ from ..statements.parts import MOVED, tables
 from ..types import Criteria, Delivery
 from . import floors
 from .archive import bury
-from .context import Context, criteria_on, decoded, queue_not_found, refresh, run
+from .context import Context, criteria_on, decoded_each, queue_not_found, refresh, run
 
-__all__ = ["deliveries", "dequeue", "explain_nothing", "from_floor"]
+__all__ = ["deliveries", "dequeue", "explain_nothing", "from_floor", "in_order"]
 
 _BURIED_AT_ONCE = 100
 """A dequeue that finds nothing makes dead letters of so many messages that are out of attempts:
@@ -51,7 +52,7 @@ def dequeue(
     by_worker = holder is not None
     if criteria:
         statement = statements.dequeue_where(context.models, criteria, by_worker=by_worker)
-        rows = run(session, context, statement, values).all()
+        rows = in_order(run(session, context, statement, values))
     else:
         rows = from_floor(
             session,
@@ -64,7 +65,7 @@ def dequeue(
     refresh(session, context.models.message, rows, MOVED)
     if not rows:
         explain_nothing(session, context, queue, holder)
-    return deliveries(context, queue, rows)
+    return deliveries(context, queue, rows, holder)
 
 
 def from_floor(
@@ -78,21 +79,35 @@ def from_floor(
     """Lease from where this process was last, or from the beginning: see `pgqrs_sa.floor`."""
     floor, start = floors.begin(session, context, queue)
     if start is not None:
-        rows = run(session, context, floored, values | floors.binds(start)).all()
+        rows = in_order(run(session, context, floored, values | floors.binds(start)))
         if rows:
             floors.learn(session, floor, rows)
             return rows
     swept_at = time.monotonic()
-    rows = run(session, context, sweep, values).all()
+    rows = in_order(run(session, context, sweep, values))
     floors.learn(session, floor, rows, swept_at=swept_at, full=len(rows) == values["limit"])
     return rows
 
 
-def deliveries(context: Context, queue: str, rows: Iterable[Row[Any]]) -> list[Delivery]:
-    """Return what a lease returned, in the order of the queue."""
-    # RETURNING follows the plan, not the queue.
-    ordered = sorted(rows, key=lambda row: (row.priority, row.was_visible_at, row.id))
-    return [_delivery(context, queue, row) for row in ordered]
+# By position, as `statements.lease` has them: by name it takes three times as long.
+_COLUMNS = (*statements.DELIVERED, "was_visible_at")
+_PLACE = itemgetter(*map(_COLUMNS.index, ("priority", "was_visible_at", "id")))
+_REST = slice(_COLUMNS.index("priority"), len(statements.DELIVERED))
+
+
+def in_order(rows: Iterable[Row[Any]]) -> Sequence[Row[Any]]:
+    """Return what a lease returned in the order of the queue: RETURNING follows the plan."""
+    return sorted(rows, key=_PLACE)
+
+
+def deliveries(
+    context: Context, queue: str, rows: Sequence[Any], worker: int | None
+) -> list[Delivery]:
+    """Return what a lease of this worker returned."""
+    return [
+        Delivery(row[0], queue, row[1], payload, headers, *row[_REST], worker)
+        for row, (payload, headers) in zip(rows, decoded_each(context.codec, rows), strict=True)
+    ]
 
 
 def explain_nothing(session: Session, context: Context, queue: str, worker: int | None) -> None:
@@ -110,20 +125,3 @@ def explain_nothing(session: Session, context: Context, queue: str, worker: int 
         if row.status != "ready":
             raise WorkerNotReady(worker, row.status)
     bury(session, context, queue, _BURIED_AT_ONCE)
-
-
-def _delivery(context: Context, queue: str, row: Any) -> Delivery:
-    return Delivery(
-        id=row.id,
-        queue=queue,
-        text=row.payload,
-        priority=row.priority,
-        vt=row.vt,
-        enqueued_at=row.enqueued_at,
-        read_ct=row.read_ct,
-        max_read_ct=row.max_read_ct,
-        key=row.dedup_key,
-        last_error=row.last_error,
-        worker_id=row.consumer_worker_id,
-        **decoded(context.codec, row.id, row.payload, row.headers),
-    )

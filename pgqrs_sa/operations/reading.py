@@ -227,10 +227,13 @@ def _check_queue(session: Session, context: Context, queue: str | None) -> None:
 
 
 def _content(context: Context, row: Any) -> dict[str, Any]:
+    payload, headers = decoded(context.codec, row.id, row.payload, row.headers)
     return {
         "id": row.id,
         "queue": row.queue,
         "text": row.payload,
+        "decoded": payload,
+        "headers": headers,
         "priority": row.priority,
         "vt": row.vt,
         "enqueued_at": row.enqueued_at,
@@ -241,7 +244,6 @@ def _content(context: Context, row: Any) -> dict[str, Any]:
         "worker_id": row.consumer_worker_id,
         "producer_id": row.producer_worker_id,
         "dequeued_at": row.dequeued_at,
-        **decoded(context.codec, row.id, row.payload, row.headers),
     }
 
 

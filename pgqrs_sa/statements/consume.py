@@ -13,26 +13,25 @@ from ..states import now
 from . import lease, settle
 from .parts import MOVED, array_bind, capped, chosen, tables
 
-_NOT_OF_A_DELIVERY = ("dequeued_at",)
-
 
 @cache
 def turn(models: Models, *, floored: bool) -> Executable:
     """Archive what is done, and lease what comes next: one round trip, one commit.
 
     The two are about different rows, so that it does not matter in which order the server does
-    them. Every row tells in ``settled`` what was archived (or NULL); the rest of it is what
-    `lease.dequeue` returns, with an ``id`` of NULL when nothing was leased.
+    them. One row tells in ``settled`` what was archived (or NULL), and is NULL otherwise; the
+    others begin like those that `lease.dequeue` returns, up to ``was_visible_at``.
 
     Binds: those of `lease.dequeue` and of `settle.archive_plainly`.
     """
     leased = lease.dequeue(models, by_worker=True, floored=floored).cte("pq_leased")  # type: ignore[attr-defined]
     settled = settle.archive_plainly(models).cte("pq_settled")  # type: ignore[attr-defined]
-    # One row even when nothing was leased, so that what was settled has a place to be told.
+    # In a row of its own: beside each message, 50 of them would be sent 50 times.
     ids = sa.select(sa.func.array_agg(settled.c.id)).scalar_subquery()
     told = sa.select(ids.label("settled")).subquery("told")
-    wanted = [column for column in leased.c if column.name not in _NOT_OF_A_DELIVERY]
-    return sa.select(told.c.settled, *wanted).select_from(sa.outerjoin(told, leased, sa.true()))
+    wanted = [leased.c[name] for name in (*lease.DELIVERED, "was_visible_at")]
+    both = sa.outerjoin(told, leased, sa.false(), full=True)
+    return sa.select(*wanted, told.c.settled).select_from(both)
 
 
 @cache

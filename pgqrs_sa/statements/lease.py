@@ -15,7 +15,6 @@ from ..models import Models
 from ..states import now
 from .parts import (
     among,
-    array_bind,
     chosen,
     content,
     seconds,
@@ -24,7 +23,22 @@ from .parts import (
     tables,
     timestamp,
     unseen,
+    written_bind,
 )
+
+DELIVERED = (
+    "id",
+    "payload",
+    "headers",
+    "priority",
+    "vt",
+    "enqueued_at",
+    "read_ct",
+    "max_read_ct",
+    "dedup_key",
+    "last_error",
+)
+"""The columns of a message that a consumer is given: what a lease returns begins with these."""
 
 
 @cache
@@ -58,7 +72,7 @@ def dequeue_where(
 
 def _origin(models: Models, *, by_worker: bool) -> sa.CTE:
     """The queue, unless it is paused, or the worker may not lease."""
-    queue, _, _, worker = tables(models)
+    queue, worker = tables(models).queue.alias("q"), tables(models).worker.alias("w")
     source = sa.select(queue.c.id, queue.c.lease_seconds, queue.c.max_read_ct).where(
         queue.c.queue_name == sa.bindparam("queue"), queue.c.paused_at.is_(None)
     )
@@ -101,9 +115,9 @@ def _given_levels() -> sa.FromClause:
     """The priorities that the caller has leased from, each with where it was."""
     return (
         func.unnest(
-            unseen(array_bind("floor_levels", sa.SmallInteger)),
-            unseen(array_bind("floor_vts", timestamp)),
-            unseen(array_bind("floor_ids", sa.BigInteger)),
+            unseen(written_bind("floor_levels", sa.SmallInteger)),
+            unseen(written_bind("floor_vts", timestamp)),
+            unseen(written_bind("floor_ids", sa.BigInteger)),
         )
         .table_valued("level", "vt", "id")
         .render_derived("pq_floor")
@@ -147,6 +161,7 @@ def _lease(
         span("lease"), seconds(sa.select(origin.c.lease_seconds).scalar_subquery())
     )
     limit_of_queue = sa.select(origin.c.max_read_ct).scalar_subquery()
+    columns = {one.name: one for one in content(message)}
     return (
         sa.update(message)
         .where(among(message, picked))
@@ -160,7 +175,8 @@ def _lease(
             consumer_worker_id=_holder(),
         )
         .returning(
-            *(one for one in content(message) if one.name != "producer_worker_id"),
+            *(columns[name] for name in DELIVERED),
             picked.c.vt.label("was_visible_at"),
+            *(columns[name] for name in ("consumer_worker_id", "dequeued_at")),
         )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import cache
 from typing import Any, NamedTuple
@@ -90,6 +91,25 @@ def json_bind(name: str) -> ColumnElement[Any]:
 def array_bind(name: str, item: Any) -> ColumnElement[Any]:
     """A bind parameter that holds a list: one prepared statement for every length."""
     return sa.bindparam(name, type_=sa.ARRAY(item))
+
+
+class _Written(sa.types.TypeDecorator[Sequence[Any]]):
+    """A list of numbers or moments, sent as PostgreSQL writes it: ``{1,2,3}``."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Sequence[Any] | None, dialect: Any) -> str | None:  # noqa: ARG002
+        return None if value is None else f"{{{','.join(map(str, value))}}}"
+
+
+def written_bind(name: str, item: Any) -> ColumnElement[Any]:
+    """As `array_bind`, of what needs no quotes, for the statements of every second.
+
+    A driver turns the members into text one by one, in Python: for three lists of 50 that took a
+    sixth of the time that a consumer spends on leasing and settling.
+    """
+    return sa.cast(sa.bindparam(name, type_=_Written()), sa.ARRAY(item))
 
 
 def unseen(bind: ColumnElement[Any]) -> ColumnElement[Any]:

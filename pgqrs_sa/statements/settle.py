@@ -32,6 +32,7 @@ from .parts import (
     span,
     tables,
     unseen,
+    written_bind,
 )
 
 
@@ -47,9 +48,9 @@ def held(models: Models, *extra: ColumnElement[Any], skip_locked: bool = False) 
     names = [f"extra_{n}" for n in range(len(extra))]
     given = (
         func.unnest(
-            unseen(array_bind("ids", sa.BigInteger)),
-            unseen(array_bind("read_cts", sa.Integer)),
-            unseen(array_bind("workers", sa.BigInteger)),
+            unseen(written_bind("ids", sa.BigInteger)),
+            unseen(written_bind("read_cts", sa.Integer)),
+            unseen(written_bind("workers", sa.BigInteger)),
             *map(unseen, extra),
         )
         .table_valued("id", "read_ct", "worker", *names)

@@ -22,7 +22,7 @@ from ..decisions import Decision
 from ..errors import InvalidArgument, LeaseLost, shown
 from ..operations import archive, settlements
 from ..operations.context import Context, forget, refresh, run
-from ..operations.lease import deliveries
+from ..operations.lease import deliveries, in_order
 from ..service import QueueService
 from ..statements import lease as statements
 from ..statements.parts import MOVED
@@ -225,9 +225,9 @@ class _Drain:
             "attempts": handler.retry.max_attempts,
         }
         statement = statements.dequeue(self._context.models, by_worker=False)
-        rows = run(self._session, self._context, statement, values).all()
+        rows = in_order(run(self._session, self._context, statement, values))
         refresh(self._session, self._context.models.message, rows, MOVED)
-        return deliveries(self._context, handler.queue, rows)
+        return deliveries(self._context, handler.queue, rows, None)
 
     def _work(self, unit: Unit) -> list[Verdict]:
         __tracebackhide__ = True
