@@ -185,6 +185,7 @@ def _producer(models: Models) -> Iterator[Any]:
     for keyed in (False, True):
         yield enqueue.one(models, keyed=keyed, notify=True)
         yield enqueue.many(models, keyed=keyed, notify=True)
+    yield enqueue.plain(models, notify=True)
     yield from (enqueue.live_keys(models), queues.get(models), queues.names(models))
     yield from _adds(models)
 

@@ -29,7 +29,6 @@ _TAKE = (
     "WITH bench AS ({dequeue}) SELECT coalesce(array_agg(id), '{{}}') AS ids,"
     " coalesce(array_agg(read_ct), '{{}}') AS read_cts,"
     " coalesce(array_agg(0), '{{}}') AS workers,"
-    " coalesce(array_agg(CAST(NULL AS text)), '{{}}') AS blanks,"
     " count(*) AS required, sum(length(payload)) AS read FROM bench \\gset\n{archive};\n"
 )
 _BATCH = (
@@ -124,9 +123,8 @@ class Floor(Ours):
     @classmethod
     def _drain(cls, batch: int, **_: Any) -> tuple[str, int]:
         lease = sql.dequeue().inlined({"limit": str(batch)}, [])
-        arrays = {"reasons": ":blanks", "errors": ":blanks"}
         free = ["ids", "read_cts", "workers", "required"]
-        archive = sql.archive().inlined(arrays, free)
+        archive = sql.archive().inlined({}, free)
         return _TAKE.format(dequeue=lease, archive=archive), batch
 
     @classmethod

@@ -98,5 +98,4 @@ class Ours(Contender):
 def items_text(payload: Payload, size: int) -> tuple[str, int]:
     """Return a batch as the JSON array that our statement takes, and the size of one payload."""
     text = json.dumps(payload)
-    item = f"[{text},null,null,0,null,null,null]"
-    return f"[{','.join([item] * size)}]", len(text)
+    return f"[{','.join([text] * size)}]", len(text)

@@ -104,8 +104,8 @@ def enqueue_one() -> Statement:
 
 @cache
 def enqueue_many() -> Statement:
-    """A batch. A call gives items (the text of a JSON array, see the builder) and size."""
-    return _statement(_plain(enqueue.many), queue=QUEUE)
+    """A batch. A call gives items (the text of a JSON array of payloads) and size."""
+    return _statement(_plain(enqueue.plain), queue=QUEUE)
 
 
 @cache
@@ -116,5 +116,5 @@ def dequeue() -> Statement:
 
 @cache
 def archive() -> Statement:
-    """An acknowledgement. A call gives ids, read_cts, workers, reasons, errors and required."""
-    return _statement(settle.archive(Models()), outcome="archived")
+    """An acknowledgement. A call gives ids, read_cts, workers and required."""
+    return _statement(settle.archive(Models(), explained=False), outcome="archived")

@@ -6,12 +6,11 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import Row
 from sqlalchemy.orm import Session
-from sqlalchemy.sql import visitors
+from sqlalchemy.sql import Executable, visitors
 from sqlalchemy.sql.expression import SelectBase
 
 from .. import arguments, nudge
@@ -29,9 +28,11 @@ CHUNK_ROWS = 5_000
 CHUNK_BYTES = 8 * 1024 * 1024
 """A batch is sent in statements of at most so many rows, and about so many bytes."""
 
+_T = TypeVar("_T")
+
 _COMMON_LIMIT = 1_048_576  # the default of a queue: larger payloads are asked about first
 _TRIES = 100  # a key that is settled between two statements frees itself; this never ends otherwise
-_PLAIN = ",null,null,0,null,null,null]"
+_NO_OPTIONS = ",null,null,0,null,null,null]"
 
 
 class _Encoded(NamedTuple):
@@ -90,18 +91,28 @@ def many(session: Session, context: Context, queue: str, items: Iterable[Any]) -
     """Insert payloads or items, one statement a chunk; receipts come in the order given."""
     arguments.check_queue_name(queue)
     # All are checked before the first is sent: a bad one at the end leaves nothing behind.
-    encoded = _encode_all(context, arguments.nonempty(items, "items"))
+    listed = arguments.nonempty(items, "items")
     channel = wakeup.channel(session, context)
+    if (texts := _plain_texts(context, listed)) is not None:
+        batch = _Batch(session, context, queue, list(map(_size, texts)), channel)
+        batch.check_what_is_large()
+        return [
+            receipt
+            for chunk in _chunks(texts, batch.sizes)
+            for receipt in batch.insert(f"[{','.join(chunk)}]", len(chunk), plain=True)
+        ]
+    encoded = [_encode(context, item, index) for index, item in enumerate(listed)]
     batch = _Batch(session, context, queue, [one.size for one in encoded], channel)
-    if batch.largest > _COMMON_LIMIT:
-        batch.check_accepted()
+    batch.check_what_is_large()
     receipts: dict[int, Receipt] = {}
-    for chunk in _chunks([one for one in encoded if one.key is None]):
-        receipts |= batch.insert_plain(chunk)
+    for part in _chunks_of([one for one in encoded if one.key is None]):
+        delayed = all(item.delayed for item in part)
+        found = batch.insert(_array(part), len(part), delayed=delayed)
+        receipts |= {item.place: receipt for item, receipt in zip(part, found, strict=True)}
     # In the order of their keys, so that two batches with the same keys cannot deadlock: each
     # waits at the first key that the other has.
-    for chunk in _chunks(sorted((one for one in encoded if one.key is not None), key=_by_key)):
-        receipts |= batch.insert_keyed(chunk)
+    for part in _chunks_of(sorted((one for one in encoded if one.key is not None), key=_by_key)):
+        receipts |= batch.insert_keyed(part)
     return [receipts[index] for index in range(len(encoded))]
 
 
@@ -122,16 +133,12 @@ def from_query(session: Session, context: Context, queue: str, query: SelectBase
     return inserted
 
 
-def _encode_all(context: Context, items: Sequence[Any]) -> list[_Encoded]:
+def _plain_texts(context: Context, items: Sequence[Any]) -> list[str] | None:
+    """Return the payloads' texts, of a batch without options that can be checked together."""
     codec = context.codec
-    if type(codec) is JsonCodec and not any(isinstance(one, Item) for one in items):
-        texts = codec.dumps_each(items)
-        if texts is not None:
-            return [
-                _Encoded(index, f"[{text}{_PLAIN}", _size(text), None)
-                for index, text in enumerate(texts)
-            ]
-    return [_encode(context, item, index) for index, item in enumerate(items)]
+    if type(codec) is not JsonCodec or any(isinstance(one, Item) for one in items):
+        return None
+    return codec.dumps_each(items)
 
 
 def _size(text: str) -> int:
@@ -146,7 +153,7 @@ def _encode(context: Context, item: Any, index: int) -> _Encoded:
         raise PayloadError(f"{path}{error.path}", error.problem) from None
     size = _size(text)
     if not isinstance(item, Item):
-        return _Encoded(index, f"[{text}{_PLAIN}", size, None)
+        return _Encoded(index, f"[{text}{_NO_OPTIONS}", size, None)
     delay, at = arguments.delay_or_at(item.delay, item.at, path)
     key = None if item.key is None else arguments.check_key(item.key, path)
     options = (
@@ -168,17 +175,24 @@ def _by_key(item: _Encoded) -> tuple[str, int]:
     return item.key or "", item.place
 
 
-def _chunks(encoded: Sequence[_Encoded]) -> Iterator[list[_Encoded]]:
-    chunk: list[_Encoded] = []
-    weight = 0
-    for item in encoded:
-        if chunk and (len(chunk) == CHUNK_ROWS or weight + item.weight > CHUNK_BYTES):
-            yield chunk
-            chunk, weight = [], 0
-        chunk.append(item)
-        weight += item.weight
-    if chunk:
-        yield chunk
+def _chunks(listed: Sequence[_T], weights: Sequence[int]) -> Iterator[Sequence[_T]]:
+    """Cut what is sent into what one statement may have."""
+    begin = weight = 0
+    for place, more in enumerate(weights):
+        if place > begin and (place - begin == CHUNK_ROWS or weight + more > CHUNK_BYTES):
+            yield listed[begin:place]
+            begin, weight = place, 0
+        weight += more
+    if listed:
+        yield listed[begin:]
+
+
+def _chunks_of(encoded: Sequence[_Encoded]) -> Iterator[Sequence[_Encoded]]:
+    return _chunks(encoded, [one.weight for one in encoded])
+
+
+def _array(items: Iterable[_Encoded]) -> str:
+    return f"[{','.join(item.text for item in items)}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,30 +213,44 @@ class _Batch:
     def largest(self) -> int:
         return max(self.sizes)
 
+    def check_what_is_large(self) -> None:
+        """Raise before anything is sent for what a queue of the usual kind would not take."""
+        if self.largest > _COMMON_LIMIT:
+            self.check_accepted()
+
     def check_accepted(self) -> None:
         """Raise for the first item that the queue would not take, if there is one."""
         limit = _limit(self.session, self.context, self.queue)
         for index, size in enumerate(self.sizes):
             check_size(self.queue, size, limit, f"items[{index}].")
 
-    def insert_plain(self, chunk: Sequence[_Encoded]) -> dict[int, Receipt]:
+    def insert(
+        self, items: str, count: int, *, plain: bool = False, delayed: bool = False
+    ) -> list[Receipt]:
+        """Insert so many items without keys, given as a JSON array."""
+        models, notify = self.context.models, bool(self.channel)
+        if plain:
+            statement = statements.plain(models, notify=notify)
+        else:
+            statement = statements.many(models, keyed=False, notify=notify)
         for _ in range(_TRIES):
-            if rows := self._insert(chunk, keyed=False):
+            if rows := self._run(statement, items, delayed=delayed):
                 break
             self.check_accepted()  # returns if the queue was created this very moment
         else:
             raise _rows_vanish(self.queue)
+        if len(rows) != count:
+            raise _rows_vanish(self.queue, f"{len(rows)} of {count} messages")
         # Ids are drawn in the order of the array, so that sorting them restores it.
-        in_order = sorted(rows, key=itemgetter(0))
-        return {
-            item.place: Receipt(row.id, row.vt) for item, row in zip(chunk, in_order, strict=True)
-        }
+        return [Receipt(id_, vt) for id_, vt, *_ in sorted(rows, key=itemgetter(0))]
 
     def insert_keyed(self, chunk: Sequence[_Encoded]) -> dict[int, Receipt]:
+        statement = statements.many(self.context.models, keyed=True, notify=bool(self.channel))
         receipts: dict[int, Receipt] = {}
         left = list(chunk)
         for _ in range(_TRIES):
-            rows = self._insert(left, keyed=True)
+            delayed = all(item.delayed for item in left)
+            rows = self._run(statement, _array(left), delayed=delayed)
             fresh = {row.dedup_key: Receipt(row.id, row.vt) for row in rows}
             keys = {item.key for item in left} - fresh.keys()
             there = _live(self.session, self.context, self.queue, keys) if keys else {}
@@ -240,24 +268,23 @@ class _Batch:
                 return receipts
         raise _rows_vanish(self.queue)
 
-    def _insert(self, chunk: Sequence[_Encoded], *, keyed: bool) -> Sequence[Row[Any]]:
+    def _run(self, statement: Executable, items: str, *, delayed: bool) -> Sequence[Any]:
         values = {
             "queue": self.queue,
-            "items": f"[{','.join(item.text for item in chunk)}]",
+            "items": items,
             "size": self.largest,
             "producer": self.context.worker,
             **self.channel,
         }
-        statement = statements.many(self.context.models, keyed=keyed, notify=bool(self.channel))
         rows = run(self.session, self.context, statement, values, atomic=True).all()
-        if rows and not all(item.delayed for item in chunk):
+        if rows and not delayed:
             nudge.note(self.session, self.queue, self.context.mapper)
         return rows
 
 
-def _rows_vanish(queue: str) -> PgqrsError:
+def _rows_vanish(queue: str, taken: str = f"no message in {_TRIES} tries") -> PgqrsError:
     return PgqrsError(
-        f"queue {queue!r} took no message in {_TRIES} tries, though nothing stands against it: "
+        f"queue {queue!r} took {taken}, though nothing stands against it: "
         "look for a trigger or a rule on pgqrs_messages"
     )
 

@@ -105,7 +105,7 @@ def deliveries(
 ) -> list[Delivery]:
     """Return what a lease of this worker returned."""
     return [
-        Delivery(row[0], queue, row[1], payload, headers, *row[_REST], worker)
+        Delivery(row[0], queue, row[1], payload, headers, *row[_REST], worker)  # type: ignore[call-arg]
         for row, (payload, headers) in zip(rows, decoded_each(context.codec, rows), strict=True)
     ]
 

@@ -48,9 +48,11 @@ def archive(
     if outcome not in ("archived", "discarded"):
         raise InvalidArgument(f"outcome must be 'archived' or 'discarded', not {outcome!r}")
     held = _checked(deliveries)
-    reasons = [None if reason is None else arguments.error_text(reason)] * len(held)
     how = _How(strict, skip_locked)
-    return _move(session, context, held, outcome, reasons, [None] * len(held), how)
+    if reason is None:
+        return _move(session, context, held, outcome, how)
+    reasons, errors = [arguments.error_text(reason)] * len(held), [None] * len(held)
+    return _move(session, context, held, outcome, how, reasons=reasons, errors=errors)
 
 
 def delete(
@@ -167,7 +169,8 @@ def _bury(
         else f"attempt {one.read_ct} of {one.max_read_ct} failed"
         for one in spent
     ]
-    done = _move(session, context, spent, "dead", reasons, [error] * len(spent), how)
+    errors = [error] * len(spent)
+    done = _move(session, context, spent, "dead", how, reasons=reasons, errors=errors)
     return {one.id for one, ok in zip(spent, done, strict=True) if ok}
 
 
@@ -176,18 +179,11 @@ def _move(
     context: Context,
     held: Sequence[Delivery],
     outcome: str,
-    reasons: Sequence[str | None],
-    errors: Sequence[str | None],
     how: _How,
+    **why: Sequence[str | None],
 ) -> list[bool]:
-    values = fence(
-        held,
-        required=_required(held, how.strict),
-        outcome=outcome,
-        reasons=list(reasons),
-        errors=list(errors),
-    )
-    statement = statements.archive(context.models, skip_locked=how.skip_locked)
+    values = fence(held, required=_required(held, how.strict), outcome=outcome, **why)
+    statement = statements.archive(context.models, explained=bool(why), skip_locked=how.skip_locked)
     rows = run(session, context, statement, values).all()
     gone = {row.id for row in rows}
     forget(session, context.models.message, gone)

@@ -5,7 +5,7 @@ With ``notify`` each also notifies, if something is visible and somebody waits: 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -91,31 +91,61 @@ def many(models: Models, *, keyed: bool, notify: bool) -> Executable:
 
     Binds: queue, items, size (the largest payload's), producer; channel with ``notify``.
     """
-    queue, message, _, _ = tables(models)
-    items = (
+    items = _items()
+    item = items.c.item
+
+    def text(place: int) -> ColumnElement[Any]:
+        value: ColumnElement[Any] = item[place].astext
+        return value
+
+    columns = (
+        item[0],
+        when(
+            seconds(sa.cast(func.coalesce(text(1), "0"), sa.Double)),
+            sa.cast(text(2), timestamp),
+        ),
+        sa.cast(text(3), sa.SmallInteger),
+        sa.cast(text(4), JSONB),
+        sa.cast(text(5), sa.Integer),
+        text(6),
+    )
+    return _of_items(models, items, columns, keyed=keyed, notify=notify)
+
+
+@cache
+def plain(models: Models, *, notify: bool) -> Executable:
+    """Insert the payloads of one JSON array: `many` without any option, a fifth cheaper.
+
+    Binds: those of `many`.
+    """
+    items = _items()
+    nothing: ColumnElement[Any] = sa.null()
+    zero: ColumnElement[Any] = sa.literal_column("0")
+    columns = (items.c.item, now(), zero, nothing, nothing, nothing)
+    return _of_items(models, items, columns, keyed=False, notify=notify)
+
+
+def _items() -> sa.TableValuedAlias:
+    """The members of the JSON array ``items``, numbered in their order."""
+    return (
         func.jsonb_array_elements(json_bind("items"))
         .table_valued(sa.column("item", JSONB), with_ordinality="n")
         .render_derived("items")
     )
 
-    def text(place: int) -> ColumnElement[Any]:
-        value: ColumnElement[Any] = items.c.item[place].astext
-        return value
 
+def _of_items(
+    models: Models,
+    items: sa.TableValuedAlias,
+    columns: Sequence[ColumnElement[Any]],
+    *,
+    keyed: bool,
+    notify: bool,
+) -> Executable:
+    """INSERT a row with these columns for each item, if the queue is there and accepts all."""
+    queue, message, _, _ = tables(models)
     source = (
-        sa.select(
-            queue.c.id,
-            items.c.item[0],
-            when(
-                seconds(sa.cast(func.coalesce(text(1), "0"), sa.Double)),
-                sa.cast(text(2), timestamp),
-            ),
-            sa.cast(text(3), sa.SmallInteger),
-            sa.cast(text(4), JSONB),
-            sa.cast(text(5), sa.Integer),
-            text(6),
-            _producer(),
-        )
+        sa.select(queue.c.id, *columns, _producer())
         .select_from(sa.join(queue, items, sa.true()))
         .where(
             queue.c.queue_name == sa.bindparam("queue"),
@@ -124,8 +154,9 @@ def many(models: Models, *, keyed: bool, notify: bool) -> Executable:
         .order_by(items.c.n)
     )
     inserted = _into(models, source, keyed=keyed)
+    key = (message.c.dedup_key,) if keyed else ()
     notices = _notices(models, notify=notify)
-    return inserted.returning(message.c.id, message.c.vt, message.c.dedup_key, *notices)
+    return inserted.returning(message.c.id, message.c.vt, *key, *notices)
 
 
 SELECTABLE = ("payload", "delay", "at", "priority", "headers", "max_read_ct", "key")

@@ -83,24 +83,20 @@ def _enough(rows: sa.CTE) -> ColumnElement[bool]:
 
 
 @cache
-def archive(models: Models, *, skip_locked: bool = False) -> Executable:
+def archive(models: Models, *, explained: bool = True, skip_locked: bool = False) -> Executable:
     """Move messages to the archive: one statement deletes and inserts.
 
-    Binds: ids, read_cts, workers, reasons, errors, outcome, required.
+    Binds: ids, read_cts, workers, outcome, required; reasons and errors when ``explained``.
     """
-    rows = held(
-        models,
-        array_bind("reasons", sa.Text),
-        array_bind("errors", sa.Text),
-        skip_locked=skip_locked,
-    )
+    extra = (array_bind("reasons", sa.Text), array_bind("errors", sa.Text)) if explained else ()
+    rows = held(models, *extra, skip_locked=skip_locked)
     return move_to_archive(
         models,
         rows,
         _enough(rows),
         outcome=sa.bindparam("outcome", type_=sa.Text),
-        reason=rows.c.extra_0,
-        last_error=rows.c.extra_1,
+        reason=rows.c.extra_0 if explained else sa.cast(sa.null(), sa.Text),
+        last_error=rows.c.extra_1 if explained else None,
     )
 
 

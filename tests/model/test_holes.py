@@ -50,6 +50,10 @@ SKIPPING: dict[str, tuple[Callable[..., Any], Callable[[int], dict[str, Any]]]] 
         lambda: settle.archive(MODELS, skip_locked=True),
         lambda n: {"outcome": "archived", "reasons": [None] * n, "errors": [None] * n},
     ),
+    "archive without a reason": (
+        lambda: settle.archive(MODELS, explained=False, skip_locked=True),
+        lambda _: {"outcome": "archived"},
+    ),
     "archive plainly": (lambda: settle.archive_plainly(MODELS), lambda _: {}),
     "delete": (lambda: settle.delete(MODELS, skip_locked=True), lambda _: {}),
     "extend": (
