@@ -88,6 +88,7 @@ class Verdict:
 
 _DRAIN = "drain, QueueService"
 _RUNTIME = "drain, Consumer"
+_BATCHES = "drain, Consumer with batches"
 
 TARGETS: tuple[Target, ...] = (
     Target(
@@ -117,10 +118,19 @@ TARGETS: tuple[Target, ...] = (
     Target(f"{_DRAIN}: 20 x pgqrs", "drain", "service", 20.0, ("pgqrs",)),
     Target(f"{_DRAIN}: 1.2 x the peers", "drain", "service", 1.2, ("pgqueuer", "pgmq-sqlalchemy")),
     Target(f"{_RUNTIME}: 1.2 x raw pgmq", "drain", "runtime", 1.2, ("pgmq",)),
+    Target(f"{_BATCHES}: 1.2 x raw pgmq", "drain", "runtime-batches", 1.2, ("pgmq",)),
     Target(
         f"{_RUNTIME}: 0.7 of pgbench at 50",
         "drain",
         "runtime",
+        0.7,
+        ("pgbench",),
+        points={"batch": (50,)},
+    ),
+    Target(
+        f"{_BATCHES}: 0.7 of pgbench at 50",
+        "drain",
+        "runtime-batches",
         0.7,
         ("pgbench",),
         points={"batch": (50,)},

@@ -10,7 +10,7 @@ from .peer_pgmq import Pgmq, PgmqSqlalchemy
 from .peer_pgqrs import Pgqrs
 from .peer_pgqueuer import Pgqueuer
 from .peer_procrastinate import Procrastinate
-from .runtime import AsyncRuntime, Runtime
+from .runtime import AsyncRuntime, Runtime, RuntimeBatches
 from .service import Service, ServiceAsyncpg, ServiceAsyncPsycopg, ServiceNotify
 
 __all__ = ["CONTENDERS", "Contender", "by_name"]
@@ -21,6 +21,7 @@ CONTENDERS: tuple[type[Contender], ...] = (
     ServiceAsyncPsycopg,
     ServiceAsyncpg,
     Runtime,
+    RuntimeBatches,
     AsyncRuntime,
     Bare,
     Floor,

@@ -26,7 +26,7 @@ from .base import QUEUE, AsyncContender, Contender, age_ms
 from .ours import Ours
 from .service import Service, ServiceNotify
 
-__all__ = ["AsyncRuntime", "Runtime", "listens"]
+__all__ = ["AsyncRuntime", "Runtime", "RuntimeBatches", "listens"]
 
 
 def _found(name: str) -> Any:
@@ -58,8 +58,8 @@ class _Counting:
         self._progress = progress
         self._stopped = False
 
-    def __call__(self) -> None:
-        if not self._progress.add(1) and not self._stopped:
+    def __call__(self, done: int = 1) -> None:
+        if not self._progress.add(done) and not self._stopped:
             self._stopped = True
             _stop()
 
@@ -152,7 +152,7 @@ class Runtime(_Runtime):
 
     def _run(
         self,
-        handler: Callable[[Delivery], None],
+        handler: Callable[..., None],
         on: dict[str, Any],
         run: dict[str, Any],
         settings: dict[str, Any],
@@ -162,6 +162,29 @@ class Runtime(_Runtime):
         consumer.on(QUEUE, **on)(handler)
         consumer.run(**run)
         engine.dispose()
+
+
+class RuntimeBatches(Runtime):
+    """A `Consumer` whose handler takes lists, with another list ahead."""
+
+    name = "runtime-batches"
+    title = "pgqrs_sa Consumer, handler of batches"
+    wakes = ()
+
+    @classmethod
+    def offers(cls, work: str) -> bool:
+        """See `Contender`: it is there for the drains."""
+        return work in ("consume", "drain", "fill")
+
+    def consume(self, batch: int, progress: Progress) -> None:
+        """See `Contender`."""
+        count = _Counting(progress)
+
+        def handler(deliveries: list[Delivery]) -> None:
+            count(len(deliveries))
+
+        on = {"batch": batch, "prefetch": batch}
+        self._run(handler, on, {"until_empty": True}, {})
 
 
 class AsyncRuntime(AsyncContender, _Runtime):
