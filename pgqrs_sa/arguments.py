@@ -53,6 +53,7 @@ MAX_KEY_LENGTH = 255
 MAX_HEADERS_BYTES = 65_536
 MAX_ERROR_LENGTH = 8_192
 
+_QUEUE_NAME = re.compile(QUEUE_NAME_PATTERN)
 _SMALLINT = 32_767
 _INTEGER = 2_147_483_647
 _BIGINT = 9_223_372_036_854_775_807
@@ -64,7 +65,7 @@ def check_queue_name(name: object) -> str:
     """Return ``name`` if a queue may be called so."""
     if not isinstance(name, str):
         raise InvalidArgument(f"queue must be a name, not {shown(name)}")
-    if re.match(QUEUE_NAME_PATTERN, name) is None or name.endswith("\n"):
+    if _QUEUE_NAME.match(name) is None or name.endswith("\n"):
         raise InvalidArgument(
             f"{shown(name)} is no queue name: use 1 to 128 of A-Z a-z 0-9 . _ : / -, "
             "starting with a letter or a digit"

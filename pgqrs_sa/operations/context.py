@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -61,8 +62,7 @@ class Context:
     @property
     def mapper(self) -> Mapper[Any]:
         """What tells a session with several binds which of them has our tables."""
-        mapper: Mapper[Any] = sa.inspect(self.models.message)
-        return mapper
+        return _mapper(self.models)
 
     @classmethod
     def of(
@@ -82,6 +82,12 @@ class Context:
             allow_autocommit,
             notify,
         )
+
+
+@cache
+def _mapper(models: Models) -> Mapper[Any]:
+    mapper: Mapper[Any] = sa.inspect(models.message)
+    return mapper
 
 
 def refuse_autocommit(connection: sa.Connection, unless: str) -> None:
