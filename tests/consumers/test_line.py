@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from pgqrs_sa.consumers.line import AsyncPlug, Line
+from pgqrs_sa import Item, QueueService, nudge
+from pgqrs_sa.consumers.line import AsyncPlug, Line, SyncPlug
+from pgqrs_sa.operations import consume, enqueue
 from pgqrs_sa.operations.context import Context
 
 CONTEXT = Context.of(None, None, None, allow_autocommit=True)
@@ -35,3 +38,96 @@ def test_asyncpg_set_up_for_pgbouncer_sends_no_statement_outside_a_transaction(
     line = Line(AsyncPlug(engine), threading.Event(), deadline=30)
     assert line.once(CONTEXT, transactions) == expected
     line.close()
+
+
+@pytest.fixture(params=["psycopg", "psycopg_async", "asyncpg"])
+def line(request, migrated):
+    url = migrated.direct
+    if request.param == "psycopg":
+        plug = SyncPlug(sa.create_engine(url.url, poolclass=sa.NullPool))
+    else:
+        driver = request.param.removesuffix("_async")
+        plug = AsyncPlug(create_async_engine(url.async_url(driver), poolclass=sa.NullPool))
+    line = Line(plug, threading.Event(), deadline=30)
+    yield line
+    line.close()
+
+
+def create(session, context):
+    queues = QueueService(session, allow_autocommit=True)
+    queues.queues.create("mail")
+    return queues.workers.register("a", queues=["mail"]).id
+
+
+def states(session, context):
+    return list(
+        session.scalars(
+            sa.text(
+                "SELECT state FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                " AND backend_type = 'client backend'"
+            )
+        )
+    )
+
+
+def test_a_line_is_in_no_transaction_between_two_calls(line, engine):
+    for call in (line.once, line.transaction, line.once, line.once, line.transaction):
+        call(CONTEXT, transactions)
+        with engine.connect() as other:
+            assert states(other, None) == ["idle"]
+
+
+def test_each_statement_of_a_line_is_there_for_others_at_once(line, engine):
+    def work(session, context):
+        create(session, context)
+        with engine.connect() as other:
+            return other.scalar(sa.text("SELECT count(*) FROM pgqrs_queues"))
+
+    assert line.once(CONTEXT, work) == 1
+
+
+def test_what_a_line_enqueues_is_told_to_the_consumers_of_this_process(line):
+    line.once(CONTEXT, create)
+    told = []
+    forget = nudge.subscribe(told.append)
+    for call in (line.once, line.once, line.transaction):
+        call(CONTEXT, enqueue.one, "mail", Item(1))
+        assert "mail" in told
+        told.clear()
+    forget()
+
+
+def test_a_line_goes_on_from_what_it_has_leased(line):
+    """Its floor: each lease is committed when it returns."""
+    worker = line.once(CONTEXT, create)
+    context = Context.of(None, None, worker, allow_autocommit=True)
+    line.once(context, enqueue.many, "mail", range(6))
+    leased = []
+    for _ in range(3):
+        turn = line.once(context, consume.turn, leased, "mail", 2, timedelta(minutes=1), None)
+        assert turn.settled == {one.id for one in leased}
+        leased = turn.leased
+        assert len(leased) == 2
+    floored = []
+
+    def watch(session, context):
+        def note(*told):
+            floored.append("pq_floor" in told[2])
+
+        sa.event.listen(session.connection(), "before_cursor_execute", note)
+        return consume.turn(session, context, leased, "mail", 2, timedelta(minutes=1), None)
+
+    assert line.once(context, watch).leased == []
+    assert floored == [True, False]  # nothing behind the floor, and so a look from the beginning
+
+
+def test_a_line_works_on_after_an_error(line):
+    def fail(session, context):
+        session.execute(sa.text("SELECT 1 / 0"))
+
+    line.once(CONTEXT, create)
+    for call in (line.once, line.transaction):
+        with pytest.raises(sa.exc.DBAPIError):
+            call(CONTEXT, fail)
+        assert line.once(CONTEXT, transactions) == 2

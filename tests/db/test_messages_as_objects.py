@@ -29,7 +29,7 @@ from pgqrs_sa import (
     QueueService,
     WorkerMixin,
 )
-from pgqrs_sa.errors import DelayError
+from pgqrs_sa.errors import DelayError, PgqrsError
 from pgqrs_sa.flush import ALLOW_AUTOCOMMIT
 
 
@@ -163,6 +163,25 @@ def test_rows_that_vanish_do_not_make_an_enqueue_spin_for_ever(service, session)
     ):
         with pytest.raises(Exception, match="look for a trigger"):
             call()
+    session.rollback()
+
+
+@pytest.mark.parametrize("items", [[1, 2, 3], [Item(1), 2, Item(3)]], ids=["plain", "items"])
+def test_a_batch_of_which_a_row_vanishes_is_no_receipt_too_few(service, session, items):
+    session.execute(
+        sa.text(
+            "CREATE FUNCTION drop_two() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN RETURN CASE WHEN NEW.payload = ''2'' THEN NULL ELSE NEW END; END'"
+        )
+    )
+    session.execute(
+        sa.text(
+            "CREATE TRIGGER drop_two BEFORE INSERT ON pgqrs_messages"
+            " FOR EACH ROW EXECUTE FUNCTION drop_two()"
+        )
+    )
+    with pytest.raises(PgqrsError, match="took 2 of 3 messages"):
+        service.enqueue_many("mail", items)
     session.rollback()
 
 

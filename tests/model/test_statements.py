@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Models
@@ -904,3 +905,21 @@ def test_there_are_no_orphans_in_the_scene(session: Session) -> None:
     """Nor is a lease of nobody's one, although no worker has it."""
     assert [session.scalars(one).all() for one in health.orphans(MODELS)] == [[], []]
     assert tuple(session.execute(integrity.orphans(MODELS)).one()) == (0, 0, 0)
+
+
+OFTEN = {
+    "turn": consume.turn(MODELS, floored=False),
+    "turn from the floor": consume.turn(MODELS, floored=True),
+    "dequeue": lease.dequeue(MODELS, by_worker=True),
+    "dequeue from the floor": lease.dequeue(MODELS, by_worker=True, floored=True),
+    "archive": settle.archive(MODELS),
+    "enqueue": enqueue.one(MODELS, keyed=True, notify=True),
+    "enqueue many": enqueue.many(MODELS, keyed=True, notify=True),
+}
+
+
+@pytest.mark.parametrize("name", OFTEN)
+def test_what_is_executed_often_is_short_enough_for_psycopg_to_keep(name: str) -> None:
+    """What it has made of a text it keeps up to 4,096 characters. A schema may have a name, too."""
+    text = str(OFTEN[name].compile(dialect=psycopg.dialect()))  # type: ignore[attr-defined]
+    assert len(text) < 4096 - 3 * 63

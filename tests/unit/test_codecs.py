@@ -458,3 +458,15 @@ def test_many_values_are_no_deeper_than_one_may_be():
         value = [value]
     assert codec.dumps_each([value] * 3) == [codec.dumps(value)] * 3
     assert codec.dumps_each([1, [value]]) is None
+
+
+@quick
+@given(st.lists(values, max_size=8))
+def test_many_texts_at_once_are_read_as_each_by_itself(values):
+    texts = [codec.dumps(one) for one in values]
+    assert codec.loads_each(texts) == [codec.loads(one) for one in texts]
+
+
+@pytest.mark.parametrize("odd", ["", "1, 2", "] [", "nope", "[" * 100_000 + "]" * 100_000])
+def test_texts_of_which_one_is_odd_are_left_to_a_closer_look(odd):
+    assert codec.loads_each(["1", odd, "[2]"]) is None
