@@ -195,7 +195,7 @@ def move_to_archive(
     )
     # All that DELETE returns, in its order. Named one by one, its columns are a tenth of the text
     # of the statement that archives and leases: see `short`.
-    everything: ColumnElement[Any] = sa.literal_column(f"{gone.name}.*")
+    everything: ColumnElement[Any] = sa.literal_column("pq_gone.*")
     source = sa.select(everything, outcome).select_from(gone)
     names = ("original_msg_id", *columns, "last_error", "reason", "outcome")
     return (
