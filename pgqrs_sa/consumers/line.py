@@ -274,7 +274,7 @@ class Line:
 
     def _ready(self, connection: Connection, context: Context) -> Session:
         """Return the session of a connection, which is kept as long as that."""
-        if self._session is None:
+        if self._session is None or self._session.bind is not connection:
             if self._isolation is None:
                 # In AUTOCOMMIT the server's own default rules, which may be another than this.
                 with Session(connection) as session:
