@@ -5,7 +5,9 @@ Shared by threads and tasks: settling in the handler's session, and reading what
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -14,7 +16,7 @@ from ..errors import LeaseLost
 from ..operations import consume, settlements
 from ..operations.context import Context
 from .handlers import Unit
-from .troubles import transient
+from .troubles import sqlstate, transient
 from .verdicts import Verdict, of_error, of_result
 
 __all__ = [
@@ -28,6 +30,11 @@ __all__ = [
 ]
 
 _SNAPSHOTS = ("REPEATABLE READ", "SERIALIZABLE")
+_CONFLICTS = ("40001", "40P01")
+"""Transactions that stood in each other's way: it is nobody's fault, and all was rolled back. "The
+transaction might succeed if retried", says PostgreSQL, which sees such conflicts where there are
+none, too: https://www.postgresql.org/docs/current/transaction-iso.html"""
+_SOON = 0.2  # seconds, at most, until the next attempt then: they should not meet again
 
 
 class _NotBegun(Exception):
@@ -88,6 +95,9 @@ def after_error(unit: Unit, error: BaseException, *, stopping: bool) -> list[Ver
         return [Verdict(one, "release", error=error) for one in unit.deliveries]
     if isinstance(error, _NotBegun):
         return [Verdict(one, "release", error=error.__cause__) for one in unit.deliveries]
+    if unit.handler.call.needs_session and sqlstate(error) in _CONFLICTS:
+        soon = timedelta(seconds=random.uniform(0, _SOON))  # noqa: S311 - jitter, not a secret
+        return [Verdict(one, "release", soon, error=error) for one in unit.deliveries]
     if isinstance(error, LeaseLost) and {one.id for one in unit.deliveries} & {*error.ids}:
         # Of a batch only some are lost: the others go back at once, as if not taken. Those that
         # seem to be lost are tried to be failed: a handler that has settled its message itself,

@@ -67,7 +67,8 @@ def hand_back(models: Models) -> Executable:
         .where(
             message.c.consumer_worker_id == sa.bindparam("worker_id", type_=sa.BigInteger),
             message.c.dequeued_at.is_not(None),
-            sa.not_(message.c.id == sa.func.any(array_bind("known", sa.BigInteger))),
+            # Not NOT (id = ANY(...)): SQLAlchemy 2.0 makes another thing of that, id != ANY(...).
+            message.c.id != sa.func.all(array_bind("known", sa.BigInteger)),
         )
         .order_by(message.c.id)
         .with_for_update(skip_locked=True)

@@ -251,6 +251,32 @@ def test_an_engine_that_keeps_snapshots_can_be_worked_on(kit, level):
     assert kit.sql("SELECT DISTINCT last_error FROM pgqrs_archive") == [(None,)]
 
 
+@pytest.mark.parametrize("code", ["40001", "40P01"])
+def test_transactions_that_stand_in_each_others_way_are_tried_again_uncharged(kit, code):
+    (id_,) = kit.send({})
+    ear = Ear()
+    consumer = kit.consumer(hooks=[ear], retry=Retry(base=1000))
+    calls = []
+
+    @consumer.on("mail")
+    def handler(session, delivery):
+        effect(session, delivery)
+        calls.append(delivery.read_ct)
+        if len(calls) < 3:
+            session.execute(
+                sa.text(f"DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '{code}'; END $$")
+            )
+
+    consumer.start()
+    until(kit.archive, "it is done")
+    assert consumer.stop() == 0
+    assert calls == [1, 2, 3]
+    assert kit.effects() == [(id_, 3)]
+    assert ear.names() == ["on_start", "on_retry"] * 2 + ["on_start", "on_success"]
+    (row,) = kit.archive().values()
+    assert (row.max_read_ct - row.read_ct, row.last_error) == (4, None)
+
+
 def test_a_server_whose_default_is_serializable_can_be_worked_on(kit):
     ids = kit.send(*range(8))
     user = kit.engine.url.username

@@ -285,6 +285,15 @@ def test_what_a_worker_holds_and_does_not_know_is_handed_back_uncharged(session:
         assert (row["dequeued_at"], row["consumer_worker_id"]) == (None, None)
 
 
+@pytest.mark.parametrize("known", [[], [scene.LEASED, scene.LAPSED, scene.LAST]])
+def test_of_what_a_worker_holds_all_or_nothing_may_be_known(
+    session: Session, known: list[int]
+) -> None:
+    seen = Seen(session, consume.hand_back(MODELS), {"worker_id": scene.BUSY, "known": known})
+    everything = {scene.LEASED, scene.LAPSED, scene.LAST}
+    assert sorted(ids(seen)) == sorted(everything - {*known})
+
+
 # --- the archive ---------------------------------------------------------------------------------
 
 

@@ -40,6 +40,8 @@ class Ear:
 
     def __init__(self, dsn: str) -> None:
         self._connection = psycopg.connect(dsn, autocommit=True)
+        # Not the same: the first releases of psycopg 3.2 lose what comes with a reply.
+        self._mouth = psycopg.connect(dsn, autocommit=True)
         self.listen_to(None)
 
     def listen_to(self, schema: str | None) -> None:
@@ -49,7 +51,7 @@ class Ear:
 
     def heard(self) -> list[str]:
         # Notifications come in the order of the commits: after our own there is nothing left.
-        self._connection.execute(f"NOTIFY {self._name}, '(end)'")
+        self._mouth.execute(f"NOTIFY {self._name}, '(end)'")
         payloads: list[str] = []
         for one in self._connection.notifies(timeout=10):
             if one.payload == "(end)":
@@ -58,6 +60,7 @@ class Ear:
         raise AssertionError(f"not even our own notification was heard, only {payloads}")
 
     def close(self) -> None:
+        self._mouth.close()
         self._connection.close()
 
 
