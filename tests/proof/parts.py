@@ -97,6 +97,6 @@ PARTS = [
         "mutation",
         "one condition less in a statement, and a test must fail",
         ("python", "-m", "tests.mutation"),
-        keeps=("--json", f"{OUT}/mutants.json"),
+        keeps=("--results", OUT),
     ),
 ]

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.mutation.reasons import REASONS
+
 from .counts import Counts, counted
 from .parts import PARTS, Part
 
@@ -120,7 +122,12 @@ def mutants(folder: Path) -> list[Row]:
     rows += [row for path in sorted(folder.glob("*.jsonl")) for row in lines(path)]
     names = ("module", "line", "function", "kind", "what")
     found = {tuple(row[name] for name in names): row for row in rows if "found_by" in row}
-    return list(found.values())
+    return [{**row, "reason": row.get("reason") or _reason(row)} for row in found.values()]
+
+
+def _reason(row: Row) -> str | None:
+    """Why no test can find a mutant out, if that is known."""
+    return REASONS.get((row["module"], row["function"], row["kind"], row["what"]))
 
 
 def _list(path: Path) -> list[Row]:
