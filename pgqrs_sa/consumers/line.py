@@ -212,7 +212,7 @@ class Line:
             return self.once(context, operation, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - it is the first attempt's below
             failed = [error]
-        # Only now is made what waits and counts: it takes a tenth of the time of a quick call.
+        # Only now is made what waits and counts: it takes a twentieth of the time of a quick call.
         for attempt in patient(stopping, what, context.worker):
             with attempt:
                 if failed:
