@@ -129,6 +129,7 @@ class AsyncPlug:
         if self._loop is not None:
             with contextlib.suppress(Exception):
                 self._loop.run_until_complete(self._engine.dispose())
+            self._loop.run_until_complete(_rest_ended())
             self._loop.close()
             self._loop = None
 
@@ -152,6 +153,21 @@ class AsyncPlug:
         if task is not None and loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
                 loop.call_soon_threadsafe(task.cancel)
+
+
+async def _rest_ended() -> None:
+    """End what calls that were cut have left in this loop.
+
+    SQLAlchemy closes the connection of a cancelled call in a task of its own, which a second
+    cancellation does not reach: without a loop to end in, its socket would stay open. It has a
+    second: asyncpg before 0.32 does not close a connection any more that it was stopped closing.
+    """
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    if rest:
+        _, late = await asyncio.wait(rest, timeout=1)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
 
 
 def _sibling(engine: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from datetime import timedelta
 from uuid import uuid4
@@ -131,3 +132,26 @@ def test_a_line_works_on_after_an_error(line):
         with pytest.raises(sa.exc.DBAPIError):
             call(CONTEXT, fail)
         assert line.once(CONTEXT, transactions) == 2
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.05, "closed"), (60, "cancelled")])
+def test_what_a_call_has_left_in_its_loop_ends_before_the_loop(migrated, seconds, expected):
+    """SQLAlchemy closes the connection of a cancelled call in such a task."""
+    ends = []
+
+    async def close():
+        try:
+            await asyncio.sleep(seconds)
+            ends.append("closed")
+        finally:
+            ends.append("cancelled")
+
+    def leave(session, context):
+        return asyncio.get_running_loop().create_task(close())
+
+    engine = create_async_engine(migrated.direct.async_url("asyncpg"), poolclass=sa.NullPool)
+    line = Line(AsyncPlug(engine), threading.Event(), deadline=30)
+    task = line.once(CONTEXT, leave)
+    line.close()
+    assert task.done()
+    assert ends[0] == expected

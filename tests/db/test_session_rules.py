@@ -1615,6 +1615,7 @@ WITHOUT_GREENLET = """
         queue.enqueue("mail", 1)
         queue.archive_many(queue.dequeue("mail"))
         session.commit()
+    engine.dispose()
     try:
         pgqrs_sa.AsyncQueueService
     except ImportError as error:
