@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 from ..errors import LeaseLost
 from ..operations import consume, settlements
 from ..operations.context import Context
-from .handlers import Unit
+from ..types import Delivery
+from .handlers import Handler, Unit
 from .troubles import sqlstate, transient
 from .verdicts import Verdict, of_error, of_result
 
@@ -35,6 +36,9 @@ _CONFLICTS = ("40001", "40P01")
 transaction might succeed if retried", says PostgreSQL, which sees such conflicts where there are
 none, too: https://www.postgresql.org/docs/current/transaction-iso.html"""
 _SOON = 0.2  # seconds, at most, until the next attempt then: they should not meet again
+_FORGIVEN = 20
+"""Attempts that may end so: a message that meets a conflict at each of them is met by no chance,
+and is to become a dead letter one day. Chosen, not measured."""
 
 
 class _NotBegun(Exception):
@@ -96,8 +100,7 @@ def after_error(unit: Unit, error: BaseException, *, stopping: bool) -> list[Ver
     if isinstance(error, _NotBegun):
         return [Verdict(one, "release", error=error.__cause__) for one in unit.deliveries]
     if unit.handler.call.needs_session and sqlstate(error) in _CONFLICTS:
-        soon = timedelta(seconds=random.uniform(0, _SOON))  # noqa: S311 - jitter, not a secret
-        return [Verdict(one, "release", soon, error=error) for one in unit.deliveries]
+        return [_of_conflict(unit.handler, one, error) for one in unit.deliveries]
     if isinstance(error, LeaseLost) and {one.id for one in unit.deliveries} & {*error.ids}:
         # Of a batch only some are lost: the others go back at once, as if not taken. Those that
         # seem to be lost are tried to be failed: a handler that has settled its message itself,
@@ -109,6 +112,13 @@ def after_error(unit: Unit, error: BaseException, *, stopping: bool) -> list[Ver
             for one in unit.deliveries
         ]
     return [of_error(unit.handler, one, error) for one in unit.deliveries]
+
+
+def _of_conflict(handler: Handler, delivery: Delivery, error: BaseException) -> Verdict:
+    if delivery.read_ct > _FORGIVEN:
+        return of_error(handler, delivery, error)
+    soon = timedelta(seconds=random.uniform(0, _SOON))  # noqa: S311 - jitter, not a secret
+    return Verdict(delivery, "release", soon, error=error)
 
 
 def is_fatal(error: BaseException) -> bool:

@@ -277,6 +277,27 @@ def test_transactions_that_stand_in_each_others_way_are_tried_again_uncharged(ki
     assert (row.max_read_ct - row.read_ct, row.last_error) == (4, None)
 
 
+def test_a_message_that_meets_a_conflict_every_time_becomes_a_dead_letter(kit):
+    (id_,) = kit.send({})
+    consumer = kit.consumer(retry=Retry(base=0))
+    calls = []
+
+    @consumer.on("mail")
+    def handler(session, delivery):
+        calls.append(delivery.read_ct)
+        session.execute(
+            sa.text("DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$")
+        )
+
+    consumer.start()
+    until(kit.archive, "it is a dead letter")
+    assert consumer.stop() == 0
+    assert calls == list(range(1, 26))  # 20 that are forgiven, and the five of the queue
+    (row,) = kit.archive().values()
+    assert (row.original_msg_id, row.outcome) == (id_, "dead")
+    assert "again" in row.last_error
+
+
 def test_a_server_whose_default_is_serializable_can_be_worked_on(kit):
     ids = kit.send(*range(8))
     user = kit.engine.url.username
