@@ -37,7 +37,7 @@ class BaseConsumer:
         concurrency: int = 10,
         retry: Retry | None = None,
         poll_interval: Seconds = 0.5,
-        drain_timeout: Seconds = 25,
+        drain_timeout: Seconds = 18,
         heartbeat: Seconds = 10,
         housekeeping: Seconds | None = 60,
         name: str | None = None,

@@ -38,7 +38,9 @@ _LAST_WORDS = 5.0
 """Seconds that the last settlements may take once all handlers are done or given up."""
 
 _GOODBYE = 1.0
-"""Seconds for what need not be said before a process ends, and for each way of ending a thread."""
+"""Seconds for what need not be said before a process ends, and for each way of ending a thread.
+
+With the last words that makes 11 seconds at the most: docs/consumers.md says so."""
 
 
 class GivenUp(Exception):

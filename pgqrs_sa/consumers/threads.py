@@ -58,7 +58,8 @@ class Consumer(BaseConsumer):
         retry: What becomes of messages whose handler raised, unless the handler says otherwise.
         poll_interval: Seconds, or a timedelta, between two looks at an idle queue at the most.
         drain_timeout: Seconds, or a timedelta, that running handlers get when the consumer stops;
-            then their messages are given back, uncharged, and they cannot commit any more.
+            then their messages are given back, uncharged, and they cannot commit any more. That
+            takes up to 11 seconds more when the database does not answer.
         heartbeat: Seconds, or a timedelta, between two signs of life in the register of workers.
         housekeeping: Seconds, or a timedelta, between two rounds of taking back what dead workers
             hold, burying exhausted messages, and pruning the archive; None for none. It only makes
