@@ -159,8 +159,8 @@ async def _rest_ended() -> None:
     """End what calls that were cut have left in this loop.
 
     SQLAlchemy closes the connection of a cancelled call in a task of its own, which a second
-    cancellation does not reach: without a loop to end in, its socket would stay open. It has a
-    second: asyncpg before 0.32 does not close a connection any more that it was stopped closing.
+    cancellation does not reach: without a loop to end in, its socket would stay open. Such a task
+    has a second before it is cancelled, as asyncpg before 0.32 then leaves its socket open.
     """
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     if rest:
