@@ -33,9 +33,13 @@ class Service(Ours):
     def open(self) -> None:
         """See `Contender`."""
         self._engine = sa.create_engine(self.place.url())
-        for _ in range(_PREPARED):
+        settled = 0
+        while settled < _PREPARED:
             self._enqueue(WARM, {})
-            self._settle(self._dequeue(WARM, 1))
+            # Others warm up at the same time, and may have taken what was there.
+            if deliveries := self._dequeue(WARM, 1):
+                self._settle(deliveries)
+                settled += 1
 
     def close(self) -> None:
         """See `Contender`."""
@@ -146,9 +150,12 @@ class AsyncService(AsyncContender, Ours):
     async def connect(self) -> None:
         """See `Contender`."""
         self._engine: AsyncEngine = create_async_engine(self.place.url(self.driver))
-        for _ in range(_PREPARED):
+        settled = 0
+        while settled < _PREPARED:
             await self._enqueue(WARM, {})
-            await self._settle(await self._dequeue(WARM, 1))
+            if deliveries := await self._dequeue(WARM, 1):  # see `Service.open`
+                await self._settle(deliveries)
+                settled += 1
 
     async def disconnect(self) -> None:
         """See `Contender`."""
