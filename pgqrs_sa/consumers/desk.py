@@ -1,7 +1,13 @@
-"""The thread that leases and settles, on one connection of its own.
+"""Where messages are leased and settled, on one connection: by one thread at a time.
 
 Handlers end at any time; here all that is over is settled together with the next lease, in one
 statement where that is an archive: one round trip and one commit, however many they are.
+
+The desk has a thread of its own, but a handler's thread that has nothing to do takes the seat
+itself, and goes on with what it has leased: to wake another one, and be woken by it, takes as long
+as the statement does. (Leaders and followers: Schmidt and others, Pattern-Oriented Software
+Architecture 2, 2000.) The desk's own thread does what is left: what comes while all handlers are
+busy, and the waiting when there is nothing to do.
 """
 
 from __future__ import annotations
@@ -35,6 +41,7 @@ log = logging.getLogger("pgqrs_sa.consumer")
 _BUSY_AGAIN = 0.2  # seconds until a row that was locked is tried again
 _LOOK_EVERY = 1.0  # seconds between two looks at why a queue gives nothing
 _LINGER = 0.005  # seconds for which what is done waits for the next lease, to share its commit
+_LONGEST_REST = 60.0  # seconds
 _IDLE_AFTER = 0.05  # seconds without a message, after which notifications are asked for
 
 
@@ -90,7 +97,12 @@ class Desk:
         self._listening = listening
         self._verdicts: dict[int, _Waiting] = {}
         self._inbox: deque[Callable[[], None]] = deque()
-        self._wake = threading.Event()
+        self._seat = threading.Lock()  # whoever has it works here
+        self._asleep_until = 0.0
+        self._news = threading.Event()  # something is in the inbox
+        self._alarm = threading.Event()  # and nobody comes for it but the desk's own thread
+        self._since = 0.0  # when the first was put there
+        self._over = False
         self._mode: Literal["leasing", "draining", "closing"] = "leasing"
         self._leaving = threading.Event()  # no lease is worth waiting for any more
         self._looked_at: dict[str, float] = {}
@@ -104,18 +116,57 @@ class Desk:
 
     # ------------------------------------------------------------ called from other threads
 
-    def finished(self, unit: Unit, verdicts: Sequence[Verdict]) -> None:
-        """A call has ended; what is not settled yet is settled here."""
+    def finished(self, unit: Unit, verdicts: Sequence[Verdict], *, quietly: bool) -> None:
+        """A call has ended; what is not settled yet is settled here.
+
+        Args:
+            unit: What it worked on.
+            verdicts: What becomes of each message.
+            quietly: Wake nobody; the caller goes on to `mind` or `help`.
+        """
+        now = time.monotonic()
 
         def note() -> None:
             self._schedule.finished(unit.handler.queue, len(unit.deliveries))
-            self._add(unit.handler, verdicts)
+            self._add(unit.handler, verdicts, now)
 
-        self._post(note)
+        if not self._inbox:
+            self._since = now
+        self._inbox.append(note)
+        if not quietly:
+            self._raise_alarm()
+
+    def mind(self) -> None:
+        """Whoever has called `finished` has more to do first: see to it if that takes long."""
+        if self._inbox and not self._news.is_set():
+            self._news.set()
+
+    def help(self, look: Callable[[], Unit | None]) -> Unit | None:
+        """Do one thing here in the thread of a handler that has nothing else to do.
+
+        Args:
+            look: Returns what may be started, if there is something.
+
+        Returns:
+            What that has found in the end.
+        """
+        with self._seat:
+            if self._over or (unit := look()) is not None:
+                return None if self._over else unit
+            try:
+                rest = self._round() or self._rest(time.monotonic())
+            except BaseException as error:  # noqa: BLE001 - it is kept
+                self._break(error)
+                rest = 0.0
+            early = self._over or time.monotonic() + rest < self._asleep_until
+        if early:
+            self._raise_alarm()
+        return look()
 
     def settle(self, handler: Handler, verdicts: Sequence[Verdict]) -> None:
         """Settle deliveries whose call goes on: it took too long, or all stops."""
-        self._post(lambda: self._add(handler, verdicts))
+        now = time.monotonic()
+        self._post(lambda: self._add(handler, verdicts, now))
 
     def nudge(self, queue: str | None) -> None:
         """There may be something in a queue (or in any)."""
@@ -125,17 +176,21 @@ class Desk:
         """Lease no more; go on settling."""
         self._mode = "draining" if self._mode == "leasing" else self._mode
         self._leaving.set()
-        self._wake.set()
+        self._raise_alarm()
 
     def close(self) -> None:
         """End when everything is settled."""
         self._mode = "closing"
-        self._wake.set()
+        self._raise_alarm()
 
     def _post(self, note: Callable[[], None]) -> None:
         self._inbox.append(note)
-        if not self._wake.is_set():  # else it has yet to be cleared, before the inbox is read
-            self._wake.set()
+        self._raise_alarm()
+
+    def _raise_alarm(self) -> None:
+        if not self._alarm.is_set():  # else it has yet to be cleared, before the inbox is read
+            self._alarm.set()
+            self._news.set()
 
     def _trouble(self) -> None:
         self._strays = True
@@ -144,76 +199,119 @@ class Desk:
 
     def run(self) -> None:
         """Work until closed; an error that does not pass is kept in ``fatal``."""
-        try:
-            while True:
-                self._wake.clear()
-                mode = self._mode  # before the inbox: what is in there when it closes counts
-                while self._inbox:
-                    self._inbox.popleft()()
-                if mode != "leasing":
-                    self.resting.set()
-                if mode == "closing" and not (self._verdicts or self._strays):
+        while True:
+            with self._seat:
+                if self._over:
                     break
-                self._step_on()
-                if mode == "closing" and self._line.hurried:
+                try:
+                    rest = self._round()
+                except BaseException as error:  # noqa: BLE001 - it is kept
+                    self._break(error)
                     break
-        except BaseException as error:  # noqa: BLE001 - it is kept
-            self.fatal = error  # whoever runs the consumer raises it; if nobody waits, it is here
-            self._line.lament(error, self._context().worker)
-        finally:
-            self._line.close()
+                self._asleep_until = time.monotonic() + rest
+            if rest:
+                self._sleep()
+        self._line.close()
+        self.resting.set()
+        self.ended.set()
+
+    def _sleep(self) -> None:
+        """Wait until there is something to do that no handler's thread comes for.
+
+        Those that are quick come back soon, and lease then as well: to be in their way, for the
+        interpreter or the seat, would cost more than it helps (measured: up to half of the rate).
+        """
+        while True:
+            self._news.clear()  # before the looks: what comes after them sets it again
+            now = time.monotonic()
+            if self._alarm.is_set() or now >= self._asleep_until:
+                return
+            if not self._inbox:
+                self._news.wait(self._asleep_until - now)
+            elif (spare := self._since + _LINGER - now) > 0:
+                self._alarm.wait(spare)
+            else:
+                return
+
+    def _break(self, error: BaseException) -> None:
+        self.fatal = error  # whoever runs the consumer raises it; if nobody waits, it is here
+        self._line.lament(error, self._context().worker)
+        self._over = True
+
+    # ------------------------------------------------------------------------ in the seat
+
+    def _round(self) -> float:
+        """Do one thing, if there is one; return for how many seconds there is nothing to do."""
+        self._alarm.clear()
+        mode = self._mode  # before the inbox: what is in there when it closes counts
+        while self._inbox:
+            self._inbox.popleft()()
+        if mode != "leasing":
             self.resting.set()
-            self.ended.set()
+        if mode == "closing" and not (self._verdicts or self._strays):
+            self._over = True
+            return 0.0
+        rest = self._step_on()
+        self._over = mode == "closing" and self._line.hurried
+        return rest
 
     @property
     def left(self) -> int:
         """How many messages are not settled; at the end, their leases run out."""
         return len(self._verdicts) + len(self._inbox)
 
-    def _step_on(self) -> None:
+    def _step_on(self) -> float:
         try:
-            self._step()
+            return self._step()
         except Exception as error:
             # Told to stop while the database was away: it is no use to wait for a lease then.
             if self._line.hurried or not (self._leaving.is_set() and transient(error)):
                 raise
+            return 0.0
 
-    def _step(self) -> None:
+    def _step(self) -> float:
         now = time.monotonic()
         due = [one for one in self._verdicts.values() if one.not_before <= now]
-        rest = _LOOK_EVERY if self._verdicts else 60.0
         if self._mode == "leasing":
             step = self._schedule.next(now)
             if isinstance(step, Take):
                 self._turn(step, due)
-                return
-            rest = step.seconds
+                return 0.0
             if self._until_empty and self._schedule.drained and not self._verdicts:
-                if self._something_is_left():
-                    self._schedule.look_again(now)
-                    return
-                self.empty = True
-                self._mode = "draining"
-                self.ended.set()
-                return
+                self._drained(now)
+                return 0.0
         if self._is_ripe(due, now):
             self._settle(due)
         elif self._strays and self._mode != "leasing":
             self._hand_back(self._line.stopping)
         elif not self._ask_for_notifications(now):
-            later = [max(one.not_before, one.alone_at) - now for one in self._verdicts.values()]
-            self._wake.wait(max(0.0, min([rest, *later])))
+            return self._rest(now)
+        return 0.0
+
+    def _rest(self, now: float) -> float:
+        """For how many seconds there is nothing to do, unless there are news."""
+        moments = [max(one.not_before, one.alone_at) for one in self._verdicts.values()]
+        rest = _LOOK_EVERY if moments else _LONGEST_REST
+        if self._mode == "leasing":
+            rest = self._schedule.rest(now)
+        return max(0.0, min(rest, *(one - now for one in moments))) if moments else rest
+
+    def _drained(self, now: float) -> None:
+        """End, as there is nothing left, unless somebody had it locked just then."""
+        context = self._context()
+        queues = self._schedule.queues
+        if self._line.call("a look", context, consume.anything_ready, queues):
+            self._schedule.look_again(now)
+            return
+        self.empty = True
+        self._mode = "draining"
+        self.ended.set()
 
     def _is_ripe(self, due: Sequence[_Waiting], now: float) -> bool:
         """Whether to settle now, without a lease to share the commit with."""
         if self._mode == "leasing" and self._schedule.in_hand:
             return any(one.alone_at <= now for one in due)
         return bool(due)
-
-    def _something_is_left(self) -> bool:
-        """Whether something is visible that no lease got: somebody had it locked just then."""
-        context = self._context()
-        return self._line.call("a look", context, consume.anything_ready, self._schedule.queues)
 
     def _turn(self, take: Take, due: Sequence[_Waiting]) -> None:
         """Acknowledge what is done, and lease."""
@@ -329,15 +427,15 @@ class Desk:
 
     # --------------------------------------------------------------------------- settling
 
-    def _add(self, handler: Handler, verdicts: Sequence[Verdict]) -> None:
-        """Take in verdicts, one for each message.
+    def _add(self, handler: Handler, verdicts: Sequence[Verdict], since: float) -> None:
+        """Take in verdicts, one for each message, which were reached then.
 
         One that took too long is settled before its handler returns; and a message may be leased
         here again while the handler of an attempt that was lost goes on. The newest attempt
         counts, and what was decided about it first.
         """
         # With a store ahead, the others of it are soon done as well.
-        alone_at = time.monotonic() + _LINGER if handler.prefetch else 0.0
+        alone_at = since + _LINGER if handler.prefetch else 0.0
         for one in verdicts:
             known = self._verdicts.get(one.delivery.id)
             if known is None or known.verdict.delivery.read_ct < one.delivery.read_ct:

@@ -79,12 +79,18 @@ class Schedule:
 
     def next(self, now: float) -> Take | Rest:
         """Return what to do now."""
-        open_ = [one for one in self._sources.values() if self._wants(one)]
-        due = [one for one in open_ if one.due <= now]
+        due = [one for one in self._open() if one.due <= now]
         if not due:
-            return Rest(max(0.0, min((one.due - now for one in open_), default=self.poll_interval)))
+            return Rest(self.rest(now))
         chosen = self._fairest(due)
         return Take(chosen.handler, self._room(chosen))
+
+    def rest(self, now: float) -> float:
+        """Return for how many seconds there is nothing to lease, unless something happens."""
+        return max(0.0, min((one.due - now for one in self._open()), default=self.poll_interval))
+
+    def _open(self) -> list[_Source]:
+        return [one for one in self._sources.values() if self._wants(one)]
 
     def _wants(self, source: _Source) -> bool:
         # With a store of messages ahead it is filled when half is used up, not one by one.

@@ -51,7 +51,10 @@ class Crew(Protocol):
     """Who calls the handlers."""
 
     def begin(self, count: int) -> None:
-        """So much may be started: ask `Runtime.next_unit` until it returns None."""
+        """So much may be started: ask `Runtime.next_unit` until it returns None.
+
+        Where that must not wait: `Runtime.next_ready`.
+        """
 
     def abandon(self, held: Sequence[Held]) -> None:
         """Tell the handlers of these messages to stop, if they can be told."""
@@ -229,9 +232,18 @@ class Runtime:
 
     def _give_back(self, unstarted: Sequence[Unit]) -> None:
         for unit in unstarted:
-            self.desk.finished(unit, [Verdict(one, "release") for one in unit.deliveries])
+            releases = [Verdict(one, "release") for one in unit.deliveries]
+            self.desk.finished(unit, releases, quietly=False)
 
     def next_unit(self) -> Unit | None:
+        """Return what may be started now, for a caller that can wait: it may lease that first."""
+        unit = self.next_ready()
+        if unit is None:
+            return self.desk.help(self.next_ready)
+        self.desk.mind()
+        return unit
+
+    def next_ready(self) -> Unit | None:
         """Return what may be started now; its lease is still held, and its timeout begins."""
         while True:
             with self._lock:
@@ -247,13 +259,20 @@ class Runtime:
             # Waited for too long in this process: whoever has it now does the work.
             self.finished(unit, [Verdict(one, "release") for one in unit.deliveries])
 
-    def finished(self, unit: Unit, verdicts: Sequence[Verdict]) -> None:
-        """Note how a call ended, and settle what its own transaction has not."""
+    def finished(self, unit: Unit, verdicts: Sequence[Verdict], *, quietly: bool = False) -> None:
+        """Note how a call ended, and settle what its own transaction has not.
+
+        Args:
+            unit: What it worked on.
+            verdicts: What becomes of each message.
+            quietly: The caller asks for `next_unit` now, so that nobody has to be woken.
+        """
         self.book.settling(unit.deliveries)
         for one in verdicts:
             if one.settled or one.kind == "keep":
                 self._report(unit, one)
-        self.desk.finished(unit, [v for v in verdicts if not (v.settled or v.kind == "keep")])
+        left = [v for v in verdicts if not (v.settled or v.kind == "keep")]
+        self.desk.finished(unit, left, quietly=quietly)
         with self._lock:
             self._running.pop(unit.number, None)
             self._ready.finished(unit)

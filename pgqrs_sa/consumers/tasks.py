@@ -279,7 +279,7 @@ class _Tasks:
             self._loop.call_soon_threadsafe(self._begin)
 
     def _begin(self) -> None:
-        while (unit := self.runtime.next_unit()) is not None:
+        while (unit := self.runtime.next_ready()) is not None:
             task = self._loop.create_task(self._work(unit), name=f"pgqrs-{unit.handler.name}")
             self.running.add(task)
             for one in unit.deliveries:

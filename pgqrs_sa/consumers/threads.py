@@ -304,7 +304,8 @@ class _Threads:
         """See `Crew`: a thread that is free wakes, and works until there is nothing to start."""
         with self._news:
             self._begun += 1
-            self._news.notify(count)
+            # One that has leased for itself does not wait.
+            self._news.notify(count - self.is_of(threading.current_thread()))
 
     def abandon(self, held: Sequence[Held]) -> None:
         """See `Crew`: a thread cannot be stopped, but it can ask ``delivery.lease_lost``."""
@@ -316,7 +317,7 @@ class _Threads:
                 self._news.wait_for(lambda seen=seen: self._begun != seen)  # type: ignore[misc]
                 seen = self._begun
             while not self._leaving and (unit := self.runtime.next_unit()) is not None:
-                self.runtime.finished(unit, self._call(unit))
+                self.runtime.finished(unit, self._call(unit), quietly=True)
 
     def _call(self, unit: Unit) -> list[Verdict]:
         try:

@@ -47,7 +47,7 @@ class Cutter:
         sa.event.listen(getattr(engine, "sync_engine", engine), name, self._seen)
 
     def _seen(self, connection, _cursor, statement, *_more):
-        if not is_own(threading.current_thread()):
+        if not is_own(connection):
             return
         with self._lock:
             self.count += 1
@@ -66,9 +66,13 @@ def backend_of(connection):
     return getattr(driver, "get_server_pid", lambda: driver.info.backend_pid)()
 
 
-def is_own(thread):
-    """Whether a thread is one in which the consumer works for itself, and not for a handler."""
-    return thread.name.startswith(("pgqrs-desk", "pgqrs-keeper"))
+def is_own(connection):
+    """Whether the consumer leases or settles on it: in its own threads, or a handler's between."""
+    name = threading.current_thread().name
+    alone = connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+    return name.startswith(("pgqrs-desk", "pgqrs-keeper")) or (
+        alone and name.startswith("pgqrs-handler")
+    )
 
 
 def driver_error(connection):
@@ -276,7 +280,7 @@ def test_a_handlers_commit_whose_reply_was_lost_is_success_and_not_repeated(kit)
     @sa.event.listens_for(getattr(engine, "sync_engine", engine), "commit")
     def lose(connection):
         """Commit, and then fail as if that had not been heard."""
-        if len(calls) == 1 and not is_own(threading.current_thread()):
+        if len(calls) == 1 and not is_own(connection):
             calls.append(0)
             connection.connection.dbapi_connection.commit()
             raise driver_error(connection)
