@@ -87,6 +87,7 @@ class Verdict:
 
 
 _DRAIN = "drain, QueueService"
+_CHAINED = "drain, QueueService chained"
 _RUNTIME = "drain, Consumer"
 _BATCHES = "drain, Consumer with batches"
 
@@ -117,6 +118,14 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target(f"{_DRAIN}: 20 x pgqrs", "drain", "service", 20.0, ("pgqrs",)),
     Target(f"{_DRAIN}: 1.2 x the peers", "drain", "service", 1.2, ("pgqueuer", "pgmq-sqlalchemy")),
+    Target(f"{_CHAINED}: 20 x pgqrs", "drain", "service-chained", 20.0, ("pgqrs",)),
+    Target(
+        f"{_CHAINED}: 1.2 x the peers",
+        "drain",
+        "service-chained",
+        1.2,
+        ("pgqueuer", "pgmq-sqlalchemy", "pgmq-sqlalchemy-chained"),
+    ),
     Target(f"{_RUNTIME}: 1.2 x raw pgmq", "drain", "runtime", 1.2, ("pgmq",)),
     Target(f"{_BATCHES}: 1.2 x raw pgmq", "drain", "runtime-batches", 1.2, ("pgmq",)),
     Target(
@@ -170,7 +179,24 @@ TARGETS: tuple[Target, ...] = (
         ("pgmq",),
         number="later",
     ),
+    Target("snapshot held, QueueService chained: last / first", "snapshot", "service-chained", 0.9),
+    Target(
+        "snapshot held, QueueService chained, after 20 s: 10 x pgmq",
+        "snapshot",
+        "service-chained",
+        10.0,
+        ("pgmq",),
+        number="later",
+    ),
     Target("snapshot held, Consumer: last window / first", "snapshot", "runtime", 0.9),
+    Target(
+        "snapshot held, Consumer, after 20 s: 10 x pgmq",
+        "snapshot",
+        "runtime",
+        10.0,
+        ("pgmq",),
+        number="later",
+    ),
     Target("producers with wake-up / without", "wake-up", "service-notify", 0.9, ("service",)),
     Target("memory: growth in MB", "memory", "service", 20.0, better="at most"),
     Target("memory, Consumer: growth in MB", "memory", "runtime", 20.0, better="at most"),

@@ -6,18 +6,25 @@ from .bare import Bare
 from .base import Contender
 from .floor import Floor
 from .peer_chancy import Chancy
-from .peer_pgmq import Pgmq, PgmqSqlalchemy
+from .peer_pgmq import Pgmq, PgmqSqlalchemy, PgmqSqlalchemyChained
 from .peer_pgqrs import Pgqrs
 from .peer_pgqueuer import Pgqueuer
 from .peer_procrastinate import Procrastinate
 from .runtime import AsyncRuntime, Runtime, RuntimeBatches
-from .service import Service, ServiceAsyncpg, ServiceAsyncPsycopg, ServiceNotify
+from .service import (
+    Service,
+    ServiceAsyncpg,
+    ServiceAsyncPsycopg,
+    ServiceChained,
+    ServiceNotify,
+)
 
 __all__ = ["CONTENDERS", "Contender", "by_name"]
 
 CONTENDERS: tuple[type[Contender], ...] = (
     Service,
     ServiceNotify,
+    ServiceChained,
     ServiceAsyncPsycopg,
     ServiceAsyncpg,
     Runtime,
@@ -27,6 +34,7 @@ CONTENDERS: tuple[type[Contender], ...] = (
     Floor,
     Pgmq,
     PgmqSqlalchemy,
+    PgmqSqlalchemyChained,
     Pgqrs,
     Procrastinate,
     Pgqueuer,

@@ -241,3 +241,27 @@ class PgmqSqlalchemy(Contender):
             self._client.archive_batch(QUEUE, [one.msg_id for one in found])
             if not progress.add(len(found)):
                 return
+
+
+class PgmqSqlalchemyChained(PgmqSqlalchemy):
+    """The same with `ServiceChained`'s loop, since its methods take a session as well."""
+
+    name = "pgmq-sqlalchemy-chained"
+    title = "pgmq-sqlalchemy, archive + next read"
+    only = ("drain",)
+
+    def consume(self, batch: int, progress: Progress) -> None:
+        """See `Contender`."""
+        found: list[Any] = []
+        while True:
+            with Session(self._engine) as session, session.begin():
+                done = found
+                if done:
+                    ids = [one.msg_id for one in done]
+                    self._client.archive_batch(QUEUE, ids, session=session, commit=False)
+                found = (
+                    self._client.read_batch(QUEUE, batch, _LEASE, session=session, commit=False)
+                    or []
+                )
+            if (done and not progress.add(len(done))) or not found:
+                return

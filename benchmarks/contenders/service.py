@@ -17,7 +17,14 @@ from ..work import Payload, Progress, Tally
 from .base import ORDER, POLL, QUEUE, AsyncContender, age_ms
 from .ours import WARM, Ours
 
-__all__ = ["AsyncService", "Service", "ServiceAsyncPsycopg", "ServiceAsyncpg", "ServiceNotify"]
+__all__ = [
+    "AsyncService",
+    "Service",
+    "ServiceAsyncPsycopg",
+    "ServiceAsyncpg",
+    "ServiceChained",
+    "ServiceNotify",
+]
 
 _PREPARED = 6  # psycopg prepares a statement when it has executed it five times
 
@@ -140,6 +147,28 @@ class ServiceNotify(Service):
         if "notify" not in inspect.signature(QueueService).parameters:
             return "this version of pgqrs_sa has no QueueService(session, notify=True)"
         return super().missing(place)
+
+
+class ServiceChained(Service):
+    """What is done is archived in the transaction that leases what comes next."""
+
+    name = "service-chained"
+    title = "pgqrs_sa QueueService, archive + next lease"
+    wakes = ()
+    only = ("drain", "snapshot")
+
+    def consume(self, batch: int, progress: Progress) -> None:
+        """See `Contender`."""
+        deliveries: list[Delivery] = []
+        while True:
+            with Session(self._engine) as session, session.begin():
+                service = self._service(session)
+                done = deliveries
+                if done:
+                    service.archive_many(done)
+                deliveries = service.dequeue(QUEUE, batch)
+            if (done and not progress.add(len(done))) or not deliveries:
+                return
 
 
 class AsyncService(AsyncContender, Ours):
