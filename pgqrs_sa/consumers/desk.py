@@ -151,8 +151,10 @@ class Desk:
             What that has found in the end.
         """
         with self._seat:
-            if self._over or (unit := look()) is not None:
-                return None if self._over else unit
+            if self._over:
+                return None
+            if (unit := look()) is not None:
+                return unit  # whoever had the seat has leased it
             try:
                 rest = self._round() or self._rest(time.monotonic())
             except BaseException as error:  # noqa: BLE001 - it is kept

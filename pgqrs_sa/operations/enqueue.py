@@ -242,7 +242,7 @@ class _Batch:
         if len(rows) != count:
             raise _rows_vanish(self.queue, f"{len(rows)} of {count} messages")
         # Ids are drawn in the order of the array, so that sorting them restores it.
-        return [Receipt(id_, vt) for id_, vt, *_ in sorted(rows, key=itemgetter(0))]
+        return [Receipt(row[0], row[1]) for row in sorted(rows, key=itemgetter(0))]
 
     def insert_keyed(self, chunk: Sequence[_Encoded]) -> dict[int, Receipt]:
         statement = statements.many(self.context.models, keyed=True, notify=bool(self.channel))

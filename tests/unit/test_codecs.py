@@ -452,6 +452,12 @@ def test_many_values_at_once_are_written_as_each_by_itself_or_left_to_that(value
     assert codec.dumps_each(values) is None
 
 
+@pytest.mark.parametrize("odd", ["\0", ',"\0",', [1, "\0", 2], {"a": ["", "\0", ""]}])
+def test_a_value_that_looks_like_the_end_of_one_is_left_to_a_closer_look(odd):
+    assert codec.dumps_each([1, odd, 2]) is None
+    assert codec.dumps_each([odd]) is None
+
+
 def test_many_values_are_no_deeper_than_one_may_be():
     value = []
     for _ in range(199):
