@@ -197,6 +197,17 @@ TARGETS: tuple[Target, ...] = (
         ("pgmq",),
         number="later",
     ),
+    Target(
+        "snapshot held, Consumer with batches: last / first", "snapshot", "runtime-batches", 0.9
+    ),
+    Target(
+        "snapshot held, Consumer with batches, after 20 s: 10 x pgmq",
+        "snapshot",
+        "runtime-batches",
+        10.0,
+        ("pgmq",),
+        number="later",
+    ),
     Target("producers with wake-up / without", "wake-up", "service-notify", 0.9, ("service",)),
     Target("memory: growth in MB", "memory", "service", 20.0, better="at most"),
     Target("memory, Consumer: growth in MB", "memory", "runtime", 20.0, better="at most"),

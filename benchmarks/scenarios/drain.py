@@ -102,7 +102,15 @@ class Snapshot(Scenario):
     unit = "last / first"
     heavy = True
     work = ("consume",)
-    usual = ("service", "service-chained", "runtime", "pgmq", "pgqueuer", "pgqrs")
+    usual = (
+        "service",
+        "service-chained",
+        "runtime",
+        "runtime-batches",
+        "pgmq",
+        "pgqueuer",
+        "pgqrs",
+    )
     consumers = 2
     later = 20.0  # seconds after which the peers are compared
 

@@ -42,6 +42,7 @@ _BUSY_AGAIN = 0.2  # seconds until a row that was locked is tried again
 _LOOK_EVERY = 1.0  # seconds between two looks at why a queue gives nothing
 _LINGER = 0.005  # seconds for which what is done waits for the next lease, to share its commit
 _LONGEST_REST = 60.0  # seconds
+_PATIENCE = 0.1  # seconds at the seat, after which a handler's thread looks around again
 _IDLE_AFTER = 0.05  # seconds without a message, after which notifications are asked for
 
 
@@ -122,7 +123,7 @@ class Desk:
         Args:
             unit: What it worked on.
             verdicts: What becomes of each message.
-            quietly: Wake nobody; the caller goes on to `mind` or `help`.
+            quietly: Wake nobody; the caller goes on to `help`.
         """
         now = time.monotonic()
 
@@ -136,34 +137,41 @@ class Desk:
         if not quietly:
             self._raise_alarm()
 
-    def mind(self) -> None:
-        """Whoever has called `finished` has more to do first: see to it if that takes long."""
-        if self._inbox and not self._news.is_set():
-            self._news.set()
-
     def help(self, look: Callable[[], Unit | None]) -> Unit | None:
-        """Do one thing here in the thread of a handler that has nothing else to do.
+        """Return what a handler's thread may start, after leasing that in it if need be.
 
         Args:
-            look: Returns what may be started, if there is something.
-
-        Returns:
-            What that has found in the end.
+            look: Returns what may be started, if there is something; without delay.
         """
-        with self._seat:
+        unit = look() or self._sit_down(look)
+        # What is left here comes next when the thread is back: see to it if that takes long.
+        if self._inbox and not self._news.is_set():
+            self._news.set()
+        return unit
+
+    def _sit_down(self, look: Callable[[], Unit | None]) -> Unit | None:
+        while not self._seat.acquire(timeout=_PATIENCE):
+            # Whoever has the seat may wait for a database, and may have leased before it does.
+            if (unit := look()) is not None or self._leaving.is_set():
+                return unit
+        try:
             if self._over:
                 return None
             if (unit := look()) is not None:
-                return unit  # whoever had the seat has leased it
-            try:
-                rest = self._round() or self._rest(time.monotonic())
-            except BaseException as error:  # noqa: BLE001 - it is kept
-                self._break(error)
-                rest = 0.0
-            early = self._over or time.monotonic() + rest < self._asleep_until
-        if early:
-            self._raise_alarm()
+                return unit
+            self._assist()
+        finally:
+            self._seat.release()
         return look()
+
+    def _assist(self) -> None:
+        try:
+            rest = self._round() or self._rest(time.monotonic())
+        except BaseException as error:  # noqa: BLE001 - it is kept
+            rest = 0.0
+            self._break(error)
+        if self._over or time.monotonic() + rest < self._asleep_until:
+            self._raise_alarm()
 
     def settle(self, handler: Handler, verdicts: Sequence[Verdict]) -> None:
         """Settle deliveries whose call goes on: it took too long, or all stops."""
@@ -205,6 +213,8 @@ class Desk:
             with self._seat:
                 if self._over:
                     break
+                # Here alone: an alarm is for this thread, whoever comes before it to the seat.
+                self._alarm.clear()
                 try:
                     rest = self._round()
                 except BaseException as error:  # noqa: BLE001 - it is kept
@@ -237,14 +247,13 @@ class Desk:
 
     def _break(self, error: BaseException) -> None:
         self.fatal = error  # whoever runs the consumer raises it; if nobody waits, it is here
-        self._line.lament(error, self._context().worker)
         self._over = True
+        self._line.lament(error, self._context().worker)
 
     # ------------------------------------------------------------------------ in the seat
 
     def _round(self) -> float:
         """Do one thing, if there is one; return for how many seconds there is nothing to do."""
-        self._alarm.clear()
         mode = self._mode  # before the inbox: what is in there when it closes counts
         while self._inbox:
             self._inbox.popleft()()

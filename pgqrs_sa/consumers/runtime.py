@@ -237,27 +237,36 @@ class Runtime:
 
     def next_unit(self) -> Unit | None:
         """Return what may be started now, for a caller that can wait: it may lease that first."""
-        unit = self.next_ready()
-        if unit is None:
-            return self.desk.help(self.next_ready)
-        self.desk.mind()
-        return unit
+        while (unit := self.desk.help(self._claimed)) is not None:
+            if self._begun(unit):
+                return unit
+        return None
 
     def next_ready(self) -> Unit | None:
-        """Return what may be started now; its lease is still held, and its timeout begins."""
-        while True:
-            with self._lock:
-                unit = self._ready.take()
-                if unit is None:
-                    return None
-                self._running[unit.number] = unit
-            if unit.handler.acknowledge == "first" or self.book.start(
-                unit.deliveries, threading.get_ident()
-            ):
-                self.reporter.started(unit)
+        """Return what may be started now, if it has been leased already."""
+        while (unit := self._claimed()) is not None:
+            if self._begun(unit):
                 return unit
-            # Waited for too long in this process: whoever has it now does the work.
-            self.finished(unit, [Verdict(one, "release") for one in unit.deliveries])
+        return None
+
+    def _claimed(self) -> Unit | None:
+        """Return what may be started, which is then the caller's."""
+        with self._lock:
+            unit = self._ready.take()
+            if unit is not None:
+                self._running[unit.number] = unit
+        return unit
+
+    def _begun(self, unit: Unit) -> bool:
+        """Note that a call begins, and its timeout; False if its lease is not held any more."""
+        if unit.handler.acknowledge == "first" or self.book.start(
+            unit.deliveries, threading.get_ident()
+        ):
+            self.reporter.started(unit)
+            return True
+        # Waited for too long in this process: whoever has it now does the work.
+        self.finished(unit, [Verdict(one, "release") for one in unit.deliveries])
+        return False
 
     def finished(self, unit: Unit, verdicts: Sequence[Verdict], *, quietly: bool = False) -> None:
         """Note how a call ended, and settle what its own transaction has not.
@@ -406,6 +415,10 @@ class Runtime:
             thread.join(_GOODBYE)
         if thread.is_alive():
             log.warning("%s hangs: its leases run out by themselves", thread.name)
+
+    def is_of(self, thread: threading.Thread) -> bool:
+        """Return whether a thread is one of this run's own, in which hooks are called."""
+        return thread in self._threads
 
     @property
     def forked(self) -> bool:

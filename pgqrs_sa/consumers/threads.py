@@ -157,15 +157,15 @@ class Consumer(BaseConsumer):
     def stop(self) -> int:
         """Lease no more, wait for the handlers that run, and end.
 
-        A handler that calls this does not wait, since that would be for itself: `run` returns soon
-        afterwards; after `start`, somebody else has to stop the consumer still.
+        A handler or a hook that calls this does not wait, since that would be for itself: `run`
+        returns soon afterwards; after `start`, somebody else has to stop the consumer still.
 
         Returns:
             As `run`.
         """
         self._stop.set()
         run = self._run
-        if run is not None and run.crew.is_of(threading.current_thread()):
+        if run is not None and run.is_of(threading.current_thread()):
             run.runtime.drain()
             return 0
         return self._end()
@@ -264,6 +264,10 @@ class _Run(NamedTuple):
     def over(self) -> bool:
         """True when there is nothing left to wait for."""
         return self.runtime.over or self.crew.failure is not None
+
+    def is_of(self, thread: threading.Thread) -> bool:
+        """Return whether a thread is one of this run."""
+        return self.crew.is_of(thread) or self.runtime.is_of(thread)
 
 
 class _Threads:

@@ -442,3 +442,22 @@ def test_a_handler_may_use_the_service_in_its_session(threads, autoflush):
     assert consumer.run(until_empty=True) == 0
     assert threads.outcomes() == {id_: "archived"}
     assert len(threads.live()) == 3
+
+
+@pytest.mark.parametrize("session", [True, False])
+def test_a_hook_that_stops_the_consumer_does_not_wait_for_itself(threads, session):
+    threads.send(*range(20))
+    told = []
+
+    class Enough(Hooks):
+        def on_success(self, event):
+            told.append(driver.consumer.stop())
+
+    driver = threads.consumer(concurrency=1, drain_timeout=60, hooks=[Enough()])
+    driver.on("mail", session=session)(lambda *_: None)
+    began = time.monotonic()
+    assert driver.run(until_empty=False) == 0
+    assert time.monotonic() - began < 30  # not the minute that handlers would have
+    assert told[0] == 0
+    assert len(threads.live()) + len(told) == 20
+    assert threads.held() == []

@@ -1,0 +1,243 @@
+"""The desk's seat: who settles and leases when several threads could, and who is woken for it.
+
+With a line that has no database behind it, so that each can be held up where it matters.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from pgqrs_sa import Delivery, Retry
+from pgqrs_sa.consumers.book import Book
+from pgqrs_sa.consumers.desk import Desk
+from pgqrs_sa.consumers.handlers import Handlers, Unit
+from pgqrs_sa.consumers.hooks import Reporter
+from pgqrs_sa.consumers.policy import Schedule
+from pgqrs_sa.consumers.settings import Settings
+from pgqrs_sa.consumers.verdicts import Verdict
+from pgqrs_sa.operations.consume import Turn
+
+NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+SOON = 5.0
+
+
+def delivery(id_: int) -> Delivery:
+    return Delivery(id_, "mail", "{}", {}, None, 0, NOW, NOW, 1, 5, None, None, None)
+
+
+class FakeLine:
+    """Settles whatever it is told to, and leases what it has been given."""
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self.hurried = False
+        self.settled: list[int] = []
+        self.supply: list[Delivery] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.leasing = threading.Event()
+        self.closed = threading.Event()
+        self.error: Exception | None = None
+
+    def call(self, what, context, operation, *args, **kwargs):
+        return self.call_until(self.stopping, what, context, operation, *args, **kwargs)
+
+    def call_until(self, until, what, context, operation, *args, **kwargs):
+        del until, context, operation, kwargs
+        if self.error is not None:
+            raise self.error
+        if what == "a settlement":
+            self.settled += [one.delivery.id for one in args[0]]
+            return {one.delivery.id: "archived" for one in args[0]}
+        if what == "a lease":
+            done, _, limit = args[:3]
+            self.settled += [one.id for one in done]
+            self.leasing.set()
+            assert self.go_on.wait(SOON)
+            taken, self.supply = self.supply[:limit], self.supply[limit:]
+            return Turn(frozenset(one.id for one in done), taken)
+        return None
+
+    def lament(self, error, worker) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class Office:
+    """A desk, its thread, and what was leased and not started."""
+
+    def __init__(self, *, concurrency: int, prefetch: int) -> None:
+        handlers = Handlers(concurrency, Retry(), asynchronous=False)
+
+        def work(delivery: Delivery) -> None:
+            """Never called."""
+
+        handlers.add(
+            "mail", work, lease=None, concurrency=None, prefetch=prefetch, timeout=None,
+            retry=None, batch=None, weight=1, acknowledge="commit", payload=None,
+        )  # fmt: skip
+        (self.handler,) = handlers
+        settings = Settings.checked(
+            name="w", concurrency=concurrency, poll_interval=60, drain_timeout=1, heartbeat=10,
+            housekeeping=None, version=None, models=None, codec=None, notify=False,
+            listen_dsn=None, hooks=(),
+        )  # fmt: skip
+        self.line = FakeLine()
+        self.ready: list[Unit] = []
+        context = settings.context()
+        schedule = Schedule(concurrency, 60, jitter=lambda: 0.5)
+        schedule.work_on([self.handler])
+        self.book = Book()
+        self.desk = Desk(
+            self.line, lambda: context, self.book, schedule, {"mail": dt.timedelta(hours=1)},
+            Reporter(()), self.ready.extend, lambda _held: None, until_empty=False,
+            listening=False,
+        )  # fmt: skip
+        self.thread = threading.Thread(target=self.desk.run, daemon=True)
+
+    def look(self) -> Unit | None:
+        return self.ready.pop(0) if self.ready else None
+
+    def finish(self, unit: Unit) -> None:
+        verdicts = [Verdict(one, "archive") for one in unit.deliveries]
+        self.desk.finished(unit, verdicts, quietly=True)
+
+
+@contextmanager
+def office(*, concurrency: int = 1, prefetch: int = 0, working: bool = True):
+    made = Office(concurrency=concurrency, prefetch=prefetch)
+    if working:
+        made.thread.start()
+    yield made
+    made.line.go_on.set()
+    made.desk.close()
+    if working:
+        made.thread.join(SOON)
+        assert not made.thread.is_alive()
+
+
+def until(holds) -> None:
+    end = time.monotonic() + SOON
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_a_thread_that_has_nothing_to_do_settles_and_leases_by_itself():
+    with office(working=False) as one:
+        one.line.supply = [delivery(1), delivery(2)]
+        first = one.desk.help(one.look)
+        assert [d.id for d in first.deliveries] == [1]
+        one.finish(first)
+        second = one.desk.help(one.look)
+        assert [d.id for d in second.deliveries] == [2]
+        assert one.line.settled == [1]
+
+
+def test_a_thread_that_has_more_to_start_leaves_the_rest_to_the_desks_own():
+    with office(prefetch=1) as one:
+        one.line.supply = [delivery(1), delivery(2)]
+        one.desk.nudge("mail")
+        until(lambda: len(one.ready) == 2)
+        first = one.desk.help(one.look)
+        one.finish(first)
+        assert one.desk.help(one.look) is not None  # and its handler takes an hour
+        until(lambda: one.line.settled == [1])
+
+
+def test_what_was_done_while_another_leased_is_settled_although_there_is_more_to_start():
+    with office(concurrency=2, prefetch=3) as one:
+        one.line.supply = [delivery(n) for n in range(1, 6)]  # as many as it may have in hand
+        one.desk.nudge("mail")
+        until(lambda: len(one.ready) == 5)
+        *units, last = [one.look() for _ in range(5)]
+        one.line.leasing.clear()
+        one.line.go_on.clear()
+        one.line.supply = [delivery(n) for n in range(6, 10)]
+        for unit in units:
+            one.finish(unit)
+        first = threading.Thread(target=one.desk.help, args=(one.look,))
+        first.start()
+        assert one.line.leasing.wait(SOON)  # it has the seat, and what was in the inbox
+        one.finish(last)
+        found = []
+        second = threading.Thread(target=lambda: found.append(one.desk.help(one.look)))
+        second.start()
+        one.line.go_on.set()
+        second.join(SOON)
+        first.join(SOON)
+        assert found != [None]  # its handler takes an hour
+        until(lambda: 5 in one.line.settled)
+
+
+class LateEvent(threading.Event):
+    """One whose waiter is only scheduled again when it may be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = threading.Event()
+        self.may_go = threading.Event()
+
+    def wait(self, timeout=None):
+        self.waits.set()
+        found = super().wait(timeout)
+        self.may_go.wait(SOON)
+        return found
+
+
+def test_the_end_is_not_missed_when_a_handlers_thread_comes_to_the_seat_first():
+    with office(working=False) as one:
+        late = one.desk._news = LateEvent()
+        late.may_go.set()
+        one.line.supply = [delivery(1)]
+        one.thread.start()
+        until(lambda: one.ready)
+        one.finish(one.look())
+        late.may_go.clear()
+        late.waits.clear()
+        one.desk.stop_leasing()  # its thread is woken, and does not come to the processor
+        one.desk.close()
+        assert one.desk.help(one.look) is None
+        assert one.line.settled == [1]
+        late.may_go.set()
+        assert one.desk.ended.wait(SOON)
+        one.thread.join(SOON)
+    assert one.line.closed.is_set()
+
+
+def test_a_seat_that_is_taken_for_long_keeps_no_thread_from_what_is_there():
+    with office(concurrency=2) as one:
+        one.line.go_on.clear()
+        one.desk.nudge("mail")
+        assert one.line.leasing.wait(SOON)
+        found = []
+        waiting = threading.Thread(target=lambda: found.append(one.desk.help(one.look)))
+        waiting.start()
+        one.ready.append(Unit(one.handler, (delivery(9),)))
+        waiting.join(SOON)
+        assert found[0].deliveries[0].id == 9
+        stopping = threading.Thread(target=one.desk.help, args=(one.look,))
+        stopping.start()
+        one.desk.stop_leasing()
+        stopping.join(SOON)
+        assert not stopping.is_alive()
+
+
+@pytest.mark.parametrize("working", [True, False])
+def test_an_error_in_a_handlers_thread_is_kept_as_one_of_the_desks_own(working):
+    with office(working=False) as one:
+        one.line.error = ValueError("not one that passes")
+        assert one.desk.help(one.look) is None
+        assert one.desk.fatal is one.line.error
+        if working:
+            one.thread.start()
+            one.thread.join(SOON)
+            assert one.desk.ended.is_set()
+        assert one.desk.help(one.look) is None
