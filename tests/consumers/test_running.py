@@ -450,7 +450,7 @@ def test_a_hook_that_stops_the_consumer_does_not_wait_for_itself(threads, sessio
     told = []
 
     class Enough(Hooks):
-        def on_success(self, event):
+        def on_success(self, _event):
             told.append(driver.consumer.stop())
 
     driver = threads.consumer(concurrency=1, drain_timeout=60, hooks=[Enough()])
