@@ -1,13 +1,7 @@
-"""Where messages are leased and settled, on one connection: by one thread at a time.
+"""Where messages are leased and settled, on one connection: in the thread that has the seat.
 
 Handlers end at any time; here all that is over is settled together with the next lease, in one
 statement where that is an archive: one round trip and one commit, however many they are.
-
-The desk has a thread of its own, but a handler's thread that has nothing to do takes the seat
-itself, and goes on with what it has leased: to wake another one, and be woken by it, takes as long
-as the statement does. (Leaders and followers: Schmidt and others, Pattern-Oriented Software
-Architecture 2, 2000.) The desk's own thread does what is left: what comes while all handlers are
-busy, and the waiting when there is nothing to do.
 """
 
 from __future__ import annotations
@@ -15,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,6 +24,7 @@ from .handlers import Handler, Unit
 from .hooks import Reporter
 from .line import Line
 from .policy import Schedule, Take, units
+from .seat import LINGER, Seat
 from .troubles import transient
 from .verdicts import Verdict
 
@@ -40,9 +34,7 @@ log = logging.getLogger("pgqrs_sa.consumer")
 
 _BUSY_AGAIN = 0.2  # seconds until a row that was locked is tried again
 _LOOK_EVERY = 1.0  # seconds between two looks at why a queue gives nothing
-_LINGER = 0.005  # seconds for which what is done waits for the next lease, to share its commit
 _LONGEST_REST = 60.0  # seconds
-_PATIENCE = 0.1  # seconds at the seat, after which a handler's thread looks around again
 _IDLE_AFTER = 0.05  # seconds without a message, after which notifications are asked for
 
 
@@ -97,13 +89,7 @@ class Desk:
         self._until_empty = until_empty
         self._listening = listening
         self._verdicts: dict[int, _Waiting] = {}
-        self._inbox: deque[Callable[[], None]] = deque()
-        self._seat = threading.Lock()  # whoever has it works here
-        self._asleep_until = 0.0
-        self._news = threading.Event()  # something is in the inbox
-        self._alarm = threading.Event()  # and nobody comes for it but the desk's own thread
-        self._since = 0.0  # when the first was put there
-        self._over = False
+        self._seat = Seat(self._round, self._rest, self._break)
         self._mode: Literal["leasing", "draining", "closing"] = "leasing"
         self._leaving = threading.Event()  # no lease is worth waiting for any more
         self._looked_at: dict[str, float] = {}
@@ -131,11 +117,7 @@ class Desk:
             self._schedule.finished(unit.handler.queue, len(unit.deliveries))
             self._add(unit.handler, verdicts, now)
 
-        if not self._inbox:
-            self._since = now
-        self._inbox.append(note)
-        if not quietly:
-            self._raise_alarm()
+        self._seat.leave(note, quietly=quietly)
 
     def help(self, look: Callable[[], Unit | None]) -> Unit | None:
         """Return what a handler's thread may start, after leasing that in it if need be.
@@ -143,64 +125,27 @@ class Desk:
         Args:
             look: Returns what may be started, if there is something; without delay.
         """
-        unit = look() or self._sit_down(look)
-        # What is left here comes next when the thread is back: see to it if that takes long.
-        if self._inbox and not self._news.is_set():
-            self._news.set()
-        return unit
-
-    def _sit_down(self, look: Callable[[], Unit | None]) -> Unit | None:
-        while not self._seat.acquire(timeout=_PATIENCE):
-            # Whoever has the seat may wait for a database, and may have leased before it does.
-            if (unit := look()) is not None or self._leaving.is_set():
-                return unit
-        try:
-            if self._over:
-                return None
-            if (unit := look()) is not None:
-                return unit
-            self._assist()
-        finally:
-            self._seat.release()
-        return look()
-
-    def _assist(self) -> None:
-        try:
-            rest = self._round() or self._rest(time.monotonic())
-        except BaseException as error:  # noqa: BLE001 - it is kept
-            rest = 0.0
-            self._break(error)
-        if self._over or time.monotonic() + rest < self._asleep_until:
-            self._raise_alarm()
+        return self._seat.help(look)
 
     def settle(self, handler: Handler, verdicts: Sequence[Verdict]) -> None:
         """Settle deliveries whose call goes on: it took too long, or all stops."""
         now = time.monotonic()
-        self._post(lambda: self._add(handler, verdicts, now))
+        self._seat.leave(lambda: self._add(handler, verdicts, now))
 
     def nudge(self, queue: str | None) -> None:
         """There may be something in a queue (or in any)."""
-        self._post(lambda: self._schedule.nudge(queue))
+        self._seat.leave(lambda: self._schedule.nudge(queue))
 
     def stop_leasing(self) -> None:
         """Lease no more; go on settling."""
         self._mode = "draining" if self._mode == "leasing" else self._mode
         self._leaving.set()
-        self._raise_alarm()
+        self._seat.keep_nobody()
 
     def close(self) -> None:
         """End when everything is settled."""
         self._mode = "closing"
-        self._raise_alarm()
-
-    def _post(self, note: Callable[[], None]) -> None:
-        self._inbox.append(note)
-        self._raise_alarm()
-
-    def _raise_alarm(self) -> None:
-        if not self._alarm.is_set():  # else it has yet to be cleared, before the inbox is read
-            self._alarm.set()
-            self._news.set()
+        self._seat.alarm()
 
     def _trouble(self) -> None:
         self._strays = True
@@ -209,67 +154,35 @@ class Desk:
 
     def run(self) -> None:
         """Work until closed; an error that does not pass is kept in ``fatal``."""
-        while True:
-            with self._seat:
-                if self._over:
-                    break
-                # Here alone: an alarm is for this thread, whoever comes before it to the seat.
-                self._alarm.clear()
-                try:
-                    rest = self._round()
-                except BaseException as error:  # noqa: BLE001 - it is kept
-                    self._break(error)
-                    break
-                self._asleep_until = time.monotonic() + rest
-            if rest:
-                self._sleep()
+        self._seat.occupy()
         self._line.close()
         self.resting.set()
         self.ended.set()
 
-    def _sleep(self) -> None:
-        """Wait until there is something to do that no handler's thread comes for.
-
-        Those that are quick come back soon, and lease then as well: to be in their way, for the
-        interpreter or the seat, would cost more than it helps (measured: up to half of the rate).
-        """
-        while True:
-            self._news.clear()  # before the looks: what comes after them sets it again
-            now = time.monotonic()
-            if self._alarm.is_set() or now >= self._asleep_until:
-                return
-            if not self._inbox:
-                self._news.wait(self._asleep_until - now)
-            elif (spare := self._since + _LINGER - now) > 0:
-                self._alarm.wait(spare)
-            else:
-                return
-
     def _break(self, error: BaseException) -> None:
         self.fatal = error  # whoever runs the consumer raises it; if nobody waits, it is here
-        self._over = True
         self._line.lament(error, self._context().worker)
 
     # ------------------------------------------------------------------------ in the seat
 
     def _round(self) -> float:
         """Do one thing, if there is one; return for how many seconds there is nothing to do."""
-        mode = self._mode  # before the inbox: what is in there when it closes counts
-        while self._inbox:
-            self._inbox.popleft()()
+        mode = self._mode  # before the notes: what they say when it closes counts
+        self._seat.read()
         if mode != "leasing":
             self.resting.set()
         if mode == "closing" and not (self._verdicts or self._strays):
-            self._over = True
+            self._seat.end()
             return 0.0
         rest = self._step_on()
-        self._over = mode == "closing" and self._line.hurried
+        if mode == "closing" and self._line.hurried:
+            self._seat.end()
         return rest
 
     @property
     def left(self) -> int:
         """How many messages are not settled; at the end, their leases run out."""
-        return len(self._verdicts) + len(self._inbox)
+        return len(self._verdicts) + len(self._seat)
 
     def _step_on(self) -> float:
         try:
@@ -296,11 +209,12 @@ class Desk:
         elif self._strays and self._mode != "leasing":
             self._hand_back(self._line.stopping)
         elif not self._ask_for_notifications(now):
-            return self._rest(now)
+            return self._rest()
         return 0.0
 
-    def _rest(self, now: float) -> float:
+    def _rest(self) -> float:
         """For how many seconds there is nothing to do, unless there are news."""
+        now = time.monotonic()
         moments = [max(one.not_before, one.alone_at) for one in self._verdicts.values()]
         rest = _LOOK_EVERY if moments else _LONGEST_REST
         if self._mode == "leasing":
@@ -446,7 +360,7 @@ class Desk:
         counts, and what was decided about it first.
         """
         # With a store ahead, the others of it are soon done as well.
-        alone_at = since + _LINGER if handler.prefetch else 0.0
+        alone_at = since + LINGER if handler.prefetch else 0.0
         for one in verdicts:
             known = self._verdicts.get(one.delivery.id)
             if known is None or known.verdict.delivery.read_ct < one.delivery.read_ct:

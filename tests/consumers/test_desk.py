@@ -165,7 +165,7 @@ def test_what_was_done_while_another_leased_is_settled_although_there_is_more_to
             one.finish(unit)
         first = threading.Thread(target=one.desk.help, args=(one.look,))
         first.start()
-        assert one.line.leasing.wait(SOON)  # it has the seat, and what was in the inbox
+        assert one.line.leasing.wait(SOON)  # it has the seat, and the notes that were there
         one.finish(last)
         found = []
         second = threading.Thread(target=lambda: found.append(one.desk.help(one.look)))
@@ -194,7 +194,7 @@ class LateEvent(threading.Event):
 
 def test_the_end_is_not_missed_when_a_handlers_thread_comes_to_the_seat_first():
     with office(working=False) as one:
-        late = one.desk._news = LateEvent()
+        late = one.desk._seat._news = LateEvent()
         late.may_go.set()
         one.line.supply = [delivery(1)]
         one.thread.start()
