@@ -89,9 +89,9 @@ class Desk:
         self._until_empty = until_empty
         self._listening = listening
         self._verdicts: dict[int, _Waiting] = {}
-        self._seat = Seat(self._round, self._rest, self._break)
         self._mode: Literal["leasing", "draining", "closing"] = "leasing"
         self._leaving = threading.Event()  # no lease is worth waiting for any more
+        self._seat = Seat(self._round, self._rest, self._break, self._leaving)
         self._looked_at: dict[str, float] = {}
         self._waiting_until = 0.0
         self._strays = False
@@ -140,7 +140,7 @@ class Desk:
         """Lease no more; go on settling."""
         self._mode = "draining" if self._mode == "leasing" else self._mode
         self._leaving.set()
-        self._seat.keep_nobody()
+        self._seat.alarm()
 
     def close(self) -> None:
         """End when everything is settled."""

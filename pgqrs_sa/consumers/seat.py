@@ -32,6 +32,7 @@ class Seat:
             there is nothing to do then, or 0.0 to be called again.
         rest: Returns for how many seconds there is nothing to do, and does nothing.
         broken: Hears of an error of a round, which is the last one.
+        leaving: Set when no thread of a handler is to wait for the seat any more.
     """
 
     def __init__(
@@ -39,16 +40,17 @@ class Seat:
         round: Callable[[], float],
         rest: Callable[[], float],
         broken: Callable[[BaseException], None],
+        leaving: threading.Event,
     ) -> None:
         self._round = round
         self._rest = rest
         self._broken = broken
+        self._leaving = leaving
         self._taken = threading.Lock()
         self._notes: deque[Callable[[], None]] = deque()
         self._since = 0.0  # when the first of the notes was left
         self._news = threading.Event()  # there is a note
         self._alarm = threading.Event()  # and nobody comes for it but the desk's own thread
-        self._leaving = threading.Event()
         self._asleep_until = 0.0
         self._over = False
 
@@ -75,11 +77,6 @@ class Seat:
         if not self._alarm.is_set():  # else it has yet to be cleared, before the notes are read
             self._alarm.set()
             self._news.set()
-
-    def keep_nobody(self) -> None:
-        """Let no thread of a handler wait for the seat any more."""
-        self._leaving.set()
-        self.alarm()
 
     def help(self, look: Callable[[], Unit | None]) -> Unit | None:
         """Return what a handler's thread may start, after a round of its own if need be.
