@@ -165,7 +165,7 @@ def test_messages_whose_lease_was_not_heard_of_come_back_at_once_and_uncharged(k
     ids = kit.send(*range(6))
     engine = kit.app_engine()
     kit.lose_replies = True
-    Cutter(kit, engine, "after", lambda n, text: "pq_leased" in text and not heard)
+    cutter = Cutter(kit, engine, "after", lambda n, text: "pq_leased" in text and not heard)
     heard: list[int] = []
     consumer = kit.consumer(engine=engine, concurrency=3)
 
@@ -174,9 +174,14 @@ def test_messages_whose_lease_was_not_heard_of_come_back_at_once_and_uncharged(k
         heard.append(delivery.id)
         effect(session, delivery)
 
-    # The first lease is executed, and its reply lost, until somebody hears of one.
+    # Leases are executed, and their replies lost, until one of them is there to be seen. That it
+    # is held is seen, at times, before its reply is to be lost: so wait for that, first.
+    def hear() -> None:
+        until(lambda: cutter.cut and kit.held(), "leased, and its reply lost")
+        heard.append(0)
+
     began = time.monotonic()
-    taken = threading.Thread(target=lambda: (until(kit.held, "leased"), heard.append(0)))
+    taken = threading.Thread(target=hear)
     taken.start()
     assert consumer.run() == 0
     taken.join()
