@@ -10,7 +10,7 @@ from .peer_pgmq import Pgmq, PgmqSqlalchemy, PgmqSqlalchemyChained
 from .peer_pgqrs import Pgqrs
 from .peer_pgqueuer import Pgqueuer
 from .peer_procrastinate import Procrastinate
-from .runtime import AsyncRuntime, Runtime, RuntimeBatches
+from .runtime import AsyncRuntimeAsyncpg, AsyncRuntimePsycopg, Runtime, RuntimeBatches
 from .service import (
     Service,
     ServiceAsyncpg,
@@ -29,7 +29,8 @@ CONTENDERS: tuple[type[Contender], ...] = (
     ServiceAsyncpg,
     Runtime,
     RuntimeBatches,
-    AsyncRuntime,
+    AsyncRuntimePsycopg,
+    AsyncRuntimeAsyncpg,
     Bare,
     Floor,
     Pgmq,

@@ -26,7 +26,7 @@ from .base import QUEUE, AsyncContender, Contender, age_ms
 from .ours import Ours
 from .service import Service, ServiceNotify
 
-__all__ = ["AsyncRuntime", "Runtime", "RuntimeBatches", "listens"]
+__all__ = ["AsyncRuntimeAsyncpg", "AsyncRuntimePsycopg", "Runtime", "RuntimeBatches", "listens"]
 
 
 def _found(name: str) -> Any:
@@ -188,11 +188,10 @@ class RuntimeBatches(Runtime):
 
 
 class AsyncRuntime(AsyncContender, _Runtime):
-    """An `AsyncConsumer`, with one task, on psycopg."""
+    """An `AsyncConsumer`, with one task; the driver is the subclass's."""
 
-    name = "runtime-async"
-    title = "pgqrs_sa AsyncConsumer"
     consumer = "AsyncConsumer"
+    driver: str
 
     def consume(self, batch: int, progress: Progress) -> None:
         """See `Contender`."""
@@ -221,8 +220,25 @@ class AsyncRuntime(AsyncContender, _Runtime):
         run: dict[str, Any],
         settings: dict[str, Any],
     ) -> None:
-        engine = create_async_engine(self.place.url())
+        engine = create_async_engine(self.place.url(self.driver))
         consumer = _found(self.consumer)(async_sessionmaker(engine), concurrency=1, **settings)
         consumer.on(QUEUE, **on)(handler)
         await consumer.run(**run)
         await engine.dispose()
+
+
+class AsyncRuntimePsycopg(AsyncRuntime):
+    """On psycopg."""
+
+    name = "runtime-async-psycopg"
+    title = "pgqrs_sa AsyncConsumer, psycopg"
+    driver = "psycopg"
+
+
+class AsyncRuntimeAsyncpg(AsyncRuntime):
+    """On asyncpg."""
+
+    name = "runtime-asyncpg"
+    title = "pgqrs_sa AsyncConsumer, asyncpg"
+    packages = ("pgqrs-sa", "sqlalchemy", "asyncpg")
+    driver = "asyncpg"

@@ -160,7 +160,7 @@ class Memory(Scenario):
     better = "lower"
     heavy = True
     work = ("consume",)
-    usual = ("service", "service-asyncpg", "runtime", "runtime-async")
+    usual = ("service", "service-asyncpg", "runtime", "runtime-async-psycopg")
     longest = 600.0
 
     def takes_part(self, contender: type[Contender], point: Point) -> bool:
