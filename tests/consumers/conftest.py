@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
-import sqlalchemy as sa
-
-from pgqrs_sa import metadata
 
 HERE = str(Path(__file__).parent)
 if HERE not in sys.path:
@@ -20,23 +18,13 @@ from bench import Kit, kit_for  # noqa: E402
 
 
 @pytest.fixture
-def migrated(kept: Any) -> Any:
-    """The file's database, emptied: ids begin with 1."""
-    engine = sa.create_engine(kept.url, poolclass=sa.NullPool)
-    with engine.begin() as connection:
-        connection.execute(sa.text("SET LOCAL lock_timeout = '10s'"))
+def migrated(emptied: Any) -> Any:
+    """The file's database, emptied, with a table for what handlers do."""
+    with psycopg.connect(emptied.dsn) as connection:
         connection.execute(
-            sa.text(
-                "CREATE TABLE IF NOT EXISTS effects (id bigserial PRIMARY KEY, msg_id bigint,"
-                " read_ct int, note text)"
-            )
+            "CREATE TABLE effects (id bigserial PRIMARY KEY, msg_id bigint, read_ct int, note text)"
         )
-        connection.execute(sa.text("DELETE FROM effects"))
-        for table in metadata.sorted_tables:
-            ids = sa.func.pg_get_serial_sequence(table.name, "id")
-            connection.execute(table.delete())
-            connection.execute(sa.select(sa.func.setval(ids, 1, False)))
-    return kept
+    return emptied
 
 
 @pytest.fixture(params=["threads", "psycopg", "asyncpg"])
