@@ -60,6 +60,7 @@ class Desk:
         reporter: Hears of what was settled.
         begin: Takes in what was leased.
         lost: Hears of leases that are gone.
+        wake: Has a thread of a handler that has nothing to do come for `help`; False if none can.
         until_empty: Stop when nothing is left.
         listening: Ask producers for notifications when idle.
     """
@@ -74,6 +75,7 @@ class Desk:
         reporter: Reporter,
         begin: Callable[[Sequence[Unit]], None],
         lost: Callable[[Sequence[Held]], None],
+        wake: Callable[[], bool],
         *,
         until_empty: bool,
         listening: bool,
@@ -91,7 +93,7 @@ class Desk:
         self._verdicts: dict[int, _Waiting] = {}
         self._mode: Literal["leasing", "draining", "closing"] = "leasing"
         self._leaving = threading.Event()  # no lease is worth waiting for any more
-        self._seat = Seat(self._round, self._rest, self._break, self._leaving)
+        self._seat = Seat(self._round, self._rest, self._break, wake, self._leaving)
         self._looked_at: dict[str, float] = {}
         self._waiting_until = 0.0
         self._strays = False
@@ -134,7 +136,7 @@ class Desk:
 
     def nudge(self, queue: str | None) -> None:
         """There may be something in a queue (or in any)."""
-        self._seat.leave(lambda: self._schedule.nudge(queue))
+        self._seat.call(lambda: self._schedule.nudge(queue))
 
     def stop_leasing(self) -> None:
         """Lease no more; go on settling."""
@@ -197,6 +199,9 @@ class Desk:
         now = time.monotonic()
         due = [one for one in self._verdicts.values() if one.not_before <= now]
         if self._mode == "leasing":
+            if self._needs_no_notifications(now):
+                self._waiting(None)
+                return 0.0
             step = self._schedule.next(now)
             if isinstance(step, Take):
                 self._turn(step, due)
@@ -218,7 +223,7 @@ class Desk:
         moments = [max(one.not_before, one.alone_at) for one in self._verdicts.values()]
         rest = _LOOK_EVERY if moments else _LONGEST_REST
         if self._mode == "leasing":
-            rest = self._schedule.rest(now)
+            rest = 0.0 if self._needs_no_notifications(now) else self._schedule.rest(now)
         return max(0.0, min(rest, *(one - now for one in moments))) if moments else rest
 
     def _drained(self, now: float) -> None:
@@ -298,8 +303,6 @@ class Desk:
         if handler.acknowledge == "first":
             leased = self._acknowledged(handler, leased)
         self._begin(units(handler, leased))
-        if self._waiting_until:
-            self._waiting(None)
 
     def _acknowledged(self, handler: Handler, leased: list[Delivery]) -> list[Delivery]:
         """Archive before the handler is called; return what could be archived."""
@@ -341,6 +344,13 @@ class Desk:
         # What was enqueued before this was known has sent no notification.
         self._schedule.nudge(None)
         return True
+
+    def _needs_no_notifications(self, now: float) -> bool:
+        """Whether producers send them for nothing, as there is work again.
+
+        That is said in a round of its own, after the handlers have begun.
+        """
+        return bool(self._waiting_until) and not self._schedule.idle_for(now)
 
     def _waiting(self, span: timedelta | None) -> None:
         context = self._context()

@@ -56,6 +56,10 @@ class Crew(Protocol):
         Where that must not wait: `Runtime.next_ready`.
         """
 
+    def wake(self) -> bool:
+        """Have a thread that has nothing to do ask `Runtime.next_unit`; False if there is none."""
+        ...
+
     def abandon(self, held: Sequence[Held]) -> None:
         """Tell the handlers of these messages to stop, if they can be told."""
 
@@ -181,6 +185,7 @@ class Runtime:
             self.reporter,
             self._begin,
             self.keeper.lose,
+            self._crew.wake,
             until_empty=self._until_empty,
             listening=self._make_listener is not None,
         )

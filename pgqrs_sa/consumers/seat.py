@@ -32,6 +32,7 @@ class Seat:
             there is nothing to do then, or 0.0 to be called again.
         rest: Returns for how many seconds there is nothing to do, and does nothing.
         broken: Hears of an error of a round, which is the last one.
+        wake: Has a thread of a handler that has nothing to do come for `help`; False if none can.
         leaving: Set when no thread of a handler is to wait for the seat any more.
     """
 
@@ -40,11 +41,13 @@ class Seat:
         round: Callable[[], float],
         rest: Callable[[], float],
         broken: Callable[[BaseException], None],
+        wake: Callable[[], bool],
         leaving: threading.Event,
     ) -> None:
         self._round = round
         self._rest = rest
         self._broken = broken
+        self._wake = wake
         self._leaving = leaving
         self._taken = threading.Lock()
         self._notes: deque[Callable[[], None]] = deque()
@@ -70,6 +73,12 @@ class Seat:
             self._since = time.monotonic()
         self._notes.append(note)
         if not quietly:
+            self.alarm()
+
+    def call(self, note: Callable[[], None]) -> None:
+        """Have something done at once, by a thread that can then go on with what it has leased."""
+        self.leave(note, quietly=True)
+        if not self._wake():
             self.alarm()
 
     def alarm(self) -> None:

@@ -286,6 +286,10 @@ class _Tasks:
                 self._by_attempt[one.id, one.read_ct] = task
             task.add_done_callback(partial(self._ended, unit))
 
+    def wake(self) -> bool:
+        """See `Crew`: the application's loop does not wait for a lease."""
+        return False
+
     def abandon(self, held: Sequence[Held]) -> None:
         """See `Crew`: cancel the tasks, from whatever thread."""
 

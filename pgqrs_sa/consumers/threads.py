@@ -277,6 +277,7 @@ class _Threads:
         self._sessionmaker = sessionmaker
         self._news = threading.Condition()
         self._begun = 0
+        self._idle = 0
         self._leaving = False
         self._lock_first: bool | None = None
         self._threads: list[threading.Thread] = []
@@ -311,6 +312,14 @@ class _Threads:
             # One that has leased for itself does not wait.
             self._news.notify(count - self.is_of(threading.current_thread()))
 
+    def wake(self) -> bool:
+        """See `Crew`."""
+        with self._news:
+            if self._idle:
+                self._begun += 1
+                self._news.notify()
+            return self._idle > 0
+
     def abandon(self, held: Sequence[Held]) -> None:
         """See `Crew`: a thread cannot be stopped, but it can ask ``delivery.lease_lost``."""
 
@@ -318,7 +327,9 @@ class _Threads:
         seen = 0
         while not self._leaving:
             with self._news:
+                self._idle += 1
                 self._news.wait_for(lambda seen=seen: self._begun != seen)  # type: ignore[misc]
+                self._idle -= 1
                 seen = self._begun
             while not self._leaving and (unit := self.runtime.next_unit()) is not None:
                 self.runtime.finished(unit, self._call(unit), quietly=True)

@@ -9,6 +9,7 @@ import datetime as dt
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -18,6 +19,7 @@ from pgqrs_sa.consumers.desk import Desk
 from pgqrs_sa.consumers.handlers import Handlers, Unit
 from pgqrs_sa.consumers.hooks import Reporter
 from pgqrs_sa.consumers.policy import Schedule
+from pgqrs_sa.consumers.seat import LINGER, Seat
 from pgqrs_sa.consumers.settings import Settings
 from pgqrs_sa.consumers.verdicts import Verdict
 from pgqrs_sa.operations.consume import Turn
@@ -43,6 +45,7 @@ class FakeLine:
         self.leasing = threading.Event()
         self.closed = threading.Event()
         self.error: Exception | None = None
+        self.noted: list[dt.timedelta | None] = []
 
     def call(self, what, context, operation, *args, **kwargs):
         return self.call_until(self.stopping, what, context, operation, *args, **kwargs)
@@ -61,6 +64,8 @@ class FakeLine:
             assert self.go_on.wait(SOON)
             taken, self.supply = self.supply[:limit], self.supply[limit:]
             return Turn(frozenset(one.id for one in done), taken)
+        if what == "a note":
+            self.noted.append(args[1])
         return None
 
     def lament(self, error, worker) -> None:
@@ -73,7 +78,7 @@ class FakeLine:
 class Office:
     """A desk, its thread, and what was leased and not started."""
 
-    def __init__(self, *, concurrency: int, prefetch: int) -> None:
+    def __init__(self, *, concurrency: int, prefetch: int, listening: bool) -> None:
         handlers = Handlers(concurrency, Retry(), asynchronous=False)
 
         def work(delivery: Delivery) -> None:
@@ -91,14 +96,15 @@ class Office:
         )  # fmt: skip
         self.line = FakeLine()
         self.ready: list[Unit] = []
-        context = settings.context()
+        self.idle = False  # whether a thread of a handler has nothing to do
+        context = replace(settings.context(), worker=1)
         schedule = Schedule(concurrency, 60, jitter=lambda: 0.5)
         schedule.work_on([self.handler])
         self.book = Book()
         self.desk = Desk(
             self.line, lambda: context, self.book, schedule, {"mail": dt.timedelta(hours=1)},
-            Reporter(()), self.ready.extend, lambda _held: None, until_empty=False,
-            listening=False,
+            Reporter(()), self.ready.extend, lambda _held: None, lambda: self.idle,
+            until_empty=False, listening=listening,
         )  # fmt: skip
         self.thread = threading.Thread(target=self.desk.run, daemon=True)
 
@@ -111,8 +117,10 @@ class Office:
 
 
 @contextmanager
-def office(*, concurrency: int = 1, prefetch: int = 0, working: bool = True):
-    made = Office(concurrency=concurrency, prefetch=prefetch)
+def office(
+    *, concurrency: int = 1, prefetch: int = 0, working: bool = True, listening: bool = False
+):
+    made = Office(concurrency=concurrency, prefetch=prefetch, listening=listening)
     if working:
         made.thread.start()
     yield made
@@ -139,6 +147,55 @@ def test_a_thread_that_has_nothing_to_do_settles_and_leases_by_itself():
         second = one.desk.help(one.look)
         assert [d.id for d in second.deliveries] == [2]
         assert one.line.settled == [1]
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_a_call_is_left_to_a_thread_of_a_handlers_that_has_nothing_to_do_if_there_is_one(idle):
+    rounds: list[str] = []
+
+    def work() -> float:
+        seat.read()
+        rounds.append(threading.current_thread().name)
+        return 60.0
+
+    seat = Seat(work, lambda: 60.0, pytest.fail, lambda: idle, threading.Event())
+    own = threading.Thread(target=seat.occupy, name="own", daemon=True)
+    own.start()
+    until(lambda: rounds == ["own"])
+    called: list[str] = []
+    seat.call(lambda: called.append("called"))
+    if idle:
+        time.sleep(10 * LINGER)
+        assert called == []
+        assert seat.help(lambda: None) is None
+    until(lambda: called == ["called"])
+    assert rounds == ["own", threading.current_thread().name if idle else "own"]
+    seat.end()
+    seat.alarm()
+    own.join(SOON)
+    assert not own.is_alive()
+
+
+def test_a_handler_begins_before_producers_are_told_to_send_no_more_notifications():
+    with office(listening=True) as one:
+        until(lambda: one.line.noted)
+        assert one.line.noted[0] is not None
+        one.idle = True
+        one.line.leasing.clear()
+        one.line.supply = [delivery(1)]
+        one.desk.nudge("mail")
+        one.line.noted.clear()
+        noted_before = []
+
+        def look() -> Unit | None:
+            unit = one.look()
+            if unit is not None:
+                noted_before.extend(one.line.noted)
+            return unit
+
+        assert one.desk.help(look) is not None
+        assert noted_before == []
+        until(lambda: one.line.noted == [None])  # by the desk's own thread
 
 
 def test_a_thread_that_has_more_to_start_leaves_the_rest_to_the_desks_own():
