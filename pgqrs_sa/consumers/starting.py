@@ -23,6 +23,8 @@ class Start:
         self._runtime = runtime
         self._error: BaseException | None = None
         self._over = threading.Event()
+        self._left_alone = False
+        self._lock = threading.Lock()
         threading.Thread(target=self._run, name="pgqrs-start", daemon=True).start()
 
     def _run(self) -> None:
@@ -30,8 +32,11 @@ class Start:
             self._runtime.start()
         except BaseException as error:  # noqa: BLE001 - raised again by `began`
             self._error = error
-        finally:
+        with self._lock:
             self._over.set()
+        if self._left_alone and self._error is None:  # it has begun, and nobody knows of it
+            self._runtime.drain()
+            self._runtime.close(lambda: True)
 
     def wait(self, seconds: float) -> bool:
         """Wait for the end of it, for so long; return whether that has come."""
@@ -49,9 +54,11 @@ class Start:
     def began(self) -> bool:
         """Return whether there is a run, or raise what has prevented it.
 
-        False after `give_up`, unless the run had begun by then.
+        False after `give_up`, unless the run had begun by then. One that begins later ends itself.
         """
-        if not self._over.is_set() or isinstance(self._error, GivenUp):
+        with self._lock:
+            self._left_alone = not self._over.is_set()
+        if self._left_alone or isinstance(self._error, GivenUp):
             return False
         if self._error is not None and not self._runtime.given_up:
             raise self._error

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from bench import Ear, effect, until
 from sqlalchemy.orm import Session, sessionmaker
 
-from pgqrs_sa import Consumer, Delivery, Hooks, QueueService, Retry, Snooze
+from pgqrs_sa import Consumer, Delivery, Hooks, QueueService, Retry, Snooze, nudge
 
 # --------------------------------------------------------------------------- until it is empty
 
@@ -136,6 +136,31 @@ def test_it_works_in_the_background_between_start_and_stop(kit):
     assert kit.workers()[0].status == "stopped"
     assert [one.name for one in threading.enumerate() if one.name.startswith("pgqrs-")] == []
     assert kit.stop(consumer.consumer) == 0  # once more is no error
+
+
+def test_a_start_that_takes_longer_than_anybody_waits_leaves_no_consumer_at_work(kit, monkeypatch):
+    subscribe = nudge.subscribe
+    begins, go_on = threading.Event(), threading.Event()
+
+    def slowly(callback):
+        begins.set()
+        assert go_on.wait(20)
+        return subscribe(callback)
+
+    monkeypatch.setattr(nudge, "subscribe", slowly)
+    ids = kit.send(1, 2)
+    consumer = kit.consumer()
+    consumer.on("mail", lease=600)(effect)
+    starter = threading.Thread(target=kit.call, args=(consumer.consumer.start,))
+    starter.start()
+    assert begins.wait(20)
+    assert kit.stop(consumer.consumer) == 0
+    starter.join(20)
+    assert not starter.is_alive()
+    go_on.set()
+    until(lambda: kit.workers()[0].status == "stopped", "it has ended by itself")
+    assert kit.held() == []
+    assert sorted([*kit.live(), *kit.archive()]) == ids
 
 
 def test_it_works_in_a_with_block(threads):
