@@ -17,10 +17,10 @@ from .scenarios import by_name as scenario
 __all__ = ["ROUNDS", "SIZES", "THRESHOLDS", "Check", "Threshold", "checks", "plan"]
 
 SIZES = Sizes(
-    singles=300,
-    batches=4,
+    singles=1000,
+    batches=12,
     producers=(1,),
-    backlog=2000,
+    backlog=5000,
     consumers=(1,),
     takes=(10, 50),
 )
