@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 
-from .runtime import GivenUp, Runtime
+from .runtime import Runtime
 
 __all__ = ["PATIENCE", "Start"]
 
@@ -23,7 +23,7 @@ class Start:
         self._runtime = runtime
         self._error: BaseException | None = None
         self._over = threading.Event()
-        self._left_alone = False
+        self._unwanted = False
         self._lock = threading.Lock()
         threading.Thread(target=self._run, name="pgqrs-start", daemon=True).start()
 
@@ -33,10 +33,13 @@ class Start:
         except BaseException as error:  # noqa: BLE001 - raised again by `began`
             self._error = error
         with self._lock:
-            self._over.set()
-        if self._left_alone and self._error is None:  # it has begun, and nobody knows of it
+            if not self._unwanted:
+                self._over.set()
+                return
+        if self._error is None:  # it has begun all the same, and nobody is to know of it
             self._runtime.drain()
             self._runtime.close(lambda: True)
+        self._over.set()
 
     def wait(self, seconds: float) -> bool:
         """Wait for the end of it, for so long; return whether that has come."""
@@ -48,7 +51,9 @@ class Start:
         return self._runtime.given_up
 
     def give_up(self) -> None:
-        """Let it end soon, without a run."""
+        """Let it end soon, without a run, unless that has begun already."""
+        with self._lock:
+            self._unwanted = self._unwanted or not self._over.is_set()
         self._runtime.give_up()
 
     def began(self) -> bool:
@@ -56,9 +61,7 @@ class Start:
 
         False after `give_up`, unless the run had begun by then. One that begins later ends itself.
         """
-        with self._lock:
-            self._left_alone = not self._over.is_set()
-        if self._left_alone or isinstance(self._error, GivenUp):
+        if self._unwanted:
             return False
         if self._error is not None and not self._runtime.given_up:
             raise self._error

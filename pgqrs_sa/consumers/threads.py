@@ -148,6 +148,8 @@ class Consumer(BaseConsumer):
                 pass
         except BaseException:
             start.give_up()
+            if start.began():
+                self._ended(run)
             raise
         if not start.wait(0):
             start.give_up()

@@ -14,6 +14,7 @@ from bench import Ear, effect, until
 from sqlalchemy.orm import Session, sessionmaker
 
 from pgqrs_sa import Consumer, Delivery, Hooks, QueueService, Retry, Snooze, nudge
+from pgqrs_sa.consumers.starting import Start
 
 # --------------------------------------------------------------------------- until it is empty
 
@@ -161,6 +162,38 @@ def test_a_start_that_takes_longer_than_anybody_waits_leaves_no_consumer_at_work
     until(lambda: kit.workers()[0].status == "stopped", "it has ended by itself")
     assert kit.held() == []
     assert sorted([*kit.live(), *kit.archive()]) == ids
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_start_that_is_interrupted_leaves_no_consumer_at_work(threads, monkeypatch, begun):
+    subscribe, wait = nudge.subscribe, Start.wait
+    begins, go_on = threading.Event(), threading.Event()
+
+    def slowly(callback):
+        begins.set()
+        assert begun or go_on.wait(20)
+        return subscribe(callback)
+
+    def interrupted(start, seconds):
+        assert begins.wait(20)
+        if begun:
+            assert wait(start, 20)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nudge, "subscribe", slowly)
+    monkeypatch.setattr(Start, "wait", interrupted)
+    ids = threads.send(1, 2)
+    consumer = Consumer(sessionmaker(threads.engine))
+
+    @consumer.on("mail", lease=600)
+    def handler(session: Session, delivery: Delivery) -> None:
+        effect(session, delivery)
+
+    with pytest.raises(KeyboardInterrupt):
+        consumer.start()
+    go_on.set()
+    until(lambda: threads.workers()[0].status == "stopped", "it has ended by itself")
+    assert (threads.held(), list(threads.live())) == ([], ids)
 
 
 def test_it_works_in_a_with_block(threads):
