@@ -86,7 +86,7 @@ class JsonCodec:
         return text
 
     def dumps_each(self, values: Sequence[Any], /) -> list[str] | None:
-        """Return each value as `dumps` does, at half the price.
+        """Return each value as `dumps` does, for little more than half the price.
 
         None when one of them has to be looked at by itself.
         """
