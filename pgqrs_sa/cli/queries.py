@@ -15,13 +15,24 @@ from ..service import QueueService
 from ..states import now as clock
 from ..types import Delivery, MessageInfo
 
-__all__ = ["Settled", "count_old_workers", "delivery", "held_by", "now"]
+__all__ = ["Settled", "count_old_workers", "delivery", "held_by", "live", "now"]
 
 
 def now(session: Session) -> datetime:
     """The database's clock."""
     moment: datetime = session.scalars(sa.select(clock())).one()
     return moment
+
+
+def live(session: Session, queue: str) -> tuple[int, int]:
+    """How many live messages a queue has, and the highest id among them (0 if it has none)."""
+    counted = (
+        sa.select(sa.func.count(), sa.func.coalesce(sa.func.max(Message.id), 0))
+        .join(Queue, Queue.id == Message.queue_id)
+        .where(Queue.queue_name == queue)
+    )
+    count, newest = session.execute(counted).one()
+    return count, newest
 
 
 def held_by(worker: int) -> list[sa.ColumnExpressionArgument[bool]]:

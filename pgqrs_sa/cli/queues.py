@@ -151,38 +151,58 @@ def resume(app: App, name: str) -> None:
 @pass_app
 def purge(app: App, name: str, chunk: int, yes: bool, dry_run: bool) -> None:
     """Delete the live messages of a queue, held ones too; its archive stays."""
-    with app.begin() as work:
-        count = work.service.messages.metrics(name).live
+    from .queries import live  # noqa: PLC0415 - SQLAlchemy takes a while
 
-    def step(limit: int) -> int:
-        with app.begin() as work:
-            return work.service.queues.purge(name, limit=limit)
+    with app.begin() as work:
+        work.service.queues.get(name)
+        count, newest = live(work.session, name)
 
     if confirmed(
         app, "delete", count, f"live message(s) of queue {name!r}", yes=yes, dry_run=dry_run
     ):
-        count = in_chunks("purging", count, step, chunk)
+        count = in_chunks("purging", count, _purger(app, name, newest), chunk)
     app.emit_one(views.done("purge", count, queue=name, dry_run=dry_run))
+
+
+def _purger(app: App, name: str, newest: int) -> Callable[[int], int]:
+    """Return a step that deletes live messages up to an id, in a transaction of its own."""
+
+    def step(limit: int) -> int:
+        with app.begin() as work:
+            return work.service.queues.purge(name, limit=limit, up_to=newest)
+
+    return step
 
 
 @queue.command()
 @named
+@chunk_option
 @click.option("--force", is_flag=True, help="With the messages and the history that it holds.")
 @yes_option
 @dry_run_option
 @pass_app
-def delete(app: App, name: str, force: bool, yes: bool, dry_run: bool) -> None:
-    """Delete a queue."""
+def delete(app: App, name: str, chunk: int, force: bool, yes: bool, dry_run: bool) -> None:
+    """Delete a queue; with --force, first what it holds, a chunk at a time."""
+    from .queries import live  # noqa: PLC0415 - SQLAlchemy takes a while
+
     with app.begin() as work:
-        counts = work.service.messages.metrics(name)
-    settled = counts.archived + counts.dead + counts.cancelled + counts.discarded
-    held = counts.live + settled
+        work.service.queues.get(name)
+        waiting, newest = live(work.session, name)
+        settled = work.service.archived.count(name)
+    held = waiting + settled
     if held and not force:
         from ..errors import QueueNotEmpty  # noqa: PLC0415
 
-        raise QueueNotEmpty(name, counts.live, settled)
-    what = f"queue {name!r}, with {counts.live:,} live and {settled:,} archived message(s)"
+        raise QueueNotEmpty(name, waiting, settled)
+    what = f"queue {name!r}, with {waiting:,} live and {settled:,} archived message(s)"
     if confirmed(app, "delete", 1, what, yes=yes, dry_run=dry_run):
+
+        def prune(limit: int) -> int:
+            with app.begin() as work:
+                return work.service.archived.prune(0, queue=name, limit=limit)
+
+        in_chunks("purging", waiting, _purger(app, name, newest), chunk)
+        in_chunks("pruning", settled, prune, chunk)
         with app.begin() as work:
             work.service.queues.delete(name, force=force)
     app.emit_one(views.done("delete", held, queue=name, dry_run=dry_run))

@@ -72,21 +72,29 @@ class Queues(Facet):
         """Let messages be leased again."""
         return queues.resume(self._session, self._context, name)
 
-    def purge(self, name: str, *, limit: int | None = None) -> int:
+    def purge(self, name: str, *, limit: int | None = None, up_to: int | None = None) -> int:
         """Delete the live messages of a queue, held ones too; keep its archive and workers.
 
         Args:
             name: The queue.
-            limit: Delete at most so many, the oldest first. Of a large queue, delete a few
+            limit: Delete at most this many, the oldest first. Of a large queue, delete a few
                 thousand at a time and commit in between.
+            up_to: Delete only messages up to this id (default: all). What is enqueued later has
+                a higher id, and stays.
 
         Returns:
             How many were deleted.
         """
-        return queues.purge(self._session, self._context, name, limit)
+        return queues.purge(self._session, self._context, name, limit, up_to)
 
     def delete(self, name: str, *, force: bool = False) -> None:
-        """Delete a queue. Until the commit, nothing can be enqueued anywhere: commit at once.
+        """Delete a queue. Commit at once: from its lock to the commit, every queue waits.
+
+        A SHARE lock on the table of messages waits for all open transactions that have written
+        to it. Until your commit it holds up every enqueue, lease, renewal and settlement, in any
+        queue. So empty a large queue first, with `purge` and `Archive.prune` in transactions of
+        their own, as `pgqrs queue delete --force` does, and set ``lock_timeout`` where writers
+        stay open for long.
 
         A transaction in REPEATABLE READ or SERIALIZABLE whose snapshot still has the queue can
         enqueue into it afterwards; `pgqrs doctor` finds such a message.

@@ -93,12 +93,19 @@ def resume(session: Session, context: Context, name: str) -> QueueInfo:
     return found
 
 
-def purge(session: Session, context: Context, name: str, limit: int | None) -> int:
+def purge(
+    session: Session,
+    context: Context,
+    name: str,
+    limit: int | None = None,
+    up_to: int | None = None,
+) -> int:
     """Delete live messages, the oldest first; return how many."""
     arguments.check_queue_name(name)
     values = {
         "queue": name,
         "limit": None if limit is None else arguments.checked_limit(limit),
+        "up_to": None if up_to is None else arguments.checked_id(up_to),
     }
     get(session, context, name)
     result: Any = run(session, context, statements.purge(context.models), values)
@@ -109,18 +116,27 @@ def purge(session: Session, context: Context, name: str, limit: int | None) -> i
 def delete(session: Session, context: Context, name: str, force: bool) -> None:
     """Delete a queue, and with ``force`` all that it holds."""
     get(session, context, name)
-    values = {"queue": name}
+    if not force:
+        _refuse_unless_empty(session, context, name)
+    # Before anything is deleted: an enqueue that waits for a key which this transaction has
+    # freed keeps its lock on the table, and the two would deadlock.
     run(session, context, statements.keep_writers_out(context.models))
-    held = run(session, context, statements.holdings(context.models), values).one()
-    if (held.messages or held.archived) and not force:
-        raise QueueNotEmpty(name, held.messages, held.archived)
-    if held.messages:
-        purge(session, context, name, None)
-    if held.archived:
+    values = {"queue": name}
+    if not force:
+        _refuse_unless_empty(session, context, name)  # what was being enqueued is there now
+    elif not run(session, context, statements.is_empty(context.models), values).scalar_one():
+        purge(session, context, name)
         run(session, context, statements.delete_history(context.models), values)
         forget_all(session, context.models.archived)
     gone = run(session, context, statements.delete(context.models), values).scalars().all()
     forget(session, context.models.queue, gone)
+
+
+def _refuse_unless_empty(session: Session, context: Context, name: str) -> None:
+    values = {"queue": name}
+    if not run(session, context, statements.is_empty(context.models), values).scalar_one():
+        held = run(session, context, statements.holdings(context.models), values).one()
+        raise QueueNotEmpty(name, held.messages, held.archived)
 
 
 def _one(

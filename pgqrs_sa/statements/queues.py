@@ -13,6 +13,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import ClauseElement, ColumnElement, Executable
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from .. import states
 from ..models import Models
 from ..states import now
 from . import flush
@@ -20,6 +21,8 @@ from .parts import chosen, queue_id, tables
 
 SETTINGS = ("lease_seconds", "max_read_ct", "retention_seconds", "max_payload_bytes")
 """The defaults of a queue that can be given at creation and changed later."""
+
+_HIGHEST_ID = sa.literal_column("9223372036854775807", sa.BigInteger)
 
 
 def _row(queue: sa.Table) -> list[ColumnElement[Any]]:
@@ -96,11 +99,16 @@ def _update(models: Models, **values: Any) -> Executable:
 
 @cache
 def purge(models: Models) -> Executable:
-    """Delete live messages of a queue, the lowest ids first. Binds: queue, limit (or None)."""
+    """Delete live messages of a queue, the lowest ids first.
+
+    Binds: queue, limit and up_to (None for all).
+    """
     message = tables(models).message
+    # No id lies beyond the largest bigint, so that one plan serves with and without a bound.
+    highest = func.coalesce(sa.bindparam("up_to", type_=sa.BigInteger), _HIGHEST_ID)
     lowest = (
         sa.select(message.c.id)
-        .where(message.c.queue_id == queue_id(models))
+        .where(message.c.queue_id == queue_id(models), message.c.id <= highest)
         .order_by(message.c.id)
         .limit(sa.bindparam("limit", type_=sa.BigInteger))
         .with_for_update()
@@ -123,6 +131,22 @@ def holdings(models: Models) -> Executable:
         )
 
     return sa.select(count(message).label("messages"), count(archived).label("archived"))
+
+
+@cache
+def is_empty(models: Models) -> Executable:
+    """Whether a queue has neither live nor archived messages.
+
+    It looks into the indexes that begin with the queue, and reads no other queue's rows: it runs
+    while `keep_writers_out` holds everybody up. Binds: queue.
+    """
+    _, message, archived, _ = tables(models)
+    found = [
+        sa.exists().where(message.c.queue_id == queue_id(models), states.has_attempts(message.c)),
+        sa.exists().where(message.c.queue_id == queue_id(models), message.c.read_ct >= message.c.max_read_ct),
+        sa.exists().where(archived.c.queue_id == queue_id(models)),
+    ]
+    return sa.select(sa.not_(sa.or_(*found)))
 
 
 @cache

@@ -107,11 +107,11 @@ def test_an_interrupted_purge_keeps_what_was_committed(pgqrs, work, counts, monk
         service.enqueue_many("mail", range(10))
     original, calls = Queues.purge, []
 
-    def interrupted(self, name, *, limit=None):
+    def interrupted(self, name, *, limit=None, up_to=None):
         calls.append(limit)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return original(self, name, limit=limit)
+        return original(self, name, limit=limit, up_to=up_to)
 
     monkeypatch.setattr(Queues, "purge", interrupted)
     stopped = pgqrs("queue", "purge", "mail", "--yes", "--chunk", 4, code=130)
@@ -128,14 +128,57 @@ def test_a_long_job_leaves_alone_what_comes_later(pgqrs, work, counts, monkeypat
         service.enqueue_many("mail", range(4))
     original = Queues.purge
 
-    def meanwhile(self, name, *, limit=None):
+    def meanwhile(self, name, **options):
         with work() as service:
             service.enqueue_many("mail", range(2))
-        return original(self, name, limit=limit)
+        return original(self, name, **options)
 
     monkeypatch.setattr(Queues, "purge", meanwhile)
     assert pgqrs.json("queue", "purge", "mail", "--yes", "--chunk", 2)["count"] == 4
     assert counts("mail").ready == 4
+
+
+def test_a_purge_does_not_make_up_for_messages_that_were_settled_meanwhile(
+    pgqrs, work, counts, monkeypatch
+):
+    with work() as service:
+        service.queues.create("mail")
+        service.enqueue_many("mail", range(4))
+
+    def settled_and_enqueued(*_args, **_options):
+        with work() as service:
+            service.archive_many(service.dequeue("mail", limit=3))
+            service.enqueue_many("mail", range(40))
+        return True
+
+    monkeypatch.setattr("pgqrs_sa.cli.queues.confirmed", settled_and_enqueued)
+    assert pgqrs.json("queue", "purge", "mail")["count"] == 1
+    assert counts("mail").ready == 40
+
+
+@pytest.mark.parametrize("command", ["delete", "purge"])
+def test_emptying_a_queue_commits_chunk_by_chunk(pgqrs, work, counts, monkeypatch, command):
+    from pgqrs_sa.facets import Queues
+
+    with work() as service:
+        service.queues.create("mail")
+        service.queues.create("other")
+        service.enqueue_many("mail", range(4))
+    original, seen = Queues.purge, []
+
+    def watched(self, name, **options):
+        seen.append(counts("mail").live)
+        deleted = original(self, name, **options)
+        with work() as service:  # not committed yet, and other queues do not wait for it
+            service._session.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
+            service.enqueue("other", 1)
+        return deleted
+
+    monkeypatch.setattr(Queues, "purge", watched)
+    force = ["--force"] if command == "delete" else []
+    pgqrs("queue", command, "mail", *force, "--yes", "--chunk", 2)
+    assert seen == [4, 2]
+    assert counts("other").ready == 2
 
 
 # ------------------------------------------------------------------------------- installing
