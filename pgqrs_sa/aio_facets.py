@@ -97,9 +97,7 @@ class Queues(Facet):
         """See `Queues.resume`."""
         return await self._run(queues.resume, name)
 
-    async def purge(
-        self, name: str, *, limit: int | None = None, up_to: int | None = None
-    ) -> int:
+    async def purge(self, name: str, *, limit: int | None = None, up_to: int | None = None) -> int:
         """See `Queues.purge`."""
         return await self._run(queues.purge, name, limit, up_to)
 

@@ -143,7 +143,9 @@ def is_empty(models: Models) -> Executable:
     _, message, archived, _ = tables(models)
     found = [
         sa.exists().where(message.c.queue_id == queue_id(models), states.has_attempts(message.c)),
-        sa.exists().where(message.c.queue_id == queue_id(models), message.c.read_ct >= message.c.max_read_ct),
+        sa.exists().where(
+            message.c.queue_id == queue_id(models), message.c.read_ct >= message.c.max_read_ct
+        ),
         sa.exists().where(archived.c.queue_id == queue_id(models)),
     ]
     return sa.select(sa.not_(sa.or_(*found)))
