@@ -8,18 +8,21 @@ from typing import Any
 
 from tests.compat.combinations import COMBINATIONS
 
+from . import history
 from .results import Outcome, Row, lines, mutants, versions
 
 _HEAD = """# Reliability: what was tested, and what came of it
 
-Written by `python -m tests.proof report`, from the results of runs: no figure here was typed.
-Anyone can run the parts again, each by its command, or all of them, which takes hours:
+Written by `python -m tests.proof report` from the results of runs. Block quotes, and columns that
+say why, are prose: a person wrote them. All figures were computed when the page was built.
 
 ```
 pip install -e '.[dev]' && apt-get install pgbouncer
 python -m tests.proof run --out results
 python -m tests.proof report results --docs docs/reliability.md
 ```
+
+> Anyone can run the parts again: each by its command, or all of them, which takes hours.
 """
 _NOT_RUN = "Not run."
 _ABOUT = {
@@ -69,13 +72,38 @@ def page(outcomes: Sequence[Outcome], left_out: Mapping[str, str]) -> str:
         ("Mutants", "mutation", _mutants),
         ("Endurance", "endurance", _endurance),
     ]
-    parts = [_HEAD, "## On what\n", _environment(outcomes), "\n## Summary\n", _summary(outcomes)]
+    parts = [_HEAD, _age(outcomes), "\n## On what\n", _environment(outcomes)]
+    parts += ["\n## Summary\n", _summary(outcomes)]
     parts += [f"\n{_failures(outcomes)}"] if any(one.failed for one in outcomes) else []
     for title, name, write in sections:
         one = by_name.get(name)
         text = _NOT_RUN if one is None or one.counts is None else write(one)
         parts.append(f"\n## {title}\n\n{text}")
     return "\n".join(parts).rstrip() + "\n"
+
+
+def prose(text: str) -> str:
+    """Text that a person wrote, marked as such."""
+    return "\n".join(f"> {line}".rstrip() for line in text.splitlines())
+
+
+def _commit(one: Outcome) -> str | None:
+    return (one.record.get("machine") or {}).get("commit")
+
+
+def _age(outcomes: Sequence[Outcome]) -> str:
+    """Which commits the figures come from, and how much of the package has changed since."""
+    commits = dict.fromkeys(
+        commit for one in outcomes if one.counts and (commit := _commit(one)) is not None
+    )
+    rows = [(commit, _changed(commit)) for commit in commits]
+    built = f"Built at commit {history.head() or 'unknown'}."
+    return f"{built}\n\n" + table(("figures from commit", "package files changed since"), rows)
+
+
+def _changed(commit: str | None) -> str:
+    changed = None if commit is None else history.changed_files(commit)
+    return "unknown" if changed is None else str(changed)
 
 
 def _environment(outcomes: Sequence[Outcome]) -> str:
@@ -101,13 +129,15 @@ def _summary(outcomes: Sequence[Outcome]) -> str:
         if (found := one.counts) is not None:
             counts = [found.tests, found.passed, found.failed, found.skipped]
         seconds = f"{one.seconds:.0f}" if one.seconds else None
-        rows.append((one.part.name, f"`{one.command}`", *counts, seconds, one.state))
+        since = [_commit(one) or "unknown", _changed(_commit(one))] if found else [None, None]
+        rows.append((one.part.name, f"`{one.command}`", *counts, seconds, one.state, *since))
     head = ("part", "command", "tests", "passed", "failed", "skipped", "seconds", "state")
     notes = [f"- {one.part.name}: {note}" for one in outcomes if (note := one.record.get("note"))]
     about = [f"- {one.part.name}: {one.part.about}." for one in outcomes]
-    return "\n".join(
-        [table(head, rows), "", *about, *(["", "Notes:", "", *notes] if notes else [])]
-    )
+    texts = [table((*head, "commit", "files changed since"), rows), "", prose("\n".join(about))]
+    if notes:
+        texts += ["", prose("\n".join(["Notes:", "", *notes]))]
+    return "\n".join(texts)
 
 
 def _failures(outcomes: Sequence[Outcome]) -> str:
@@ -148,6 +178,10 @@ def _summed(one: Outcome, title: str, by: Sequence[str], default: Sequence[str])
 
 
 _OUTCOMES = ("acknowledged", "lost", "doubled")
+_FAULTS = """\
+A case is one operation with a fault injected at one point of it. Acknowledged: a caller was told
+that the operation is done. Nobody is told if the process was killed first; two callers are told if
+one was only suspended. Lost: the effect is missing. Doubled: the effect happened twice."""
 
 
 def _faults(one: Outcome) -> str:
@@ -166,10 +200,8 @@ def _faults(one: Outcome) -> str:
     ]
     return "\n".join(
         [
-            "A case is an operation that is struck by a fault at one point of it. Acknowledged:",
-            "a caller was told, in the end, that it is done; not if its process was killed before,",
-            "and by two callers if one was only asleep. Lost: it was not so. Doubled: it was there",
-            "twice.\n",
+            prose(_FAULTS),
+            "",
             table(["fault", "cases", *_OUTCOMES], summed(rows, ["fault"], _OUTCOMES)),
             "\nBy operation and driver, as acknowledged / lost / doubled (cases):\n",
             table(["fault", "operation", *drivers], matrix),

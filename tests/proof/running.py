@@ -16,9 +16,10 @@ from typing import Any
 
 from pgqrs_sa import embedded
 
+from . import history
+from .history import ROOT
 from .parts import OUT, Part
 
-ROOT = Path(__file__).parents[2]
 PACKAGES = ("sqlalchemy", "psycopg", "asyncpg", "alembic")
 
 
@@ -78,7 +79,7 @@ def _shown(command: list[str], environment: dict[str, str], log: Path) -> int:
 def machine() -> dict[str, Any]:
     """Return what a run depends on: versions, platform, cores."""
     return {
-        "commit": _first(["git", "describe", "--always", "--dirty"]),
+        "commit": history.head(),
         "python": platform.python_version(),
         "postgresql": _postgresql(),
         **{name: _version(name) for name in PACKAGES},

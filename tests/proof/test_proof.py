@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from . import __main__ as program
+from . import history
 from .page import page
 from .parts import PARTS, Part
 from .results import read
@@ -49,7 +52,7 @@ def command(*arguments: str) -> Any:
 def test_with_no_results_every_part_is_said_not_to_have_run(tmp_path):
     text = written(tmp_path)
     for part in PARTS:
-        assert line(text, f"| {part.name} |").endswith("| - | - | - | - | - | not run |")
+        assert line(text, f"| {part.name} |").endswith("| - | - | - | - | - | not run | - | - |")
     assert text.count("\n\nNot run.") == 8
 
 
@@ -57,14 +60,16 @@ def test_the_counts_of_pytest_are_told(tmp_path):
     left(tmp_path, "security/junit.xml", JUNIT.format(more=""))
     left(tmp_path, "security/part.json", {"seconds": 61.2, "exit_code": 0, "command": "run it"})
     text = written(tmp_path)
-    assert line(text, "| security |") == "| security | `run it` | 2 | 1 | 0 | 1 | 61 | passed |"
+    assert line(text, "| security |") == (
+        "| security | `run it` | 2 | 1 | 0 | 1 | 61 | passed | unknown | unknown |"
+    )
     assert "| date | 2026-01-02 |" in text
 
 
 def test_a_test_that_failed_is_named_and_its_part_has_failed(tmp_path):
     left(tmp_path, "model/junit.xml", JUNIT.format(more=BROKEN + ERROR))
     text = written(tmp_path)
-    assert line(text, "| model |").endswith("| 4 | 1 | 2 | 1 | 2 | FAILED |")
+    assert line(text, "| model |").endswith("| 4 | 1 | 2 | 1 | 2 | FAILED | unknown | unknown |")
     assert "- model: tests.x::test_that_fails" in text
     assert "- model: tests.x::test_that_errs" in text
 
@@ -72,7 +77,7 @@ def test_a_test_that_failed_is_named_and_its_part_has_failed(tmp_path):
 @pytest.mark.parametrize("xml", ["<testsuites><testsuite", ""])
 def test_a_file_that_is_cut_off_is_a_failure(tmp_path, xml):
     left(tmp_path, "model/junit.xml", xml)
-    assert line(written(tmp_path), "| model |").endswith("FAILED |")
+    assert line(written(tmp_path), "| model |").endswith("FAILED | unknown | unknown |")
 
 
 def test_a_part_that_ended_badly_has_failed_though_no_test_did(tmp_path):
@@ -80,7 +85,7 @@ def test_a_part_that_ended_badly_has_failed_though_no_test_did(tmp_path):
     left(tmp_path, "chaos/part.json", {"exit_code": 3})
     left(tmp_path, "model/part.json", {"exit_code": 0})
     text = written(tmp_path)
-    assert line(text, "| chaos |").endswith("FAILED |")
+    assert line(text, "| chaos |").endswith("FAILED | unknown | unknown |")
     assert "- chaos: exit code 3" in text
     assert "- model: it left no counts" in text
 
@@ -93,6 +98,55 @@ def test_the_page_says_on_what_it_was_run(tmp_path):
     assert "| PostgreSQL | 18.6, 17.1 |" in text
     assert "| cores | 2 |" in text
     assert "| PgBouncer | - |" in text
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A small repository instead of ours: two commits, the second changes two package files."""
+    root = tmp_path / "repository"
+    (root / "pgqrs_sa").mkdir(parents=True)
+
+    def git(*arguments: str) -> str:
+        author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        done = subprocess.run(
+            ["git", *author, *arguments], cwd=root, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    git("init", "-q")
+    commits = []
+    for text in ("old", "new"):
+        for name in ("pgqrs_sa/a.py", "pgqrs_sa/b.py", "README.md"):
+            (root / name).write_text(text)
+        git("add", ".")
+        git("commit", "-qm", text)
+        commits.append(git("describe", "--always"))
+    monkeypatch.setattr(history, "head", functools.partial(history.head, root))
+    monkeypatch.setattr(
+        history, "changed_files", functools.partial(history.changed_files, root=root)
+    )
+    return commits
+
+
+def test_the_page_says_how_far_the_package_has_moved_on_since_each_part(tmp_path, repository):
+    old, new = repository
+    for name, commit in (("chaos", old), ("model", new), ("security", "0000000")):
+        left(tmp_path, f"{name}/junit.xml", JUNIT.format(more=""))
+        left(tmp_path, f"{name}/part.json", {"machine": {"commit": commit}})
+    text = written(tmp_path)
+    assert f"Built at commit {new}." in text
+    assert line(text, f"| {old} |") == f"| {old} | 2 |"
+    assert line(text, f"| {new} |") == f"| {new} | 0 |"
+    assert line(text, "| 0000000 |") == "| 0000000 | unknown |"
+    assert line(text, "| chaos |").endswith(f"| passed | {old} | 2 |")
+
+
+def test_prose_is_marked_as_such(tmp_path):
+    left(tmp_path, "model/junit.xml", JUNIT.format(more=""))
+    left(tmp_path, "model/part.json", {"note": "one of them\nwas slow"})
+    text = written(tmp_path)
+    assert "> Notes:\n>\n> - model: one of them\n> was slow" in text
+    assert "> - chaos: faults of connections" in text
 
 
 def test_what_a_part_without_a_record_was_run_on_is_read_from_its_results(tmp_path):
@@ -133,7 +187,7 @@ def test_each_combination_has_a_row_and_its_last_run_counts(tmp_path):
     left(tmp_path, "compat/versions.jsonl", rows)
     text = written(tmp_path)
     assert line(text, "| pg14 |") == "| pg14 | 14.2 | 3.11.7 | - | - | - | - | 5 | 0 | 1 | 9 |"
-    assert line(text, "| compat |").endswith("passed |")
+    assert line(text, "| compat |").endswith("passed | unknown | unknown |")
     assert "With each of these: `tests/db`." in text
     assert "Not run: pg15, pg16, pg17, pg18, oldest," in text
 
@@ -149,7 +203,7 @@ def test_each_combination_has_a_row_and_its_last_run_counts(tmp_path):
 def test_a_combination_that_failed_or_was_not_to_be_had_fails_the_part(tmp_path, row, said):
     left(tmp_path, "compat/versions.jsonl", [row, combination("pg15")])
     text = written(tmp_path)
-    assert line(text, "| compat |").endswith("FAILED |")
+    assert line(text, "| compat |").endswith("FAILED | unknown | unknown |")
     assert f"{said}" in text
 
 
@@ -162,7 +216,7 @@ def test_mutants_are_scored_and_survivors_have_their_reasons(tmp_path):
     text = written(tmp_path)
     assert "1 of 2 mutants were found out by a test (50.0%)" in text
     assert "| settle.py:3 | `build` | lock | `a \\| b` | the same |" in text
-    assert line(text, "| mutation |").endswith("| 2 | 1 | 0 | 1 | 2 | passed |")
+    assert line(text, "| mutation |").endswith("| 2 | 1 | 0 | 1 | 2 | passed | unknown | unknown |")
 
 
 def test_a_mutant_that_was_tried_again_counts_once(tmp_path):
@@ -177,7 +231,7 @@ def test_a_survivor_without_a_reason_is_a_failure(tmp_path):
     left(tmp_path, "mutation/mutants-1.json", [{**MUTANT, "what": "x", "found_by": None}])
     text = written(tmp_path)
     assert "NO REASON GIVEN" in text
-    assert line(text, "| mutation |").endswith("FAILED |")
+    assert line(text, "| mutation |").endswith("FAILED | unknown | unknown |")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +240,7 @@ def test_a_survivor_without_a_reason_is_a_failure(tmp_path):
 def test_the_audit_of_the_endurance_run_decides(tmp_path, said, state):
     left(tmp_path, "endurance/output.txt", f"20 messages\n{said}\n")
     text = written(tmp_path)
-    assert line(text, "| endurance |").endswith(f"{state} |")
+    assert line(text, "| endurance |").endswith(f"{state} | unknown | unknown |")
     assert f"20 messages\n{said}\n```" in text
 
 
