@@ -5,7 +5,8 @@
     PgqrsError
     ├── InvalidArgument (ValueError)     a value that can be refused without the database
     │   ├── DelayError                   a delay or time that is negative, naive or past year 9999
-    │   └── PayloadError                 not JSON, or too large; carries the path inside the payload
+    │   ├── PayloadError                 not JSON, or too large; carries the path inside the payload
+    │   └── InvalidResult                a handler returned what means nothing: its attempt failed
     ├── QueueNotFound (LookupError)      carries the names that come close
     ├── QueueNotEmpty                    a queue that still holds messages is not deleted
     ├── MessageNotFound (LookupError)
@@ -37,6 +38,7 @@ __all__ = [
     "DuplicateMessage",
     "HandlerTimeout",
     "InvalidArgument",
+    "InvalidResult",
     "LeaseLost",
     "MessageLeased",
     "MessageNotFound",
@@ -87,6 +89,15 @@ class PayloadError(InvalidArgument):
         super().__init__(f"{path} {problem}")
         self.path = path
         self.problem = problem
+
+
+class InvalidResult(InvalidArgument):
+    """A handler returned work that has not run, or what is no decision: its attempt has failed.
+
+    An exception that was returned is the ``__cause__``.
+    """
+
+    code = "PGQ-018"
 
 
 class QueueNotFound(PgqrsError, LookupError):

@@ -16,6 +16,7 @@ from ..errors import LeaseLost
 from ..operations import consume, settlements
 from ..operations.context import Context
 from ..types import Delivery
+from . import results
 from .handlers import Handler, Unit
 from .troubles import sqlstate, transient
 from .verdicts import Verdict, of_error, of_result
@@ -79,6 +80,7 @@ def settle_within(session: Session, context: Context, unit: Unit, result: Any) -
 def after_return(unit: Unit, result: Any) -> list[Verdict]:
     """Return what becomes of the messages of a handler without a session, which returned."""
     if unit.handler.acknowledge == "first":
+        results.read(unit, result)  # too late to settle, but not to say that nothing has run
         return [Verdict(one, "keep") for one in unit.deliveries]
     return of_result(unit, result)
 

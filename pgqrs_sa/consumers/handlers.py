@@ -127,7 +127,9 @@ class Handlers:
             raise InvalidArgument(f"retry must be a Retry, not {shown(retry)}")
         if prefetch != 0:
             arguments.checked_limit(prefetch, "prefetch")
-        call = inspect_handler(function, many=batch is not None, payload=payload)
+        call = inspect_handler(
+            function, many=batch is not None, payload=payload, asynchronous=self._asynchronous
+        )
         if call.is_async is not self._asynchronous:
             wanted = "AsyncConsumer" if call.is_async else "Consumer"
             raise InvalidArgument(f"{function!r} is a handler for {wanted}, not for this consumer")

@@ -73,6 +73,11 @@ class Call:
         }
         return {name: values[kind] for name, kind in self.parameters}
 
+    async def awaited(self, arguments: dict[str, Any]) -> Any:
+        """Call a handler of `AsyncConsumer`; a decorator of it may decide without awaiting it."""
+        result = self.function(**arguments)
+        return await result if inspect.isawaitable(result) else result
+
     def payloads(self, deliveries: Iterable[Delivery]) -> list[Any]:
         """Return the payloads as the handler wants them.
 
@@ -84,19 +89,28 @@ class Call:
         return [self.convert(one.payload) for one in deliveries]
 
 
-def inspect_handler(function: Callable[..., Any], *, many: bool, payload: Any = None) -> Call:
+def inspect_handler(
+    function: Callable[..., Any],
+    *,
+    many: bool,
+    payload: Any = None,
+    asynchronous: bool = True,
+) -> Call:
     """Read what a handler wants.
 
     Args:
         function: The handler.
         many: True when it takes lists: ``batch=`` was given.
         payload: The payload's type, when the annotation does not say it.
+        asynchronous: Whether to await a plain function that decorates one with ``async def``:
+            it may return the coroutine, or wait for it and return the result.
 
     Raises:
         InvalidArgument: a parameter is none of these.
     """
     name = getattr(function, "__qualname__", repr(function))
-    signature, hints, is_async = _read(function, name)
+    signature, hints = _read(function, name)
+    is_async = _is_async(function, asynchronous)
     parameters = []
     convert = None
     for one in signature.parameters.values():
@@ -122,8 +136,8 @@ def inspect_handler(function: Callable[..., Any], *, many: bool, payload: Any = 
     return Call(function, tuple(parameters), convert, many, is_async)
 
 
-def _read(function: Any, name: str) -> tuple[inspect.Signature, dict[str, Any], bool]:
-    """Return a handler's signature, its annotations, and whether it must be awaited."""
+def _read(function: Any, name: str) -> tuple[inspect.Signature, dict[str, Any]]:
+    """Return a handler's signature, and its annotations."""
     written = _written(function)
     if inspect.isgeneratorfunction(written) or inspect.isasyncgenfunction(written):
         raise InvalidArgument(f"{name} is a generator: calling it would do nothing")
@@ -135,7 +149,19 @@ def _read(function: Any, name: str) -> tuple[inspect.Signature, dict[str, Any], 
         hints = typing.get_type_hints(written)
     except (NameError, TypeError) as error:
         raise InvalidArgument(f"the annotations of {name} cannot be read: {error}") from error
-    return signature, hints, inspect.iscoroutinefunction(written)
+    return signature, hints
+
+
+def _is_async(function: Any, asynchronous: bool) -> bool:
+    """Return whether a handler must be awaited; ``asynchronous`` if only what it decorates must."""
+    written = _written(function)
+    if inspect.iscoroutinefunction(written):
+        return True
+    inner = written
+    while (inner := getattr(inner, "__wrapped__", None)) is not None:
+        if inspect.iscoroutinefunction(_written(inner)):
+            return asynchronous
+    return False
 
 
 def _written(function: Any) -> Any:

@@ -354,7 +354,7 @@ class _Tasks:
         payloads = call.payloads(unit.deliveries)
         if call.needs_session:
             return await self._called_in_session(unit, payloads)
-        result = await call.function(**call.arguments(unit.deliveries, payloads, None, None))
+        result = await call.awaited(call.arguments(unit.deliveries, payloads, None, None))
         return after_return(unit, result)
 
     async def _called_in_session(self, unit: Unit, payloads: list[Any]) -> list[Verdict]:
@@ -369,9 +369,7 @@ class _Tasks:
                 worker=context.worker,
                 notify=self.runtime.settings.notify,
             )
-            result = await call.function(
-                **call.arguments(unit.deliveries, payloads, session, service)
-            )
+            result = await call.awaited(call.arguments(unit.deliveries, payloads, session, service))
             if unit.handler.acknowledge == "first":
                 return after_return(unit, result)
             self.runtime.book.settling(unit.deliveries)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from textwrap import indent
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 from ..decisions import DeadLetter, Decision, Discard, RetryIn, Snooze
-from ..errors import InvalidArgument, PgqrsError
+from ..errors import InvalidArgument, InvalidResult, PgqrsError
 from ..types import Delivery
+from . import results
 from .handlers import Handler, Unit
 
 __all__ = ["OURS", "Kind", "Verdict", "of_error", "of_result"]
@@ -24,6 +25,7 @@ OURS = str(Path(__file__).parent)
 """Where the files of the runtime are: what errors keep is about the handler's own."""
 
 _HEAD, _TAIL = 2_000, 5_500  # of an error's own text, and of its traceback
+_MEMBERS = 20  # of an exception group
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class Verdict:
         error = self.error
         if error is None or isinstance(error, Decision):
             return self.reason or str(error or "")
-        said = "".join(traceback.format_exception_only(error)).strip()
+        said = _said(error)
         if isinstance(error, PgqrsError):
             return _bounded(said, _HEAD + _TAIL)  # that is all; its traceback is ours
         head = _bounded(said, _HEAD)
@@ -74,28 +76,15 @@ def of_error(handler: Handler, delivery: Delivery, error: BaseException) -> Verd
 
 
 def of_result(unit: Unit, result: Any) -> list[Verdict]:
-    """Return what becomes of the deliveries of a handler that returned.
-
-    A handler for single messages returns None, or a decision. One for batches may return a
-    decision for all, a mapping of deliveries (or ids) to decisions, exceptions or None, or a list
-    of these in the order of the batch.
+    """Return what becomes of the deliveries of a handler that returned: see `results`.
 
     Raises:
-        InvalidArgument: something else was returned by a batch handler.
+        InvalidResult: what it returned means nothing.
     """
     if result is None and unit.handler.acknowledge == "commit":
         return [Verdict(one, "archive") for one in unit.deliveries]
-    decided = isinstance(result, BaseException) or (unit.handler.call.many and result is not None)
-    if unit.handler.acknowledge != "commit" and not decided:
-        return [Verdict(one, "keep") for one in unit.deliveries]
-    if isinstance(result, BaseException) or unit.handler.call.many is False or result is None:
-        results: Iterable[Any] = [result] * len(unit.deliveries)
-    else:
-        results = _by_delivery(unit, result)
-    return [
-        _of_one(unit.handler, delivery, one)
-        for delivery, one in zip(unit.deliveries, results, strict=True)
-    ]
+    pairs = zip(unit.deliveries, results.read(unit, result), strict=True)
+    return [_of_one(unit.handler, delivery, value) for delivery, value in pairs]
 
 
 def _of_one(handler: Handler, delivery: Delivery, result: Any) -> Verdict:
@@ -104,27 +93,6 @@ def _of_one(handler: Handler, delivery: Delivery, result: Any) -> Verdict:
     if isinstance(result, BaseException):
         return of_error(handler, delivery, result)
     return Verdict(delivery, "archive" if handler.acknowledge == "commit" else "keep")
-
-
-def _by_delivery(unit: Unit, result: Any) -> list[Any]:
-    if isinstance(result, Mapping):
-        by_id = {getattr(key, "id", key): value for key, value in result.items()}
-        if strays := sorted(by_id.keys() - {one.id for one in unit.deliveries}, key=repr):
-            raise InvalidArgument(
-                f"{unit.handler.name} returned results for messages that it was not given: {strays}"
-            )
-        return [by_id.get(one.id) for one in unit.deliveries]
-    if isinstance(result, Sequence) and not isinstance(result, (str, bytes)):
-        if len(result) == len(unit.deliveries):
-            return list(result)
-        raise InvalidArgument(
-            f"{unit.handler.name} returned {len(result)} results for "
-            f"{len(unit.deliveries)} messages"
-        )
-    raise InvalidArgument(
-        f"{unit.handler.name} returned a {type(result).__name__}: a batch's handler returns None, "
-        "a decision, or one result for each message (a mapping by delivery, or a list)"
-    )
 
 
 def _carried_out(delivery: Delivery, decision: Decision, cause: BaseException) -> Verdict:
@@ -141,6 +109,17 @@ def _carried_out(delivery: Delivery, decision: Decision, cause: BaseException) -
             raise InvalidArgument(
                 f"{decision!r} is no decision: RetryIn, Snooze, Discard, DeadLetter, or None"
             )
+
+
+def _said(error: BaseException) -> str:
+    """Return the type and message of an error, and of those that it stands for."""
+    said = "".join(traceback.format_exception_only(error)).strip()
+    inner: tuple[BaseException, ...] = ()
+    if isinstance(error, BaseExceptionGroup):
+        inner = error.exceptions[:_MEMBERS]
+    elif isinstance(error, InvalidResult) and error.__cause__ is not None:
+        inner = (error.__cause__,)
+    return "\n".join([said, *(indent(_said(member), "  ") for member in inner)])
 
 
 def _the_handlers(trace: TracebackType | None) -> TracebackType | None:

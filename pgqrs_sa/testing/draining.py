@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from .. import arguments
 from ..consumers.handlers import Handler, Unit
 from ..consumers.hooks import Reporter
+from ..consumers.injection import Call
 from ..consumers.settings import Settings, check_database
 from ..consumers.verdicts import Verdict
 from ..decisions import Decision
@@ -252,11 +253,11 @@ class _Drain:
         payloads = call.payloads(unit.deliveries)
         if not call.needs_session:
             arguments = call.arguments(unit.deliveries, payloads, None, None)
-            return calling.after_return(unit, called(call.function, arguments, call.is_async))
+            return calling.after_return(unit, called(call, arguments))
         with self._session.begin_nested():
             service = service_of(self._given, self._context, self._settings)
             arguments = call.arguments(unit.deliveries, payloads, self._given, service)
-            result = called(call.function, arguments, call.is_async)
+            result = called(call, arguments)
             if unit.handler.acknowledge == "first":
                 return calling.after_return(unit, result)
             return calling.settle_within(self._session, self._context, unit, result)
@@ -343,13 +344,13 @@ def _of_handler(error: Exception) -> Exception:
     return error if trace is None else error.with_traceback(trace)
 
 
-def called(function: Callable[..., Any], arguments: dict[str, Any], is_async: bool) -> Any:
+def called(call: Call, arguments: dict[str, Any]) -> Any:
     """Call a handler, and wait for it."""
-    if not is_async:
-        return function(**arguments)
+    if not call.is_async:
+        return call.function(**arguments)
     from sqlalchemy.util import await_only  # noqa: PLC0415 - needs greenlet
 
-    return await_only(function(**arguments))
+    return await_only(call.awaited(arguments))
 
 
 def service_of(session: Any, context: Context, settings: Settings | None) -> Any:

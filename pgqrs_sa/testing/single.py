@@ -108,11 +108,11 @@ def work_one(
 
 
 async def _awaited(unit: Unit, values: dict[str, Any], session: Any) -> Decision | None:
-    function = unit.handler.call.function
+    call = unit.handler.call
     if session is None:
-        return _decision(unit, await function(**values))
+        return _decision(unit, await call.awaited(values))
     async with session.begin_nested():
-        result = await function(**values)
+        result = await call.awaited(values)
         of_result(unit, result)
     return _decision(unit, result)
 

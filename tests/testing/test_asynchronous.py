@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 
 import pytest
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from pgqrs_sa import (
     Consumer,
     Delivery,
     InvalidArgument,
+    InvalidResult,
     Message,
     Retry,
     Snooze,
@@ -207,3 +209,32 @@ async def test_the_inspector_has_them_all(async_session, consumer):
     assert len(await inspector.all_enqueued("mail")) == 1
     assert (await inspector.drain(consumer)).archived == 1
     await inspector.refute_enqueued("mail")
+
+
+async def test_a_result_that_has_not_run_is_a_failed_attempt(async_session, consumer):
+    @consumer.on("mail")
+    async def handle(payload: int) -> object:
+        return asyncio.sleep(payload)
+
+    await AsyncQueueService(async_session).enqueue("mail", 1)
+    drained = await drain(async_session, consumer, raise_errors=False)
+
+    assert (drained.archived, drained.retried) == (0, 1)
+    assert isinstance(drained.errors[0][1], InvalidResult)
+
+
+async def test_a_decorated_coroutine_function_is_awaited(async_session, consumer):
+    seen = []
+
+    async def work(payload: int) -> None:
+        seen.append(payload)
+
+    @consumer.on("mail")
+    @functools.wraps(work)
+    def decorated(**arguments: int) -> object:
+        return work(**arguments)
+
+    await AsyncQueueService(async_session).enqueue("mail", 7)
+
+    assert (await drain(async_session, consumer)).archived == 1
+    assert seen == [7]

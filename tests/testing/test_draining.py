@@ -17,6 +17,7 @@ from pgqrs_sa import (
     Discard,
     Hooks,
     InvalidArgument,
+    InvalidResult,
     LeaseLost,
     Message,
     PayloadError,
@@ -563,3 +564,20 @@ def test_the_past_cannot_be_brought_back(session):
         advance(session, -1)
     with pytest.raises(QueueNotFound, match="did you mean 'mail'"):
         advance(session, 1, "mial")
+
+
+def test_a_result_that_has_not_run_is_a_failed_attempt(session, service, consumer, order):
+    async def send(payload: int) -> None:
+        raise AssertionError
+
+    @consumer.on("mail")
+    def handle(session: Session, payload: int) -> object:
+        session.add(order(id=payload, customer="x", total_cents=1))
+        return send(payload)
+
+    service.enqueue("mail", 7)
+    drained = drain(session, consumer, raise_errors=False)
+
+    assert (drained.archived, drained.retried) == (0, 1)
+    assert isinstance(drained.errors[0][1], InvalidResult)
+    assert session.get(order, 7) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass
 
 import pytest
@@ -14,9 +15,11 @@ from pgqrs_sa import (
     AsyncQueueService,
     Consumer,
     DeadLetter,
+    Decision,
     Delivery,
     Discard,
     InvalidArgument,
+    InvalidResult,
     PayloadError,
     QueueService,
     Retry,
@@ -189,3 +192,22 @@ def test_an_attempt_is_a_number_from_1(attempt):
 
     with pytest.raises(InvalidArgument, match="attempt must be"):
         work_one(handle, 1, attempt=attempt)
+
+
+def test_a_result_that_has_not_run_is_refused():
+    def handle(payload: int) -> object:
+        return (one for one in [payload])
+
+    with pytest.raises(InvalidResult, match="returned a generator"):
+        work_one(handle, 5)
+
+
+async def test_a_decorated_coroutine_function_is_awaited():
+    async def handle(payload: int) -> Decision:
+        return Snooze(payload)
+
+    @functools.wraps(handle)
+    def decorated(payload: int) -> object:
+        return handle(payload)
+
+    assert isinstance(await work_one(decorated, 5), Snooze)

@@ -1,0 +1,318 @@
+"""What a handler may return; and that what has not run, or is no decision, fails its attempt."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import functools
+import inspect
+import itertools
+import logging
+from collections import deque
+from unittest.mock import MagicMock
+
+import pytest
+from bench import Kit, effect
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+from test_policy import delivery, handlers
+
+from pgqrs_sa import Backoff, DeadLetter, Delivery, InvalidResult, Retry, RetryIn, Snooze
+from pgqrs_sa.consumers.calling import after_return
+from pgqrs_sa.consumers.handlers import Unit
+from pgqrs_sa.consumers.verdicts import of_result
+
+
+def unit(count=1, **options):
+    (handler,) = handlers(options)
+    return Unit(handler, tuple(delivery(n + 1) for n in range(count)))
+
+
+async def coroutine():
+    """Never runs."""
+    raise AssertionError
+
+
+def generator():
+    yield
+
+
+async def async_generator():
+    yield
+
+
+@contextlib.contextmanager
+def managed():
+    yield
+
+
+@contextlib.asynccontextmanager
+async def async_managed():
+    yield
+
+
+def function():
+    """Is never called."""
+
+
+class Awaited:
+    def __await__(self):
+        yield
+
+
+NOT_RUN = {
+    "coroutine": coroutine,
+    "awaitable": Awaited,
+    "future": concurrent.futures.Future,
+    "generator": generator,
+    "async_generator": async_generator,
+    "context manager": managed,
+    "async context manager": async_managed,
+    "map": lambda: map(print, [1]),
+    "filter": lambda: filter(print, [1]),
+    "starmap": lambda: itertools.starmap(print, [[1]]),
+    "function": lambda: function,
+    "builtin": lambda: print,
+    "method": lambda: "text".upper,
+    "partial": lambda: functools.partial(function),
+    "class": lambda: Awaited,
+}
+NOT_MEANT = {
+    "decision class": lambda: Snooze,
+    "other decision class": lambda: DeadLetter,
+    "exception class": lambda: ValueError,
+    "retry": lambda: Retry(max_attempts=3),
+    "backoff": Backoff,
+    "exception": lambda: ValueError("hunter2"),
+    "group": lambda: ExceptionGroup("hunter2", [ValueError("hunter2")]),
+}
+REFUSED = NOT_RUN | NOT_MEANT
+INSIDE = {
+    "list": lambda value: [value],
+    "tuple": lambda value: (True, value),
+    "dict": lambda value: {"a": 1, "b": value},
+    "deque": lambda value: deque([value]),
+    "nested": lambda value: [1, {"a": (value,)}],
+}
+
+
+@pytest.mark.parametrize("made", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("acknowledge", ["commit", "manual", "first"])
+def test_what_has_not_run_or_is_no_decision_is_refused(made, acknowledge):
+    with pytest.raises(InvalidResult) as caught:
+        after_return(unit(acknowledge=acknowledge), made())
+    assert "returned" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrap", INSIDE.values(), ids=INSIDE)
+@pytest.mark.parametrize("made", [coroutine, generator, lambda: Snooze, lambda: RetryIn(60)])
+def test_a_container_of_these_or_of_decisions_is_refused(made, wrap):
+    with pytest.raises(InvalidResult, match="that contains"):
+        of_result(unit(), wrap(made()))
+
+
+@pytest.mark.parametrize("made", [*NOT_RUN.values(), lambda: Snooze, lambda: [RetryIn(1)], Retry])
+@pytest.mark.parametrize("as_mapping", [True, False])
+def test_each_result_of_a_batch_obeys_the_same_rule(made, as_mapping):
+    results = [None, made()]
+    with pytest.raises(InvalidResult):
+        of_result(unit(2, batch=2), dict(enumerate(results, 1)) if as_mapping else results)
+
+
+@pytest.mark.parametrize("made", [*NOT_RUN.values(), lambda: Snooze, lambda: ValueError("x")])
+def test_a_batch_that_returns_such_a_thing_for_all_is_refused(made):
+    with pytest.raises(InvalidResult):
+        of_result(unit(2, batch=2), made())
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, 0, 1.5, "text", b"x", {}, {"a": [1]}, [], [[1]], (), {1}, object()]
+)
+def test_a_plain_value_is_ignored(value):
+    assert [one.kind for one in of_result(unit(), value)] == ["archive"]
+    assert [one.kind for one in of_result(unit(2, batch=2), [value, None])] == ["archive"] * 2
+
+
+def test_an_object_with_every_attribute_is_a_plain_value():
+    assert [one.kind for one in of_result(unit(), MagicMock())] == ["archive"]
+
+
+def test_an_exception_is_told_as_the_cause():
+    error = ValueError("no such address")
+    for returned in (error, [error]):
+        with pytest.raises(InvalidResult, match="ValueError: raise it") as caught:
+            of_result(unit(), returned)
+        assert caught.value.__cause__ is error
+
+
+def test_work_that_nobody_waits_for_is_ended():
+    lost, inner, future = coroutine(), coroutine(), concurrent.futures.Future()
+    begun = generator()
+    next(begun)
+    for result in (lost, [1, inner, future, begun]):
+        with pytest.raises(InvalidResult):
+            of_result(unit(), result)
+    for one in (lost, inner):
+        assert inspect.getcoroutinestate(one) == inspect.CORO_CLOSED
+    assert future.cancelled()
+    assert inspect.getgeneratorstate(begun) == inspect.GEN_CLOSED
+
+
+async def test_a_task_that_nobody_waits_for_is_cancelled():
+    task = asyncio.create_task(asyncio.sleep(60))
+    with pytest.raises(InvalidResult, match="returned a Task"):
+        of_result(unit(), task)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 20)
+
+
+# -------------------------------------------------------------------------------- in a consumer
+
+
+@pytest.mark.parametrize("session", [True, False])
+@pytest.mark.parametrize("made", [coroutine, generator, lambda: Snooze, lambda: [RetryIn(1)]])
+def test_the_attempt_fails_and_its_writes_are_rolled_back(kit, made, session):
+    (id_,) = kit.send({})
+    consumer = kit.consumer(retry=Retry(base=1000))
+
+    @consumer.on("mail", session=session)
+    def handler(session, delivery):
+        if session is not None:
+            effect(session, delivery)
+        return made()
+
+    assert consumer.run() == 0
+    assert (kit.outcomes(), kit.effects(), kit.held()) == ({}, [], [])
+    assert kit.live()[id_].read_ct == 1
+    assert "InvalidResult" in kit.live()[id_].last_error
+    assert "handler" in kit.live()[id_].last_error or "one" in kit.live()[id_].last_error
+
+
+def test_the_text_of_an_exception_that_was_returned_is_kept(kit):
+    (id_,) = kit.send({})
+    consumer = kit.consumer(retry=Retry(base=1000))
+    consumer.on("mail")(lambda _session, _delivery: ValueError("no such address"))
+
+    assert consumer.run() == 0
+    assert "raise it" in kit.live()[id_].last_error
+    assert "ValueError: no such address" in kit.live()[id_].last_error
+
+
+def test_acknowledged_first_it_is_told_in_the_log(kit, caplog):
+    (id_,) = kit.send({})
+    consumer = kit.consumer()
+    consumer.on("mail", acknowledge="first")(lambda _session, _delivery: coroutine())
+
+    assert consumer.run() == 0
+    assert kit.outcomes() == {id_: "archived"}
+    (record,) = [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert "failed after its acknowledgement: InvalidResult" in record.getMessage()
+
+
+class Callables:
+    """Handlers whose work is a coroutine, though each of them is a plain function."""
+
+    def __init__(self, seen: list[int]) -> None:
+        async def work(payload: int) -> None:
+            seen.append(payload)
+
+        async def noted(payload: int, prefix: str = "") -> None:
+            seen.append(payload)
+
+        @functools.wraps(work)
+        def wrapped(*args, **kwargs):
+            return work(*args, **kwargs)
+
+        @functools.wraps(wrapped)
+        def twice(*args, **kwargs):
+            return wrapped(*args, **kwargs)
+
+        @functools.wraps(noted)
+        def partly(*args, **kwargs):
+            return noted(*args, **kwargs)
+
+        class Calls:
+            async def __call__(self, payload: int) -> None:
+                seen.append(payload)
+
+            def method(self, payload: int):
+                return work(payload)
+
+        @functools.wraps(Calls())
+        def of_object(payload: int):
+            return Calls()(payload)
+
+        self.wrapped = {
+            "wrapped": wrapped,
+            "twice": twice,
+            "partial": functools.partial(partly, prefix="x"),
+            "object": of_object,
+        }
+        self.plain = {
+            "lambda": lambda payload: work(payload),  # noqa: PLW0108 - it is what is tested
+            "method": Calls().method,
+            "generator": functools.wraps(generator)(lambda payload: generator()),
+        }
+
+
+@pytest.mark.parametrize("name", ["wrapped", "twice", "partial", "object"])
+def test_a_task_awaits_a_wrapped_coroutine_function(tasks: Kit, name):
+    seen: list[int] = []
+    tasks.send(1, 2)
+    consumer = tasks.consumer()
+    consumer.consumer.on("mail")(Callables(seen).wrapped[name])
+
+    assert consumer.run() == 0
+    assert (sorted(seen), set(tasks.outcomes().values())) == ([1, 2], {"archived"})
+
+
+@pytest.mark.parametrize(
+    "name", ["wrapped", "twice", "partial", "object", "lambda", "method", "generator"]
+)
+@pytest.mark.filterwarnings("error")
+def test_a_thread_that_gets_a_coroutine_has_not_worked(threads: Kit, name):
+    seen: list[int] = []
+    callables = Callables(seen)
+    (id_,) = threads.send(1)
+    consumer = threads.consumer(retry=Retry(base=1000))
+    consumer.consumer.on("mail")((callables.wrapped | callables.plain)[name])
+
+    assert consumer.run() == 0
+    assert (seen, threads.outcomes()) == ([], {})
+    assert "work" in threads.live()[id_].last_error
+
+
+def test_a_decorator_may_decide_without_its_coroutine(tasks: Kit):
+    (id_,) = tasks.send({})
+    consumer = tasks.consumer()
+
+    async def work(session: AsyncSession, delivery: Delivery) -> None:
+        raise AssertionError
+
+    @consumer.consumer.on("mail")
+    @functools.wraps(work)
+    def never(**_arguments):
+        return DeadLetter("not today")
+
+    assert consumer.run() == 0
+    assert tasks.archive()[id_].reason == "not today"
+
+
+def test_a_decorator_may_run_its_coroutine_in_a_thread(threads: Kit):
+    (id_,) = threads.send({})
+    consumer = threads.consumer()
+    seen = []
+
+    async def work(session: Session, delivery: Delivery) -> None:
+        effect(session, delivery)
+        seen.append(delivery.id)
+
+    @consumer.consumer.on("mail")
+    @functools.wraps(work)
+    def run(**arguments):
+        return asyncio.run(work(**arguments))
+
+    assert consumer.run() == 0
+    assert (seen, threads.outcomes()) == ([id_], {id_: "archived"})
