@@ -61,17 +61,48 @@ __all__ = ["App", "Command", "Group", "Options", "Work", "global_options", "pass
 TRACE = 2  # how many -v show tracebacks
 
 
+_VARIABLES = {
+    "--format": "PGQRS_FORMAT",
+    "--out": "PGQRS_OUT",
+    "--log-dest": "PGQRS_LOG_DEST",
+    "--log-level": "PGQRS_LOG_LEVEL",
+}
+"""The variables of the global options that are no `Settings`."""
+
+
 def pass_app(function: Callable[..., Any]) -> Callable[..., Any]:
     """Hand the `App` to a command, as its first argument."""
     decorate: Callable[..., Callable[..., Any]] = click.make_pass_decorator(App)
     return decorate(function)
 
 
-def global_options() -> list[click.Option]:
-    """Return the options that the program and every command of it take."""
+class _Level(click.Choice[str]):
+    """A level of logging; pgqrs' own words for two of them are understood."""
+
+    _ALIASES: Mapping[str, str] = {"warn": "warning", "trace": "debug"}
+
+    def __init__(self) -> None:
+        super().__init__(["debug", "info", "warning", "error"], case_sensitive=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value).lower()
+        return super().convert(self._ALIASES.get(text, text), param, ctx)
+
+
+def global_options(*, environment: bool = False) -> list[click.Option]:
+    """Return the options that the program and every command of it take.
+
+    Args:
+        environment: Read those that are no `Settings` from ``PGQRS_…`` variables as well. Only the
+            program does: a variable must not override an option that stands before a command.
+    """
     formats = click.Choice(output.FORMATS)
-    levels = click.Choice(["debug", "info", "warning", "error"])
-    option = click.Option
+    levels = _Level()
+
+    def option(flags: Sequence[str], **more: Any) -> click.Option:
+        variable = _VARIABLES.get(flags[-1]) if environment else None
+        return click.Option(flags, envvar=variable, show_envvar=variable is not None, **more)
+
     return [
         option(["-d", "--dsn"], metavar="URL", help="The database (else PGQRS_DSN)."),
         option(["-s", "--schema"], metavar="NAME", help="Where the tables are."),

@@ -24,15 +24,28 @@ __all__ = ["confirmed", "in_chunks"]
 
 
 def confirmed(
-    app: App, verb: str, count: int, what: str, *, yes: bool, dry_run: bool = False
+    app: App,
+    verb: str,
+    count: int,
+    what: str,
+    *,
+    yes: bool,
+    dry_run: bool = False,
+    if_none: bool = False,
 ) -> bool:
-    """Show what is about to happen, and ask; return False for a dry run.
+    """Show what is about to happen, and ask; return False if nothing is to be done.
+
+    That is so in a dry run, and where there is nothing: a job that runs every night is no failure
+    on a day when nothing matches. With ``if_none``, there is something to do all the same.
 
     Raises:
         Failed: the answer was no, or there is nobody to ask and ``--yes`` was not given.
     """
     app.say(f"{'would ' if dry_run else ''}{verb} {count:,} {what}")
     app.say(f"in {app.target}")
+    if not count and not if_none:
+        app.say("nothing to do")
+        return False
     if dry_run:
         return False
     if yes:

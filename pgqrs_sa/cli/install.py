@@ -68,7 +68,8 @@ def uninstall(app: App, yes: bool, dry_run: bool) -> None:
         app.say(f"there is nothing to do: {app.target} has no tables of pgqrs_sa")
     else:
         what = "message(s), live and settled, with the four tables"
-        if not confirmed(app, "drop", _holdings(app), what, yes=yes, dry_run=dry_run):
+        held = _holdings(app)
+        if not confirmed(app, "drop", held, what, yes=yes, dry_run=dry_run, if_none=True):
             app.emit_one(_moved("uninstall", schema, before, 0, dry_run=True))
             return
         with app.connect() as connection:

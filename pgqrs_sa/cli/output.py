@@ -24,6 +24,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,18 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "Column", "Columns", "Output", "Row", "plain", "span", "text"]
 
 FORMATS = ("table", "json", "ndjson", "csv")
+
+_LONGEST_CELL = 1000
+"""Characters of a cell of a table; the formats for programs have everything."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that a terminal may obey, other than tabs and line feeds."""
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What makes a spreadsheet take text for a formula.
+
+See https://owasp.org/www-community/attacks/CSV_Injection.
+"""
 
 Row = Mapping[str, Any]
 
@@ -84,7 +97,7 @@ def plain(value: Any) -> Any:
 
 
 def text(value: Any) -> str:
-    """Return a value as tables have it: short, on one line, with no control characters."""
+    """Return a value as tables have it: on one line, with no control characters."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -95,8 +108,14 @@ def text(value: Any) -> str:
         return span(value.total_seconds())
     if isinstance(value, (Mapping, list, tuple)):
         value = json.dumps(plain(value), ensure_ascii=False, separators=(",", ":"))
-    # What others wrote must not drive the terminal.
-    return "".join(one if one.isprintable() else _escaped(one) for one in str(value))
+    return _printable(str(value))
+
+
+def _printable(value: str) -> str:
+    """Return text that cannot drive a terminal, whoever wrote it."""
+    if value.isprintable():
+        return value
+    return "".join(one if one.isprintable() else _escaped(one) for one in value)
 
 
 def span(seconds: float) -> str:
@@ -110,6 +129,13 @@ def span(seconds: float) -> str:
         if count:
             parts.append(f"{count}{name}")
     return sign + " ".join(parts[:2])
+
+
+def _cut(value: str) -> str:
+    """Return text that is no longer than a cell of a table may be."""
+    if len(value) <= _LONGEST_CELL:
+        return value
+    return f"{value[:_LONGEST_CELL]}… ({len(value):,} characters; --format json has all)"
 
 
 def _escaped(character: str) -> str:
@@ -157,10 +183,10 @@ class Output:
         if self.format == "table":
             self._print(self.table(rows, columns))
         elif self.format == "json":
-            self._line(json.dumps([plain(row) for row in rows], indent=2, ensure_ascii=False))
+            self._line(_json(rows, indent=2))
         elif self.format == "ndjson":
             for row in rows:
-                self._line(json.dumps(plain(row), ensure_ascii=False))
+                self._line(_json(row))
         else:
             self._csv(rows)
         self.file.flush()
@@ -168,7 +194,7 @@ class Output:
     def emit_one(self, row: Row, columns: Columns = None) -> None:
         """Write one thing: an object rather than a list of one, a table of two columns."""
         if self.format == "json":
-            self._line(json.dumps(plain(row), indent=2, ensure_ascii=False))
+            self._line(_json(row, indent=2))
             self.file.flush()
         elif self.format == "table":
             shown = columns or [Column(key) for key in row]
@@ -202,7 +228,7 @@ class Output:
             )
         for row in rows:
             # Text, not str: what looks like markup is data.
-            made.add_row(*(Text(one.cell(row)) for one in shown))
+            made.add_row(*(Text(_cut(one.cell(row))) for one in shown))
         return made
 
     def watch(
@@ -246,6 +272,21 @@ class Output:
 
 
 def _csv_cell(value: Any) -> Any:
+    """Return a cell that neither drives a terminal nor is run by a spreadsheet as a formula."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
+    if isinstance(value, (dict, list)):
+        value = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, str):
+        return value
+    return _CONTROL.sub(lambda found: _escaped(found[0]), _unformulated(value))
+
+
+def _unformulated(value: str) -> str:
+    return f"'{value}" if value.startswith(_FORMULA) else value
+
+
+def _json(value: Any, **options: Any) -> str:
+    """Return JSON text; control characters that JSON would let through are escaped."""
+    made = json.dumps(plain(value), ensure_ascii=False, **options)
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", made)

@@ -54,7 +54,7 @@ group = Group(
     "pgqrs",
     callback=click.pass_context(_begin),
     params=[
-        *global_options(),
+        *global_options(environment=True),
         click.Option(
             ["--version"],
             is_flag=True,

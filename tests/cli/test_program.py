@@ -318,12 +318,80 @@ def test_the_settings_have_their_effect(pgqrs):
     pgqrs("message", "dequeue", "mail", "--limit", 3, code=2, PGQRS_DEFAULT_BATCH_SIZE="2")
 
 
+@pytest.mark.parametrize("name", ["format", "log_level"])
+def test_a_malformed_option_in_the_environment_names_its_variable(nowhere, name):
+    variable = f"PGQRS_{name.upper()}"
+    said = nowhere("queue", "list", code=2, **{variable: "nonsense"}).stderr
+    assert variable in said
+    assert "nonsense" in said
+
+
+def test_options_are_read_from_the_environment(pgqrs, tmp_path):
+    pgqrs("queue", "create", "mail")
+    listed = pgqrs("queue", "list", PGQRS_FORMAT="ndjson")
+    assert json.loads(listed.stdout)["name"] == "mail"
+    assert "sqlalchemy" in pgqrs("queue", "list", PGQRS_LOG_LEVEL="debug").stderr
+    out, log = tmp_path / "out", tmp_path / "log"
+    environment = {"PGQRS_OUT": str(out), "PGQRS_LOG_DEST": str(log), "PGQRS_FORMAT": "json"}
+    done = pgqrs("queue", "list", "--log-level", "debug", **environment)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert json.loads(out.read_text())[0]["name"] == "mail"
+    assert "sqlalchemy" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    "words", [["--format", "json", "queue", "list"], ["queue", "list", "--format", "json"]]
+)
+def test_an_option_wins_over_its_variable_wherever_it_stands(pgqrs, words):
+    assert pgqrs(*words, PGQRS_FORMAT="csv").stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("level", "logged"), [("warn", False), ("TRACE", True), ("Debug", True), ("error", False)]
+)
+def test_levels_of_logging_have_the_names_of_pgqrs_too(pgqrs, level, logged):
+    assert ("sqlalchemy" in pgqrs("queue", "list", "--log-level", level).stderr) is logged
+
+
 def test_the_log_goes_where_it_is_told(pgqrs, tmp_path):
     log = tmp_path / "log"
     done = pgqrs("queue", "list", "--log-level", "debug", "--log-dest", log)
     assert "sqlalchemy" in log.read_text()
     assert done.stderr == ""
     assert "sqlalchemy" in pgqrs("queue", "list", "--log-level", "debug").stderr
+
+
+# ---------------------------------------------------------------------------- foreign text
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_cell_of_a_csv_is_a_formula(pgqrs, work, text):
+    with work() as service:
+        service.queues.create("mail")
+        service.enqueue("mail", 1, key=text, headers={})
+    (row,) = csv.DictReader(io.StringIO(pgqrs("message", "list", "--format", "csv").stdout))
+    assert row["key"].startswith("'")
+
+
+@pytest.mark.parametrize("format", ["table", "json", "ndjson", "csv"])
+@pytest.mark.parametrize("control", ["\x1b[2J", "\x9b2J", "\x7f", "\x07"])
+def test_no_control_character_reaches_the_terminal(pgqrs, work, format, control):
+    with work() as service:
+        service.queues.create("mail")
+        service.enqueue("mail", {"x": control}, key=control)
+    shown = pgqrs("message", "list", "--format", format).stdout
+    assert control[0] not in shown
+    if format == "json":
+        assert json.loads(shown)[0]["key"] == control
+
+
+def test_a_long_cell_of_a_table_is_cut_and_the_other_formats_have_all_of_it(pgqrs, work):
+    with work() as service:
+        service.queues.create("mail")
+        service.enqueue("mail", "x" * 100_000)
+    assert len(pgqrs("message", "list").stdout) < 3000
+    assert "100,000 characters" in pgqrs("message", "list").stdout
+    assert pgqrs.json("message", "list")[0]["payload"] == "x" * 100_000
 
 
 # ------------------------------------------------------------------- other programs and shells

@@ -78,6 +78,26 @@ def test_it_is_refused_with_nobody_to_ask_and_a_dry_run_changes_nothing(
     assert contents(engine) != before
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["queue", "purge", "live"],
+        ["worker", "purge", "--older-than", "0"],
+        ["archive", "delete", "live"],
+        ["archive", "prune", "--older-than", "0"],
+        ["dead", "discard", "--all"],
+        ["dead", "retry", "--all"],
+    ],
+    ids=" ".join,
+)
+def test_nothing_to_destroy_is_no_failure_and_no_question(pgqrs, work, command):
+    with work() as service:
+        service.queues.create("live")
+    done = pgqrs(*command, "--format", "json")
+    assert json.loads(done.stdout)["count"] == 0
+    assert "nothing to do" in done.stderr
+
+
 @pytest.mark.parametrize(("answer", "code", "left"), [("y\n", 0, 0), ("n\n", 5, 1), ("\n", 5, 1)])
 def test_somebody_who_is_there_is_asked(pgqrs, full, counts, monkeypatch, answer, code, left):
     monkeypatch.setattr(confirm, "_somebody_is_there", lambda: True)
