@@ -277,9 +277,9 @@ class Workers(Facet):
         """See `Workers.list`."""
         return await self._run(workers.everything, status, queue)
 
-    async def heartbeat(self, id: int) -> WorkerInfo:
+    async def heartbeat(self, id: int, *, leased: int | None = None) -> WorkerInfo:
         """See `Workers.heartbeat`."""
-        return await self._run(workers.heartbeat, id)
+        return await self._run(workers.heartbeat, id, leased)
 
     async def suspend(self, id: int) -> WorkerInfo:
         """See `Workers.suspend`."""

@@ -383,6 +383,7 @@ class WorkerMixin:
     heartbeat_at: Mapped[datetime] = mapped_column(_timestamp, server_default=_clock)
     shutdown_at: Mapped[datetime | None] = mapped_column(_timestamp)
     waiting_until: Mapped[datetime | None] = mapped_column(_timestamp)
+    leased: Mapped[int | None] = mapped_column(sa.Integer)
 
     @declared_attr.directive
     def __table_args__(cls) -> tuple[Any, ...]:  # noqa: N805

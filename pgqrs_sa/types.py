@@ -307,10 +307,12 @@ class WorkerHealth:
         worker: The worker.
         silent_for: Since its last heartbeat, by the database's clock.
         healthy: Not stopped, and silent for no longer than was asked.
-        leases: Messages that it holds now.
+        leases: How many messages it held at its last heartbeat, as it reported; None when it does
+            not report that. A `Consumer` does, with every heartbeat; others may: see
+            `Workers.heartbeat`.
     """
 
     worker: WorkerInfo
     silent_for: timedelta
     healthy: bool
-    leases: int
+    leases: int | None

@@ -193,7 +193,7 @@ class Frame:
                 _cell(worker.hostname),
                 worker.status if one.healthy else f"{worker.status}, silent",
                 text(one.silent_for),
-                str(one.leases),
+                text(one.leases),
                 style=_style(selected=live and place == self.cursor, dim=not one.healthy),
             )
         return table

@@ -242,20 +242,29 @@ HEALTH = (
 )
 
 
+def leases(of: Iterable[WorkerHealth]) -> int | None:
+    """How many messages workers hold together; None when none of them reports that."""
+    reported = [one.leases for one in of if one.leases is not None]
+    return sum(reported) if reported else None
+
+
 def health_by_queue(all_: Iterable[WorkerHealth]) -> list[dict[str, Any]]:
     """Workers and what they hold, counted for each queue that any of them is for."""
-    rows: dict[str, dict[str, Any]] = {}
+    by_queue: dict[str, list[WorkerHealth]] = {}
     for one in all_:
         for name in one.worker.queues or ("",):
-            row = rows.setdefault(
-                name, {"queue": name or None, "workers": 0, "healthy": 0, "silent": 0, "leases": 0}
-            )
-            row["workers"] += 1
-            row["healthy"] += one.healthy
-            row["silent"] += not one.healthy
+            by_queue.setdefault(name, []).append(one)
+    return [
+        {
+            "queue": name or None,
+            "workers": len(workers),
+            "healthy": sum(worker.healthy for worker in workers),
+            "silent": sum(not worker.healthy for worker in workers),
             # A worker of several queues holds these in all of them together.
-            row["leases"] += one.leases
-    return [rows[name] for name in sorted(rows)]
+            "leases": leases(workers),
+        }
+        for name, workers in sorted(by_queue.items())
+    ]
 
 
 def payload(content: Any) -> Any:

@@ -192,7 +192,7 @@ def stats(app: App, queue: str | None) -> None:
             "queue": queue,
             "workers": len(found),
             **{status: statuses.count(status) for status in ("ready", "suspended", "stopped")},
-            "leases": sum(one.leases for one in living if one.worker.id in known),
+            "leases": views.leases(one for one in living if one.worker.id in known),
             "oldest_heartbeat_at": min(beats, default=None),
             "newest_heartbeat_at": max(beats, default=None),
         }

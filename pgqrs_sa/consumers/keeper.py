@@ -176,7 +176,9 @@ class Keeper:
             return
         self._beats_at = now + self._heartbeat
         try:
-            info = self._line.call("a heartbeat", self._context(), workers.heartbeat, worker)
+            info = self._line.call(
+                "a heartbeat", self._context(), workers.heartbeat, worker, len(self._book.ids())
+            )
         except (WorkerNotReady, WorkerNotFound) as error:
             log.warning("taken for dead: %s", error, extra={"worker": worker})
             self.lose(self._book.all())

@@ -34,7 +34,7 @@ def register(
     def once(session: Session, context: Context) -> WorkerInfo:
         nonlocal tries
         tries += 1
-        return workers.register(session, context, name, queues, None, None, None, version)
+        return workers.register(session, context, name, queues, None, None, None, version, leased=0)
 
     info = line.call("the registration", context, once)
     if tries > 1:

@@ -49,8 +49,12 @@ class Workers(Facet):
         """Return workers by id, all of them or those of a status or a queue."""
         return workers.everything(self._session, self._context, status, queue)
 
-    def heartbeat(self, id: int) -> WorkerInfo:
+    def heartbeat(self, id: int, *, leased: int | None = None) -> WorkerInfo:
         """Note that a worker lives.
+
+        Args:
+            id: The worker's id.
+            leased: How many messages it holds, for `health`; None when it does not report that.
 
         Returns:
             The worker, whose ``status`` says whether it was suspended meanwhile.
@@ -58,7 +62,7 @@ class Workers(Facet):
         Raises:
             WorkerNotReady: it was stopped, by itself or for its silence: register again.
         """
-        return workers.heartbeat(self._session, self._context, id)
+        return workers.heartbeat(self._session, self._context, id, leased)
 
     def suspend(self, id: int) -> WorkerInfo:
         """Let a worker lease nothing until `resume`."""

@@ -162,6 +162,7 @@ def _create_workers(op: Operations, schema: str | None) -> None:
         _moment("heartbeat_at", now=True),
         _moment("shutdown_at"),
         _moment("waiting_until"),
+        sa.Column("leased", sa.Integer),
         sa.PrimaryKeyConstraint("id", name=op.f("pgqrs_workers_pkey")),
         _check(op, "pgqrs_workers_status_check", "status IN ('ready', 'suspended', 'stopped')"),
         schema=schema,

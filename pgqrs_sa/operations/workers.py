@@ -43,6 +43,8 @@ def register(
     pid: int | None,
     port: int | None,
     version: str | None,
+    *,
+    leased: int | None = None,
 ) -> WorkerInfo:
     """Insert a row for this start of a process."""
     if hostname is None:
@@ -56,6 +58,7 @@ def register(
         "port": None if port is None else arguments.check_number(port, "port"),
         "version": None if version is None else arguments.check_text(version, "version"),
         "queues": [arguments.check_queue_name(queue) for queue in queues],
+        "leased": leased,
     }
     return _info(run(session, context, statements.register(context.models), values).one())
 
@@ -82,9 +85,10 @@ def everything(
     return [_info(row) for row in run(session, context, statement, values)]
 
 
-def heartbeat(session: Session, context: Context, id: int) -> WorkerInfo:
-    """Note that a worker lives; raise if it was stopped meanwhile."""
-    return _changed(session, context, statements.heartbeat(context.models), id)
+def heartbeat(session: Session, context: Context, id: int, leased: int | None = None) -> WorkerInfo:
+    """Note that a worker lives, and how much it holds; raise if it was stopped meanwhile."""
+    count = None if leased is None else arguments.check_number(leased, "leased")
+    return _changed(session, context, statements.heartbeat(context.models), id, leased=count)
 
 
 def set_status(
@@ -104,7 +108,7 @@ def health(session: Session, context: Context, silent_for: float | timedelta) ->
     """Return the workers that are not stopped, and whether each was heard of lately."""
     longest = arguments.duration(silent_for, "silent_for")
     return [
-        WorkerHealth(_info(row), row.silent_for, row.silent_for <= longest, row.leases)
+        WorkerHealth(_info(row), row.silent_for, row.silent_for <= longest, row.leased)
         for row in run(session, context, statements.health(context.models))
     ]
 
@@ -160,8 +164,10 @@ def _release(session: Session, context: Context, ids: list[int]) -> int:
     return len(rows)
 
 
-def _changed(session: Session, context: Context, statement: Any, id: int) -> WorkerInfo:
-    values = {"worker_id": arguments.checked_id(id, "worker")}
+def _changed(
+    session: Session, context: Context, statement: Any, id: int, **values: Any
+) -> WorkerInfo:
+    values["worker_id"] = arguments.checked_id(id, "worker")
     row = run(session, context, statement, values).one_or_none()
     if row is None:
         raise WorkerNotReady(id, get(session, context, id).status)

@@ -48,7 +48,7 @@ class Counts(Connected):
     async def worker_stats(self, queue: str) -> WorkerStats:
         """Count the workers of a queue by state, and what they hold."""
         async with self._service() as service:
-            await service.queues.get(queue)
+            metrics = await service.messages.metrics(queue)
             workers = await service.workers.list(queue=queue)
             health = await service.workers.health()
-        return stats.of_queue(queue, workers, health)
+        return stats.of_queue(metrics, workers, health)

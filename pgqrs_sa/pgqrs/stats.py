@@ -62,15 +62,15 @@ def _health(
 
 
 def of_queue(
-    queue: str, workers: Sequence[WorkerInfo], known: Sequence[WorkerHealth]
+    counted: QueueMetrics, workers: Sequence[WorkerInfo], known: Sequence[WorkerHealth]
 ) -> WorkerStats:
     """Return the counts of one queue's workers."""
-    alive = [one for one in known if queue in one.worker.queues]
+    alive = [one for one in known if counted.queue in one.worker.queues]
     return WorkerStats(
-        queue,
+        counted.queue,
         len(workers),
         **_by_status(workers),
-        leases=sum(one.leases for one in alive),
+        leases=counted.leased,
         shortest_silence=min((one.silent_for for one in alive), default=None),
     )
 

@@ -243,7 +243,7 @@ class WorkerStats:
         ready: How many are ready.
         suspended: How many are suspended.
         stopped: How many are stopped.
-        leases: How many messages they hold.
+        leases: How many messages of the queue are leased, whoever holds them.
         shortest_silence: How long ago the last heartbeat of any of them was, or None.
     """
 

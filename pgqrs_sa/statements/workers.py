@@ -20,16 +20,16 @@ _ID = sa.bindparam("worker_id", type_=sa.BigInteger)
 
 
 def _row(worker: sa.Table) -> list[ColumnElement[Any]]:
-    names = ("id", "name", "hostname", "pid", "port", "version", "queues", "status")
+    names = ("id", "name", "hostname", "pid", "port", "version", "queues", "status", "leased")
     times = ("started_at", "heartbeat_at", "shutdown_at")
     return [worker.c[name] for name in (*names, *times)]
 
 
 @cache
 def register(models: Models) -> Executable:
-    """Insert a worker. Binds: name, hostname, pid, port, version, queues."""
+    """Insert a worker. Binds: name, hostname, pid, port, version, queues, leased."""
     worker = tables(models).worker
-    names = ("name", "hostname", "pid", "port", "version", "queues")
+    names = ("name", "hostname", "pid", "port", "version", "queues", "leased")
     values = {name: sa.bindparam(name, type_=worker.c[name].type) for name in names}
     return insert(worker).values(**values).returning(*_row(worker))
 
@@ -55,9 +55,14 @@ def everything(models: Models, *, status: WorkerStatus | None, in_queue: bool) -
 
 @cache
 def heartbeat(models: Models) -> Executable:
-    """Note that a worker lives, unless it was stopped. Binds: worker_id."""
+    """Note that a worker lives, unless it was stopped, and what it says that it holds.
+
+    Binds: worker_id, leased (None: it does not say).
+    """
     worker = tables(models).worker
-    return _update(models, worker.c.status != sa.literal("stopped"), heartbeat_at=now())
+    leased = sa.bindparam("leased", type_=sa.Integer)
+    living = worker.c.status != sa.literal("stopped")
+    return _update(models, living, heartbeat_at=now(), leased=leased)
 
 
 @cache
@@ -84,21 +89,14 @@ def _update(
 
 @cache
 def health(models: Models) -> Executable:
-    """Each worker that is not stopped, how long it has been silent, and what it holds."""
-    _, message, _, worker = tables(models)
-    held = (
-        sa.select(message.c.consumer_worker_id.label("worker_id"), func.count().label("leases"))
-        .where(states.leased(message.c))
-        .group_by(message.c.consumer_worker_id)
-        .subquery("held")
-    )
+    """Each worker that is not stopped, and how long it has been silent.
+
+    It reads the workers alone: no index finds what a worker holds, so that counting it here would
+    read all messages.
+    """
+    worker = tables(models).worker
     return (
-        sa.select(
-            *_row(worker),
-            (now() - worker.c.heartbeat_at).label("silent_for"),
-            func.coalesce(held.c.leases, 0).label("leases"),
-        )
-        .outerjoin(held, held.c.worker_id == worker.c.id)
+        sa.select(*_row(worker), (now() - worker.c.heartbeat_at).label("silent_for"))
         .where(worker.c.status != sa.literal("stopped"))
         .order_by(worker.c.id)
     )

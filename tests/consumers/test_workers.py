@@ -58,6 +58,26 @@ def test_a_run_is_a_row_that_says_who_it_is_and_that_it_lives(kit):
     assert row.shutdown_at is not None
 
 
+def test_a_consumer_reports_what_it_holds_with_its_heartbeat(kit):
+    def leases():
+        return [one.leases for one in manage(kit, lambda workers: workers.health())]
+
+    consumer = kit.consumer(heartbeat=0.05)
+    go = threading.Event()
+
+    @consumer.on("mail")
+    def handler(_session, _delivery):
+        kit.wait(go)
+
+    consumer.start()
+    assert leases() == [0]
+    kit.send(1, 2, 3)
+    until(lambda: leases() == [3], "it reports what its handlers work on", SOON)
+    go.set()
+    until(lambda: leases() == [0], "it reports that it holds nothing", SOON)
+    assert consumer.stop() == 0
+
+
 def test_each_run_is_a_row_of_its_own(threads):
     consumer = threads.consumer()
     consumer.on("mail")(nothing)

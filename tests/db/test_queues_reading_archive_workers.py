@@ -1057,6 +1057,8 @@ def test_health_tells_the_silent_from_the_lively(session, service):
     service.workers.stop(stopped.id)
     set_back(session, Worker.heartbeat_at, 2 * MINUTE, silent.id)
     service.workers.suspend(idle.id)
+    service.workers.heartbeat(lively.id, leased=2)
+    service.workers.heartbeat(idle.id, leased=0)
     health = {one.worker.name: one for one in service.workers.health(silent_for=60)}
 
     assert list(health) == ["lively", "silent", "idle"]
@@ -1067,12 +1069,22 @@ def test_health_tells_the_silent_from_the_lively(session, service):
     }
     assert {name: one.leases for name, one in health.items()} == {
         "lively": 2,
-        "silent": 1,
+        "silent": None,
         "idle": 0,
     }
     assert 2 * MINUTE <= health["silent"].silent_for < 3 * MINUTE
     assert health["idle"].worker.status == "suspended"
     assert all(one.healthy for one in service.workers.health(silent_for=5 * MINUTE))
+
+
+def test_health_reads_the_workers_alone(service, session, engine):
+    service.workers.register("w")
+    executed = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *a: executed.append(a[2]))
+    service.workers.health()
+    assert len(executed) == 1
+    assert "pgqrs_workers" in executed[0]
+    assert "pgqrs_messages" not in executed[0]
 
 
 def test_reclaiming_stops_the_silent_and_gives_back_what_they_hold(session, service):
@@ -1270,6 +1282,8 @@ async def test_the_facets_do_the_same_awaited(async_session, async_service):
     await service.enqueue_many("mail", [{"n": n} for n in range(6)])
     assert [one.payload["n"] for one in await service.messages.peek("mail", 2)] == [0, 1]
     held = await service.dequeue("mail", 2, worker=worker, lease=600)
+    assert (await service.workers.health())[0].leases is None
+    await service.workers.heartbeat(worker.id, leased=2)
     assert (await service.workers.health())[0].leases == 2
     await service.archive(held[0])
     assert await service.workers.release_leases(worker.id) == 1

@@ -176,6 +176,7 @@ def busy(service, session):
     worker = service.workers.register("sender", hostname="here")
     for delivery in service.dequeue("mail", 3, worker=worker)[:2]:
         service.archive(delivery)
+    service.workers.heartbeat(worker.id, leased=1)
     service.enqueue("mail", 1, delay=60)
     session.commit()
     return service

@@ -35,16 +35,16 @@ INSERT INTO pgqrs_queues (id, queue_name, max_read_ct, retention_seconds, max_pa
     (1, 'mail', 5, 3600, 1000, NULL, 30), (2, 'other', 7, 3600, 1000, NULL, 30),
     (3, 'paused', 5, NULL, 1000, now(), 30), (4, 'short', 5, NULL, 10, NULL, 30);
 INSERT INTO pgqrs_workers (id, name, hostname, queues, status, heartbeat_at, shutdown_at,
-                           waiting_until) VALUES
-    (1, 'busy', 'h', '{mail}', 'ready', now(), NULL, now() + interval '1 day'),
-    (2, 'silent', 'h', '{mail}', 'ready', now() - interval '2 days', NULL, NULL),
+                           waiting_until, leased) VALUES
+    (1, 'busy', 'h', '{mail}', 'ready', now(), NULL, now() + interval '1 day', 2),
+    (2, 'silent', 'h', '{mail}', 'ready', now() - interval '2 days', NULL, NULL, 1),
     (3, 'gone', 'h', '{mail}', 'stopped', now() - interval '9 days', now() - interval '9 days',
-     NULL),
-    (4, 'stopped', 'h', '{mail}', 'stopped', now() - interval '2 days', now(), NULL),
-    (5, 'suspended', 'h', '{other}', 'suspended', now() - interval '2 days', NULL, NULL),
+     NULL, NULL),
+    (4, 'stopped', 'h', '{mail}', 'stopped', now() - interval '2 days', now(), NULL, NULL),
+    (5, 'suspended', 'h', '{other}', 'suspended', now() - interval '2 days', NULL, NULL, NULL),
     (6, 'holding', 'h', '{}', 'stopped', now() - interval '9 days', now() - interval '9 days',
-     NULL),
-    (7, 'quiet', 'h', '{mail}', 'ready', now() - interval '2 days', NULL, NULL);
+     NULL, NULL),
+    (7, 'quiet', 'h', '{mail}', 'ready', now() - interval '2 days', NULL, NULL, 0);
 INSERT INTO pgqrs_messages (id, queue_id, payload, vt, read_ct, max_read_ct, dequeued_at,
                             consumer_worker_id, dedup_key, priority) VALUES
     (1, 1, '{"n": 1}', now() - interval '9 days', 0, NULL, NULL, NULL, 'live', 0),

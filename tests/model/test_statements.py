@@ -381,10 +381,14 @@ def test_only_these_archived_messages_are_deleted(session: Session) -> None:
 def test_one_worker_is_read_and_one_is_written(session: Session) -> None:
     asked = {"worker_id": scene.SILENT}
     assert [row.id for row in session.execute(workers.get(MODELS), asked)] == [scene.SILENT]
-    seen = Seen(session, workers.heartbeat(MODELS), asked)
+    seen = Seen(session, workers.heartbeat(MODELS), asked | {"leased": 1})
     assert seen.changed == {"workers": {scene.SILENT}}
     assert seen.columns("workers", scene.SILENT) == {"heartbeat_at"}
     assert about(seen.now["workers", scene.SILENT]["heartbeat_at"])
+    seen = Seen(session, workers.heartbeat(MODELS), asked | {"leased": 7})
+    assert seen.now["workers", scene.SILENT]["leased"] == 7
+    seen = Seen(session, workers.heartbeat(MODELS), asked | {"leased": None})
+    assert seen.now["workers", scene.SILENT]["leased"] is None
     seen = Seen(session, workers.set_status(MODELS, "suspended"), asked)
     assert seen.changed == {"workers": {scene.SILENT}}
     assert seen.columns("workers", scene.SILENT) == {"status"}
@@ -400,7 +404,7 @@ def test_a_worker_that_is_stopped_stays_as_it_is(session: Session) -> None:
         workers.set_status(MODELS, "ready"),
         workers.set_status(MODELS, "stopped"),
     ):
-        seen = Seen(session, statement, asked)
+        seen = Seen(session, statement, asked | {"leased": None})
         assert (seen.changed, seen.rows) == ({}, [])
 
 
@@ -421,12 +425,12 @@ def test_workers_are_listed_by_status_and_queue(
     assert [row.id for row in rows] == found
 
 
-def test_the_health_of_workers_is_what_each_of_them_holds(session: Session) -> None:
+def test_the_health_of_workers_is_what_each_of_them_has_reported(session: Session) -> None:
     rows = session.execute(workers.health(MODELS)).all()
-    assert {row.id: row.leases for row in rows} == {
+    assert {row.id: row.leased for row in rows} == {
         scene.BUSY: 2,
         scene.SILENT: 1,
-        scene.SUSPENDED: 1,
+        scene.SUSPENDED: None,
         scene.QUIET: 0,
     }
 
