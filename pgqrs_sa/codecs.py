@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from .errors import PayloadError, shown
 
-__all__ = ["MAX_DEPTH", "Codec", "JsonCodec"]
+__all__ = ["MAX_DEPTH", "Codec", "JsonCodec", "check_json"]
 
 MAX_DEPTH = 200
 """Nesting beyond this is refused: Python's reader gives up near its recursion limit."""
@@ -36,17 +37,20 @@ class Codec(Protocol):
     """Turns payloads into JSON text and JSON text into payloads."""
 
     def dumps(self, value: Any, /) -> str:
-        """Return ``value`` as JSON text, or raise `PayloadError`."""
+        """Return ``value`` as JSON text; raise `PayloadError`, or any exception, to refuse it."""
         ...
 
     def loads(self, text: str, /) -> Any:
-        """Return the value that ``text`` stands for, or raise `ValueError`."""
+        """Return the value that ``text`` stands for; any exception makes the message dead."""
         ...
 
 
 # Made once: json.dumps() with options makes one for each call.
 _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 
+
+# An escaped NUL: an odd number of backslashes before the u.
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 # Where many values are written together, what tells them apart: one with a NUL is refused.
 _BETWEEN = ',"\\u0000",'
@@ -143,6 +147,30 @@ class _Fault(Exception):
         if len(self.steps) > _MOST_STEPS or len(where) > _LONGEST_PATH:
             where = f"{where[:80]}…{where[-40:]}"
         return PayloadError(_printable(where), self.problem)
+
+
+def check_json(text: object, path: str) -> None:
+    """Raise `PayloadError` unless ``text`` is JSON that PostgreSQL can store.
+
+    For the text of codecs that are not ours. A batch is sent as one array, so text that only
+    looks like JSON could change its neighbours.
+    """
+    if not isinstance(text, str):
+        raise PayloadError(path, f"is encoded as a {type(text).__name__}: a codec returns a str")
+    try:
+        text.encode()
+        # Numbers are not read: only the form counts.
+        value = json.loads(text, parse_constant=_no_constant, parse_int=str, parse_float=str)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # escapes may be lone surrogates
+    except (ValueError, RecursionError) as error:
+        raise PayloadError(path, f"is encoded as text that is not JSON: {error}") from error
+    if _NUL.search(text):
+        raise PayloadError(path, "is encoded as text with NUL, which PostgreSQL cannot store")
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _walk(value: Any, depth: int = 0) -> None:

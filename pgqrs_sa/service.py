@@ -198,6 +198,8 @@ class QueueService:
             by id. None when nothing is visible, or the queue is paused. A dequeue that finds
             nothing also makes dead letters of messages whose attempts are used up, and whose
             last holder never settled them; so does `Archived.bury`.
+            A message that cannot be decoded becomes a dead letter instead of a delivery, in this
+            transaction. If there are only such messages, up to 100 leases are tried for others.
 
         Raises:
             QueueNotFound, WorkerNotFound, WorkerNotReady.

@@ -86,7 +86,7 @@ class _Content:
     """The parts that live, leased and archived messages share.
 
     A payload that cannot be decoded stays a value like any other until somebody reads it, so
-    that one such row never hides its neighbours.
+    that one such row never hides its neighbours. `dequeue` makes a dead letter of it.
     """
 
     id: int

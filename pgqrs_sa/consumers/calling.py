@@ -6,6 +6,7 @@ Shared by threads and tasks: settling in the handler's session, and reading what
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from ..operations.context import Context
 from ..types import Delivery
 from . import results
 from .handlers import Handler, Unit
+from .injection import MisfitsError
 from .troubles import sqlstate, transient
 from .verdicts import Verdict, of_error, of_result
 
@@ -103,17 +105,27 @@ def after_error(unit: Unit, error: BaseException, *, stopping: bool) -> list[Ver
         return [Verdict(one, "release", error=error.__cause__) for one in unit.deliveries]
     if unit.handler.call.needs_session and sqlstate(error) in _CONFLICTS:
         return [_of_conflict(unit.handler, one, error) for one in unit.deliveries]
-    if isinstance(error, LeaseLost) and {one.id for one in unit.deliveries} & {*error.ids}:
-        # Of a batch only some are lost: the others go back at once, as if not taken. Those that
-        # seem to be lost are tried to be failed: a handler that has settled its message itself,
-        # where the consumer does, holds it again after the rollback, and must not do so for ever.
+    if errors := _of_some(unit, error):
+        # The others go back at once, as if not taken.
         return [
-            of_error(unit.handler, one, error)
-            if one.id in error.ids
-            else Verdict(one, "release", error=error)
-            for one in unit.deliveries
+            of_error(unit.handler, delivery, errors[delivery.id])
+            if delivery.id in errors
+            else Verdict(delivery, "release", error=error)
+            for delivery in unit.deliveries
         ]
     return [of_error(unit.handler, one, error) for one in unit.deliveries]
+
+
+def _of_some(unit: Unit, error: BaseException) -> Mapping[int, BaseException]:
+    """Return the errors of some messages of a batch, by id, where the others have no part in it."""
+    if isinstance(error, MisfitsError):
+        return error.errors
+    if not isinstance(error, LeaseLost):
+        return {}
+    # Those that seem to be lost are tried to be failed: a handler that has settled its message
+    # itself, where the consumer does, holds it again after the rollback, and must not do so for
+    # ever.
+    return {delivery.id: error for delivery in unit.deliveries if delivery.id in error.ids}
 
 
 def _of_conflict(handler: Handler, delivery: Delivery, error: BaseException) -> Verdict:

@@ -271,12 +271,20 @@ class Desk:
         self._schedule.took(handler.queue, take.limit, len(leased), time.monotonic())
         if done:
             self._settled(done, dict.fromkeys(turn.settled, "archived"))
+        if turn.undecodable:
+            self._report_undecodable(handler, turn.undecodable)
         if leased:
             self._start(handler, leased)
-        else:
+        elif not turn.undecodable:
             self._look(handler.queue, asked_at)
         if self._strays:
             self._hand_back(self._leaving)
+
+    def _report_undecodable(self, handler: Handler, dead: Sequence[Delivery]) -> None:
+        for delivery in dead:
+            verdict = Verdict(delivery, "dead", reason="cannot be decoded", error=delivery.decoded)
+            self._reporter.settled(handler, verdict, "dead", None)
+        self._schedule.nudge(handler.queue)  # they took the places of others: lease again at once
 
     def _hand_back(self, stopping: threading.Event) -> None:
         """Give back leases whose reply was lost."""

@@ -18,21 +18,33 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from sqlalchemy.orm import Session, scoped_session
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, PayloadError
 from ..service import QueueService
 from ..types import Delivery
 from .payloads import Convert, converter
 
-__all__ = ["Call", "inspect_handler"]
+__all__ = ["Call", "MisfitsError", "inspect_handler"]
 
 _NAMED = {"session": "session", "delivery": "delivery", "deliveries": "delivery"}
+
+
+class MisfitsError(Exception):
+    """Messages of a batch that are not what its handler takes, which is then not called.
+
+    Attributes:
+        errors: What is wrong with each, by the message's id.
+    """
+
+    def __init__(self, errors: Mapping[int, PayloadError]) -> None:
+        super().__init__(", ".join(f"message {id_}: {error}" for id_, error in errors.items()))
+        self.errors = errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +94,22 @@ class Call:
         """Return the payloads as the handler wants them.
 
         Raises:
-            PayloadError: one is not JSON any more, or not what the handler's type demands.
+            PayloadError: a single message is not what the handler's type demands.
+            MisfitsError: some of a batch are not.
         """
         if self.convert is None:
             return []
-        return [self.convert(one.payload) for one in deliveries]
+        if not self.many:
+            return [self.convert(delivery.payload) for delivery in deliveries]
+        payloads, misfits = [], {}
+        for delivery in deliveries:
+            try:
+                payloads.append(self.convert(delivery.payload))
+            except PayloadError as error:
+                misfits[delivery.id] = error
+        if misfits:
+            raise MisfitsError(misfits)
+        return payloads
 
 
 def inspect_handler(

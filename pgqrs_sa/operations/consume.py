@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -21,8 +21,8 @@ from ..statements import settle as settling
 from ..types import Delivery
 from . import floors, settle
 from .context import Context, run
+from .lease import decodable, in_order
 from .lease import deliveries as deliveries_of
-from .lease import in_order
 
 __all__ = [
     "Fate",
@@ -49,10 +49,12 @@ class Turn:
     Attributes:
         settled: The ids that were archived.
         leased: The new deliveries, in queue order.
+        undecodable: Those that were leased, and are dead letters now.
     """
 
     settled: frozenset[int]
     leased: list[Delivery]
+    undecodable: list[Delivery] = field(default_factory=list)
 
 
 def turn(
@@ -84,7 +86,8 @@ def turn(
         sweep = leasing.dequeue(context.models, by_worker=True)
         taken = in_order(run(session, context, sweep, values))
     floors.learn(session, floor, taken, swept_at=swept_at, full=len(taken) == limit)
-    return Turn(frozenset(settled or ()), deliveries_of(context, queue, taken, context.worker))
+    found = deliveries_of(context, queue, taken, context.worker)
+    return Turn(frozenset(settled or ()), *decodable(session, context, found))
 
 
 def renew(

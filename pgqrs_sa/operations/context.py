@@ -16,7 +16,7 @@ from sqlalchemy.orm.util import identity_key
 from sqlalchemy.sql import Executable, visitors
 
 from .. import arguments
-from ..codecs import Codec, JsonCodec
+from ..codecs import Codec, JsonCodec, check_json
 from ..errors import InvalidArgument, NonAtomicEnqueue, PayloadError, QueueNotFound
 from ..models import Models
 from ..statements import queues
@@ -27,6 +27,7 @@ __all__ = [
     "criteria_on",
     "decoded",
     "decoded_each",
+    "encoded",
     "forget",
     "forget_all",
     "queue_not_found",
@@ -166,9 +167,36 @@ def decoded(codec: Codec, id: int, text: str, headers: str | None) -> tuple[Any,
     """Return payload and headers as values, or the error in the payload's place."""
     try:
         return codec.loads(text), None if headers is None else _STRICT.loads(headers)
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
-        problem = f"of message {id} cannot be decoded: {type(error).__name__}: {error}"
-        return PayloadError("payload", problem), None
+    except Exception as error:  # noqa: BLE001 - a host's codec may raise anything
+        problem = f"of message {id} cannot be decoded: {arguments.error_text(error)}"
+        failure = PayloadError("payload", problem)
+        failure.__cause__ = error
+        return failure, None
+
+
+def encoded(codec: Codec, value: Any, path: str = "payload") -> str:
+    """Return a payload as JSON text, whatever the codec does.
+
+    Args:
+        codec: The service's.
+        value: The payload.
+        path: What to call it in an error.
+
+    Raises:
+        PayloadError: the codec refuses the value, raises something else, or returns no JSON.
+    """
+    if type(codec) is JsonCodec:
+        return codec.dumps(value, path=path)
+    try:
+        text = codec.dumps(value)
+    except PayloadError as error:
+        # A codec calls the value "payload"; a batch says which.
+        where = path + error.path.removeprefix("payload")
+        raise PayloadError(where, error.problem) from error
+    except Exception as error:
+        raise PayloadError(path, f"cannot be encoded: {arguments.error_text(error)}") from error
+    check_json(text, path)
+    return text
 
 
 def decoded_each(codec: Codec, rows: Sequence[Any]) -> Sequence[tuple[Any, Any]]:

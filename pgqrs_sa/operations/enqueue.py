@@ -20,7 +20,7 @@ from ..statements import enqueue as statements
 from ..statements import queues
 from ..types import Item, Receipt
 from . import wakeup
-from .context import Context, queue_not_found, refuse_our_binds, run
+from .context import Context, encoded, queue_not_found, refuse_our_binds, run
 
 __all__ = ["CHUNK_BYTES", "CHUNK_ROWS", "from_query", "many", "one"]
 
@@ -54,7 +54,7 @@ class _Encoded(NamedTuple):
 def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
     """Insert one message, or find the live one that has its key."""
     arguments.check_queue_name(queue)
-    payload = context.codec.dumps(item.payload)
+    payload = encoded(context.codec, item.payload)
     delay, at = arguments.delay_or_at(item.delay, item.at)
     key = None if item.key is None else arguments.check_key(item.key)
     size = _size(payload)
@@ -147,10 +147,8 @@ def _size(text: str) -> int:
 
 def _encode(context: Context, item: Any, index: int) -> _Encoded:
     path = f"items[{index}]."
-    try:
-        text = context.codec.dumps(item.payload if isinstance(item, Item) else item)
-    except PayloadError as error:
-        raise PayloadError(f"{path}{error.path}", error.problem) from None
+    payload = item.payload if isinstance(item, Item) else item
+    text = encoded(context.codec, payload, f"{path}payload")
     size = _size(text)
     if not isinstance(item, Item):
         return _Encoded(index, f"[{text}{_NO_OPTIONS}", size, None)

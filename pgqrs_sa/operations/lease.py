@@ -13,20 +13,23 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql import Executable
 
 from .. import arguments
-from ..errors import WorkerNotFound, WorkerNotReady
+from ..errors import PayloadError, WorkerNotFound, WorkerNotReady
 from ..statements import lease as statements
 from ..statements import queues, workers
 from ..statements.parts import MOVED, tables
 from ..types import Criteria, Delivery
-from . import floors
+from . import floors, settle
 from .archive import bury
 from .context import Context, criteria_on, decoded_each, queue_not_found, refresh, run
 
-__all__ = ["deliveries", "dequeue", "explain_nothing", "from_floor", "in_order"]
+__all__ = ["decodable", "deliveries", "dequeue", "explain_nothing", "from_floor", "in_order"]
 
 _BURIED_AT_ONCE = 100
 """A dequeue that finds nothing makes dead letters of so many messages that are out of attempts:
 their last holders died, and nobody else may be there to do it."""
+
+_MOST_TRIES = 100
+"""A dequeue that leases only messages that cannot be decoded leases again, at most so often."""
 
 
 def dequeue(
@@ -49,23 +52,36 @@ def dequeue(
         "worker": holder,
         "attempts": None,
     }
-    by_worker = holder is not None
-    if criteria:
-        statement = statements.dequeue_where(context.models, criteria, by_worker=by_worker)
-        rows = in_order(run(session, context, statement, values))
-    else:
-        rows = from_floor(
-            session,
-            context,
-            queue,
-            statements.dequeue(context.models, by_worker=by_worker, floored=True),
-            statements.dequeue(context.models, by_worker=by_worker),
-            values,
-        )
-    refresh(session, context.models.message, rows, MOVED)
+    for _ in range(_MOST_TRIES):
+        rows = _leased(session, context, queue, criteria, values)
+        refresh(session, context.models.message, rows, MOVED)
+        found, dead = decodable(session, context, deliveries(context, queue, rows, holder))
+        if found or not dead:
+            break
     if not rows:
         explain_nothing(session, context, queue, holder)
-    return deliveries(context, queue, rows, holder)
+    return found
+
+
+def _leased(
+    session: Session,
+    context: Context,
+    queue: str,
+    criteria: tuple[Any, ...],
+    values: dict[str, Any],
+) -> Sequence[Row[Any]]:
+    by_worker = values["worker"] is not None
+    if criteria:
+        statement = statements.dequeue_where(context.models, criteria, by_worker=by_worker)
+        return in_order(run(session, context, statement, values))
+    return from_floor(
+        session,
+        context,
+        queue,
+        statements.dequeue(context.models, by_worker=by_worker, floored=True),
+        statements.dequeue(context.models, by_worker=by_worker),
+        values,
+    )
 
 
 def from_floor(
@@ -108,6 +124,27 @@ def deliveries(
         Delivery(row[0], queue, row[1], payload, headers, *row[_REST], worker)  # type: ignore[call-arg]
         for row, (payload, headers) in zip(rows, decoded_each(context.codec, rows), strict=True)
     ]
+
+
+def decodable(
+    session: Session, context: Context, leased: list[Delivery]
+) -> tuple[list[Delivery], list[Delivery]]:
+    """Make dead letters of the messages whose payload or headers cannot be decoded.
+
+    In the caller's transaction: an error here would roll back the lease and its attempt, and the
+    same message would come first again, for ever.
+
+    Returns:
+        The other deliveries, and the dead ones.
+    """
+    undecodable = [delivery for delivery in leased if type(delivery.decoded) is PayloadError]
+    if not undecodable:
+        return leased, []
+    dead = settle.bury_undecodable(session, context, undecodable)
+    return (
+        [delivery for delivery in leased if type(delivery.decoded) is not PayloadError],
+        [delivery for delivery in undecodable if delivery.id in dead],
+    )
 
 
 def explain_nothing(session: Session, context: Context, queue: str, worker: int | None) -> None:

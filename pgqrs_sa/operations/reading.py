@@ -14,7 +14,7 @@ from ..statements import queues
 from ..statements import reading as statements
 from ..statements.parts import tables
 from ..types import ArchivedInfo, Criteria, MessageInfo, MessageState, Outcome, QueueMetrics
-from .context import Context, criteria_on, decoded, queue_not_found, run
+from .context import Context, criteria_on, decoded, encoded, queue_not_found, run
 
 __all__ = [
     "all_metrics",
@@ -214,7 +214,7 @@ def _page(
     if queue is not None:
         values["queue"] = arguments.check_queue_name(queue)
     if payload is not None:
-        values["contains"] = context.codec.dumps(payload)
+        values["contains"] = encoded(context.codec, payload)
     return values
 
 

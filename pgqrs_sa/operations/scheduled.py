@@ -13,7 +13,7 @@ from ..statements import queues
 from ..statements import scheduled as statements
 from ..statements.parts import MOVED, tables
 from ..types import Criteria, Receipt
-from .context import Context, criteria_on, forget, queue_not_found, refresh, run
+from .context import Context, criteria_on, encoded, forget, queue_not_found, refresh, run
 from .wakeup import announce
 
 __all__ = ["cancel", "cancel_where", "reschedule"]
@@ -54,7 +54,7 @@ def cancel_where(
     by_payload = payload is not None
     values = {"queue": queue, "reason": _text(reason)}
     if by_payload:
-        values["contains"] = context.codec.dumps(payload)
+        values["contains"] = encoded(context.codec, payload)
     statement = statements.cancel_where(context.models, criteria, by_payload=by_payload)
     ids = run(session, context, statement, values).scalars().all()
     if not ids and not run(session, context, queues.get(context.models), {"queue": queue}).all():

@@ -24,7 +24,16 @@ from ..types import Delivery, Failure
 from .context import Context, forget, refresh, run
 from .wakeup import announce
 
-__all__ = ["archive", "delete", "extend", "fail", "fence", "lease_lost", "release"]
+__all__ = [
+    "archive",
+    "bury_undecodable",
+    "delete",
+    "extend",
+    "fail",
+    "fence",
+    "lease_lost",
+    "release",
+]
 
 
 class _How(NamedTuple):
@@ -142,6 +151,17 @@ def fail(
         else None
         for one in held
     ]
+
+
+def bury_undecodable(
+    session: Session, context: Context, deliveries: Sequence[Delivery]
+) -> set[int]:
+    """Make dead letters of deliveries whose ``decoded`` is the error; return their ids."""
+    reasons = ["cannot be decoded"] * len(deliveries)
+    errors = [arguments.error_text(delivery.decoded) for delivery in deliveries]
+    how = _How(strict=False, skip_locked=True)
+    done = _move(session, context, deliveries, "dead", how, reasons=reasons, errors=errors)
+    return {delivery.id for delivery, ok in zip(deliveries, done, strict=True) if ok}
 
 
 def _announce(

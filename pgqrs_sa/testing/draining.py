@@ -23,7 +23,7 @@ from ..decisions import Decision
 from ..errors import InvalidArgument, LeaseLost, shown
 from ..operations import archive, settlements
 from ..operations.context import Context, forget, refresh, run
-from ..operations.lease import deliveries, in_order
+from ..operations.lease import decodable, deliveries, in_order
 from ..service import QueueService
 from ..statements import lease as statements
 from ..statements.parts import MOVED
@@ -206,9 +206,10 @@ class _Drain:
     def _turn(self, handler: Handler, lease: timedelta) -> bool:
         """Call a handler once, if there is something for it."""
         __tracebackhide__ = True
-        leased = self._lease(handler, lease)
+        leased, undecodable = self._lease(handler, lease)
+        self._note_undecodable(handler, undecodable)
         if not leased:
-            return False
+            return bool(undecodable)
         self._attempts += len(leased)
         if self._attempts > self._limits.max_messages:
             raise AssertionError(self._endless(leased[0]))
@@ -216,7 +217,17 @@ class _Drain:
         self._note(self._work(unit))
         return True
 
-    def _lease(self, handler: Handler, lease: timedelta) -> list[Delivery]:
+    def _note_undecodable(self, handler: Handler, dead: Sequence[Delivery]) -> None:
+        __tracebackhide__ = True
+        verdicts = [
+            Verdict(one, "dead", reason="cannot be decoded", error=one.decoded) for one in dead
+        ]
+        for verdict in verdicts:
+            self._counts["dead"] += 1
+            self._reporter.settled(handler, verdict, "dead", None)
+        self._note(verdicts)
+
+    def _lease(self, handler: Handler, lease: timedelta) -> tuple[list[Delivery], list[Delivery]]:
         # Outside of the handler's savepoint: the attempt counts, whatever the handler does.
         values = {
             "queue": handler.queue,
@@ -228,7 +239,8 @@ class _Drain:
         statement = statements.dequeue(self._context.models, by_worker=False)
         rows = in_order(run(self._session, self._context, statement, values))
         refresh(self._session, self._context.models.message, rows, MOVED)
-        return deliveries(self._context, handler.queue, rows, None)
+        found = deliveries(self._context, handler.queue, rows, None)
+        return decodable(self._session, self._context, found)
 
     def _work(self, unit: Unit) -> list[Verdict]:
         __tracebackhide__ = True

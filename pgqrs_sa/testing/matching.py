@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 from .. import arguments
 from ..codecs import Codec, JsonCodec
 from ..errors import PayloadError, shown
+from ..operations.context import decoded, encoded
 from ..types import MessageInfo, Seconds
 
 __all__ = ["Wanted", "checked", "differences", "lacks", "report", "same"]
@@ -59,7 +60,7 @@ def checked(wanted: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
     values = dict(wanted)
     for name in ("payload", "payload__contains"):
         if name in values:
-            values[name] = codec.loads(codec.dumps(values[name]))
+            values[name] = _through(codec, values[name], name)
     if "headers__contains" in values:
         text = arguments.headers_text(values["headers__contains"])
         values["headers__contains"] = _strict.loads(text or "{}")
@@ -69,6 +70,13 @@ def checked(wanted: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
     if "at" in values:
         values["at"] = arguments.moment(values["at"])
     return values
+
+
+def _through(codec: Codec, value: Any, name: str) -> Any:
+    found, _ = decoded(codec, 0, encoded(codec, value, name), None)
+    if isinstance(found, PayloadError):
+        raise found
+    return found
 
 
 def differences(message: MessageInfo, wanted: Mapping[str, Any], now: datetime) -> list[str]:

@@ -7,14 +7,13 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, overload
 
 from .. import arguments
-from ..codecs import JsonCodec
 from ..consumers.handlers import Handler, Unit
 from ..consumers.injection import inspect_handler
 from ..consumers.settings import Settings
 from ..consumers.verdicts import of_result
 from ..decisions import Decision
 from ..errors import InvalidArgument
-from ..operations.context import Context
+from ..operations.context import Context, decoded, encoded
 from ..retry import Retry
 from ..types import Delivery
 from .draining import service_of
@@ -31,7 +30,6 @@ __all__ = ["work_one"]
 
 _LEASE = timedelta(seconds=30)
 _ATTEMPTS = 5
-_strict = JsonCodec()
 
 
 @overload
@@ -151,16 +149,16 @@ def _delivery(
     headers: Mapping[str, Any] | None,
     attempt: int,
 ) -> Delivery:
-    text = context.codec.dumps(payload)
-    extra = arguments.headers_text(headers)
+    text = encoded(context.codec, payload)
+    value, extra = decoded(context.codec, 1, text, arguments.headers_text(headers))
     now = datetime.now(UTC)
     number = arguments.checked_limit(attempt, "attempt")
     return Delivery(
         id=1,
         queue=handler.queue,
         text=text,
-        decoded=context.codec.loads(text),
-        headers=None if extra is None else _strict.loads(extra),
+        decoded=value,
+        headers=extra,
         priority=0,
         vt=now + (handler.lease or _LEASE),
         enqueued_at=now,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import sqlalchemy as sa
 from bench import Ear, effect
@@ -9,8 +11,10 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import (
     DeadLetter,
+    Delivery,
     Discard,
     LeaseLost,
+    PayloadError,
     QueueService,
     Retry,
     RetryIn,
@@ -374,27 +378,90 @@ def test_what_the_last_holder_left_without_attempts_is_buried_by_whoever_runs(ki
     assert kit.archive()[dead].last_error == "before"
 
 
-def test_rows_that_cannot_be_decoded_die_after_their_attempts_and_neighbours_flow(kit):
+@pytest.mark.parametrize("batch", [None, 3])
+def test_rows_that_cannot_be_decoded_are_dead_at_once_and_neighbours_flow(kit, batch):
     kit.sql(
         "INSERT INTO pgqrs_messages (queue_id, payload, priority, vt)"
         " SELECT id, ('1' || repeat('0', 5000))::jsonb, -5, now() - interval '1 day'"
-        " FROM pgqrs_queues, generate_series(1, 3)"
+        " FROM pgqrs_queues, generate_series(1, 30)"
     )
     fine = kit.send(*range(5))
-    consumer = kit.consumer(retry=Retry(max_attempts=2, base=0))
+    ear = Ear()
+    # So that a queue which is taken for empty would be asked again only after a minute.
+    consumer = kit.consumer(retry=Retry(max_attempts=2, base=0), poll_interval=60, hooks=[ear])
     calls = []
 
-    @consumer.on("mail")
-    def handler(session, delivery):
-        calls.append(delivery.payload)
+    @consumer.on("mail", batch=batch)
+    def handler(session, deliveries):
+        calls.extend(one.payload for one in ([deliveries] if batch is None else deliveries))
 
     assert consumer.run() == 0
     assert sorted(calls) == [0, 1, 2, 3, 4]
     outcomes = kit.outcomes()
     assert [outcomes[id_] for id_ in fine] == ["archived"] * 5
     dead = [one for one in kit.archive().values() if one.outcome == "dead"]
-    assert [one.read_ct for one in dead] == [2, 2, 2]
-    assert "cannot be decoded" in dead[0].last_error
+    assert [one.read_ct for one in dead] == [1] * 30
+    assert dead[0].reason == "cannot be decoded"
+    assert f"payload of message {dead[0].original_msg_id}" in dead[0].last_error
+    events = [event for name, event in ear.heard if name == "on_dead"]
+    assert {event.delivery.id for event in events} == {one.original_msg_id for one in dead}
+    assert len(events) == 30
+    assert {event.reason for event in events} == {"cannot be decoded"}
+    assert all(isinstance(event.error, PayloadError) for event in events)
+
+
+class DecryptionError(Exception):
+    pass
+
+
+class Encrypted:
+    def dumps(self, value):
+        return json.dumps(value)
+
+    def loads(self, text):
+        if text == '"bad"':
+            raise DecryptionError("wrong key")
+        return json.loads(text)
+
+
+def test_an_error_of_a_codec_ends_no_consumer_and_charges_no_neighbour(kit):
+    ids = kit.send(1, "bad", 2, "bad", 3)
+    consumer = kit.consumer(codec=Encrypted())
+    calls = []
+
+    @consumer.on("mail", batch=5)
+    def handler(session, deliveries):
+        calls.extend((one.payload, one.read_ct) for one in deliveries)
+
+    assert consumer.run() == 0
+    assert sorted(calls) == [(1, 1), (2, 1), (3, 1)]
+    assert [kit.outcomes()[id_] for id_ in ids] == [
+        "archived", "dead", "archived", "dead", "archived",
+    ]  # fmt: skip
+    assert "DecryptionError: wrong key" in kit.archive()[ids[1]].last_error
+
+
+def test_a_message_that_does_not_fit_its_handler_is_alone_in_that_also_in_a_batch(kit):
+    ids = kit.send({"n": 1}, "odd", {"n": 2})
+    consumer = kit.consumer(retry=Retry(max_attempts=2, base=0))
+    calls = []
+
+    def handler(payloads: list[dict], deliveries: list[Delivery]) -> None:
+        calls.extend((one.payload, one.read_ct, one.max_read_ct) for one in deliveries)
+
+    async def asynchronous(payloads: list[dict], deliveries: list[Delivery]) -> None:
+        handler(payloads, deliveries)
+
+    consumer.consumer.on("mail", batch=3)(asynchronous if kit.is_async else handler)
+    assert consumer.run() == 0
+    outcomes = kit.outcomes()
+    assert [outcomes[id_] for id_ in ids] == ["archived", "dead", "archived"]
+    assert sorted(one[0]["n"] for one in calls) == [1, 2]
+    # Those of the same batch came again, and have as many attempts left as before.
+    assert {most - read for _, read, most in calls} == {1}
+    letter = kit.archive()[ids[1]]
+    assert letter.read_ct == 2
+    assert "must be dict" in letter.last_error
 
 
 def test_a_message_of_another_queue_that_was_lost_is_an_ordinary_error(kit):

@@ -27,7 +27,6 @@ from pgqrs_sa import (
     Item,
     LeaseLost,
     Message,
-    PayloadError,
     Queue,
     QueueNotFound,
     QueueService,
@@ -944,116 +943,6 @@ def test_rows_of_the_application_are_not_locked_by_criteria(service, session, cu
     with engine.begin() as connection:
         connection.execute(sa.text("SET LOCAL lock_timeout = '1s'"))
         connection.execute(sa.update(Customer).values(active=False))
-
-
-# --- undecodable payloads ------------------------------------------------------------------------
-
-UNDECODABLE = {  # Python 3.13 reads up to 10,000 levels, PostgreSQL stores over 12,000
-    "nested": sa.text("(repeat('[', 12000) || repeat(']', 12000))::jsonb"),
-    "digits": sa.text("repeat('9', 5000)::jsonb"),
-}
-
-
-def poison(value: sa.TextClause) -> sa.Insert:
-    """What SQL can store and Python cannot read."""
-    return sa.insert(Message.__table__).values(queue_id=1, payload=value).returning(Message.id)
-
-
-@pytest.fixture
-def poisoned(session: Session, service: QueueService) -> dict[str, int]:
-    """Two messages that cannot be read, ahead of two good ones."""
-    ids = {name: session.execute(poison(value)).scalar_one() for name, value in UNDECODABLE.items()}
-    service.enqueue_many("mail", ["good", "good"])
-    session.commit()
-    return ids
-
-
-def test_an_undecodable_payload_does_not_hide_its_neighbours(service, session, poisoned):
-    """F44, E5."""
-    deliveries = service.dequeue("mail", 10)
-    session.commit()
-    bad, good = deliveries[:2], deliveries[2:]
-    assert [one.payload for one in good] == ["good", "good"]
-    for delivery in bad:
-        assert delivery.id in poisoned.values()
-        assert delivery.read_ct == 1
-        assert delivery.text.startswith(("[[[", "999"))
-        with pytest.raises(PayloadError) as error:
-            _ = delivery.payload
-        assert f"message {delivery.id}" in str(error.value)
-        assert repr(delivery)
-    service.archive_many(good)
-
-
-def test_an_undecodable_payload_can_be_settled_in_every_way(service, session, poisoned):
-    """F44."""
-    for settle in SETTLE.values():
-        deliveries = service.dequeue("mail", 2)
-        assert {one.id for one in deliveries} == set(poisoned.values())
-        settle(service, deliveries)
-        session.rollback()
-
-
-def test_an_undecodable_payload_ends_as_a_dead_letter(service, session, poisoned):
-    """F44: after exactly as many attempts as any other."""
-    service.queues.update("mail", max_read_ct=2)
-    for dead in (False, True):
-        deliveries = service.dequeue("mail", 2, where=Message.id.in_(poisoned.values()))
-        for delivery in deliveries:
-            with pytest.raises(PayloadError) as error:
-                _ = delivery.payload
-            assert service.fail(delivery, error.value, delay=0).dead is dead
-        session.commit()
-    letters = service.archived.find("mail", outcome="dead")
-    assert {one.original_msg_id for one in letters} == set(poisoned.values())
-    for letter in letters:
-        assert "cannot be decoded" in letter.last_error
-        with pytest.raises(PayloadError):
-            _ = letter.payload
-    assert service.archived.requeue(letters[0].id).id == letters[0].original_msg_id
-
-
-def test_an_undecodable_payload_is_found_peeked_and_counted(service, session, poisoned):
-    """F44."""
-    assert {one.id for one in service.messages.find("mail")} >= set(poisoned.values())
-    assert len(service.messages.peek("mail", 10)) == 4
-    assert service.messages.metrics("mail").ready == 4
-    for id_ in poisoned.values():
-        with pytest.raises(PayloadError):
-            _ = service.messages.get(id_).payload
-        service.messages.cancel(id_)
-    assert len(service.messages.find("mail", payload="good")) == 2
-
-
-async def test_an_undecodable_payload_is_one_bad_row_on_every_driver(async_service, engine):
-    """F44."""
-    with engine.begin() as connection:
-        for value in UNDECODABLE.values():
-            connection.execute(poison(value))
-    await async_service.enqueue("mail", "good")
-    *bad, good = await async_service.dequeue("mail", 3)
-    assert good.payload == "good"
-    for delivery in bad:
-        with pytest.raises(PayloadError):
-            _ = delivery.payload
-    await async_service.fail_many(bad, "undecodable", dead=True)
-    assert len(await async_service.archived.find("mail", outcome="dead")) == 2
-
-
-def test_undecodable_headers_are_one_bad_row_too(service, session):
-    """F44: the payload is not shown as good with headers missing."""
-    session.execute(
-        sa.text(
-            "INSERT INTO pgqrs_messages (queue_id, payload, headers) VALUES (1, '1',"
-            " ('{\"n\": ' || repeat('9', 5000) || '}')::jsonb)"
-        )
-    )
-    service.enqueue("mail", "good")
-    bad, good = service.dequeue("mail", 2)
-    assert good.payload == "good"
-    with pytest.raises(PayloadError):
-        _ = bad.payload
-    service.archive_many([bad, good])
 
 
 # --- queues that go away -------------------------------------------------------------------------
