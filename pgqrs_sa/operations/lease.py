@@ -52,13 +52,12 @@ def dequeue(
         "worker": holder,
         "attempts": None,
     }
-    for _ in range(_MOST_TRIES):
-        rows = _leased(session, context, queue, criteria, values)
-        refresh(session, context.models.message, rows, MOVED)
-        found, dead = decodable(session, context, deliveries(context, queue, rows, holder))
+    found, dead = _leased(session, context, queue, criteria, values)
+    for _ in range(_MOST_TRIES - 1):
         if found or not dead:
             break
-    if not rows:
+        found, dead = _leased(session, context, queue, criteria, values)
+    if not (found or dead):
         explain_nothing(session, context, queue, holder)
     return found
 
@@ -69,19 +68,23 @@ def _leased(
     queue: str,
     criteria: tuple[Any, ...],
     values: dict[str, Any],
-) -> Sequence[Row[Any]]:
+) -> tuple[list[Delivery], list[Delivery]]:
+    """Lease once; return as `decodable`."""
     by_worker = values["worker"] is not None
     if criteria:
         statement = statements.dequeue_where(context.models, criteria, by_worker=by_worker)
-        return in_order(run(session, context, statement, values))
-    return from_floor(
-        session,
-        context,
-        queue,
-        statements.dequeue(context.models, by_worker=by_worker, floored=True),
-        statements.dequeue(context.models, by_worker=by_worker),
-        values,
-    )
+        rows = in_order(run(session, context, statement, values))
+    else:
+        rows = from_floor(
+            session,
+            context,
+            queue,
+            statements.dequeue(context.models, by_worker=by_worker, floored=True),
+            statements.dequeue(context.models, by_worker=by_worker),
+            values,
+        )
+    refresh(session, context.models.message, rows, MOVED)
+    return decodable(session, context, deliveries(context, queue, rows, values["worker"]))
 
 
 def from_floor(
