@@ -43,6 +43,9 @@ from .errors import InvalidArgument
 
 __all__ = ["Settings", "Validation", "database_url"]
 
+_LONGEST_NAME = 63
+"""Bytes of an identifier: https://www.postgresql.org/docs/current/limits.html."""
+
 DEFAULT_FILES = ("pgqrs.yaml", "pgqrs.yml", "pgqrs.toml")
 
 _ENVIRONMENT = {
@@ -127,8 +130,8 @@ class Settings:
             "heartbeat_interval_seconds",
         ):
             _settle(self, name, _positive)
-        if self.schema is not None and (not self.schema or "\0" in self.schema):
-            raise InvalidArgument(f"schema={self.schema!r} is no name of a schema")
+        if self.schema is not None:
+            _check_schema(self.schema)
 
     @classmethod
     def load(
@@ -180,6 +183,16 @@ def database_url(dsn: str, driver: str = "psycopg") -> sa.URL:
     if backend not in {"postgresql", "postgres"}:
         raise InvalidArgument(f"the DSN is for {backend!r}: pgqrs_sa needs postgresql")
     return url.set(drivername=f"postgresql+{named or driver}")
+
+
+def _check_schema(name: str) -> None:
+    if not name or "\0" in name:
+        raise InvalidArgument(f"schema={name!r} is not the name of a schema")
+    # PostgreSQL would cut it, and two names that differ only behind the cut would be one schema.
+    if (size := len(name.encode())) > _LONGEST_NAME:
+        raise InvalidArgument(
+            f"schema={name!r} is too long: {size} bytes, and PostgreSQL takes {_LONGEST_NAME}"
+        )
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:

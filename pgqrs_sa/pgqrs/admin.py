@@ -41,12 +41,11 @@ class Admin(Lifecycle, Upkeep, Counts):
         if isinstance(dsn, Config):
             config = dsn
         elif isinstance(dsn, str):
-            config = Config.from_dsn(dsn)
+            config = Config(dsn)
         else:
             raise InvalidDsn(f"Admin takes a DSN or a Config, not a {type(dsn).__name__}")
         if schema is not None:
-            config = Config(config.settings)
-            config.schema = schema
+            config = Config(config.settings, schema)
         super().__init__(Database(config.settings))
         self._worker_id: int | None = None
 
@@ -178,12 +177,17 @@ class Admin(Lifecycle, Upkeep, Counts):
         async with self._service() as service:
             return QueueInfo.of(await service.queues.get(name))
 
-    async def delete_queue(self, name: str) -> None:
-        """Delete an empty queue, all in one transaction.
+    async def delete_queue(self, name: str, *, force: bool = False) -> None:
+        """Delete a queue.
+
+        Args:
+            name: The queue.
+            force: Delete its messages and its archive first, each thousand in a transaction of
+                its own.
 
         Raises:
-            QueueInUse: Workers that were heard of lately work on it.
-            QueueNotEmpty: It holds messages, or history.
+            QueueInUse: Workers with a recent heartbeat work on it.
+            QueueNotEmpty: It holds messages, or history, and ``force`` is not given.
         """
         async with self._service() as service:
             await service.queues.get(name)
@@ -191,20 +195,31 @@ class Admin(Lifecycle, Upkeep, Counts):
             users = [one.worker.id for one in known if one.healthy and name in one.worker.queues]
             if users:
                 raise QueueInUse(name, users)
-            await service.queues.delete(name)
+            if not force:
+                await service.queues.delete(name)
+                return
+        await self.purge_queue(name)
+        await Archive(self._database).purge(name)
+        async with self._service() as service:
+            await service.queues.delete(name, force=True)
 
     async def purge_queue(self, name: str) -> int:
         """Delete the live messages of a queue, held ones too, and return how many.
 
-        Its archive and its workers stay. Each thousand is a transaction of its own.
+        Its archive and its workers stay, and so does what is enqueued meanwhile. Each thousand is
+        a transaction of its own.
         """
+        async with self._service() as service:
+            await service.queues.get(name)
+            newest = await service.messages.find(name, limit=1, newest_first=True)
         total = 0
-        while True:
+        while newest:
             async with self._service() as service:
-                purged = await service.queues.purge(name, limit=_CHUNK)
+                purged = await service.queues.purge(name, limit=_CHUNK, up_to=newest[0].id)
             total += purged
             if purged < _CHUNK:
-                return total
+                break
+        return total
 
     async def get_queues(self) -> Queues:
         """Return the table of queues."""

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from typing import Any, Generic, TypeVar, overload
 
+from ..errors import InvalidArgument
 from ..settings import Settings, Validation
 
 __all__ = ["Config"]
@@ -36,7 +37,11 @@ class Config:
 
     See `pgqrs_sa.settings` for the defaults, the environment variables, the files and their order.
     An `Admin` takes what a Config says when the Admin is made; later changes do not reach it.
-    A value that cannot be is refused when it is set, with `InvalidArgument`.
+    A value that is not valid is refused when it is set, with `InvalidArgument`.
+
+    Args:
+        settings: A PostgreSQL URL, with the defaults for everything else; or all settings.
+        schema: Where the tables are, before what the settings say.
 
     Attributes:
         settings: The same, as one frozen value.
@@ -52,8 +57,14 @@ class Config:
     heartbeat_interval_seconds = _Setting[float]()
     validation = _Setting[Validation]()
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings | str, schema: str | None = None) -> None:
+        if isinstance(settings, str):
+            settings = Settings(settings)
+        elif not isinstance(settings, Settings):
+            raise InvalidArgument(f"Config takes a DSN, not a {type(settings).__name__}")
         self.settings = settings
+        if schema is not None:
+            self.schema = schema
 
     def __repr__(self) -> str:
         return f"Config({self.settings!r})"
@@ -61,12 +72,12 @@ class Config:
     @classmethod
     def from_dsn(cls, dsn: str) -> Config:
         """Return the defaults for this database; neither environment nor files are read."""
-        return cls(Settings(dsn))
+        return cls(dsn)
 
     @classmethod
     def from_dsn_with_schema(cls, dsn: str, schema: str) -> Config:
         """Return the defaults for a schema of this database."""
-        return cls(Settings(dsn, schema))
+        return cls(dsn, schema)
 
     @classmethod
     def from_env(cls) -> Config:

@@ -8,11 +8,14 @@ import weakref
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
+import sqlalchemy as sa
+
 from ..arguments import duration
 from ..errors import InvalidArgument
-from ..types import Seconds
+from ..types import Delivery, Seconds
 from .admin import Admin
 from .config import Config
+from .errors import WorkerNotFound, WorkerNotReady
 from .held import Held
 from .types import QueueMessage
 from .worker import QueueWorker
@@ -83,12 +86,20 @@ class Consumer(QueueWorker):
         most = self._database.settings.default_max_batch_size
         if limit > most:
             raise InvalidArgument(f"limit={limit} is more than default_max_batch_size={most}")
-        async with self._service() as service:
-            taken = await service.dequeue(self.queue, limit, lease=vt_seconds)
+        try:
+            taken = await self._lease(limit, vt_seconds)
+        except (WorkerNotReady, WorkerNotFound):
+            if not await self._register_again():
+                raise
+            taken = await self._lease(limit, vt_seconds)
         if taken:
             self._held.add(taken, _seconds(vt_seconds))
             self._keep_beating()
         return [QueueMessage.of(self._queue_id, delivery) for delivery in taken]
+
+    async def _lease(self, limit: int, vt_seconds: Seconds) -> list[Delivery]:
+        async with self._service() as service:
+            return await service.dequeue(self.queue, limit, lease=vt_seconds)
 
     # Settling
 
@@ -108,12 +119,13 @@ class Consumer(QueueWorker):
         return [settled.pop(id_, False) for id_ in message_ids]
 
     async def delete(self, message_id: int) -> bool:
-        """Delete a message that this consumer holds, or cancel one that nobody holds.
+        """Delete a message that this consumer holds, or cancel one that waits for its time.
 
         A cancelled message is kept in the archive, as such.
 
         Returns:
-            True if it did; False if the message is settled already, or another is working on it.
+            True if it did; False if the message is settled already, is visible to consumers, or
+            is held by another.
         """
         return (await self.delete_many([message_id]))[0]
 
@@ -132,8 +144,8 @@ class Consumer(QueueWorker):
             message = self._database.models.message
             for id_ in sorted(set(message_ids)):
                 if not settled.get(id_):
-                    mine = message.id == id_
-                    settled[id_] = await service.messages.cancel_where(self.queue, mine) == 1
+                    waiting = sa.and_(message.id == id_, message.scheduled)
+                    settled[id_] = await service.messages.cancel_where(self.queue, waiting) == 1
         self._held.drop(settled)
         return [settled.pop(id_, False) for id_ in message_ids]
 

@@ -36,8 +36,7 @@ class Counts(Connected):
     async def worker_health_stats(
         self,
         timeout: Seconds = 60,  # noqa: ASYNC109 - pgqrs' name for a silence
-        *,
-        group_by_queue: bool = False,
+        group_by_queue: bool = False,  # noqa: FBT002 - pgqrs takes it by position
     ) -> list[WorkerHealthStats]:
         """Count the workers by state, and those that have been silent for ``timeout`` seconds."""
         async with self._service() as service:

@@ -12,7 +12,7 @@ from ..aio import AsyncQueueService
 from ..errors import InvalidArgument
 from ..errors import MessageNotFound as CoreMessageNotFound
 from ..errors import QueueNotFound as CoreQueueNotFound
-from ..types import MessageInfo, QueueMetrics
+from ..types import MessageInfo, QueueMetrics, Seconds
 from ..types import WorkerStatus as CoreWorkerStatus
 from . import paging
 from .connected import Connected
@@ -205,6 +205,17 @@ class Archive(Connected):
         async with self._service() as service:
             return await service.archived.delete([id])
 
+    async def purge(self, queue: int | str) -> int:
+        """Delete what is archived of a queue, in chunks of a transaction each; return how many."""
+        async with self._service() as service:
+            name = await _name(service, queue)
+        deleted, chunk = 0, _CHUNK
+        while chunk == _CHUNK:
+            async with self._service() as service:
+                chunk = await service.archived.prune(0, queue=name, limit=_CHUNK)
+            deleted += chunk
+        return deleted
+
     async def list(self, limit: int = 100, offset: int = 0) -> builtins.list[ArchivedMessage]:
         """Return settled messages."""
         return await self._newest(limit, offset)
@@ -285,6 +296,26 @@ class Workers(Connected):
         async with self._service() as service:
             name, ids = await _name(service, queue), await _ids(service)
             return [WorkerInfo.of(ids, one) for one in await service.workers.list(queue=name)]
+
+    async def count_zombies_for_queue(self, queue: int | str, older_than: Seconds = 60) -> int:
+        """Return how many workers `list_zombies_for_queue` has."""
+        return len(await self.list_zombies_for_queue(queue, older_than))
+
+    async def list_zombies_for_queue(
+        self, queue: int | str, older_than: Seconds = 60
+    ) -> builtins.list[WorkerInfo]:
+        """Return the workers of a queue without a heartbeat for ``older_than`` seconds.
+
+        Those that are stopped are not among them.
+        """
+        async with self._service() as service:
+            name, ids = await _name(service, queue), await _ids(service)
+            known = await service.workers.health(silent_for=older_than)
+        return [
+            WorkerInfo.of(ids, health.worker)
+            for health in known
+            if not health.healthy and name in health.worker.queues
+        ]
 
     async def get(self, id: int) -> WorkerInfo:
         """Return a worker, or raise `WorkerNotFound`."""

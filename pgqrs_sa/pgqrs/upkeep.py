@@ -49,7 +49,8 @@ class Upkeep(Connected):
         """Make dead letters of messages whose attempts are used up and whose lease has run out.
 
         Returns:
-            The archive's ids of those that were in that state when the call began.
+            The messages' ids of those that were in that state when the call began. `replay_dlq`
+            takes the archive's: `Archive.list_dlq_messages` has both.
         """
         buried: list[int] = []
         async with self._service() as service:
@@ -71,7 +72,7 @@ class Upkeep(Connected):
             among = archive.original_msg_id.in_(ids[start : start + _CHUNK])
             async with self._service() as service:
                 dead = paging.archived(service, queue=queue, outcome="dead", where=among)
-                found += [message.id async for message in dead]
+                found += [message.original_msg_id async for message in dead]
         return found
 
     async def replay_dlq(self, archived_id: int) -> QueueMessage | None:

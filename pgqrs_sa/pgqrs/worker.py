@@ -44,6 +44,7 @@ class QueueWorker(Lifecycle):
         self.port = port
         self._worker_id: int | None = None
         self._queue_id = 0
+        self._stopped = False  # by itself: then it does not register again
         self._database.pending.append(self._register)
 
     def __repr__(self) -> str:
@@ -68,6 +69,7 @@ class QueueWorker(Lifecycle):
 
     async def close(self) -> None:
         """Stop this worker; close the connections if no Admin was given to it."""
+        self._stopped = True
         try:
             if self._worker_id is not None:
                 await self._leave()
@@ -94,6 +96,27 @@ class QueueWorker(Lifecycle):
                 pid=os.getpid(),
             )
         self._worker_id, self._heard_of_at = info.id, time.monotonic()
+
+    async def _register_again(self) -> bool:
+        """Register as a new row if others stopped this worker, or purged it; return whether so.
+
+        Somebody who took a silent worker for dead has stopped it and given back what it held. A
+        worker that is suspended, or that stopped itself, stays as it is.
+        """
+        async with self._database.registering():
+            if self._stopped or self._worker_id is None:
+                return False
+            with suppress(WorkerNotFound):  # purged, so that it was stopped before
+                async with self._database.service() as service:
+                    if (await service.workers.get(self._worker_id)).status != "stopped":
+                        return False
+            await self._register()
+        return True
+
+    async def shutdown(self) -> None:
+        """See `Lifecycle.shutdown`."""
+        await super().shutdown()
+        self._stopped = True
 
     async def _registered(self) -> int:
         await self._database.register_pending()

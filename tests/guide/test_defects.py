@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -53,12 +54,15 @@ def consumer(admin) -> pgqrs.Consumer:
 
 async def test_d1_r1_an_expired_lease_comes_back_by_itself(admin, producer, consumer) -> None:
     id_ = await producer.enqueue({"n": 1})
-    assert [one.id for one in await consumer.dequeue_delay(0.2)] == [id_]
+    (first,) = await consumer.dequeue_delay(1)
     other = pgqrs.Consumer(admin, "tasks", "other", 3001)
-    assert await other.dequeue() == []
-    await asyncio.sleep(0.25)  # nobody reclaims anything
-    (again,) = await other.dequeue()
+    async with asyncio.timeout(60):
+        while not (found := await other.dequeue_delay(600)):  # nobody reclaims anything
+            await asyncio.sleep(0.05)
+    (again,) = found
     assert (again.id, again.read_ct) == (id_, 2)
+    # By the server's clock, the second lease began after the first had ended.
+    assert again.vt - timedelta(seconds=600) >= first.vt
 
 
 async def test_d2_a_scheduled_message_is_cancelled_by_its_id(producer, consumer, clock) -> None:
@@ -67,6 +71,13 @@ async def test_d2_a_scheduled_message_is_cancelled_by_its_id(producer, consumer,
     assert await consumer.delete(id_) is False
     (cancelled,) = clock.archived("tasks")
     assert (cancelled.original_msg_id, cancelled.outcome) == (id_, "cancelled")
+
+
+async def test_d2_a_visible_message_that_nobody_holds_is_not_cancelled(producer, consumer) -> None:
+    id_ = await producer.enqueue({"n": 1})
+    assert await consumer.delete(id_) is False
+    assert [one.id for one in await consumer.dequeue()] == [id_]
+    assert await consumer.delete(id_) is True
 
 
 async def test_d2_a_consumer_cancels_nothing_of_another_queue(admin, producer) -> None:
@@ -127,14 +138,14 @@ async def test_d5_r4_dlq_never_takes_a_live_lease(admin, producer, consumer, clo
     working = await producer.enqueue("on its last attempt")
     await consumer.dequeue_delay(60)
     await asyncio.sleep(0.1)
-    (archived_id,) = await admin.dlq()
+    assert await admin.dlq() == [spent]
     assert await admin.dlq() == []
     archive = await admin.get_archive()
-    letter = await archive.get(archived_id)
+    (letter,) = await archive.list_dlq_messages()
     assert (letter.original_msg_id, letter.outcome) == (spent, "dead")
     assert letter.reason == "no attempts left: the last lease ran out"
     assert await archive.dlq_count(1) == 1
-    assert [one.id for one in await archive.list_dlq_messages(1, 10, 0)] == [archived_id]
+    assert await archive.list_dlq_messages(1, 10, 0) == [letter]
     assert await archive.dlq_count(2) == 0
     assert await consumer.archive(working) is True
 
@@ -145,7 +156,9 @@ async def test_d6_r5_a_dead_letter_can_be_replayed(admin, producer, consumer, cl
     id_ = await producer.enqueue({"n": 1})
     await consumer.dequeue_delay(0.05)
     await asyncio.sleep(0.1)
-    (archived_id,) = await admin.dlq()
+    assert await admin.dlq() == [id_]
+    (letter,) = await (await admin.get_archive()).list_dlq_messages()
+    archived_id = letter.id
     message = await producer.replay_dlq(archived_id)
     assert (message.id, message.payload, message.read_ct) == (id_, {"n": 1}, 1)
     (again,) = await consumer.dequeue()
@@ -248,17 +261,43 @@ async def test_d9_the_default_threshold_is_a_minute_not_five_seconds(
         await admin.reclaim_messages("task")
 
 
-async def test_r8_a_reclaimed_consumer_takes_and_settles_nothing_more(
+async def test_r8_a_reclaimed_consumer_settles_nothing_and_goes_on_as_a_new_worker(
     admin, producer, consumer, clock
 ) -> None:
     id_ = await producer.enqueue("slow")
     await consumer.dequeue_delay(600)
+    old = consumer.worker_id
     silence(clock, 65)
     await admin.reclaim_messages("tasks")
+    assert await consumer.archive(id_) is False
+    (again,) = await consumer.dequeue()
+    assert (again.id, again.read_ct) == (id_, 2)
+    workers = await admin.get_workers()
+    assert consumer.worker_id != old
+    assert (await workers.get(old)).status == pgqrs.WorkerStatus.Stopped
+    assert await consumer.status() is pgqrs.WorkerStatus.Ready
+    assert await consumer.archive(id_) is True
+
+
+async def test_r8_a_consumer_whose_row_was_purged_goes_on_as_a_new_worker(
+    admin, consumer, clock
+) -> None:
+    assert await consumer.dequeue() == []
+    with clock.engine.begin() as connection:
+        connection.execute(sa.delete(Worker))
+    assert await consumer.dequeue() == []
+    assert await consumer.status() is pgqrs.WorkerStatus.Ready
+
+
+async def test_r8_a_consumer_that_is_suspended_or_stopped_itself_stays_so(admin, consumer) -> None:
+    assert await consumer.dequeue() == []
+    await consumer.suspend()
+    with pytest.raises(pgqrs.WorkerNotReady, match="suspended"):
+        await consumer.dequeue()
+    await consumer.shutdown()
     with pytest.raises(pgqrs.WorkerNotReady, match="stopped"):
         await consumer.dequeue()
-    assert await consumer.archive(id_) is False
-    assert await consumer.status() is pgqrs.WorkerStatus.Stopped
+    assert await (await admin.get_workers()).count() == 1
 
 
 async def test_r8_a_heartbeat_that_is_just_coming_in_spares_the_worker(

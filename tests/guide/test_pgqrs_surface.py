@@ -126,6 +126,25 @@ async def test_dsn_and_config_are_taken_where_an_admin_is(database, admin) -> No
     assert [one.name for one in workers] == ["producer", "consumer"]
 
 
+def test_a_config_is_made_from_a_dsn_and_a_schema() -> None:
+    dsn = "postgresql://localhost/shop"
+    assert pgqrs.Config(dsn).settings == pgqrs.Config.from_dsn(dsn).settings
+    config = pgqrs.Config(dsn, schema="jobs")
+    assert (config.dsn, config.schema) == (dsn, "jobs")
+    assert pgqrs.Admin(config).settings.schema == "jobs"
+    with pytest.raises(ValueError, match="takes a DSN, not a int"):
+        pgqrs.Config(7)
+
+
+@pytest.mark.parametrize("name", ["s" * 64, "ä" * 32])
+def test_a_schema_name_that_postgresql_would_cut_is_refused(name) -> None:
+    with pytest.raises(ValueError, match="64 bytes, and PostgreSQL takes 63"):
+        pgqrs.Config("postgresql://localhost/shop", schema=name)
+    with pytest.raises(ValueError, match="64 bytes"):
+        pgqrs.Admin("postgresql://localhost/shop", schema=name)
+    assert pgqrs.Config("postgresql://localhost/shop", schema=name[:-1]).schema == name[:-1]
+
+
 async def test_lifecycle_and_its_invalid_transitions(admin) -> None:
     producer = pgqrs.Producer(admin, "tasks", "h", 1)
     consumer = pgqrs.Consumer(admin, "tasks", "h", 2)
@@ -209,7 +228,8 @@ async def test_what_a_worker_holds_is_seen_and_released(admin) -> None:
 async def test_extend_and_delete_many_at_once(admin, clock: Clock) -> None:
     producer = pgqrs.Producer(admin, "tasks", "h", 1)
     consumer = pgqrs.Consumer(admin, "tasks", "h", 2)
-    ids = [one.id for one in await producer.enqueue_batch([1, 2, 3])]
+    ids = [one.id for one in await producer.enqueue_batch([1, 2])]
+    ids.append(await producer.enqueue_delayed(3, 3600))
     await consumer.dequeue_batch(2)
     assert await consumer.extend_visibility_batch(ids, 500) == [True, True, False]
     assert all(clock.waits()[id_] > 499 for id_ in ids[:2])
@@ -296,6 +316,45 @@ async def test_the_archive_as_a_table(admin, five) -> None:
     assert await archive.delete_by_worker(consumer.worker_id) == 1
     assert await archive.delete(newest[0].id) == 1
     assert await archive.delete(newest[0].id) == 0
+
+
+async def test_the_archive_of_a_queue_is_purged(admin, five) -> None:
+    await admin.create_queue("other")
+    await (await admin.get_messages()).delete_by_ids(five[2][2:4])
+    archive = await admin.get_archive()
+    assert await archive.purge("other") == 0
+    assert await archive.purge("tasks") == 3
+    assert await archive.count() == 0
+    with pytest.raises(pgqrs.QueueNotFound):
+        await archive.purge("task")
+
+
+async def test_a_queue_with_messages_and_history_is_deleted_by_force(admin, five) -> None:
+    _, consumer, _ = five
+    await consumer.close()
+    await five[0].close()
+    with pytest.raises(pgqrs.QueueNotEmpty):
+        await admin.delete_queue("tasks")
+    await admin.delete_queue("tasks", force=True)
+    assert await (await admin.get_queues()).count() == 0
+    assert await (await admin.get_messages()).count() == 0
+    assert await (await admin.get_archive()).count() == 0
+
+
+async def test_silent_workers_of_a_queue_are_listed(admin, five, clock: Clock) -> None:
+    producer, consumer, _ = five
+    workers = await admin.get_workers()
+    assert await workers.count_zombies_for_queue("tasks", 60) == 0
+    with clock.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE pgqrs_workers SET heartbeat_at = heartbeat_at - interval '1 hour'"
+        )
+    queue = await admin.get_queue("tasks")
+    found = await workers.list_zombies_for_queue(queue.id, 60)
+    assert [one.id for one in found] == [producer.worker_id, consumer.worker_id]
+    assert await workers.count_zombies_for_queue("tasks", 7200) == 0
+    (stats,) = await admin.worker_health_stats(60, False)
+    assert stats.stale == 2
 
 
 async def test_install_verify_and_uninstall(database, clock: Clock) -> None:
