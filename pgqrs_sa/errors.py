@@ -17,6 +17,7 @@
     ├── WorkerNotReady                   suspended or stopped: it may not lease
     ├── WorkerInUse                      not stopped, or it holds messages: its row stays
     ├── NonAtomicEnqueue                 the connection is in AUTOCOMMIT
+    ├── SplitTransaction                 messages in one database, rows in another: not atomic
     ├── SchemaVersionError               the database's schema is not the one this release needs
     ├── HandlerTimeout (TimeoutError)    a handler took longer than it may
     ├── PoolTooSmall                     fewer connections than a consumer needs
@@ -50,6 +51,7 @@ __all__ = [
     "QueueNotFound",
     "ReadOnlyDatabase",
     "SchemaVersionError",
+    "SplitTransaction",
     "Whereabouts",
     "WorkerInUse",
     "WorkerNotFound",
@@ -303,6 +305,29 @@ class NonAtomicEnqueue(PgqrsError):
             "this session's connection is in AUTOCOMMIT, so the message would not roll back with "
             f"your rows: use a transactional engine, or {unless}"
         )
+
+
+class SplitTransaction(PgqrsError):
+    """A transaction has written the queue's tables in one database, and something in another.
+
+    One of the two could commit without the other. Nothing was committed: roll back.
+
+    Attributes:
+        queues: The URLs of the databases with the queue's tables, without passwords.
+        others: Those of the other databases.
+    """
+
+    code = "PGQ-018"
+
+    def __init__(self, queues: Sequence[str], others: Sequence[str]) -> None:
+        super().__init__(
+            "this transaction has written messages and other rows through several connections "
+            f"({', '.join([*queues, *others])}), and one could commit without the other: bind the "
+            "queue's tables and your rows to one engine, use Session(twophase=True), or allow it "
+            "with session.info['pgqrs_allow_split'] = True"
+        )
+        self.queues = tuple(queues)
+        self.others = tuple(others)
 
 
 class SchemaVersionError(PgqrsError):

@@ -18,7 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapper, Session, object_session
 
-from . import arguments, nudge
+from . import arguments, nudge, routing
 from .codecs import JsonCodec
 from .errors import DuplicateMessage, InvalidArgument, QueueNotFound
 from .mixins import MessageMixin, never_past
@@ -46,18 +46,29 @@ def before_flush(session: Session) -> None:
             by_class.setdefault(type(one), []).append(one)
     for cls, messages in by_class.items():
         mapper = sa.inspect(cls)
-        connection = session.connection(bind_arguments={"mapper": mapper})
+        connection = routing.connect(session, {"mapper": mapper})
         _check(mapper, connection, messages)
         for message in messages:
             message.__dict__[_CHECKED] = True
 
 
 def before_insert(mapper: Mapper[Any], connection: sa.Connection, target: MessageMixin) -> None:
-    """Check a message that the flush has not seen as it began."""
+    """Check a message that the flush has not seen as it began, and where each is inserted."""
+    session = object_session(target)
+    if session is not None and not routing.is_plain(session):
+        _refuse_elsewhere(session, mapper, connection)
     if not target.__dict__.pop(_CHECKED, False):
         _check(mapper, connection, [target])
     # What was said of this row is done: a later change of its vt is about something else.
     target.__dict__.pop("_pgqrs_when", None)
+
+
+def _refuse_elsewhere(session: Session, mapper: Mapper[Any], connection: sa.Connection) -> None:
+    if routing.connect(session, {"mapper": mapper}) is not connection:
+        raise InvalidArgument(
+            f"the shard_chooser puts a {mapper.class_.__name__} into another shard than the one in "
+            "which this session executes statements about it: let it return that one"
+        )
 
 
 def after_flush(session: Session) -> None:
@@ -68,7 +79,7 @@ def after_flush(session: Session) -> None:
             by_class.setdefault(type(one), []).append(one.id)
     for cls, ids in by_class.items():
         mapper = sa.inspect(cls)
-        connection = session.connection(bind_arguments={"mapper": mapper})
+        connection = routing.connect(session, {"mapper": mapper})
         messages: Any = mapper.local_table
         if to := channel_on(connection, messages):
             beside = _beside(messages, "pgqrs_queues"), messages, _beside(messages, "pgqrs_workers")
@@ -90,6 +101,7 @@ def _queue_comes_later(message: MessageMixin) -> bool:
 
 def _check(mapper: Mapper[Any], connection: sa.Connection, added: Sequence[MessageMixin]) -> None:
     """Refuse what `enqueue` refuses, and put the ids of the queues where their names were."""
+    routing.refuse_dialect(connection)
     session = object_session(added[0])
     if session is None or not session.info.get(ALLOW_AUTOCOMMIT):
         refuse_autocommit(connection, f"session.info[{ALLOW_AUTOCOMMIT!r}] = True")

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Mapper, Session, SessionTransaction
 
-from . import nudge
+from . import nudge, routing
 from .mixins import MessageMixin
 
 __all__: list[str] = []
@@ -33,8 +33,16 @@ def _before_insert(mapper: Mapper[Any], connection: sa.Connection, target: Messa
     flush.before_insert(mapper, connection, target)
 
 
+@event.listens_for(Session, "before_commit")
+def _before_commit(session: Session) -> None:
+    if routing.TOUCHED in session.info and not session.in_nested_transaction():
+        routing.refuse_split(session)
+
+
 @event.listens_for(Session, "after_flush")
 def _after_flush(session: Session, _context: Any) -> None:
+    if routing.TOUCHED in session.info:
+        routing.refuse_split(session)
     if session.info.get(nudge.NOTIFY):
         from . import flush  # noqa: PLC0415 - it needs the models
 
@@ -50,3 +58,4 @@ def _after_commit(session: Session) -> None:
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
         nudge.ended(session)
+        routing.ended(session)

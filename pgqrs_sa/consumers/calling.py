@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from .. import routing
 from ..errors import LeaseLost
 from ..operations import consume, settlements
 from ..operations.context import Context
@@ -50,7 +51,7 @@ class _NotBegun(Exception):
 
 def isolation(session: Session, context: Context) -> str:
     """Return the isolation level of a handler's transactions."""
-    connection = session.connection(bind_arguments={"mapper": context.mapper})
+    connection = routing.connect(session, {"mapper": context.mapper})
     return str(connection.get_isolation_level()).upper()
 
 

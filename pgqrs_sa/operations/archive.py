@@ -11,7 +11,7 @@ from sqlalchemy import Row
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from .. import arguments
+from .. import arguments, routing
 from ..errors import DuplicateMessage, InvalidArgument, MessageNotFound
 from ..statements import archive as statements
 from ..types import Receipt
@@ -68,7 +68,7 @@ def _moved(session: Session, context: Context, values: Mapping[str, Any]) -> Seq
     Another transaction that is just enqueueing one of the keys cannot be seen; the INSERT waits
     for it, and fails if it commits.
     """
-    connection = session.connection(bind_arguments={"mapper": context.mapper})
+    connection = routing.connect(session, {"mapper": context.mapper})
     alone = commits_by_itself(connection)
     for tried in range(1, _TRIES + 1):
         try:

@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Session
 
+from .. import routing
 from ..models import ArchivedMessageMixin, MessageMixin, QueueMixin, WorkerMixin
 from ..statements import catalog
 from .context import Context, run
@@ -114,7 +115,7 @@ def expected(session: Session, context: Context, *, exact: bool) -> dict[str, Ta
     """Return the four tables as they should be; ``exact`` needs temporary tables."""
     if not exact:
         return {name: _declared(table) for name, table in TABLES.items()}
-    connection = session.connection(bind_arguments={"mapper": context.models.message})
+    connection = routing.connect(session, {"mapper": context.mapper})
     savepoint = connection.begin_nested()
     try:
         _Pristine.metadata.create_all(connection, checkfirst=False)

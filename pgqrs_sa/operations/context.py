@@ -15,7 +15,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.util import identity_key
 from sqlalchemy.sql import Executable, visitors
 
-from .. import arguments
+from .. import arguments, routing
 from ..codecs import Codec, JsonCodec, check_json
 from ..errors import InvalidArgument, NonAtomicEnqueue, PayloadError, QueueNotFound
 from ..models import Models
@@ -223,7 +223,7 @@ def run(
     # SQLAlchemy 2.0 flushes only before statements about mapped classes, 2.1 before all of them.
     session._autoflush()  # noqa: SLF001
     where = {"mapper": context.mapper, "clause": statement}
-    connection = session.connection(bind_arguments=where)
+    connection = routing.connect(session, where, values)
     if atomic and not context.allow_autocommit:
         refuse_autocommit(connection, "QueueService(session, allow_autocommit=True)")
     if _has_its_own_way(session):
@@ -246,7 +246,7 @@ def refresh(
 ) -> None:
     """Bring loaded objects up to date with rows that a statement returned about them."""
     for row in rows if session.identity_map else ():
-        if (loaded := session.identity_map.get(identity_key(model, row.id))) is not None:
+        if (loaded := _loaded(session, model, row.id)) is not None:
             # What the caller has changed and not flushed yet is the caller's still.
             pending = _altered(session, loaded).committed_state
             for name in names:
@@ -258,7 +258,7 @@ def refresh(
 def forget(session: Session, model: type[Any], ids: Iterable[int]) -> None:
     """Expire loaded objects whose rows a statement deleted."""
     for id_ in ids if session.identity_map else ():
-        if (loaded := session.identity_map.get(identity_key(model, id_))) is not None:
+        if (loaded := _loaded(session, model, id_)) is not None:
             _expire(session, loaded)
 
 
@@ -267,6 +267,11 @@ def forget_all(session: Session, model: type[Any]) -> None:
     for loaded in list(session.identity_map.values()):
         if isinstance(loaded, model):
             _expire(session, loaded)
+
+
+def _loaded(session: Session, model: type[Any], id: int) -> Any:
+    token = routing.identity_token(session, sa.inspect(model))
+    return session.identity_map.get(identity_key(model, id, identity_token=token))
 
 
 def _expire(session: Session, loaded: Any) -> None:

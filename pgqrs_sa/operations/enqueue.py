@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql import Executable, visitors
 from sqlalchemy.sql.expression import SelectBase
 
-from .. import arguments, nudge
+from .. import arguments, nudge, routing
 from ..codecs import JsonCodec
 from ..errors import DelayError, InvalidArgument, PayloadError, PgqrsError, shown
 from ..statements import enqueue as statements
@@ -120,6 +120,7 @@ def from_query(session: Session, context: Context, queue: str, query: SelectBase
     """Insert what a query returns, without a row passing through Python; return how many."""
     arguments.check_queue_name(queue)
     _check_columns(query)
+    routing.refuse_foreign_tables(session, context.mapper, query)
     channel = wakeup.channel(session, context)
     statement = statements.from_select(context.models, query, notify=bool(channel))
     values = {"queue": queue, "producer": context.worker, **channel}

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
+from .. import routing
 from ..floor import Floor, Start
 from .context import Context
 
@@ -25,7 +26,7 @@ _floors: WeakKeyDictionary[Any, dict[Any, Floor]] = WeakKeyDictionary()
 
 def begin(session: Session, context: Context, queue: str) -> tuple[Floor, Start | None]:
     """Return the floor of a queue, and where a dequeue is to begin, or None for the beginning."""
-    bind = session.get_bind(context.mapper)
+    bind = routing.bind_of(session, context.mapper)
     engine = bind.engine if isinstance(bind, sa.Connection) else bind
     schemas = bind.get_execution_options().get("schema_translate_map") or {}
     key = (context.models, queue, *sorted(schemas.items(), key=repr))

@@ -13,6 +13,7 @@ from sqlalchemy import Row
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
+from .. import routing
 from ..findings import Limits
 from ..statements import catalog
 from .catalogue import DIALECT, Table, installed
@@ -49,7 +50,7 @@ class Visit:
     @classmethod
     def of(cls, session: Session, context: Context, limits: Limits) -> Visit:
         """Return a visit to the database of a session."""
-        connection = session.connection(bind_arguments={"mapper": context.models.message})
+        connection = routing.connect(session, {"mapper": context.mapper})
         declared: Any = sa.inspect(context.models.queue).local_table
         mapped = connection.get_execution_options().get("schema_translate_map") or {}
         schema: str | None = mapped.get(declared.schema, declared.schema)

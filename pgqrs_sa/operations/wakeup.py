@@ -8,7 +8,7 @@ from datetime import timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from .. import nudge
+from .. import nudge, routing
 from ..statements import wakeup as statements
 from ..statements.parts import tables
 from .context import Context, run
@@ -30,7 +30,7 @@ def channel(session: Session, context: Context) -> dict[str, str]:
     """Return what a statement that notifies has to bind more, or nothing if none is to be sent."""
     if not (context.notify or session.info.get(nudge.NOTIFY)):
         return {}
-    connection = session.connection(bind_arguments={"mapper": context.mapper})
+    connection = routing.connect(session, {"mapper": context.mapper})
     return channel_on(connection, tables(context.models).message)
 
 

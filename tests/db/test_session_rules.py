@@ -1040,8 +1040,9 @@ def elsewhere(database: Any) -> Iterator[sa.Engine]:
 
 
 def test_the_whole_api_finds_its_engine_among_several(engine, elsewhere):
-    """Row 9."""
-    with Session(binds={pgqrs_sa.Base: engine, AppBase: elsewhere}) as session:
+    """Row 9: an order that commits elsewhere has to be allowed."""
+    binds = {pgqrs_sa.Base: engine, AppBase: elsewhere}
+    with Session(binds=binds, info={"pgqrs_allow_split": True}) as session:
         session.add(Order(id=1))
         call_all(QueueService(session))
         session.add(Message(queue_name=QueueService(session).queues.create("mail").name, payload=1))
@@ -1086,11 +1087,13 @@ def test_a_query_without_a_table_finds_its_engine_among_several(
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 async def test_the_whole_async_api_finds_its_engine_among_several(migrated, elsewhere, driver):
-    """Row 9."""
+    """Row 9: an order that commits elsewhere has to be allowed."""
     bind = create_async_engine(migrated.async_url(driver))
     other = create_async_engine(elsewhere.url.set(drivername=f"postgresql+{driver}"))
     try:
-        async with AsyncSession(binds={pgqrs_sa.Base: bind, AppBase: other}) as session:
+        async with AsyncSession(
+            binds={pgqrs_sa.Base: bind, AppBase: other}, info={"pgqrs_allow_split": True}
+        ) as session:
             session.add(Order(id=1))
             await await_all(AsyncQueueService(session))
             await session.commit()
