@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.sql.expression import SelectBase
 
 from . import aio_facets
@@ -25,6 +25,7 @@ from .models import Models
 from .operations import enqueue, integrity, schema, settle
 from .operations import lease as lease_operations
 from .operations.context import Context
+from .sessions import asynchronous
 from .types import Criteria, Delivery, Failure, Item, Receipt, Seconds
 
 __all__ = ["AsyncQueueService"]
@@ -35,7 +36,7 @@ class AsyncQueueService(aio_facets.Facet):
 
     def __init__(
         self,
-        session: AsyncSession,
+        session: AsyncSession | async_scoped_session[Any],
         *,
         models: Models | None = None,
         codec: Codec | None = None,
@@ -44,7 +45,7 @@ class AsyncQueueService(aio_facets.Facet):
         notify: bool = False,
     ) -> None:
         context = Context.of(models, codec, worker, allow_autocommit, notify=notify)
-        super().__init__(session, context)
+        super().__init__(asynchronous(session), context)
 
     @property
     def queues(self) -> aio_facets.Queues:

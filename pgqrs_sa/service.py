@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.sql.expression import SelectBase
 
 from . import facets
@@ -35,6 +35,7 @@ from .models import Models
 from .operations import enqueue, integrity, schema, settle
 from .operations import lease as lease_operations
 from .operations.context import Context
+from .sessions import synchronous
 from .types import Criteria, Delivery, Failure, Item, Receipt, Seconds
 
 __all__ = ["QueueService"]
@@ -44,7 +45,9 @@ class QueueService:
     """Enqueue, lease and settle in the caller's transaction.
 
     Args:
-        session: Whose transaction everything here belongs to.
+        session: Whose transaction everything here belongs to. Of a ``scoped_session``, such as
+            Flask-SQLAlchemy's ``db.session``, it is the session that is current now: build a
+            service for each request or task, as the registry does.
         models: A host's own classes; the ready-made ones unless given.
         codec: Turns payloads into JSON text and back; strict standard JSON unless given.
         worker: A registered worker (or its id), recorded as the producer of what is enqueued and
@@ -53,11 +56,14 @@ class QueueService:
             take the message back.
         notify: Wake a consumer that waits, by NOTIFY. ``session.info["pgqrs_notify"] = True`` does
             it for all that the session enqueues, ``session.add(Message(...))`` included.
+
+    Raises:
+        InvalidArgument: ``session`` is something else, or not bound to PostgreSQL.
     """
 
     def __init__(
         self,
-        session: Session,
+        session: Session | scoped_session[Any],
         *,
         models: Models | None = None,
         codec: Codec | None = None,
@@ -65,7 +71,7 @@ class QueueService:
         allow_autocommit: bool = False,
         notify: bool = False,
     ) -> None:
-        self._session = session
+        self._session = synchronous(session)
         self._context = Context.of(models, codec, worker, allow_autocommit, notify=notify)
 
     @property

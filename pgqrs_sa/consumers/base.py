@@ -7,7 +7,6 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import sqlalchemy as sa
 from sqlalchemy import Engine
 
 from ..codecs import Codec
@@ -18,9 +17,10 @@ from ..types import Seconds
 from .handlers import Acknowledge, Handler, Handlers
 from .hooks import Hooks
 from .runtime import Waker
+from .sessions import factory_of, maker_of
 from .settings import Settings
 
-__all__ = ["BaseConsumer", "engine_of"]
+__all__ = ["BaseConsumer"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -48,14 +48,12 @@ class BaseConsumer:
         listen_dsn: str | None = None,
         hooks: Sequence[Hooks] = (),
     ) -> None:
-        if not callable(sessionmaker):
-            raise InvalidArgument(
-                f"a consumer needs a sessionmaker, which makes a session for each message, not "
-                f"{type(sessionmaker).__name__}"
-            )
         self._pid = os.getpid()
         self._inherited: object = None
-        self._sessionmaker: Any = sessionmaker
+        self._sessionmaker: Any = maker_of(
+            sessionmaker, type(self).__name__, asynchronous=self._asynchronous
+        )
+        self._new_session: Any = factory_of(sessionmaker)
         self._settings = Settings.checked(
             name=name or socket.gethostname(),
             concurrency=concurrency,
@@ -214,14 +212,3 @@ class BaseConsumer:
         models = self._settings.context().models
         dsn = self._settings.listen_dsn
         return lambda on_wake: Listener(engine, on_wake, models=models, listen_dsn=dsn)
-
-
-def engine_of(bind: Any) -> Engine:
-    """Return the engine that a session is bound to, for the tables of the queue."""
-    if isinstance(bind, sa.Connection):
-        raise InvalidArgument(
-            "the sessionmaker is bound to one connection: a consumer needs an engine, with a "
-            "connection for each of its threads (in tests, pgqrs_sa.testing.drain runs handlers)"
-        )
-    engine: Engine = bind
-    return engine

@@ -18,11 +18,12 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from ..aio import AsyncQueueService
-from ..errors import HandlerTimeout, InvalidArgument
-from .base import BaseConsumer, engine_of
+from ..errors import HandlerTimeout
+from .base import BaseConsumer
 from .book import Held
 from .calling import (
     after_error,
@@ -36,6 +37,7 @@ from .calling import (
 from .handlers import Unit
 from .line import AsyncPlug
 from .runtime import Outcome, Runtime
+from .sessions import engine_of, opened, refuse_elsewhere
 from .settings import check_pool
 from .starting import PATIENCE, Start
 from .verdicts import Verdict
@@ -144,20 +146,14 @@ class AsyncConsumer(BaseConsumer):
         await self.stop()
 
     async def _engine(self) -> AsyncEngine:
-        made = self._sessionmaker()
-        if not hasattr(made, "sync_session"):
-            raise InvalidArgument(
-                "AsyncConsumer needs an async_sessionmaker; a sessionmaker is for Consumer"
-            )
-        async with made as session:
-            bind = session.sync_session.get_bind(mapper=self._settings.context().mapper)
-            return AsyncEngine(self._own(engine_of(bind)))
+        async with opened(self._new_session(), asynchronous=True) as session:
+            return AsyncEngine(self._own(engine_of(session.sync_session, self._settings.context())))
 
     async def _made(self, *, until_empty: bool) -> _Run:
         engine = await self._engine()
         needed = self._connections_needed()
         check_pool(engine.pool, needed, "one for each handler that runs at the same time")
-        crew = _Tasks(self._sessionmaker, asyncio.get_running_loop())
+        crew = _Tasks(self._sessionmaker, engine.sync_engine, asyncio.get_running_loop())
         crew.runtime = Runtime(
             self._settings,
             self.handlers,
@@ -263,9 +259,13 @@ class _Tasks:
     """Tasks that call handlers, in the application's loop."""
 
     def __init__(
-        self, sessionmaker: Callable[[], AsyncSession], loop: asyncio.AbstractEventLoop
+        self,
+        sessionmaker: Callable[[], AsyncSession],
+        engine: Engine,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._sessionmaker = sessionmaker
+        self._engine = engine
         self._loop = loop
         self._lock_first: bool | None = None
         self._by_attempt: dict[tuple[int, int], asyncio.Task[None]] = {}
@@ -360,6 +360,7 @@ class _Tasks:
     async def _called_in_session(self, unit: Unit, payloads: list[Any]) -> list[Verdict]:
         call, context = unit.handler.call, self.runtime.context
         async with self._sessionmaker() as session, session.begin():
+            refuse_elsewhere(session.sync_session, context, self._engine)
             if unit.handler.acknowledge == "commit" and await self._needs_lock(session):
                 await session.run_sync(hold, context, unit)
             service = AsyncQueueService(

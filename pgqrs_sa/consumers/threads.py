@@ -13,9 +13,8 @@ from typing import Any, NamedTuple, Self
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from ..errors import InvalidArgument
 from ..service import QueueService
-from .base import BaseConsumer, engine_of
+from .base import BaseConsumer
 from .book import Held
 from .calling import (
     after_error,
@@ -29,6 +28,7 @@ from .calling import (
 from .handlers import Unit
 from .line import SyncPlug
 from .runtime import Outcome, Runtime
+from .sessions import engine_of, opened, refuse_elsewhere
 from .settings import check_pool
 from .starting import PATIENCE, Start
 from .verdicts import Verdict
@@ -189,11 +189,8 @@ class Consumer(BaseConsumer):
         self.stop()
 
     def _engine(self) -> Engine:
-        made = self._sessionmaker()
-        if hasattr(made, "sync_session"):
-            raise InvalidArgument("an async_sessionmaker is for AsyncConsumer, not for Consumer")
-        with made as session:
-            return self._own(engine_of(session.get_bind(mapper=self._settings.context().mapper)))
+        with opened(self._new_session(), asynchronous=False) as session:
+            return self._own(engine_of(session, self._settings.context()))
 
     def _check_pool(self, engine: Engine) -> None:
         needed = self._connections_needed()
@@ -201,7 +198,7 @@ class Consumer(BaseConsumer):
         check_pool(engine.pool, needed + _OWN_CONNECTIONS, why)
 
     def _made(self, engine: Engine, *, until_empty: bool) -> _Run:
-        crew = _Threads(self._sessionmaker)
+        crew = _Threads(self._sessionmaker, engine)
         crew.runtime = Runtime(
             self._settings,
             self.handlers,
@@ -275,8 +272,9 @@ class _Run(NamedTuple):
 class _Threads:
     """Threads that call handlers. They are daemons: one that hangs does not keep the process."""
 
-    def __init__(self, sessionmaker: Callable[[], Session]) -> None:
+    def __init__(self, sessionmaker: Callable[[], Session], engine: Engine) -> None:
         self._sessionmaker = sessionmaker
+        self._engine = engine
         self._news = threading.Condition()
         self._begun = 0
         self._idle = 0
@@ -356,6 +354,7 @@ class _Threads:
         payloads = call.payloads(unit.deliveries)
         settings = self.runtime.settings
         with self._sessionmaker() as session, session.begin():
+            refuse_elsewhere(session, context, self._engine)
             if self._needs_lock(session) and unit.handler.acknowledge == "commit":
                 hold(session, context, unit)
             service = QueueService(
