@@ -317,7 +317,7 @@ class SplitTransaction(PgqrsError):
         others: Those of the other databases.
     """
 
-    code = "PGQ-018"
+    code = "PGQ-019"
 
     def __init__(self, queues: Sequence[str], others: Sequence[str]) -> None:
         super().__init__(
