@@ -204,7 +204,7 @@ class Whereabouts:
         id: The message's id.
         state: ``leased``, ``ready``, ``scheduled`` or ``exhausted`` while it is live; the outcome
             when it is in the archive; ``gone`` when it is in neither.
-        read_ct: The attempts counted by now; greater than the delivery's when someone leased it.
+        read_ct: The attempts counted by now.
         worker_id: Who holds it, if that is a registered worker.
         until: When the present lease, or the wait, ends.
     """

@@ -14,8 +14,9 @@ that changes takes its grants along, and so do the columns that a host has added
 ``migrator``    makes the tables, and owns them
 ==============  =================================================================================
 
-The identity columns need no rights on their sequences. Nothing here needs more than one role a
-kind of process; a process that is two of them gets both.
+The ids need no rights on their sequences. The fencing token does: a lease draws it by the name of
+its sequence. Nothing here needs more than one role a kind of process; a process that is two of them
+gets both.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import visitors
+from sqlalchemy.sql.functions import next_value
 
 from .errors import InvalidArgument
 from .models import Models
@@ -89,15 +91,24 @@ def grants(
         where = "public" if place is None else place
         return [f"GRANT USAGE, CREATE ON SCHEMA {_preparer.quote(where)} {to};"]
     usage = [] if place is None else [f"GRANT USAGE ON SCHEMA {_preparer.quote(place)} {to};"]
-    rights = _rights(_STATEMENTS[role_kind](used))
+    elements = [
+        element for statement in _STATEMENTS[role_kind](used) for element in _elements(statement)
+    ]
+    rights = _rights(elements)
     listed = [(table, rights[table]) for table in tables(used) if table in rights]
-    return usage + [
-        f"GRANT {_listed(verbs)} ON TABLE {_name(table, place)} {to};" for table, verbs in listed
+    drawn = {element.sequence.name for element in elements if isinstance(element, next_value)}
+    return [
+        *usage,
+        *(
+            f"GRANT {_listed(verbs)} ON TABLE {_name(table.name, place)} {to};"
+            for table, verbs in listed
+        ),
+        *(f"GRANT USAGE ON SEQUENCE {_name(name, place)} {to};" for name in sorted(drawn)),
     ]
 
 
-def _name(table: sa.Table, schema: str | None) -> str:
-    name = _preparer.quote(table.name)
+def _name(relation: str, schema: str | None) -> str:
+    name = _preparer.quote(relation)
     return name if schema is None else f"{_preparer.quote(schema)}.{name}"
 
 
@@ -110,10 +121,10 @@ def _listed(verbs: Mapping[str, set[str]]) -> str:
     return ", ".join(found)
 
 
-def _rights(statements: Iterable[Any]) -> _Rights:
+def _rights(elements: Iterable[Any]) -> _Rights:
     """Return which columns of which tables some statements touch, by what they do to them."""
     rights: _Rights = defaultdict(lambda: defaultdict(set))
-    for element in (one for statement in statements for one in _elements(statement)):
+    for element in elements:
         table = _table(getattr(element, "table", None))
         if table is None:
             continue

@@ -133,6 +133,19 @@ class QueueMixin:
         )
 
 
+FENCING_TOKEN = "fencing_token"  # noqa: S105 - the name of a column
+"""The column that a lease sets to the next number of the sequence behind it."""
+
+
+def fencing_sequence(message: sa.Table) -> sa.Sequence:
+    """Return the sequence that PostgreSQL makes for the identity column `FENCING_TOKEN`.
+
+    It belongs to the column, which creates, moves and drops it. A number drawn from it is never
+    given back, not even by a rollback.
+    """
+    return sa.Sequence(f"{message.name}_{FENCING_TOKEN}_seq", schema=message.schema)
+
+
 class _ContentMixin:
     """The columns that a message keeps when it is settled."""
 
@@ -168,6 +181,9 @@ class MessageMixin(_ContentMixin):
     """
 
     __tablename__ = "pgqrs_messages"
+
+    # Of the newest lease, and kept when that is over; before the first one, of the INSERT.
+    fencing_token: Mapped[int] = mapped_column(sa.BigInteger, _identity, sort_order=1)
 
     @declared_attr.directive
     def __table_args__(cls) -> tuple[Any, ...]:  # noqa: N805
@@ -344,6 +360,7 @@ class ArchivedMessageMixin(_ContentMixin):
         sa.Text, server_default=sa.text("'archived'"), sort_order=1
     )
     reason: Mapped[str | None] = mapped_column(sa.Text, sort_order=1)
+    fencing_token: Mapped[int | None] = mapped_column(sa.BigInteger, sort_order=1)
 
     @declared_attr.directive
     def __table_args__(cls) -> tuple[Any, ...]:  # noqa: N805

@@ -122,7 +122,7 @@ def _unwatched() -> bool:
 class Delivery(_Content):
     """A message under lease: yours until ``vt``, unless you extend it.
 
-    ``(id, read_ct)`` is the fencing token: a settle by anyone but the holder changes nothing.
+    A settle by anyone but the holder changes nothing: ``fencing_token`` says whose lease it is.
 
     Attributes:
         id: The message's id.
@@ -137,10 +137,14 @@ class Delivery(_Content):
         max_read_ct: Attempts before the message is dead.
         key: Its deduplication key, or None.
         last_error: What the attempt before this one failed with, or None.
+        fencing_token: The number of this lease. No other lease has it, and each further lease of
+            the message has a greater one, whatever was rolled back in between. Give it to a system
+            that refuses a number smaller than the greatest it has seen for the message.
         worker_id: The registered worker that leased it, or None.
         watch: What `lease_lost` asks; a consumer's own, for the deliveries that it renews.
     """
 
+    fencing_token: int
     worker_id: int | None
     watch: Callable[[], bool] = field(default=_unwatched, repr=False, compare=False)
 

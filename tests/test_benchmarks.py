@@ -277,7 +277,7 @@ def test_a_progress_that_is_over_says_so_and_leaves_out_the_window_that_was_not_
 
 
 def test_the_text_of_a_statement_keeps_what_is_free_and_writes_out_the_rest() -> None:
-    text = sql.archive().inlined({"required": ":count"}, ["ids", "read_cts", "workers"])
+    text = sql.archive().inlined({"required": ":count"}, ["ids", "tokens"])
     assert "CAST(CAST(:ids AS VARCHAR) AS BIGINT[])" in text
     assert "CAST(:count AS BIGINT)" in text
     assert "CAST('archived' AS VARCHAR)" in text

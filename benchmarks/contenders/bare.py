@@ -68,8 +68,7 @@ class Bare(Ours):
         count = len(rows)
         values = sql.archive().values(
             ids=_written(row.id for row in rows),
-            read_cts=_written(row.read_ct for row in rows),
-            workers=_written([0] * count),
+            tokens=_written(row.fencing_token for row in rows),
             required=count,
         )
         with Session(self._engine) as session, session.begin():

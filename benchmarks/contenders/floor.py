@@ -27,8 +27,7 @@ _FAILED = re.compile(r"number of failed transactions: (\d+)")
 
 _TAKE = (
     "WITH bench AS ({dequeue}) SELECT coalesce(array_agg(id), '{{}}') AS ids,"
-    " coalesce(array_agg(read_ct), '{{}}') AS read_cts,"
-    " coalesce(array_agg(0), '{{}}') AS workers,"
+    " coalesce(array_agg(fencing_token), '{{}}') AS tokens,"
     " count(*) AS required, sum(length(payload)) AS read FROM bench \\gset\n{archive};\n"
 )
 _BATCH = (
@@ -123,7 +122,7 @@ class Floor(Ours):
     @classmethod
     def _drain(cls, batch: int, **_: Any) -> tuple[str, int]:
         lease = sql.dequeue().inlined({"limit": str(batch)}, [])
-        free = ["ids", "read_cts", "workers", "required"]
+        free = ["ids", "tokens", "required"]
         archive = sql.archive().inlined({}, free)
         return _TAKE.format(dequeue=lease, archive=archive), batch
 

@@ -116,5 +116,5 @@ def dequeue() -> Statement:
 
 @cache
 def archive() -> Statement:
-    """An acknowledgement. A call gives ids, read_cts, workers and required."""
+    """An acknowledgement. A call gives ids, tokens and required."""
     return _statement(settle.archive(Models(), explained=False), outcome="archived")

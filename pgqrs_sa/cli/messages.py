@@ -29,8 +29,8 @@ STATES = ("ready", "scheduled", "leased", "exhausted")
 
 identified = given("id", "--id", type=click.IntRange(1), what="The message's id.")
 in_queue = given("queue", "--queue", "-q", what="The queue's name.")
-read_ct_option = click.option(
-    "--read-ct", type=click.IntRange(1), help="The attempt that `dequeue` printed: your lease."
+token_option = click.option(
+    "--token", type=click.IntRange(1), help="The fencing token that `dequeue` printed: your lease."
 )
 worker_option = click.option("--worker", type=click.IntRange(1), help="A worker's id.")
 
@@ -39,9 +39,9 @@ worker_option = click.option("--worker", type=click.IntRange(1), help="A worker'
 def message() -> None:
     """Messages: enqueue, dequeue, look, settle, cancel.
 
-    `dequeue` prints an id and a read_ct. Together they are the lease: `archive` and `delete`
+    `dequeue` prints an id and a fencing token. Together they are the lease: `archive` and `delete`
     with both settle what you hold, and change nothing once somebody else holds it. Without
-    --read-ct they only touch a message that nobody holds.
+    --token they only touch a message that nobody holds.
     """
 
 
@@ -102,7 +102,7 @@ def enqueue(
 @worker_option
 @pass_app
 def dequeue(app: App, queue: str, limit: int, lease: timedelta | None, worker: int | None) -> None:
-    """Lease messages: id and read_ct are what settles them later."""
+    """Lease messages: id and fencing token are what settles them later."""
     if limit > app.settings.default_max_batch_size:
         most = app.settings.default_max_batch_size
         raise click.UsageError(f"--limit {limit} is more than default_max_batch_size={most}")
@@ -113,7 +113,7 @@ def dequeue(app: App, queue: str, limit: int, lease: timedelta | None, worker: i
     app.emit([views.delivery(one) for one in leased], views.DELIVERIES)
     if leased:
         one = leased[0]
-        app.say(f"when done: pgqrs message archive {one.id} --read-ct {one.read_ct}")
+        app.say(f"when done: pgqrs message archive {one.id} --token {one.fencing_token}")
 
 
 @message.command("list")
@@ -157,49 +157,45 @@ def count(app: App, queue: str, state: str | None) -> None:
 
 @message.command()
 @identified
-@read_ct_option
-@worker_option
+@token_option
 @click.option("--reason", help="Kept with it.")
 @pass_app
-def archive(app: App, id: int, read_ct: int | None, worker: int | None, reason: str | None) -> None:
+def archive(app: App, id: int, token: int | None, reason: str | None) -> None:
     """Settle a message and keep it in the archive.
 
-    With --read-ct: what you leased, as done. Without: one that nobody holds, as cancelled.
+    With --token: what you leased, as done. Without: one that nobody holds, as cancelled.
     """
-    outcome = "cancelled" if read_ct is None else "archived"
+    outcome = "cancelled" if token is None else "archived"
     with app.begin() as work:
-        if read_ct is None:
+        if token is None:
             work.service.messages.cancel(id, reason=reason)
         else:
-            work.service.archive(_held(work, id, read_ct, worker), reason=reason)
-    if read_ct is None:
+            work.service.archive(_held(work, id, token), reason=reason)
+    if token is None:
         app.say(f"nobody held message {id}: it is archived as cancelled")
     app.emit_one({"action": "archive", "id": id, "outcome": outcome})
 
 
 @message.command()
 @identified
-@read_ct_option
-@worker_option
+@token_option
 @yes_option
 @dry_run_option
 @pass_app
-def delete(
-    app: App, id: int, read_ct: int | None, worker: int | None, yes: bool, dry_run: bool
-) -> None:
+def delete(app: App, id: int, token: int | None, yes: bool, dry_run: bool) -> None:
     """Settle a message and keep nothing of it.
 
-    With --read-ct: what you leased. Without: one that nobody holds.
+    With --token: what you leased. Without: one that nobody holds.
     """
     with app.begin() as work:
         info = work.service.messages.get(id)
     what = f"message, {id} of queue {info.queue!r} ({info.state})"
     if confirmed(app, "delete", 1, what, yes=yes, dry_run=dry_run):
         with app.begin() as work:
-            if read_ct is None:
+            if token is None:
                 _delete_unheld(work, id)
             else:
-                work.service.delete(_held(work, id, read_ct, worker))
+                work.service.delete(_held(work, id, token))
     app.emit_one({"action": "delete", "id": id, "dry_run": dry_run})
 
 
@@ -226,12 +222,12 @@ def reschedule(app: App, id: int, delay: timedelta | None, at: datetime | None) 
     app.emit_one(views.receipt(receipt))
 
 
-def _held(work: Work, id: int, read_ct: int, worker: int | None) -> Any:
+def _held(work: Work, id: int, token: int) -> Any:
     from ..errors import LeaseLost, MessageNotFound, Whereabouts  # noqa: PLC0415
     from .queries import Settled, delivery  # noqa: PLC0415
 
     try:
-        return delivery(work.service.messages.get(id), read_ct, worker)
+        return delivery(work.service.messages.get(id), token)
     except MessageNotFound:
         past = work.service.archived.find(where=Settled(message=id).criteria(), limit=1)
         if not past:

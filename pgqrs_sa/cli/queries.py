@@ -52,7 +52,7 @@ def count_old_workers(session: Session, older_than: timedelta) -> int:
     return sum(service.messages.count(where=held_by(id_)) == 0 for id_ in old)
 
 
-def delivery(info: MessageInfo, read_ct: int, worker: int | None) -> Delivery:
+def delivery(info: MessageInfo, token: int) -> Delivery:
     """The delivery that somebody says to hold; settling it tells whether that is so."""
     return Delivery(
         id=info.id,
@@ -63,11 +63,12 @@ def delivery(info: MessageInfo, read_ct: int, worker: int | None) -> Delivery:
         priority=info.priority,
         vt=info.vt,
         enqueued_at=info.enqueued_at,
-        read_ct=read_ct,
+        read_ct=info.read_ct,
         max_read_ct=info.max_read_ct,
         key=info.key,
         last_error=info.last_error,
-        worker_id=info.worker_id if worker is None else worker,
+        fencing_token=token,
+        worker_id=info.worker_id,
     )
 
 

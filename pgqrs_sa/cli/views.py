@@ -142,10 +142,11 @@ MESSAGES = (
 
 
 def delivery(leased: Delivery) -> dict[str, Any]:
-    """A message under lease. ``id`` and ``read_ct`` are what settling it needs."""
+    """A message under lease. ``id`` and ``fencing_token`` are what settling it needs."""
     return {
         "id": leased.id,
         "queue": leased.queue,
+        "fencing_token": leased.fencing_token,
         "payload": payload(leased),
         **{name: getattr(leased, name) for name in _MESSAGE},
     }
@@ -153,10 +154,10 @@ def delivery(leased: Delivery) -> dict[str, Any]:
 
 DELIVERIES = (
     Column("id", right=True),
-    Column("read_ct", "read-ct", right=True),
+    Column("fencing_token", "token", right=True),
     Column("queue", style="bold"),
     Column("vt", "leased until"),
-    Column("max_read_ct", "attempts", right=True),
+    Column("read_ct", "attempt", _attempts, right=True),
     Column("payload"),
     Column("last_error", "last error"),
 )

@@ -88,7 +88,9 @@ class Book:
     def get(self, delivery: Delivery) -> Held | None:
         """Return the lease of a delivery, unless it is settled, or is another attempt's."""
         held = self._held.get(delivery.id)
-        return held if held is not None and held.delivery.read_ct == delivery.read_ct else None
+        if held is None or held.delivery.fencing_token != delivery.fencing_token:
+            return None
+        return held
 
     def start(self, deliveries: Iterable[Delivery], thread: int | None) -> bool:
         """Note that a handler begins; False when a lease is lost, and it must not."""

@@ -381,7 +381,8 @@ class Desk:
         alone_at = since + LINGER if handler.prefetch else 0.0
         for one in verdicts:
             known = self._verdicts.get(one.delivery.id)
-            if known is None or known.verdict.delivery.read_ct < one.delivery.read_ct:
+            token = one.delivery.fencing_token
+            if known is None or known.verdict.delivery.fencing_token < token:
                 self._verdicts[one.delivery.id] = _Waiting(one, handler, alone_at=alone_at)
 
     def _apply(self, verdicts: Sequence[Verdict], until: threading.Event) -> dict[int, str]:

@@ -72,6 +72,7 @@ def _create_messages(op: Operations, schema: str | None) -> None:
     op.create_table(
         table,
         *_content(),
+        _number("fencing_token"),
         sa.PrimaryKeyConstraint("id", name=op.f("pgqrs_messages_pkey")),
         _check(
             op,
@@ -123,6 +124,7 @@ def _create_archive(op: Operations, schema: str | None) -> None:
         _moment("archived_at", now=True),
         sa.Column("outcome", sa.Text, server_default=sa.text("'archived'"), nullable=False),
         sa.Column("reason", sa.Text),
+        sa.Column("fencing_token", sa.BigInteger),
         sa.PrimaryKeyConstraint("id", name=op.f("pgqrs_archive_pkey")),
         _check(
             op,
@@ -191,7 +193,11 @@ def _content() -> list[sa.Column[Any]]:
 
 
 def _id() -> sa.Column[int]:
-    return sa.Column("id", sa.BigInteger, sa.Identity(always=False), nullable=False)
+    return _number("id")
+
+
+def _number(name: str) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger, sa.Identity(always=False), nullable=False)
 
 
 def _moment(name: str, *, now: bool = False) -> sa.Column[Any]:

@@ -102,7 +102,7 @@ def renew(
 def fates(session: Session, context: Context, deliveries: Sequence[Delivery]) -> dict[int, Fate]:
     """Say what became of deliveries that were just not settled.
 
-    A row in the archive with the delivery's own attempt and worker is the delivery's own work, the
+    A row in the archive with the delivery's own fencing token is the delivery's own work, the
     reply to whose COMMIT was lost on the way; or, when it is dead, that of whoever buried it.
     """
     values = {"ids": [one.id for one in deliveries]}
@@ -115,7 +115,7 @@ def fates(session: Session, context: Context, deliveries: Sequence[Delivery]) ->
 
 def _fate(delivery: Delivery, rows: Iterable[Any]) -> Fate:
     for row in rows:
-        if row.read_ct == delivery.read_ct and row.worker_id == delivery.worker_id:
+        if row.fencing_token == delivery.fencing_token:
             fate: Fate = "busy" if row.held else row.state if row.settled else "lost"
             return fate
     return "lost"

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row
 
 from ..findings import Finding
+from ..mixins import FENCING_TOKEN, fencing_sequence
 from ..statements import catalog, health
+from .catalogue import TABLES
 from .repairs import lines, literal, quoted
 from .visit import Visit, text_of
 
@@ -180,6 +185,8 @@ def sequences(visit: Visit) -> Iterator[Finding]:
     highest = visit.rows(health.highest_ids(visit.context.models))[0]
     names = {table.oid: name for name, table in visit.tables.items()}
     for row in visit.rows(catalog.sequences, oids=visit.oids):
+        if row.column == FENCING_TOKEN:
+            yield from _tokens(visit, row)
         if row.last is None:
             continue
         name, taken = names[row.oid], getattr(highest, names[row.oid]) or 0
@@ -187,13 +194,38 @@ def sequences(visit: Visit) -> Iterator[Finding]:
             mend = f"ALTER SEQUENCE {row.name} AS bigint MAXVALUE {_BIGGEST}"
             problem = f"{row.last} of its {row.highest} numbers are given out"
             yield Finding("sequences", "error", row.name, problem, lines(mend))
-        if row.last < taken:
+        if row.column == "id" and row.last < taken:
             problem = (
                 f"the next id is {row.last + 1}, and {name} has {taken} already: "
                 "inserts will fail (rows were restored without their sequence)"
             )
             mend = f"SELECT setval({literal(row.name)}, {taken})"
             yield Finding("sequences", "error", row.name, problem, lines(mend))
+
+
+def _tokens(visit: Visit, row: Row[Any]) -> Iterator[Finding]:
+    """Yield why fencing tokens would repeat, or not grow, or not be found."""
+    wanted = fencing_sequence(TABLES["pgqrs_messages"]).name
+    if row.short_name != wanted:
+        rename = f"ALTER SEQUENCE {row.name} RENAME TO {quoted(wanted)}"
+        problem = f"a dequeue draws its fencing token from {wanted}, and cannot find it"
+        yield Finding("sequences", "error", row.name, problem, lines(rename))
+    for wrong, problem, setting in (
+        (row.cycle, "begins again after its last number: fencing tokens would repeat", "NO CYCLE"),
+        (row.cache > 1, "is cached by each session: fencing tokens would not grow", "CACHE 1"),
+        (row.increment < 1, "counts down: fencing tokens would not grow", "INCREMENT BY 1"),
+    ):
+        if wrong:
+            mend = f"ALTER SEQUENCE {row.name} {setting}"
+            yield Finding("sequences", "error", row.name, f"the sequence {problem}", lines(mend))
+    newest = visit.rows(health.newest_token(visit.context.models))[0].token
+    if row.last is not None and row.last < (newest or 0):
+        problem = (
+            f"the next fencing token is {row.last + 1}, and a message has {newest} already: "
+            "tokens would repeat (rows were restored without their sequence)"
+        )
+        mend = visit.repairs("pgqrs_messages").count_on(FENCING_TOKEN)
+        yield Finding("sequences", "error", row.name, problem, lines(mend))
 
 
 SERVER_CHECKS = {

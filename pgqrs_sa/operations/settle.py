@@ -230,8 +230,7 @@ def fence(held: Sequence[Delivery], **values: Any) -> dict[str, Any]:
     """Return the parameters that say which leases are meant."""
     return {
         "ids": [one.id for one in held],
-        "read_cts": [one.read_ct for one in held],
-        "workers": [one.worker_id or 0 for one in held],
+        "tokens": [one.fencing_token for one in held],
         **values,
     }
 
@@ -267,6 +266,6 @@ def lease_lost(session: Session, context: Context, held: Sequence[Delivery]) -> 
         row = found.get(id_)
         if row is None:
             lost[id_] = Whereabouts(id_, "gone")
-        elif not row.held or (row.read_ct, row.worker_id) != (delivery.read_ct, delivery.worker_id):
+        elif not row.held or row.fencing_token != delivery.fencing_token:
             lost[id_] = Whereabouts(id_, row.state, row.read_ct, row.worker_id, row.until)
     return LeaseLost(lost or {one.id: Whereabouts(one.id, "gone") for one in held})

@@ -57,9 +57,9 @@ def bury(models: Models) -> Executable:
 def requeue(models: Models) -> Executable:
     """Move archived messages back, under the ids that they had, with further attempts.
 
-    ``read_ct`` stays and the limit is raised: a holder from before the archive can still not
-    settle them. If the key of one is live again, or used twice among them, none is moved. They
-    are inserted in the order of their keys, like those of `enqueue.many`: no two deadlock.
+    ``read_ct`` stays and the limit is raised. The fencing token is a new number, greater than that
+    of any lease before. If the key of one is live again, or used twice among them, none is moved.
+    They are inserted in the order of their keys, like those of `enqueue.many`: no two deadlock.
 
     Binds: ids, attempts (None for the queue's limit), delay, required (how many ids).
     """
@@ -85,7 +85,7 @@ def requeue(models: Models) -> Executable:
         .with_for_update(of=archived)
     )
     rows = chosen(chosen_rows, "pgqrs_rows")
-    changed = ("vt", "max_read_ct", "dequeued_at", "consumer_worker_id")
+    changed = ("vt", "max_read_ct", "dequeued_at", "consumer_worker_id", "fencing_token")
     unchanged = tuple(name for name in kept(models) if name not in changed)
     gone = (
         sa.delete(archived)

@@ -102,17 +102,20 @@ triggers = _about(
 """The triggers of tables, but for those of constraints. Binds: oids."""
 
 sequences = _about(
-    "SELECT CAST(d.refobjid AS bigint) AS oid, format('%I.%I', n.nspname, c.relname) AS name,"
-    " s.seqmax AS highest, CASE WHEN has_sequence_privilege(s.seqrelid, 'USAGE, SELECT')"
+    "SELECT CAST(d.refobjid AS bigint) AS oid, a.attname AS column, c.relname AS short_name,"
+    " format('%I.%I', n.nspname, c.relname) AS name, s.seqcycle AS cycle, s.seqcache AS cache,"
+    " s.seqincrement AS increment, s.seqmax AS highest,"
+    " CASE WHEN has_sequence_privilege(s.seqrelid, 'USAGE, SELECT')"
     " THEN coalesce(pg_sequence_last_value(s.seqrelid), s.seqstart - 1) END AS last"
     " FROM pg_catalog.pg_depend AS d JOIN pg_catalog.pg_sequence AS s ON s.seqrelid = d.objid"
     " JOIN pg_catalog.pg_class AS c ON c.oid = s.seqrelid"
     " JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
     " JOIN pg_catalog.pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid"
     " WHERE d.classid = CAST('pg_catalog.pg_class' AS regclass) AND d.refclassid = d.classid"
-    " AND d.deptype IN ('a', 'i') AND d.refobjid = ANY (CAST(:oids AS oid[])) AND a.attname = 'id'"
+    " AND d.deptype IN ('a', 'i') AND d.refobjid = ANY (CAST(:oids AS oid[]))"
+    " AND a.attname IN ('id', 'fencing_token') ORDER BY d.refobjid, d.refobjsubid"
 )
-"""The sequences behind the ids of tables; NULL as last: not ours to see. Binds: oids."""
+"""The sequences behind ids and fencing tokens; NULL as last: not ours to see. Binds: oids."""
 
 vacuum = _about(
     "SELECT CAST(relid AS bigint) AS oid, n_dead_tup AS dead,"

@@ -91,7 +91,7 @@ def hand_back(models: Models) -> Executable:
 def hold(models: Models) -> Executable:
     """Lock messages that are held, so that nobody changes them until the transaction ends.
 
-    Binds: ids, read_cts, workers.
+    Binds: ids, tokens.
     """
     rows = settle.held(models)
     return sa.select(rows.c.id)

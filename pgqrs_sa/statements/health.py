@@ -136,6 +136,21 @@ def highest_ids(models: Models) -> Executable:
                        for t in tables(models)))  # fmt: skip
 
 
+_NEWEST = 1000
+
+
+@cache
+def newest_token(models: Models) -> Executable:
+    """The greatest fencing token of the newest rows: a look at all would take too long."""
+    _, message, archived, _ = tables(models)
+
+    def greatest(table: sa.Table) -> ColumnElement[Any]:
+        newest = sa.select(table.c.fencing_token).order_by(table.c.id.desc()).limit(_NEWEST)
+        return sa.select(func.max(newest.subquery().c.fencing_token)).scalar_subquery()
+
+    return sa.select(func.greatest(greatest(message), greatest(archived)).label("token"))
+
+
 @cache
 def overview(models: Models) -> Executable:
     """Each queue with its live messages by state and its dead letters.

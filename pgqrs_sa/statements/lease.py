@@ -17,6 +17,7 @@ from .parts import (
     among,
     chosen,
     content,
+    next_token,
     seconds,
     short,
     span,
@@ -37,6 +38,7 @@ DELIVERED = (
     "max_read_ct",
     "dedup_key",
     "last_error",
+    "fencing_token",
 )
 """The columns of a message that a consumer is given: what a lease returns begins with these."""
 
@@ -154,14 +156,20 @@ def _lease(
         .with_for_update(skip_locked=True, of=message)
         .lateral("visible")
     )
-    # The levels come in their order, and what is not needed of the last one is not locked.
-    first = sa.select(*visible.c).select_from(sa.join(levels, visible, sa.true())).limit(limit)
+    # The levels come in their order, and what is not needed of the last one is not locked. The
+    # token is drawn here, for the rows that the limit lets through and that are locked by now: of
+    # two leases of a message the later one has the greater token.
+    first = (
+        sa.select(*visible.c, next_token(message).label("token"))
+        .select_from(sa.join(levels, visible, sa.true()))
+        .limit(limit)
+    )
     picked = chosen(first, "pq_picked")
     lease = func.coalesce(
         span("lease"), seconds(sa.select(origin.c.lease_seconds).scalar_subquery())
     )
     limit_of_queue = sa.select(origin.c.max_read_ct).scalar_subquery()
-    columns = {one.name: one for one in content(message)}
+    columns = {column.name: column for column in (*content(message), message.c.fencing_token)}
     return (
         sa.update(message)
         .where(among(message, picked))
@@ -173,6 +181,7 @@ def _lease(
             ),
             dequeued_at=now(),
             consumer_worker_id=_holder(),
+            fencing_token=picked.c.token,
         )
         .returning(
             *(columns[name] for name in DELIVERED),

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import ColumnElement, Executable
 from sqlalchemy.sql.expression import HasCTE
+from sqlalchemy.sql.functions import next_value
 
+from ..mixins import fencing_sequence
 from ..models import Models
 from ..states import now
 
@@ -30,13 +33,22 @@ CONTENT = (
     "consumer_worker_id",
     "dedup_key",
     "last_error",
+    "fencing_token",
 )
 """The columns of a message, all but its id, that the archive has too."""
 
 timestamp = sa.DateTime(timezone=True)
 
 
-MOVED = ("vt", "read_ct", "max_read_ct", "dequeued_at", "consumer_worker_id", "last_error")
+MOVED = (
+    "vt",
+    "read_ct",
+    "max_read_ct",
+    "dequeued_at",
+    "consumer_worker_id",
+    "last_error",
+    "fencing_token",
+)
 """The columns of a live message that leasing and settling change."""
 
 
@@ -119,6 +131,28 @@ def unseen(bind: ColumnElement[Any]) -> ColumnElement[Any]:
     anew each time (measured: 0.5 ms of the 1.2 that archiving and leasing one message took).
     """
     return sa.select(bind).scalar_subquery()
+
+
+class _NextToken(next_value):
+    """`sqlalchemy.Sequence.next_value`, for schemas whose names have an apostrophe, too."""
+
+    package = "pgqrs_sa"
+    inherit_cache = True
+
+
+@compiles(_NextToken)
+def _next_token(element: _NextToken, compiler: Any, **_: Any) -> str:
+    return f"nextval($n${compiler.preparer.format_sequence(element.sequence)}$n$)"
+
+
+def next_token(message: Any) -> ColumnElement[int]:
+    """The next fencing token of the messages, drawn once for each row of a SELECT.
+
+    Put it into a CTE. In the SET of an UPDATE, ``DEFAULT`` would draw the same number, but Citus
+    refuses functions that are VOLATILE there.
+    """
+    table: Any = message.element if isinstance(message, sa.Alias) else message
+    return _NextToken(fencing_sequence(table))
 
 
 def queue_id(models: Models) -> ColumnElement[Any]:

@@ -166,6 +166,7 @@ def _delivery(
         max_read_ct=max(number, handler.retry.max_attempts or _ATTEMPTS),
         key=None,
         last_error=None if number == 1 else "an earlier attempt",
+        fencing_token=number,
         worker_id=None,
     )
 

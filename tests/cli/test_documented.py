@@ -28,7 +28,7 @@ RUN = {
     "queue delete": ["queue", "delete", "mail", "--force", "--yes"],
     "message enqueue": ["message", "enqueue", "mail", "--payload", "1", "--delay", "1h30m"],
     "message get": ["message", "get", "{ready}"],
-    "message archive": ["message", "archive", "{leased}", "--read-ct", "1"],
+    "message archive": ["message", "archive", "{leased}", "--token", "{token}"],
     "message delete": ["message", "delete", "{ready}", "--yes"],
     "message cancel": ["message", "cancel", "{ready}"],
     "message reschedule": ["message", "reschedule", "{ready}", "--delay", "7d"],
@@ -115,13 +115,14 @@ def world(work, jobs) -> dict[str, int]:
     dead = bury(work, "mail", {"n": "dead"})
     with work() as service:
         leased = service.enqueue("mail", {"n": "leased"})
-        service.dequeue("mail", worker=worker)
+        (held,) = service.dequeue("mail", worker=worker)
         service.enqueue("mail", {"n": "scheduled"}, delay=60)
         ready = service.enqueue("mail", {"n": "ready"})
     return {
         "worker": worker.id,
         "stopped": stopped.id,
         "leased": leased.id,
+        "token": held.fencing_token,
         "ready": ready.id,
         "dead": dead,
     }

@@ -125,30 +125,33 @@ def test_the_printed_token_settles_what_was_leased(pgqrs, counts):
     enqueue(pgqrs)
     done = pgqrs("message", "dequeue", "--queue", "mail", "--lock-time", "30", "--format", "json")
     (leased,) = json.loads(done.stdout)
-    assert f"pgqrs message archive {leased['id']} --read-ct 1" in done.stderr
-    pgqrs("message", "archive", "--id", leased["id"], "--read-ct", leased["read_ct"])
+    token = leased["fencing_token"]
+    assert f"pgqrs message archive {leased['id']} --token {token}" in done.stderr
+    pgqrs("message", "archive", "--id", leased["id"], "--token", token)
     assert counts("mail").archived == 1
-    lost = pgqrs("message", "archive", leased["id"], "--read-ct", 1, code=1).stderr
+    lost = pgqrs("message", "archive", leased["id"], "--token", token, code=1).stderr
     assert f"message {leased['id']} is archived" in lost
 
 
 def test_a_wrong_token_changes_nothing(pgqrs, counts):
     id_ = enqueue(pgqrs)
-    pgqrs("message", "dequeue", "mail")
-    assert "lease lost" in pgqrs("message", "archive", id_, "--read-ct", 2, code=1).stderr
-    pgqrs("message", "delete", id_, "--read-ct", 2, "--yes", code=1)
+    (leased,) = pgqrs.json("message", "dequeue", "mail")
+    token = leased["fencing_token"]
+    lost = pgqrs("message", "archive", id_, "--token", token + 1, code=1).stderr
+    assert "lease lost" in lost
+    pgqrs("message", "delete", id_, "--token", token + 1, "--yes", code=1)
     assert counts("mail").leased == 1
-    pgqrs("message", "delete", id_, "--read-ct", 1, "--yes")
+    pgqrs("message", "delete", id_, "--token", token, "--yes")
     assert (counts("mail").live, counts("mail").archived) == (0, 0)
 
 
 def test_a_worker_holds_what_it_leased(pgqrs, counts):
     worker = pgqrs.json("worker", "create", "w", "-q", "mail")["id"]
     id_ = enqueue(pgqrs)
-    pgqrs("message", "dequeue", "mail", "--worker", worker)
+    (leased,) = pgqrs.json("message", "dequeue", "mail", "--worker", worker)
+    assert leased["worker_id"] == worker
     assert [one["id"] for one in pgqrs.json("worker", "messages", worker)] == [id_]
-    pgqrs("message", "archive", id_, "--read-ct", 1, "--worker", worker + 1, code=1)
-    pgqrs("message", "archive", id_, "--read-ct", 1)
+    pgqrs("message", "archive", id_, "--token", leased["fencing_token"])
     assert counts("mail").archived == 1
 
 

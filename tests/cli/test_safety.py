@@ -259,7 +259,7 @@ def test_every_group_works_in_a_schema(bare, database):
         "worker resume 1",
         "worker release 1",
         "message dequeue mail --worker 1",
-        "message archive 3 --read-ct 1",
+        "message archive 3 --token 5",
         "message reschedule 1 --delay 2h",
         "message cancel 1",
         "message delete 2 --yes",

@@ -29,7 +29,7 @@ SOON = 5.0
 
 
 def delivery(id_: int) -> Delivery:
-    return Delivery(id_, "mail", "{}", {}, None, 0, NOW, NOW, 1, 5, None, None, None)
+    return Delivery(id_, "mail", "{}", {}, None, 0, NOW, NOW, 1, 5, None, None, id_, None)
 
 
 class FakeLine:

@@ -269,18 +269,169 @@ def test_a_worker_that_came_back_is_not_the_one_before(service, session, other):
     after = service.workers.register("w", **here)
     assert before.id != after.id
     mine = lease(service, worker=before)
-    impostor = dataclasses.replace(mine, worker_id=after.id)
-    assert_all_lost(service, impostor)
-    assert_all_lost(service, dataclasses.replace(mine, worker_id=None))
     theirs = lost_to(other, session, mine, worker=after)
     assert_all_lost(service, mine)
     other.archive(theirs)
 
 
 @pytest.mark.parametrize("n", [-1, 1])
-def test_another_attempt_is_another_lease(service, n):
+def test_another_token_is_another_lease(service, n):
     mine = lease(service)
-    assert_all_lost(service, dataclasses.replace(mine, read_ct=mine.read_ct + n))
+    other = dataclasses.replace(mine, fencing_token=mine.fencing_token + n)
+    assert_all_lost(service, other)
+
+
+# How a lease comes to be one that was never committed.
+
+
+def roll_back(session: Session, worker: Any) -> Delivery:
+    (delivery,) = QueueService(session).dequeue("mail", worker=worker)
+    session.rollback()
+    return delivery
+
+
+def roll_back_to_a_savepoint(session: Session, worker: Any) -> Delivery:
+    savepoint = session.begin_nested()
+    (delivery,) = QueueService(session).dequeue("mail", worker=worker)
+    savepoint.rollback()
+    session.commit()
+    return delivery
+
+
+def fail_to_commit(session: Session, worker: Any) -> Delivery:
+    """By a constraint that is only checked then."""
+    (delivery,) = QueueService(session).dequeue("mail", worker=worker)
+    session.execute(sa.text("INSERT INTO checked_late VALUES (1), (1)"))
+    with pytest.raises(sa.exc.IntegrityError):
+        session.commit()
+    session.rollback()
+    return delivery
+
+
+def lose_the_connection(session: Session, worker: Any) -> Delivery:
+    (delivery,) = QueueService(session).dequeue("mail", worker=worker)
+    session.connection().invalidate()
+    session.rollback()
+    return delivery
+
+
+UNCOMMITTED = [roll_back, roll_back_to_a_savepoint, fail_to_commit, lose_the_connection]
+each_uncommitted = pytest.mark.parametrize("uncommitted", UNCOMMITTED, ids=lambda f: f.__name__)
+
+
+@pytest.fixture
+def checked_late(session: Session) -> Iterator[None]:
+    column = "n int UNIQUE DEFERRABLE INITIALLY DEFERRED"
+    session.execute(sa.text(f"CREATE TABLE checked_late ({column})"))
+    session.commit()
+    yield
+    session.rollback()
+    session.execute(sa.text("DROP TABLE checked_late"))
+    session.commit()
+
+
+@each_uncommitted
+@pytest.mark.parametrize("registered", [False, True], ids=["no_worker", "one_worker"])
+def test_a_lease_that_was_never_committed_settles_nothing(
+    service, session, other, checked_late, uncommitted, registered
+):
+    """Neither while nobody holds the message, nor the lease of who took it afterwards."""
+    worker = service.workers.register("w") if registered else None
+    service.enqueue("mail", 1)
+    session.commit()
+    never = uncommitted(session, worker)
+    assert_all_lost(service, never)
+    (theirs,) = other.dequeue("mail", worker=worker)
+    assert (theirs.id, theirs.read_ct, theirs.worker_id) == (
+        never.id,
+        never.read_ct,
+        never.worker_id,
+    )
+    assert theirs.fencing_token > never.fencing_token
+    assert_all_lost(service, never)
+    other.archive(theirs)
+    assert_all_lost(service, never)
+
+
+def test_a_failure_noted_after_a_rollback_is_not_that_of_the_next_holder(service, session, other):
+    """The lease was taken in the transaction that the error rolled back."""
+    service.enqueue("mail", 1)
+    session.commit()
+    try:
+        (never,) = service.dequeue("mail")
+        raise ValueError("no such address")  # noqa: TRY301
+    except ValueError as error:
+        session.rollback()
+        (theirs,) = other.dequeue("mail")
+        with pytest.raises(LeaseLost) as lost:
+            service.fail(never, error)
+    assert lost.value.whereabouts[never.id].state == "leased"
+    assert lost.value.whereabouts[never.id].until == theirs.vt
+    session.rollback()
+    other.archive(theirs)
+    assert service.archived.find("mail")[0].last_error is None
+
+
+@each_way
+def test_a_lease_that_was_never_committed_spoils_no_batch(service, session, other, way):
+    """Tried, the others are settled; asked for all or none, none is."""
+    service.enqueue("mail", 1)
+    session.commit()
+    never = roll_back(session, None)
+    held = [*lease(service, 2)]  # the message of `never` is one of them
+    theirs = [one for one in held if one.id != never.id]
+    with pytest.raises(LeaseLost) as lost:
+        SETTLE[way](service, [never, *theirs])
+    assert lost.value.ids == (never.id,)
+    session.rollback()
+    assert TRY[way](service, [never, *theirs]) == [False, *[True] * len(theirs)]
+    (kept,) = [one for one in held if one.id == never.id]
+    service.archive(kept)
+
+
+def test_the_tokens_of_a_message_only_grow(service, session, other):
+    """Over every way in which a lease ends, and every way back to the queue."""
+    service.enqueue("mail", 1)
+    session.commit()
+    tokens: list[int] = []
+
+    def take() -> Delivery:
+        (delivery,) = service.dequeue("mail")
+        tokens.append(delivery.fencing_token)
+        return delivery
+
+    service.fail(take(), "no", delay=0)
+    service.release(take())
+    session.commit()
+    take()
+    session.rollback()
+    run_out(session, take())
+    savepoint = session.begin_nested()
+    take()
+    savepoint.rollback()
+    service.archive(take())
+    assert session.scalars(sa.select(ArchivedMessage.fencing_token)).one() == tokens[-1]
+    service.archived.requeue(service.archived.find("mail")[0].id)
+    service.fail(take(), "no", dead=True)
+    service.archived.requeue(service.archived.find("mail")[0].id)
+    delivery = take()
+    assert service.extend(delivery, 60).fencing_token == delivery.fencing_token
+    service.delete(delivery)
+    assert tokens == sorted(set(tokens))
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_lease_draws_one_number_for_each_message_that_it_takes(service, session, limit):
+    """And none for those that it looks at, or that others hold."""
+    service.enqueue_many("mail", range(10))
+    service.dequeue("mail", 2)
+    drawn = sa.text("SELECT last_value FROM pgqrs_messages_fencing_token_seq")
+    before = session.scalar(drawn)
+    taken = service.dequeue("mail", limit)
+    assert sorted(one.fencing_token for one in taken) == [before + n + 1 for n in range(limit)]
+    assert session.scalar(drawn) == before + limit
+    assert service.dequeue("mail", where=sa.false()) == []
+    assert session.scalar(drawn) == before + limit
 
 
 def test_a_requeued_message_cannot_be_settled_by_who_had_it_before(service, session, other):
@@ -387,6 +538,36 @@ def test_an_empty_batch_and_a_repeated_delivery_are_refused(service, session, wa
             with pytest.raises(InvalidArgument):
                 settle(service, wrong)
     assert rows(session) == before
+
+
+async def test_a_lease_that_was_never_committed_settles_nothing_on_any_driver(
+    async_service, async_session, engine
+):
+    await async_service.enqueue("mail", 1)
+    await async_session.commit()
+    (never,) = await async_service.dequeue("mail")
+    await async_session.rollback()
+    with Session(engine) as session:
+        (theirs,) = QueueService(session).dequeue("mail")
+        session.commit()
+    for settle in (
+        lambda: async_service.archive(never),
+        lambda: async_service.delete(never),
+        lambda: async_service.extend(never, 60),
+        lambda: async_service.release(never),
+        lambda: async_service.fail(never, "no"),
+    ):
+        with pytest.raises(LeaseLost):
+            await settle()
+    for attempt in (
+        async_service.try_archive,
+        async_service.try_delete,
+        async_service.try_release,
+    ):
+        assert await attempt(never) is False
+    assert not await async_service.try_extend(never, 60)
+    assert not await async_service.try_fail(never, "no")
+    assert await async_service.try_archive(theirs)
 
 
 async def test_the_fence_holds_on_every_driver(async_service, async_session, engine):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import sqlalchemy as sa
 
 from pgqrs_sa import QueueService
@@ -28,6 +29,37 @@ def test_rows_that_came_without_their_sequence_are_found(session, service):
     mend(session, finding)
     assert diagnose(session, CONTEXT, only=["sequences"]) == []
     assert service.enqueue("mail", 1).id == 6
+
+
+def test_a_sequence_that_would_give_fencing_tokens_again_is_found(session, service):
+    """The greatest may be that of an archived message."""
+    service.enqueue_many("mail", range(3))
+    first, second, _ = service.dequeue("mail", 3)
+    service.archive(second)
+    session.execute(sa.text("ALTER SEQUENCE pgqrs_messages_fencing_token_seq RESTART WITH 1"))
+    (finding,) = diagnose(session, CONTEXT, only=["sequences"])
+    assert "the next fencing token is" in finding.problem
+    mend(session, finding)
+    assert diagnose(session, CONTEXT, only=["sequences"]) == []
+    service.release(first)
+    assert service.dequeue("mail")[0].fencing_token > second.fencing_token
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("CYCLE", "tokens would repeat"),
+        ("CACHE 20", "tokens would not grow"),
+        ("INCREMENT BY -1", "tokens would not grow"),
+        ("RENAME TO stray", "cannot find it"),
+    ],
+)
+def test_a_sequence_of_which_the_fencing_tokens_cannot_come_is_found(session, change, problem):
+    session.execute(sa.text(f"ALTER SEQUENCE pgqrs_messages_fencing_token_seq {change}"))
+    (finding,) = diagnose(session, CONTEXT, only=["sequences"])
+    assert problem in finding.problem
+    mend(session, finding)
+    assert diagnose(session, CONTEXT, only=["sequences"]) == []
 
 
 def test_a_table_that_is_missing_is_named_and_made_again(session):

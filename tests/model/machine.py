@@ -62,6 +62,7 @@ TRY: dict[str, Callable[[QueueService, list[Any], float, str], list[bool]]] = {
 COMMON = (
     "q.queue_name AS queue, payload AS n, priority, dedup_key AS key, vt, read_ct, x.max_read_ct,"
     " dequeued_at IS NOT NULL AS held, consumer_worker_id AS worker, last_error AS error,"
+    " fencing_token AS token,"
     " statement_timestamp() AS now"
 )
 EVERYTHING = sa.text(
@@ -82,12 +83,13 @@ picks = st.integers(0, 11)
 errors = st.sampled_from(("no", "never"))
 OPTIONAL = (
     *("enqueue_many", "enqueue_from", "add", "cancel", "cancel_where", "reschedule"),
-    *("manage", "manage_workers", "requeue", "rollback", "savepoint"),
+    *("manage", "manage_workers", "requeue", "rollback", "savepoint", "dequeue_in_vain"),
 )
 COMMON_SITUATIONS = (
     *("a lease", "a lease of a later attempt", "a settle by a former holder", "a wait"),
     *("a settle of an expired lease", "a key that was live", "a key that was live, added"),
     *("a requeue", "a savepoint taken back", "a dequeue by a worker that may not"),
+    *("a settle of a lease that was rolled back", "the same, while another holds that attempt"),
     *("moved: None", "moved: MessageLeased", "moved: MessageNotFound"),
 )
 SELDOM_SITUATIONS = (
@@ -150,6 +152,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.changed = True
         self.born: set[int] = set()
         self.most_read: dict[int, int] = {}
+        self.greatest: dict[int, int] = {}  # token of each message
 
     def teardown(self) -> None:
         for session in self.sessions:
@@ -313,7 +316,7 @@ class QueueMachine(RuleBasedStateMachine):
         error=errors,
     )
     def settle(self, s, way, chosen, strict, wait, error) -> None:
-        """By holders and by former holders: only the former may do it."""
+        """By holders, former holders, and who never committed a lease: only the first may do it."""
         world = self.world
         leases = self.some_leases(s, chosen)
         if not leases:
@@ -326,6 +329,13 @@ class QueueMachine(RuleBasedStateMachine):
         self.seen["a settle of an expired lease"] += any(
             world.get(s, "live", id_).visible for id_ in ids
         )
+        for lease in leases:
+            if lease in world.uncommitted:
+                self.seen["a settle of a lease that was rolled back"] += 1
+                row = world.get(s, "live", lease.delivery.id)
+                twin = row is not None and row.grant is not None
+                twin = twin and row.read_ct == lease.delivery.read_ct
+                self.seen["the same, while another holds that attempt"] += twin
         with self.unless(s, world.waits(s, "live", ids)) as service:
             if not strict:
                 done = TRY[way](service, deliveries, wait, error)
@@ -342,8 +352,11 @@ class QueueMachine(RuleBasedStateMachine):
                 world.settle(s, way, id_, wait, error)
 
     def some_leases(self, s: int, chosen: list[int]) -> list[Lease]:
-        """Some deliveries of the last ones, one for a message, in the order in which they are."""
-        pool = (self.world.leases + self.world.open[s].leases)[-12:]
+        """Some deliveries of the last ones, one for a message, in the order in which they are.
+
+        Those of leases that were rolled back are among them.
+        """
+        pool = (self.world.leases + self.world.open[s].leases)[-10:] + self.world.uncommitted[-2:]
         taken = (pool[-1 - pick % len(pool)] for pick in chosen if pool)
         return [*{one.delivery.id: one for one in taken}.values()]
 
@@ -629,7 +642,20 @@ class QueueMachine(RuleBasedStateMachine):
         else:
             self.seen["a savepoint taken back"] += 1
             nested.rollback()
-            self.world.open[s].restore()
+            self.world.restore(s)
+
+    @step(4, queue=queues, whole=st.booleans(), again=st.booleans())
+    def dequeue_in_vain(self, s, queue, whole, again) -> None:
+        """A lease that is rolled back; and the other session may take the message then."""
+        if not whole:
+            self.savepoint(s)
+        self.dequeue(s, queue, 2, None, None)
+        if whole:
+            self.rollback(s, crash=False)
+        else:
+            self.end_savepoint(s, keep=False)
+        if again:
+            self.dequeue(1 - s, queue, 2, None, None)
 
     # --- what always holds -----------------------------------------------------------------------
 
@@ -645,6 +671,7 @@ class QueueMachine(RuleBasedStateMachine):
                 self.nothing_is_lost_or_doubled(live, settled)
                 self.nothing_has_two_holders(live)
                 self.attempts_only_grow(rows)
+                self.tokens_only_grow(rows)
             else:
                 self.metrics_are_those_of_the_model(s)
         self.changed = False
@@ -688,11 +715,26 @@ class QueueMachine(RuleBasedStateMachine):
     def nothing_has_two_holders(self, live: Any) -> None:
         """Of all committed deliveries one at most fits a row: this asks no model."""
         given = Counter(one.delivery.id for one in self.world.leases)
-        tokens = {(one.delivery.id, one.delivery.read_ct) for one in self.world.leases}
+        tokens = {(one.delivery.id, one.delivery.fencing_token) for one in self.world.leases}
         assert len(tokens) == given.total(), "two leases have the same token"
         for row in live:
             if row.held and row.vt > row.now:
-                assert (row.id, row.read_ct) in tokens, f"nobody was given message {row.id}"
+                assert (row.id, row.token) in tokens, f"nobody was given message {row.id}"
+
+    def tokens_only_grow(self, rows: Any) -> None:
+        """No number is given twice, and of a message a later lease has the greater one."""
+        world = self.world
+        given = [*world.leases, *world.uncommitted, *(x for o in world.open for x in o.leases)]
+        assert len({one.delivery.fencing_token for one in given}) == len(given)
+        by_grant = sorted(given, key=lambda one: one.grant)
+        last: dict[int, int] = {}
+        for one in by_grant:
+            id_, token = one.delivery.id, one.delivery.fencing_token
+            assert token > last.get(id_, 0), f"message {id_}"
+            last[id_] = token
+        for row in rows:
+            assert row.token >= self.greatest.get(row.id, 0), f"message {row.id}"
+            self.greatest[row.id] = row.token
 
     def attempts_only_grow(self, rows: Any) -> None:
         for row in rows:

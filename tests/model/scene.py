@@ -46,32 +46,39 @@ INSERT INTO pgqrs_workers (id, name, hostname, queues, status, heartbeat_at, shu
      NULL, NULL),
     (7, 'quiet', 'h', '{mail}', 'ready', now() - interval '2 days', NULL, NULL, 0);
 INSERT INTO pgqrs_messages (id, queue_id, payload, vt, read_ct, max_read_ct, dequeued_at,
-                            consumer_worker_id, dedup_key, priority) VALUES
-    (1, 1, '{"n": 1}', now() - interval '9 days', 0, NULL, NULL, NULL, 'live', 0),
-    (2, 1, '2', now() + interval '1 day', 1, 5, now(), 1, NULL, 0),
-    (3, 1, '3', now() + interval '1 day', 1, 5, now(), 2, NULL, 0),
-    (4, 1, '{"n": 4}', now() + interval '1 day', 0, NULL, NULL, NULL, NULL, 0),
-    (5, 1, '5', now() - interval '8 days', 1, 1, now() - interval '1 hour', 2, NULL, 0),
-    (6, 1, '6', now() - interval '7 days', 1, 5, now() - interval '1 hour', 1, NULL, 0),
-    (7, 2, '{"n": 1}', now() - interval '6 days', 0, NULL, NULL, NULL, 'live', 0),
-    (8, 2, '8', now() + interval '1 day', 1, 5, now(), 5, NULL, 0),
-    (9, 2, '9', now() - interval '5 days', 1, 1, now() - interval '1 hour', NULL, NULL, 0),
-    (10, 1, '10', now() + interval '1 day', 1, 5, now(), NULL, NULL, 0),
-    (11, 3, '11', now() - interval '4 days', 0, NULL, NULL, NULL, NULL, 0),
-    (12, 1, '12', now() + interval '1 day', 1, 1, now(), 1, NULL, 0),
-    (13, 1, '13', now() - interval '3 days', 0, 3, NULL, NULL, NULL, 0),
-    (14, 1, '14', now() + interval '1 day', 1, 5, now(), 6, NULL, 0),
-    (15, 1, '15', now() + interval '1 day', 1, 5, NULL, 1, NULL, 0),
-    (16, 1, '16', now() - interval '2 days', 0, NULL, NULL, NULL, 'free', -1);
+                            consumer_worker_id, dedup_key, priority, fencing_token) VALUES
+    (1, 1, '{"n": 1}', now() - interval '9 days', 0, NULL, NULL, NULL, 'live', 0, 501),
+    (2, 1, '2', now() + interval '1 day', 1, 5, now(), 1, NULL, 0, 502),
+    (3, 1, '3', now() + interval '1 day', 1, 5, now(), 2, NULL, 0, 503),
+    (4, 1, '{"n": 4}', now() + interval '1 day', 0, NULL, NULL, NULL, NULL, 0, 504),
+    (5, 1, '5', now() - interval '8 days', 1, 1, now() - interval '1 hour', 2, NULL, 0, 505),
+    (6, 1, '6', now() - interval '7 days', 1, 5, now() - interval '1 hour', 1, NULL, 0, 506),
+    (7, 2, '{"n": 1}', now() - interval '6 days', 0, NULL, NULL, NULL, 'live', 0, 507),
+    (8, 2, '8', now() + interval '1 day', 1, 5, now(), 5, NULL, 0, 508),
+    (9, 2, '9', now() - interval '5 days', 1, 1, now() - interval '1 hour', NULL, NULL, 0, 509),
+    (10, 1, '10', now() + interval '1 day', 1, 5, now(), NULL, NULL, 0, 510),
+    (11, 3, '11', now() - interval '4 days', 0, NULL, NULL, NULL, NULL, 0, 511),
+    (12, 1, '12', now() + interval '1 day', 1, 1, now(), 1, NULL, 0, 512),
+    (13, 1, '13', now() - interval '3 days', 0, 3, NULL, NULL, NULL, 0, 513),
+    (14, 1, '14', now() + interval '1 day', 1, 5, now(), 6, NULL, 0, 514),
+    (15, 1, '15', now() + interval '1 day', 1, 5, NULL, 1, NULL, 0, 515),
+    (16, 1, '16', now() - interval '2 days', 0, NULL, NULL, NULL, 'free', -1, 516);
 INSERT INTO pgqrs_archive (id, queue_id, payload, original_msg_id, archived_at, outcome, read_ct,
-                           max_read_ct, dedup_key, consumer_worker_id, dequeued_at) VALUES
-    (1, 1, '101', 101, now() - interval '2 hours', 'archived', 1, 5, 'k', 1, now()),
-    (2, 1, '102', 102, now(), 'dead', 5, 5, NULL, 1, now()),
-    (3, 2, '103', 103, now() - interval '2 hours', 'archived', 1, 5, 'k', 1, now()),
-    (4, 1, '104', 104, now(), 'archived', 1, 5, 'live', 1, now()),
-    (5, 1, '105', 105, now(), 'archived', 1, 5, 'k', 1, now()),
-    (6, 3, '106', 106, now() - interval '2 hours', 'archived', 1, 5, NULL, 1, now())
+                           max_read_ct, dedup_key, consumer_worker_id, dequeued_at,
+                           fencing_token) VALUES
+    (1, 1, '101', 101, now() - interval '2 hours', 'archived', 1, 5, 'k', 1, now(), 601),
+    (2, 1, '102', 102, now(), 'dead', 5, 5, NULL, 1, now(), 602),
+    (3, 2, '103', 103, now() - interval '2 hours', 'archived', 1, 5, 'k', 1, now(), 603),
+    (4, 1, '104', 104, now(), 'archived', 1, 5, 'live', 1, now(), 604),
+    (5, 1, '105', 105, now(), 'archived', 1, 5, 'k', 1, now(), 605),
+    (6, 3, '106', 106, now() - interval '2 hours', 'archived', 1, 5, NULL, 1, now(), 606)
 """
+
+
+def token(message: int) -> int:
+    """The fencing token of a message of the scene."""
+    return 500 + message
+
 
 Rows = dict[tuple[str, int], Mapping[str, Any]]
 
@@ -84,6 +91,7 @@ def set_up(connection: sa.Connection) -> None:
         connection.exec_driver_sql(statement)
     for table in metadata.sorted_tables:
         connection.exec_driver_sql(f"ALTER TABLE {table.name} ALTER id RESTART WITH 1000")
+    connection.exec_driver_sql("ALTER TABLE pgqrs_messages ALTER fencing_token RESTART WITH 1000")
 
 
 def everything(session: Session) -> Rows:

@@ -38,8 +38,7 @@ def fence(deliveries: Any, **more: Any) -> dict[str, Any]:
     """The parameters of a settle of these, as many as are still held."""
     return {
         "ids": [one.id for one in deliveries],
-        "read_cts": [one.read_ct for one in deliveries],
-        "workers": [one.worker_id or 0 for one in deliveries],
+        "tokens": [one.fencing_token for one in deliveries],
         "required": 0,
         **more,
     }
@@ -199,9 +198,10 @@ def rows_of(statement: Any, **values: Any) -> Callable[[Session], list[int]]:
 def test_a_batch_of_which_one_is_settled_this_very_moment_is_not_settled_at_all(staged) -> None:
     """What was counted before the wait is counted once more after it."""
     delete = settle.delete(MODELS)
-    both = {"ids": [2, 12], "read_cts": [1, 1], "workers": [1, 1], "required": 2}
+    tokens = [scene.token(scene.LEASED), scene.token(scene.LAST)]
+    both = {"ids": [scene.LEASED, scene.LAST], "tokens": tokens, "required": 2}
     with Session(staged) as first:
-        one = {"ids": [2], "read_cts": [1], "workers": [1], "required": 1}
+        one = {"ids": [scene.LEASED], "tokens": tokens[:1], "required": 1}
         assert rows_of(delete, **one)(first) == [scene.LEASED]
         with Waiting(staged, rows_of(delete, **both)) as second:
             first.commit()

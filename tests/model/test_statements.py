@@ -39,7 +39,7 @@ from .scene import MAIL, OTHER, Seen
 MODELS = Models()
 TABLES = parts.tables(MODELS)
 SPAN = timedelta(minutes=10)
-HELD = ("dequeued_at", "consumer_worker_id")
+HELD = ("dequeued_at", "consumer_worker_id")  # the fencing token stays: each lease sets a new one
 
 
 @pytest.fixture(scope="module")
@@ -69,26 +69,23 @@ def about(moment: datetime, span: timedelta = timedelta(0)) -> bool:
 # --- settling ------------------------------------------------------------------------------------
 
 TOKENS = [
-    # id, read_ct, worker: of a live lease, of another one, and of one that has run out;
-    (scene.LEASED, 1, scene.BUSY),
-    (scene.SILENTS, 1, scene.SILENT),
-    (scene.LAPSED, 1, scene.BUSY),
-    # of an earlier attempt, of another holder, of nobody though somebody holds it,
-    (scene.NOBODYS, 2, 0),
-    (scene.LAST, 1, scene.SILENT),
-    (scene.HOLDINGS, 1, 0),
+    # id and token: of a live lease, of another one, and of one that has run out;
+    *((id_, scene.token(id_)) for id_ in (scene.LEASED, scene.SILENTS, scene.LAPSED)),
+    # of an earlier and of a later lease, and of that of another message,
+    (scene.NOBODYS, scene.token(scene.NOBODYS) - 1),
+    (scene.LAST, scene.token(scene.LAST) + 1),
+    (scene.HOLDINGS, scene.token(scene.LEASED)),
     # of what is not held, and of what is not there.
-    (scene.READY, 0, 0),
-    (scene.HALF, 1, scene.BUSY),
-    (999, 1, 0),
+    (scene.READY, scene.token(scene.READY)),
+    (scene.HALF, scene.token(scene.HALF)),
+    (999, scene.token(999)),
 ]
 MINE = {scene.LEASED, scene.SILENTS, scene.LAPSED}
 
 
 def fence(tokens: Any = TOKENS, **more: Any) -> dict[str, Any]:
-    found, read_cts, holders = zip(*tokens, strict=True)
-    values = {"ids": list(found), "read_cts": list(read_cts), "workers": list(holders)}
-    return {**values, "required": 0, **more}
+    found, numbers = zip(*tokens, strict=True)
+    return {"ids": list(found), "tokens": list(numbers), "required": 0, **more}
 
 
 def settling(tokens: Any = TOKENS, **more: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
@@ -161,7 +158,7 @@ def test_a_lease_that_is_given_up_or_extended_changes_these_columns(
 
 
 def test_a_failure_is_put_back_only_with_an_attempt_left(session: Session) -> None:
-    tokens = [(scene.LAST, 1, scene.BUSY), (scene.LEASED, 1, scene.BUSY)]
+    tokens = [(id_, scene.token(id_)) for id_ in (scene.LAST, scene.LEASED)]
     seen = Seen(session, *settling(tokens)["fail"])
     assert seen.changed == {"messages": {scene.LEASED}}
 
@@ -193,7 +190,13 @@ def test_what_is_visible_in_one_queue_and_has_attempts_is_leased(session: Sessio
     assert sorted(ids(seen)) == sorted(TAKEN)
     for id_ in TAKEN:
         row = seen.now["messages", id_]
-        assert seen.columns("messages", id_) <= {"vt", "read_ct", "max_read_ct", *HELD}
+        assert seen.columns("messages", id_) <= {
+            "vt",
+            "read_ct",
+            "max_read_ct",
+            "fencing_token",
+            *HELD,
+        }
         assert about(row["vt"], timedelta(seconds=30))
         assert about(row["dequeued_at"])
         assert row["consumer_worker_id"] == scene.BUSY

@@ -97,6 +97,7 @@ class World:
     def __init__(self) -> None:
         self.committed: dict[Key, Any] = {("queue", name): "open" for name in QUEUES}
         self.leases: list[Any] = []  # committed deliveries, in the hands of present or past holders
+        self.uncommitted: list[Any] = []  # deliveries of leases that were rolled back: nobody's
         self.open = [Transaction(), Transaction()]
         self.grants = 0
 
@@ -251,7 +252,14 @@ class World:
         self.open[s] = Transaction()
 
     def rollback(self, s: int) -> None:
+        self.uncommitted += self.open[s].leases
         self.open[s] = Transaction()
+
+    def restore(self, s: int) -> None:
+        """Roll back to the last savepoint."""
+        before = self.open[s].leases
+        self.open[s].restore()
+        self.uncommitted += [lease for lease in before if lease not in self.open[s].leases]
 
     def learn(self, s: int | None, id_: int, vt: datetime) -> None:
         """Note the time that the database gave to a message."""
