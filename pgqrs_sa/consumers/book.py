@@ -132,7 +132,7 @@ class Book:
         """Forget leases that somebody else settles by hand, before they run out."""
         for held in self.remove(deliveries):
             with self._lock:
-                self._left[held.delivery.id] = held.good_until
+                self._left[held.delivery.fencing_token] = held.good_until
 
     def due(self, now: float) -> list[Held]:
         """Return the leases to be renewed now; those of an overdue handler run out."""
@@ -172,12 +172,12 @@ class Book:
         with self._lock:
             return list(self._held.values())
 
-    def ids(self) -> list[int]:
-        """Return the ids of the messages held, also of those left to be settled by hand."""
+    def tokens(self) -> list[int]:
+        """Return the fencing tokens of all leases, also of those left to be settled by hand."""
         now = self._clock()
         with self._lock:
-            self._left = {one: until for one, until in self._left.items() if until > now}
-            return [*self._held, *self._left]
+            self._left = {token: until for token, until in self._left.items() if until > now}
+            return [*(held.delivery.fencing_token for held in self._held.values()), *self._left]
 
     def __len__(self) -> int:
         return len(self._held)

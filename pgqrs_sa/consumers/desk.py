@@ -96,7 +96,8 @@ class Desk:
         self._seat = Seat(self._round, self._rest, self._break, wake, self._leaving)
         self._looked_at: dict[str, float] = {}
         self._waiting_until = 0.0
-        self._strays = False
+        self._asked: tuple[str, timedelta, float] | None = None  # a lease that is on its way
+        self._unanswered: list[consume.Unanswered] = []
         self.resting = threading.Event()
         self.ended = threading.Event()
         self.empty = False
@@ -150,7 +151,13 @@ class Desk:
         self._seat.alarm()
 
     def _trouble(self) -> None:
-        self._strays = True
+        """A call has failed: if it was to lease, it may have done so."""
+        worker = self._context().worker
+        if self._asked is not None and worker is not None:
+            queue, lease, since = self._asked
+            now = time.monotonic()
+            self._unanswered.append(consume.Unanswered(worker, queue, lease, since, now))
+            self._asked = (queue, lease, now)  # from when it is tried again
 
     # ---------------------------------------------------------------------- its own thread
 
@@ -173,7 +180,7 @@ class Desk:
         self._seat.read()
         if mode != "leasing":
             self.resting.set()
-        if mode == "closing" and not (self._verdicts or self._strays):
+        if mode == "closing" and not (self._verdicts or self._unanswered):
             self._seat.end()
             return 0.0
         rest = self._step_on()
@@ -211,7 +218,7 @@ class Desk:
                 return 0.0
         if self._is_ripe(due, now):
             self._settle(due)
-        elif self._strays and self._mode != "leasing":
+        elif self._unanswered and self._mode != "leasing":
             self._hand_back(self._line.stopping)
         elif not self._ask_for_notifications(now):
             return self._rest()
@@ -254,17 +261,21 @@ class Desk:
         handler = take.handler
         lease = self._leases[handler.queue]
         asked_at = time.monotonic()
-        turn = self._line.call_until(
-            self._leaving,
-            "a lease",
-            self._context(),
-            consume.turn,
-            [one.verdict.delivery for one in done],
-            handler.queue,
-            take.limit,
-            lease,
-            handler.retry.max_attempts,
-        )
+        self._asked = (handler.queue, lease, asked_at)
+        try:
+            turn = self._line.call_until(
+                self._leaving,
+                "a lease",
+                self._context(),
+                consume.turn,
+                [one.verdict.delivery for one in done],
+                handler.queue,
+                take.limit,
+                lease,
+                handler.retry.max_attempts,
+            )
+        finally:
+            self._asked = None
         if replaced := self._book.replaced(turn.leased):
             self._lost(replaced)
         leased = self._book.enter(handler, turn.leased, lease, asked_at)
@@ -277,7 +288,7 @@ class Desk:
             self._start(handler, leased)
         elif not turn.undecodable:
             self._look(handler.queue, asked_at)
-        if self._strays:
+        if self._unanswered:
             self._hand_back(self._leaving)
 
     def _report_undecodable(self, handler: Handler, dead: Sequence[Delivery]) -> None:
@@ -288,16 +299,11 @@ class Desk:
 
     def _hand_back(self, stopping: threading.Event) -> None:
         """Give back leases whose reply was lost."""
-        context, known = self._context(), self._book.ids()
+        turns, known = list(self._unanswered), self._book.tokens()
         self._line.call_until(
-            stopping,
-            "a look for strays",
-            context,
-            consume.hand_back,
-            context.worker or 0,
-            known,
+            stopping, "a look for strays", self._context(), consume.hand_back, turns, known
         )
-        self._strays = False
+        self._unanswered.clear()
 
     def _may_join(self, verdict: Verdict) -> bool:
         """Whether it can be archived by the statement that leases.

@@ -177,7 +177,7 @@ class Keeper:
         self._beats_at = now + self._heartbeat
         try:
             info = self._line.call(
-                "a heartbeat", self._context(), workers.heartbeat, worker, len(self._book.ids())
+                "a heartbeat", self._context(), workers.heartbeat, worker, len(self._book.tokens())
             )
         except (WorkerNotReady, WorkerNotFound) as error:
             log.warning("taken for dead: %s", error, extra={"worker": worker})

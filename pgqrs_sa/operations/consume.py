@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from sqlalchemy.orm import Session
@@ -27,6 +27,7 @@ from .lease import deliveries as deliveries_of
 __all__ = [
     "Fate",
     "Turn",
+    "Unanswered",
     "anything_ready",
     "fates",
     "hand_back",
@@ -55,6 +56,25 @@ class Turn:
     settled: frozenset[int]
     leased: list[Delivery]
     undecodable: list[Delivery] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """A turn whose reply was lost: it may have leased messages that nobody knows of.
+
+    Attributes:
+        worker: For whom.
+        queue: From which queue.
+        lease: For how long.
+        since: The monotonic clock before it was sent.
+        until: The monotonic clock after it was given up.
+    """
+
+    worker: int
+    queue: str
+    lease: timedelta
+    since: float
+    until: float
 
 
 def turn(
@@ -128,10 +148,34 @@ def anything_ready(session: Session, context: Context, queues: Sequence[str]) ->
     return bool(run(session, context, statement, values).scalar_one())
 
 
-def hand_back(session: Session, context: Context, worker: int, known: Iterable[int]) -> int:
-    """Give back what a worker holds without knowing it: the reply to its lease was lost."""
-    values = {"worker_id": worker, "known": sorted(known)}
-    return len(run(session, context, statements.hand_back(context.models), values).all())
+def hand_back(
+    session: Session, context: Context, turns: Sequence[Unanswered], known: Iterable[int]
+) -> int:
+    """Give back what turns have leased whose replies were lost; return how many messages.
+
+    Args:
+        session: In whose transaction.
+        context: Of the consumer.
+        turns: Those without a reply.
+        known: The fencing tokens of leases that the consumer has been told of.
+    """
+    listed, count = sorted(known), 0
+    sent = time.monotonic()
+    at: datetime = run(session, context, statements.clock()).scalar_one()
+    told = time.monotonic()
+    for unanswered in turns:
+        values = {
+            "worker_id": unanswered.worker,
+            "queue": unanswered.queue,
+            "lease": unanswered.lease,
+            # The server read its clock between the two moments of ours: the turn began neither
+            # before nor after these.
+            "since": at - timedelta(seconds=told - unanswered.since),
+            "until": at - timedelta(seconds=sent - unanswered.until),
+            "known": listed,
+        }
+        count += len(run(session, context, statements.hand_back(context.models), values).all())
+    return count
 
 
 def hold(session: Session, context: Context, deliveries: Sequence[Delivery]) -> None:

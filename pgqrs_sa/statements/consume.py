@@ -11,7 +11,7 @@ from .. import states
 from ..models import Models
 from ..states import now
 from . import lease, settle
-from .parts import MOVED, array_bind, capped, chosen, tables
+from .parts import MOVED, array_bind, capped, chosen, queue_id, span, tables, timestamp
 
 
 @cache
@@ -57,18 +57,25 @@ def anything_ready(models: Models) -> Executable:
 
 @cache
 def hand_back(models: Models) -> Executable:
-    """Give back, uncharged, what a worker holds besides the messages that it knows of.
+    """Give back, uncharged, what a worker has leased by a statement whose reply it did not get.
 
-    Binds: worker_id, known.
+    Such a lease began while the worker waited for the reply, and nobody has extended it since.
+
+    Binds: worker_id, queue, lease, since, until (between which moments it began), known (the
+    fencing tokens of leases that are left alone).
     """
     message = tables(models).message
     unknown = (
         sa.select(message.c.id)
         .where(
             message.c.consumer_worker_id == sa.bindparam("worker_id", type_=sa.BigInteger),
-            message.c.dequeued_at.is_not(None),
-            # Not NOT (id = ANY(...)): SQLAlchemy 2.0 makes another thing of that, id != ANY(...).
-            message.c.id != sa.func.all(array_bind("known", sa.BigInteger)),
+            message.c.queue_id == queue_id(models),
+            message.c.dequeued_at.between(
+                sa.bindparam("since", type_=timestamp), sa.bindparam("until", type_=timestamp)
+            ),
+            message.c.vt == message.c.dequeued_at + span("lease"),
+            # Not NOT (token = ANY(...)): SQLAlchemy 2.0 makes token != ANY(...) of that.
+            message.c.fencing_token != sa.func.all(array_bind("known", sa.BigInteger)),
         )
         .order_by(message.c.id)
         .with_for_update(skip_locked=True)
@@ -85,6 +92,12 @@ def hand_back(models: Models) -> Executable:
         )
         .returning(message.c.id, *(message.c[name] for name in MOVED))
     )
+
+
+@cache
+def clock() -> Executable:
+    """The database's clock."""
+    return sa.select(now())
 
 
 @cache

@@ -122,7 +122,7 @@ def test_what_is_left_to_be_settled_by_hand_is_known_until_its_lease_ends(book, 
     entered(book, clock, 1)
     (left,) = entered(book, clock, 2, lease=60)
     book.leave([left])
-    assert sorted(book.ids()) == [1, 2]
+    assert sorted(book.tokens()) == [1, 2]
     assert [one.delivery.id for one in book.all()] == [1]
     clock.now = 1060.1
-    assert book.ids() == [1]
+    assert book.tokens() == [1]

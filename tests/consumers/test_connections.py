@@ -18,8 +18,9 @@ import pytest
 import sqlalchemy as sa
 from bench import Ear, effect, until
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
-from pgqrs_sa import Delivery, Discard, Retry
+from pgqrs_sa import Delivery, Discard, QueueService, Retry
 from pgqrs_sa.consumers import runtime
 
 SOON = 5.0
@@ -190,6 +191,53 @@ def test_messages_whose_lease_was_not_heard_of_come_back_at_once_and_uncharged(k
     again = [one for one in kit.archive().values() if one.read_ct > 1]
     assert again
     assert {one.max_read_ct - one.read_ct for one in kit.archive().values()} == {4}
+
+
+def test_leases_that_were_taken_or_extended_by_hand_outlive_a_broken_connection(kit):
+    """By the consumer's worker, in its queue; only what the lost statement leased goes back."""
+    (first,) = kit.send(1)
+    engine = kit.app_engine()
+    kit.lose_replies = True
+    armed, begun, go = threading.Event(), threading.Event(), threading.Event()
+    taken: list[Delivery] = []
+
+    def wanted(_number, text):
+        # Only the statement that has leased something: the reply of another one is no loss.
+        return armed.is_set() and "pq_leased" in text and len(kit.held()) > 2
+
+    cutter = Cutter(kit, engine, "after", wanted)
+    consumer = kit.consumer(engine=engine, concurrency=2, poll_interval=0.05)
+
+    @consumer.on("mail", lease=600)
+    def handler(session, delivery):
+        if delivery.id == first:
+            with Session(kit.engine) as own, own.begin():
+                service = QueueService(own)
+                service.enqueue("mail", 2)
+                taken.extend(service.dequeue("mail", lease=600, worker=delivery.worker_id))
+                service.extend(delivery, 3000)
+            begun.set()
+            kit.wait(go)
+        effect(session, delivery)
+
+    consumer.start()
+    assert begun.wait(10)
+    before = kit.live()
+    armed.set()
+    (third,) = kit.send(3)
+    until(lambda: cutter.cut, "a lease, whose reply is lost", SOON)
+    armed.clear()
+    until(lambda: third in kit.archive(), "it came back, and is done", SOON)
+    after = kit.live()
+    assert after.keys() == before.keys() == {first, taken[0].id}
+    for id_, row in before.items():
+        assert (after[id_].vt, after[id_].read_ct) == (row.vt, row.read_ct)
+    go.set()
+    until(lambda: first in kit.archive(), "its lease was not lost", SOON)
+    with Session(kit.engine) as session, session.begin():
+        QueueService(session).archive(taken[0])
+    consumer.stop()
+    assert kit.archive()[third].read_ct == 2
 
 
 def test_an_archive_whose_reply_was_lost_is_success_and_told_once(kit):

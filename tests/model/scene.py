@@ -7,6 +7,7 @@ crash would leave behind. Times are days away, so that nothing changes while the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -78,6 +79,14 @@ INSERT INTO pgqrs_archive (id, queue_id, payload, original_msg_id, archived_at, 
 def token(message: int) -> int:
     """The fencing token of a message of the scene."""
     return 500 + message
+
+
+def unanswered(worker: int, **changes: Any) -> dict[str, Any]:
+    """The parameters of `hand_back` for what a worker has leased in queue ``mail`` just now."""
+    moment, day = datetime.now(UTC), timedelta(days=1)
+    window = {"since": moment - timedelta(minutes=5), "until": moment + timedelta(minutes=5)}
+    values = {"worker_id": worker, "queue": "mail", "lease": day, **window, "known": []}
+    return values | changes
 
 
 Rows = dict[tuple[str, int], Mapping[str, Any]]

@@ -116,10 +116,10 @@ LOCKED_OUT: dict[str, tuple[Callable[[], Any], dict[str, Any], str, int, set[int
     ),
     "hand back": (
         lambda: consume.hand_back(MODELS),
-        {"worker_id": scene.BUSY, "known": []},
+        scene.unanswered(scene.BUSY),
         "messages",
         scene.LEASED,
-        {scene.LAPSED, scene.LAST},
+        {scene.LAST},
     ),
     "stop the silent": (
         lambda: workers.stop_silent(MODELS, in_queue=False, holding=False),

@@ -276,25 +276,46 @@ def test_nothing_is_ready_in_a_queue_of_leases_and_exhausted_messages(session: S
     assert session.scalar(consume.anything_ready(MODELS), values) is False
 
 
-def test_what_a_worker_holds_and_does_not_know_is_handed_back_uncharged(session: Session) -> None:
-    values = {"worker_id": scene.BUSY, "known": [scene.LEASED]}
+def test_what_a_turn_without_a_reply_has_leased_is_handed_back_uncharged(session: Session) -> None:
+    values = scene.unanswered(scene.BUSY, known=[scene.token(scene.LEASED)])
     seen = Seen(session, consume.hand_back(MODELS), values)
-    assert seen.changed == {"messages": {scene.LAPSED, scene.LAST}}
-    assert sorted(ids(seen)) == [scene.LAPSED, scene.LAST]
-    for id_, attempts in ((scene.LAPSED, 6), (scene.LAST, 2)):
-        row = seen.now["messages", id_]
-        assert about(row["vt"])
-        assert (row["max_read_ct"], row["read_ct"]) == (attempts, 1)
-        assert (row["dequeued_at"], row["consumer_worker_id"]) == (None, None)
+    assert seen.changed == {"messages": {scene.LAST}}
+    assert ids(seen) == [scene.LAST]
+    row = seen.now["messages", scene.LAST]
+    assert about(row["vt"])
+    assert (row["max_read_ct"], row["read_ct"]) == (2, 1)
+    assert (row["dequeued_at"], row["consumer_worker_id"]) == (None, None)
 
 
-@pytest.mark.parametrize("known", [[], [scene.LEASED, scene.LAPSED, scene.LAST]])
-def test_of_what_a_worker_holds_all_or_nothing_may_be_known(
-    session: Session, known: list[int]
+MOMENT = datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    ("changes", "given_back"),
+    [
+        ({}, {scene.LEASED, scene.LAST}),
+        # Of another worker, from another queue, for another time, before and after it was sent.
+        ({"worker_id": scene.SILENT}, {scene.SILENTS}),
+        ({"queue": "other"}, set()),
+        ({"lease": timedelta(hours=23)}, set()),
+        ({"since": MOMENT + timedelta(minutes=4)}, set()),
+        ({"until": MOMENT - timedelta(minutes=4)}, set()),
+        ({"known": [scene.token(scene.LEASED), scene.token(scene.LAST)]}, set()),
+    ],
+)
+def test_only_what_a_turn_without_a_reply_can_have_leased_is_handed_back(
+    session: Session, changes: dict[str, Any], given_back: set[int]
 ) -> None:
-    seen = Seen(session, consume.hand_back(MODELS), {"worker_id": scene.BUSY, "known": known})
-    everything = {scene.LEASED, scene.LAPSED, scene.LAST}
-    assert sorted(ids(seen)) == sorted(everything - {*known})
+    values = scene.unanswered(scene.BUSY, **changes)
+    assert {*ids(Seen(session, consume.hand_back(MODELS), values))} == given_back
+
+
+def test_a_lease_that_was_extended_is_not_handed_back(session: Session) -> None:
+    """Nobody extends what nobody knows of."""
+    longer = sa.text("UPDATE pgqrs_messages SET vt = vt + interval '1 s' WHERE id = :id")
+    session.execute(longer, {"id": scene.LEASED})
+    seen = Seen(session, consume.hand_back(MODELS), scene.unanswered(scene.BUSY))
+    assert ids(seen) == [scene.LAST]
 
 
 # --- the archive ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -273,7 +274,9 @@ def test_what_a_consumer_executes_only_in_trouble_needs_no_more_rights(
         assert consume.renew(session, context, again.leased, timedelta(minutes=2))
         consume.hold(session, context, again.leased)
         assert set(consume.fates(session, context, turn.leased).values()) == {"archived"}
-        assert consume.hand_back(session, context, worker.id, [again.leased[0].id]) == 1
+        now = time.monotonic()
+        lost = consume.Unanswered(worker.id, "mail", timedelta(minutes=1), now - 60, now)
+        assert consume.hand_back(session, context, [lost], [again.leased[0].fencing_token]) == 1
         assert consume.tidying(session, context)
         wakeup.set_waiting(session, context, worker.id, None)
         double = service.workers.register("w", queues=["mail"])
