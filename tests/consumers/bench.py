@@ -249,6 +249,7 @@ class Kit:
         """Let somebody else lease a message, as after its lease has run out."""
         self.sql(
             "UPDATE pgqrs_messages SET read_ct = read_ct + 1, consumer_worker_id = NULL,"
+            " fencing_token = nextval('pgqrs_messages_fencing_token_seq'),"
             " dequeued_at = now(), vt = now() + interval '1 hour' WHERE id = :id",
             id=id,
         )

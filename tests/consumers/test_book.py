@@ -106,7 +106,7 @@ def test_whoever_removes_a_lease_tells_of_it_and_nobody_else(book, clock):
 
 def test_another_attempt_of_the_same_message_is_another_lease(book, clock):
     (old,) = entered(book, clock, 1)
-    again = replace(old, read_ct=2)
+    again = replace(old, read_ct=2, fencing_token=2)
     assert book.get(again) is None
     assert [one.delivery for one in book.replaced([again])] == [old]
     (handler,) = handlers({})

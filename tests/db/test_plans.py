@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Models, QueueService
-from pgqrs_sa.statements import lease, settle
+from pgqrs_sa.statements import archive, consume, lease, scheduled, settle
 
 BACKLOG = 20_000
 FILL = (
@@ -185,40 +185,163 @@ def test_a_dequeue_reads_its_rows_from_the_order_index_and_finds_them_again_by_t
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < dead + 100 + 30 * limit
 
 
-@pytest.mark.parametrize("settle_by", ["archive", "delete", "extend", "release"])
+def newest(connection: sa.Connection, count: int) -> list[int]:
+    ids = sa.text("SELECT id FROM pgqrs_messages ORDER BY id DESC LIMIT :count")
+    return list(connection.scalars(ids, {"count": count}))
+
+
+def leased(connection: sa.Connection, count: int) -> dict[str, Any]:
+    """Lease the newest messages; return the parameters that say so."""
+    lease = sa.text(
+        "UPDATE pgqrs_messages SET read_ct = 1, max_read_ct = 5, consumer_worker_id = 1,"
+        " dequeued_at = statement_timestamp() WHERE id = ANY(:ids) RETURNING id, fencing_token"
+    )
+    rows = connection.execute(lease, {"ids": newest(connection, count)}).all()
+    ids, tokens = zip(*rows, strict=True)
+    return {"ids": list(ids), "tokens": list(tokens), "required": count}
+
+
+MODELS = Models()
+SPAN = timedelta(seconds=30)
+NOW = datetime.now(UTC)
+EACH: dict[str, tuple[Callable[[], Any], Callable[[int], dict[str, Any]]]] = {
+    # What is executed for one or more leases, and the parameters besides those that name them.
+    "extend": (lambda: settle.extend(MODELS), lambda _: {"lease": SPAN}),
+    "renew": (lambda: settle.extend(MODELS, skip_locked=True), lambda _: {"lease": SPAN}),
+    "release": (lambda: settle.release(MODELS), lambda _: {"delay": SPAN}),
+    "release what is not locked": (
+        lambda: settle.release(MODELS, skip_locked=True),
+        lambda _: {"delay": SPAN},
+    ),
+    "fail": (
+        lambda: settle.reschedule_failed(MODELS),
+        lambda n: {"errors": ["no"] * n, "delays": [SPAN] * n},
+    ),
+    "retry what is not locked": (
+        lambda: settle.reschedule_failed(MODELS, skip_locked=True),
+        lambda n: {"errors": ["no"] * n, "delays": [SPAN] * n},
+    ),
+    "hold": (lambda: consume.hold(MODELS), lambda _: {}),
+    "whereabouts": (lambda: settle.whereabouts(MODELS), lambda _: {}),
+    # Those that delete come last: in one of the states there are 100 messages.
+    "archive": (
+        lambda: settle.archive(MODELS),
+        lambda n: {"outcome": "archived", "reasons": [None] * n, "errors": [None] * n},
+    ),
+    "archive without a reason": (
+        lambda: settle.archive(MODELS, explained=False),
+        lambda _: {"outcome": "archived"},
+    ),
+    "archive what is not locked": (
+        lambda: settle.archive(MODELS, explained=False, skip_locked=True),
+        lambda _: {"outcome": "archived"},
+    ),
+    "archive plainly": (lambda: settle.archive_plainly(MODELS), lambda _: {}),
+    "delete": (lambda: settle.delete(MODELS), lambda _: {}),
+}
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_what_is_done_to_a_lease_finds_it_by_its_id(
+    connection: sa.Connection, explained: Callable[..., dict[str, Any]], count: int
+) -> None:
+    found = {
+        what: scans(explained(connection, build(), leased(connection, count) | more(count)))
+        for what, (build, more) in EACH.items()
+    }
+    # Once to lock, once to change; a bitmap scan counts its rows in the index as well.
+    assert {
+        what: read
+        for what, read in found.items()
+        if set(read) != {"pgqrs_messages_pkey"} or read["pgqrs_messages_pkey"] > 3 * count
+    } == {}
+
+
+@pytest.mark.parametrize("floored", [False, True], ids=["from_the_beginning", "from_the_floor"])
 @pytest.mark.parametrize("count", [1, 50])
-def test_a_settle_finds_its_rows_by_their_ids(
+def test_a_turn_reads_what_it_settles_by_id_and_what_it_leases_from_the_order_index(
     connection: sa.Connection,
     explained: Callable[..., dict[str, Any]],
-    settle_by: str,
     count: int,
+    floored: bool,
 ) -> None:
-    newest = sa.text("SELECT id FROM pgqrs_messages ORDER BY id DESC LIMIT :count")
-    ids = list(connection.scalars(newest, {"count": count}))
-    connection.execute(
-        sa.text(
-            "UPDATE pgqrs_messages SET read_ct = 1, max_read_ct = 5,"
-            " dequeued_at = statement_timestamp() WHERE id = ANY(:ids)"
-        ),
-        {"ids": ids},
-    )
-    values: dict[str, Any] = {
-        "ids": ids,
-        "read_cts": [1] * count,
-        "workers": [0] * count,
-        "required": count,
-    }
-    extras = {
-        "archive": {"outcome": "archived", "reasons": [None] * count, "errors": [None] * count},
-        "extend": {"lease": timedelta(seconds=30)},
-        "release": {"delay": timedelta(0)},
-        "delete": {},
-    }
-    plan = explained(connection, getattr(settle, settle_by)(Models()), values | extras[settle_by])
+    worker = "INSERT INTO pgqrs_workers (id, name, hostname) VALUES (1, 'w', 'h')"
+    connection.execute(sa.text(worker))
+    statement = consume.turn(MODELS, floored=floored)
+    values = dequeue_values(count, floored=floored) | {"worker": 1}
+    given = leased(connection, count)
+    # Behind those that are ready: the newest are what the dead in front are not.
+    later = "UPDATE pgqrs_messages SET vt = vt + interval '1 hour' WHERE id = ANY(:ids)"
+    connection.execute(sa.text(later), {"ids": given["ids"]})
+    nobody = {"ids": [0] * count, "tokens": [0] * count}
+    explained(connection, statement, values | nobody)  # marks what is dead as dead
+    plan = explained(connection, statement, values | given)
     read = scans(plan)
-    assert set(read) == {"pgqrs_messages_pkey"}, read
-    # Once to lock, once to change; a bitmap scan counts its rows in the index as well.
-    assert read["pgqrs_messages_pkey"] <= 3 * count
+    assert set(read) == {"pgqrs_messages_order_idx", "pgqrs_messages_pkey"}, read
+    limit = count + (0 if floored else LEVELS)
+    assert count <= read["pgqrs_messages_order_idx"] <= limit
+    assert read["pgqrs_messages_pkey"] <= 4 * count
+
+
+BY_ID: dict[str, tuple[Callable[[], Any], Callable[[list[int]], dict[str, Any]]]] = {
+    "cancel": (lambda: scheduled.cancel(MODELS), lambda ids: {"ids": ids, "reason": None}),
+    "reschedule": (
+        lambda: scheduled.reschedule(MODELS),
+        lambda ids: {"message_id": ids[0], "delay": SPAN, "at": None},
+    ),
+    "leased until": (lambda: scheduled.leased_until(MODELS), lambda ids: {"ids": ids}),
+}
+
+
+def test_what_is_done_to_a_waiting_message_finds_it_by_its_id(
+    connection: sa.Connection, explained: Callable[..., dict[str, Any]]
+) -> None:
+    for what, (build, values) in BY_ID.items():
+        read = scans(explained(connection, build(), values(newest(connection, 1))))
+        assert set(read) == {"pgqrs_messages_pkey"}, (what, read)
+        assert read["pgqrs_messages_pkey"] <= 3, what
+
+
+def test_a_requeue_reads_no_message_but_those_with_its_key(
+    connection: sa.Connection, explained: Callable[..., dict[str, Any]]
+) -> None:
+    values = leased(connection, 50) | {"outcome": "archived"}
+    connection.execute(settle.archive(MODELS, explained=False), values)
+    ids = list(connection.scalars(sa.text("SELECT id FROM pgqrs_archive")))
+    values = {"ids": ids, "delay": SPAN, "attempts": None, "required": len(ids)}
+    read = scans(explained(connection, archive.requeue(MODELS), values))
+    assert set(read) <= {"pgqrs_messages_dedup_key_idx"}, read
+    read = scans(explained(connection, archive.movable(MODELS), {"ids": ids}))
+    assert set(read) <= {"pgqrs_messages_dedup_key_idx"}, read
+
+
+def test_burying_reads_what_is_out_of_attempts(
+    connection: sa.Connection, explained: Callable[..., dict[str, Any]]
+) -> None:
+    values = leased(connection, 50)
+    spent = "UPDATE pgqrs_messages SET max_read_ct = 1 WHERE id = ANY(:ids)"
+    connection.execute(sa.text(spent), {"ids": values["ids"]})
+    limited = {"queue": "mail", "limit": 10}
+    read = scans(explained(connection, archive.bury(MODELS), limited))
+    assert set(read) <= {"pgqrs_messages_spent_idx", "pgqrs_messages_pkey"}, read
+    assert max(read.values()) <= 2 * 50, read
+
+
+def test_handing_back_what_a_lost_turn_has_leased_reads_the_messages_once(
+    connection: sa.Connection, explained: Callable[..., dict[str, Any]]
+) -> None:
+    """After a broken connection, once; what is given back is found again by its id."""
+    values = {
+        "worker_id": 1,
+        "queue": "mail",
+        "lease": SPAN,
+        "since": NOW,
+        "until": NOW + SPAN,
+        "known": [],
+    }
+    there = connection.scalar(sa.text("SELECT count(*) FROM pgqrs_messages"))
+    read = scans(explained(connection, consume.hand_back(MODELS), values))
+    assert sum(read.values()) <= there, read
 
 
 def test_what_is_executed_all_the_time_is_not_planned_anew_each_time(
