@@ -258,7 +258,7 @@ def test_what_is_done_to_a_lease_finds_it_by_its_id(
 
 
 @pytest.mark.parametrize("floored", [False, True], ids=["from_the_beginning", "from_the_floor"])
-@pytest.mark.parametrize("count", [1, 50])
+@pytest.mark.parametrize("count", [1, 20])
 def test_a_turn_reads_what_it_settles_by_id_and_what_it_leases_from_the_order_index(
     connection: sa.Connection,
     explained: Callable[..., dict[str, Any]],
