@@ -232,7 +232,7 @@ def test_a_schema_whose_name_no_database_can_hold_is_an_error(engine) -> None:
 
 def test_the_tables_of_one_schema_are_not_those_of_another_with_a_name_like_it(engine) -> None:
     """Case, quotes and blanks tell schemas apart; PostgreSQL folds and trims unquoted names."""
-    names = ["jobs", "Jobs", "JOBS", " jobs", "jobs ", '"jobs"', "jobs;", "jöbs"]
+    names = ["jobs", "Jobs", "JOBS", " jobs", "jobs ", '"jobs"', "jobs;", "jöbs", "jo'bs", "job%s"]
     with engine.begin() as connection:
         for name in names:
             install(connection, name)
@@ -246,6 +246,13 @@ def test_the_tables_of_one_schema_are_not_those_of_another_with_a_name_like_it(e
         moved = engine.execution_options(schema_translate_map={None: name})
         with Session(moved) as session:
             assert QueueService(session).messages.metrics("mail").ready == n
+            taken = QueueService(session).dequeue("mail", limit=100)
+            assert len(taken) == n
+            QueueService(session).archive_many(taken)
+            sequence = sa.Sequence("pgqrs_messages_fencing_token_seq", schema=name)
+            drawn = session.connection().dialect.identifier_preparer.format_sequence(sequence)
+            drawn = sa.text(f"SELECT last_value FROM {drawn}".replace("%%", "%"))  # noqa: S608
+            assert session.scalar(drawn) == max(one.fencing_token for one in taken)
     with engine.begin() as connection:
         for name in names:
             connection.execute(sa.schema.DropSchema(name, cascade=True))
