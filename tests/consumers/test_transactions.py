@@ -482,3 +482,33 @@ def test_a_message_of_another_queue_that_was_lost_is_an_ordinary_error(kit):
     assert kit.outcomes() == {id_: "dead"}
     assert kit.archive()[id_].read_ct == 2
     assert kit.archive()[id_].last_error.startswith("pgqrs_sa.errors.LeaseLost")
+
+
+def test_a_lease_that_a_handler_took_and_rolled_back_settles_nothing_later(kit):
+    """By its own worker, in the next attempt, while another holder works on the message."""
+    kit.queue("post")
+    (id_,), (other,) = kit.send({}), kit.send({}, queue="post")
+    consumer = kit.consumer(retry=Retry(base=0))
+    never: list[Delivery] = []
+    lost: list[bool] = []
+
+    @consumer.on("mail")
+    def handler(session, delivery):
+        service = QueueService(session)
+        if delivery.read_ct == 1:
+            never.extend(service.dequeue("post", worker=delivery.worker_id))
+            raise ValueError
+        with Session(kit.engine) as theirs, theirs.begin():
+            (held,) = QueueService(theirs).dequeue("post", worker=delivery.worker_id)
+        assert (held.id, held.read_ct) == (never[0].id, never[0].read_ct)
+        lost.append(service.try_archive(never[0]))
+        lost.append(service.try_delete(never[0]))
+        lost.append(service.try_release(never[0]))
+        lost.append(bool(service.try_extend(never[0], 60)))
+        lost.append(bool(service.try_fail(never[0], "no")))
+        with Session(kit.engine) as theirs, theirs.begin():
+            QueueService(theirs).archive(held)
+
+    assert consumer.run() == 0
+    assert lost == [False] * 5
+    assert kit.outcomes() == {id_: "archived", other: "archived"}

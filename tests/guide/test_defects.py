@@ -353,6 +353,32 @@ async def test_r2_a_consumer_cannot_settle_by_a_lease_that_it_lost_to_itself(
     assert await consumer.archive(id_) is False
 
 
+async def test_a_consumer_holds_nothing_whose_lease_was_not_committed(
+    admin, producer, consumer
+) -> None:
+    id_ = await producer.enqueue(1)
+    other = pgqrs.Consumer(admin, "tasks", "other", 3001)
+    await consumer.dequeue()  # registers it
+    await consumer.release_messages([id_])
+
+    def refuse(_connection) -> None:
+        raise sa.exc.OperationalError("COMMIT", None, Exception("the connection is lost"))
+
+    sa.event.listen(sa.Engine, "commit", refuse)
+    try:
+        with pytest.raises(sa.exc.OperationalError):
+            await consumer.dequeue()
+    finally:
+        sa.event.remove(sa.Engine, "commit", refuse)
+    (theirs,) = await other.dequeue()
+    assert theirs.id == id_
+    assert await consumer.archive(id_) is False
+    assert await consumer.delete(id_) is False
+    assert await consumer.extend_visibility(id_, 60) is False
+    assert await consumer.release_messages([id_]) == 0
+    assert await other.archive(id_) is True
+
+
 async def test_d11_every_option_is_read(database, admin, clock) -> None:
     config = pgqrs.Config.from_dsn(database.dsn)
     config.default_lock_time_seconds = 42
