@@ -46,7 +46,9 @@ def schedule(wanted, *, slots=4, jitter=lambda: 0.5):
 
 def delivery(id_, read_ct=1):
     now = datetime.now(UTC)
-    return Delivery(id_, "q0", "1", 1, None, 0, now, now, read_ct, 5, None, None, read_ct, None)
+    return Delivery(
+        id_, "q0", "1", 1, None, 0, now, now, read_ct, 5, None, None, 10 * id_ + read_ct, None
+    )
 
 
 HANDLERS = st.lists(

@@ -82,11 +82,14 @@ def token(message: int) -> int:
 
 
 def unanswered(worker: int, **changes: Any) -> dict[str, Any]:
-    """The parameters of `hand_back` for what a worker has leased in queue ``mail`` just now."""
-    moment, day = datetime.now(UTC), timedelta(days=1)
-    window = {"since": moment - timedelta(minutes=5), "until": moment + timedelta(minutes=5)}
-    values = {"worker_id": worker, "queue": "mail", "lease": day, **window, "known": []}
-    return values | changes
+    """The parameters of `hand_back` for what a worker has leased in queue ``mail`` just now.
+
+    ``since`` and ``until`` are given as spans from now.
+    """
+    values: dict[str, Any] = {"worker_id": worker, "queue": "mail", "lease": timedelta(days=1)}
+    values |= {"since": timedelta(minutes=-5), "until": timedelta(minutes=5), "known": []} | changes
+    now = datetime.now(UTC)
+    return values | {name: now + values[name] for name in ("since", "until")}
 
 
 Rows = dict[tuple[str, int], Mapping[str, Any]]
