@@ -75,6 +75,9 @@ if TYPE_CHECKING:
         WorkerInfo,
     )
 
+__version__: str
+"""The version of the installed package."""
+
 __all__ = [
     "DEFAULT_BACKOFF",
     "ArchivedInfo",
@@ -200,11 +203,26 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    try:
+        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    except ImportError as error:
+        value = import_module(".extras", __name__).stand_in(name, error)
+    globals()[name] = value
     return value
 
 
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - seldom needed
+
+    try:
+        return version("pgqrs-sa")
+    except PackageNotFoundError:  # a folder on the path, which was never installed
+        return "0+unknown"
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.sql.expression import SelectBase
 
-from . import aio_facets
+from . import aio_facets, extras
 from .codecs import Codec
 from .models import Models
 from .operations import enqueue, integrity, schema, settle
@@ -29,6 +29,8 @@ from .sessions import asynchronous
 from .types import Criteria, Delivery, Failure, Item, Receipt, Seconds
 
 __all__ = ["AsyncQueueService"]
+
+extras.require("greenlet")  # SQLAlchemy 2.0 finds out only when it is used
 
 
 class AsyncQueueService(aio_facets.Facet):
@@ -46,6 +48,9 @@ class AsyncQueueService(aio_facets.Facet):
     ) -> None:
         context = Context.of(models, codec, worker, allow_autocommit, notify=notify)
         super().__init__(asynchronous(session), context)
+
+    def __repr__(self) -> str:
+        return self._context.represented(type(self), self._session.sync_session)
 
     @property
     def queues(self) -> aio_facets.Queues:

@@ -24,6 +24,7 @@ from sqlalchemy.sql import ColumnElement
 from . import arguments, states
 from .codecs import JsonCodec
 from .errors import InvalidArgument
+from .represented import loaded
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -132,6 +133,9 @@ class QueueMixin:
             _options(cls, f"{VERSION_COMMENT}{SCHEMA_VERSION}"),
         )
 
+    def __repr__(self) -> str:
+        return loaded(self, "id", "queue_name", "paused_at")
+
 
 FENCING_TOKEN = "fencing_token"  # noqa: S105 - the name of a column
 """The column that a lease sets to the next number of the sequence behind it."""
@@ -225,6 +229,10 @@ class MessageMixin(_ContentMixin):
             ),
             _options(cls, "Live messages of pgqrs_sa", **_storage(_AUTOVACUUM)),
         )
+
+    def __repr__(self) -> str:
+        text = loaded(self, "id", "queue_id", "priority", "vt", "read_ct", "max_read_ct")
+        return text if self.queue_name is None else f"{text[:-1]} queue_name={self.queue_name!r}>"
 
     @property
     def delay(self) -> timedelta:
@@ -382,6 +390,9 @@ class ArchivedMessageMixin(_ContentMixin):
             _options(cls, "Settled messages of pgqrs_sa"),
         )
 
+    def __repr__(self) -> str:
+        return loaded(self, "id", "original_msg_id", "queue_id", "outcome", "archived_at")
+
 
 class WorkerMixin:
     """One start of one process. A restart is a new row, so an old process cannot pass for it."""
@@ -412,3 +423,6 @@ class WorkerMixin:
             ),
             _options(cls, "Processes that work on pgqrs_sa queues"),
         )
+
+    def __repr__(self) -> str:
+        return loaded(self, "id", "name", "hostname", "pid", "status", "queues")

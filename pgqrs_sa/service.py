@@ -74,6 +74,9 @@ class QueueService:
         self._session = synchronous(session)
         self._context = Context.of(models, codec, worker, allow_autocommit, notify=notify)
 
+    def __repr__(self) -> str:
+        return self._context.represented(type(self), self._session)
+
     @property
     def queues(self) -> facets.Queues:
         """The queues themselves: create, pause, purge and so on."""

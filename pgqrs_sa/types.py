@@ -93,14 +93,14 @@ class _Content:
     queue: str
     text: str = field(repr=False)
     decoded: Any = field(repr=False, compare=False)
-    headers: dict[str, Any] | None
+    headers: dict[str, Any] | None = field(repr=False)
     priority: int
     vt: datetime
     enqueued_at: datetime
     read_ct: int
     max_read_ct: int | None
     key: str | None
-    last_error: str | None
+    last_error: str | None = field(repr=False)
 
     @property
     def payload(self) -> Any:

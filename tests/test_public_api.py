@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from graphlib import TopologicalSorter
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import sqlalchemy
 
 import pgqrs_sa
 from pgqrs_sa import (
@@ -261,6 +261,8 @@ RANKS = {
     "nudge": 0,
     "routing": 0,
     "sessions": 0,
+    "extras": 0,
+    "represented": 0,
     "mixins": 1,
     "models": 1,
     "listeners": 1,
@@ -438,17 +440,62 @@ def test_the_package_does_without_each_of_its_extras(missing):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(sqlalchemy.__version__ < "2.1", reason="2.0 complains only when it is used")
-def test_without_greenlet_only_the_async_service_is_missing():
+NEEDS = {
+    "greenlet": ["AsyncConsumer", "AsyncQueueService"],
+    "tenacity": ["AsyncConsumer", "Consumer"],
+}
+
+
+@pytest.mark.parametrize("missing", NEEDS)
+def test_without_an_extra_everything_can_be_imported_and_inspected(missing):
     done = run_python(
-        "import sys; sys.modules['greenlet'] = None\n"
-        "import pgqrs_sa\n"
-        "try: pgqrs_sa.AsyncQueueService\n"
+        f"import sys; sys.modules['{missing}'] = None\n"
+        "from pgqrs_sa import *\n"
+        "import inspect, pydoc, pgqrs_sa\n"
+        "assert set(pgqrs_sa.__all__) <= dict(inspect.getmembers(pgqrs_sa)).keys()\n"
+        "text = pydoc.render_doc(pgqrs_sa)\n"
+        "assert 'Not installed' in text\n"
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("missing", "name"), [(missing, name) for missing, names in NEEDS.items() for name in names]
+)
+def test_what_lacks_its_extra_names_it_when_it_is_used(missing, name):
+    extra = {"greenlet": "asyncio", "tenacity": "consumer"}[missing]
+    done = run_python(
+        f"import sys; sys.modules['{missing}'] = None\n"
+        f"from pgqrs_sa import {name}\n"
+        f"isinstance(1, {name})\n"
+        f"try: {name}(None)\n"
         "except ImportError as error: print(error)\n"
     )
 
     assert done.returncode == 0, done.stderr
-    assert "greenlet" in done.stdout
+    assert done.stdout.strip() == f"{name} needs {missing}: pip install 'pgqrs-sa[{extra}]'"
+
+
+def test_an_import_that_no_extra_would_mend_is_an_error():
+    done = run_python(
+        "import sys; sys.modules['sqlalchemy'] = None\n"
+        "import pgqrs_sa\n"
+        "try: pgqrs_sa.QueueService\n"
+        "except ImportError as error: print(error.name)\n"
+    )
+
+    assert done.stdout.strip().startswith("sqlalchemy"), done.stderr
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert pgqrs_sa.__version__ == version("pgqrs-sa")
+    assert "__version__" in dir(pgqrs_sa)
+    done = run_python(
+        "import sys, pgqrs_sa; before = set(sys.modules); pgqrs_sa.__name__\n"
+        "assert 'importlib.metadata' not in sys.modules or 'importlib.metadata' in before"
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_everything_can_be_imported_by_a_star():

@@ -34,6 +34,7 @@ from ..errors import (
     WorkerInUse,
     WorkerNotFound,
 )
+from ..extras import missing_extra
 
 __all__ = [
     "CANNOT_CONNECT",
@@ -44,7 +45,6 @@ __all__ = [
     "USAGE",
     "Failed",
     "failure",
-    "missing_extra",
     "scrub",
     "styled",
 ]
@@ -55,16 +55,6 @@ NOT_FOUND = 3
 CANNOT_CONNECT = 4
 REFUSED = 5
 INTERRUPTED = 130
-
-_EXTRAS = {
-    **dict.fromkeys(("rich", "durationpy", "yaml"), "cli"),
-    "alembic": "alembic",
-    "asyncpg": "asyncpg",
-    "greenlet": "asyncio",
-    "psycopg": "psycopg",
-    "tenacity": "consumer",
-}
-"""Libraries, and the extras that have them."""
 
 _HINTS = {
     "2BP01": "what depends on the tables has to go first: a host's foreign keys, its views",
@@ -183,12 +173,6 @@ def _refused_by_state(error: PgqrsError) -> Failed:
 def _missing(error: ImportError) -> Failed:
     hint = missing_extra(error) or "pip install 'pgqrs-sa[cli,psycopg,alembic]'"
     return Failed(str(error), hint=hint, code=USAGE)
-
-
-def missing_extra(error: ImportError) -> str | None:
-    """Return how to install the extra of ours that has a library which is missing, if one has."""
-    extra = _EXTRAS.get((error.name or "").partition(".")[0])
-    return None if extra is None else f"pip install 'pgqrs-sa[{extra}]'"
 
 
 def _of_the_database(error: BaseException) -> Failed:

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from .failures import USAGE, Failed, missing_extra
+from ..extras import missing_extra
+from .failures import USAGE, Failed
 
 if TYPE_CHECKING:
     from ..consumers.tasks import AsyncConsumer
@@ -107,8 +108,7 @@ def _found_in(module: ModuleType) -> str:
 
 
 def _made(module: ModuleType, target: str, value: Any) -> Consumer | AsyncConsumer:
-    from ..consumers.tasks import AsyncConsumer  # noqa: PLC0415 - SQLAlchemy takes a while
-    from ..consumers.threads import Consumer  # noqa: PLC0415
+    from ..consumers.base import BaseConsumer  # noqa: PLC0415 - SQLAlchemy takes a while
 
     what = "is"
     if inspect.isroutine(value) and not inspect.iscoroutinefunction(value):
@@ -117,8 +117,9 @@ def _made(module: ModuleType, target: str, value: Any) -> Consumer | AsyncConsum
             value = value()
         except Exception as error:
             raise _broken(f"calling {target}", error) from error
-    if isinstance(value, (Consumer, AsyncConsumer)):
-        return value
+    if isinstance(value, BaseConsumer):
+        consumer: Any = value
+        return cast("Consumer | AsyncConsumer", consumer)
     if inspect.isclass(value) or inspect.isroutine(value):
         kind = f"a {'class' if inspect.isclass(value) else 'coroutine function'}"
     else:

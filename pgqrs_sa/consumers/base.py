@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from ..codecs import Codec
 from ..errors import InvalidArgument, shown
 from ..models import Models
+from ..represented import represented
 from ..retry import Retry
 from ..types import Seconds
 from .handlers import Acknowledge, Handler, Handlers
@@ -72,6 +73,14 @@ class BaseConsumer:
             raise InvalidArgument(f"retry must be a Retry, not {shown(retry)}")
         self._handlers = Handlers(
             self._settings.concurrency, retry or Retry(), asynchronous=self._asynchronous
+        )
+
+    def __repr__(self) -> str:
+        return represented(
+            type(self),
+            name=self._settings.name,
+            queues=[handler.queue for handler in self.handlers],
+            concurrency=self.concurrency,
         )
 
     @property

@@ -19,6 +19,7 @@ from .. import arguments, routing
 from ..codecs import Codec, JsonCodec, check_json
 from ..errors import InvalidArgument, NonAtomicEnqueue, PayloadError, QueueNotFound
 from ..models import Models
+from ..represented import database_of, represented
 from ..statements import queues
 
 __all__ = [
@@ -64,6 +65,16 @@ class Context:
     def mapper(self) -> Mapper[Any]:
         """What tells a session with several binds which of them has our tables."""
         return _mapper(self.models)
+
+    def represented(self, cls: type[Any], session: Session) -> str:
+        """Return how a service with these settings is shown."""
+        return represented(
+            cls,
+            database=database_of(session),
+            worker=self.worker,
+            allow_autocommit=self.allow_autocommit or None,
+            notify=self.notify or None,
+        )
 
     @classmethod
     def of(
