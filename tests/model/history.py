@@ -26,7 +26,7 @@ class Event:
         op: ``enqueue``, ``lease``, ``extend``, ``archive``, ``release``, ``fail``, ``delete`` or
             ``expire``.
         id: The message.
-        token: The lease, as ``read_ct`` says which; 0 for an enqueue.
+        token: The lease, as its fencing token says which; 0 for an enqueue.
         worker: Who did it.
         start: Before it was begun, in seconds.
         end: After it was committed.
