@@ -15,7 +15,7 @@ from sqlalchemy.sql import ClauseElement
 from ..mixins import FENCING_TOKEN
 from .catalogue import DIALECT, TABLES
 
-__all__ = ["TableRepairs", "lines", "literal", "quoted"]
+__all__ = ["TableRepairs", "lines", "literal", "quoted", "replacing"]
 
 _preparer = DIALECT.identifier_preparer
 
@@ -35,19 +35,36 @@ def lines(*statements: str) -> str:
     return "\n".join(f"{statement};" for statement in statements)
 
 
+def replacing(table: str, dropped: str, added: str, *, citus: bool) -> list[str]:
+    """Return what drops a constraint of a table and adds another one.
+
+    Args:
+        table: The table, as SQL needs it.
+        dropped: The name of the constraint to drop.
+        added: The name and the definition of the other one, as SQL needs them.
+        citus: In two statements, since Citus allows nothing beside an ADD CONSTRAINT.
+    """
+    drop, add = f"DROP CONSTRAINT {quoted(dropped)}", f"ADD CONSTRAINT {added}"
+    alter = f"ALTER TABLE {table}"
+    return [f"{alter} {drop}", f"{alter} {add}"] if citus else [f"{alter} {drop}, {add}"]
+
+
 class TableRepairs:
     """Mends one of the four tables, where a database has it.
 
     Args:
         name: The table's name.
         schema: The schema that it is in, or belongs in.
+        citus: Whether Citus distributes it. That changes constraints one at a time, renames none,
+            and gives each worker a range of a sequence's numbers.
     """
 
-    def __init__(self, name: str, schema: str | None) -> None:
+    def __init__(self, name: str, schema: str | None, *, citus: bool = False) -> None:
         # None is a value here, which the annotations of SQLAlchemy do not know.
         where: Any = schema
         self._table = TABLES[name].to_metadata(sa.MetaData(), schema=where)
         self.name: str = _preparer.format_table(self._table)
+        self._citus = citus
 
     def alter(self, action: str) -> str:
         """Return an ALTER TABLE."""
@@ -58,6 +75,10 @@ class TableRepairs:
         indexes = sorted(self._table.indexes, key=lambda index: str(index.name))
         made = [_ddl(CreateTable(self._table)), *(_ddl(CreateIndex(one)) for one in indexes)]
         return lines(*made, *([self.set_options(options)] if options else []))
+
+    def replace_constraint(self, name: str, added: str, definition: str) -> list[str]:
+        """Return what drops a constraint and adds another one: at once, where that is possible."""
+        return replacing(self.name, name, f"{quoted(added)} {definition}", citus=self._citus)
 
     def set_options(self, options: dict[str, str]) -> str:
         """Return what sets storage parameters."""
@@ -113,14 +134,16 @@ class TableRepairs:
 
     def constraint(self, name: str, *, replaces: bool) -> str:
         """Return what adds a constraint, in place of one of the same name that is wrong."""
+        return lines(*self._constraint(name, name if replaces else None))
+
+    def _constraint(self, name: str, replaced: str | None) -> list[str]:
         (found,) = (one for one in self._table.constraints if one.name == name)
-        drop = f"DROP CONSTRAINT {quoted(name)}, " if replaces else ""
-        body = self._body(found)
-        if not isinstance(found, sa.CheckConstraint):
-            return lines(self.alter(f"{drop}ADD CONSTRAINT {quoted(name)} {body}"))
-        return lines(
-            self.alter(f"{drop}ADD CONSTRAINT {quoted(name)} {body} NOT VALID"), self.validate(name)
-        )
+        check = isinstance(found, sa.CheckConstraint)
+        body = f"{self._body(found)} NOT VALID" if check else self._body(found)
+        validate = [self.validate(name)] if check else []
+        if replaced is None:
+            return [self.alter(f"ADD CONSTRAINT {quoted(name)} {body}"), *validate]
+        return [*self.replace_constraint(replaced, name, body), *validate]
 
     def validate(self, name: str) -> str:
         """Return what checks the rows that were there before a constraint."""
@@ -128,6 +151,8 @@ class TableRepairs:
 
     def rename_constraint(self, old: str, new: str) -> str:
         """Return what gives a constraint its name."""
+        if self._citus:
+            return lines(*self._constraint(new, old))
         return lines(self.alter(f"RENAME CONSTRAINT {quoted(old)} TO {quoted(new)}"))
 
     def _body(self, constraint: sa.Constraint) -> str:
