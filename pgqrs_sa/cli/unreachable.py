@@ -47,7 +47,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "nothing listens there: start the server, or check the host and port in the DSN",
     ),
     (
-        r"time[d ]?out|timeout",
+        r"timeout|timed out",
         "no answer came in time: check host, port and firewall, or raise PGQRS_CONNECTION_TIMEOUT",
     ),
     (

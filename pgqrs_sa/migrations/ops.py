@@ -148,7 +148,7 @@ def _check_range(move: VersionOp, low: int, high: int) -> None:
 @contextmanager
 def _begun(operations: Operations, move: VersionOp) -> Iterator[str | None]:
     """Take the lock, refuse what does not fit, and yield the schema that the steps name."""
-    changes_existing = isinstance(move, DowngradeOp)
+    changes_existing = move.from_version > 0
     if operations.get_context().as_sql:
         with _offline(operations, move.schema, changes_existing=changes_existing):
             yield move.schema
@@ -172,7 +172,7 @@ def _offline(
     operations: Operations, schema: str | None, *, changes_existing: bool
 ) -> Iterator[None]:
     migrations.lock(operations)
-    # This fails outside of a transaction, where neither the lock nor the search path would last.
+    # This fails outside of a transaction, where the lock would not last.
     operations.execute("SAVEPOINT pgqrs_sa")
     if schema is None:
         operations.execute(schemas.KEEP_PATH)

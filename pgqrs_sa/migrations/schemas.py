@@ -44,8 +44,10 @@ _IS_FIRST = (
 
 _FIND = sa.text(f"SELECT current_schema() AS schema, {_FIRST} AS first, {_IS_FIRST} AS is_first")
 
-KEEP_PATH = "SELECT set_config('pgqrs_sa.search_path', current_setting('search_path'), true)"
-"""Remember the search path until the transaction ends."""
+# They last for the session, and not only for the transaction: a script that is run outside of one
+# must not go back to the whole path in the middle.
+KEEP_PATH = "SELECT set_config('pgqrs_sa.search_path', current_setting('search_path'), false)"
+"""Remember the search path."""
 
 _STAYS = f"left(current_schema(), {len(_TEMPORARY)}) <> '{_TEMPORARY}'"
 
@@ -54,13 +56,13 @@ NARROW_PATH = {
     changes_existing: (
         "SELECT set_config('search_path', CASE WHEN "
         f"{_STAYS}{f' AND {_IS_FIRST}' if changes_existing else ''}"
-        " THEN quote_ident(current_schema()) || ', pg_temp' ELSE '' END, true)"
+        " THEN quote_ident(current_schema()) || ', pg_temp' ELSE '' END, false)"
     )
     for changes_existing in (False, True)
 }
 """Leave only the schema of a migration on the search path, by whether it changes what exists."""
 
-RESTORE_PATH = "SELECT set_config('search_path', current_setting('pgqrs_sa.search_path'), true)"
+RESTORE_PATH = "SELECT set_config('search_path', current_setting('pgqrs_sa.search_path'), false)"
 """Undo `NARROW_PATH`."""
 
 

@@ -216,6 +216,22 @@ def test_an_offline_script_outside_of_a_transaction_stops_before_it_changes_anyt
     assert tables(host) == set()
 
 
+def test_an_offline_script_that_goes_on_after_errors_drops_nothing_of_another_schema(
+    host, database, pg_bin
+):
+    host.write(UP, BLOCK + DOWN)
+    host.upgrade()
+    script = host.sql(command.downgrade, "0001:base")
+    done = subprocess.run(
+        [pg_bin / "psql", "-qX", database.dsn],
+        input=f"CREATE SCHEMA a; SET search_path = a, public;\n{script}",
+        text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert "SAVEPOINT can only be used in transaction blocks" in done.stderr
+    assert 'table "pgqrs_messages" does not exist' in done.stderr
+    assert tables(host) == ALL
+
+
 @pytest.mark.parametrize("through", ["connection", "alembic"])
 def test_who_waits_for_the_lock_says_so(host, caplog, through):
     host.write(UP)
