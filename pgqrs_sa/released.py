@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
+import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase
 
 from .models import ArchivedMessageMixin, MessageMixin, Models, QueueMixin, WorkerMixin
 
-__all__ = ["models_in"]
+__all__ = ["models_in", "tables_in"]
 
 
 @cache
@@ -31,3 +33,14 @@ def models_in(schema: str) -> Models:
     class Worker(WorkerMixin, Base): ...
 
     return Models(Queue, Message, ArchivedMessage, Worker)
+
+
+@cache
+def tables_in(schema: str) -> Mapping[str, sa.Table]:
+    """Return the tables of `models_in`, by their names.
+
+    Args:
+        schema: The schema's plain name.
+    """
+    found = sa.inspect(models_in(schema).queue).registry.metadata.tables.values()
+    return {table.name: table for table in found}

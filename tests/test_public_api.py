@@ -264,6 +264,7 @@ RANKS = {
     "mixins": 1,
     "models": 1,
     "listeners": 1,
+    "released": 1,
     "statements": 2,
     "migrations": 2,
     "operations": 3,

@@ -31,4 +31,4 @@ def command(connection: sa.Connection, schema: str | None) -> str:
 
 def elsewhere(connection: sa.Connection) -> list[str]:
     """Return the schemas that have a table of queues, by name."""
-    return list(connection.scalars(catalog.schemas_with_queues))
+    return list(connection.scalars(catalog.schemas_with, {"name": "pgqrs_queues"}))

@@ -30,9 +30,8 @@ from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, ops
 from alembic.util import PriorityDispatchResult
 
-from .. import migrations
+from .. import migrations, released
 from ..errors import SchemaVersionError
-from ..operations.catalogue import TABLES
 from . import schemas
 from .ops import UpgradeOp
 
@@ -41,6 +40,7 @@ __all__ = ["compare"]
 _log = logging.getLogger(__name__)
 
 
+_OWNED = released.tables_in("pg_temp")
 _DROPS = (ops.DropColumnOp, ops.DropIndexOp, ops.DropConstraintOp)
 _ADDS = (ops.AddColumnOp, ops.CreateIndexOp, ops.AddConstraintOp)
 _COMMENTS = (ops.CreateTableCommentOp, ops.DropTableCommentOp)
@@ -121,7 +121,7 @@ class _Comparison:
     def keep(self, op: MigrateOperation) -> Iterable[MigrateOperation]:
         """Return what is left of an operation without the part that a step does."""
         table: str | None = getattr(op, "table_name", None)
-        if table is None or table not in TABLES:
+        if table is None or table not in _OWNED:
             return [op]
         place = self._place(getattr(op, "schema", None))
         if place is None:
@@ -145,7 +145,7 @@ class _Comparison:
         if isinstance(op, _COMMENTS) or (place.due and isinstance(op, _DROPS)):
             return False
         there = self._unseen.get((self._key(place.schema), table))
-        return not (_names(TABLES[table]).hold(op) or (there is not None and there.hold(op)))
+        return not (_names(_OWNED[table]).hold(op) or (there is not None and there.hold(op)))
 
     def _additions(self, op: ops.CreateTableOp, place: _Place) -> list[MigrateOperation]:
         """Return the host's own columns and constraints of a table that a step creates."""

@@ -28,10 +28,9 @@ from alembic.autogenerate.render import renderers
 from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.schema import CreateSchema
 
-from .. import migrations
+from .. import migrations, routing
 from ..errors import InvalidArgument, SchemaVersionError
 from ..models import VERSION_COMMENT
-from ..operations.context import commits_by_itself
 from . import schemas
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ def _begun(operations: Operations, move: VersionOp) -> Iterator[str | None]:
             yield move.schema
         return
     connection = operations.get_bind()
-    if commits_by_itself(connection):
+    if routing.commits_by_itself(connection):
         raise InvalidArgument(
             f"op.{move.name} has to run in a transaction, and this connection commits each "
             "statement by itself: call it outside of autocommit_block(), or in a revision of its "

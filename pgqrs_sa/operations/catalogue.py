@@ -25,7 +25,6 @@ from sqlalchemy.orm import Session
 
 from .. import released, routing
 from ..statements import catalog
-from ..statements.parts import tables
 from .context import Context, run
 
 __all__ = ["DIALECT", "TABLES", "Column", "Constraint", "Index", "Table", "expected", "installed"]
@@ -35,7 +34,7 @@ DIALECT = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call
 """How SQL is written that people read."""
 
 
-TABLES: dict[str, sa.Table] = {table.name: table for table in tables(released.models_in("pg_temp"))}
+TABLES = released.tables_in("pg_temp")
 """The released tables by name, in the schema ``pg_temp``."""
 
 _METADATA = TABLES["pgqrs_queues"].metadata

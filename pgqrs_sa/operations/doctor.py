@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from sqlalchemy.orm import Session
 
-from .. import migrations
+from .. import migrations, routing
 from ..errors import InvalidArgument
 from ..findings import Finding, Limits, Severity
 from ..migrations import advice
@@ -135,7 +135,7 @@ def _inexact(visit: Visit) -> tuple[str, str] | None:
     if not visit.facts.temporary:
         grant = f"GRANT TEMPORARY ON DATABASE {database} TO {role}"
         return "this role may not make temporary tables", lines(grant)
-    if getattr(visit.connection.connection.dbapi_connection, "autocommit", False):
+    if routing.commits_by_itself(visit.connection):
         return "the connection is in AUTOCOMMIT", "pgqrs doctor --only drift"
     return None
 

@@ -20,7 +20,7 @@ __all__ = [
     "indexes",
     "prepared_transactions",
     "relations",
-    "schemas_with_queues",
+    "schemas_with",
     "sequences",
     "settings",
     "slots",
@@ -56,12 +56,12 @@ has_history = sa.text(
 ).bindparams(sa.bindparam("schema", type_=sa.Text))
 """Whether Alembic keeps its revisions in the schema, or on the search path. Binds: schema."""
 
-schemas_with_queues = sa.text(
+schemas_with = sa.text(
     "SELECT n.nspname FROM pg_catalog.pg_class AS c"
     " JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
-    " WHERE c.relname = 'pgqrs_queues' AND c.relkind IN ('r', 'p') ORDER BY n.nspname"
-)
-"""The schemas that have a table of queues."""
+    " WHERE c.relname = :name AND c.relkind IN ('r', 'p') ORDER BY n.nspname"
+).bindparams(sa.bindparam("name", type_=sa.Text))
+"""The schemas that have a table of this name. Binds: name."""
 
 columns = _about(
     "SELECT CAST(a.attrelid AS bigint) AS oid, a.attname AS name,"
