@@ -19,6 +19,7 @@
     ├── NonAtomicEnqueue                 the connection is in AUTOCOMMIT
     ├── SplitTransaction                 messages in one database, rows in another: not atomic
     ├── SchemaVersionError               the database's schema is not the one this release needs
+    ├── IncompleteSchema                 some of its tables are missing: the doctor prints their SQL
     ├── HandlerTimeout (TimeoutError)    a handler took longer than it may
     ├── PoolTooSmall                     fewer connections than a consumer needs
     └── ReadOnlyDatabase                 a standby: nothing can be leased there
@@ -29,6 +30,7 @@ connection belongs to whoever owns the transaction. Each class has a stable ``co
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -38,6 +40,7 @@ __all__ = [
     "DelayError",
     "DuplicateMessage",
     "HandlerTimeout",
+    "IncompleteSchema",
     "InvalidArgument",
     "InvalidResult",
     "LeaseLost",
@@ -357,6 +360,26 @@ class SchemaVersionError(PgqrsError):
         )
         self.installed = installed
         self.needed = needed
+
+
+class IncompleteSchema(PgqrsError):
+    """Some of the queue tables are missing beside the others.
+
+    Attributes:
+        schema: Where they are.
+        missing: The names of the tables that are not there.
+    """
+
+    code = "PGQ-031"
+
+    def __init__(self, schema: str, missing: Sequence[str]) -> None:
+        super().__init__(
+            f"schema {schema!r} has queue tables, but not {', '.join(missing)}: run "
+            f"`pgqrs --schema {shlex.quote(schema)} doctor`, which prints the SQL to create "
+            f"{'it' if len(missing) == 1 else 'them'}"
+        )
+        self.schema = schema
+        self.missing = tuple(missing)
 
 
 class HandlerTimeout(PgqrsError, TimeoutError):

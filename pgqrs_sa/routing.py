@@ -27,6 +27,7 @@ __all__ = [
     "ALLOW_SPLIT",
     "TOUCHED",
     "bind_of",
+    "commits_by_itself",
     "connect",
     "ended",
     "identity_token",
@@ -181,3 +182,8 @@ def refuse_foreign_tables(session: Session, mapper: Mapper[Any], query: Any) -> 
                 f"the query reads {read}, and this session has another bind for it than for "
                 f"{mapper.local_table}: read the rows first, and pass them to enqueue_many()"
             )
+
+
+def commits_by_itself(connection: Connection) -> bool:
+    """Return whether a connection commits each statement by itself."""
+    return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))

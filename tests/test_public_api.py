@@ -266,6 +266,7 @@ RANKS = {
     "mixins": 1,
     "models": 1,
     "listeners": 1,
+    "released": 1,
     "statements": 2,
     "migrations": 2,
     "operations": 3,
@@ -586,3 +587,32 @@ def test_no_value_becomes_part_of_the_sql(name):
 def test_the_modules_of_the_services_are_the_ones_that_are_public():
     assert aio.AsyncQueueService is AsyncQueueService
     assert service.QueueService is QueueService
+
+
+# ---------------------------------------------------------------------------------- error codes
+
+
+def error_classes() -> list[type[errors.PgqrsError]]:
+    for name in TREES:
+        if name.startswith(("pgqrs", "migrations", "errors")):
+            import_module(f"pgqrs_sa.{name}")
+    found: list[type[errors.PgqrsError]] = []
+    waiting = [errors.PgqrsError]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += found[-1].__subclasses__()
+    return [one for one in found if one.__module__.startswith("pgqrs_sa")]
+
+
+def test_no_two_errors_share_a_code():
+    """A subclass of one error may go by its code, as the names of pgqrs do."""
+    owners: dict[str, type] = {}
+    for one in sorted(error_classes(), key=lambda kind: len(kind.__mro__)):
+        assert issubclass(one, owners.setdefault(one.code, one)), (one, owners[one.code])
+
+
+def test_every_code_is_documented():
+    page = (PACKAGE.parent / "docs/errors.md").read_text()
+    listed = dict(re.findall(r"^\| `(PGQ-\d{3})` \| `(\w+)`", page, re.MULTILINE))
+    codes = {one.code: one.__name__ for one in error_classes() if "code" in vars(one)}
+    assert listed == codes

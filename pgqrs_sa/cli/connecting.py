@@ -32,13 +32,15 @@ def engine(settings: Settings) -> sa.Engine:
 
 
 def _connect_args(url: sa.URL, settings: Settings) -> dict[str, Any]:
-    if not url.drivername.startswith("postgresql+psycopg"):
+    driver = url.get_driver_name()
+    if driver not in {"psycopg", "psycopg2"}:
         return {}
     # libpq takes whole seconds, and treats 1 as 2.
     timeout = max(2, math.ceil(settings.connection_timeout_seconds))
     wanted: dict[str, Any] = {"connect_timeout": timeout, "application_name": "pgqrs"}
-    # A command that repeats itself would prepare its statements, which PgBouncer loses.
-    wanted["prepare_threshold"] = None
+    if driver == "psycopg":
+        # A command that repeats itself would prepare its statements, which PgBouncer loses.
+        wanted["prepare_threshold"] = None
     return {name: value for name, value in wanted.items() if name not in url.query}
 
 

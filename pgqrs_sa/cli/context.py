@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..errors import InvalidArgument
-from . import output
+from . import output, unreachable
 from .failures import CANNOT_CONNECT, Failed, scrub
 from .logs import Log
 
@@ -106,13 +106,12 @@ class App:
         """Yield a session and its service; commit at the end, or roll back on any error."""
         from sqlalchemy.orm import Session  # noqa: PLC0415
 
-        from .. import migrations  # noqa: PLC0415
         from ..service import QueueService  # noqa: PLC0415
 
         with Session(self.engine) as session, session.begin():
             connection = self._connected(session.connection)
             if not self._checked:
-                migrations.check(connection, self.settings.schema)
+                self._check(connection)
                 self._checked = True
             yield Work(session, QueueService(session))
 
@@ -122,6 +121,22 @@ class App:
         with self._connected(self.engine.connect) as connection, connection.begin():
             yield connection.execution_options(schema_translate_map=None)
 
+    def _check(self, connection: sa.Connection) -> None:
+        from .. import migrations  # noqa: PLC0415
+        from ..errors import SchemaVersionError  # noqa: PLC0415
+        from ..migrations import advice  # noqa: PLC0415
+
+        schema = self.settings.schema
+        try:
+            migrations.check(connection, schema)
+        except SchemaVersionError as error:
+            where, _, hint = str(error).partition(": ")
+            if hint.startswith("run `alembic"):  # what an application does; here more is known
+                hint = advice.command(connection, schema)
+                if places := advice.elsewhere(connection):
+                    hint = f"--schema {' or '.join(places)} has tables; to make these: {hint}"
+            raise Failed(where, hint=hint) from error
+
     def _connected(self, connect: Callable[[], sa.Connection]) -> sa.Connection:
         from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
 
@@ -130,7 +145,7 @@ class App:
         except DBAPIError as error:
             raise Failed(
                 f"cannot connect to {self.target}: {error.orig}",
-                hint="check --dsn or PGQRS_DSN, and that the server runs",
+                hint=unreachable.hint(str(error.orig)),
                 code=CANNOT_CONNECT,
             ) from error
 

@@ -56,6 +56,9 @@ CANNOT_CONNECT = 4
 REFUSED = 5
 INTERRUPTED = 130
 
+_DRIVERS = {"psycopg2": "psycopg2-binary", "pg8000": "pg8000", "psycopg2cffi": "psycopg2cffi"}
+"""Drivers that no extra of ours has, and the packages that do."""
+
 _HINTS = {
     "2BP01": "what depends on the tables has to go first: a host's foreign keys, its views",
     "42501": "pgqrs schema grants prints the rights that are needed",
@@ -171,7 +174,10 @@ def _refused_by_state(error: PgqrsError) -> Failed:
 
 
 def _missing(error: ImportError) -> Failed:
-    hint = missing_extra(error) or "pip install 'pgqrs-sa[cli,psycopg,alembic]'"
+    hint = missing_extra(error)
+    if hint is None and error.name in _DRIVERS:
+        hint = f"pip install {_DRIVERS[error.name]}, or name +psycopg in the DSN, or no driver"
+    hint = hint or "pip install 'pgqrs-sa[cli,psycopg,alembic]'"
     return Failed(str(error), hint=hint, code=USAGE)
 
 
@@ -179,7 +185,7 @@ def _of_the_database(error: BaseException) -> Failed:
     from sqlalchemy import exc  # noqa: PLC0415 - only now; what raised it has imported it
 
     if isinstance(error, exc.NoSuchModuleError):
-        return Failed(str(error), hint="name a driver that exists, or none", code=USAGE)
+        return Failed(str(error), hint="name +psycopg in the DSN, or no driver", code=USAGE)
     if isinstance(error, exc.DBAPIError):
         # Not str(error), which adds the statement, its parameters and a link.
         said = getattr(error.orig, "diag", None)

@@ -122,26 +122,24 @@ def _checks(app: App) -> Iterator[dict[str, Any]]:
         except SchemaVersionError as error:
             yield _check("version", str(error))
             return
-        yield _check("version")
-        yield from _tables(connection, app.settings.schema)
+    yield _check("version")
     with app.begin() as work:
+        yield from _tables(work, app.settings.schema)
         yield from _orphans(work)
 
 
-def _tables(connection: sa.Connection, schema: str | None) -> Iterator[dict[str, Any]]:
-    import sqlalchemy as sa  # noqa: PLC0415
+def _tables(work: Work, schema: str | None) -> Iterator[dict[str, Any]]:
+    from ..operations.catalogue import TABLES, installed  # noqa: PLC0415
+    from ..operations.context import Context  # noqa: PLC0415
 
-    from ..models import metadata  # noqa: PLC0415
-
-    inspector = sa.inspect(connection)
-    present = set(inspector.get_table_names(schema))
-    for table in metadata.sorted_tables:
-        if table.name not in present:
-            yield _check(table.name, "the table is missing")
+    context = Context.of(None, None, None, allow_autocommit=True)
+    there = installed(work.session, context, schema)
+    for name, table in TABLES.items():
+        if name not in there:
+            yield _check(name, "the table is missing")
             continue
-        found = {one["name"] for one in inspector.get_columns(table.name, schema)}
-        missing = [column.name for column in table.c if column.name not in found]
-        yield _check(table.name, f"without {', '.join(missing)}" if missing else None)
+        missing = [column.name for column in table.c if column.name not in there[name].columns]
+        yield _check(name, f"without {', '.join(missing)}" if missing else None)
 
 
 def _orphans(work: Work) -> Iterator[dict[str, Any]]:

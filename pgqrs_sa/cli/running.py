@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import unreachable
 from .app import App, Command, pass_app
 from .failures import CANNOT_CONNECT, PROBLEMS, Failed, failure
 from .output import Column, Row, span
@@ -161,7 +162,7 @@ def _reaching() -> Iterator[None]:
         if not (sqlstate(error) or "08").startswith(_NO_CONNECTION):
             raise
         said = getattr(error, "orig", None) or error
-        hint = "check where the consumer's engine connects to, and that the server runs"
+        hint = unreachable.hint(str(said), "check where the consumer's engine connects to")
         raise Failed(f"cannot connect: {said}", hint=hint, code=CANNOT_CONNECT) from error
 
 

@@ -44,11 +44,6 @@ class Handler:
         function = self.call.function
         return str(getattr(function, "__qualname__", type(function).__qualname__))
 
-    @property
-    def capacity(self) -> int:
-        """How many messages it may have in hand, working or waiting."""
-        return self.concurrency * self.batch + self.prefetch
-
 
 @dataclass(frozen=True, slots=True)
 class Unit:

@@ -34,8 +34,10 @@ not in ``target_metadata``         ``pgqrs_schemas=[None, "jobs"]`` names the sc
                                    default one
 =================================  ==============================================================
 
-``schema=None`` is wherever the connection's ``search_path`` points, and needs no right to create
-schemas. A named schema is created when it is missing, and never dropped: others may use it.
+``schema=None`` is the connection's ``current_schema()``, the first schema of the ``search_path``
+that exists, and needs no right to create schemas. A named schema is created when it is missing, and
+never dropped: others may use it. With a ``search_path`` of several schemas, as for tenants, set
+``version_table_schema``, too: Alembic looks for its own table along the whole path.
 
 Without the plugin, plain autogenerate and ``metadata.create_all()`` make the same tables, with
 the same version stamp (SQLAlchemy 2.0 cannot autogenerate the autovacuum settings of a table).
@@ -48,21 +50,25 @@ has done so: `current_version` and `check` work without it.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from ..errors import SchemaVersionError
 from ..models import VERSION_COMMENT, Models
-from . import v0001
+from . import schemas, v0001
 
 if TYPE_CHECKING:
     from alembic.operations import Operations
 
 __all__ = ["LATEST", "LOCK_KEY", "OLDEST", "STEPS", "Step", "check", "current_version", "lock"]
+
+_log = logging.getLogger(__name__)
 
 
 class Step(Protocol):
@@ -88,18 +94,19 @@ LOCK_KEY = int.from_bytes(b"pgqrs_sa", "big")
 """The key of the advisory lock that migrations take, as ``pg_locks`` shows it in two halves."""
 
 _LOCK = sa.text(f"SELECT pg_advisory_xact_lock({LOCK_KEY})")
+_TRY_LOCK = sa.text(f"SELECT pg_try_advisory_xact_lock({LOCK_KEY})")
+_HOLDERS = sa.text(
+    "SELECT format('pid %s', pid) FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted"
+    " AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())"
+    " AND (CAST(classid AS bigint) << 32) + CAST(objid AS bigint) = :key AND objsubid = 1"
+    " ORDER BY pid"
+).bindparams(sa.bindparam("key", LOCK_KEY, sa.BigInteger))
 
 _STAMP = sa.text(
-    "SELECT found.id IS NOT NULL, obj_description(found.id, 'pg_class') FROM (SELECT CAST("
-    "to_regclass(coalesce(quote_ident(:schema) || '.', '') || 'pgqrs_queues') AS oid) AS id)"
-    " AS found"
+    "SELECT n.nspname AS schema, obj_description(c.oid, 'pg_class') AS comment"
+    " FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
+    " WHERE c.oid = to_regclass(coalesce(quote_ident(:schema) || '.', '') || 'pgqrs_queues')"
 ).bindparams(sa.bindparam("schema", type_=sa.Text))
-
-UNSTAMPED = (
-    "the table pgqrs_queues is there without its version, which is kept in its comment and lost "
-    f"by pg_dump --no-comments: COMMENT ON TABLE pgqrs_queues IS '{VERSION_COMMENT}<version>'"
-)
-"""What to do about tables whose version nobody knows."""
 
 TOO_NEW = "a newer release made it: pip install --upgrade pgqrs-sa"
 """What to do about a version that this release does not know."""
@@ -118,31 +125,72 @@ def lock(connection: _Executes) -> None:
 
     The lock belongs to a transaction. With ``transaction_per_migration=True``, or once a revision
     leaves the transaction by ``autocommit_block()``, it covers the first part only: let a single
-    process migrate then. The isolation level has to be PostgreSQL's default, READ COMMITTED: under
-    the stricter ones, who waited still sees the database as it was before.
+    process migrate then. The operations refuse to run in such a block. The isolation level has to
+    be PostgreSQL's default, READ COMMITTED: under the stricter ones, who waited still sees the
+    database as it was before. A process that has to wait logs a warning first.
 
     Args:
         connection: A `sqlalchemy.Connection`, or ``alembic.context``, which also writes the
             statement to an offline (``--sql``) script.
     """
-    connection.execute(_LOCK)
+    online = _online(connection)
+    if online is None:
+        connection.execute(_LOCK)
+    elif not online.scalar(_TRY_LOCK):
+        holders = online.scalars(_HOLDERS).all()
+        _log.warning("waiting for another migration to end: %s", ", ".join(holders) or "it is over")
+        online.execute(_LOCK)
 
 
-def read_stamp(connection: sa.Connection, schema: str | None = None) -> tuple[bool, int | None]:
-    """Return whether ``pgqrs_queues`` is there, and the version in its comment."""
-    found, comment = connection.execute(_STAMP, {"schema": schema}).one()
-    digits = (comment or "").partition(VERSION_COMMENT)[2]
-    return found, int(digits) if digits.isdecimal() else None
+def _online(connection: _Executes) -> sa.Connection | None:
+    """Return the connection itself; None where SQL is only written down."""
+    if isinstance(connection, sa.Connection):
+        return connection
+    get_context = getattr(connection, "get_context", None)  # of alembic.context, and of op
+    context = connection if get_context is None else get_context()
+    found = None if getattr(context, "as_sql", True) else getattr(context, "connection", None)
+    return found if isinstance(found, sa.Connection) else None
+
+
+class Stamp(NamedTuple):
+    """What the comment of a table ``pgqrs_queues`` says.
+
+    Attributes:
+        schema: Where the table is; None when there is none.
+        version: The version in its comment; None when that has none.
+    """
+
+    schema: str | None
+    version: int | None
+
+
+def read_stamp(connection: sa.Connection, schema: str | None = None) -> Stamp:
+    """Return the version of the tables in a schema, or of those that a statement finds.
+
+    Args:
+        connection: A connection.
+        schema: The schema's plain name, or None to look along the ``search_path``. What changes
+            the tables asks `schemas.target` for the schema first.
+    """
+    row = connection.execute(_STAMP, {"schema": schema}).one_or_none()
+    if row is None:
+        return Stamp(None, None)
+    digits = (row.comment or "").partition(VERSION_COMMENT)[2]
+    return Stamp(row.schema, int(digits) if digits.isdecimal() else None)
 
 
 def current_version(connection: sa.Connection, schema: str | None = None) -> int | None:
     """Return the version that the database has, or None when it has none.
 
+    It is the version that a migration would find: with several schemas on the ``search_path``,
+    an application without tables in the first one works on those of another. `check` is about them.
+
     Args:
         connection: A connection; from asyncio, ``await connection.run_sync(current_version)``.
-        schema: The schema's plain name, or None to follow the ``search_path``.
+        schema: The schema's plain name, or None for ``current_schema()``.
     """
-    return read_stamp(connection, schema)[1]
+    place = schemas.target(connection, schema)
+    return None if place is None else read_stamp(connection, place).version
 
 
 def check(
@@ -152,7 +200,8 @@ def check(
 
     Args:
         bind: A session or a connection; from asyncio, ``await session.run_sync(check)``.
-        schema: The schema's plain name; by default that of the models.
+        schema: The schema's plain name; by default that of the models. If that is the default
+            one, the tables are looked up along the ``search_path``, as statements find them.
         models: The host's own classes, if it has any.
 
     Raises:
@@ -165,19 +214,31 @@ def check(
     if schema is None:
         # Where the connection sees the table: a schema_translate_map may move it.
         schema = bind.schema_for_object(sa.inspect(queue).local_table)
-    found, installed = read_stamp(bind, schema)
-    if installed is None or not OLDEST <= installed <= LATEST:
-        raise SchemaVersionError(installed, LATEST, schema, _hint(installed, found=found))
+    stamp = read_stamp(bind, schema)
+    if stamp.version is None or not OLDEST <= stamp.version <= LATEST:
+        place = stamp.schema or schema
+        raise SchemaVersionError(stamp.version, LATEST, place, _hint(stamp))
 
 
-def _hint(installed: int | None, *, found: bool) -> str:
-    if installed is not None and installed > LATEST:
+def _hint(stamp: Stamp) -> str:
+    if stamp.version is not None and stamp.version > LATEST:
         return TOO_NEW
-    if found and installed is None:
-        return UNSTAMPED
+    if stamp.version is None and stamp.schema is not None:
+        return unstamped(stamp.schema)
     return (
         "run `alembic upgrade head`, and before that `alembic revision --autogenerate` if no "
         f"revision calls op.pgqrs_upgrade(to_version={LATEST}) yet"
+    )
+
+
+def unstamped(schema: str) -> str:
+    """Return what to do about tables in a schema whose version nobody knows."""
+    # A driver's style would double the percent signs of the name.
+    dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+    table = f"{dialect.identifier_preparer.quote(schema)}.pgqrs_queues"
+    return (
+        f"the table {table} is there without its version, which is kept in its comment and lost "
+        f"by pg_dump --no-comments: COMMENT ON TABLE {table} IS '{VERSION_COMMENT}<version>'"
     )
 
 

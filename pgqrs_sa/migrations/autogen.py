@@ -7,7 +7,8 @@ It runs after Alembic's own comparisons, and changes what they found:
 2. Operations on what the library owns are taken out: a step knows better how to change it. What
    is owned is read from a pristine copy of the models, so a host's further columns, indexes and
    constraints are told apart, and stay as ordinary operations, in the place that Alembic's order
-   of tables gives them.
+   of tables gives them. What was renamed by hand looks like an addition of a host's under the
+   other name: where its removal is proposed, its creation under the name of ours is proposed, too.
 3. The version stamp in the database decides whether a call is due. It goes first, because a
    host's tables may have foreign keys to ours; Alembic reverses it to the last of the downgrade.
 
@@ -22,16 +23,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, ops
 from alembic.util import PriorityDispatchResult
-from sqlalchemy.orm import DeclarativeBase
 
-from .. import migrations
+from .. import migrations, released
 from ..errors import SchemaVersionError
-from ..models import ArchivedMessageMixin, MessageMixin, QueueMixin, WorkerMixin
+from . import schemas
 from .ops import UpgradeOp
 
 __all__ = ["compare"]
@@ -39,24 +40,9 @@ __all__ = ["compare"]
 _log = logging.getLogger(__name__)
 
 
-class _Pristine(DeclarativeBase):
-    """The tables as released: the ready-made ones may have had a host's index attached."""
-
-
-class _Queue(QueueMixin, _Pristine): ...
-
-
-class _Message(MessageMixin, _Pristine): ...
-
-
-class _ArchivedMessage(ArchivedMessageMixin, _Pristine): ...
-
-
-class _Worker(WorkerMixin, _Pristine): ...
-
-
-_OWNED = _Pristine.metadata.tables
+_OWNED = released.tables_in("pg_temp")
 _DROPS = (ops.DropColumnOp, ops.DropIndexOp, ops.DropConstraintOp)
+_ADDS = (ops.AddColumnOp, ops.CreateIndexOp, ops.AddConstraintOp)
 _COMMENTS = (ops.CreateTableCommentOp, ops.DropTableCommentOp)
 
 
@@ -146,7 +132,13 @@ class _Comparison:
             return []
         if not isinstance(op, ops.ModifyTableOps):
             return [op] if self._is_hosts(op, table, place) else []
-        op.ops[:] = [inner for inner in op.ops if self._is_hosts(inner, table, place)]
+        kept = [inner for inner in op.ops if self._is_hosts(inner, table, place)]
+        renamed = {_shape(inner) for inner in kept if isinstance(inner, _DROPS)}
+        op.ops[:] = [
+            inner
+            for inner in op.ops
+            if inner in kept or (isinstance(inner, _ADDS) and _shape(inner) in renamed)
+        ]
         return [] if op.is_empty() else [op]
 
     def _is_hosts(self, op: MigrateOperation, table: str, place: _Place) -> bool:
@@ -201,13 +193,17 @@ class _Comparison:
 
     def _look_up(self, key: str | None) -> _Place | None:
         schema, declared = self._wanted.get(key, (key, False))
-        found, installed = migrations.read_stamp(self._connection, schema)
+        target = schemas.target(self._connection, schema)
+        found, installed = migrations.read_stamp(self._connection, target or "")
         if key not in self._wanted and installed is None:
             return None
-        if found and installed is None:
-            raise SchemaVersionError(None, migrations.LATEST, schema, migrations.UNSTAMPED)
+        if found is not None and installed is None:
+            unstamped = migrations.unstamped(found)
+            raise SchemaVersionError(None, migrations.LATEST, found, unstamped)
         if installed is not None and installed > migrations.LATEST:
-            raise SchemaVersionError(installed, migrations.LATEST, schema, migrations.TOO_NEW)
+            raise SchemaVersionError(installed, migrations.LATEST, found, migrations.TOO_NEW)
+        if target is not None and installed in {None, migrations.LATEST}:
+            schemas.refuse_incomplete(self._connection, target)
         return _Place(schema, declared, installed or 0)
 
 
@@ -229,6 +225,23 @@ def _names(table: sa.Table) -> _Names:
         frozenset(column.name for column in table.columns),
         frozenset(str(name) for name in names if name is not None),
     )
+
+
+def _shape(op: MigrateOperation) -> tuple[str, ...]:
+    """Return what stays when something is renamed: what it is, and its columns or its type."""
+    made = op.reverse() if isinstance(op, _DROPS) else op
+    if isinstance(made, ops.AddColumnOp):
+        return ("column", str(made.column.type))
+    if isinstance(made, ops.CreateIndexOp):
+        return ("index", str(bool(made.unique)), *(_column_name(item) for item in made.columns))
+    if isinstance(made, ops.AddConstraintOp):
+        constraint = made.to_constraint()
+        return (type(constraint).__name__, *(c.name for c in getattr(constraint, "columns", ())))
+    return (type(made).__name__,)
+
+
+def _column_name(item: Any) -> str:
+    return str(getattr(item, "name", item))
 
 
 def _label(constraint: sa.Constraint) -> str:

@@ -15,12 +15,13 @@ from alembic.runtime.migration import MigrationContext
 
 from .. import migrations
 from ..errors import PgqrsError, SchemaVersionError
+from . import schemas
 from .ops import DowngradeOp, UpgradeOp
 
 __all__ = ["HostHistory", "install", "owner", "uninstall"]
 
 _OWNER = sa.text(
-    "SELECT to_regclass(coalesce(quote_ident(:schema) || '.', '') || 'alembic_version')::text"
+    "SELECT CAST(to_regclass(quote_ident(:schema) || '.alembic_version') AS text)"
 ).bindparams(sa.bindparam("schema", type_=sa.Text))
 
 
@@ -31,7 +32,7 @@ class HostHistory(PgqrsError):
         table: The host's table of revisions.
     """
 
-    code = "PGQ-015"
+    code = "PGQ-032"
 
     def __init__(self, table: str, advice: str) -> None:
         super().__init__(
@@ -45,10 +46,10 @@ def owner(connection: sa.Connection, schema: str | None = None) -> str | None:
 
     Args:
         connection: A connection; from asyncio, ``await connection.run_sync(owner)``.
-        schema: The schema's plain name, or None to follow the ``search_path``.
+        schema: The schema's plain name, or None for ``current_schema()``.
     """
-    found: str | None = connection.scalar(_OWNER, {"schema": schema})
-    return found
+    place = schemas.target(connection, schema)
+    return None if place is None else connection.scalar(_OWNER, {"schema": place})
 
 
 def install(connection: sa.Connection, schema: str | None = None) -> int:
@@ -58,7 +59,8 @@ def install(connection: sa.Connection, schema: str | None = None) -> int:
 
     Args:
         connection: A connection; from asyncio, ``await connection.run_sync(install)``.
-        schema: The schema's plain name, created if it is missing; None for the default one.
+        schema: The schema's plain name, created if it is missing; None for
+            ``current_schema()``.
 
     Returns:
         The version before; 0 when there were no tables.
@@ -77,8 +79,6 @@ def install(connection: sa.Connection, schema: str | None = None) -> int:
 def plan(connection: sa.Connection, schema: str | None = None) -> int:
     """Return the version that `install` would begin with, or raise for why it would refuse."""
     before = _installed(connection, schema)
-    if before > migrations.LATEST:
-        raise SchemaVersionError(before, migrations.LATEST, schema, migrations.TOO_NEW)
     if before < migrations.LATEST and (table := owner(connection, schema)):
         raise HostHistory(table, "run `alembic upgrade head` there, or install into another schema")
     return before
@@ -89,7 +89,7 @@ def uninstall(connection: sa.Connection, schema: str | None = None) -> int:
 
     Args:
         connection: A connection; from asyncio, ``await connection.run_sync(uninstall)``.
-        schema: The schema's plain name, which itself stays; None for the default one.
+        schema: The schema's plain name, which itself stays; None for ``current_schema()``.
 
     Returns:
         The version before; 0 when there were no tables.
@@ -100,8 +100,6 @@ def uninstall(connection: sa.Connection, schema: str | None = None) -> int:
     """
     migrations.lock(connection)
     before = _installed(connection, schema)
-    if before > migrations.LATEST:
-        raise SchemaVersionError(before, migrations.LATEST, schema, migrations.TOO_NEW)
     if before:
         if table := owner(connection, schema):
             raise HostHistory(table, "downgrade the revision that calls op.pgqrs_upgrade")
@@ -110,10 +108,15 @@ def uninstall(connection: sa.Connection, schema: str | None = None) -> int:
 
 
 def _installed(connection: sa.Connection, schema: str | None) -> int:
-    found, version = migrations.read_stamp(connection, schema)
-    if found and version is None:
-        raise SchemaVersionError(None, migrations.LATEST, schema, migrations.UNSTAMPED)
-    return version or 0
+    place = schemas.target(connection, schema)
+    if place is None:
+        return 0
+    stamp = migrations.read_stamp(connection, place)
+    if stamp.schema is not None and stamp.version is None:
+        raise SchemaVersionError(None, migrations.LATEST, place, migrations.unstamped(place))
+    if stamp.version is not None and stamp.version > migrations.LATEST:
+        raise SchemaVersionError(stamp.version, migrations.LATEST, place, migrations.TOO_NEW)
+    return stamp.version or 0
 
 
 def _operations(connection: sa.Connection) -> Operations:

@@ -5,8 +5,13 @@ versions, ``op.pgqrs_downgrade(from_version=1, to_version=0, schema=None)`` thei
 versions are in the call so that a revision does the same whatever release runs it, and so that an
 offline script (``--sql``) needs no database to be complete.
 
-Each starts with the migration lock. Online it then compares ``from_version`` with the stamp in
-the database, before anything is changed. The steps are followed by the new stamp.
+Each starts with the migration lock. Online it then finds out which schema is meant (see `schemas`)
+and compares ``from_version`` with the stamp there, before anything is changed. The steps name that
+schema in all that they do, and are followed by the new stamp. An offline script does not know the
+schema, and leaves only that one on the search path meanwhile.
+
+Both need a transaction, so that an interruption leaves all of a step or nothing: in an
+``autocommit_block()`` they are refused.
 
 This module is imported while Alembic is half imported (see `pgqrs_sa.alembic_plugin`): it may use
 ``alembic.operations`` and ``alembic.autogenerate.render``, which are complete by then, no more.
@@ -15,6 +20,7 @@ This module is imported while Alembic is half imported (see `pgqrs_sa.alembic_pl
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
@@ -22,9 +28,10 @@ from alembic.autogenerate.render import renderers
 from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.schema import CreateSchema
 
-from .. import migrations
+from .. import migrations, routing
 from ..errors import InvalidArgument, SchemaVersionError
 from ..models import VERSION_COMMENT
+from . import schemas
 
 if TYPE_CHECKING:
     from alembic.autogenerate.api import AutogenContext
@@ -41,7 +48,7 @@ class VersionOp(MigrateOperation):
         name: What the operation is called in a revision.
         from_version: The version to start from; 0 when there are no tables.
         to_version: The version to end with.
-        schema: Where the tables are; None follows the ``search_path``.
+        schema: Where the tables are; None is ``current_schema()``.
     """
 
     name: ClassVar[str]
@@ -103,22 +110,22 @@ class DowngradeOp(VersionOp):
 @Operations.implementation_for(UpgradeOp)
 def _upgrade(operations: Operations, move: UpgradeOp) -> None:
     _check_range(move, move.from_version, move.to_version)
-    _begin(operations, move)
-    if move.schema is not None and move.from_version == 0:
-        _ensure_schema(operations, move.schema)
-    for version in range(move.from_version + 1, move.to_version + 1):
-        migrations.STEPS[version].upgrade(operations, move.schema)
-    _stamp(operations, move)
+    with _begun(operations, move) as schema:
+        if schema is not None and move.from_version == 0:
+            _ensure_schema(operations, schema)
+        for version in range(move.from_version + 1, move.to_version + 1):
+            migrations.STEPS[version].upgrade(operations, schema)
+        _stamp(operations, move, schema)
 
 
 @Operations.implementation_for(DowngradeOp)
 def _downgrade(operations: Operations, move: DowngradeOp) -> None:
     _check_range(move, move.to_version, move.from_version)
-    _begin(operations, move)
-    for version in range(move.from_version, move.to_version, -1):
-        migrations.STEPS[version].downgrade(operations, move.schema)
-    if move.to_version > 0:
-        _stamp(operations, move)
+    with _begun(operations, move) as schema:
+        for version in range(move.from_version, move.to_version, -1):
+            migrations.STEPS[version].downgrade(operations, schema)
+        if move.to_version > 0:
+            _stamp(operations, move, schema)
 
 
 def _check_range(move: VersionOp, low: int, high: int) -> None:
@@ -137,22 +144,67 @@ def _check_range(move: VersionOp, low: int, high: int) -> None:
         )
 
 
-def _mismatch(installed: int | None, move: VersionOp, hint: str) -> SchemaVersionError:
-    return SchemaVersionError(
-        installed, move.from_version, move.schema, hint, subject=f"op.{move.name}"
-    )
-
-
-def _begin(operations: Operations, move: VersionOp) -> None:
-    migrations.lock(operations)
+@contextmanager
+def _begun(operations: Operations, move: VersionOp) -> Iterator[str | None]:
+    """Take the lock, refuse what does not fit, and yield the schema that the steps name."""
+    changes_existing = move.from_version > 0
     if operations.get_context().as_sql:
+        with _offline(operations, move.schema, changes_existing=changes_existing):
+            yield move.schema
         return
-    found, installed = migrations.read_stamp(operations.get_bind(), move.schema)
-    if found and installed is None:
-        raise _mismatch(None, move, migrations.UNSTAMPED)
+    connection = operations.get_bind()
+    if routing.commits_by_itself(connection):
+        raise InvalidArgument(
+            f"op.{move.name} has to run in a transaction, and this connection commits each "
+            "statement by itself: call it outside of autocommit_block(), or in a revision of its "
+            "own, and migrate without isolation_level='AUTOCOMMIT'"
+        )
+    migrations.lock(connection)
+    schema = schemas.require(connection, move.schema, changes_existing=changes_existing)
+    _check_installed(connection, move, schema)
+    with _untranslated(connection):
+        yield schema
+
+
+@contextmanager
+def _offline(
+    operations: Operations, schema: str | None, *, changes_existing: bool
+) -> Iterator[None]:
+    migrations.lock(operations)
+    # This fails outside of a transaction, where the lock would not last.
+    operations.execute("SAVEPOINT pgqrs_sa")
+    if schema is None:
+        operations.execute(schemas.KEEP_PATH)
+        operations.execute(schemas.NARROW_PATH[changes_existing])
+    yield
+    if schema is None:
+        operations.execute(schemas.RESTORE_PATH)
+    operations.execute("RELEASE SAVEPOINT pgqrs_sa")
+
+
+@contextmanager
+def _untranslated(connection: sa.Connection) -> Iterator[None]:
+    """Take names as they are: the ``schema_translate_map`` was applied already."""
+    mapped = connection.get_execution_options().get("schema_translate_map")
+    connection.execution_options(schema_translate_map=None)
+    try:
+        yield
+    finally:
+        connection.execution_options(schema_translate_map=mapped)
+
+
+def _check_installed(connection: sa.Connection, move: VersionOp, schema: str) -> None:
+    found, installed = migrations.read_stamp(connection, schema)
+    if found is not None and installed is None:
+        raise _mismatch(None, move, schema, migrations.unstamped(schema))
     if (installed or 0) != move.from_version:
-        hint = " ".join(_advice(move, installed or 0))
-        raise _mismatch(installed, move, hint)
+        raise _mismatch(installed, move, schema, " ".join(_advice(move, installed or 0)))
+    if found is None:
+        schemas.refuse_incomplete(connection, schema)
+
+
+def _mismatch(installed: int | None, move: VersionOp, schema: str, hint: str) -> SchemaVersionError:
+    return SchemaVersionError(installed, move.from_version, schema, hint, subject=f"op.{move.name}")
 
 
 def _advice(move: VersionOp, installed: int) -> Iterator[str]:
@@ -160,7 +212,8 @@ def _advice(move: VersionOp, installed: int) -> Iterator[str]:
     if isinstance(move, UpgradeOp) and installed >= move.to_version:
         yield (
             "If metadata.create_all() made the tables, or another history did, tell Alembic that "
-            "it is done: `alembic stamp <this revision>`"
+            "it is done: `alembic stamp <this revision>`. If an earlier run of this revision was "
+            "interrupted after this call, leave the call out for one run"
         )
     elif isinstance(move, DowngradeOp) and installed <= move.to_version:
         yield "It is done already: `alembic stamp <the revision before this one>`"
@@ -179,9 +232,9 @@ def _ensure_schema(operations: Operations, schema: str) -> None:
         operations.execute(CreateSchema(schema))
 
 
-def _stamp(operations: Operations, move: VersionOp) -> None:
+def _stamp(operations: Operations, move: VersionOp, schema: str | None) -> None:
     operations.create_table_comment(
-        "pgqrs_queues", f"{VERSION_COMMENT}{move.to_version}", schema=move.schema
+        "pgqrs_queues", f"{VERSION_COMMENT}{move.to_version}", schema=schema
     )
 
 

@@ -15,7 +15,7 @@ from .. import arguments, routing
 from ..errors import DuplicateMessage, InvalidArgument, MessageNotFound
 from ..statements import archive as statements
 from ..types import Receipt
-from .context import Context, commits_by_itself, forget, forget_all, run
+from .context import Context, forget, forget_all, run
 from .queues import get as get_queue
 from .wakeup import announce
 
@@ -69,7 +69,7 @@ def _moved(session: Session, context: Context, values: Mapping[str, Any]) -> Seq
     for it, and fails if it commits.
     """
     connection = routing.connect(session, {"mapper": context.mapper})
-    alone = commits_by_itself(connection)
+    alone = routing.commits_by_itself(connection)
     for tried in range(1, _TRIES + 1):
         try:
             with nullcontext() if alone else connection.begin_nested():

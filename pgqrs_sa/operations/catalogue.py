@@ -21,10 +21,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import Session
 
-from .. import routing
-from ..models import ArchivedMessageMixin, MessageMixin, QueueMixin, WorkerMixin
+from .. import released, routing
 from ..statements import catalog
 from .context import Context, run
 
@@ -35,26 +34,10 @@ DIALECT = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call
 """How SQL is written that people read."""
 
 
-class _Pristine(DeclarativeBase):
-    """The tables as released, without what a host has added to its own."""
-
-    __pgqrs_schema__ = "pg_temp"
-
-
-class _Queue(QueueMixin, _Pristine): ...
-
-
-class _Message(MessageMixin, _Pristine): ...
-
-
-class _Archived(ArchivedMessageMixin, _Pristine): ...
-
-
-class _Worker(WorkerMixin, _Pristine): ...
-
-
-TABLES: dict[str, sa.Table] = {table.name: table for table in _Pristine.metadata.tables.values()}
+TABLES = released.tables_in("pg_temp")
 """The released tables by name, in the schema ``pg_temp``."""
+
+_METADATA = TABLES["pgqrs_queues"].metadata
 
 _KINDS: dict[type[sa.Constraint], str] = {
     sa.PrimaryKeyConstraint: "p",
@@ -107,8 +90,16 @@ class Table:
 
 
 def installed(session: Session, context: Context, schema: str | None) -> dict[str, Table]:
-    """Return those of the four tables that the database has."""
-    return _read(session, context, schema)
+    """Return those of the four tables that the database has.
+
+    Without a schema they are looked up along the ``search_path``, as statements find them. If that
+    leads to several schemas, only what is in the first of these is returned.
+    """
+    found = _read(session, context, schema)
+    first = next((table.schema for table in found.values()), None)
+    if all(table.schema == first for table in found.values()):
+        return found
+    return _read(session, context, first)
 
 
 def expected(session: Session, context: Context, *, exact: bool) -> dict[str, Table]:
@@ -118,7 +109,7 @@ def expected(session: Session, context: Context, *, exact: bool) -> dict[str, Ta
     connection = routing.connect(session, {"mapper": context.mapper})
     savepoint = connection.begin_nested()
     try:
-        _Pristine.metadata.create_all(connection, checkfirst=False)
+        _METADATA.create_all(connection, checkfirst=False)
         return _read(session, context, "pg_temp")
     finally:
         savepoint.rollback()
@@ -126,11 +117,11 @@ def expected(session: Session, context: Context, *, exact: bool) -> dict[str, Ta
 
 def _read(session: Session, context: Context, schema: str | None) -> dict[str, Table]:
     names = {"schema": schema, "names": list(TABLES)}
-    tables: dict[str, Table] = {}
+    found: dict[str, Table] = {}
     for row in run(session, context, catalog.relations, names):
         options = dict(option.split("=", 1) for option in row.options)
-        tables[row.name] = Table(row.oid, row.schema, row.persistence, options)
-    by_oid = {table.oid: table for table in tables.values()}
+        found[row.name] = Table(row.oid, row.schema, row.persistence, options)
+    by_oid = {table.oid: table for table in found.values()}
     oids = {"oids": list(by_oid)}
     for row in run(session, context, catalog.columns, oids):
         column = Column(row.type, row.nullable, row.default, row.identity)
@@ -146,7 +137,7 @@ def _read(session: Session, context: Context, schema: str | None) -> dict[str, T
         )
     for row in run(session, context, catalog.constraints, oids):
         by_oid[row.oid].constraints[row.name] = Constraint(row.kind, row.body)
-    return tables
+    return found
 
 
 def _declared(table: sa.Table) -> Table:

@@ -24,7 +24,6 @@ from ..statements import queues
 
 __all__ = [
     "Context",
-    "commits_by_itself",
     "criteria_on",
     "decoded",
     "decoded_each",
@@ -104,13 +103,8 @@ def _mapper(models: Models) -> Mapper[Any]:
 
 def refuse_autocommit(connection: sa.Connection, unless: str) -> None:
     """Raise when a connection commits each statement by itself."""
-    if commits_by_itself(connection):
+    if routing.commits_by_itself(connection):
         raise NonAtomicEnqueue(unless)
-
-
-def commits_by_itself(connection: sa.Connection) -> bool:
-    """Return whether a connection commits each statement by itself."""
-    return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))
 
 
 _OUR_BINDS = frozenset(

@@ -15,11 +15,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from sqlalchemy.orm import Session
 
-from .. import migrations
+from .. import migrations, routing
 from ..errors import InvalidArgument
 from ..findings import Finding, Limits, Severity
+from ..migrations import advice
 from ..models import VERSION_COMMENT
-from ..statements import archive, health, queues
+from ..statements import archive, health, integrity, queues
 from ..statements.parts import tables
 from . import drift
 from .catalogue import TABLES
@@ -81,12 +82,11 @@ def _possible(visit: Visit) -> Mapping[str, Callable[[Visit], Iterator[Finding]]
 def schema(visit: Visit) -> Iterator[Finding]:
     """Yield what is wrong with the version of the tables."""
     place = visit.schema
-    found, version = migrations.read_stamp(visit.connection, place)
-    install = visit.command("install")
-    upgrade = f"alembic upgrade head || {install}"
-    if not found and visit.tables:
+    found, version = migrations.read_stamp(visit.connection, visit.place)
+    upgrade = advice.command(visit.connection, visit.schema)
+    if found is None and visit.tables:
         return  # some of them are there: the drift says which is missing, and how it is made
-    if not found:
+    if found is None:
         where = "the default schema" if place is None else f"schema {place!r}"
         yield Finding("schema", "error", "schema", f"{where} holds no queue tables", upgrade)
     elif version is None:
@@ -111,7 +111,7 @@ def schema(visit: Visit) -> Iterator[Finding]:
 
 def compared(visit: Visit) -> Iterator[Finding]:
     """Yield what differs from the models, if the tables are of their version."""
-    _, version = migrations.read_stamp(visit.connection, visit.schema)
+    _, version = migrations.read_stamp(visit.connection, visit.place)
     if version not in {None, migrations.LATEST}:
         return
     reason = _inexact(visit)
@@ -135,7 +135,7 @@ def _inexact(visit: Visit) -> tuple[str, str] | None:
     if not visit.facts.temporary:
         grant = f"GRANT TEMPORARY ON DATABASE {database} TO {role}"
         return "this role may not make temporary tables", lines(grant)
-    if getattr(visit.connection.connection.dbapi_connection, "autocommit", False):
+    if routing.commits_by_itself(visit.connection):
         return "the connection is in AUTOCOMMIT", "pgqrs doctor --only drift"
     return None
 
@@ -189,7 +189,7 @@ def orphans(visit: Visit) -> Iterator[Finding]:
     """Yield messages whose queue is gone."""
     queue = tables(visit.context.models).queue
     places: dict[int, list[str]] = {}
-    statements = health.orphans(visit.context.models)
+    statements = integrity.missing_queues(visit.context.models)
     for place, statement in zip(("live", "archived"), statements, strict=True):
         for row in visit.rows(statement):
             places.setdefault(row.id, []).append(place)

@@ -8,7 +8,7 @@ from typing import Any
 from ..findings import Finding, Severity
 from ..statements import catalog
 from .catalogue import TABLES, Column, Constraint, Index, Table, expected
-from .repairs import TableRepairs, lines, quoted
+from .repairs import TableRepairs, lines, quoted, replacing
 from .visit import Visit
 
 __all__ = ["compare", "promises"]
@@ -166,13 +166,13 @@ def promises(visit: Visit) -> Iterator[Finding]:
         problem = "a trigger on messages: it slows every statement, and its error fails them"
         yield Finding("promises", "warning", row.name, problem, mend)
     for row in visit.rows(catalog.foreign_keys, oids=oids):
-        if finding := _foreign_key(row, names):
+        if finding := _foreign_key(row, names, citus=visit.facts.citus):
             yield finding
     for name, table in visit.tables.items():
         yield from _required(visit, name, table)
 
 
-def _foreign_key(row: Any, names: dict[int, str]) -> Finding | None:
+def _foreign_key(row: Any, names: dict[int, str], *, citus: bool) -> Finding | None:
     drop = f"ALTER TABLE {row.table} DROP CONSTRAINT {quoted(row.name)}"
     own = names.get(row.oid)
     if own in _MESSAGES and set(row.columns) & set(TABLES[own].columns.keys()):
@@ -186,10 +186,11 @@ def _foreign_key(row: Any, names: dict[int, str]) -> Finding | None:
         return None
     what = "pruned or requeued" if referred == "pgqrs_archive" else "settled"
     problem = f"the foreign key keeps what {row.table} refers to in {referred} from being {what}"
+    mend = [drop]
     if not row.required:
         body = _set_null(row.body.replace(" ON DELETE RESTRICT", ""))
-        drop += f", ADD CONSTRAINT {quoted(row.name)} {body}"
-    return Finding("promises", "error", row.name, problem, lines(drop))
+        mend = replacing(row.table, row.name, f"{quoted(row.name)} {body}", citus=citus)
+    return Finding("promises", "error", row.name, problem, lines(*mend))
 
 
 def _set_null(body: str) -> str:

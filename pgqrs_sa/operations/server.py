@@ -113,13 +113,17 @@ def prepared(visit: Visit) -> Iterator[Finding]:
     """Yield prepared transactions that nobody has ended."""
     longest = visit.limits.transaction_age
     for row in visit.rows(catalog.prepared_transactions, longest=longest):
+        mend = f"ROLLBACK PREPARED {literal(row.name)}"
+        if visit.facts.citus and row.name.startswith("citus_"):
+            # Only Citus knows whether the other nodes have committed theirs.
+            mend = "SELECT recover_prepared_transactions()"
         yield Finding(
             "prepared",
             "warning",
             row.name,
             f"the transaction that {row.role} prepared {text_of(row.age)} ago was never ended: "
             "it keeps its locks, and vacuum from removing dead messages",
-            lines(f"ROLLBACK PREPARED {literal(row.name)}"),
+            lines(mend),
         )
 
 
@@ -182,6 +186,8 @@ def vacuum(visit: Visit) -> Iterator[Finding]:
 
 def sequences(visit: Visit) -> Iterator[Finding]:
     """Yield sequences that run out of numbers, or give out some that are taken."""
+    if visit.facts.citus:
+        return  # each node has a range of its own: the highest id says nothing about this sequence
     highest = visit.rows(health.highest_ids(visit.context.models))[0]
     names = {table.oid: name for name, table in visit.tables.items()}
     for row in visit.rows(catalog.sequences, oids=visit.oids):

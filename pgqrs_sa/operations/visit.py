@@ -74,7 +74,7 @@ class Visit:
 
     def repairs(self, name: str) -> TableRepairs:
         """Return what mends a table."""
-        return TableRepairs(name, self.place)
+        return TableRepairs(name, self.place, citus=self.facts.citus)
 
     def command(self, *words: str) -> str:
         """Return a command of ours for this schema, ready for a shell."""

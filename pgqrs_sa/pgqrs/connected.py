@@ -17,8 +17,6 @@ LIVE_SECONDS = 60.0
 LIVE_INTERVALS = 12
 """And one that was heard of in so many of its heartbeat intervals does."""
 
-_CHUNK = 1000
-
 
 class Connected:
     """Somebody who works on a database.

@@ -30,8 +30,8 @@ class Counts(Connected):
             metrics = await service.messages.all_metrics()
             workers = await service.workers.list()
         async with self._database.connection() as connection:
-            version = await connection.run_sync(migrations.current_version, self.settings.schema)
-        return stats.system(metrics, workers, version)
+            stamp = await connection.run_sync(migrations.read_stamp, self.settings.schema)
+        return stats.system(metrics, workers, stamp.version)
 
     async def worker_health_stats(
         self,

@@ -14,17 +14,16 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase
 
+from .. import released
 from ..aio import AsyncQueueService
 from ..codecs import Codec
 from ..errors import InvalidArgument
-from ..models import ArchivedMessageMixin, MessageMixin, Models, QueueMixin, WorkerMixin
+from ..models import Models
 from ..settings import Settings, database_url
 from .errors import translated
 
@@ -38,28 +37,9 @@ _TIMEOUTS: dict[str, tuple[str, Callable[[float], float]]] = {
 """What each driver calls the time to wait for a connection, and in what numbers."""
 
 
-@cache
 def models_in(schema: str | None) -> Models:
     """Return the four classes for a schema, or the ready-made ones for the default one."""
-    if schema is None:
-        return Models()
-
-    class Base(DeclarativeBase):
-        __pgqrs_schema__ = schema
-
-    class Queue(QueueMixin, Base):
-        pass
-
-    class Message(MessageMixin, Base):
-        pass
-
-    class ArchivedMessage(ArchivedMessageMixin, Base):
-        pass
-
-    class Worker(WorkerMixin, Base):
-        pass
-
-    return Models(Queue, Message, ArchivedMessage, Worker)
+    return Models() if schema is None else released.models_in(schema)
 
 
 def _async_url(dsn: str) -> sa.URL:

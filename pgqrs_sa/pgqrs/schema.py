@@ -7,8 +7,10 @@ from sqlalchemy.orm import Session
 
 from .. import migrations
 from ..errors import SchemaVersionError
+from ..migrations import schemas
 from ..models import Models
 from ..operations import integrity
+from ..operations.catalogue import installed
 from ..operations.context import Context
 from ..statements.parts import tables
 from .errors import NotIntact, SchemaNotOurs
@@ -21,7 +23,7 @@ def install(connection: sa.Connection, schema: str | None, models: Models) -> No
 
     Args:
         connection: In a transaction.
-        schema: Where the tables are; None follows the ``search_path``.
+        schema: Where the tables are; None is ``current_schema()``.
         models: The classes of that schema.
 
     Raises:
@@ -34,7 +36,7 @@ def install(connection: sa.Connection, schema: str | None, models: Models) -> No
         steps.install(connection, schema)
     except steps.HostHistory as refusal:
         try:
-            migrations.check(connection, schema, models=models)
+            migrations.check(connection, schemas.target(connection, schema), models=models)
         except SchemaVersionError:
             raise SchemaNotOurs(str(refusal)) from refusal
 
@@ -60,13 +62,11 @@ def verify(session: Session, schema: str | None, models: Models) -> None:
         SchemaVersionError: There is no queue schema, or it is too old or too new.
         NotIntact: Tables are missing, or rows refer to rows which are not there.
     """
-    connection = session.connection()
-    migrations.check(connection, schema, models=models)
-    inspector = sa.inspect(connection)
-    names = [table.name for table in tables(models)]
-    if missing := [name for name in names if not inspector.has_table(name, schema=schema)]:
-        raise NotIntact({f"missing table {name}": 1 for name in missing})
+    migrations.check(session.connection(), schema, models=models)
     context = Context.of(models, None, None, allow_autocommit=False)
+    there = installed(session, context, schema)
+    if missing := [table.name for table in tables(models) if table.name not in there]:
+        raise NotIntact({f"missing table {name}": 1 for name in missing})
     counts = integrity.orphans(session, context)
     if findings := {kind: count for kind, count in counts.items() if count}:
         raise NotIntact(findings)

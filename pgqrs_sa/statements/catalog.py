@@ -16,9 +16,11 @@ __all__ = [
     "constraints",
     "facts",
     "foreign_keys",
+    "has_history",
     "indexes",
     "prepared_transactions",
     "relations",
+    "schemas_with",
     "sequences",
     "settings",
     "slots",
@@ -40,12 +42,26 @@ relations = sa.text(
     " FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
     " WHERE c.oid = ANY (ARRAY(SELECT CAST(to_regclass("
     "coalesce(quote_ident(:schema) || '.', '') || quote_ident(name)) AS oid)"
-    " FROM unnest(:names) AS name)) ORDER BY c.oid"
+    " FROM unnest(:names) AS name))"
+    " ORDER BY array_position(current_schemas(true), n.nspname), c.oid"
 ).bindparams(sa.bindparam("schema", type_=sa.Text), sa.bindparam("names", type_=sa.ARRAY(sa.Text)))
 """Tables by name, where the schema, or the search path if it is NULL, has them.
 
 Binds: schema, names.
 """
+
+has_history = sa.text(
+    "SELECT coalesce(to_regclass(quote_ident(:schema) || '.alembic_version'),"
+    " to_regclass('alembic_version')) IS NOT NULL"
+).bindparams(sa.bindparam("schema", type_=sa.Text))
+"""Whether Alembic keeps its revisions in the schema, or on the search path. Binds: schema."""
+
+schemas_with = sa.text(
+    "SELECT n.nspname FROM pg_catalog.pg_class AS c"
+    " JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
+    " WHERE c.relname = :name AND c.relkind IN ('r', 'p') ORDER BY n.nspname"
+).bindparams(sa.bindparam("name", type_=sa.Text))
+"""The schemas that have a table of this name. Binds: name."""
 
 columns = _about(
     "SELECT CAST(a.attrelid AS bigint) AS oid, a.attname AS name,"
@@ -161,7 +177,8 @@ facts = sa.text(
     " (SELECT sum(numbackends) FROM pg_catalog.pg_stat_database) AS connections,"
     " CAST(current_setting('max_connections') AS integer)"
     " - CAST(current_setting('superuser_reserved_connections') AS integer) AS most_connections,"
-    " CASE WHEN NOT pg_is_in_recovery() THEN pg_notification_queue_usage() END AS notifications"
+    " CASE WHEN NOT pg_is_in_recovery() THEN pg_notification_queue_usage() END AS notifications,"
+    " EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'citus') AS citus"
 )
 """What there is to know about the server and this connection, in one row."""
 

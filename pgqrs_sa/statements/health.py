@@ -100,36 +100,6 @@ def silent_workers(models: Models) -> Executable:
 
 
 @cache
-def orphans(models: Models) -> tuple[Executable, Executable]:
-    """Ids of queues that live, and that archived messages have, but that are not there."""
-    _, message, archived, _ = tables(models)
-    spent = message.c.read_ct >= message.c.max_read_ct
-    ids = sa.union(_ids(message, states.has_attempts(message.c), "a"), _ids(message, spent, "b"))
-    return _without_queue(models, ids), _without_queue(models, _ids(archived, sa.true(), "c"))
-
-
-def _ids(table: sa.Table, criterion: ColumnElement[bool], name: str) -> sa.Select[Any]:
-    """The different ids of queues in a table: one look-up in an index each, not a scan."""
-    rows = table.c
-    first = sa.select(func.min(rows.queue_id).label("id")).where(criterion)
-    found = first.cte(f"pgqrs_ids_{name}", recursive=True)
-    following = (
-        sa.select(func.min(rows.queue_id))
-        .where(criterion, rows.queue_id > found.c.id)
-        .scalar_subquery()
-    )
-    found = found.union_all(sa.select(following).where(found.c.id.is_not(None)))
-    return sa.select(found.c.id).where(found.c.id.is_not(None))
-
-
-def _without_queue(models: Models, ids: Any) -> Executable:
-    queue = tables(models).queue
-    found = ids.subquery("found")
-    there = sa.exists().where(queue.c.id == found.c.id)
-    return sa.select(found.c.id).where(sa.not_(there)).order_by(found.c.id)
-
-
-@cache
 def highest_ids(models: Models) -> Executable:
     """The highest id of each of the four tables, by the table's name."""
     return sa.select(*(sa.select(func.max(t.c.id)).scalar_subquery().label(t.name)

@@ -166,10 +166,10 @@ def upgrading(address: Address, at: str | None = None) -> Script:
 @pytest.mark.parametrize("signal", ["kill", "terminate"])
 def test_a_process_that_dies_in_the_middle_lets_the_others_go_on(empty, migrating, signal):
     """It holds the lock, with half the tables made; two more wait for it."""
-    with upgrading(empty, "CREATE TABLE pgqrs_archive") as first:
+    with upgrading(empty, "CREATE TABLE public.pgqrs_archive") as first:
         first.expect("at")
         with upgrading(empty) as second, upgrading(empty) as third:
-            until(lambda: len(run_sql(empty, WAITING)) == 2, "both wait for the lock")
+            until(lambda: len(run_sql(empty, WAITING)) == 2, "both wait for the lock", timeout=180)
             assert run_sql(empty, MADE) == []
             getattr(first, signal)()
             for other in (second, third):
@@ -179,7 +179,7 @@ def test_a_process_that_dies_in_the_middle_lets_the_others_go_on(empty, migratin
 
 
 def test_a_server_that_crashes_in_the_middle_keeps_nothing(own, empty, migrating):
-    with upgrading(empty, "CREATE TABLE pgqrs_archive") as process:
+    with upgrading(empty, "CREATE TABLE public.pgqrs_archive") as process:
         process.expect("at")
         own.crash()
         process.tell("go")

@@ -57,7 +57,7 @@ def test_no_tables(database):
     with Session(engine) as session:
         (finding,) = diagnose(session, CONTEXT)
     assert finding.check == "schema"
-    assert finding.mend == "alembic upgrade head || pgqrs install"
+    assert finding.mend == "pgqrs install"
     metadata.create_all(engine)
     with Session(engine) as session:
         assert diagnose(session, CONTEXT) == []

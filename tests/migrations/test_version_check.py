@@ -63,7 +63,7 @@ def test_an_older_database_asks_for_a_migration(connection, monkeypatch):
 def test_a_lost_stamp_is_told_from_an_empty_database(connection, comment):
     stamp(connection, comment)
     assert migrations.current_version(connection) is None
-    with pytest.raises(SchemaVersionError, match="COMMENT ON TABLE pgqrs_queues"):
+    with pytest.raises(SchemaVersionError, match=r"COMMENT ON TABLE public\.pgqrs_queues"):
         migrations.check(connection)
 
 

@@ -925,7 +925,7 @@ def test_queues_that_are_not_there_are_found_by_what_refers_to_them(session: Ses
         session.execute(sa.update(message).where(message.c.id == id_).values(queue_id=queue))
     for id_, queue in {scene.OLD: 90, scene.DEAD: 95}.items():
         session.execute(sa.update(archived).where(archived.c.id == id_).values(queue_id=queue))
-    live, settled = health.orphans(MODELS)
+    live, settled = integrity.missing_queues(MODELS)
     assert session.scalars(live).all() == [50, 60, 70, 80]
     assert session.scalars(settled).all() == [90, 95]
     values = {"consumer_worker_id": 999}
@@ -937,7 +937,7 @@ def test_queues_that_are_not_there_are_found_by_what_refers_to_them(session: Ses
 
 def test_there_are_no_orphans_in_the_scene(session: Session) -> None:
     """Nor is a lease of nobody's one, although no worker has it."""
-    assert [session.scalars(one).all() for one in health.orphans(MODELS)] == [[], []]
+    assert [session.scalars(one).all() for one in integrity.missing_queues(MODELS)] == [[], []]
     assert tuple(session.execute(integrity.orphans(MODELS)).one()) == (0, 0, 0)
 
 

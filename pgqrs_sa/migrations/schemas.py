@@ -1,0 +1,126 @@
+"""Which schema a migration works in, when several are on the search path.
+
+An application's statements find a table in the first schema of the ``search_path`` that has it.
+A migration must not: with ``search_path = tenant, public`` it creates the tenant's tables, and
+would stamp, alter or drop those of ``public``. So ``schema=None`` is ``current_schema()`` here,
+where PostgreSQL creates tables, and every statement of a migration names it.
+
+``current_schema()`` passes over schemas that do not exist. That is right for a CREATE, and a
+surprise for a DROP: what exists is changed only if the path begins with the schema found, not
+counting a ``"$user"`` that leads nowhere.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from ..errors import IncompleteSchema, InvalidArgument
+from ..models import Models
+from ..statements.parts import tables
+
+__all__ = [
+    "KEEP_PATH",
+    "NARROW_PATH",
+    "RESTORE_PATH",
+    "refuse_incomplete",
+    "require",
+    "target",
+]
+
+_TEMPORARY = "pg_temp_"
+
+_FIRST = (
+    "substring(regexp_replace(current_setting('search_path'), '^ *\"?[$]user\"? *(,|$)',"
+    " CASE WHEN current_schema() = CURRENT_USER THEN '\"$user\",' ELSE '' END)"
+    ' FROM \'^ *("(?:[^"]|"")*"|[^, ]*)\')'
+)
+"""The search path's first entry, as it is written."""
+
+_IS_FIRST = (
+    f"(lower({_FIRST}) = current_schema()"
+    f" OR {_FIRST} = '\"' || replace(current_schema(), '\"', '\"\"') || '\"'"
+    f" OR {_FIRST} = '\"$user\"')"
+)
+
+_FIND = sa.text(f"SELECT current_schema() AS schema, {_FIRST} AS first, {_IS_FIRST} AS is_first")
+
+# They last for the session, and not only for the transaction: a script that is run outside of one
+# must not go back to the whole path in the middle.
+KEEP_PATH = "SELECT set_config('pgqrs_sa.search_path', current_setting('search_path'), false)"
+"""Remember the search path."""
+
+_STAYS = f"left(current_schema(), {len(_TEMPORARY)}) <> '{_TEMPORARY}'"
+
+NARROW_PATH = {
+    # Temporary tables would otherwise come first. Without a schema nothing can be created.
+    changes_existing: (
+        "SELECT set_config('search_path', CASE WHEN "
+        f"{_STAYS}{f' AND {_IS_FIRST}' if changes_existing else ''}"
+        " THEN quote_ident(current_schema()) || ', pg_temp' ELSE '' END, false)"
+    )
+    for changes_existing in (False, True)
+}
+"""Leave only the schema of a migration on the search path, by whether it changes what exists."""
+
+RESTORE_PATH = "SELECT set_config('search_path', current_setting('pgqrs_sa.search_path'), false)"
+"""Undo `NARROW_PATH`."""
+
+
+def target(connection: sa.Connection, schema: str | None) -> str | None:
+    """Return the schema that a migration works in; None where the search path selects none.
+
+    Args:
+        connection: The connection; its ``schema_translate_map`` counts.
+        schema: The schema's plain name, or None for ``current_schema()``.
+    """
+    named = _named(connection, schema)
+    return connection.scalar(sa.select(sa.func.current_schema())) if named is None else named
+
+
+def require(connection: sa.Connection, schema: str | None, *, changes_existing: bool) -> str:
+    """Return what `target` returns, or raise when the search path does not tell for certain.
+
+    Args:
+        connection: The connection; its ``schema_translate_map`` counts.
+        schema: The schema's plain name, or None for ``current_schema()``.
+        changes_existing: Refuse a search path that begins with another schema.
+
+    Raises:
+        InvalidArgument: The search path selects no schema, a temporary one, or not its first.
+    """
+    if (named := _named(connection, schema)) is not None:
+        return named
+    row = connection.execute(_FIND).one()
+    if row.schema is None:
+        problem = f"selects no schema: it begins with {row.first or 'nothing'}"
+    elif row.schema.startswith(_TEMPORARY):
+        problem = (
+            "begins with a temporary schema, whose tables and messages are lost when the "
+            "connection ends"
+        )
+    elif changes_existing and not row.is_first:
+        problem = (
+            f"begins with {row.first}, which does not exist or may not be used by this role: "
+            f"the tables of {row.schema!r} are not changed for it"
+        )
+    else:
+        return str(row.schema)
+    raise InvalidArgument(f"the search_path {problem}; name the schema, or set another search_path")
+
+
+def refuse_incomplete(connection: sa.Connection, schema: str) -> None:
+    """Raise when some of the tables are in a schema, but not all of them.
+
+    Raises:
+        IncompleteSchema: It names those that are missing.
+    """
+    present = set(sa.inspect(connection).get_table_names(schema=schema))
+    missing = [table.name for table in tables(Models()) if table.name not in present]
+    if 0 < len(missing) < len(tables(Models())):
+        raise IncompleteSchema(schema, missing)
+
+
+def _named(connection: sa.Connection, schema: str | None) -> str | None:
+    mapped = connection.get_execution_options().get("schema_translate_map") or {}
+    named: str | None = mapped.get(schema, schema)
+    return named

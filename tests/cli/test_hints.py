@@ -1,0 +1,174 @@
+"""Each problem of a connection or a schema has a hint of its own, which is what solves it."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner
+
+from pgqrs_sa import embedded, metadata
+from pgqrs_sa.cli import group, unreachable
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of a server that listens, and asks one role for its password."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"listen_addresses": "127.0.0.1", "port": str(port)}
+    with embedded.start(settings=settings) as started:
+        rules = started.data_dir / "pg_hba.conf"
+        asks = "host all asked 127.0.0.1/32 scram-sha-256\nhost all kept_out 127.0.0.1/32 reject\n"
+        rules.write_text(asks + rules.read_text())
+        engine = sa.create_engine(
+            f"postgresql+psycopg://{started.user}@127.0.0.1:{port}/postgres", poolclass=sa.NullPool
+        )
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE ROLE asked LOGIN PASSWORD 'right'")
+            connection.exec_driver_sql("CREATE ROLE kept_out LOGIN")
+            connection.exec_driver_sql("SELECT pg_reload_conf()")
+        yield f"{started.user}@127.0.0.1:{port}/postgres"
+
+
+def said(dsn: str, *options: str, code: int, **env: str) -> tuple[str, str]:
+    """Return the error and the hint of a command."""
+    done = CliRunner().invoke(group, ["--dsn", dsn, *options, "queue", "list"], env=env)
+    assert done.exit_code == code, done.output
+    *_, error, hint = done.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: ")
+    return error.removeprefix("error: "), hint.removeprefix("hint: ")
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("/postgres", "/no'where"), "or create this one: createdb 'no'\"'\"'where'"),
+        (("postgres@", "nobody-at-all@"), "or create this role: createuser nobody-at-all"),
+        (("postgres@", "asked:wrong@"), "the password in the DSN, PGPASSWORD or ~/.pgpass is not"),
+        (("postgres@", "asked@"), "add the password to the DSN, or set PGPASSWORD"),
+        (("postgres@", "kept_out@"), "allow this host, user and database in the server's pg_hba"),
+        (("127.0.0.1", "no.such.host.invalid"), "check the spelling of the host in the DSN"),
+        (("/postgres", "/postgres?sslmode=require"), "switch SSL on in the server"),
+        (("/postgres", "/postgres?nonsense=1"), "correct what follows the ? in the DSN"),
+    ],
+)
+def test_a_wrong_part_of_the_address_is_named(server, change, expected, monkeypatch):
+    monkeypatch.delenv("PGPASSWORD", raising=False)
+    error, hint = said("postgresql://" + server.replace(*change), code=4)
+    assert error.startswith("cannot connect to ")
+    assert expected in hint
+
+
+def test_a_port_or_a_socket_where_nothing_listens(tmp_path):
+    _, hint = said(f"postgresql://postgres@127.0.0.1:{free_port()}/postgres", code=4)
+    assert hint == "nothing listens there: start the server, or check the host and port in the DSN"
+    _, hint = said(f"postgresql:///postgres?host={tmp_path}", code=4)
+    assert hint.startswith("no server listens on this socket")
+
+
+def test_a_server_that_does_not_answer():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        dsn = f"postgresql://postgres@127.0.0.1:{port}/postgres?connect_timeout=2"
+        _, hint = said(dsn, code=4)
+    assert "no answer came in time" in hint
+
+
+def test_what_nobody_knows_has_a_general_hint():
+    assert unreachable.hint("etwas ging schief") == unreachable.GENERAL
+
+
+@pytest.mark.parametrize(
+    ("driver", "expected"),
+    [
+        ("psycopg2", "pip install psycopg2-binary, or name +psycopg in the DSN, or no driver"),
+        ("pg8000", "pip install pg8000, or name +psycopg in the DSN, or no driver"),
+        ("psycopg", "pip install 'pgqrs-sa[psycopg]'"),
+        ("nothing", "name +psycopg in the DSN, or no driver"),
+    ],
+)
+def test_a_driver_that_is_not_installed(driver, expected):
+    code = (
+        f"import sys; sys.modules[{driver!r}] = None\n"
+        "from pgqrs_sa.cli import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--dsn", f"postgresql+{driver}://h/x", "queue", "list"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1] == f"hint: {expected}"
+
+
+@pytest.fixture
+def dsn(database: Any) -> str:
+    return str(database.dsn)
+
+
+def run(dsn: str, *statements: str) -> None:
+    engine = sa.create_engine(
+        sa.make_url(dsn).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool
+    )
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+def test_a_database_without_tables(dsn):
+    error, hint = said(dsn, code=1)
+    assert "holds no known version" in error
+    assert hint == "pgqrs install"
+    _, hint = said(dsn, "--schema", "my jobs", code=1)
+    assert hint == "pgqrs --schema 'my jobs' install"
+
+
+def test_a_schema_that_does_not_exist_beside_one_that_has_the_tables(dsn):
+    assert CliRunner().invoke(group, ["--dsn", dsn, "-s", "jobs", "install"]).exit_code == 0
+    for options, command in (
+        ((), "pgqrs install"),
+        (("-s", "nope"), "pgqrs --schema nope install"),
+    ):
+        _, hint = said(dsn, *options, code=1)
+        assert hint == f"--schema jobs has tables; to make these: {command}"
+
+
+def test_a_history_of_alembic_is_not_passed_over(dsn):
+    run(dsn, "CREATE TABLE alembic_version (version_num text)", "CREATE SCHEMA jobs")
+    assert said(dsn, code=1)[1] == "alembic upgrade head"
+    assert said(dsn, "-s", "jobs", code=1)[1] == "alembic upgrade head"
+    run(dsn, "DROP TABLE alembic_version", "CREATE TABLE jobs.alembic_version (version_num text)")
+    assert said(dsn, code=1)[1] == "pgqrs install"
+    assert said(dsn, "-s", "jobs", code=1)[1] == "alembic upgrade head"
+
+
+@pytest.mark.parametrize("version", [None, 0])
+def test_the_doctor_prints_the_command_that_fits(dsn, version):
+    def mend() -> str:
+        done = CliRunner().invoke(group, ["--dsn", dsn, "schema", "check"])
+        return str(done.stdout).strip()
+
+    if version is not None:
+        engine = sa.create_engine(
+            sa.make_url(dsn).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool
+        )
+        metadata.create_all(engine)
+        run(dsn, f"COMMENT ON TABLE pgqrs_queues IS 'pgqrs_sa:schema={version}'")
+    assert mend() == "pgqrs install"
+    run(dsn, "CREATE TABLE alembic_version (version_num text)")
+    assert mend() == "alembic upgrade head"
