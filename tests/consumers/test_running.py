@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
+from contextvars import ContextVar
 
 import pytest
 import sqlalchemy as sa
 from bench import Ear, effect, until
+from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
-from pgqrs_sa import Consumer, Delivery, Hooks, QueueService, Retry, Snooze, nudge
+from pgqrs_sa import AsyncConsumer, Consumer, Delivery, Hooks, QueueService, Retry, Snooze, nudge
+from pgqrs_sa.consumers.runtime import Runtime
 from pgqrs_sa.consumers.starting import Start
 
 # --------------------------------------------------------------------------- until it is empty
@@ -194,6 +199,84 @@ def test_a_start_that_is_interrupted_leaves_no_consumer_at_work(threads, monkeyp
     go_on.set()
     until(lambda: threads.workers()[0].status == "stopped", "it has ended by itself")
     assert (threads.held(), list(threads.live())) == ([], ids)
+
+
+def test_a_start_that_is_given_up_while_it_registers_leaves_no_worker_ready(kit, monkeypatch):
+    give_up, given_up = Runtime.give_up, threading.Event()
+
+    def noted(runtime):
+        give_up(runtime)
+        given_up.set()
+
+    monkeypatch.setattr(Runtime, "give_up", noted)
+    engine = kit.app_engine()
+    consumer = kit.consumer(engine=engine)
+    consumer.on("mail")(effect)
+    stopped = threading.Thread(target=kit.stop, args=(consumer.consumer,))
+
+    @sa.event.listens_for(getattr(engine, "sync_engine", engine), "after_cursor_execute")
+    def stop_at_the_registration(_connection, _cursor, statement, _parameters, _context, _many):
+        if "INSERT INTO pgqrs_workers" in statement:
+            stopped.start()
+            assert given_up.wait(20)
+
+    kit.call(consumer.consumer.start)
+    stopped.join(20)
+    until(lambda: kit.workers()[0].status == "stopped", "its worker is stopped")
+    assert len(kit.workers()) == 1
+
+
+async def test_a_start_that_is_cancelled_at_any_moment_leaves_no_worker_ready(
+    async_engine, threads
+):
+    def made():
+        consumer = AsyncConsumer(async_sessionmaker(async_engine), housekeeping=None)
+        consumer.on("mail")(handler)
+        return consumer
+
+    async def handler(payload: int) -> None:
+        pass
+
+    first = made()
+    began = time.monotonic()
+    await first.start()
+    took = time.monotonic() - began
+    await first.stop()
+    for part in range(40):
+        consumer = made()
+        task = asyncio.create_task(consumer.start())
+        await asyncio.sleep(took * part / 40)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await consumer.stop()
+    until(lambda: {one.status for one in threads.workers()} == {"stopped"}, "all are stopped")
+
+
+# ------------------------------------------------------------------------ the caller's context
+
+
+def test_handlers_have_a_copy_of_the_context_that_the_consumer_was_started_in(kit):
+    kit.send(*range(3))
+    tenant = ContextVar("tenant", default="nobody")
+    consumer = kit.consumer(concurrency=1)
+    seen = []
+
+    @consumer.on("mail")
+    def handler(_session, delivery):
+        seen.append(tenant.get())
+        tenant.set(f"somebody else {delivery.id}")  # stays in this call
+
+    def run():
+        tenant.set("acme")
+        return consumer.consumer.run(until_empty=True)
+
+    async def run_it():
+        tenant.set("acme")
+        return await consumer.consumer.run(until_empty=True)
+
+    assert kit.call(run_it if kit.is_async else run) == 0
+    assert seen == ["acme"] * 3
 
 
 def test_it_works_in_a_with_block(threads):
