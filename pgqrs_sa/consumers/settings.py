@@ -19,7 +19,7 @@ from ..types import Seconds
 from .handlers import Handler
 from .hooks import Hooks
 
-__all__ = ["Settings", "check_database", "check_pool"]
+__all__ = ["Settings", "check_database", "check_pool", "refuse_autocommit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,20 @@ def check_database(
         info = queues.get(session, context, handler.queue)
         leases[handler.queue] = handler.lease or timedelta(seconds=info.lease_seconds)
     return leases
+
+
+def refuse_autocommit(handlers: Sequence[Handler]) -> None:
+    """Raise for a handler with a session, where the engine's connections are in AUTOCOMMIT.
+
+    What it writes would be there although its attempt has failed, and again after the next.
+    """
+    names = [handler.name for handler in handlers if handler.call.needs_session]
+    if names:
+        raise InvalidArgument(
+            f"the engine is in AUTOCOMMIT, and {', '.join(names)} takes a session, whose writes "
+            "commit together with the end of the message: make the sessionmaker with a "
+            'transactional engine, as with execution_options(isolation_level="READ COMMITTED")'
+        )
 
 
 def check_pool(pool: Any, needed: int, why: str) -> None:

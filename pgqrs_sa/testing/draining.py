@@ -18,7 +18,7 @@ from ..consumers.handlers import Handler, Unit
 from ..consumers.hooks import Reporter
 from ..consumers.injection import Call
 from ..consumers.settings import Settings, check_database
-from ..consumers.verdicts import Verdict
+from ..consumers.verdicts import OURS, Verdict
 from ..decisions import Decision
 from ..errors import InvalidArgument, LeaseLost, shown
 from ..operations import archive, settlements
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["Drained", "chosen", "drain"]
 
 _BURIED_AT_ONCE = 1_000
-_NOT_THE_HANDLERS = (str(Path(__file__).parent), str(Path(util.__file__).parent))
+_NOT_THE_HANDLERS = (str(Path(__file__).parent), str(Path(util.__file__).parent), OURS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,7 +359,7 @@ def _of_handler(error: Exception) -> Exception:
 def called(call: Call, arguments: dict[str, Any]) -> Any:
     """Call a handler, and wait for it."""
     if not call.is_async:
-        return call.function(**arguments)
+        return call.run(arguments)
     from sqlalchemy.util import await_only  # noqa: PLC0415 - needs greenlet
 
     return await_only(call.awaited(arguments))

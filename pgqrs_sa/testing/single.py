@@ -98,9 +98,9 @@ def work_one(
     if call.is_async:
         return _awaited(unit, values, given)
     if given is None:
-        return _decision(unit, call.function(**values))
+        return _decision(unit, call.run(values))
     with given.begin_nested():
-        result = call.function(**values)
+        result = call.run(values)
         of_result(unit, result)  # refused while its writes can still be rolled back
     return _decision(unit, result)
 
