@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
 from .. import arguments
 from ..codecs import Codec
-from ..errors import InvalidArgument, PoolTooSmall
+from ..errors import InvalidArgument, PoolTooSmall, shown
 from ..models import Models
 from ..operations import consume, queues, schema
 from ..operations.context import Context
@@ -20,6 +20,8 @@ from .handlers import Handler
 from .hooks import Hooks
 
 __all__ = ["Settings", "check_database", "check_pool", "refuse_autocommit"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,11 @@ class Settings:
             drain_timeout=arguments.duration(drain_timeout, "drain_timeout").total_seconds(),
             heartbeat=seconds(heartbeat, "heartbeat"),
             housekeeping=None if housekeeping is None else seconds(housekeeping, "housekeeping"),
-            version=version,
-            models=models,
-            codec=codec,
-            notify=notify or listen_dsn is not None,
-            listen_dsn=listen_dsn,
+            version=None if version is None else arguments.check_text(version, "version"),
+            models=None if models is None else _checked(models, Models, "models"),
+            codec=None if codec is None else _checked_codec(codec),
+            notify=_checked(notify, bool, "notify") or listen_dsn is not None,
+            listen_dsn=None if listen_dsn is None else _checked(listen_dsn, str, "listen_dsn"),
             hooks=_checked_hooks(hooks),
         )
 
@@ -94,10 +96,23 @@ class Settings:
         return Context.of(self.models, self.codec, worker, allow_autocommit=True)
 
 
+def _checked(value: object, kind: type[_T], name: str) -> _T:
+    if not isinstance(value, kind):
+        raise InvalidArgument(f"{name} must be of type {kind.__name__}, not {shown(value)}")
+    return value
+
+
+def _checked_codec(codec: Codec) -> Codec:
+    if isinstance(codec, type) or not all(
+        callable(getattr(codec, name, None)) for name in ("dumps", "loads")
+    ):
+        raise InvalidArgument(f"codec must have the methods dumps and loads, not {shown(codec)}")
+    return codec
+
+
 def _checked_hooks(hooks: Sequence[Hooks]) -> tuple[Hooks, ...]:
-    for one in hooks:
-        if not isinstance(one, Hooks):
-            raise InvalidArgument(f"hooks must be instances of Hooks, not {one!r}")
+    if not isinstance(hooks, Sequence) or not all(isinstance(one, Hooks) for one in hooks):
+        raise InvalidArgument(f"hooks must be a list of instances of Hooks, not {shown(hooks)}")
     return tuple(hooks)
 
 

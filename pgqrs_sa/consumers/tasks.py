@@ -42,6 +42,7 @@ from .runtime import Outcome, Runtime
 from .sessions import engine_of, opened, refuse_elsewhere
 from .settings import check_pool
 from .starting import PATIENCE, Start
+from .transactions import kept_open
 from .verdicts import Verdict
 
 __all__ = ["AsyncConsumer"]
@@ -50,7 +51,7 @@ _GRACE = 1.0  # seconds that a task has to end by itself, after its timeout has 
 _CANCELLED = 2.0  # seconds that cancelled tasks have to end when the consumer stops
 
 
-class AsyncConsumer(BaseConsumer):
+class AsyncConsumer(BaseConsumer[AsyncSession]):
     """Calls handlers with messages, as tasks; a handler's commit is the acknowledgement.
 
     ::
@@ -69,8 +70,7 @@ class AsyncConsumer(BaseConsumer):
 
     _asynchronous = True
 
-    def __init__(self, sessionmaker: Callable[[], AsyncSession], **settings: Any) -> None:
-        super().__init__(sessionmaker, **settings)
+    def _prepare(self) -> None:
         self._run: _Run | None = None
         self._ending: asyncio.Task[Outcome] | None = None
         self._outcome = Outcome()
@@ -384,7 +384,9 @@ class _Tasks:
                 worker=context.worker,
                 notify=self.runtime.settings.notify,
             )
-            result = await call.awaited(call.arguments(unit.deliveries, payloads, session, service))
+            arguments = call.arguments(unit.deliveries, payloads, session, service)
+            with kept_open(session.sync_session, unit.handler):
+                result = await call.awaited(arguments)
             if unit.handler.acknowledge == "first":
                 return after_return(unit, result)
             self.runtime.book.settling(unit.deliveries)

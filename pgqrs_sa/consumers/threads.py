@@ -33,6 +33,7 @@ from .runtime import Outcome, Runtime
 from .sessions import engine_of, opened, refuse_elsewhere
 from .settings import check_pool
 from .starting import PATIENCE, Start
+from .transactions import kept_open
 from .verdicts import Verdict
 
 __all__ = ["Consumer"]
@@ -40,7 +41,7 @@ __all__ = ["Consumer"]
 _OWN_CONNECTIONS = 2  # for leasing and settling, and for renewing
 
 
-class Consumer(BaseConsumer):
+class Consumer(BaseConsumer[Session]):
     """Calls handlers with messages, in threads; a handler's commit is the acknowledgement.
 
     ::
@@ -77,8 +78,7 @@ class Consumer(BaseConsumer):
         hooks: Hear of what happens to messages.
     """
 
-    def __init__(self, sessionmaker: Callable[[], Session], **settings: Any) -> None:
-        super().__init__(sessionmaker, **settings)
+    def _prepare(self) -> None:
         self._run: _Run | None = None
         self._outcome = Outcome()
         self._ending = threading.Lock()
@@ -375,7 +375,8 @@ class _Threads:
                 worker=context.worker,
                 notify=settings.notify,
             )
-            result = call.run(call.arguments(unit.deliveries, payloads, session, service))
+            with kept_open(session, unit.handler):
+                result = call.run(call.arguments(unit.deliveries, payloads, session, service))
             if unit.handler.acknowledge == "first":
                 return after_return(unit, result)
             self.runtime.book.settling(unit.deliveries)

@@ -18,6 +18,7 @@ from ..consumers.handlers import Handler, Unit
 from ..consumers.hooks import Reporter
 from ..consumers.injection import Call
 from ..consumers.settings import Settings, check_database
+from ..consumers.transactions import kept_open
 from ..consumers.verdicts import OURS, Verdict
 from ..decisions import Decision
 from ..errors import InvalidArgument, LeaseLost, shown
@@ -141,7 +142,7 @@ def drain(
 
 
 def chosen(
-    consumer: BaseConsumer, queues: Collection[str] | None, *, is_async: bool
+    consumer: BaseConsumer[Any], queues: Collection[str] | None, *, is_async: bool
 ) -> tuple[Handler, ...]:
     """Return the handlers to be called, or raise `InvalidArgument`."""
     if not hasattr(consumer, "handlers"):
@@ -269,7 +270,8 @@ class _Drain:
         with self._session.begin_nested():
             service = service_of(self._given, self._context, self._settings)
             arguments = call.arguments(unit.deliveries, payloads, self._given, service)
-            result = called(call, arguments)
+            with kept_open(self._session, unit.handler):
+                result = called(call, arguments)
             if unit.handler.acknowledge == "first":
                 return calling.after_return(unit, result)
             return calling.settle_within(self._session, self._context, unit, result)
