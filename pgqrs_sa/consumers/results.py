@@ -91,9 +91,12 @@ def _by_delivery(unit: Unit, result: Any) -> list[Any]:
     name = unit.handler.name
     if isinstance(result, Mapping):
         by_id = {getattr(key, "id", key): value for key, value in result.items()}
-        if strays := sorted(by_id.keys() - {one.id for one in unit.deliveries}, key=repr):
+        if strays := by_id.keys() - {delivery.id for delivery in unit.deliveries}:
+            # Keys that are no ids may be anything of the payload's.
+            ids = sorted(key for key in strays if isinstance(key, int))
             raise InvalidResult(
-                f"{name} returned results for messages that it was not given: {strays}"
+                f"{name} returned results for messages that it was not given: "
+                f"{ids or 'its keys are neither deliveries nor ids'}"
             )
         return [by_id.get(delivery.id) for delivery in unit.deliveries]
     if isinstance(result, Sequence) and not isinstance(result, (str, bytes)):

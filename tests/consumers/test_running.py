@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -17,7 +18,19 @@ from bench import Ear, effect, until
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
-from pgqrs_sa import AsyncConsumer, Consumer, Delivery, Hooks, QueueService, Retry, Snooze, nudge
+from pgqrs_sa import (
+    AsyncConsumer,
+    Consumer,
+    Delivery,
+    HandlerTimeout,
+    Hooks,
+    PayloadError,
+    QueueService,
+    Retry,
+    Snooze,
+    nudge,
+)
+from pgqrs_sa.consumers.logtext import described
 from pgqrs_sa.consumers.runtime import Runtime
 from pgqrs_sa.consumers.starting import Start
 
@@ -455,6 +468,57 @@ def test_the_log_has_fields_and_no_payload(kit, caplog):
     assert "swordfish" not in caplog.text
     assert logging.getLogger("pgqrs_sa").handlers == logging.getLogger("pgqrs_sa.consumer").handlers
     assert logging.getLogger("pgqrs_sa.consumer").handlers == []
+
+
+def test_a_line_of_the_log_says_which_attempt_why_and_when_the_next_is(threads, caplog):
+    failed, snoozed, dead = threads.send("failed", "snoozed", "dead", max_read_ct=5)
+    threads.sql("UPDATE pgqrs_messages SET max_read_ct = 1 WHERE id = :id", id=dead)
+    consumer = threads.consumer(retry=Retry(base=20, jitter=0))
+    caplog.set_level(logging.DEBUG, "pgqrs_sa.consumer")
+
+    @consumer.on("mail", session=False)
+    def handler(_session, delivery):
+        if delivery.payload == "snoozed":
+            raise Snooze(60)
+        raise OwnError(f"swordfish {delivery.payload}")
+
+    assert consumer.run() == 0
+    lines = {one.msg_id: one for one in caplog.records if hasattr(one, "msg_id")}
+    assert re.fullmatch(
+        rf"message {failed} of mail: attempt 1 of 5 failed: "
+        rf"{__name__}\.OwnError in \S+ \(bench\.py:\d+\); the next is in 20\.0 s",
+        lines[failed].getMessage(),
+    )
+    assert (lines[failed].error, lines[failed].delay_ms) == ("OwnError", 20_000)
+    assert re.fullmatch(
+        rf"message {dead} of mail: attempt 1 of 1 failed, and was the last: "
+        rf"{__name__}\.OwnError in \S+ \(bench\.py:\d+\); the message is a dead letter",
+        lines[dead].getMessage(),
+    )
+    assert lines[snoozed].getMessage() == (
+        f"message {snoozed} of mail: attempt 1 of 5 was given back, and is not counted; "
+        "it comes again in 60.0 s"
+    )
+    assert "swordfish" not in caplog.text
+
+
+class OwnError(Exception):
+    """Of an application."""
+
+
+def test_the_log_describes_an_error_without_its_text():
+    class Driver(Exception):
+        sqlstate = "23505"
+
+    refused = sa.exc.IntegrityError("INSERT", {"who": "swordfish"}, Driver("swordfish"))
+    group = ExceptionGroup("swordfish", [ValueError("swordfish"), KeyError("swordfish")])
+    timeout = HandlerTimeout("send", 3, "File x\n  swordfish")
+    assert described(ValueError("swordfish")) == "ValueError"
+    assert described(refused) == "sqlalchemy.exc.IntegrityError [23505]"
+    assert described(group) == "ExceptionGroup of ValueError, KeyError"
+    assert described(PayloadError("payload.a", "swordfish")) == "PayloadError"
+    assert described(timeout).startswith("HandlerTimeout: handler send took longer than")
+    assert "swordfish" not in described(timeout)
 
 
 # ------------------------------------------------------------------------ waking, and sessions
