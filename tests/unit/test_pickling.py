@@ -45,6 +45,7 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "NonAtomicEnqueue": (("something",), {}),
     "SchemaVersionError": ((1, 2, None, "upgrade"), {"subject": "the test"}),
     "TransactionRefused": (("commit", "handler"), {}),
+    "SplitTransaction": ((["a"], ["b"]), {}),
     "HandlerTimeout": (("handler", 3.5, "where"), {}),
     "PoolTooSmall": ((1, 2, "why"), {}),
     "ReadOnlyDatabase": ((), {"standby": True}),
