@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from typing import NoReturn
 
 from sqlalchemy.orm import Session
@@ -12,8 +13,6 @@ from ..errors import TransactionRefused
 from .handlers import Handler
 
 __all__ = ["kept_open"]
-
-_ENDS = ("commit", "rollback", "close")
 
 
 @contextmanager
@@ -31,19 +30,21 @@ def kept_open(session: Session, handler: Handler) -> Iterator[None]:
     if handler.acknowledge != "commit":
         yield
         return
-    # In place of the methods of this object: listeners of events cost ten times as much for each
-    # message, and there is none before a rollback.
-    for name in _ENDS:
-        setattr(session, name, _refusal(name, handler.name))
+    # In place of the methods of this object: listeners of events cost several times as much for
+    # each message, and there is none before a rollback.
+    refusals = _refusals(handler.name)
+    vars(session).update(refusals)
     try:
         yield
     finally:
-        for name in _ENDS:
-            delattr(session, name)
+        for name in refusals:
+            vars(session).pop(name, None)
 
 
-def _refusal(method: str, handler: str) -> Callable[[], NoReturn]:
-    def refuse() -> NoReturn:
-        raise TransactionRefused(method, handler)
+@cache
+def _refusals(handler: str) -> dict[str, Callable[[], NoReturn]]:
+    return {name: partial(_refuse, name, handler) for name in ("commit", "rollback", "close")}
 
-    return refuse
+
+def _refuse(method: str, handler: str) -> NoReturn:
+    raise TransactionRefused(method, handler)
