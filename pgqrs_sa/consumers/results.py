@@ -139,6 +139,10 @@ def _problem(value: Any) -> str | None:
     match value:
         case None | bool() | int() | float() | str() | bytes() | Decision():
             pass
+        case Coroutine():
+            problem = (
+                f"a {kind}, whose work has not run: await it, in an async def for AsyncConsumer"
+            )
         case Awaitable() | concurrent.futures.Future():
             problem = f"a {kind}, whose work may not have run: wait for it in the handler"
         case _ if isinstance(value, _LAZY):
