@@ -9,12 +9,13 @@ from __future__ import annotations
 from datetime import timedelta
 
 from . import arguments
+from .errors import Copyable
 from .types import Seconds
 
 __all__ = ["DeadLetter", "Decision", "Discard", "RetryIn", "Snooze"]
 
 
-class Decision(Exception):
+class Decision(Copyable, Exception):
     """Base of what a handler may raise or return."""
 
 

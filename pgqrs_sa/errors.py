@@ -20,6 +20,7 @@
     ├── SplitTransaction                 messages in one database, rows in another: not atomic
     ├── SchemaVersionError               the database's schema is not the one this release needs
     ├── IncompleteSchema                 some of its tables are missing: the doctor prints their SQL
+    ├── TransactionRefused               a handler was to end the transaction that it was given
     ├── HandlerTimeout (TimeoutError)    a handler took longer than it may
     ├── PoolTooSmall                     fewer connections than a consumer needs
     └── ReadOnlyDatabase                 a standby: nothing can be leased there
@@ -34,9 +35,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
+    "Copyable",
     "DelayError",
     "DuplicateMessage",
     "HandlerTimeout",
@@ -55,6 +57,7 @@ __all__ = [
     "ReadOnlyDatabase",
     "SchemaVersionError",
     "SplitTransaction",
+    "TransactionRefused",
     "Whereabouts",
     "WorkerInUse",
     "WorkerNotFound",
@@ -62,7 +65,21 @@ __all__ = [
 ]
 
 
-class PgqrsError(Exception):
+class Copyable(BaseException):
+    """Survives pickle and copy with its text and attributes, whatever its constructor takes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[Copyable], args: tuple[Any, ...], attributes: dict[str, Any]) -> Copyable:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+class PgqrsError(Copyable, Exception):
     """Base of every error that this package raises itself."""
 
     code: ClassVar[str] = "PGQ-000"
@@ -380,6 +397,29 @@ class IncompleteSchema(PgqrsError):
         )
         self.schema = schema
         self.missing = tuple(missing)
+
+
+class TransactionRefused(PgqrsError):
+    """A handler called ``commit()``, ``rollback()`` or ``close()`` of the session that it got.
+
+    Nothing was ended: the attempt fails, unless the handler catches this, and then goes on in the
+    same transaction.
+
+    Attributes:
+        method: What it called.
+        handler: Its name.
+    """
+
+    code = "PGQ-033"
+
+    def __init__(self, method: str, handler: str) -> None:
+        super().__init__(
+            f"session.{method}() in {handler}: the consumer ends this transaction, together with "
+            "the message. Return to commit, raise to roll back; use session.begin_nested() for a "
+            "part that may fail, and a session of your own for what is to stay in any case"
+        )
+        self.method = method
+        self.handler = handler
 
 
 class HandlerTimeout(PgqrsError, TimeoutError):

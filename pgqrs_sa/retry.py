@@ -95,7 +95,9 @@ class Retry:
         jitter: From 0 (none) to 1: by how much of itself a wait is moved either way, at random.
         on: Decisions by type of exception; the nearest base class counts. A decision is an
             instance (``DeadLetter("no such user")``), or a function of the exception and the
-            delivery that returns one, or None for the backoff.
+            delivery that returns one, or None for the backoff. An exception group is decided by
+            its members, if there is a decision for each of them: that of the first counts. A
+            class of groups as a key comes before that.
     """
 
     max_attempts: int | None = None
@@ -136,15 +138,24 @@ class Retry:
 
     def decide(self, error: BaseException, delivery: Delivery) -> Decision:
         """Return what an error means: its own decision, that of ``on``, or the backoff."""
+        return self._decision(error, delivery) or RetryIn(self.delay(delivery.read_ct))
+
+    def _decision(self, error: BaseException, delivery: Delivery) -> Decision | None:
         if isinstance(error, Decision):
             return error
+        if isinstance(error, BaseExceptionGroup) and not self._has_groups(error):
+            members = [self._decision(member, delivery) for member in error.exceptions]
+            return None if None in members else members[0]
         for kind in type(error).__mro__:
             if (found := self.on.get(kind)) is not None:
-                decision = found if isinstance(found, Decision) else found(error, delivery)
-                if decision is not None:
-                    return decision
-                break
-        return RetryIn(self.delay(delivery.read_ct))
+                return found if isinstance(found, Decision) else found(error, delivery)
+        return None
+
+    def _has_groups(self, error: BaseException) -> bool:
+        """Return whether ``on`` names a class of groups that this error is of."""
+        return any(
+            issubclass(kind, BaseExceptionGroup) for kind in type(error).__mro__ if kind in self.on
+        )
 
     def _growth(self) -> Backoff:
         factor = 2.0 if self.backoff == "exponential" else 1.0

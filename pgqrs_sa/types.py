@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
@@ -156,6 +157,18 @@ class Delivery(_Content):
         delivery that comes from `dequeue`, which nobody renews, it is always False.
         """
         return self.watch()
+
+    def __copy__(self) -> Delivery:
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Delivery:
+        headers, decoded = deepcopy((self.headers, self.decoded), memo)
+        return replace(self, headers=headers, decoded=decoded)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # In another process nobody renews it: whoever does so here cannot go there.
+        values = [getattr(self, one.name) for one in fields(self) if one.name != "watch"]
+        return type(self), tuple(values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Engine
 
@@ -24,16 +25,17 @@ from .settings import Settings
 __all__ = ["BaseConsumer"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_S = TypeVar("_S")
 
 
-class BaseConsumer:
-    """Handlers by queue, and how they are to be run. See `Consumer`."""
+class BaseConsumer(ABC, Generic[_S]):
+    """Handlers by queue, and how they are to be run. See `Consumer` for the settings."""
 
     _asynchronous = False
 
     def __init__(
         self,
-        sessionmaker: Any,
+        sessionmaker: Callable[[], _S],
         *,
         concurrency: int = 10,
         retry: Retry | None = None,
@@ -56,7 +58,7 @@ class BaseConsumer:
         )
         self._new_session: Any = factory_of(sessionmaker)
         self._settings = Settings.checked(
-            name=name or socket.gethostname(),
+            name=socket.gethostname() if name is None else name,
             concurrency=concurrency,
             poll_interval=poll_interval,
             drain_timeout=drain_timeout,
@@ -74,6 +76,11 @@ class BaseConsumer:
         self._handlers = Handlers(
             self._settings.concurrency, retry or Retry(), asynchronous=self._asynchronous
         )
+        self._prepare()
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Make what a consumer of this kind needs to be started and stopped."""
 
     def __repr__(self) -> str:
         return represented(

@@ -2,7 +2,9 @@
 
 The log is the standard library's, under ``pgqrs_sa.consumer``, one line a message at DEBUG and
 failures at WARNING, with ``extra`` for structured handlers: ``queue``, ``msg_id``, ``attempt``,
-``worker``, ``outcome``, ``duration_ms``. No payload is ever in it, and no handler is installed.
+``worker``, ``outcome``, ``duration_ms``, ``error`` (its type) and ``delay_ms`` (until the next
+attempt). No payload is ever in it, nor the text of an application's error, which may repeat it; and
+no handler is installed.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from datetime import timedelta
 
 from ..types import Delivery, WorkerInfo
 from .handlers import Handler, Unit
+from .logtext import sentence
 from .verdicts import Verdict
 
 __all__ = ["Event", "Hooks", "Reporter"]
@@ -147,14 +150,10 @@ class Reporter:
         if name in ("on_dead", "on_lease_lost"):
             level = logging.WARNING
         if log.isEnabledFor(level):
-            said = "" if error is None else f": {type(error).__name__}"
             log.log(
                 level,
-                "message %d of %s: %s%s",
-                delivery.id,
-                delivery.queue,
-                outcome,
-                said,
+                "%s",
+                sentence(delivery, outcome, error, delay),
                 extra={
                     "queue": delivery.queue,
                     "msg_id": delivery.id,
@@ -162,6 +161,8 @@ class Reporter:
                     "worker": self.worker,
                     "outcome": outcome,
                     "duration_ms": None if took is None else round(took * 1000, 3),
+                    "error": None if error is None else type(error).__qualname__,
+                    "delay_ms": None if delay is None else round(delay.total_seconds() * 1000, 3),
                 },
             )
         if self._hooks:

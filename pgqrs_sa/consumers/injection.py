@@ -17,6 +17,7 @@ What would be the payload, but has a default, keeps that.
 from __future__ import annotations
 
 import inspect
+import os
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from sqlalchemy.orm import Session, scoped_session
 from ..errors import InvalidArgument, PayloadError
 from ..service import QueueService
 from ..types import Delivery
+from .forking import end_child
 from .payloads import Convert, converter
 
 __all__ = ["Call", "MisfitsError", "inspect_handler"]
@@ -85,10 +87,29 @@ class Call:
         }
         return {name: values[kind] for name, kind in self.parameters}
 
+    def run(self, arguments: dict[str, Any]) -> Any:
+        """Call a handler of `Consumer`."""
+        process = os.getpid()
+        try:
+            result = self.function(**arguments)
+        except BaseException as error:
+            end_child(process, error)
+            raise
+        end_child(process)
+        return result
+
     async def awaited(self, arguments: dict[str, Any]) -> Any:
         """Call a handler of `AsyncConsumer`; a decorator of it may decide without awaiting it."""
-        result = self.function(**arguments)
-        return await result if inspect.isawaitable(result) else result
+        process = os.getpid()
+        try:
+            result = self.function(**arguments)
+            if inspect.isawaitable(result):
+                result = await result
+        except BaseException as error:
+            end_child(process, error)
+            raise
+        end_child(process)
+        return result
 
     def payloads(self, deliveries: Iterable[Delivery]) -> list[Any]:
         """Return the payloads as the handler wants them.

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
@@ -25,7 +23,7 @@ from .book import Book, Held
 from .hooks import Reporter
 from .line import Line
 from .troubles import sqlstate, transient, unsaid
-from .verdicts import OURS, Verdict, of_error
+from .verdicts import Verdict, of_error
 
 __all__ = ["Keeper"]
 
@@ -49,6 +47,7 @@ class Keeper:
         register: Registers this consumer anew, after it was taken for dead.
         time_out: Settles a delivery whose handler took too long.
         abandon: Tells a handler that is running to stop, if that is possible.
+        stack: Says where a handler is that is running, if that is known.
         heartbeat: Seconds between two signs of life.
         grace: Seconds that a handler may stop by itself in, once its time is over.
         housekeeping: Seconds between two rounds of tidying up, or None for none.
@@ -65,6 +64,7 @@ class Keeper:
         register: Callable[[], WorkerInfo],
         time_out: Callable[[Held, Verdict], None],
         abandon: Callable[[Sequence[Held]], None],
+        stack: Callable[[Held], str | None],
         *,
         queues: Sequence[str],
         heartbeat: float,
@@ -80,6 +80,7 @@ class Keeper:
         self._register = register
         self._time_out = time_out
         self._abandon = abandon
+        self._stack = stack
         self._queues = queues
         self._heartbeat = heartbeat
         self._grace = grace
@@ -164,7 +165,7 @@ class Keeper:
     def _end_overdue(self) -> None:
         for held in self._book.overdue(time.monotonic() - self._grace):
             limit = held.handler.timeout or timedelta(0)
-            error = HandlerTimeout(held.handler.name, limit.total_seconds(), _stack(held.thread))
+            error = HandlerTimeout(held.handler.name, limit.total_seconds(), self._stack(held))
             log.error("%s", error, extra={"msg_id": held.delivery.id, "queue": held.handler.queue})
             self._time_out(held, of_error(held.handler, held.delivery, error))
             self._abandon([held])
@@ -232,14 +233,3 @@ class Keeper:
             except Exception as error:  # noqa: BLE001 - the row then shows its silence
                 log.info("worker %d was not noted as stopped: %s", worker, type(error).__name__)
         self._line.close()
-
-
-def _stack(thread: int | None) -> str | None:
-    """Return where a handler's thread is just now, for the error that is kept."""
-    frame = sys._current_frames().get(thread) if thread is not None else None  # noqa: SLF001
-    if frame is None:
-        return None
-    frames = traceback.extract_stack(frame)
-    ours = [place for place, one in enumerate(frames) if one.filename.startswith(OURS)]
-    # What lies below the last frame of the runtime is the handler's.
-    return "".join(traceback.format_list(frames[max(ours, default=-1) + 1 :][-12:]))

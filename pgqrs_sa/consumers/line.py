@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
 from ..operations import consume, floors
-from ..operations.context import Context
+from ..operations.context import Context, commits_by_itself
 from .troubles import patient, transient, unsaid
 
 __all__ = ["AsyncPlug", "Line", "Plug", "SyncPlug"]
@@ -180,7 +180,8 @@ def _sibling(engine: Any) -> Any:
 
     original = engine.sync_engine
     twin = Engine(original.pool.recreate(), original.dialect, original.url)
-    twin.dispatch._update(original.dispatch, only_propagate=False)  # noqa: SLF001
+    # As engine.execution_options() does, and so of an engine that it returned, too.
+    twin.dispatch = twin.dispatch._join(original.dispatch)  # noqa: SLF001
     twin._has_events = original._has_events  # noqa: SLF001 - or none of them is called
     return AsyncEngine(twin.execution_options(**original.get_execution_options()))
 
@@ -200,6 +201,7 @@ class Line:
         self._deadline = deadline
         self._since: float | None = None
         self._isolation: str | None = None
+        self.commits_by_itself = False  # the application's connections: known after the first call
         self._session: Session | None = None
         self.on_trouble: Callable[[], None] = lambda: None
 
@@ -292,6 +294,7 @@ class Line:
         """Return the session of a connection, which is kept as long as that."""
         if self._session is None or self._session.bind is not connection:
             if self._isolation is None:
+                self.commits_by_itself = commits_by_itself(connection)
                 # In AUTOCOMMIT the server's own default rules, which may be another than this.
                 with Session(connection) as session:
                     default = consume.look_around(session, context)

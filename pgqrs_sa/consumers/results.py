@@ -91,9 +91,12 @@ def _by_delivery(unit: Unit, result: Any) -> list[Any]:
     name = unit.handler.name
     if isinstance(result, Mapping):
         by_id = {getattr(key, "id", key): value for key, value in result.items()}
-        if strays := sorted(by_id.keys() - {one.id for one in unit.deliveries}, key=repr):
+        if strays := by_id.keys() - {delivery.id for delivery in unit.deliveries}:
+            # Keys that are no ids may be anything of the payload's.
+            ids = sorted(key for key in strays if isinstance(key, int))
             raise InvalidResult(
-                f"{name} returned results for messages that it was not given: {strays}"
+                f"{name} returned results for messages that it was not given: "
+                f"{ids or 'its keys are neither deliveries nor ids'}"
             )
         return [by_id.get(delivery.id) for delivery in unit.deliveries]
     if isinstance(result, Sequence) and not isinstance(result, (str, bytes)):
@@ -136,6 +139,10 @@ def _problem(value: Any) -> str | None:
     match value:
         case None | bool() | int() | float() | str() | bytes() | Decision():
             pass
+        case Coroutine():
+            problem = (
+                f"a {kind}, whose work has not run: await it, in an async def for AsyncConsumer"
+            )
         case Awaitable() | concurrent.futures.Future():
             problem = f"a {kind}, whose work may not have run: wait for it in the handler"
         case _ if isinstance(value, _LAZY):

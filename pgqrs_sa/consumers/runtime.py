@@ -26,7 +26,7 @@ from .keeper import Keeper
 from .line import Line, Plug
 from .policy import Ready, Schedule
 from .registering import register
-from .settings import Settings, check_database
+from .settings import Settings, check_database, refuse_autocommit
 from .troubles import transient
 from .verdicts import Verdict
 
@@ -62,6 +62,10 @@ class Crew(Protocol):
 
     def abandon(self, held: Sequence[Held]) -> None:
         """Tell the handlers of these messages to stop, if they can be told."""
+
+    def stack(self, held: Held) -> str | None:
+        """Return where the handler of a message is just now, or None if that is not known."""
+        ...
 
 
 class Waker(Protocol):
@@ -141,7 +145,10 @@ class Runtime:
         """Look at the database; return the leases of the queues. Raises as `check_database`."""
         line = self._starting = self._line()
         try:
-            return line.once(self.context, check_database, self._handlers)
+            leases = line.once(self.context, check_database, self._handlers)
+            if line.commits_by_itself:
+                refuse_autocommit(self._handlers)
+            return leases
         finally:
             line.close()
 
@@ -150,6 +157,8 @@ class Runtime:
         leases = self.check()
         self._shortest = min(one.total_seconds() for one in leases.values())
         waker = self._make_listener(self._nudge) if self._make_listener else None
+        if self._hurry.is_set():  # told to stop meanwhile: there is nothing to undo yet
+            raise GivenUp
         line = self._starting = self._line()
         try:
             worker = self._register(line)
@@ -169,6 +178,7 @@ class Runtime:
             lambda: self._register(self._keeper_line),
             lambda held, verdict: self.desk.settle(held.handler, [verdict]),
             self._crew.abandon,
+            self._crew.stack,
             queues=list(leases),
             heartbeat=self.settings.heartbeat,
             grace=self._grace,
@@ -376,6 +386,9 @@ class Runtime:
     def give_up(self) -> None:
         """Wait for no database any more: of a run that starts, which then raises."""
         self._hurry.set()
+
+    def cut_start(self) -> None:
+        """End a call of a run that starts, because the database does not answer."""
         if self._starting is not None:
             self._starting.cut()
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
 from .. import arguments
 from ..codecs import Codec
-from ..errors import InvalidArgument, PoolTooSmall
+from ..errors import InvalidArgument, PoolTooSmall, shown
 from ..models import Models
 from ..operations import consume, queues, schema
 from ..operations.context import Context
@@ -19,7 +19,9 @@ from ..types import Seconds
 from .handlers import Handler
 from .hooks import Hooks
 
-__all__ = ["Settings", "check_database", "check_pool"]
+__all__ = ["Settings", "check_database", "check_pool", "refuse_autocommit"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,11 @@ class Settings:
             drain_timeout=arguments.duration(drain_timeout, "drain_timeout").total_seconds(),
             heartbeat=seconds(heartbeat, "heartbeat"),
             housekeeping=None if housekeeping is None else seconds(housekeeping, "housekeeping"),
-            version=version,
-            models=models,
-            codec=codec,
-            notify=notify or listen_dsn is not None,
-            listen_dsn=listen_dsn,
+            version=None if version is None else arguments.check_text(version, "version"),
+            models=None if models is None else _checked(models, Models, "models"),
+            codec=None if codec is None else _checked_codec(codec),
+            notify=_checked(notify, bool, "notify") or listen_dsn is not None,
+            listen_dsn=None if listen_dsn is None else _checked(listen_dsn, str, "listen_dsn"),
             hooks=_checked_hooks(hooks),
         )
 
@@ -94,10 +96,23 @@ class Settings:
         return Context.of(self.models, self.codec, worker, allow_autocommit=True)
 
 
+def _checked(value: object, kind: type[_T], name: str) -> _T:
+    if not isinstance(value, kind):
+        raise InvalidArgument(f"{name} must be of type {kind.__name__}, not {shown(value)}")
+    return value
+
+
+def _checked_codec(codec: Codec) -> Codec:
+    if isinstance(codec, type) or not all(
+        callable(getattr(codec, name, None)) for name in ("dumps", "loads")
+    ):
+        raise InvalidArgument(f"codec must have the methods dumps and loads, not {shown(codec)}")
+    return codec
+
+
 def _checked_hooks(hooks: Sequence[Hooks]) -> tuple[Hooks, ...]:
-    for one in hooks:
-        if not isinstance(one, Hooks):
-            raise InvalidArgument(f"hooks must be instances of Hooks, not {one!r}")
+    if not isinstance(hooks, Sequence) or not all(isinstance(one, Hooks) for one in hooks):
+        raise InvalidArgument(f"hooks must be a list of instances of Hooks, not {shown(hooks)}")
     return tuple(hooks)
 
 
@@ -120,6 +135,20 @@ def check_database(
         info = queues.get(session, context, handler.queue)
         leases[handler.queue] = handler.lease or timedelta(seconds=info.lease_seconds)
     return leases
+
+
+def refuse_autocommit(handlers: Sequence[Handler]) -> None:
+    """Raise for a handler with a session, where the engine's connections are in AUTOCOMMIT.
+
+    What it writes would be there although its attempt has failed, and again after the next.
+    """
+    names = [handler.name for handler in handlers if handler.call.needs_session]
+    if names:
+        raise InvalidArgument(
+            f"the engine is in AUTOCOMMIT, and {', '.join(names)} takes a session, whose writes "
+            "commit together with the end of the message: make the sessionmaker with a "
+            'transactional engine, as with execution_options(isolation_level="READ COMMITTED")'
+        )
 
 
 def check_pool(pool: Any, needed: int, why: str) -> None:

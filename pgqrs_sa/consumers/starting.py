@@ -12,8 +12,12 @@ from .runtime import Runtime
 
 __all__ = ["PATIENCE", "Start"]
 
-PATIENCE = 1.0
+PATIENCE = 4.0
 """Seconds that a start may take to end once it was given up; then its thread is left alone."""
+
+_BY_ITSELF = 3.0
+"""Seconds of these before its connection is cut. Cut while it registers, it would leave a worker
+that nobody stops: the row may have been committed, and its id is not known."""
 
 
 class Start:
@@ -25,6 +29,8 @@ class Start:
         self._over = threading.Event()
         self._unwanted = False
         self._lock = threading.Lock()
+        self._cut = threading.Timer(_BY_ITSELF, runtime.cut_start)
+        self._cut.daemon = True
         threading.Thread(target=self._run, name="pgqrs-start", daemon=True).start()
 
     def _run(self) -> None:
@@ -32,6 +38,7 @@ class Start:
             self._runtime.start()
         except BaseException as error:  # noqa: BLE001 - raised again by `began`
             self._error = error
+        self._cut.cancel()
         with self._lock:
             if not self._unwanted:
                 self._over.set()
@@ -53,8 +60,11 @@ class Start:
     def give_up(self) -> None:
         """Let it end soon, without a run, unless that has begun already."""
         with self._lock:
-            self._unwanted = self._unwanted or not self._over.is_set()
+            first = not (self._unwanted or self._over.is_set())
+            self._unwanted = self._unwanted or first
         self._runtime.give_up()
+        if first:
+            self._cut.start()
 
     def began(self) -> bool:
         """Return whether there is a run, or raise what has prevented it.

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
@@ -23,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from ..aio import AsyncQueueService
 from ..errors import HandlerTimeout
+from . import stacks
 from .base import BaseConsumer
 from .book import Held
 from .calling import (
@@ -40,6 +42,7 @@ from .runtime import Outcome, Runtime
 from .sessions import engine_of, opened, refuse_elsewhere
 from .settings import check_pool
 from .starting import PATIENCE, Start
+from .transactions import kept_open
 from .verdicts import Verdict
 
 __all__ = ["AsyncConsumer"]
@@ -48,7 +51,7 @@ _GRACE = 1.0  # seconds that a task has to end by itself, after its timeout has 
 _CANCELLED = 2.0  # seconds that cancelled tasks have to end when the consumer stops
 
 
-class AsyncConsumer(BaseConsumer):
+class AsyncConsumer(BaseConsumer[AsyncSession]):
     """Calls handlers with messages, as tasks; a handler's commit is the acknowledgement.
 
     ::
@@ -67,8 +70,7 @@ class AsyncConsumer(BaseConsumer):
 
     _asynchronous = True
 
-    def __init__(self, sessionmaker: Callable[[], AsyncSession], **settings: Any) -> None:
-        super().__init__(sessionmaker, **settings)
+    def _prepare(self) -> None:
         self._run: _Run | None = None
         self._ending: asyncio.Task[Outcome] | None = None
         self._outcome = Outcome()
@@ -267,6 +269,7 @@ class _Tasks:
         self._sessionmaker = sessionmaker
         self._engine = engine
         self._loop = loop
+        self._context = copy_context()  # of whoever starts the consumer: each call gets a copy
         self._lock_first: bool | None = None
         self._by_attempt: dict[tuple[int, int], asyncio.Task[None]] = {}
         self.runtime: Runtime
@@ -280,7 +283,11 @@ class _Tasks:
 
     def _begin(self) -> None:
         while (unit := self.runtime.next_ready()) is not None:
-            task = self._loop.create_task(self._work(unit), name=f"pgqrs-{unit.handler.name}")
+            task = self._loop.create_task(
+                self._work(unit),
+                name=f"pgqrs-{unit.handler.name}",
+                context=self._context.copy(),
+            )
             self.running.add(task)
             for one in unit.deliveries:
                 self._by_attempt[one.id, one.read_ct] = task
@@ -301,6 +308,11 @@ class _Tasks:
 
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(cancel)
+
+    def stack(self, held: Held) -> str | None:
+        """See `Crew`."""
+        task = self._by_attempt.get((held.delivery.id, held.delivery.read_ct))
+        return None if task is None else stacks.of_task(task, held.thread)
 
     async def cancel_all(self, seconds: float) -> None:
         """Cancel what runs, and wait a moment for it to end."""
@@ -335,8 +347,10 @@ class _Tasks:
             return self._after(unit, raised.error)
         except TimeoutError as error:
             if clock.expired() and seconds is not None:
-                late = HandlerTimeout(unit.handler.name, seconds)
-                late.__cause__ = error.__cause__
+                cause = error.__cause__  # the CancelledError, which was raised where it waited
+                where = None if cause is None else stacks.of_traceback(cause.__traceback__)
+                late = HandlerTimeout(unit.handler.name, seconds, where)
+                late.__cause__ = cause
                 return self._after(unit, late)
             return self._after(unit, error)
         except BaseException as error:  # noqa: BLE001 - whatever it is, no lease is left behind
@@ -370,7 +384,9 @@ class _Tasks:
                 worker=context.worker,
                 notify=self.runtime.settings.notify,
             )
-            result = await call.awaited(call.arguments(unit.deliveries, payloads, session, service))
+            arguments = call.arguments(unit.deliveries, payloads, session, service)
+            with kept_open(session.sync_session, unit.handler):
+                result = await call.awaited(arguments)
             if unit.handler.acknowledge == "first":
                 return after_return(unit, result)
             self.runtime.book.settling(unit.deliveries)

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Self
@@ -14,6 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from ..service import QueueService
+from . import stacks
 from .base import BaseConsumer
 from .book import Held
 from .calling import (
@@ -31,6 +33,7 @@ from .runtime import Outcome, Runtime
 from .sessions import engine_of, opened, refuse_elsewhere
 from .settings import check_pool
 from .starting import PATIENCE, Start
+from .transactions import kept_open
 from .verdicts import Verdict
 
 __all__ = ["Consumer"]
@@ -38,7 +41,7 @@ __all__ = ["Consumer"]
 _OWN_CONNECTIONS = 2  # for leasing and settling, and for renewing
 
 
-class Consumer(BaseConsumer):
+class Consumer(BaseConsumer[Session]):
     """Calls handlers with messages, in threads; a handler's commit is the acknowledgement.
 
     ::
@@ -75,8 +78,7 @@ class Consumer(BaseConsumer):
         hooks: Hear of what happens to messages.
     """
 
-    def __init__(self, sessionmaker: Callable[[], Session], **settings: Any) -> None:
-        super().__init__(sessionmaker, **settings)
+    def _prepare(self) -> None:
         self._run: _Run | None = None
         self._outcome = Outcome()
         self._ending = threading.Lock()
@@ -150,6 +152,8 @@ class Consumer(BaseConsumer):
             start.give_up()
             if start.began():
                 self._ended(run)
+            else:
+                start.wait(PATIENCE)  # the process may end now, and the start has to end before
             raise
         if not start.wait(0):
             start.give_up()
@@ -275,6 +279,7 @@ class _Threads:
     def __init__(self, sessionmaker: Callable[[], Session], engine: Engine) -> None:
         self._sessionmaker = sessionmaker
         self._engine = engine
+        self._context = copy_context()  # of whoever starts the consumer: each call gets a copy
         self._news = threading.Condition()
         self._begun = 0
         self._idle = 0
@@ -323,6 +328,11 @@ class _Threads:
     def abandon(self, held: Sequence[Held]) -> None:
         """See `Crew`: a thread cannot be stopped, but it can ask ``delivery.lease_lost``."""
 
+    def stack(self, held: Held) -> str | None:
+        """See `Crew`."""
+        stack = stacks.of_thread(held.thread)
+        return None if held.settling else stack  # its thread may be with another message by now
+
     def _toil(self) -> None:
         seen = 0
         while not self._leaving:
@@ -332,16 +342,17 @@ class _Threads:
                 self._idle -= 1
                 seen = self._begun
             while not self._leaving and (unit := self.runtime.next_unit()) is not None:
-                self.runtime.finished(unit, self._call(unit), quietly=True)
+                verdicts = self._context.copy().run(self._call, unit)
+                self.runtime.finished(unit, verdicts, quietly=True)
 
     def _call(self, unit: Unit) -> list[Verdict]:
         try:
             if unit.handler.call.needs_session:
                 return self._call_in_session(unit)
-            arguments = unit.handler.call.arguments(
-                unit.deliveries, unit.handler.call.payloads(unit.deliveries), None, None
-            )
-            return after_return(unit, unit.handler.call.function(**arguments))
+            call = unit.handler.call
+            payloads = call.payloads(unit.deliveries)
+            arguments = call.arguments(unit.deliveries, payloads, None, None)
+            return after_return(unit, call.run(arguments))
         except BaseException as error:  # noqa: BLE001 - whatever it is, no lease is left behind
             verdicts = after_error(unit, error, stopping=self.runtime.stopping)
             if is_fatal(error):
@@ -364,7 +375,8 @@ class _Threads:
                 worker=context.worker,
                 notify=settings.notify,
             )
-            result = call.function(**call.arguments(unit.deliveries, payloads, session, service))
+            with kept_open(session, unit.handler):
+                result = call.run(call.arguments(unit.deliveries, payloads, session, service))
             if unit.handler.acknowledge == "first":
                 return after_return(unit, result)
             self.runtime.book.settling(unit.deliveries)

@@ -16,7 +16,7 @@ from ..types import Delivery
 from . import results
 from .handlers import Handler, Unit
 
-__all__ = ["OURS", "Kind", "Verdict", "of_error", "of_result"]
+__all__ = ["OURS", "Kind", "Verdict", "of_error", "of_result", "of_the_handler"]
 
 Kind: TypeAlias = Literal["archive", "discard", "retry", "dead", "release", "keep"]
 """``retry`` charges the attempt and ``release`` does not; ``keep`` leaves it to the handler."""
@@ -63,7 +63,9 @@ class Verdict:
         if isinstance(error, PgqrsError):
             return _bounded(said, _HEAD + _TAIL)  # that is all; its traceback is ours
         head = _bounded(said, _HEAD)
-        frames = "".join(map(_shown, traceback.extract_tb(_the_handlers(error.__traceback__), -20)))
+        frames = "".join(
+            map(_shown, traceback.extract_tb(of_the_handler(error.__traceback__), -20))
+        )
         return f"{head}\n{frames[-_TAIL:]}".strip()
 
 
@@ -122,7 +124,7 @@ def _said(error: BaseException) -> str:
     return "\n".join([said, *(indent(_said(member), "  ") for member in inner)])
 
 
-def _the_handlers(trace: TracebackType | None) -> TracebackType | None:
+def of_the_handler(trace: TracebackType | None) -> TracebackType | None:
     """Return a traceback from where the handler begins; all of it if the error is not its."""
     inner = trace
     while inner is not None and inner.tb_frame.f_code.co_filename.startswith(OURS):

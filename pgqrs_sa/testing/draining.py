@@ -18,7 +18,8 @@ from ..consumers.handlers import Handler, Unit
 from ..consumers.hooks import Reporter
 from ..consumers.injection import Call
 from ..consumers.settings import Settings, check_database
-from ..consumers.verdicts import Verdict
+from ..consumers.transactions import kept_open
+from ..consumers.verdicts import OURS, Verdict
 from ..decisions import Decision
 from ..errors import InvalidArgument, LeaseLost, shown
 from ..operations import archive, settlements
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Drained", "chosen", "drain"]
 
 _BURIED_AT_ONCE = 1_000
-_NOT_THE_HANDLERS = (str(Path(__file__).parent), str(Path(util.__file__).parent))
+_NOT_THE_HANDLERS = (str(Path(__file__).parent), str(Path(util.__file__).parent), OURS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ def drain(
 
 
 def chosen(
-    consumer: BaseConsumer, queues: Collection[str] | None, *, is_async: bool
+    consumer: BaseConsumer[Any], queues: Collection[str] | None, *, is_async: bool
 ) -> tuple[Handler, ...]:
     """Return the handlers to be called, or raise `InvalidArgument`."""
     if not hasattr(consumer, "handlers"):
@@ -269,7 +270,8 @@ class _Drain:
         with self._session.begin_nested():
             service = service_of(self._given, self._context, self._settings)
             arguments = call.arguments(unit.deliveries, payloads, self._given, service)
-            result = called(call, arguments)
+            with kept_open(self._session, unit.handler):
+                result = called(call, arguments)
             if unit.handler.acknowledge == "first":
                 return calling.after_return(unit, result)
             return calling.settle_within(self._session, self._context, unit, result)
@@ -359,7 +361,7 @@ def _of_handler(error: Exception) -> Exception:
 def called(call: Call, arguments: dict[str, Any]) -> Any:
     """Call a handler, and wait for it."""
     if not call.is_async:
-        return call.function(**arguments)
+        return call.run(arguments)
     from sqlalchemy.util import await_only  # noqa: PLC0415 - needs greenlet
 
     return await_only(call.awaited(arguments))

@@ -10,6 +10,7 @@ from .. import arguments
 from ..consumers.handlers import Handler, Unit
 from ..consumers.injection import inspect_handler
 from ..consumers.settings import Settings
+from ..consumers.transactions import kept_open
 from ..consumers.verdicts import of_result
 from ..decisions import Decision
 from ..errors import InvalidArgument
@@ -17,7 +18,7 @@ from ..operations.context import Context, decoded, encoded
 from ..retry import Retry
 from ..types import Delivery
 from .draining import service_of
-from .sessions import SessionLike, is_async, opened
+from .sessions import SessionLike, is_async, opened, plain
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -98,9 +99,10 @@ def work_one(
     if call.is_async:
         return _awaited(unit, values, given)
     if given is None:
-        return _decision(unit, call.function(**values))
+        return _decision(unit, call.run(values))
     with given.begin_nested():
-        result = call.function(**values)
+        with kept_open(plain(given), found):
+            result = call.run(values)
         of_result(unit, result)  # refused while its writes can still be rolled back
     return _decision(unit, result)
 
@@ -110,7 +112,8 @@ async def _awaited(unit: Unit, values: dict[str, Any], session: Any) -> Decision
     if session is None:
         return _decision(unit, await call.awaited(values))
     async with session.begin_nested():
-        result = await call.awaited(values)
+        with kept_open(plain(session), unit.handler):
+            result = await call.awaited(values)
         of_result(unit, result)
     return _decision(unit, result)
 

@@ -157,6 +157,42 @@ def test_the_stack_of_a_thread_that_takes_too_long_is_kept_and_is_the_handlers(t
     assert "consumers/threads.py" not in error
 
 
+@pytest.mark.parametrize("stubborn", [True, False])
+def test_the_stack_of_a_task_that_takes_too_long_is_its_own(tasks, stubborn):
+    """Not that of the task that keeps the event loop busy meanwhile."""
+    tasks.queue("busy")
+    tasks.send({}, queue="busy")
+    (late,) = tasks.send({})
+    consumer = tasks.consumer(retry=Retry(base=1000))
+    go = threading.Event()
+
+    @consumer.consumer.on("busy")
+    async def keeps_the_loop(payload: dict) -> None:
+        while not go.is_set():
+            time.sleep(0.005)  # noqa: ASYNC251 - what is tested
+            await asyncio.sleep(0)
+
+    async def waits_here() -> None:
+        while not go.is_set():
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                if not stubborn:
+                    raise
+
+    @consumer.consumer.on("mail", timeout=0.2)
+    async def handler(payload: dict) -> None:
+        await waits_here()
+
+    consumer.start()
+    error = until(lambda: tasks.live()[late].last_error, "the attempt has failed")
+    go.set()
+    consumer.stop()
+    assert "in waits_here" in error
+    assert "keeps_the_loop" not in error
+    assert "consumers/tasks.py" not in error
+
+
 def test_a_task_that_will_not_be_cancelled_has_failed_all_the_same(tasks):
     (id_,) = tasks.send({})
     ear = Ear()
@@ -624,10 +660,10 @@ def test_hooks_hear_of_a_locked_row_that_its_handler_archived_once(threads):
 def test_a_consumer_refuses_what_is_not_a_sessionmaker_of_its_kind(threads, async_engine):
     from pgqrs_sa import InvalidArgument
 
-    for wrong in (
-        Consumer(async_sessionmaker(async_engine)),
-        Consumer(sessionmaker(threads.engine.connect())),
-    ):
-        wrong.on("mail")(lambda delivery: None)
-        with pytest.raises(InvalidArgument, match=r"AsyncConsumer|bound to one connection"):
-            wrong.run()
+    with pytest.raises(InvalidArgument, match="is for AsyncConsumer"):
+        Consumer(async_sessionmaker(async_engine))
+    with threads.engine.connect() as connection:
+        bound = Consumer(sessionmaker(connection))
+        bound.on("mail")(lambda delivery: None)
+        with pytest.raises(InvalidArgument, match="bound to one connection"):
+            bound.run()

@@ -58,6 +58,39 @@ def test_the_nearest_base_class_decides():
     )
 
 
+def test_a_group_is_decided_by_its_members_if_each_of_them_is():
+    def group(*errors, kind=ExceptionGroup):
+        return kind("several", list(errors))
+
+    class Mine(ExceptionGroup):
+        pass
+
+    on = {
+        KeyError: DeadLetter("key"),
+        OSError: Snooze(1),
+        IndexError: lambda error, _delivery: Discard("function") if error.args else None,
+    }
+    retry = Retry(base=7, jitter=0, on=on)
+    for error, decided in (
+        (group(KeyError()), "key"),
+        (group(KeyError(), OSError()), "key"),
+        (group(group(IndexError("x")), KeyError()), "function"),
+        (group(Discard("own"), kind=BaseExceptionGroup), "own"),
+    ):
+        assert retry.decide(error, delivery(1)).reason == decided
+    for error in (
+        group(KeyError(), ValueError()),
+        group(ValueError(), Discard("own")),
+        group(group(KeyError(), ValueError()), OSError()),
+        group(IndexError()),
+    ):
+        assert retry.decide(error, delivery(1)).delay == timedelta(seconds=7)
+    groups = Retry(base=7, jitter=0, on={ExceptionGroup: Discard("group"), KeyError: Snooze(1)})
+    assert groups.decide(Mine("several", [KeyError()]), delivery(1)).reason == "group"
+    every = Retry(on={Exception: Discard("any"), KeyError: DeadLetter("key")})
+    assert every.decide(group(KeyError(), ValueError()), delivery(1)).reason == "key"
+
+
 def test_a_function_decides_by_error_and_delivery_or_leaves_it_to_the_backoff():
     def decide(error, one):
         return RetryIn(error.args[0] * one.read_ct) if error.args else None

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import re
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
+from contextvars import ContextVar
 
 import pytest
 import sqlalchemy as sa
 from bench import Ear, effect, until
+from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
-from pgqrs_sa import Consumer, Delivery, Hooks, QueueService, Retry, Snooze, nudge
+from pgqrs_sa import (
+    AsyncConsumer,
+    Consumer,
+    Delivery,
+    HandlerTimeout,
+    Hooks,
+    PayloadError,
+    QueueService,
+    Retry,
+    Snooze,
+    nudge,
+)
+from pgqrs_sa.consumers.logtext import described
+from pgqrs_sa.consumers.runtime import Runtime
 from pgqrs_sa.consumers.starting import Start
 
 # --------------------------------------------------------------------------- until it is empty
@@ -196,6 +214,84 @@ def test_a_start_that_is_interrupted_leaves_no_consumer_at_work(threads, monkeyp
     assert (threads.held(), list(threads.live())) == ([], ids)
 
 
+def test_a_start_that_is_given_up_while_it_registers_leaves_no_worker_ready(kit, monkeypatch):
+    give_up, given_up = Runtime.give_up, threading.Event()
+
+    def noted(runtime):
+        give_up(runtime)
+        given_up.set()
+
+    monkeypatch.setattr(Runtime, "give_up", noted)
+    engine = kit.app_engine()
+    consumer = kit.consumer(engine=engine)
+    consumer.on("mail")(effect)
+    stopped = threading.Thread(target=kit.stop, args=(consumer.consumer,))
+
+    @sa.event.listens_for(getattr(engine, "sync_engine", engine), "after_cursor_execute")
+    def stop_at_the_registration(_connection, _cursor, statement, _parameters, _context, _many):
+        if "INSERT INTO pgqrs_workers" in statement:
+            stopped.start()
+            assert given_up.wait(20)
+
+    kit.call(consumer.consumer.start)
+    stopped.join(20)
+    until(lambda: kit.workers()[0].status == "stopped", "its worker is stopped")
+    assert len(kit.workers()) == 1
+
+
+async def test_a_start_that_is_cancelled_at_any_moment_leaves_no_worker_ready(
+    async_engine, threads
+):
+    def made():
+        consumer = AsyncConsumer(async_sessionmaker(async_engine), housekeeping=None)
+        consumer.on("mail")(handler)
+        return consumer
+
+    async def handler(payload: int) -> None:
+        pass
+
+    first = made()
+    began = time.monotonic()
+    await first.start()
+    took = time.monotonic() - began
+    await first.stop()
+    for part in range(40):
+        consumer = made()
+        task = asyncio.create_task(consumer.start())
+        await asyncio.sleep(took * part / 40)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await consumer.stop()
+    until(lambda: {one.status for one in threads.workers()} == {"stopped"}, "all are stopped")
+
+
+# ------------------------------------------------------------------------ the caller's context
+
+
+def test_handlers_have_a_copy_of_the_context_that_the_consumer_was_started_in(kit):
+    kit.send(*range(3))
+    tenant = ContextVar("tenant", default="nobody")
+    consumer = kit.consumer(concurrency=1)
+    seen = []
+
+    @consumer.on("mail")
+    def handler(_session, delivery):
+        seen.append(tenant.get())
+        tenant.set(f"somebody else {delivery.id}")  # stays in this call
+
+    def run():
+        tenant.set("acme")
+        return consumer.consumer.run(until_empty=True)
+
+    async def run_it():
+        tenant.set("acme")
+        return await consumer.consumer.run(until_empty=True)
+
+    assert kit.call(run_it if kit.is_async else run) == 0
+    assert seen == ["acme"] * 3
+
+
 def test_it_works_in_a_with_block(threads):
     consumer = Consumer(sessionmaker(threads.engine), poll_interval=0.02, concurrency=2)
 
@@ -372,6 +468,57 @@ def test_the_log_has_fields_and_no_payload(kit, caplog):
     assert "swordfish" not in caplog.text
     assert logging.getLogger("pgqrs_sa").handlers == logging.getLogger("pgqrs_sa.consumer").handlers
     assert logging.getLogger("pgqrs_sa.consumer").handlers == []
+
+
+def test_a_line_of_the_log_says_which_attempt_why_and_when_the_next_is(threads, caplog):
+    failed, snoozed, dead = threads.send("failed", "snoozed", "dead", max_read_ct=5)
+    threads.sql("UPDATE pgqrs_messages SET max_read_ct = 1 WHERE id = :id", id=dead)
+    consumer = threads.consumer(retry=Retry(base=20, jitter=0))
+    caplog.set_level(logging.DEBUG, "pgqrs_sa.consumer")
+
+    @consumer.on("mail", session=False)
+    def handler(_session, delivery):
+        if delivery.payload == "snoozed":
+            raise Snooze(60)
+        raise OwnError(f"swordfish {delivery.payload}")
+
+    assert consumer.run() == 0
+    lines = {one.msg_id: one for one in caplog.records if hasattr(one, "msg_id")}
+    assert re.fullmatch(
+        rf"message {failed} of mail: attempt 1 of 5 failed: "
+        rf"{__name__}\.OwnError in \S+ \(bench\.py:\d+\); the next is in 20\.0 s",
+        lines[failed].getMessage(),
+    )
+    assert (lines[failed].error, lines[failed].delay_ms) == ("OwnError", 20_000)
+    assert re.fullmatch(
+        rf"message {dead} of mail: attempt 1 of 1 failed, and was the last: "
+        rf"{__name__}\.OwnError in \S+ \(bench\.py:\d+\); the message is a dead letter",
+        lines[dead].getMessage(),
+    )
+    assert lines[snoozed].getMessage() == (
+        f"message {snoozed} of mail: attempt 1 of 5 was given back, and is not counted; "
+        "it comes again in 60.0 s"
+    )
+    assert "swordfish" not in caplog.text
+
+
+class OwnError(Exception):
+    """Of an application."""
+
+
+def test_the_log_describes_an_error_without_its_text():
+    class Driver(Exception):
+        sqlstate = "23505"
+
+    refused = sa.exc.IntegrityError("INSERT", {"who": "swordfish"}, Driver("swordfish"))
+    group = ExceptionGroup("swordfish", [ValueError("swordfish"), KeyError("swordfish")])
+    timeout = HandlerTimeout("send", 3, "File x\n  swordfish")
+    assert described(ValueError("swordfish")) == "ValueError"
+    assert described(refused) == "sqlalchemy.exc.IntegrityError [23505]"
+    assert described(group) == "ExceptionGroup of ValueError, KeyError"
+    assert described(PayloadError("payload.a", "swordfish")) == "PayloadError"
+    assert described(timeout).startswith("HandlerTimeout: handler send took longer than")
+    assert "swordfish" not in described(timeout)
 
 
 # ------------------------------------------------------------------------ waking, and sessions

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import json
 from collections.abc import Iterable, Sequence
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +21,9 @@ from pgqrs_sa import (
     AsyncQueueService,
     Consumer,
     Delivery,
+    Hooks,
     InvalidArgument,
+    JsonCodec,
     PayloadError,
     QueueService,
     Retry,
@@ -301,13 +305,36 @@ def test_a_setting_that_cannot_be_is_refused_with_its_name(options):
         {"heartbeat": 0},
         {"housekeeping": 0},
         {"name": " "},
+        {"name": ""},
+        {"name": 5},
+        {"concurrency": "8"},
+        {"poll_interval": "yes"},
+        {"version": 5},
+        {"models": "pgqrs"},
+        {"codec": JsonCodec},
+        {"codec": json.dumps},
+        {"notify": "yes"},
+        {"listen_dsn": 5432},
         {"hooks": [print]},
+        {"hooks": Hooks()},
     ],
 )
 def test_a_consumers_own_settings_are_checked_as_well(options):
-    (name,) = options
-    with pytest.raises(InvalidArgument, match=f"{name} must be"):
-        Consumer(sessionmaker(), **options)
+    ((name, value),) = options.items()
+    for make in (
+        lambda: Consumer(sessionmaker(), **options),
+        lambda: AsyncConsumer(async_sessionmaker(), **options),
+    ):
+        with pytest.raises(InvalidArgument, match=f"{name} must (be|have)") as caught:
+            make()
+        assert repr(value)[:20] in str(caught.value)
+
+
+def test_a_setting_that_does_not_exist_is_refused_with_its_name():
+    for kind, maker in ((Consumer, sessionmaker), (AsyncConsumer, async_sessionmaker)):
+        with pytest.raises(TypeError, match="concurency"):
+            kind(maker(), concurency=8)
+        assert "concurrency" in inspect.signature(kind).parameters
 
 
 def test_a_queue_has_one_handler_and_only_known_ones_are_chosen():

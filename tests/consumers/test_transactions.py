@@ -7,9 +7,11 @@ import json
 import pytest
 import sqlalchemy as sa
 from bench import Ear, effect
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import (
+    AsyncConsumer,
     DeadLetter,
     Delivery,
     Discard,
@@ -19,6 +21,7 @@ from pgqrs_sa import (
     Retry,
     RetryIn,
     Snooze,
+    TransactionRefused,
 )
 
 
@@ -512,3 +515,72 @@ def test_a_lease_that_a_handler_took_and_rolled_back_settles_nothing_later(kit):
     assert consumer.run() == 0
     assert lost == [False] * 5
     assert kit.outcomes() == {id_: "archived", other: "archived"}
+
+
+# ----------------------------------------------------------- the transaction is the consumer's
+
+
+@pytest.mark.parametrize("method", ["commit", "rollback", "close"])
+def test_a_handler_that_ends_its_transaction_fails_before_anything_is_kept(kit, method):
+    (id_,) = kit.send({}, max_read_ct=2)
+    consumer = kit.consumer(retry=Retry(base=0, jitter=0))
+
+    @consumer.on("mail")
+    def handler(session, delivery):
+        effect(session, delivery)
+        getattr(session, method)()
+
+    assert consumer.run() == 0
+    assert (kit.effects(), kit.outcomes()) == ([], {id_: "dead"})
+    error = kit.archive()[id_].last_error
+    assert f"session.{method}() in " in error
+    assert "the consumer ends this transaction" in error
+
+
+async def test_an_awaited_commit_in_a_handler_is_refused_too(async_engine, threads):
+    (id_,) = threads.send({}, max_read_ct=1)
+    consumer = AsyncConsumer(async_sessionmaker(async_engine), poll_interval=0.02)
+
+    @consumer.on("mail")
+    async def handler(session: AsyncSession, delivery: Delivery) -> None:
+        await session.run_sync(effect, delivery)
+        await session.commit()
+
+    assert await consumer.run(until_empty=True) == 0
+    assert (threads.effects(), threads.outcomes()) == ([], {id_: "dead"})
+    assert "session.commit() in " in threads.archive()[id_].last_error
+
+
+def test_a_refusal_that_is_caught_leaves_the_transaction_as_it_is(kit):
+    (id_,) = kit.send({})
+    consumer = kit.consumer()
+
+    @consumer.on("mail")
+    def handler(session, delivery):
+        effect(session, delivery)
+        with pytest.raises(TransactionRefused) as caught:
+            session.commit()
+        assert caught.value.method == "commit"
+        with session.begin_nested():  # a savepoint is the handler's own
+            effect(session, delivery)
+        savepoint = session.begin_nested()
+        effect(session, delivery)
+        savepoint.rollback()
+
+    assert consumer.run() == 0
+    assert kit.effects() == [(id_, 1)] * 2
+    assert kit.outcomes() == {id_: "archived"}
+
+
+def test_a_handler_may_end_the_transaction_of_what_it_acknowledges_itself(kit):
+    (id_,) = kit.send({})
+    consumer = kit.consumer()
+
+    @consumer.on("mail", acknowledge="manual", lease=600)
+    def handler(session, delivery):
+        effect(session, delivery)
+        QueueService(session).archive(delivery)
+        session.commit()
+
+    assert consumer.run() == 0
+    assert (kit.effects(), kit.outcomes()) == ([(id_, 1)], {id_: "archived"})

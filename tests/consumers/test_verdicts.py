@@ -152,6 +152,20 @@ def test_the_text_of_an_error_is_bounded_and_keeps_both_ends():
     assert 'raise ValueError("x" * 50_000)' in text
 
 
+def test_the_text_of_a_group_has_those_of_its_members():
+    inner = ExceptionGroup("inside", [KeyError("no such key")])
+    error = raised(ExceptionGroup("several", [ValueError("no such address"), inner]))
+    text = Verdict(delivery(1), "retry", error=error).error_text
+    assert text.splitlines()[:4] == [
+        "ExceptionGroup: several (2 sub-exceptions)",
+        "  ValueError: no such address",
+        "  ExceptionGroup: inside (1 sub-exception)",
+        "    KeyError: 'no such key'",
+    ]
+    many = ExceptionGroup("many", [ValueError("x" * 1_000)] * 1_000)
+    assert len(Verdict(delivery(1), "retry", error=many).error_text) < 8_000
+
+
 def test_an_error_whose_text_is_broken_still_has_one():
     class Broken(Exception):
         def __str__(self):

@@ -217,6 +217,33 @@ def test_handlers_without_a_session_need_no_connection(threads):
     assert consumer.run() == 0
 
 
+@pytest.mark.parametrize("how", ["engine", "option", "driver"])
+def test_an_engine_in_autocommit_is_refused_for_a_handler_with_a_session(kit, how):
+    """Or its effects would be there once for each attempt."""
+    (id_,) = kit.send({})
+
+    def made():
+        if how == "option":
+            return kit.app_engine().execution_options(isolation_level="AUTOCOMMIT")
+        if how == "engine":
+            return kit.app_engine(isolation_level="AUTOCOMMIT")
+        return kit.app_engine(connect_args={"autocommit": True})
+
+    if how == "driver" and kit.driver == "asyncpg":
+        pytest.skip("the driver has no such setting")
+    for begin in (lambda one: one.run(), lambda one: kit.call(one.consumer.check)):
+        consumer = kit.consumer(engine=made())
+        consumer.on("mail")(effect)
+        with pytest.raises(InvalidArgument, match=r"AUTOCOMMIT, and .* takes a session"):
+            begin(consumer)
+    assert (kit.effects(), list(kit.live()), kit.workers()) == ([], [id_], [])
+
+    without = kit.consumer(engine=made())
+    without.on("mail", session=False)(nothing)
+    assert without.run() == 0
+    assert kit.outcomes() == {id_: "archived"}
+
+
 def test_a_database_that_is_set_to_read_only_is_refused_at_the_start(kit):
     kit.sql("ALTER DATABASE " + kit.engine.url.database + " SET default_transaction_read_only = on")
     try:

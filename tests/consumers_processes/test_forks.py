@@ -64,9 +64,9 @@ if args["kind"] == "sync":
 
 
 @contextmanager
-def family(**args):
+def family(code=PARENT, **args):
     """A parent whose children end with it."""
-    with Script(PARENT, **args) as parent:
+    with Script(code, **args) as parent:
         try:
             yield parent
         finally:
@@ -94,3 +94,57 @@ def test_children_of_a_parent_that_used_the_engine_work_and_leave_its_connection
     assert {pid for pid, _ in rows[:2]} == set(children)
     assert {status for _, status in rows} == {"stopped"}
     assert team.audit().archived == 60 + (kind == "sync")
+
+
+FORKS = """
+import asyncio, logging, os
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import sessionmaker
+from pgqrs_sa import AsyncConsumer, Consumer
+
+os.setpgrp()
+logging.basicConfig()
+
+def fork(session):
+    child = os.fork()
+    if child == 0:
+        if args["how"] == "raises":
+            raise ValueError("of the child")
+        if args["how"] == "exits":
+            sys.exit(7)
+        return
+    say("ended", code=os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    session.execute(sa.text("SELECT 1"))  # the connection is still its own
+
+if args["kind"] == "sync":
+    consumer = Consumer(sessionmaker(sa.create_engine(args["url"])), poll_interval=0.02)
+
+    @consumer.on("mail")
+    def handler(session: Session) -> None:
+        session.execute(sa.text("SELECT 1"))
+        fork(session)
+
+    say("over", code=consumer.run(until_empty=True))
+else:
+    engine = create_async_engine(args["url"])
+    consumer = AsyncConsumer(async_sessionmaker(engine), poll_interval=0.02)
+
+    @consumer.on("mail")
+    async def handler(session: AsyncSession) -> None:
+        await session.execute(sa.text("SELECT 1"))
+        await session.run_sync(fork)
+
+    say("over", code=asyncio.run(consumer.run(until_empty=True)))
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("returns", 1), ("raises", 1), ("exits", 7)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_child_that_was_forked_in_a_handler_and_comes_back_from_it_ends(team, kind, how, code):
+    team.send({})
+    with family(FORKS, **settings_of(team.address, kind, how=how)) as parent:
+        assert parent.expect("ended", 40) == {"code": code}, parent.errors
+        assert parent.expect("over", 40) == {"code": 0}, parent.errors
+        assert parent.wait(20) == 0
+        assert "was forked in a handler" in parent.errors
+    assert run_sql(team.address, "SELECT outcome FROM pgqrs_archive") == [("archived",)]

@@ -26,6 +26,7 @@ from pgqrs_sa import (
     Retry,
     RetryIn,
     Snooze,
+    TransactionRefused,
 )
 from pgqrs_sa.testing import Drained, advance, all_enqueued, assert_enqueued, drain, refute_enqueued
 
@@ -581,3 +582,21 @@ def test_a_result_that_has_not_run_is_a_failed_attempt(session, service, consume
     assert (drained.archived, drained.retried) == (0, 1)
     assert isinstance(drained.errors[0][1], InvalidResult)
     assert session.get(order, 7) is None
+
+
+@pytest.mark.parametrize("method", ["commit", "rollback", "close"])
+def test_a_handler_does_not_end_the_transaction_of_the_test(
+    session, service, consumer, order, method
+):
+    @consumer.on("mail")
+    def handle(session: Session, payload: int) -> None:
+        session.add(order(id=payload, customer="x", total_cents=1))
+        getattr(session, method)()
+
+    service.enqueue("mail", 7)
+    drained = drain(session, consumer, raise_errors=False)
+
+    assert (drained.archived, drained.retried) == (0, 1)
+    assert isinstance(drained.errors[0][1], TransactionRefused)
+    assert session.get(order, 7) is None
+    session.commit()  # is the test's own again

@@ -153,7 +153,7 @@ def test_the_fixture_works_in_the_session_of_the_host(
             "E *no message has payload__contains={'to': 'ada'}; in the queue 'mail' there are 1 *",
             "E *closest, but payload.to is 'bob', not 'ada'",
             "E *ZeroDivisionError: in the handler",
-            "WARNING *message * of mail: retry: ZeroDivisionError",
+            "WARNING *message * of mail: attempt 1 of * failed: ZeroDivisionError in *handle *",
         ]
     )
     # The frames of the helpers are hidden: what is shown is the test, and its handler.
