@@ -92,7 +92,8 @@ def many(session: Session, context: Context, queue: str, items: Iterable[Any]) -
     """Insert payloads or items, one statement a chunk; receipts come in the order given."""
     arguments.check_queue_name(queue)
     # All are checked before the first is sent: a bad one at the end leaves nothing behind.
-    listed = arguments.nonempty(items, "items")
+    if not (listed := arguments.as_list(items, "items")):
+        return []
     channel = wakeup.channel(session, context)
     if (texts := _plain_texts(context, listed)) is not None:
         batch = _Batch(session, context, queue, list(map(_size, texts)), channel)
@@ -252,11 +253,12 @@ class _Batch:
         before, and the batch of somebody else, who has it and waits for one of these, could not
         go on (a deadlock).
         """
+        statement = statements.many(self.context.models, keyed=True, notify=bool(self.channel))
         receipts: dict[int, Receipt] = {}
         left = list(chunk)
         for _ in range(_TRIES):
-            with _savepoint(self.session, self.context, needed=len(left) > 1) as savepoint:
-                receipts |= self._inserted_or_found(left)
+            with self._savepoint(statement, needed=len(left) > 1) as savepoint:
+                receipts |= self._inserted_or_found(statement, left)
                 if len(receipts) == len(chunk):
                     return receipts
                 if savepoint is not None:
@@ -266,9 +268,27 @@ class _Batch:
             left = [item for item in chunk if item.place not in receipts]
         raise _rows_vanish(self.queue)
 
-    def _inserted_or_found(self, items: Sequence[_Encoded]) -> dict[int, Receipt]:
+    @contextmanager
+    def _savepoint(
+        self, statement: Executable, *, needed: bool
+    ) -> Iterator[sa.NestedTransaction | None]:
+        """A savepoint of the caller's transaction, which gives back the keys inserted since.
+
+        None where each statement commits by itself, or when none is needed.
+        """
+        self.session._autoflush()  # noqa: SLF001 - what is pending must not go back with it
+        where = {"mapper": self.context.mapper, "clause": statement}
+        connection = routing.connect(self.session, where)
+        if not needed or commits_by_itself(connection):
+            yield None
+            return
+        with connection.begin_nested() as savepoint:
+            yield savepoint
+
+    def _inserted_or_found(
+        self, statement: Executable, items: Sequence[_Encoded]
+    ) -> dict[int, Receipt]:
         """Return receipts by place; those are missing whose key has just become free."""
-        statement = statements.many(self.context.models, keyed=True, notify=bool(self.channel))
         delayed = all(item.delayed for item in items)
         rows = self._run(statement, _array(items), delayed=delayed)
         fresh = {row.dedup_key: Receipt(row.id, row.vt) for row in rows}
@@ -297,23 +317,6 @@ class _Batch:
         if rows and not delayed:
             nudge.note(self.session, self.queue, self.context.mapper)
         return rows
-
-
-@contextmanager
-def _savepoint(
-    session: Session, context: Context, *, needed: bool
-) -> Iterator[sa.NestedTransaction | None]:
-    """A savepoint of the caller's transaction, which gives back the keys inserted since.
-
-    None where each statement commits by itself, or when none is needed.
-    """
-    session._autoflush()  # noqa: SLF001 - what is pending must not go back with it
-    connection = session.connection(bind_arguments={"mapper": context.mapper})
-    if not needed or commits_by_itself(connection):
-        yield None
-        return
-    with connection.begin_nested() as savepoint:
-        yield savepoint
 
 
 def _rows_vanish(queue: str, taken: str = f"no message in {_TRIES} tries") -> PgqrsError:
