@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from .codecs import JsonCodec
+from .codecs import strict_text
 from .errors import DelayError, InvalidArgument, PayloadError, shown
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "MAX_KEY_LENGTH",
     "QUEUE_NAME_PATTERN",
     "age",
+    "as_list",
     "check_key",
     "check_max_read_ct",
     "check_number",
@@ -36,7 +37,6 @@ __all__ = [
     "error_text",
     "headers_text",
     "moment",
-    "nonempty",
     "row_time",
     "suggestions",
     "worker_id",
@@ -58,7 +58,6 @@ _SMALLINT = 32_767
 _INTEGER = 2_147_483_647
 _BIGINT = 9_223_372_036_854_775_807
 _T = TypeVar("_T")
-_strict = JsonCodec()
 
 
 def check_queue_name(name: object) -> str:
@@ -180,7 +179,7 @@ def check_key(value: object, path: str = "") -> str:
         raise InvalidArgument(
             f"{path}key must be a string of 1 to {MAX_KEY_LENGTH} characters, not {shown(value)}"
         )
-    _strict.dumps(value, path=f"{path}key")
+    strict_text(value, f"{path}key")
     return value
 
 
@@ -191,7 +190,7 @@ def headers_text(value: object, path: str = "") -> str | None:
     name = f"{path}headers"
     if not isinstance(value, Mapping):
         raise PayloadError(name, f"must be a dict, not a {type(value).__name__}")
-    text = _strict.dumps(dict(value), path=name)
+    text = strict_text(dict(value), name)
     if (size := len(text.encode())) > MAX_HEADERS_BYTES:
         raise PayloadError(name, f"takes {size} bytes, more than {MAX_HEADERS_BYTES}")
     return text
@@ -209,16 +208,13 @@ def error_text(error: object) -> str:
     return text if len(text) <= MAX_ERROR_LENGTH else f"{text[:MAX_ERROR_LENGTH]}…"
 
 
-def nonempty(values: Iterable[_T], name: str) -> Sequence[_T]:
-    """Return the values as a list, refusing none at all, and a lone string or dict."""
+def as_list(values: Iterable[_T], name: str) -> list[_T]:
+    """Return the values as a list, which may be empty, refusing a lone string or dict."""
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         # What was passed instead of a list of items may be a payload, and errors are logged.
         what = f"of type {type(values).__name__}" if name == "items" else shown(values)
         raise InvalidArgument(f"{name} must be a list, not {what}")
-    listed = list(values)
-    if not listed:
-        raise InvalidArgument(f"{name} is empty: there is nothing to do")
-    return listed
+    return list(values)
 
 
 def criteria(where: Any) -> tuple[Any, ...]:
@@ -246,7 +242,7 @@ def check_text(value: object, name: str) -> str:
     """Return text that is not empty and that PostgreSQL can store."""
     if not isinstance(value, str) or not value.strip():
         raise InvalidArgument(f"{name} must be text that is not empty, not {shown(value)}")
-    _strict.dumps(value, path=name)
+    strict_text(value, name)
     return value
 
 

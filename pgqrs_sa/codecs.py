@@ -1,13 +1,17 @@
 """From Python values to JSON text and back, strictly.
 
 The payload of a message crosses the wire as text that this module wrote, so what is stored does
-not depend on the JSON settings of the host's engine. (A `Message` that is added to a session is a
-row of the host's: it is checked here, and written by the serializer of the host's engine, like any
-JSONB column. A bulk INSERT of the ORM, which makes no objects, is checked by the database alone.)
+not depend on the JSON settings of the host's engine. The payload of a `Message` that is added to a
+session, and of an INSERT of Core or of the ORM into its table, is written by `JsonCodec` as well.
 ``dumps`` refuses what PostgreSQL or another
 reader would refuse or change: NaN and Infinity, NUL and lone surrogates, keys that are not
-strings, dates, Decimals, sets, and nesting that the standard reader cannot follow. The error
-names the place: ``payload.items[3].price is nan``.
+strings, sets, and nesting that the standard reader cannot follow. The error names the place:
+``payload.items[3].price is nan``. UUIDs, dates and times, Decimals, Enums, dataclasses, pydantic
+models and msgspec structs are written if a handler whose annotation names their class gets an
+equal object: see `encoding`.
+
+Floats come back as they were: those from 1e16 on are written without an exponent, of which jsonb
+would make an integer. Only the sign of -0.0 is lost, which equals 0.0.
 
 A codec is anything with ``dumps`` and ``loads``; give your own to ``QueueService(codec=...)``.
 """
@@ -18,11 +22,14 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date, datetime, time
+from decimal import Decimal
 from typing import Any, Protocol
 
+from . import encoding
 from .errors import PayloadError, shown
 
-__all__ = ["MAX_DEPTH", "Codec", "JsonCodec", "check_json"]
+__all__ = ["MAX_DEPTH", "Codec", "JsonCodec", "check_json", "strict_text"]
 
 MAX_DEPTH = 200
 """Nesting beyond this is refused: Python's reader gives up near its recursion limit."""
@@ -49,6 +56,9 @@ class Codec(Protocol):
 _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 
 
+# A string, or a number with an exponent that makes it large.
+_LARGE_FLOAT = re.compile(r'"(?:[^"\\]|\\.)*"|-?[\d.]+e\+\d+')
+
 # An escaped NUL: an odd number of backslashes before the u.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -56,10 +66,23 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _BETWEEN = ',"\\u0000",'
 
 
-def _depth(text: str) -> int:
-    """Return the nesting that a text has at most."""
-    # A level takes two characters: most texts need no look at all.
-    return 0 if len(text) <= 2 * MAX_DEPTH else text.count("[") + text.count("{")
+def _is_deep(text: str, value: Any) -> bool:
+    """Return whether a value is nested deeper than `MAX_DEPTH`, of which ``text`` is the JSON."""
+    # A level takes two characters, and two brackets: most texts need no look at all.
+    if len(text) <= 2 * MAX_DEPTH or text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for outer in level:
+            if type(outer) is list:
+                inner += outer
+            elif type(outer) is dict:
+                inner += outer.values()
+        if not inner:
+            return False
+        level = inner
+    return any(type(one) in (list, dict) for one in level)
 
 
 class JsonCodec:
@@ -69,25 +92,14 @@ class JsonCodec:
         """Return ``value`` as compact JSON text.
 
         Args:
-            value: dicts with string keys, lists, tuples, strings, ints, floats, bools and None.
+            value: dicts with string keys, lists, tuples, strings, ints, floats, bools, None, and
+                objects of the classes that `encoding` knows.
             path: What to call the value in an error.
 
         Raises:
             PayloadError: with the path of the first offending value.
         """
-        # One pass in C settles nearly every payload; only what looks odd is walked in Python.
-        try:
-            text = _encode(value)
-            text.encode()
-            plain = (
-                "\\u0000" not in text and _depth(text) <= MAX_DEPTH and json.loads(text) == value
-            )
-        except (TypeError, ValueError, RecursionError) as error:
-            self._refuse(value, path)
-            raise PayloadError(path, f"is not JSON: {error}") from error
-        if not plain:
-            self._refuse(value, path)
-        return text
+        return _text(value, path, rich=True)
 
     def dumps_each(self, values: Sequence[Any], /) -> list[str] | None:
         """Return each value as `dumps` does, for little more than half the price.
@@ -99,23 +111,20 @@ class JsonCodec:
             some = list(values[start : start + _AT_ONCE])
             try:
                 parted = [one for value in some for one in (value, "\0")][:-1]
-                found = _encode(parted)[1:-1].split(_BETWEEN)
+                joined = _encode(parted)
+                if "+" in joined:
+                    joined = _without_exponents(joined)
+                found = joined[1:-1].split(_BETWEEN)
                 whole = f"[{','.join(found)}]"
                 whole.encode()
-                plain = "\\u0000" not in whole and json.loads(whole) == some
+                back = json.loads(whole)
+                plain = "\\u0000" not in whole and back == some and len(found) == len(some)
             except (TypeError, ValueError, RecursionError):
                 return None
-            if not plain or len(found) != len(some) or max(map(_depth, found)) > MAX_DEPTH:
+            if not plain or any(map(_is_deep, found, back)):
                 return None
             texts += found
         return texts
-
-    def _refuse(self, value: Any, path: str) -> None:
-        """Raise for the first offending value, if there is one."""
-        try:
-            _walk(value)
-        except _Fault as fault:
-            raise fault.at(path) from None
 
     def loads(self, text: str, /) -> Any:
         """Return the value that ``text`` stands for."""
@@ -131,6 +140,44 @@ class JsonCodec:
         except (ValueError, RecursionError):
             return None
         return values if len(values) == len(texts) else None
+
+
+def strict_text(value: Any, path: str) -> str:
+    """Return as `JsonCodec.dumps` what nobody reads by an annotation, such as headers."""
+    return _text(value, path, rich=False)
+
+
+def _text(value: Any, path: str, *, rich: bool) -> str:
+    # One pass in C settles nearly every payload; only what looks odd is walked in Python.
+    text = None
+    try:
+        text = _encode(value)
+        text.encode()
+        if "+" in text:
+            text = _without_exponents(text)
+        if "\\u0000" not in text:
+            back = json.loads(text)
+            if back == value and not _is_deep(text, back):
+                return text
+    except (TypeError, ValueError, RecursionError):
+        pass
+    try:
+        plain = _plain(value, rich=rich)
+        return _without_exponents(_encode(plain)) if text is None else text
+    except _Fault as fault:
+        raise fault.at(path) from fault.__cause__
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PayloadError(path, f"is not JSON: {error}") from error
+
+
+def _without_exponents(text: str) -> str:
+    """Write large floats digit by digit: jsonb makes 10000000000000000 of 1e16, an integer."""
+    return _LARGE_FLOAT.sub(_digits, text) if "e+" in text else text
+
+
+def _digits(found: re.Match[str]) -> str:
+    text = found[0]
+    return text if text.startswith('"') else f"{Decimal(text):f}.0"
 
 
 class _Fault(Exception):
@@ -173,11 +220,11 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _walk(value: Any, depth: int = 0) -> None:
-    """Raise for the first value that cannot be stored and read back as it is."""
+def _plain(value: Any, depth: int = 0, *, rich: bool) -> Any:
+    """Return a value as JSON has it; raise for the first that cannot be stored and read back."""
     match value:
         case None | bool():
-            return
+            return value
         case str():
             _check_text(value)
         case int():
@@ -189,26 +236,64 @@ def _walk(value: Any, depth: int = 0) -> None:
         case dict() | list() | tuple():
             if depth == MAX_DEPTH:
                 raise _Fault(f"is nested deeper than {MAX_DEPTH} levels")
-            _walk_members(value, depth)
+            return _plain_members(value, depth, rich=rich)
         case _:
-            raise _Fault(f"is a {type(value).__name__}: {_mend(value)}")
+            return _plain_object(value, depth, rich=rich)
+    return value
 
 
-def _walk_members(value: Any, depth: int) -> None:
+def _plain_members(value: Any, depth: int, *, rich: bool) -> Any:
     step: Any
-    members = value.items() if isinstance(value, dict) else enumerate(value)
-    for step, item in members:
-        if isinstance(value, dict) and not isinstance(step, str):
+    named = isinstance(value, dict)
+    plain: list[tuple[Any, Any]] = []
+    for step, item in value.items() if named else enumerate(value):
+        if named and not isinstance(step, str):
             raise _Fault(f"has the key {shown(step)}: keys must be strings")
         try:
-            if isinstance(step, str):
+            if named:
                 _check_text(step)
-            _walk(item, depth + 1)
+            plain.append((step, _plain(item, depth + 1, rich=rich)))
         except _Fault as fault:
             # Written only now: spelling out the path of every value would take most of the time.
-            plain = isinstance(step, str) and step.isidentifier()
-            fault.steps.append(f".{step}" if plain else f"[{step!r}]")
+            identifier = named and step.isidentifier()
+            fault.steps.append(f".{step}" if identifier else f"[{step!r}]")
             raise
+    return dict(plain) if named else [item for _, item in plain]
+
+
+def _plain_object(value: Any, depth: int, *, rich: bool) -> Any:
+    """Return what stands for an object of a class that JSON does not have."""
+    kind = type(value).__name__
+    faults: list[_Fault] = []
+    try:
+        for way in encoding.written(value) if rich else ():
+            plain = _plain(way, depth, rich=rich)
+            if (fault := _lost(value, plain)) is None:
+                return plain
+            faults.append(fault)
+    except _Fault:
+        raise
+    except Exception as error:
+        raise _Fault(f"is a {kind} that cannot be written: {error}") from error
+    if faults:
+        raise faults[0]
+    raise _Fault(f"is a {kind}: {_mend(value)}")
+
+
+def _lost(value: Any, plain: Any) -> _Fault | None:
+    """Return why an object does not come back equal from what stands for it, if it does not."""
+    kind = type(value).__name__
+    try:
+        where = encoding.lost(value, plain)
+    except PayloadError as error:
+        return _Fault(f"is a {kind} that cannot be read back: {error.problem}", error.path)
+    except Exception as error:  # noqa: BLE001 - of the class, which is the host's
+        return _Fault(f"is a {kind} that cannot be read back: {error}")
+    if where is None:
+        return None
+    if where:
+        return _Fault(f"would not come back equal from the annotation of its {kind}", where)
+    return _Fault(f"is a {kind} that would not come back equal{_hint(value)}")
 
 
 def _check_text(text: str) -> None:
@@ -225,8 +310,14 @@ def _printable(path: str) -> str:
     return path.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
 
 
+def _hint(value: object) -> str:
+    if isinstance(value, (datetime, time)):
+        return ": its time zone, or its fold, has no text"
+    return ""
+
+
 def _mend(value: object) -> str:
-    if hasattr(value, "isoformat"):
+    if isinstance(value, (date, time)):
         return "send value.isoformat()"
     if isinstance(value, (set, frozenset)):
         return "send a sorted list"

@@ -105,8 +105,7 @@ def _check(mapper: Mapper[Any], connection: sa.Connection, added: Sequence[Messa
     session = object_session(added[0])
     if session is None or not session.info.get(ALLOW_AUTOCOMMIT):
         refuse_autocommit(connection, f"session.info[{ALLOW_AUTOCOMMIT!r}] = True")
-    for message in added:
-        _check_content(message)
+    sizes = [_checked_size(message) for message in added]
     queues = _queue_table(mapper)
     messages: Any = mapper.local_table
     rows = connection.execute(
@@ -118,12 +117,11 @@ def _check(mapper: Mapper[Any], connection: sa.Connection, added: Sequence[Messa
     ).all()
     by_name = {row.queue_name: row for row in rows}
     by_id = {row.id: row for row in rows}
-    for message in added:
+    for message, size in zip(added, sizes, strict=True):
         name = message.queue_name
         row = by_id.get(message.queue_id) if name is None else by_name.get(name)
         if row is None:
             raise _not_found(connection, queues, message)
-        size = len(_strict.dumps(message.payload).encode())
         check_size(row.queue_name, size, row.max_payload_bytes)
         message.queue_id = row.id
         if session is not None and not message.__dict__.get("_pgqrs_when", {}).get("delay"):
@@ -131,17 +129,22 @@ def _check(mapper: Mapper[Any], connection: sa.Connection, added: Sequence[Messa
     _check_keys(mapper, connection, [one for one in added if one.dedup_key is not None])
 
 
-def _check_content(message: MessageMixin) -> None:
+def _checked_size(message: MessageMixin) -> int:
+    """Return how many bytes a payload takes, or raise for what `enqueue` refuses."""
     if message.queue_name is None and message.queue_id is None:
-        raise InvalidArgument("a message needs a queue: Message(queue_name=..., payload=...)")
+        raise InvalidArgument(
+            "a message needs a queue: Message(queue_name=..., payload=...). session.merge() loses "
+            "the name: use session.add(), or give queue_id"
+        )
     if "payload" not in message.__dict__:
         raise InvalidArgument("a message needs a payload: Message(queue_name=..., payload=...)")
     # Once more: both can be changed in place after they were assigned.
-    _strict.dumps(message.payload)
+    size = len(_strict.dumps(message.payload).encode())
     arguments.headers_text(message.headers)
     if isinstance(message.vt, datetime):
         expression: Any = never_past(message.vt)
         message.vt = expression
+    return size
 
 
 def _check_keys(

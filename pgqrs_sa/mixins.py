@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import exc as sa_exc
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.hybrid import hybrid_property
@@ -23,7 +24,7 @@ from sqlalchemy.sql import ColumnElement
 
 from . import arguments, states
 from .codecs import JsonCodec
-from .errors import InvalidArgument
+from .errors import InvalidArgument, PayloadError
 from .represented import loaded
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "VERSION_COMMENT",
     "ArchivedMessageMixin",
     "MessageMixin",
+    "Payload",
     "QueueMixin",
     "WorkerMixin",
 ]
@@ -150,12 +152,56 @@ def fencing_sequence(message: sa.Table) -> sa.Sequence:
     return sa.Sequence(f"{message.name}_{FENCING_TOKEN}_seq", schema=message.schema)
 
 
+class Payload(sa.types.TypeDecorator[Any]):
+    """JSONB that is written as `enqueue` writes it, whatever the serializer of the engine.
+
+    So an INSERT of Core or a bulk INSERT of the ORM refuses and encodes what `enqueue` does.
+    """
+
+    impl = JSONB
+    cache_ok = True
+    should_evaluate_none = True  # None is a payload: null
+
+    def bind_processor(self, dialect: sa.Dialect) -> Any:  # noqa: ARG002
+        """Return what makes the text of a payload."""
+        return _payload_text
+
+    def coerce_compared_value(self, op: Any, value: Any) -> Any:
+        """Let JSONB say what its operators take: keys and indexes are no payloads."""
+        return self.impl_instance.coerce_compared_value(op, value)
+
+
+class _RefusedPayload(PayloadError, sa_exc.DontWrapMixin):
+    """Of a statement's parameters: SQLAlchemy passes it through as it is."""
+
+
+def _payload_text(value: Any) -> str | None:
+    if isinstance(value, sa.Null):
+        return None
+    try:
+        return _strict.dumps(None if value is JSONB.NULL else value)
+    except PayloadError as error:
+        raise _RefusedPayload(error.path, error.problem) from error
+
+
+class _NoQueue(InvalidArgument, sa_exc.DontWrapMixin):
+    """Of an INSERT that SQLAlchemy is making, which passes it through as it is."""
+
+
+def _no_queue() -> int:
+    """Refuse an INSERT that gives no queue, before it is sent."""
+    raise _NoQueue(
+        "this INSERT has no queue_id, and bulk operations do not know queue_name: use "
+        "service.enqueue_many(queue, payloads) or session.add_all(messages), or give queue_id"
+    )
+
+
 class _ContentMixin:
     """The columns that a message keeps when it is settled."""
 
     id: Mapped[int] = mapped_column(sa.BigInteger, _identity)
-    queue_id: Mapped[int] = mapped_column(sa.BigInteger)
-    payload: Mapped[Any] = mapped_column(JSONB, nullable=False)
+    queue_id: Mapped[int] = mapped_column(sa.BigInteger, insert_default=_no_queue)
+    payload: Mapped[Any] = mapped_column(Payload, nullable=False)
     headers: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     priority: Mapped[int] = mapped_column(sa.SmallInteger, server_default=sa.text("0"))
     vt: Mapped[datetime] = mapped_column(_timestamp, server_default=_clock)

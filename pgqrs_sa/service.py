@@ -129,7 +129,8 @@ class QueueService:
 
         Args:
             queue: The name of a queue that exists.
-            payload: Any strict JSON value.
+            payload: Any strict JSON value; or objects that a handler's annotation reads back, see
+                `pgqrs_sa.encoding`.
             delay: Seconds, or a timedelta, until it becomes visible.
             at: An aware datetime at which it becomes visible; one that has passed means now.
             priority: Lower goes first.
@@ -161,11 +162,13 @@ class QueueService:
                 batches with the same keys cannot deadlock.
 
         Returns:
-            The receipts in the order of the items.
+            The receipts in the order of the items. For an empty list an empty list, without a
+            statement: whether the queue is there is not looked up. The same holds for all methods
+            that end in ``_many``.
 
         Raises:
-            InvalidArgument: the list is empty; or, like every error here, one item is wrong. Its
-                place is named, and nothing was sent.
+            InvalidArgument: like every error here, one item is wrong. Its place is named, and
+                nothing was sent.
         """
         return enqueue.many(self._session, self._context, queue, items)
 

@@ -48,7 +48,7 @@ class Item:
     """One message for `enqueue_many`, with options of its own.
 
     Attributes:
-        payload: Any strict JSON value.
+        payload: Any strict JSON value; or objects that a handler's annotation reads back.
         delay: Seconds (or a timedelta) until it becomes visible.
         at: An aware datetime at which it becomes visible; not together with ``delay``.
         priority: Lower goes first; -32768 to 32767.

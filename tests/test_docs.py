@@ -190,6 +190,9 @@ MESSAGES = {
     "rows": [{"id": 1, "customer": "ada"}, {"oops": 1}, {"id": 2, "customer": "bob"}],
     "metrics": [{"visits": 0}],
     "exports": [{}],
+    "payments": [],  # the document enqueues one
+    "reports.daily": ["2026-11-28"],
+    "reports.hourly": [{}],
 }
 """What the handlers of docs/consumers.md get."""
 
@@ -236,6 +239,9 @@ def test_the_blocks_about_consumers_run_one_after_the_other(
         "rows": (2, 0),
         "metrics": (2, 0),
         "exports": (1, 0),
+        "payments": (1, 0),
+        "reports.daily": (1, 1),
+        "reports.hourly": (1, 1),
     }
     assert ends == {
         "nobody": "no such address",

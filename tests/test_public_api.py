@@ -250,6 +250,7 @@ def test_what_is_optional_is_named():
 
 RANKS = {
     "errors": 0,
+    "encoding": 0,
     "codecs": 0,
     "decisions": 0,
     "retry": 0,

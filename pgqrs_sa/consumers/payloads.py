@@ -1,17 +1,16 @@
 """Payloads as the types that handlers ask for.
 
-The codec has turned the stored text into JSON values by then; here these become an instance of a
-pydantic model, a msgspec struct or a dataclass. Which library that is, the class itself tells:
-neither is imported unless a handler uses it.
+The codec has turned the stored text into JSON values by then; `encoding` makes of these what the
+annotation says.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from .. import encoding
 from ..errors import InvalidArgument, PayloadError, shown
 
 __all__ = ["Convert", "converter"]
@@ -26,8 +25,9 @@ def converter(kind: Any) -> Convert:
     """Return what makes a handler's argument of a payload.
 
     Args:
-        kind: A pydantic model, a msgspec struct, a dataclass, ``dict[...]``, ``list[...]``,
-            ``str``, ``int``, ``float``, ``bool``, or Any.
+        kind: A pydantic model, a msgspec struct, a dataclass, a TypedDict, ``UUID``, ``date``,
+            ``datetime``, ``time``, ``timedelta``, ``Decimal``, an Enum, a list, tuple or dict of
+            these, a union of them; ``str``, ``int``, ``float``, ``bool``, or Any.
 
     Raises:
         InvalidArgument: it is something else.
@@ -35,36 +35,16 @@ def converter(kind: Any) -> Convert:
     if kind is Any or kind is object:
         return lambda value: value
     origin = typing.get_origin(kind) or kind
-    if hasattr(kind, "model_validate"):
-        return _checked(kind.model_validate)
-    if hasattr(kind, "__struct_fields__"):
-        import msgspec  # noqa: PLC0415 - the handler's own choice
-
-        return _checked(lambda value: msgspec.convert(value, kind))
-    if hasattr(kind, "__pydantic_validator__"):
-        return _checked(kind.__pydantic_validator__.validate_python)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _checked(lambda value: _filled(kind, value))
-    if origin in _PLAIN:
-        return _checked(lambda value: _of_type(origin, value))
+    read = encoding.reader(kind)
+    if read is encoding.as_it_is and origin in _PLAIN:
+        read = lambda value, _path: _of_type(origin, value)  # noqa: E731
+    if read is not encoding.as_it_is:
+        return lambda value: encoding.read_at(read, value, "payload")
     raise InvalidArgument(
-        f"a payload can be a pydantic model, a msgspec struct, a dataclass, dict, list, str, int, "
-        f"float, bool or Any, not {shown(kind)}"
+        f"a payload can be a pydantic model, a msgspec struct, a dataclass, a TypedDict, dict, "
+        f"list, tuple, str, int, float, bool, UUID, date, datetime, time, timedelta, Decimal, an "
+        f"Enum, a union of these or Any, not {shown(kind)}"
     )
-
-
-def _checked(make: Convert) -> Convert:
-    """Turn whatever a library raises about a value into the one error for payloads."""
-
-    def convert(value: Any) -> Any:
-        try:
-            return make(value)
-        except PayloadError:
-            raise
-        except Exception as error:
-            raise PayloadError("payload", f"does not fit the handler: {error}") from error
-
-    return convert
 
 
 def _of_type(wanted: Any, value: Any) -> Any:
@@ -76,26 +56,3 @@ def _of_type(wanted: Any, value: Any) -> Any:
             "payload", f"must be {wanted.__name__} for this handler, not {type(value).__name__}"
         )
     return value
-
-
-def _filled(kind: type[Any], value: Any, path: str = "payload") -> Any:
-    """Make a dataclass, and those that its fields are, of dicts; values are taken as they are."""
-    if not isinstance(value, dict):
-        raise PayloadError(path, f"must be an object with the fields of {kind.__name__}")
-    hints = typing.get_type_hints(kind)
-    fields = {one.name: one for one in dataclasses.fields(kind) if one.init}
-    if unknown := sorted(value.keys() - fields.keys()):
-        raise PayloadError(path, f"has fields that {kind.__name__} has not: {', '.join(unknown)}")
-    given = {
-        name: _filled(hints[name], inner, f"{path}.{name}")
-        if isinstance(hints[name], type) and dataclasses.is_dataclass(hints[name])
-        else inner
-        for name, inner in value.items()
-    }
-    if missing := sorted(name for name in fields.keys() - given.keys() if _needed(fields[name])):
-        raise PayloadError(path, f"lacks {', '.join(missing)} of {kind.__name__}")
-    return kind(**given)
-
-
-def _needed(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

@@ -43,7 +43,7 @@ def requeue(
     attempts: int | None,
 ) -> list[Receipt]:
     """Move archived messages back, all of them or none."""
-    listed = [arguments.checked_id(id_) for id_ in arguments.nonempty(ids, "ids")]
+    listed = [arguments.checked_id(id_) for id_ in arguments.as_list(ids, "ids")]
     wanted = sorted(set(listed))
     values = {
         "ids": wanted,
@@ -51,6 +51,8 @@ def requeue(
         "attempts": None if attempts is None else arguments.check_max_read_ct(attempts),
         "required": len(wanted),
     }
+    if not wanted:
+        return []
     original = _originals(session, context, wanted)
     moved = {row.id: Receipt(row.id, row.vt) for row in _moved(session, context, values)}
     forget(session, context.models.archived, wanted if moved else ())
@@ -94,7 +96,9 @@ def _originals(session: Session, context: Context, wanted: Sequence[int]) -> dic
 
 def delete(session: Session, context: Context, ids: Iterable[int]) -> int:
     """Delete archived messages by the archive's ids; return how many there were."""
-    listed = [arguments.checked_id(id_) for id_ in arguments.nonempty(ids, "ids")]
+    listed = [arguments.checked_id(id_) for id_ in arguments.as_list(ids, "ids")]
+    if not listed:
+        return 0
     rows = run(session, context, statements.delete(context.models), {"ids": listed})
     gone = rows.scalars().all()
     forget(session, context.models.archived, gone)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
@@ -20,7 +21,7 @@ from ..statements import enqueue as statements
 from ..statements import queues
 from ..types import Item, Receipt
 from . import wakeup
-from .context import Context, encoded, queue_not_found, refuse_our_binds, run
+from .context import Context, commits_by_itself, encoded, queue_not_found, refuse_our_binds, run
 
 __all__ = ["CHUNK_BYTES", "CHUNK_ROWS", "from_query", "many", "one"]
 
@@ -91,7 +92,8 @@ def many(session: Session, context: Context, queue: str, items: Iterable[Any]) -
     """Insert payloads or items, one statement a chunk; receipts come in the order given."""
     arguments.check_queue_name(queue)
     # All are checked before the first is sent: a bad one at the end leaves nothing behind.
-    listed = arguments.nonempty(items, "items")
+    if not (listed := arguments.as_list(items, "items")):
+        return []
     channel = wakeup.channel(session, context)
     if (texts := _plain_texts(context, listed)) is not None:
         batch = _Batch(session, context, queue, list(map(_size, texts)), channel)
@@ -244,28 +246,64 @@ class _Batch:
         return [Receipt(row[0], row[1]) for row in sorted(rows, key=itemgetter(0))]
 
     def insert_keyed(self, chunk: Sequence[_Encoded]) -> dict[int, Receipt]:
+        """Insert items in the order of their keys, or find the live messages that have these.
+
+        A key that is settled between the two statements is free, and is tried again: together
+        with all that come after it. Inserted by itself it would come after keys that it goes
+        before, and the batch of somebody else, who has it and waits for one of these, could not
+        go on (a deadlock).
+        """
         statement = statements.many(self.context.models, keyed=True, notify=bool(self.channel))
         receipts: dict[int, Receipt] = {}
         left = list(chunk)
         for _ in range(_TRIES):
-            delayed = all(item.delayed for item in left)
-            rows = self._run(statement, _array(left), delayed=delayed)
-            fresh = {row.dedup_key: Receipt(row.id, row.vt) for row in rows}
-            keys = {item.key for item in left} - fresh.keys()
-            there = _live(self.session, self.context, self.queue, keys) if keys else {}
-            if not fresh and not there:
-                self.check_accepted()
-            for item in left:
-                if item.key in there:
-                    receipts[item.place] = there[item.key]
-                elif item.key in fresh:
-                    receipts[item.place] = first = fresh[item.key]
-                    there[item.key] = Receipt(first.id, first.vt, duplicate=True)
-            # A key that was settled between the two statements is free, and is tried again.
-            left = [item for item in left if item.place not in receipts]
-            if not left:
-                return receipts
+            with self._savepoint(statement, needed=len(left) > 1) as savepoint:
+                receipts |= self._inserted_or_found(statement, left)
+                if len(receipts) == len(chunk):
+                    return receipts
+                if savepoint is not None:
+                    savepoint.rollback()
+                    receipts.clear()
+            # Without a transaction no key is held any longer: those that are in stay there.
+            left = [item for item in chunk if item.place not in receipts]
         raise _rows_vanish(self.queue)
+
+    @contextmanager
+    def _savepoint(
+        self, statement: Executable, *, needed: bool
+    ) -> Iterator[sa.NestedTransaction | None]:
+        """A savepoint of the caller's transaction, which gives back the keys inserted since.
+
+        None where each statement commits by itself, or when none is needed.
+        """
+        self.session._autoflush()  # noqa: SLF001 - what is pending must not go back with it
+        where = {"mapper": self.context.mapper, "clause": statement}
+        connection = routing.connect(self.session, where)
+        if not needed or commits_by_itself(connection):
+            yield None
+            return
+        with connection.begin_nested() as savepoint:
+            yield savepoint
+
+    def _inserted_or_found(
+        self, statement: Executable, items: Sequence[_Encoded]
+    ) -> dict[int, Receipt]:
+        """Return receipts by place; those are missing whose key has just become free."""
+        delayed = all(item.delayed for item in items)
+        rows = self._run(statement, _array(items), delayed=delayed)
+        fresh = {row.dedup_key: Receipt(row.id, row.vt) for row in rows}
+        keys = {item.key for item in items} - fresh.keys()
+        there = _live(self.session, self.context, self.queue, keys) if keys else {}
+        if not fresh and not there:
+            self.check_accepted()
+        receipts: dict[int, Receipt] = {}
+        for item in items:
+            if item.key in there:
+                receipts[item.place] = there[item.key]
+            elif item.key in fresh:
+                receipts[item.place] = first = fresh[item.key]
+                there[item.key] = Receipt(first.id, first.vt, duplicate=True)
+        return receipts
 
     def _run(self, statement: Executable, items: str, *, delayed: bool) -> Sequence[Any]:
         values = {

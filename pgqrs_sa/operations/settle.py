@@ -2,6 +2,7 @@
 
 Each takes several deliveries and, when ``strict``, either settles them all or raises `LeaseLost`
 with none of them changed. Otherwise it settles what it can, and says of each whether it did.
+An empty list is settled without a statement.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ def archive(
     if outcome not in ("archived", "discarded"):
         raise InvalidArgument(f"outcome must be 'archived' or 'discarded', not {outcome!r}")
     held = _checked(deliveries)
+    if not held:
+        return []
     how = _How(strict, skip_locked)
     if reason is None:
         return _move(session, context, held, outcome, how)
@@ -69,6 +72,8 @@ def delete(
 ) -> list[bool]:
     """Delete messages, keeping nothing."""
     held = _checked(deliveries)
+    if not held:
+        return []
     values = fence(held, required=_required(held, strict))
     rows = run(session, context, statements.delete(context.models), values).all()
     gone = {row.id for row in rows}
@@ -86,6 +91,8 @@ def extend(
     """Let leases run out ``lease`` from now; return the deliveries with their new ``vt``."""
     span = arguments.duration(lease, "lease", positive=True)
     held = _checked(deliveries)
+    if not held:
+        return []
     values = fence(held, required=_required(held, strict), lease=span)
     moved = _moved(session, context, statements.extend(context.models), values)
     _outcome(session, context, held, moved, strict)
@@ -104,6 +111,8 @@ def release(
     """Give leases back without charging the attempt."""
     span = arguments.duration(delay)
     held = _checked(deliveries)
+    if not held:
+        return []
     values = fence(held, required=_required(held, strict), delay=span)
     statement = statements.release(context.models, skip_locked=skip_locked)
     moved = _moved(session, context, statement, values)
@@ -130,6 +139,8 @@ def fail(
     if delay is not None:
         span = arguments.duration(delay)
         wait = lambda _: span  # noqa: E731
+    if not held:
+        return []
     moved: dict[int, datetime] = {}
     if not dead:
         values = fence(
@@ -211,7 +222,7 @@ def _move(
 
 
 def _checked(deliveries: Iterable[Delivery]) -> Sequence[Delivery]:
-    listed = arguments.nonempty(deliveries, "deliveries")
+    listed = arguments.as_list(deliveries, "deliveries")
     for index, one in enumerate(listed):
         if not isinstance(one, Delivery):
             raise InvalidArgument(f"deliveries[{index}] must come from dequeue(), not be {one!r}")

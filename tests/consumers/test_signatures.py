@@ -213,7 +213,7 @@ def nonsense(a: complex):
     pass
 
 
-def optional(a: Model | None):
+def sets(a: set[int]):
     pass
 
 
@@ -242,7 +242,7 @@ async def wrong_awaited(a: Session):
         (positional, {}, "takes delivery, and is called by name"),
         (unknown, {}, "NotImported"),
         (nonsense, {}, "not <class 'complex'>"),
-        (optional, {}, "a payload can be"),
+        (sets, {}, "a payload can be"),
         (batch_without, {}, "register it with batch="),
         (lambda a: None, {"payload": complex}, "a payload can be"),
         (lambda session: None, {"payload": Model}, "no parameter to put it in"),

@@ -584,3 +584,64 @@ def test_a_handler_may_end_the_transaction_of_what_it_acknowledges_itself(kit):
 
     assert consumer.run() == 0
     assert (kit.effects(), kit.outcomes()) == ([(id_, 1)], {id_: "archived"})
+
+
+# --- messages that schedule their next run -------------------------------------------------------
+
+
+def test_a_handler_s_own_key_is_taken_until_its_message_is_settled(kit):
+    """Under its own key a run schedules nothing, and the chain ends: docs/consumers.md says so."""
+    receipts = []
+    with Session(kit.engine) as session, session.begin():
+        first = QueueService(session).enqueue("mail", {"run": 1}, key="report")
+    consumer = kit.consumer()
+
+    @consumer.on("mail")
+    def handler(session, delivery):
+        run = {"run": delivery.payload["run"] + 1}
+        receipts.append(QueueService(session).enqueue("mail", run, key=delivery.key))
+
+    assert consumer.run() == 0
+    assert [(one.id, one.duplicate) for one in receipts] == [(first.id, True)]
+    assert kit.live() == {}
+
+
+def name_the_run(queue, delivery, run):
+    return queue.enqueue("mail", {"run": run}, key=f"report-{run}", delay=3600 if run > 3 else 0)
+
+
+def archive_first(queue, delivery, run):
+    queue.archive(delivery)
+    return queue.enqueue("mail", {"run": run}, key=delivery.key, delay=3600 if run > 3 else 0)
+
+
+def keep_the_key(queue, delivery, run):
+    return queue.enqueue("mail", {"run": run}, key=delivery.key, delay=3600 if run > 3 else 0)
+
+
+@pytest.mark.parametrize(
+    ("acknowledge", "schedule"),
+    [("commit", name_the_run), ("manual", archive_first), ("first", keep_the_key)],
+)
+def test_a_handler_schedules_its_next_run(kit, acknowledge, schedule):
+    """Each of the ways that docs/consumers.md names."""
+    with Session(kit.engine) as session, session.begin():
+        QueueService(session).enqueue("mail", {"run": 1}, key="report-1")
+    consumer = kit.consumer()
+    runs, failed = [], []
+
+    @consumer.on("mail", acknowledge=acknowledge, retry=Retry(base=0))
+    def handler(session, delivery):
+        run = delivery.payload["run"]
+        receipt = schedule(QueueService(session), delivery, run + 1)
+        assert not receipt.duplicate
+        if run == 2 and not failed and acknowledge != "first":
+            failed.append(run)
+            raise ValueError("once: the next run goes with it")
+        runs.append(run)
+
+    assert consumer.run() == 0
+    assert runs == [1, 2, 3]
+    (waiting,) = kit.live().values()
+    assert waiting.payload == {"run": 4}
+    assert [one.outcome for one in kit.archive().values()] == ["archived"] * 3

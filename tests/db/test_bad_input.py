@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -164,7 +165,7 @@ BAD_PAYLOADS: dict[str, tuple[Any, str, str]] = {
     "number as key": ({"a": {1: 2}}, "payload.a", "has the key 1"),
     "None as key": ({None: 2}, "payload", "has the key None"),
     "set": ({"s": {1}}, "payload.s", "is a set"),
-    "datetime": ({"when": LATER}, "payload.when", "is a datetime"),
+    "nan of decimal": ({"when": Decimal("NaN")}, "payload.when", "is a Decimal"),
     "bytes": (b"raw", "payload", "is a bytes"),
     "integer of 4301 digits": ([[10**4300]], "payload[0][0]", "more than 4300 digits"),
     "SQL": (sa.func.now(), "payload", "is a now"),
@@ -217,9 +218,6 @@ def test_enqueue_many_names_the_item_of_a_payload_and_sends_nothing(
 @pytest.mark.parametrize(
     ("items", "says"),
     [
-        ([], "items is empty"),
-        ((), "items is empty"),
-        (iter(()), "items is empty"),
         ("abc", "items must be a list, not of type str"),
         (b"abc", "items must be a list, not of type bytes"),
         ({"a": 1}, "items must be a list, not of type dict"),
@@ -730,8 +728,6 @@ def test_settling_refuses_what_are_no_deliveries_without_a_statement(
     caller = Caller(engine, session, service)
 
     for deliveries, says in (
-        ([], "deliveries is empty"),
-        (iter([]), "deliveries is empty"),
         (held[0], "deliveries must be a list, not Delivery("),
         (None, "deliveries must be a list, not None"),
         (held[0].id, f"deliveries must be a list, not {held[0].id}"),
@@ -909,7 +905,6 @@ MISUSE: dict[str, tuple[Callable[[QueueService], object], type[PgqrsError], str]
         DelayError,
         "is naive",
     ),
-    "requeue none": (lambda s: s.archived.requeue_many([]), InvalidArgument, "ids is empty"),
     "requeue text": (lambda s: s.archived.requeue_many("12"), InvalidArgument, "'12'"),
     "requeue a number": (lambda s: s.archived.requeue_many(12), InvalidArgument, "12"),
     "requeue without attempts": (
@@ -922,7 +917,6 @@ MISUSE: dict[str, tuple[Callable[[QueueService], object], type[PgqrsError], str]
         DelayError,
         "not -1",
     ),
-    "delete none": (lambda s: s.archived.delete([]), InvalidArgument, "ids is empty"),
     "delete a number": (lambda s: s.archived.delete(12), InvalidArgument, "12"),
     "cancel everything": (
         lambda s: s.messages.cancel_where("mail"),
@@ -1146,7 +1140,7 @@ ASYNC: dict[str, tuple[Callable[[AsyncQueueService], Any], type[PgqrsError], str
         "items[1].delay",
         False,
     ),
-    "no items": (lambda s: s.enqueue_many("mail", []), InvalidArgument, "empty", False),
+    "no list": (lambda s: s.enqueue_many("mail", 7), InvalidArgument, "must be a list", False),
     "label": (
         lambda s: s.enqueue_from("mail", row(payload=1, x=2)),
         InvalidArgument,
@@ -1156,7 +1150,7 @@ ASYNC: dict[str, tuple[Callable[[AsyncQueueService], Any], type[PgqrsError], str
     "name": (lambda s: s.enqueue("a b", 1), InvalidArgument, "'a b'", False),
     "limit": (lambda s: s.dequeue("mail", 0), InvalidArgument, "not 0", False),
     "lease": (lambda s: s.dequeue("mail", lease=0), DelayError, "not 0", False),
-    "nothing to settle": (lambda s: s.archive_many([]), InvalidArgument, "empty", False),
+    "nothing to settle": (lambda s: s.archive_many(7), InvalidArgument, "must be a list", False),
     "no delivery": (lambda s: s.archive(5), InvalidArgument, "not be 5", False),
     "id": (lambda s: s.messages.cancel(0), InvalidArgument, "not 0", False),
     "setting": (lambda s: s.queues.create("q", lease=0), DelayError, "not 0", False),

@@ -551,6 +551,36 @@ def test_a_key_that_is_settled_between_the_two_statements_is_free(engine, servic
     assert count(engine, Message, Message.id == receipt.id) == 1
 
 
+def test_a_key_that_is_settled_between_two_statements_makes_no_deadlock(engine, service, session):
+    """Its batch has inserted later keys by then, for which another batch may wait."""
+    (held,) = leased(engine, 1, key="b")
+    items = [Item(key, key=key) for key in ("d", "b", "c", "a")]
+    pending = Message(queue_name="mail", payload="pending")  # flushed on the way, and kept
+    session.add(pending)
+    others: list[Any] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def settle(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if others or not (statement.startswith("SELECT") and "dedup_key" in statement):
+            return
+        others.append(None)
+        with Session(engine) as other, other.begin():
+            QueueService(other).archive(held)
+        other_batch = blocked(engine, lambda queue: queue.enqueue_many("mail", items[2:0:-1]))
+        others[0] = other_batch, other_batch.__enter__()  # it has b, and waits
+
+    receipts = service.enqueue_many("mail", items)
+    session.commit()
+    ((batch, future),) = others
+    theirs = future.result(10)
+    batch.__exit__()
+    assert [one.duplicate for one in theirs] == [False, False]
+    assert [one.duplicate for one in receipts] == [False, True, True, False]
+    assert {one.id for one in theirs} <= {one.id for one in receipts}
+    assert count(engine) == 5
+    assert session.get(Message, pending.id) is pending
+
+
 @each_way
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
 def test_a_key_that_the_snapshot_cannot_see_is_a_serialization_failure(
