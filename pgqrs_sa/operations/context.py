@@ -103,7 +103,10 @@ def commits_by_itself(connection: sa.Connection) -> bool:
 
 
 _OUR_BINDS = frozenset(
-    ("after", "contains", "lease", "limit", "producer", "queue", "reason", "size", "worker")
+    (
+        *("after", "contains", "lease", "limit", "producer", "queue", "queue_id"),
+        *("reason", "size", "worker"),
+    )
 )
 
 
