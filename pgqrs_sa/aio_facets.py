@@ -127,10 +127,21 @@ class Messages(Facet):
         after: int = 0,
         limit: int = 100,
         newest_first: bool = False,
+        content: bool = True,
+        timeout: Seconds | None = None,  # noqa: ASYNC109 - the server's
     ) -> builtins.list[MessageInfo]:
         """See `Messages.find`."""
         return await self._run(
-            reading.find, queue, state, payload, where, after, limit, newest_first
+            reading.find,
+            queue,
+            state,
+            payload,
+            where,
+            after,
+            limit,
+            newest_first,
+            content=content,
+            timeout=timeout,
         )
 
     async def count(
@@ -140,17 +151,18 @@ class Messages(Facet):
         state: MessageState | None = None,
         payload: Any = None,
         where: Criteria = None,
+        timeout: Seconds | None = None,  # noqa: ASYNC109 - the server's
     ) -> int:
         """See `Messages.count`."""
-        return await self._run(reading.count, queue, state, payload, where)
+        return await self._run(reading.count, queue, state, payload, where, timeout=timeout)
 
-    async def metrics(self, queue: str) -> QueueMetrics:
+    async def metrics(self, queue: str, *, exact: bool = False) -> QueueMetrics:
         """See `Messages.metrics`."""
-        return await self._run(reading.metrics, queue)
+        return await self._run(reading.metrics, queue, exact=exact)
 
-    async def all_metrics(self) -> builtins.list[QueueMetrics]:
+    async def all_metrics(self, *, exact: bool = False) -> builtins.list[QueueMetrics]:
         """See `Messages.all_metrics`."""
-        return await self._run(reading.all_metrics)
+        return await self._run(reading.all_metrics, exact=exact)
 
     async def cancel(self, id: int, *, reason: str | None = None) -> None:
         """See `Messages.cancel`."""
@@ -199,10 +211,21 @@ class Archived(Facet):
         after: int = 0,
         limit: int = 100,
         newest_first: bool = False,
+        content: bool = True,
+        timeout: Seconds | None = None,  # noqa: ASYNC109 - the server's
     ) -> builtins.list[ArchivedInfo]:
         """See `Archived.find`."""
         return await self._run(
-            reading.find_archived, queue, outcome, payload, where, after, limit, newest_first
+            reading.find_archived,
+            queue,
+            outcome,
+            payload,
+            where,
+            after,
+            limit,
+            newest_first,
+            content=content,
+            timeout=timeout,
         )
 
     async def count(
@@ -212,9 +235,12 @@ class Archived(Facet):
         outcome: Outcome | None = None,
         payload: Any = None,
         where: Criteria = None,
+        timeout: Seconds | None = None,  # noqa: ASYNC109 - the server's
     ) -> int:
         """See `Archived.count`."""
-        return await self._run(reading.count_archived, queue, outcome, payload, where)
+        return await self._run(
+            reading.count_archived, queue, outcome, payload, where, timeout=timeout
+        )
 
     async def bury(self, queue: str, *, limit: int = 1000) -> int:
         """See `Archived.bury`."""

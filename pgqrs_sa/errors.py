@@ -23,7 +23,8 @@
     ├── TransactionRefused               a handler was to end the transaction that it was given
     ├── HandlerTimeout (TimeoutError)    a handler took longer than it may
     ├── PoolTooSmall                     fewer connections than a consumer needs
-    └── ReadOnlyDatabase                 a standby: nothing can be leased there
+    ├── ReadOnlyDatabase                 a standby: nothing can be leased there
+    └── ReadTimeout (TimeoutError)       a search or a count took longer than it may
 
 Errors of the driver and of SQLAlchemy pass through untouched: a serialization failure or a lost
 connection belongs to whoever owns the transaction. Each class has a stable ``code`` for logs.
@@ -55,6 +56,7 @@ __all__ = [
     "QueueNotEmpty",
     "QueueNotFound",
     "ReadOnlyDatabase",
+    "ReadTimeout",
     "SchemaVersionError",
     "SplitTransaction",
     "TransactionRefused",
@@ -466,6 +468,27 @@ class ReadOnlyDatabase(PgqrsError):
     def __init__(self, *, standby: bool) -> None:
         what = "is a standby" if standby else "is set to read only"
         super().__init__(f"the database {what}: connect the consumer to the primary server")
+
+
+class ReadTimeout(PgqrsError, TimeoutError):
+    """A search or a count took longer than its ``timeout``; the transaction goes on.
+
+    Attributes:
+        seconds: How long it may take.
+    """
+
+    code = "PGQ-020"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"no answer within {seconds:g} s: the search looks at too many messages; name a queue, "
+            "begin further on with after=, or make an index on what is searched for"
+        )
+        self.seconds = seconds
+
+    def __reduce__(self) -> tuple[type[ReadTimeout], tuple[float]]:
+        """Pickle by what the error was made from."""
+        return type(self), (self.seconds,)
 
 
 def _listed(ids: Sequence[int], most: int = 10) -> str:

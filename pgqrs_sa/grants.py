@@ -8,8 +8,8 @@ that changes takes its grants along, and so do the columns that a host has added
 ``producer``    enqueues, in every way, ``session.add`` included; sees no payload, not even its own
 ``consumer``    leases and settles, buries, prunes nothing; is registered and reclaims; it cannot
                 enqueue, change payloads or queues, nor read what is archived
-``dashboard``   counts and lists, without payloads, headers, keys or errors; also for the doctor,
-                together with ``pg_read_all_stats``
+``dashboard``   counts, and lists by ``find(content=False)``: no payloads, headers, keys or errors;
+                also for the doctor, together with ``pg_read_all_stats``
 ``operator``    everything that the service offers, and no DDL
 ``migrator``    makes the tables, and owns them
 ==============  =================================================================================

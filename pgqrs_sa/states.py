@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.sql import ColumnElement
 
-__all__ = ["exhausted", "has_attempts", "leased", "now", "ready", "scheduled", "state"]
+__all__ = ["exhausted", "has_attempts", "invisible", "leased", "now", "ready", "scheduled", "state"]
 
 
 def now() -> ColumnElement[Any]:
@@ -40,14 +40,20 @@ def exhausted(message: Any) -> ColumnElement[bool]:
     return sa.and_(message.vt <= now(), spent)
 
 
+def invisible(message: Any) -> ColumnElement[bool]:
+    """Leased or scheduled."""
+    later: ColumnElement[bool] = message.vt > now()
+    return later
+
+
 def leased(message: Any) -> ColumnElement[bool]:
     """Somebody holds it, and the lease has not run out."""
-    return sa.and_(message.vt > now(), message.dequeued_at.is_not(None))
+    return sa.and_(invisible(message), message.dequeued_at.is_not(None))
 
 
 def scheduled(message: Any) -> ColumnElement[bool]:
     """Waiting for its time, in nobody's hands."""
-    return sa.and_(message.vt > now(), message.dequeued_at.is_(None))
+    return sa.and_(invisible(message), message.dequeued_at.is_(None))
 
 
 def state(message: Any) -> ColumnElement[str]:

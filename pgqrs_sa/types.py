@@ -180,12 +180,15 @@ class MessageInfo(_Content):
         worker_id: The registered worker that holds it, or None.
         producer_id: The registered worker that enqueued it, or None.
         dequeued_at: When the present lease began, or None.
+        content: False if payload, headers, key and error were not read, as `Messages.find` may be
+            asked: then ``text`` is empty, the others are None, and ``payload`` raises.
     """
 
     state: MessageState
     worker_id: int | None
     producer_id: int | None
     dequeued_at: datetime | None
+    content: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +201,9 @@ class ArchivedInfo(_Content):
         outcome: ``archived``, ``dead``, ``cancelled`` or ``discarded``.
         reason: Why, for all but ``archived``.
         archived_at: When, by the database's clock.
+        content: False if payload, headers, key, error and reason were not read, as
+            `Archived.find` may be asked: then ``text`` is empty, the others are None, and
+            ``payload`` raises.
     """
 
     original_msg_id: int
@@ -207,6 +213,7 @@ class ArchivedInfo(_Content):
     worker_id: int | None
     producer_id: int | None
     dequeued_at: datetime | None
+    content: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +272,8 @@ class QueueMetrics:
         discarded: Given up on purpose by a consumer.
         oldest_ready_age: How long the longest-waiting ready message has been visible.
         paused: True while nothing is leased from the queue.
+        capped: The outcomes that were not counted to the end: there are at least as many as it
+            says. See `Messages.metrics`.
     """
 
     queue: str
@@ -278,6 +287,7 @@ class QueueMetrics:
     discarded: int
     oldest_ready_age: timedelta | None
     paused: bool
+    capped: frozenset[Outcome] = frozenset()
 
     @property
     def live(self) -> int:

@@ -9,7 +9,7 @@ import click
 
 from . import install, views
 from .app import App, Group, pass_app
-from .params import DURATION, watch_option
+from .params import DURATION, exact_option, watch_option
 
 __all__ = ["admin"]
 
@@ -37,19 +37,25 @@ admin.add_command(install.verify)
 
 
 @admin.command()
+@exact_option
 @watch_option
 @pass_app
-def stats(app: App, every: timedelta | None) -> None:
-    """Count everything: queues, messages, the archive, workers."""
+def stats(app: App, exact: bool, every: timedelta | None) -> None:
+    """Count everything: queues, messages, the archive, workers.
+
+    The archive is counted as `queue metrics` does it: the outcomes that are capped have at least
+    as many.
+    """
 
     def produce() -> list[dict[str, Any]]:
         with app.begin() as work:
-            counts = work.service.messages.all_metrics()
+            counts = work.service.messages.all_metrics(exact=exact)
             statuses = [one.status for one in work.service.workers.list()]
         row = {
             "queues": len(counts),
             "paused": sum(one.paused for one in counts),
             **{name: sum(getattr(one, name) for one in counts) for name in COUNTS},
+            "capped": sorted({name for one in counts for name in one.capped}),
             "workers": len(statuses),
             **{
                 f"workers_{status}": statuses.count(status)

@@ -17,9 +17,11 @@ from .params import (
     JSON,
     after_option,
     chunk_option,
+    content_option,
     dry_run_option,
     given,
     limit_option,
+    timeout_option,
     watch_option,
     yes_option,
 )
@@ -68,23 +70,28 @@ def listing(app: App, every: timedelta | None, settled: Settled, **page: Any) ->
 @outcome_option
 @click.option("--message", type=click.IntRange(1), help="What had this id while it was live.")
 @click.option("--payload", type=JSON, help="Only with a payload that contains this.")
+@content_option
 @limit_option
 @after_option
+@timeout_option
 @watch_option
 @pass_app
 def list_(
     app: App,
     payload: tuple[Any] | None,
+    content: bool,
     limit: int,
     after: int,
+    timeout: timedelta | None,
     every: timedelta | None,
     **which: Any,
 ) -> None:
     """List settled messages by the archive's id."""
     from .queries import Settled  # noqa: PLC0415 - SQLAlchemy takes a while
 
+    page = {"limit": limit, "after": after, "content": content, "timeout": timeout}
     contains = None if payload is None else payload[0]
-    listing(app, every, Settled(**which), payload=contains, limit=limit, after=after)
+    listing(app, every, Settled(**which), payload=contains, **page)
 
 
 @archive.command()

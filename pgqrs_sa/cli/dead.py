@@ -25,8 +25,10 @@ from .params import (
     DURATION,
     after_option,
     chunk_option,
+    content_option,
     dry_run_option,
     limit_option,
+    timeout_option,
     watch_option,
     yes_option,
 )
@@ -47,15 +49,17 @@ def dead() -> None:
 
 @dead.command("list")
 @of_queue
+@content_option
 @limit_option
 @after_option
+@timeout_option
 @watch_option
 @pass_app
-def list_(app: App, queue: str | None, limit: int, after: int, every: timedelta | None) -> None:
+def list_(app: App, queue: str | None, every: timedelta | None, **page: Any) -> None:
     """List dead letters, with the reason and the last error of each."""
     from .queries import Settled  # noqa: PLC0415 - SQLAlchemy takes a while
 
-    listing(app, every, Settled(queue, "dead"), limit=limit, after=after)
+    listing(app, every, Settled(queue, "dead"), **page)
 
 
 @dead.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -74,12 +75,25 @@ def _list_checks(app: App) -> None:
 
 def _show(app: App, findings: list[Finding]) -> None:
     # Not a table: a mend must be copied whole, whatever the width of the terminal.
+    if not app.output.file.isatty():
+        app.output.lines(_plain(findings))
+        return
     console = app.output.console
     for finding in findings:
         console.print(_heading(finding), soft_wrap=True)
         for line in finding.mend.splitlines():
             console.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
         console.print()
+
+
+def _plain(findings: list[Finding]) -> Iterator[str]:
+    from .output import text  # noqa: PLC0415
+
+    for finding in findings:
+        about = f"{finding.severity} {finding.check} {text(finding.subject)}"
+        yield f"{about}: {text(finding.problem)}"
+        yield from (f"    {line}" for line in finding.mend.splitlines())
+        yield ""
 
 
 def _heading(finding: Finding) -> RenderableType:

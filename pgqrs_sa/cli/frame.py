@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from .output import text
+from .output import aligned, text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -150,53 +150,70 @@ class Frame:
             parts += [Text(text(self.notice), style="yellow"), Text(_HELP, style="dim")]
         return Group(*parts)
 
-    def _queues(self, shown: range, glyphs: str, *, live: bool) -> Table:
-        from ..statements.health import BUCKETS  # noqa: PLC0415
+    def lines(self, *, glyphs: str = GLYPHS) -> Iterator[str]:
+        """Yield it as lines of plain text, however many queues there are."""
+        yield f"pgqrs top  {self.app.target}"
+        yield ""
+        queues = [_of_queue(one, glyphs) for one in self.queues]
+        yield from aligned(_upper(_QUEUE), queues, _QUEUE_NUMBERS)
+        yield ""
+        workers = [_of_worker(one) for one in self.workers]
+        yield from aligned(_upper(_WORKER), workers, _WORKER_NUMBERS)
 
-        headings = (
-            "queue",
-            "ready",
-            "leased",
-            "sched.",
-            "dead",
-            "oldest",
-            "in/s",
-            "out/s",
-            " " * BUCKETS,
-        )
-        table = _table(headings, numbers=range(1, 8))
+    def _queues(self, shown: range, glyphs: str, *, live: bool) -> Table:
+        table = _table(_QUEUE, _QUEUE_NUMBERS)
         for place, one in enumerate(self.queues):
-            if place not in shown:
-                continue
-            name = text(one.queue) + (" (paused)" if one.paused else "")
-            table.add_row(
-                _cell(name),
-                *(str(count) for count in (one.ready, one.leased, one.scheduled)),
-                str(one.dead) if not one.exhausted else f"{one.dead}+{one.exhausted}",
-                text(one.oldest_ready_age),
-                f"{one.incoming:.1f}",
-                f"{one.outgoing[-1]:.1f}",
-                sparkline(one.outgoing, glyphs),
-                style=_style(selected=live and place == self.cursor, dim=one.paused),
-            )
+            if place in shown:
+                style = _style(selected=live and place == self.cursor, dim=one.paused)
+                table.add_row(*map(_cell, _of_queue(one, glyphs)), style=style)
         return table
 
     def _workers(self, shown: range, *, live: bool) -> Table:
-        table = _table(("worker", "name", "host", "status", "heartbeat", "leases"), numbers=(4, 5))
+        table = _table(_WORKER, _WORKER_NUMBERS)
         for place, one in enumerate(self.workers, len(self.queues)):
-            if place not in shown:
-                continue
-            worker = one.worker
-            table.add_row(
-                str(worker.id),
-                _cell(worker.name),
-                _cell(worker.hostname),
-                worker.status if one.healthy else f"{worker.status}, silent",
-                text(one.silent_for),
-                text(one.leases),
-                style=_style(selected=live and place == self.cursor, dim=not one.healthy),
-            )
+            if place in shown:
+                style = _style(selected=live and place == self.cursor, dim=not one.healthy)
+                table.add_row(*map(_cell, _of_worker(one)), style=style)
         return table
+
+
+_QUEUE = ("queue", "ready", "leased", "sched.", "dead", "oldest", "in/s", "out/s", " " * 8)
+_QUEUE_NUMBERS = range(1, 8)
+_WORKER = ("worker", "name", "host", "status", "heartbeat", "leases")
+_WORKER_NUMBERS = (4, 5)
+
+
+def _upper(headings: Sequence[str]) -> list[str]:
+    return [one.upper() for one in headings]
+
+
+def _of_queue(one: QueueActivity, glyphs: str) -> list[str]:
+    return [
+        text(one.queue) + (" (paused)" if one.paused else ""),
+        *(str(count) for count in (one.ready, one.leased, one.scheduled)),
+        _dead(one),
+        text(one.oldest_ready_age),
+        f"{one.incoming:.1f}",
+        f"{one.outgoing[-1]:.1f}",
+        sparkline(one.outgoing, glyphs),
+    ]
+
+
+def _of_worker(one: WorkerHealth) -> list[str]:
+    return [
+        str(one.worker.id),
+        text(one.worker.name),
+        text(one.worker.hostname),
+        one.worker.status if one.healthy else f"{one.worker.status}, silent",
+        text(one.silent_for),
+        text(one.leases),
+    ]
+
+
+def _dead(queue: QueueActivity) -> str:
+    if queue.dead_capped:
+        return f"{queue.dead}+"
+    return f"{queue.dead}+{queue.exhausted}" if queue.exhausted else str(queue.dead)
 
 
 def _window(rows: int, cursor: int, height: int | None) -> range:
@@ -208,7 +225,7 @@ def _window(rows: int, cursor: int, height: int | None) -> range:
     return range(first, first + room)
 
 
-def _table(headings: Sequence[str], numbers: Sequence[int]) -> Table:
+def _table(headings: Sequence[str], numbers: Collection[int]) -> Table:
     from rich import box  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
@@ -224,7 +241,7 @@ def _table(headings: Sequence[str], numbers: Sequence[int]) -> Table:
 def _cell(value: str) -> Text:
     from rich.text import Text  # noqa: PLC0415
 
-    return Text(text(value))  # not markup: a name may have brackets
+    return Text(value)  # not markup: a name may have brackets
 
 
 def _style(*, selected: bool, dim: bool) -> str:

@@ -107,7 +107,7 @@ def _version(connection: sa.Connection, schema: str | None) -> int:
 
 def _holdings(app: App) -> int:
     with app.begin() as work:
-        counts = work.service.messages.all_metrics()
+        counts = work.service.messages.all_metrics(exact=True)
     settled = ("archived", "dead", "cancelled", "discarded")
     return sum(one.live + sum(getattr(one, name) for name in settled) for one in counts)
 

@@ -16,9 +16,11 @@ from .params import (
     JSON,
     MOMENT,
     after_option,
+    content_option,
     dry_run_option,
     given,
     limit_option,
+    timeout_option,
     watch_option,
     yes_option,
 )
@@ -120,8 +122,10 @@ def dequeue(app: App, queue: str, limit: int, lease: timedelta | None, worker: i
 @given("queue", "--queue", "-q", required=False, what="Of this queue only.")
 @click.option("--state", type=click.Choice(STATES), help="Only in this state.")
 @click.option("--payload", type=JSON, help="Only with a payload that contains this.")
+@content_option
 @limit_option
 @after_option
+@timeout_option
 @watch_option
 @pass_app
 def list_(

@@ -127,6 +127,22 @@ watch_option = click.option(
 )
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+exact_option = click.option(
+    "--exact", is_flag=True, help="Count the archive to the end, for as long as it takes."
+)
+timeout_option = click.option(
+    "--timeout",
+    type=DURATION,
+    callback=lambda _ctx, _param, value: value or None,
+    default="30s",
+    show_default=True,
+    help="Give up after so long; 0 for never.",
+)
+content_option = click.option(
+    "--content/--no-content",
+    default=True,
+    help="With payload, headers, key and error, which a role may not be allowed to read.",
+)
 chunk_option = click.option(
     "--chunk",
     type=click.IntRange(1),

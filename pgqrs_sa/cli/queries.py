@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ..models import ArchivedMessage, Message, Queue
+from ..models import ArchivedMessage, Message, Queue, Worker
 from ..service import QueueService
 from ..states import now as clock
 from ..types import Delivery, MessageInfo
@@ -42,14 +42,11 @@ def held_by(worker: int) -> list[sa.ColumnExpressionArgument[bool]]:
 
 def count_old_workers(session: Session, older_than: timedelta) -> int:
     """How many workers a purge would delete."""
-    service = QueueService(session)
-    since = now(session) - older_than
-    old = [
-        one.id
-        for one in service.workers.list(status="stopped")
-        if one.shutdown_at is not None and one.shutdown_at < since
-    ]
-    return sum(service.messages.count(where=held_by(id_)) == 0 for id_ in old)
+    held = sa.exists().where(Message.consumer_worker_id == Worker.id, Message.leased)
+    old = sa.select(sa.func.count(Worker.id)).where(
+        Worker.status == "stopped", Worker.shutdown_at < clock() - older_than, sa.not_(held)
+    )
+    return session.scalars(old).one()
 
 
 def delivery(info: MessageInfo, token: int) -> Delivery:

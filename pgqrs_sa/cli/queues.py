@@ -17,6 +17,7 @@ from .params import (
     after_option,
     chunk_option,
     dry_run_option,
+    exact_option,
     given,
     limit_option,
     watch_option,
@@ -109,15 +110,23 @@ def messages(app: App, name: str, limit: int, after: int, every: timedelta | Non
 
 @queue.command()
 @given("name", "--queue", "-q", required=False, what="Of this queue only.")
+@exact_option
 @watch_option
 @pass_app
-def metrics(app: App, name: str | None, every: timedelta | None) -> None:
-    """Count messages by state, and the archive by outcome."""
+def metrics(app: App, name: str | None, exact: bool, every: timedelta | None) -> None:
+    """Count messages by state, and the archive by outcome.
+
+    Each outcome is counted up to 10,000, and of more than 20 queues, up to 200,000 divided by
+    their number. 10000+ means that there are at least as many.
+    """
 
     def produce() -> list[dict[str, Any]]:
         with app.begin() as work:
             reading = work.service.messages
-            counts = reading.all_metrics() if name is None else [reading.metrics(name)]
+            if name is None:
+                counts = reading.all_metrics(exact=exact)
+            else:
+                counts = [reading.metrics(name, exact=exact)]
         return [views.metrics(one) for one in counts]
 
     app.show(produce, views.METRICS, every)

@@ -16,6 +16,7 @@ import click
 from .app import App, Command, pass_app
 from .failures import Failed, failure
 from .frame import GLYPHS, PLAIN_GLYPHS, Frame
+from .output import FITTED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +38,7 @@ _KEYS = {
     b" ": "refresh",
 }
 _ESCAPE = 0x1B
+_REST = 4  # times what a look took: a view never occupies more than a fifth of a connection
 _LONGEST_KEY = 3
 
 
@@ -47,7 +49,7 @@ _LONGEST_KEY = 3
     default=2.0,
     show_default=True,
     metavar="SECONDS",
-    help="Look so often; also the span over which rates are taken.",
+    help="Look so often, or less often where a look takes long; also the span of the rates.",
 )
 @click.option("--once", is_flag=True, help="Print one frame and end.")
 @pass_app
@@ -66,6 +68,8 @@ def top(app: App, interval: float, once: bool) -> None:
     glyphs = GLYPHS if console.encoding.startswith("utf") else PLAIN_GLYPHS
     if app.output.format != "table":
         app.emit_one(frame.data())
+    elif len(frame.queues) + len(frame.workers) > FITTED and (once or not _interactive(app)):
+        app.output.lines(frame.lines(glyphs=glyphs))
     elif once or not _interactive(app):
         console.print(frame.render(glyphs=glyphs))
     else:
@@ -99,8 +103,10 @@ def _run(frame: Frame, console: Console, glyphs: str) -> None:
                 if key in {"refresh", "pause", "drain"}:
                     due = 0.0
             if time.monotonic() >= due:
+                begun = time.monotonic()
                 _attempt(frame, frame.refresh)
-                due = time.monotonic() + interval
+                ended = time.monotonic()
+                due = ended + max(interval, _REST * (ended - begun))
 
 
 def _action(frame: Frame, key: str) -> Callable[[], None]:

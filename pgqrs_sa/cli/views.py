@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -92,14 +92,20 @@ def metrics(counts: QueueMetrics) -> dict[str, Any]:
         "discarded": counts.discarded,
         "oldest_ready_age_seconds": None if age is None else age.total_seconds(),
         "paused": counts.paused,
+        "capped": sorted(counts.capped),
     }
+
+
+def _outcome(key: str) -> Callable[[Row], str]:
+    """Return how a table shows a count that may not have been taken to the end."""
+    return lambda row: f"{row[key]}{'+' if key in row['capped'] else ''}"
 
 
 METRICS = (
     Column("queue", style="bold"),
     *(Column(key, right=True) for key in ("ready", "scheduled", "leased", "exhausted")),
     *(
-        Column(key, right=True, style="dim")
+        Column(key, render=_outcome(key), right=True, style="dim")
         for key in ("archived", "dead", "cancelled", "discarded")
     ),
     Column(
@@ -270,6 +276,8 @@ def health_by_queue(all_: Iterable[WorkerHealth]) -> list[dict[str, Any]]:
 
 def payload(content: Any) -> Any:
     """The payload, or its text as it is stored where that cannot be decoded."""
+    if not getattr(content, "content", True):  # was not read
+        return None
     try:
         return content.payload
     except PayloadError:

@@ -30,6 +30,8 @@ class Archived(Facet):
         after: int = 0,
         limit: int = 100,
         newest_first: bool = False,
+        content: bool = True,
+        timeout: Seconds | None = None,
     ) -> builtins.list[ArchivedInfo]:
         """Return archived messages by the archive's id, a page at a time.
 
@@ -41,9 +43,27 @@ class Archived(Facet):
             after: The id of the last one of the page before.
             limit: The length of a page.
             newest_first: Begin with the highest id.
+            content: Read payload, headers, key, error and reason as well; False reads only what
+                the grants of a ``dashboard`` allow.
+            timeout: Seconds, or a timedelta, after which the server gives up. No index helps with
+                ``payload``, nor with every ``where``.
+
+        Raises:
+            QueueNotFound: there is no such queue.
+            ReadTimeout: it took longer; the transaction can go on.
         """
         return reading.find_archived(
-            self._session, self._context, queue, outcome, payload, where, after, limit, newest_first
+            self._session,
+            self._context,
+            queue,
+            outcome,
+            payload,
+            where,
+            after,
+            limit,
+            newest_first,
+            content=content,
+            timeout=timeout,
         )
 
     def count(
@@ -53,9 +73,12 @@ class Archived(Facet):
         outcome: Outcome | None = None,
         payload: Any = None,
         where: Criteria = None,
+        timeout: Seconds | None = None,
     ) -> int:
-        """Count archived messages; the arguments are those of `find`."""
-        return reading.count_archived(self._session, self._context, queue, outcome, payload, where)
+        """Count archived messages to the last; the arguments are those of `find`."""
+        return reading.count_archived(
+            self._session, self._context, queue, outcome, payload, where, timeout=timeout
+        )
 
     def bury(self, queue: str, *, limit: int = 1000) -> int:
         """Make dead letters of exhausted messages whose last holder never settled them.

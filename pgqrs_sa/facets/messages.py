@@ -34,6 +34,8 @@ class Messages(Facet):
         after: int = 0,
         limit: int = 100,
         newest_first: bool = False,
+        content: bool = True,
+        timeout: Seconds | None = None,
     ) -> builtins.list[MessageInfo]:
         """Return live messages by id, a page at a time.
 
@@ -45,9 +47,27 @@ class Messages(Facet):
             after: The id of the last message of the page before.
             limit: The length of a page.
             newest_first: Begin with the highest id.
+            content: Read payload, headers, key and error as well; False reads only what the
+                grants of a ``dashboard`` allow.
+            timeout: Seconds, or a timedelta, after which the server gives up. No index helps with
+                ``payload``, nor with every ``where``: without a hit each live message is read.
+
+        Raises:
+            QueueNotFound: there is no such queue.
+            ReadTimeout: it took longer; the transaction can go on.
         """
         return reading.find(
-            self._session, self._context, queue, state, payload, where, after, limit, newest_first
+            self._session,
+            self._context,
+            queue,
+            state,
+            payload,
+            where,
+            after,
+            limit,
+            newest_first,
+            content=content,
+            timeout=timeout,
         )
 
     def count(
@@ -57,17 +77,39 @@ class Messages(Facet):
         state: MessageState | None = None,
         payload: Any = None,
         where: Criteria = None,
+        timeout: Seconds | None = None,
     ) -> int:
         """Count live messages; the arguments are those of `find`."""
-        return reading.count(self._session, self._context, queue, state, payload, where)
+        return reading.count(
+            self._session, self._context, queue, state, payload, where, timeout=timeout
+        )
 
-    def metrics(self, queue: str) -> QueueMetrics:
-        """Count the messages of a queue by state, and its archive by outcome."""
-        return reading.metrics(self._session, self._context, queue)
+    def metrics(self, queue: str, *, exact: bool = False) -> QueueMetrics:
+        """Count the messages of a queue by state, and its archive by outcome.
 
-    def all_metrics(self) -> builtins.list[QueueMetrics]:
-        """Count the messages of each queue, by name of the queue."""
-        return reading.all_metrics(self._session, self._context)
+        Live messages are counted to the last. Each outcome is counted up to 10,000, since an
+        archive may be large; ``QueueMetrics.capped`` names those that have more.
+
+        Args:
+            queue: The queue.
+            exact: Count the archive of the queue to the end, for as long as it takes.
+
+        Raises:
+            QueueNotFound: there is no such queue.
+        """
+        return reading.metrics(self._session, self._context, queue, exact=exact)
+
+    def all_metrics(self, *, exact: bool = False) -> builtins.list[QueueMetrics]:
+        """Count the messages of each queue, by name of the queue.
+
+        The live messages are read once, however many queues there are. Each outcome of a queue is
+        counted up to 10,000, and where there are more than 20 queues, up to 200,000 divided by
+        their number.
+
+        Args:
+            exact: Count the whole archive, for as long as it takes.
+        """
+        return reading.all_metrics(self._session, self._context, exact=exact)
 
     def cancel(self, id: int, *, reason: str | None = None) -> None:
         """Move a message that nobody holds to the archive, as cancelled.

@@ -108,7 +108,10 @@ def refuse_autocommit(connection: sa.Connection, unless: str) -> None:
 
 
 _OUR_BINDS = frozenset(
-    ("after", "contains", "lease", "limit", "producer", "queue", "reason", "size", "worker")
+    (
+        *("after", "contains", "lease", "limit", "producer", "queue", "queue_id"),
+        *("reason", "size", "worker"),
+    )
 )
 
 

@@ -157,7 +157,7 @@ def leases(visit: Visit) -> Iterator[Finding]:
 def backlog(visit: Visit) -> Iterator[Finding]:
     """Yield queues whose messages are not worked on."""
     models, limits = visit.context.models, visit.limits
-    for row in visit.rows(health.backlog(models)):
+    for row in visit.rows_once(health.backlog(models)):
         paused, waiting = row.paused_age, row.ready_age
         if paused is not None and paused > limits.paused_age and row.ready:
             mend = visit.sql(queues.resume(models), queue=row.queue)
@@ -175,7 +175,7 @@ def backlog(visit: Visit) -> Iterator[Finding]:
 def exhausted(visit: Visit) -> Iterator[Finding]:
     """Yield messages that are out of attempts, and that nobody has made dead letters."""
     models = visit.context.models
-    for row in visit.rows(health.backlog(models)):
+    for row in visit.rows_once(health.backlog(models)):
         if row.exhausted_age is not None and row.exhausted_age > visit.limits.exhausted_age:
             mend = visit.sql(archive.bury(models), queue=row.queue, limit=_BURY_AT_ONCE)
             problem = (

@@ -24,7 +24,9 @@ class QueueActivity:
         leased: Held by a consumer.
         scheduled: Waiting for their time.
         exhausted: Out of attempts, not dead letters yet.
-        dead: Dead letters.
+        dead: Dead letters; at least as many, if ``dead_capped``.
+        dead_capped: Whether there are more dead letters than were counted: up to 10,000, and
+            where there are more than 20 queues, up to 200,000 divided by their number.
         oldest_ready_age: How long the longest-waiting ready message has been visible.
         incoming: Messages enqueued each second.
         outgoing: Messages archived each second in each of the last spans, the latest last.
@@ -37,6 +39,7 @@ class QueueActivity:
     scheduled: int
     exhausted: int
     dead: int
+    dead_capped: bool
     oldest_ready_age: timedelta | None
     incoming: float
     outgoing: tuple[float, ...]
@@ -52,11 +55,11 @@ def activity(session: Session, context: Context, step: timedelta) -> list[QueueA
     """
     seconds = step.total_seconds()
     rows = run(session, context, health.overview(context.models), {"since": step}).all()
-    values = {"queue_ids": [row.id for row in rows], "step": step, "step_seconds": seconds}
+    values = {"step": step, "step_seconds": seconds}
     settled: dict[int, list[float]] = {row.id: [0.0] * health.BUCKETS for row in rows}
     arrived: dict[int, int] = {}
     for flow in run(session, context, health.outflow(context.models), values):
-        if flow.bucket < health.BUCKETS:
+        if flow.bucket < health.BUCKETS and flow.queue_id in settled:
             settled[flow.queue_id][-1 - flow.bucket] = flow.settled / seconds
         arrived[flow.queue_id] = arrived.get(flow.queue_id, 0) + flow.arrived
     return [
@@ -67,7 +70,8 @@ def activity(session: Session, context: Context, step: timedelta) -> list[QueueA
             leased=row.leased,
             scheduled=row.scheduled,
             exhausted=row.exhausted,
-            dead=row.dead,
+            dead=min(row.dead, row.most),
+            dead_capped=row.dead > row.most,
             oldest_ready_age=row.oldest,
             incoming=(row.arrived + arrived.get(row.id, 0)) / seconds,
             outgoing=tuple(settled[row.id]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -9,12 +10,22 @@ from sqlalchemy import Row, Select
 from sqlalchemy.orm import Session
 
 from .. import arguments
-from ..errors import InvalidArgument, MessageNotFound
-from ..statements import queues
+from ..errors import InvalidArgument, MessageNotFound, PayloadError
+from ..statements import counts, queues
 from ..statements import reading as statements
 from ..statements.parts import tables
-from ..types import ArchivedInfo, Criteria, MessageInfo, MessageState, Outcome, QueueMetrics
+from ..types import (
+    ArchivedInfo,
+    Criteria,
+    MessageInfo,
+    MessageState,
+    Outcome,
+    QueueMetrics,
+    Seconds,
+)
 from .context import Context, criteria_on, decoded, encoded, queue_not_found, run
+from .queues import get as get_queue
+from .within import within
 
 __all__ = [
     "all_metrics",
@@ -57,10 +68,14 @@ def find(
     after: int,
     limit: int,
     newest_first: bool,
+    *,
+    content: bool = True,
+    timeout: Seconds | None = None,
 ) -> list[MessageInfo]:
     """Return live messages by id, those after ``after``."""
-    statement = _live(context, queue, state, payload, where, newest_first=newest_first)
-    rows = _page_of(session, context, statement, queue, payload, after, limit)
+    order = {"newest_first": newest_first, "whole": content}
+    statement = _live(context, queue, state, payload, where, **order)
+    rows = _page_of(session, context, statement, queue, payload, after, limit, timeout)
     return [_message(context, row) for row in rows]
 
 
@@ -71,9 +86,12 @@ def count(
     state: MessageState | None,
     payload: Any,
     where: Criteria,
+    *,
+    timeout: Seconds | None = None,
 ) -> int:
     """Count live messages."""
-    return _counted(session, context, _live(context, queue, state, payload, where), queue, payload)
+    found = _live(context, queue, state, payload, where)
+    return _counted(session, context, found, queue, payload, timeout)
 
 
 def get_archived(session: Session, context: Context, id: int) -> ArchivedInfo:
@@ -95,10 +113,14 @@ def find_archived(
     after: int,
     limit: int,
     newest_first: bool,
+    *,
+    content: bool = True,
+    timeout: Seconds | None = None,
 ) -> list[ArchivedInfo]:
     """Return archived messages by id, those after ``after``."""
-    statement = _settled(context, queue, outcome, payload, where, newest_first=newest_first)
-    rows = _page_of(session, context, statement, queue, payload, after, limit)
+    order = {"newest_first": newest_first, "whole": content}
+    statement = _settled(context, queue, outcome, payload, where, **order)
+    rows = _page_of(session, context, statement, queue, payload, after, limit, timeout)
     return [_archived(context, row) for row in rows]
 
 
@@ -109,26 +131,49 @@ def count_archived(
     outcome: Outcome | None,
     payload: Any,
     where: Criteria,
+    *,
+    timeout: Seconds | None = None,
 ) -> int:
     """Count archived messages."""
     found = _settled(context, queue, outcome, payload, where)
-    return _counted(session, context, found, queue, payload)
+    return _counted(session, context, found, queue, payload, timeout)
 
 
-def metrics(session: Session, context: Context, queue: str) -> QueueMetrics:
+def metrics(session: Session, context: Context, queue: str, *, exact: bool = False) -> QueueMetrics:
     """Count the messages of one queue by state and outcome."""
-    arguments.check_queue_name(queue)
-    statement = statements.metrics(context.models, one_queue=True)
-    row = run(session, context, statement, {"queue": queue}).one_or_none()
-    if row is None:
+    values = {"queue_id": get_queue(session, context, queue).id}
+    statement = statements.metrics(context.models, one_queue=True, exact=exact)
+    row = run(session, context, statement, values).one_or_none()
+    if row is None:  # deleted since then
         raise queue_not_found(session, context, queue)
-    return QueueMetrics(**row._mapping)  # noqa: SLF001 - public, despite its name
+    return _metrics(row)
 
 
-def all_metrics(session: Session, context: Context) -> list[QueueMetrics]:
+def all_metrics(session: Session, context: Context, *, exact: bool = False) -> list[QueueMetrics]:
     """Count the messages of each queue by state and outcome."""
-    rows = run(session, context, statements.metrics(context.models, one_queue=False))
-    return [QueueMetrics(**row._mapping) for row in rows]  # noqa: SLF001
+    statement = statements.metrics(context.models, one_queue=False, exact=exact)
+    return [_metrics(row) for row in run(session, context, statement)]
+
+
+def _metrics(row: Row[Any]) -> QueueMetrics:
+    most = math.inf if row.most is None else row.most
+    found: dict[str, int] = {name: getattr(row, name) for name in counts.NOT_DONE}
+    others_capped = any(count > most for count in found.values())
+    # What was settled and is none of the others. If some of these were not counted to the end,
+    # it may be one of them just as well.
+    found["archived"] = row.settled - sum(found.values())
+    capped = {name for name, count in found.items() if count > most}
+    if others_capped:
+        found["archived"] = 0
+        capped.add("archived")
+    return QueueMetrics(
+        queue=row.queue,
+        **{state: getattr(row, state) for state in counts.STATES},
+        **{name: min(count, row.most or count) for name, count in found.items()},
+        oldest_ready_age=row.oldest_ready_age,
+        paused=row.paused,
+        capped=frozenset(name for name in get_args(Outcome) if name in capped),
+    )
 
 
 def _live(
@@ -137,8 +182,7 @@ def _live(
     state: MessageState | None,
     payload: Any,
     where: Criteria,
-    *,
-    newest_first: bool = False,
+    **order: bool,
 ) -> Select[Any]:
     _check_choice("state", state, MessageState)
     known = tables(context.models)
@@ -148,7 +192,7 @@ def _live(
         state=state,
         by_payload=payload is not None,
         where=criteria_on(where, known.message, known.queue),
-        newest_first=newest_first,
+        **order,
     )
 
 
@@ -158,8 +202,7 @@ def _settled(
     outcome: Outcome | None,
     payload: Any,
     where: Criteria,
-    *,
-    newest_first: bool = False,
+    **order: bool,
 ) -> Select[Any]:
     _check_choice("outcome", outcome, Outcome)
     known = tables(context.models)
@@ -169,7 +212,7 @@ def _settled(
         outcome=outcome,
         by_payload=payload is not None,
         where=criteria_on(where, known.archived, known.queue),
-        newest_first=newest_first,
+        **order,
     )
 
 
@@ -181,19 +224,24 @@ def _page_of(
     payload: Any,
     after: int,
     limit: int,
+    timeout: Seconds | None,
 ) -> Sequence[Row[Any]]:
-    values = _page(context, queue, payload, after, limit)
-    rows = run(session, context, statement, values).all()
-    _check_queue(session, context, queue if not rows else None)
-    return rows
+    values = _page(session, context, queue, payload, after, limit)
+    with within(session, context, timeout):
+        return run(session, context, statement, values).all()
 
 
 def _counted(
-    session: Session, context: Context, found: Select[Any], queue: str | None, payload: Any
+    session: Session,
+    context: Context,
+    found: Select[Any],
+    queue: str | None,
+    payload: Any,
+    timeout: Seconds | None,
 ) -> int:
-    values = _page(context, queue, payload, 0, 1) | {"limit": None}
-    total: int = run(session, context, statements.count(found), values).scalar_one()
-    _check_queue(session, context, queue if not total else None)
+    values = _page(session, context, queue, payload, 0, 1) | {"limit": None}
+    with within(session, context, timeout):
+        total: int = run(session, context, statements.count(found), values).scalar_one()
     return total
 
 
@@ -205,16 +253,16 @@ def _check_choice(name: str, value: object, choices: Any) -> None:
 
 
 def _page(
-    context: Context, queue: str | None, payload: Any, after: int, limit: int
+    session: Session, context: Context, queue: str | None, payload: Any, after: int, limit: int
 ) -> dict[str, Any]:
     values: dict[str, Any] = {
         "after": 0 if after == 0 else arguments.checked_id(after, "after"),
         "limit": arguments.checked_limit(limit),
     }
-    if queue is not None:
-        values["queue"] = arguments.check_queue_name(queue)
     if payload is not None:
         values["contains"] = encoded(context.codec, payload)
+    if queue is not None:
+        values["queue_id"] = get_queue(session, context, queue).id
     return values
 
 
@@ -227,23 +275,34 @@ def _check_queue(session: Session, context: Context, queue: str | None) -> None:
 
 
 def _content(context: Context, row: Any) -> dict[str, Any]:
-    payload, headers = decoded(context.codec, row.id, row.payload, row.headers)
     return {
         "id": row.id,
         "queue": row.queue,
-        "text": row.payload,
-        "decoded": payload,
-        "headers": headers,
         "priority": row.priority,
         "vt": row.vt,
         "enqueued_at": row.enqueued_at,
         "read_ct": row.read_ct,
         "max_read_ct": row.max_read_ct,
-        "key": row.dedup_key,
-        "last_error": row.last_error,
         "worker_id": row.consumer_worker_id,
         "producer_id": row.producer_worker_id,
         "dequeued_at": row.dequeued_at,
+        **_private(context, row),
+    }
+
+
+def _private(context: Context, row: Any) -> dict[str, Any]:
+    """Return what is not for everybody's eyes; nothing, where it was not read."""
+    if "payload" not in row._mapping:  # noqa: SLF001 - public, despite its name
+        unread = PayloadError("payload", f"of message {row.id} was not read: content=False")
+        hidden = dict.fromkeys(("headers", "key", "last_error"))
+        return {"text": "", "decoded": unread, "content": False, **hidden}
+    payload, headers = decoded(context.codec, row.id, row.payload, row.headers)
+    return {
+        "text": row.payload,
+        "decoded": payload,
+        "headers": headers,
+        "key": row.dedup_key,
+        "last_error": row.last_error,
     }
 
 
@@ -255,7 +314,7 @@ def _archived(context: Context, row: Any) -> ArchivedInfo:
     return ArchivedInfo(
         original_msg_id=row.original_msg_id,
         outcome=row.outcome,
-        reason=row.reason,
+        reason=getattr(row, "reason", None),
         archived_at=row.archived_at,
         **_content(context, row),
     )

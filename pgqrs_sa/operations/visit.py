@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -46,6 +46,7 @@ class Visit:
     schema: str | None
     facts: Row[Any]
     tables: Mapping[str, Table]
+    _seen: dict[Any, list[Row[Any]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, session: Session, context: Context, limits: Limits) -> Visit:
@@ -61,6 +62,12 @@ class Visit:
     def rows(self, statement: Any, **values: Any) -> list[Row[Any]]:
         """Return the rows of a statement."""
         return list(run(self.session, self.context, statement, values).all())
+
+    def rows_once(self, statement: Any) -> list[Row[Any]]:
+        """Return the rows of a statement that several checks look at."""
+        if statement not in self._seen:
+            self._seen[statement] = self.rows(statement)
+        return self._seen[statement]
 
     @property
     def oids(self) -> list[int]:

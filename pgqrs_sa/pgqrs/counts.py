@@ -25,7 +25,7 @@ class Counts(Connected):
             return await service.messages.all_metrics()
 
     async def system_stats(self) -> SystemStats:
-        """Count everything."""
+        """Count everything; the archive as `QueueMetrics` has it, each outcome up to a cap."""
         async with self._service() as service:
             metrics = await service.messages.all_metrics()
             workers = await service.workers.list()

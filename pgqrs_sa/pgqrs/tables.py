@@ -86,7 +86,7 @@ class Messages(Connected):
     async def count(self) -> int:
         """Return how many there are in all queues."""
         async with self._service() as service:
-            return sum(one.live for one in await service.messages.all_metrics())
+            return await service.messages.count()
 
     async def count_for_queue(self, queue: int | str) -> int:
         """Return how many there are in a queue."""
@@ -191,8 +191,7 @@ class Archive(Connected):
     async def count(self) -> int:
         """Return how many there are."""
         async with self._service() as service:
-            metrics = await service.messages.all_metrics()
-        return sum(one.archived + one.dead + one.cancelled + one.discarded for one in metrics)
+            return await service.archived.count()
 
     async def get(self, id: int) -> ArchivedMessage:
         """Return a settled message by the archive's id, or raise `MessageNotFound`."""

@@ -18,6 +18,7 @@ from .parts import (
     array_bind,
     capped,
     chosen,
+    ids_of,
     kept,
     move_to_archive,
     queue_id,
@@ -147,23 +148,25 @@ def prune(models: Models, *, one_queue: bool, by_retention: bool) -> Executable:
     Binds: limit; older_than (a timedelta) unless ``by_retention``; queue when ``one_queue``.
     """
     queue, _, archived, _ = tables(models)
-    rows = sa.select(archived.c.id).join(queue, queue.c.id == archived.c.queue_id)
     # A retention beyond a thousand years would leave the range of timestamps.
     kept_for = func.least(queue.c.retention_seconds, 365_000 * 86_400.0, type_=sa.Double)
-    if by_retention:
-        # NULL keeps for ever: the comparison is then NULL as well.
-        rows = rows.where(archived.c.archived_at < now() - seconds(kept_for))
-    else:
-        rows = rows.where(archived.c.archived_at < now() - span("older_than"))
-    if one_queue:
-        rows = rows.where(archived.c.queue_id == queue_id(models))
+    # NULL keeps for ever: the comparison is then NULL as well.
+    lasts = seconds(kept_for) if by_retention else span("older_than")
+    limit = sa.bindparam("limit", type_=sa.Integer)
+    # Lateral, so that nothing is read of a queue but what goes.
     oldest = (
-        rows.order_by(archived.c.queue_id, archived.c.archived_at, archived.c.id)
-        .limit(sa.bindparam("limit", type_=sa.Integer))
-        .with_for_update(skip_locked=True, of=archived)
+        sa.select(archived.c.id)
+        .where(archived.c.queue_id == queue.c.id, archived.c.archived_at < now() - lasts)
+        .order_by(archived.c.archived_at, archived.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .lateral("oldest")
     )
-    chunk = chosen(oldest, "pgqrs_rows")
-    return sa.delete(archived).where(archived.c.id == chunk.c.id)
+    rows = sa.select(oldest.c.id).select_from(queue.join(oldest, sa.true())).limit(limit)
+    if one_queue:
+        rows = rows.where(queue.c.queue_name == sa.bindparam("queue"))
+    chunk = chosen(rows, "pgqrs_rows")
+    return sa.delete(archived).where(archived.c.id == func.any(ids_of(chunk)))
 
 
 @cache

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from .parts import Elapsed
+
 __all__ = [
     "clock",
     "columns",
@@ -135,20 +137,25 @@ sequences = _about(
 
 vacuum = _about(
     "SELECT CAST(relid AS bigint) AS oid, n_dead_tup AS dead,"
-    " statement_timestamp() - greatest(last_vacuum, last_autovacuum) AS age"
+    " EXTRACT(epoch FROM statement_timestamp() - greatest(last_vacuum, last_autovacuum))"
+    " AS age"
     " FROM pg_catalog.pg_stat_all_tables WHERE relid = ANY (CAST(:oids AS oid[]))"
-)
+).columns(age=Elapsed)
 """Dead rows of tables, and how long ago the last vacuum was (NULL: never). Binds: oids."""
 
-transactions = sa.text(
-    "SELECT pid, usename AS role, application_name AS application, state, backend_type AS kind,"
-    " clock_timestamp() - xact_start AS age, query_start"
-    " FROM pg_catalog.pg_stat_activity"
-    " WHERE pid <> pg_backend_pid() AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)"
-    " AND (datname = current_database() OR backend_type = 'walsender')"
-    " AND backend_type <> 'autovacuum worker'"
-    " AND xact_start < clock_timestamp() - :longest ORDER BY xact_start"
-).bindparams(sa.bindparam("longest", type_=sa.Interval))
+transactions = (
+    sa.text(
+        "SELECT pid, usename AS role, application_name AS application, state, backend_type AS kind,"
+        " EXTRACT(epoch FROM clock_timestamp() - xact_start) AS age, query_start"
+        " FROM pg_catalog.pg_stat_activity"
+        " WHERE pid <> pg_backend_pid() AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)"
+        " AND (datname = current_database() OR backend_type = 'walsender')"
+        " AND backend_type <> 'autovacuum worker'"
+        " AND xact_start < clock_timestamp() - :longest ORDER BY xact_start"
+    )
+    .bindparams(sa.bindparam("longest", type_=sa.Interval))
+    .columns(age=Elapsed)
+)
 """Transactions that hold back vacuum for longer than this, the oldest first. Binds: longest."""
 
 slots = sa.text(
@@ -158,11 +165,16 @@ slots = sa.text(
 ).bindparams(sa.bindparam("most", type_=sa.BigInteger))
 """Replication slots that nobody reads and that hold back vacuum. Binds: most (transactions)."""
 
-prepared_transactions = sa.text(
-    "SELECT gid AS name, owner AS role, clock_timestamp() - prepared AS age"
-    " FROM pg_catalog.pg_prepared_xacts WHERE database = current_database()"
-    " AND prepared < clock_timestamp() - :longest ORDER BY prepared"
-).bindparams(sa.bindparam("longest", type_=sa.Interval))
+prepared_transactions = (
+    sa.text(
+        "SELECT gid AS name, owner AS role,"
+        " EXTRACT(epoch FROM clock_timestamp() - prepared) AS age"
+        " FROM pg_catalog.pg_prepared_xacts WHERE database = current_database()"
+        " AND prepared < clock_timestamp() - :longest ORDER BY prepared"
+    )
+    .bindparams(sa.bindparam("longest", type_=sa.Interval))
+    .columns(age=Elapsed)
+)
 """Transactions that were prepared longer ago than this and never ended. Binds: longest."""
 
 clock = sa.text("SELECT clock_timestamp()").columns(sa.column("at", sa.DateTime(timezone=True)))

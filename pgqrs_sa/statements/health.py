@@ -12,7 +12,8 @@ from sqlalchemy.sql import ColumnElement, Executable
 from .. import states
 from ..models import Models
 from ..states import now
-from .parts import array_bind, seconds, span, tables
+from . import counts
+from .parts import elapsed, seconds, span, tables
 
 BUCKETS = 8
 """How many spans of time `outflow` tells apart."""
@@ -22,29 +23,23 @@ BUCKETS = 8
 def backlog(models: Models) -> Executable:
     """Each queue, how many messages are ready and exhausted, and since when the oldest are."""
     queue, message, _, _ = tables(models)
-
-    def oldest(state: ColumnElement[bool]) -> ColumnElement[Any]:
-        return now() - func.min(message.c.vt).filter(state)
-
-    ready, exhausted = states.ready(message.c), states.exhausted(message.c)
-    counts = (
-        sa.select(
-            func.count().filter(ready).label("ready"),
-            oldest(ready).label("ready_age"),
-            func.count().filter(exhausted).label("exhausted"),
-            oldest(exhausted).label("exhausted_age"),
-        )
-        .where(message.c.queue_id == queue.c.id)
-        .lateral("counts")
+    live = counts.live_by_queue(
+        models,
+        counts.of_state(message.c, "ready"),
+        counts.age(message.c, "ready", "ready_age"),
+        counts.of_state(message.c, "exhausted"),
+        counts.age(message.c, "exhausted", "exhausted_age"),
     )
     return (
         sa.select(
             queue.c.queue_name.label("queue"),
-            (now() - queue.c.paused_at).label("paused_age"),
-            *counts.c,
+            elapsed(now() - queue.c.paused_at).label("paused_age"),
+            func.coalesce(live.c.ready, 0).label("ready"),
+            live.c.ready_age,
+            func.coalesce(live.c.exhausted, 0).label("exhausted"),
+            live.c.exhausted_age,
         )
-        .select_from(queue)
-        .join(counts, sa.true())
+        .select_from(queue.outerjoin(live, live.c.queue_id == queue.c.id))
         .order_by(queue.c.queue_name)
     )
 
@@ -93,7 +88,7 @@ def silent_workers(models: Models) -> Executable:
     worker = tables(models).worker
     silence = now() - worker.c.heartbeat_at
     return (
-        sa.select(worker.c.id, worker.c.name, worker.c.hostname, silence.label("silence"))
+        sa.select(worker.c.id, worker.c.name, worker.c.hostname, elapsed(silence).label("silence"))
         .where(worker.c.status != sa.literal("stopped"), silence > span("silence"))
         .order_by(worker.c.id)
     )
@@ -123,49 +118,34 @@ def newest_token(models: Models) -> Executable:
 
 @cache
 def overview(models: Models) -> Executable:
-    """Each queue with its live messages by state and its dead letters.
+    """Each queue with its live messages by state, and its dead letters.
 
-    The rest of the archive is not counted: it may be large, and this runs every two seconds.
+    Of these there are up to one more than ``most``. The rest of the archive is not counted: it
+    may be large, and this runs every two seconds.
 
     Binds: since (a timedelta: what counts as having come in just now).
     """
-    queue, message, archived, _ = tables(models)
-
-    def live(state: ColumnElement[bool]) -> ColumnElement[int]:
-        return func.count().filter(state)
-
-    counts = (
-        sa.select(
-            live(states.ready(message.c)).label("ready"),
-            live(states.leased(message.c)).label("leased"),
-            live(states.scheduled(message.c)).label("scheduled"),
-            live(states.exhausted(message.c)).label("exhausted"),
-            (now() - func.min(message.c.vt).filter(states.ready(message.c))).label("oldest"),
-            live(message.c.enqueued_at > now() - span("since")).label("arrived"),
-        )
-        .where(message.c.queue_id == queue.c.id)
-        .lateral("counts")
+    queue, message, _, _ = tables(models)
+    arrived = func.count().filter(message.c.enqueued_at > now() - span("since"))
+    live = counts.live_by_queue(
+        models,
+        *(counts.of_state(message.c, state) for state in counts.STATES),
+        counts.age(message.c, "ready", "oldest"),
+        arrived.label("arrived"),
     )
-    # Both criteria, so that the partial index of what was not simply done answers this.
-    dead = (
-        sa.select(func.count())
-        .where(
-            archived.c.queue_id == queue.c.id,
-            archived.c.outcome != sa.literal("archived", literal_execute=True),
-            archived.c.outcome == sa.literal("dead"),
-        )
-        .scalar_subquery()
-    )
+    most = counts.cap(models)
+    dead = counts.not_done(models, "dead", most)
     return (
         sa.select(
             queue.c.id,
             queue.c.queue_name.label("queue"),
             queue.c.paused_at.is_not(None).label("paused"),
-            *counts.c,
-            dead.label("dead"),
+            *(func.coalesce(live.c[name], 0).label(name) for name in (*counts.STATES, "arrived")),
+            live.c.oldest,
+            dead.c.found.label("dead"),
+            most.label("most"),
         )
-        .select_from(queue)
-        .join(counts, sa.true())
+        .select_from(queue.outerjoin(live, live.c.queue_id == queue.c.id).join(dead, sa.true()))
         .order_by(queue.c.queue_name)
     )
 
@@ -177,23 +157,25 @@ def outflow(models: Models) -> Executable:
     ``arrived`` are those that were enqueued in the latest span as well. What was deleted rather
     than archived left no trace, and is not counted.
 
-    Binds: queue_ids, step (a timedelta), step_seconds (the same).
+    Binds: step (a timedelta), step_seconds (the same).
     """
-    archived = tables(models).archived
-    age = func.extract("epoch", now() - archived.c.archived_at)
+    queue, _, archived, _ = tables(models)
+    age = sa.extract("epoch", now() - archived.c.archived_at)
     step = sa.bindparam("step_seconds", type_=sa.Double)
     bucket = sa.cast(func.floor(age / step), sa.Integer).label("bucket")
-    return (
+    # Lateral, so that each queue is a look into the index, however many queues there are.
+    flow = (
         sa.select(
-            archived.c.queue_id,
             bucket,
             func.count().label("settled"),
             func.count().filter(archived.c.enqueued_at > now() - span("step")).label("arrived"),
         )
         .where(
-            archived.c.queue_id == func.any(array_bind("queue_ids", sa.BigInteger)),
+            archived.c.queue_id == queue.c.id,
             archived.c.archived_at > now() - seconds(step * sa.literal_column(str(BUCKETS))),
             archived.c.archived_at <= now(),
         )
-        .group_by(archived.c.queue_id, sa.literal_column("bucket"))
+        .group_by(sa.literal_column("bucket"))
+        .lateral("flow")
     )
+    return sa.select(queue.c.id.label("queue_id"), *flow.c).join_from(queue, flow, sa.true())

@@ -87,6 +87,26 @@ def span(name: str) -> ColumnElement[Any]:
     return sa.bindparam(name, type_=sa.Interval)
 
 
+class Elapsed(sa.types.TypeDecorator[timedelta]):
+    """A number of seconds that arrives as a timedelta.
+
+    A duration never leaves the server as an interval: how that is written depends on the
+    connection's IntervalStyle, and psycopg reads the style of PostgreSQL only.
+    """
+
+    impl = sa.Double
+    cache_ok = True
+
+    def process_result_value(self, value: float | None, dialect: Any) -> timedelta | None:  # noqa: ARG002
+        """Return what arrived as a timedelta."""
+        return None if value is None else timedelta(seconds=value)
+
+
+def elapsed(duration: ColumnElement[Any]) -> ColumnElement[timedelta]:
+    """An interval as a column of a result; see `Elapsed`."""
+    return sa.type_coerce(sa.cast(sa.extract("epoch", duration), sa.Double), Elapsed())
+
+
 def when(delay: ColumnElement[Any], at: ColumnElement[Any]) -> ColumnElement[Any]:
     """The moment that a delay or a time means; a time that has passed means now.
 
@@ -163,6 +183,12 @@ def queue_id(models: Models) -> ColumnElement[Any]:
     )
 
 
+QUEUE_ID = sa.bindparam("queue_id", type_=sa.BigInteger)
+"""A queue by its id: the planner then knows how many rows of a table are that queue's. By the
+name it can only guess at the average queue, and reads a table of two queues whole for the smaller.
+"""
+
+
 def short(message: sa.Table) -> Any:
     """The messages under a short name, for the statements of every second.
 
@@ -194,8 +220,12 @@ def among(message: Any, rows: sa.CTE) -> ColumnElement[bool]:
     as many look-ups whatever the statistics of a busy table claim. By the join alone it has read
     the whole index at times (measured with 50 of 20,000 rows, never analysed).
     """
-    ids = func.array(sa.select(rows.c.id).scalar_subquery(), type_=sa.ARRAY(sa.BigInteger))
-    return sa.and_(message.c.id == rows.c.id, message.c.id == func.any(ids))
+    return sa.and_(message.c.id == rows.c.id, message.c.id == func.any(ids_of(rows)))
+
+
+def ids_of(rows: sa.CTE) -> ColumnElement[Any]:
+    """The ids of a few chosen rows as a list."""
+    return func.array(sa.select(rows.c.id).scalar_subquery(), type_=sa.ARRAY(sa.BigInteger))
 
 
 def move_to_archive(
@@ -245,19 +275,20 @@ def seconds(value: sa.ColumnExpressionArgument[Any]) -> ColumnElement[Any]:
 
 
 def content(model: Any) -> list[ColumnElement[Any]]:
-    """What every view of a message shows, JSON as text so that one bad row stays one bad row."""
+    """What a view of a message shows, JSON as text so that one bad row stays one bad row."""
     return [
-        model.c.id.label("id"),
+        *outline(model),
         sa.cast(model.c.payload, sa.Text).label("payload"),
         sa.cast(model.c.headers, sa.Text).label("headers"),
-        model.c.priority.label("priority"),
-        model.c.vt.label("vt"),
-        model.c.enqueued_at.label("enqueued_at"),
-        model.c.read_ct.label("read_ct"),
-        model.c.max_read_ct.label("max_read_ct"),
         model.c.dedup_key.label("dedup_key"),
         model.c.last_error.label("last_error"),
-        model.c.consumer_worker_id.label("consumer_worker_id"),
-        model.c.producer_worker_id.label("producer_worker_id"),
-        model.c.dequeued_at.label("dequeued_at"),
     ]
+
+
+def outline(model: Any) -> list[ColumnElement[Any]]:
+    """What a view of a message shows to whom its content is none of their business."""
+    names = (
+        *("id", "priority", "vt", "enqueued_at", "read_ct", "max_read_ct"),
+        *("consumer_worker_id", "producer_worker_id", "dequeued_at"),
+    )
+    return [model.c[name].label(name) for name in names]

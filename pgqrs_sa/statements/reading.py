@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy import func
@@ -13,16 +13,19 @@ from sqlalchemy.sql import ColumnElement, Executable, Select
 from .. import states
 from ..models import Models
 from ..types import MessageState, Outcome
-from .parts import content, json_bind, queue_id, tables
+from . import counts
+from .parts import QUEUE_ID, chosen, content, ids_of, json_bind, outline, queue_id, tables
+
+_Shown: TypeAlias = Callable[[sa.Table], Sequence[ColumnElement[Any]]]
 
 _AFTER = sa.bindparam("after", type_=sa.BigInteger)
 _LIMIT = sa.bindparam("limit", type_=sa.Integer)
 
 
-def _live(models: Models) -> Select[Any]:
+def _live(models: Models, shown: _Shown = content) -> Select[Any]:
     queue, message, _, _ = tables(models)
     return sa.select(
-        *content(message), states.state(message.c).label("state"), queue.c.queue_name.label("queue")
+        *shown(message), states.state(message.c).label("state"), queue.c.queue_name.label("queue")
     ).join(queue, queue.c.id == message.c.queue_id)
 
 
@@ -49,17 +52,37 @@ def find(
     by_payload: bool,
     where: Sequence[sa.ColumnExpressionArgument[bool]],
     newest_first: bool = False,
+    whole: bool = True,
 ) -> Select[Any]:
-    """Live messages by id, a page at a time.
+    """Live messages by id, a page at a time; with their content if ``whole``.
 
-    Binds: after, limit; queue when ``in_queue``; contains (JSON text) when ``by_payload``.
+    Binds: after, limit; queue_id when ``in_queue``; contains (JSON text) when ``by_payload``.
     """
     message = tables(models).message
-    statement = _live(models).where(*where)
-    if state is not None:
+    statement = _live(models, content if whole else outline).where(*where)
+    if state == "exhausted":
+        statement = statement.where(_among_exhausted(models, in_queue=in_queue))
+    elif state is not None:
         statement = statement.where(getattr(states, state)(message.c))
-    statement = _within(models, statement, message, in_queue=in_queue, by_payload=by_payload)
+    if in_queue:
+        statement = statement.where(counts.in_queue(message.c))
+    if by_payload:
+        statement = statement.where(_contains(message))
     return _page(statement, message, newest_first=newest_first)
+
+
+def _among_exhausted(models: Models, *, in_queue: bool) -> ColumnElement[bool]:
+    """It is one of the exhausted, which are found first.
+
+    There are few, and the planner thinks that every third message is one: left to itself it
+    looks for them at all live messages, in the order of the page.
+    """
+    message = tables(models).message
+    ids = sa.select(message.c.id).where(states.exhausted(message.c))
+    if in_queue:
+        ids = ids.where(message.c.queue_id == QUEUE_ID)
+    found = chosen(ids, "pgqrs_exhausted")
+    return message.c.id == func.any(ids_of(found))
 
 
 def find_archived(
@@ -70,16 +93,22 @@ def find_archived(
     by_payload: bool,
     where: Sequence[sa.ColumnExpressionArgument[bool]],
     newest_first: bool = False,
+    whole: bool = True,
 ) -> Select[Any]:
-    """Archived messages by id, a page at a time.
+    """Archived messages by id, a page at a time; with their content if ``whole``.
 
-    Binds: after, limit; queue when ``in_queue``; contains (JSON text) when ``by_payload``.
+    Binds: after, limit; queue_id when ``in_queue``; contains (JSON text) when ``by_payload``.
     """
     archived = tables(models).archived
-    statement = _settled(models).where(*where)
+    statement = _settled(models, content if whole else outline).where(*where)
+    if whole:
+        statement = statement.add_columns(archived.c.reason)
     if outcome is not None:
         statement = statement.where(archived.c.outcome == outcome)
-    statement = _within(models, statement, archived, in_queue=in_queue, by_payload=by_payload)
+    if in_queue:
+        statement = statement.where(archived.c.queue_id == QUEUE_ID)
+    if by_payload:
+        statement = statement.where(_contains(archived))
     return _page(statement, archived, newest_first=newest_first)
 
 
@@ -95,23 +124,16 @@ def count(found: Select[Any]) -> Executable:
     return found.with_only_columns(func.count(), maintain_column_froms=True).order_by(None)
 
 
-def _within(
-    models: Models, statement: Select[Any], table: sa.Table, *, in_queue: bool, by_payload: bool
-) -> Select[Any]:
-    if in_queue:
-        statement = statement.where(table.c.queue_id == queue_id(models))
-    if by_payload:
-        statement = statement.where(table.c.payload.contains(json_bind("contains")))
-    return statement
+def _contains(table: sa.Table) -> ColumnElement[bool]:
+    return table.c.payload.contains(json_bind("contains"))
 
 
-def _settled(models: Models) -> Select[Any]:
+def _settled(models: Models, shown: _Shown = content) -> Select[Any]:
     queue, _, archived, _ = tables(models)
     return sa.select(
-        *content(archived),
+        *shown(archived),
         archived.c.original_msg_id.label("original_msg_id"),
         archived.c.outcome.label("outcome"),
-        archived.c.reason.label("reason"),
         archived.c.archived_at.label("archived_at"),
         queue.c.queue_name.label("queue"),
     ).join(queue, queue.c.id == archived.c.queue_id)
@@ -128,59 +150,50 @@ def message_by_id(models: Models) -> Executable:
 @cache
 def archived_by_id(models: Models) -> Executable:
     """One archived message. Binds: id."""
-    return _settled(models).where(
-        tables(models).archived.c.id == sa.bindparam("id", type_=sa.BigInteger)
-    )
+    archived = tables(models).archived
+    found = _settled(models).add_columns(archived.c.reason)
+    return found.where(archived.c.id == sa.bindparam("id", type_=sa.BigInteger))
 
 
 @cache
-def metrics(models: Models, *, one_queue: bool) -> Executable:
+def metrics(models: Models, *, one_queue: bool, exact: bool = False) -> Executable:
     """Counts by state and outcome for each queue, or for one.
 
-    Binds: queue when ``one_queue``.
+    ``settled`` and each outcome are counted up to one more than ``most``; with ``exact`` they are
+    counted whole, and ``most`` is NULL.
+
+    Binds: queue_id when ``one_queue``.
     """
-    queue, message, archived, _ = tables(models)
-
-    def live(state: sa.ColumnExpressionArgument[bool]) -> ColumnElement[int]:
-        return func.count().filter(state)
-
-    def settled(outcome: str) -> ColumnElement[int]:
-        return func.count().filter(archived.c.outcome == sa.literal(outcome))
-
-    # Lateral, so that the counts of one queue read the index entries of that queue alone.
-    messages = (
-        sa.select(
-            live(states.ready(message.c)).label("ready"),
-            live(states.scheduled(message.c)).label("scheduled"),
-            live(states.leased(message.c)).label("leased"),
-            live(states.exhausted(message.c)).label("exhausted"),
-            (states.now() - func.min(message.c.vt).filter(states.ready(message.c))).label(
-                "oldest_ready_age"
-            ),
+    queue = tables(models).queue
+    columns: list[ColumnElement[Any]] = [
+        queue.c.queue_name.label("queue"),
+        queue.c.paused_at.is_not(None).label("paused"),
+    ]
+    if one_queue:
+        live = counts.live_of_queue(models)
+        source = queue.join(live, sa.true())
+    else:
+        message = tables(models).message
+        live = counts.live_by_queue(
+            models,
+            *(counts.of_state(message.c, state) for state in counts.STATES),
+            counts.age(message.c, "ready", "oldest_ready_age"),
         )
-        .where(message.c.queue_id == queue.c.id)
-        .lateral("live")
-    )
-    history = (
-        sa.select(
-            *(
-                settled(outcome).label(outcome)
-                for outcome in ("archived", "dead", "cancelled", "discarded")
-            )
-        )
-        .where(archived.c.queue_id == queue.c.id)
-        .lateral("history")
-    )
-    statement = (
-        sa.select(
-            queue.c.queue_name.label("queue"),
-            queue.c.paused_at.is_not(None).label("paused"),
-            *messages.c,
-            *history.c,
-        )
-        .select_from(queue)
-        .join(messages, sa.true())
-        .join(history, sa.true())
-        .order_by(queue.c.queue_name)
-    )
-    return statement.where(queue.c.queue_name == sa.bindparam("queue")) if one_queue else statement
+        source = queue.outerjoin(live, live.c.queue_id == queue.c.id)
+    columns += [func.coalesce(live.c[state], 0).label(state) for state in counts.STATES]
+    columns.append(live.c.oldest_ready_age)
+    if exact:
+        history = counts.outcomes(models, one_queue=one_queue)
+        source = source.outerjoin(history, history.c.queue_id == queue.c.id)
+        names = ("settled", *counts.NOT_DONE)
+        columns += [func.coalesce(history.c[name], 0).label(name) for name in names]
+        columns.append(sa.null().label("most"))
+    else:
+        most = sa.literal(counts.MOST, sa.Integer) if one_queue else counts.cap(models)
+        others = [counts.not_done(models, name, most) for name in counts.NOT_DONE]
+        for found in (*others, counts.settled(models, most, others)):
+            source = source.join(found, sa.true())
+            columns.append(found.c.found.label(found.name))
+        columns.append(most.label("most"))
+    statement = sa.select(*columns).select_from(source).order_by(queue.c.queue_name)
+    return statement.where(queue.c.id == QUEUE_ID) if one_queue else statement

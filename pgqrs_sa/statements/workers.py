@@ -14,7 +14,7 @@ from .. import states
 from ..models import Models
 from ..states import now
 from ..types import WorkerStatus
-from .parts import MOVED, array_bind, chosen, span, tables
+from .parts import MOVED, array_bind, chosen, elapsed, span, tables
 
 _ID = sa.bindparam("worker_id", type_=sa.BigInteger)
 
@@ -96,7 +96,7 @@ def health(models: Models) -> Executable:
     """
     worker = tables(models).worker
     return (
-        sa.select(*_row(worker), (now() - worker.c.heartbeat_at).label("silent_for"))
+        sa.select(*_row(worker), elapsed(now() - worker.c.heartbeat_at).label("silent_for"))
         .where(worker.c.status != sa.literal("stopped"))
         .order_by(worker.c.id)
     )

@@ -16,7 +16,7 @@ from .. import arguments, states
 from ..models import Models
 from ..operations import queues as queue_operations
 from ..operations.context import Context, refresh, run
-from ..statements.parts import MOVED, array_bind, span, tables, timestamp
+from ..statements.parts import MOVED, array_bind, elapsed, span, tables, timestamp
 from ..states import now
 from ..types import Seconds
 from .sessions import SessionLike, perform
@@ -113,7 +113,7 @@ def _shift(models: Models, *, everywhere: bool) -> Executable:
 def _next_due(models: Models) -> Executable:
     queue, message, _, _ = tables(models)
     return (
-        sa.select(sa.type_coerce(func.min(message.c.vt) - now(), sa.Interval))
+        sa.select(elapsed(func.min(message.c.vt) - now()))
         .join(queue, queue.c.id == message.c.queue_id)
         .where(
             _named(queue),

@@ -117,7 +117,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path):
 
 
 def test_a_library_that_is_missing_is_named_with_its_extra(pgqrs, monkeypatch):
-    monkeypatch.setitem(sys.modules, "rich.table", None)
+    monkeypatch.setitem(sys.modules, "rich.cells", None)
     monkeypatch.setitem(sys.modules, "rich", None)
     assert "pip install 'pgqrs-sa[cli]'" in pgqrs("queue", "list", code=2).stderr
 

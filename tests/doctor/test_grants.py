@@ -190,8 +190,26 @@ def test_a_dashboard_counts(role, stocked, engine):
         assert [queue.name for queue in service.queues.list()] == ["mail"]
         assert service.workers.list()[0].name == "w"
         assert service.workers.health()[0].worker.name == "w"
+        assert service.messages.count() == service.messages.metrics("mail").live
+        assert (
+            service.messages.count("mail", state="ready") == service.messages.metrics("mail").ready
+        )
+        assert service.archived.count("mail", outcome="dead") == 1
         session.execute(sa.text("SELECT id, vt, read_ct FROM pgqrs_messages"))
         session.execute(sa.text("SELECT id, outcome, archived_at FROM pgqrs_archive"))
+
+
+def test_a_dashboard_lists_messages_without_their_contents(role, stocked):
+    with Session(role("dashboard")) as session:
+        service = QueueService(session)
+        live = service.messages.find("mail", content=False)
+        assert {one.state for one in live} == {"ready", "exhausted"}
+        assert service.messages.find(state="exhausted", content=False) == [
+            one for one in live if one.state == "exhausted"
+        ]
+        settled = service.archived.find("mail", content=False, newest_first=True)
+        assert [one.outcome for one in settled] == ["dead", "archived"]
+        assert not any(one.content for one in (*live, *settled))
 
 
 def test_a_dashboard_sees_no_contents_and_changes_nothing(role, stocked):

@@ -19,6 +19,7 @@ from pgqrs_sa import Models
 from pgqrs_sa.statements import (
     archive,
     consume,
+    counts,
     enqueue,
     flush,
     health,
@@ -760,7 +761,7 @@ def test_a_peek_is_what_a_dequeue_would_take(session: Session) -> None:
 
 
 def paged(**more: Any) -> dict[str, Any]:
-    return {"queue": "other", "after": 0, "limit": 99, "contains": '{"n": 1}'} | more
+    return {"queue_id": OTHER, "after": 0, "limit": 99, "contains": '{"n": 1}'} | more
 
 
 def test_what_is_found_is_what_was_asked_for(session: Session) -> None:
@@ -816,15 +817,33 @@ COUNTS = {
 
 def test_metrics_are_those_of_each_queue(session: Session) -> None:
     def told(rows: Any) -> dict[str, tuple[int, ...]]:
-        names = ("ready", "scheduled", "leased", "exhausted", "archived", "dead")
-        return {row.queue: tuple(getattr(row, name) for name in names) for row in rows}
+        names = ("ready", "scheduled", "leased", "exhausted", "settled", "dead")
+        found = {row.queue: [getattr(row, name) for name in names] for row in rows}
+        return {
+            name: (*live, settled - dead, dead) for name, (*live, settled, dead) in found.items()
+        }
 
     rows = session.execute(reading.metrics(MODELS, one_queue=False)).all()
     assert told(rows) == COUNTS
+    assert {row.most for row in rows} == {10_000}
+    exact = session.execute(reading.metrics(MODELS, one_queue=False, exact=True)).all()
+    assert told(exact) == COUNTS
+    assert {row.most for row in exact} == {None}
     ages = {row.queue: row.oldest_ready_age and row.oldest_ready_age.days for row in rows}
     assert ages == {"mail": 9, "other": 6, "paused": 4, "short": None}
-    one = session.execute(reading.metrics(MODELS, one_queue=True), {"queue": "other"})
-    assert told(one) == {"other": COUNTS["other"]}
+    for exact in (False, True):
+        one = reading.metrics(MODELS, one_queue=True, exact=exact)
+        rows = session.execute(one, {"queue_id": OTHER}).all()
+        assert told(rows) == {"other": COUNTS["other"]}
+        assert rows[0].oldest_ready_age.days == 6
+
+
+@pytest.mark.parametrize(("of_all", "most"), [(200_000, 10_000), (8, 2), (2, 1)])
+def test_the_queues_share_what_is_counted_of_the_archive(
+    session: Session, monkeypatch: pytest.MonkeyPatch, of_all: int, most: int
+) -> None:
+    monkeypatch.setattr(counts, "MOST_OF_ALL", of_all)
+    assert session.scalar(sa.select(counts.cap(MODELS))) == most  # for each of four
 
 
 # --- what the doctor and the live view ask -------------------------------------------------------
@@ -868,7 +887,7 @@ def test_the_overview_counts_what_is_live_and_what_is_dead(session: Session) -> 
     assert [row.queue for row in rows if row.paused] == ["paused"]
 
 
-def test_the_outflow_is_told_by_spans_of_time_for_these_queues(session: Session) -> None:
+def test_the_outflow_of_each_queue_is_told_by_spans_of_time(session: Session) -> None:
     table = TABLES.archived
     moments = {
         1: timedelta(minutes=25),
@@ -880,10 +899,10 @@ def test_the_outflow_is_told_by_spans_of_time_for_these_queues(session: Session)
     for id_, ago in moments.items():
         values = {"archived_at": sa.func.now() - ago, "enqueued_at": sa.func.now() - ago}
         session.execute(sa.update(table).where(table.c.id == id_).values(values))
-    asked = {"queue_ids": [MAIL], "step": SPAN, "step_seconds": SPAN.total_seconds()}
+    asked = {"step": SPAN, "step_seconds": SPAN.total_seconds()}
     rows = session.execute(health.outflow(MODELS), asked).all()
     found = {(row.queue_id, row.bucket): (row.settled, row.arrived) for row in rows}
-    assert found == {(MAIL, 0): (1, 1), (MAIL, 2): (1, 0)}
+    assert found == {(MAIL, 0): (1, 1), (MAIL, 2): (1, 0), (OTHER, 0): (1, 1)}
 
 
 def test_leases_that_are_stuck_are_those_of_workers_that_are_stopped_or_gone(

@@ -37,7 +37,7 @@ MODULES = (
     *(f"statements/{name}" for name in ("settle", "lease", "consume", "archive", "workers")),
     *(f"statements/{name}" for name in ("scheduled", "wakeup", "enqueue", "flush", "queues")),
     "states",
-    *(f"statements/{name}" for name in ("parts", "integrity", "reading", "health")),
+    *(f"statements/{name}" for name in ("parts", "integrity", "reading", "counts", "health")),
 )
 """Those that have something to take out, the fences first."""
 
@@ -49,7 +49,10 @@ TESTS = (
     "tests/db/test_leases_and_fences.py",
     "tests/db/test_queues_reading_archive_workers.py",
     "tests/db/test_concurrency.py",
+    "tests/db/test_bounded_reading.py",
     "tests/db/test_plans.py",
+    "tests/db/test_plans_of_readers.py",
+    "tests/db/test_plans_of_uneven_tables.py",
     "tests/db/test_floor.py",
     "tests/db/test_enqueue_ways.py",
     "tests/db/test_messages_as_objects.py",
