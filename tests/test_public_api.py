@@ -261,6 +261,7 @@ RANKS = {
     "nudge": 0,
     "routing": 0,
     "sessions": 0,
+    "commits": 0,
     "mixins": 1,
     "models": 1,
     "listeners": 1,

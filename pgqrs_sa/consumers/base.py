@@ -45,6 +45,7 @@ class BaseConsumer:
         models: Models | None = None,
         codec: Codec | None = None,
         notify: bool = False,
+        cursor_key: str | None = None,
         listen_dsn: str | None = None,
         hooks: Sequence[Hooks] = (),
     ) -> None:
@@ -65,6 +66,7 @@ class BaseConsumer:
             models=models,
             codec=codec,
             notify=notify,
+            cursor_key=cursor_key,
             listen_dsn=listen_dsn,
             hooks=hooks,
         )

@@ -21,7 +21,8 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
-from ..operations import consume, floors
+from .. import commits
+from ..operations import consume
 from ..operations.context import Context
 from .troubles import patient, transient, unsaid
 
@@ -249,9 +250,8 @@ class Line:
             session = self._ready(connection, context)
             result = operation(session, context, *args, **kwargs)
             if self._isolation == "AUTOCOMMIT":  # each statement has committed by itself
-                floors.believe(session)
-                if not session.info:  # nobody waits to hear of it
-                    return result
+                commits.now(session)
+                return result
             session.commit()
             return result
 

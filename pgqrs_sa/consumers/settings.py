@@ -36,6 +36,7 @@ class Settings:
     models: Models | None
     codec: Codec | None
     notify: bool
+    cursor_key: str | None
     listen_dsn: str | None
     hooks: tuple[Hooks, ...] = field(default=())
 
@@ -53,6 +54,7 @@ class Settings:
         models: Models | None,
         codec: Codec | None,
         notify: bool,
+        cursor_key: str | None,
         listen_dsn: str | None,
         hooks: Sequence[Hooks],
     ) -> Settings:
@@ -61,6 +63,8 @@ class Settings:
         def seconds(value: Seconds, what: str) -> float:
             return arguments.duration(value, what, positive=True).total_seconds()
 
+        if cursor_key is not None:
+            arguments.check_text(cursor_key, "cursor_key")
         return cls(
             name=arguments.check_text(name, "name"),
             concurrency=arguments.checked_limit(concurrency, "concurrency"),
@@ -72,6 +76,7 @@ class Settings:
             models=models,
             codec=codec,
             notify=notify or listen_dsn is not None,
+            cursor_key=cursor_key,
             listen_dsn=listen_dsn,
             hooks=_checked_hooks(hooks),
         )
@@ -91,7 +96,9 @@ class Settings:
 
     def context(self, worker: int | None = None) -> Context:
         """Return the context of the consumer's own statements."""
-        return Context.of(self.models, self.codec, worker, allow_autocommit=True)
+        return Context.of(
+            self.models, self.codec, worker, allow_autocommit=True, cursor_key=self.cursor_key
+        )
 
 
 def _checked_hooks(hooks: Sequence[Hooks]) -> tuple[Hooks, ...]:
