@@ -114,7 +114,7 @@ def test_a_line_goes_on_from_what_it_has_leased(line):
 
     def watch(session, context):
         def note(*told):
-            went_on.append(told[3]["cursor"] is not None)
+            went_on.append(told[4].compiled_parameters[0]["cursor"] is not None)
 
         sa.event.listen(session.connection(), "before_cursor_execute", note)
         return consume.turn(session, context, leased, "mail", 2, timedelta(minutes=1), None)

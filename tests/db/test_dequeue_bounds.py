@@ -348,7 +348,7 @@ def test_forty_tenants_by_schema_translate_map_of_their_connections(own, schemas
 
     sent = sent_places(own)
     check_tenants([Tenant(number, session) for number in range(TENANTS)])
-    assert sum(sent[TENANTS:]) >= TENANTS
+    assert any(sent[TENANTS:])
 
 
 @pytest.fixture
