@@ -45,8 +45,11 @@ class AsyncQueueService(aio_facets.Facet):
         worker: object = None,
         allow_autocommit: bool = False,
         notify: bool = False,
+        cursor_key: str | None = None,
     ) -> None:
-        context = Context.of(models, codec, worker, allow_autocommit, notify=notify)
+        context = Context.of(
+            models, codec, worker, allow_autocommit, notify=notify, cursor_key=cursor_key
+        )
         super().__init__(asynchronous(session), context)
 
     def __repr__(self) -> str:

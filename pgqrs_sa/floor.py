@@ -3,30 +3,38 @@
 A message that was leased or settled leaves a dead entry in front of the live ones, in the order
 of the index, and a transaction that stays open anywhere in the database keeps vacuum from taking
 it away. A dequeue from the beginning reads through all of them: every queue in a table slows down
-with that. So each process remembers where it was (the key of the last message that it leased, at
-each level of priority), and goes on from there.
+with that. So each process remembers, at each level of priority, the place of the last message that
+it leased, and goes on from there. A level of which it remembers nothing is read from its
+beginning, so that a more urgent one is seen at once.
 
-A message that comes to lie before that is not seen from there: one whose transaction began early
-and committed late, one whose lease was rolled back, or one of a new priority. For these a dequeue
-sweeps from the beginning now and then: at once when there was nothing behind the floor, and else
-after `Floor.interval` (more, when the sweep itself took long: at most a twentieth of the time goes
-to sweeps). That bounds how long such a message can be passed over while others flow; released
-messages, expired leases and scheduled ones all become visible behind the floor.
+A message that comes to lie before its level's place is not seen from there: one whose transaction
+committed late, or whose lease was rolled back. So each level is read from its beginning now and
+then: a second after the last time, or 20 times as long as that took, but 5 seconds after it began
+at the latest; and all of them at once when a dequeue has found nothing. A reading that takes more
+than 4 seconds is followed by one second without.
+
+When the next one is due is known as soon as one has been read, and so is a place that lies before
+the one that is remembered. A place moves forward when a lease is committed.
 
 It is a hint in one process: what it says is never stored, and never decides who gets a message.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-__all__ = ["Floor", "Key", "Start"]
+__all__ = ["Floor", "Key", "Moves", "Place", "Start", "interval"]
 
-_MOST_LEVELS = 16
-"""Levels remembered, the most urgent first; messages of others are found by the sweep."""
+_SHORTEST, _LONGEST = 1.0, 5.0  # seconds between two readings of a level from its beginning
+_SHARE = 20.0
+"""How many times as long as a reading took passes before the next, within these bounds."""
+
+_MOST_LEVELS = 32
+"""Levels remembered, those of the latest leases; the others are read from their beginning."""
 
 
 class Key(Protocol):
@@ -48,73 +56,147 @@ class Key(Protocol):
         ...
 
 
-class Start(NamedTuple):
-    """Where to begin, at each level: three lists of the same length."""
+class Place(NamedTuple):
+    """The last message of a level that was leased.
 
-    levels: list[int]
-    vts: list[datetime]
-    ids: list[int]
+    Attributes:
+        vt: Its time.
+        id: Its id.
+        reading: The number of the reading from the beginning that it goes back to.
+        due_at: When the next one is due.
+    """
+
+    vt: datetime
+    id: int
+    reading: int
+    due_at: float
+
+
+class Start(NamedTuple):
+    """Where a dequeue is to begin: in this table, behind these places, and else at the beginning.
+
+    Attributes:
+        table: What the server calls ``cursor_table``.
+        places: By priority.
+    """
+
+    table: str
+    places: Mapping[int, Place]
+
+    def as_json(self) -> str:
+        """Return it as the statement takes it."""
+        rows = (
+            f'{{"level":{level},"vt":"{place.vt}","id":{place.id}}}'
+            for level, place in self.places.items()
+        )
+        return f'{{"{self.table}":[{",".join(rows)}]}}'
+
+
+class Moves(NamedTuple):
+    """The places that count once a lease is committed."""
+
+    table: str
+    places: Mapping[int, Place]
+
+    def after(self, earlier: Moves | None) -> Moves:
+        """Return these together with those of an earlier dequeue of the same transaction."""
+        if earlier is None or earlier.table != self.table:
+            return self
+        return Moves(self.table, {**earlier.places, **self.places})
+
+
+def interval(took: float) -> float:
+    """Return how many seconds after a reading from the beginning the next one is due.
+
+    Args:
+        took: How many seconds it took.
+    """
+    return min(max(_SHORTEST, _SHARE * took), max(_SHORTEST, _LONGEST - took))
 
 
 class Floor:
-    """The floor of one queue, in one process. Safe for threads: values are replaced as a whole.
+    """The places of one queue, in one process. Safe for threads.
 
     Args:
-        interval: Seconds between two sweeps, at the least.
-        share: How many times as long as the last sweep took must pass before the next.
         clock: Seconds that only grow.
     """
 
-    def __init__(
-        self,
-        interval: float = 1.0,
-        share: float = 20.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._interval = interval
-        self._share = share
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._keys: dict[int, tuple[datetime, int]] = {}
-        self._sweep_at = 0.0
+        self._lock = threading.Lock()
+        self._table = ""
+        self._places: dict[int, Place] = {}
+        self._readings = 0
 
     def start(self) -> Start | None:
-        """Return where to begin, or None when it is time to sweep from the beginning."""
-        keys = self._keys
-        if not keys or self._clock() >= self._sweep_at:
-            return None
-        levels = sorted(keys)
-        return Start(levels, [keys[one][0] for one in levels], [keys[one][1] for one in levels])
+        """Return where to begin, or None for the beginning of every level."""
+        now = self._clock()
+        with self._lock:
+            places = {level: one for level, one in self._places.items() if now < one.due_at}
+            return Start(self._table, places) if places else None
 
-    def leased(self, rows: Iterable[Key]) -> None:
-        """Note what a dequeue took that began at the floor, in the order of the queue."""
-        self._keys = self._kept(self._last(rows))
-
-    def swept(self, rows: Iterable[Key], began_at: float, *, full: bool) -> None:
-        """Note what a dequeue took that began at the beginning.
-
-        A level's floor may come down with it: there may be more behind what was found. The levels
-        that a full sweep has not come to are forgotten, since a new one may lie before them: as
-        soon as there is nothing in those that it has come to, the next sweep goes on to them.
+    def took(
+        self, table: str, rows: Sequence[Key], start: Start | None, *, full: bool, seconds: float
+    ) -> Moves:
+        """Note what a dequeue has leased, and return what counts once that is committed.
 
         Args:
-            rows: What was leased, in the order of the queue.
-            began_at: The clock before the statement was sent.
-            full: Whether it took as many as it was allowed to.
+            table: Where it found it: ``cursor_table``.
+            rows: What it leased, in the order of the queue; not empty.
+            start: Where it was to begin. In another table it began at the beginning.
+            full: Whether it took as many as it was allowed to, and so read no further.
+            seconds: How long the statement took.
         """
-        last = self._last(rows)
-        if full:
-            self._keys = {one: key for one, key in self._keys.items() if one <= max(last)}
-        self._keys = self._kept(last)
-        now = self._clock()
-        # An empty queue is always asked from the beginning: there is nothing to go on from.
-        wait = max(self._interval, self._share * (now - began_at)) if last else 0.0
-        self._sweep_at = now + wait
-
-    @staticmethod
-    def _last(rows: Iterable[Key]) -> dict[int, tuple[datetime, int]]:
+        known = start.places if start is not None and start.table == table else {}
+        first = {row.priority: row for row in reversed(rows)}
         last = {row.priority: row for row in rows}
-        return {one: (row.was_visible_at, row.id) for one, row in last.items()}
+        due_at = self._clock() + interval(seconds)
+        with self._lock:
+            if table != self._table:
+                self._table, self._places = table, {}
+            self._readings += 1
+            for level, place in self._places.items():
+                if level not in known and not (full and level > rows[-1].priority):
+                    self._places[level] = self._read(place, first.get(level), due_at)
+            readings = {level: known[level].reading for level in last if level in known}
+            dues = {level: known[level].due_at for level in readings}
+            places = {
+                level: Place(
+                    row.was_visible_at,
+                    row.id,
+                    readings.get(level, self._readings),
+                    dues.get(level, due_at),
+                )
+                for level, row in last.items()
+            }
+        return Moves(table, places)
 
-    def _kept(self, last: dict[int, tuple[datetime, int]]) -> dict[int, tuple[datetime, int]]:
-        keys = {**self._keys, **last}
-        return {one: keys[one] for one in sorted(keys)[:_MOST_LEVELS]}
+    def _read(self, place: Place, first: Key | None, due_at: float) -> Place:
+        """Return a place after its level was read from the beginning, uncommitted as it may be."""
+        vt, id_ = place[:2]
+        if first is not None:
+            # There may be more behind what was found before the place.
+            vt, id_ = min((vt, id_), (first.was_visible_at, first.id - 1))
+        return Place(vt, id_, self._readings, due_at)
+
+    def moved(self, moves: Moves) -> None:
+        """Note that a lease was committed."""
+        with self._lock:
+            if moves.table != self._table:
+                return
+            for level, place in moves.places.items():
+                present = self._places.get(level)
+                if present is not None:
+                    if present.reading > place.reading:
+                        continue  # the level was read again meanwhile, and may have come down
+                    if present.reading == place.reading:
+                        place = max(present, place)  # noqa: PLW2901
+                    del self._places[level]  # the latest comes last
+                self._places[level] = place
+            for level in list(self._places)[:-_MOST_LEVELS]:
+                del self._places[level]
+
+    def emptied(self) -> None:
+        """Note that a dequeue from the beginning has found nothing: there is no place in that."""
+        with self._lock:
+            self._places = {}

@@ -1,4 +1,4 @@
-"""What calls `flush` and `nudge`: listeners that come with the models.
+"""What calls `flush` and `commits`: listeners that come with the models.
 
 They need the mixins alone, so that `models` can bring them whichever module of the package is
 imported first, and import `flush` when there is work for it.
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Mapper, Session, SessionTransaction
 
-from . import nudge, routing
+from . import commits, nudge, routing
 from .mixins import MessageMixin
 
 __all__: list[str] = []
@@ -51,11 +51,16 @@ def _after_flush(session: Session, _context: Any) -> None:
 
 @event.listens_for(Session, "after_commit")
 def _after_commit(session: Session) -> None:
-    nudge.committed(session)
+    commits.committed(session)
+
+
+@event.listens_for(Session, "after_rollback")
+def _after_rollback(session: Session) -> None:
+    commits.rolled_back(session)
 
 
 @event.listens_for(Session, "after_transaction_end")
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
-        nudge.ended(session)
+        commits.ended(session)
         routing.ended(session)

@@ -56,6 +56,9 @@ class QueueService:
             take the message back.
         notify: Wake a consumer that waits, by NOTIFY. ``session.info["pgqrs_notify"] = True`` does
             it for all that the session enqueues, ``session.add(Message(...))`` included.
+        cursor_key: Give each tenant a key of its own where row-level security is active for
+            `dequeue`. A process remembers how far it has come in a queue, for each engine and key;
+            without a key it remembers nothing then, and reads the queue from its beginning.
 
     Raises:
         InvalidArgument: ``session`` is something else, or not bound to PostgreSQL.
@@ -70,9 +73,12 @@ class QueueService:
         worker: object = None,
         allow_autocommit: bool = False,
         notify: bool = False,
+        cursor_key: str | None = None,
     ) -> None:
         self._session = synchronous(session)
-        self._context = Context.of(models, codec, worker, allow_autocommit, notify=notify)
+        self._context = Context.of(
+            models, codec, worker, allow_autocommit, notify=notify, cursor_key=cursor_key
+        )
 
     def __repr__(self) -> str:
         return self._context.represented(type(self), self._session)

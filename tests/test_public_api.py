@@ -264,6 +264,7 @@ RANKS = {
     "sessions": 0,
     "extras": 0,
     "represented": 0,
+    "commits": 0,
     "mixins": 1,
     "models": 1,
     "listeners": 1,

@@ -48,6 +48,7 @@ class BaseConsumer(ABC, Generic[_S]):
         models: Models | None = None,
         codec: Codec | None = None,
         notify: bool = False,
+        cursor_key: str | None = None,
         listen_dsn: str | None = None,
         hooks: Sequence[Hooks] = (),
     ) -> None:
@@ -68,6 +69,7 @@ class BaseConsumer(ABC, Generic[_S]):
             models=models,
             codec=codec,
             notify=notify,
+            cursor_key=cursor_key,
             listen_dsn=listen_dsn,
             hooks=hooks,
         )

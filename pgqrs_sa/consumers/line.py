@@ -21,8 +21,10 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
-from ..operations import consume, floors
-from ..operations.context import Context, commits_by_itself
+from .. import commits
+from ..operations import consume
+from ..operations.context import Context
+from ..routing import commits_by_itself
 from .troubles import patient, transient, unsaid
 
 __all__ = ["AsyncPlug", "Line", "Plug", "SyncPlug"]
@@ -251,9 +253,8 @@ class Line:
             session = self._ready(connection, context)
             result = operation(session, context, *args, **kwargs)
             if self._isolation == "AUTOCOMMIT":  # each statement has committed by itself
-                floors.believe(session)
-                if not session.info:  # nobody waits to hear of it
-                    return result
+                commits.now(session)
+                return result
             session.commit()
             return result
 

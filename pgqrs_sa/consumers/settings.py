@@ -38,6 +38,7 @@ class Settings:
     models: Models | None
     codec: Codec | None
     notify: bool
+    cursor_key: str | None
     listen_dsn: str | None
     hooks: tuple[Hooks, ...] = field(default=())
 
@@ -55,6 +56,7 @@ class Settings:
         models: Models | None,
         codec: Codec | None,
         notify: bool,
+        cursor_key: str | None,
         listen_dsn: str | None,
         hooks: Sequence[Hooks],
     ) -> Settings:
@@ -63,6 +65,8 @@ class Settings:
         def seconds(value: Seconds, what: str) -> float:
             return arguments.duration(value, what, positive=True).total_seconds()
 
+        if cursor_key is not None:
+            arguments.check_text(cursor_key, "cursor_key")
         return cls(
             name=arguments.check_text(name, "name"),
             concurrency=arguments.checked_limit(concurrency, "concurrency"),
@@ -74,6 +78,7 @@ class Settings:
             models=None if models is None else _checked(models, Models, "models"),
             codec=None if codec is None else _checked_codec(codec),
             notify=_checked(notify, bool, "notify") or listen_dsn is not None,
+            cursor_key=cursor_key,
             listen_dsn=None if listen_dsn is None else _checked(listen_dsn, str, "listen_dsn"),
             hooks=_checked_hooks(hooks),
         )
@@ -93,7 +98,9 @@ class Settings:
 
     def context(self, worker: int | None = None) -> Context:
         """Return the context of the consumer's own statements."""
-        return Context.of(self.models, self.codec, worker, allow_autocommit=True)
+        return Context.of(
+            self.models, self.codec, worker, allow_autocommit=True, cursor_key=self.cursor_key
+        )
 
 
 def _checked(value: object, kind: type[_T], name: str) -> _T:

@@ -75,6 +75,8 @@ class Consumer(BaseConsumer[Session]):
             Producers send them when they were made with ``notify=True``.
         listen_dsn: Where to listen, if that is not where the engine connects to: a pooler in
             transaction mode delivers no notifications. Implies ``notify``.
+        cursor_key: Any name, where row-level security is active for the consumer's role: see
+            `QueueService`.
         hooks: Hear of what happens to messages.
     """
 

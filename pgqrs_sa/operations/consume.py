@@ -95,17 +95,15 @@ def turn(
         "worker": context.worker,
         "attempts": attempts,
     }
-    floor, start = floors.begin(session, context, queue)
-    statement = statements.turn(context.models, floored=start is not None)
-    swept_at = time.monotonic() if start is None else None
-    rows = run(session, context, statement, values | floors.binds(start)).all()
+    statement = statements.turn(context.models)
+    taking = floors.Taking(session, context, statement, values)
+    rows = run(session, context, statement, values | taking.binds()).all()
     taken = in_order(row for row in rows if row.id is not None)
     (settled,) = (row.settled for row in rows if row.id is None)
-    if start is not None and not taken:
-        swept_at = time.monotonic()
-        sweep = leasing.dequeue(context.models, by_worker=True)
-        taken = in_order(run(session, context, sweep, values))
-    floors.learn(session, floor, taken, swept_at=swept_at, full=len(taken) == limit)
+    if not taking.took(taken):
+        beginning = leasing.dequeue(context.models, by_worker=True)
+        taken = in_order(run(session, context, beginning, values | taking.binds()))
+        taking.took(taken)
     found = deliveries_of(context, queue, taken, context.worker)
     return Turn(frozenset(settled or ()), *decodable(session, context, found))
 

@@ -24,6 +24,7 @@ from ..statements import queues
 
 __all__ = [
     "Context",
+    "connect",
     "criteria_on",
     "decoded",
     "decoded_each",
@@ -52,6 +53,7 @@ class Context:
         worker: The registered worker that enqueues and leases, or None.
         allow_autocommit: Enqueue even where a rollback would not take it back.
         notify: Send a NOTIFY to consumers that wait.
+        cursor_key: Tells apart sessions of one engine that see different messages.
     """
 
     models: Models
@@ -59,6 +61,7 @@ class Context:
     worker: int | None
     allow_autocommit: bool
     notify: bool = False
+    cursor_key: str | None = None
 
     @property
     def mapper(self) -> Mapper[Any]:
@@ -84,6 +87,7 @@ class Context:
         allow_autocommit: bool,
         *,
         notify: bool = False,
+        cursor_key: str | None = None,
     ) -> Context:
         """Return the settings of a service, with what was not given filled in."""
         return cls(
@@ -92,6 +96,7 @@ class Context:
             arguments.worker_id(worker),
             allow_autocommit,
             notify,
+            None if cursor_key is None else arguments.check_text(cursor_key, "cursor_key"),
         )
 
 
@@ -109,8 +114,8 @@ def refuse_autocommit(connection: sa.Connection, unless: str) -> None:
 
 _OUR_BINDS = frozenset(
     (
-        *("after", "contains", "lease", "limit", "producer", "queue", "queue_id"),
-        *("reason", "size", "worker"),
+        *("after", "contains", "cursor", "lease", "limit", "producer", "queue", "queue_id"),
+        *("reason", "relation", "size", "worker"),
     )
 )
 
@@ -228,16 +233,26 @@ def run(
 
     With ``atomic`` it is refused where a rollback would not take it back.
     """
-    # SQLAlchemy 2.0 flushes only before statements about mapped classes, 2.1 before all of them.
-    session._autoflush()  # noqa: SLF001
-    where = {"mapper": context.mapper, "clause": statement}
-    connection = routing.connect(session, where, values)
+    connection, where = connect(session, context, statement, values)
     if atomic and not context.allow_autocommit:
         refuse_autocommit(connection, "QueueService(session, allow_autocommit=True)")
     if _has_its_own_way(session):
         return session.execute(statement, values, bind_arguments=where)
     # What Session.execute() comes to for a statement of Core, at two thirds of its price.
     return connection.execute(statement, values)
+
+
+def connect(
+    session: Session, context: Context, statement: Executable, values: Any
+) -> tuple[sa.Connection, dict[str, Any]]:
+    """Flush what is pending in a session; return its connection for a statement, and how it is got.
+
+    The second is what ``bind_arguments`` takes.
+    """
+    # SQLAlchemy 2.0 flushes only before statements about mapped classes, 2.1 before all of them.
+    session._autoflush()  # noqa: SLF001
+    where = {"mapper": context.mapper, "clause": statement}
+    return routing.connect(session, where, values), where
 
 
 def _has_its_own_way(session: Session) -> bool:

@@ -21,7 +21,7 @@ from ..statements import enqueue as statements
 from ..statements import queues
 from ..types import Item, Receipt
 from . import wakeup
-from .context import Context, commits_by_itself, encoded, queue_not_found, refuse_our_binds, run
+from .context import Context, encoded, queue_not_found, refuse_our_binds, run
 
 __all__ = ["CHUNK_BYTES", "CHUNK_ROWS", "from_query", "many", "one"]
 
@@ -279,7 +279,7 @@ class _Batch:
         self.session._autoflush()  # noqa: SLF001 - what is pending must not go back with it
         where = {"mapper": self.context.mapper, "clause": statement}
         connection = routing.connect(self.session, where)
-        if not needed or commits_by_itself(connection):
+        if not needed or routing.commits_by_itself(connection):
             yield None
             return
         with connection.begin_nested() as savepoint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from operator import itemgetter
@@ -22,7 +21,7 @@ from . import floors, settle
 from .archive import bury
 from .context import Context, criteria_on, decoded_each, queue_not_found, refresh, run
 
-__all__ = ["decodable", "deliveries", "dequeue", "explain_nothing", "from_floor", "in_order"]
+__all__ = ["decodable", "deliveries", "dequeue", "explain_nothing", "in_order"]
 
 _BURIED_AT_ONCE = 100
 """A dequeue that finds nothing makes dead letters of so many messages that are out of attempts:
@@ -75,37 +74,21 @@ def _leased(
         statement = statements.dequeue_where(context.models, criteria, by_worker=by_worker)
         rows = in_order(run(session, context, statement, values))
     else:
-        rows = from_floor(
-            session,
-            context,
-            queue,
-            statements.dequeue(context.models, by_worker=by_worker, floored=True),
-            statements.dequeue(context.models, by_worker=by_worker),
-            values,
-        )
+        statement = statements.dequeue(context.models, by_worker=by_worker)
+        rows = _from_floor(session, context, statement, values)
     refresh(session, context.models.message, rows, MOVED)
     return decodable(session, context, deliveries(context, queue, rows, values["worker"]))
 
 
-def from_floor(
-    session: Session,
-    context: Context,
-    queue: str,
-    floored: Executable,
-    sweep: Executable,
-    values: dict[str, Any],
+def _from_floor(
+    session: Session, context: Context, statement: Executable, values: dict[str, Any]
 ) -> Sequence[Row[Any]]:
     """Lease from where this process was last, or from the beginning: see `pgqrs_sa.floor`."""
-    floor, start = floors.begin(session, context, queue)
-    if start is not None:
-        rows = in_order(run(session, context, floored, values | floors.binds(start)))
-        if rows:
-            floors.learn(session, floor, rows)
+    taking = floors.Taking(session, context, statement, values)
+    while True:
+        rows = in_order(run(session, context, statement, values | taking.binds()))
+        if taking.took(rows):
             return rows
-    swept_at = time.monotonic()
-    rows = in_order(run(session, context, sweep, values))
-    floors.learn(session, floor, rows, swept_at=swept_at, full=len(rows) == values["limit"])
-    return rows
 
 
 # By position, as `statements.lease` has them: by name it takes three times as long.

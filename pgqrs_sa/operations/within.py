@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from .. import arguments
+from .. import arguments, routing
 from ..errors import InvalidArgument, ReadTimeout
-from .context import Context, commits_by_itself
+from .context import Context
 
 __all__ = ["within"]
 
@@ -47,7 +47,7 @@ def within(session: Session, context: Context, timeout: float | timedelta | None
     longest = arguments.duration(timeout, "timeout", positive=True).total_seconds()
     session._autoflush()  # noqa: SLF001 - what is pending must not be rolled back with the limit
     connection = session.connection(bind_arguments={"mapper": context.mapper})
-    if commits_by_itself(connection):
+    if routing.commits_by_itself(connection):
         raise InvalidArgument("timeout needs a transaction, and this connection is in AUTOCOMMIT")
     savepoint = connection.begin_nested()
     begun = time.monotonic()

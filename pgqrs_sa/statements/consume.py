@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.sql import Executable
@@ -15,23 +16,24 @@ from .parts import MOVED, array_bind, capped, chosen, queue_id, span, tables, ti
 
 
 @cache
-def turn(models: Models, *, floored: bool) -> Executable:
+def turn(models: Models) -> Executable:
     """Archive what is done, and lease what comes next: one round trip, one commit.
 
     The two are about different rows, so that it does not matter in which order the server does
     them. One row tells in ``settled`` what was archived (or NULL), and is NULL otherwise; the
-    others begin like those that `lease.dequeue` returns, up to ``was_visible_at``.
+    others begin like those that `lease.dequeue` returns, up to ``cursor_table``.
 
     Binds: those of `lease.dequeue` and of `settle.archive_plainly`.
     """
-    leased = lease.dequeue(models, by_worker=True, floored=floored).cte("pq_leased")  # type: ignore[attr-defined]
+    leased = lease.dequeue(models, by_worker=True, tracked=False).cte("pq_leased")  # type: ignore[attr-defined]
     settled = settle.archive_plainly(models).cte("pq_settled")  # type: ignore[attr-defined]
     # In a row of its own: beside each message, 50 of them would be sent 50 times.
     ids = sa.select(sa.func.array_agg(settled.c.id)).scalar_subquery()
     told = sa.select(ids.label("settled")).subquery("told")
-    wanted = [leased.c[name] for name in (*lease.DELIVERED, "was_visible_at")]
+    # Not named one by one, as in `move_to_archive`.
+    wanted: sa.ColumnElement[Any] = sa.literal_column("pq_leased.*")
     both = sa.outerjoin(told, leased, sa.false(), full=True)
-    return sa.select(*wanted, told.c.settled).select_from(both)
+    return sa.select(wanted, told.c.settled).select_from(both)
 
 
 @cache

@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import func
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import ColumnElement, Executable
 
 from .. import states
@@ -24,7 +25,6 @@ from .parts import (
     tables,
     timestamp,
     unseen,
-    written_bind,
 )
 
 DELIVERED = (
@@ -44,16 +44,20 @@ DELIVERED = (
 
 
 @cache
-def dequeue(models: Models, *, by_worker: bool, floored: bool = False) -> Executable:
+def dequeue(models: Models, *, by_worker: bool, tracked: bool = True) -> Executable:
     """Lease the first visible messages of a queue: `dequeue_where` without criteria.
 
-    ``floored`` begins behind the last message leased, at each of some levels of priority: see
-    `pgqrs_sa.floor`. More binds: floor_levels, floor_vts, floor_ids.
+    It goes on from the places that the caller remembers: see `pgqrs_sa.floor`. Levels without one
+    are read from their beginning, and without any place it is a full scan.
+
+    ``tracked`` returns more, to bring loaded objects up to date.
+
+    More binds, which may be left out: relation, the name of the table of messages, and cursor, the
+    places as JSON: ``{table: [{"level": …, "vt": …, "id": …}]}``. They are used only where the
+    table, which each row has in ``cursor_table``, is still the same.
     """
     message = short(tables(models).message)
-    origin = _origin(models, by_worker=by_worker)
-    levels = _given_levels() if floored else _all_levels(message, origin)
-    return _lease(message, origin, levels, ())
+    return _lease(message, _origin(models, by_worker=by_worker), (), tracked=tracked)
 
 
 def dequeue_where(
@@ -68,84 +72,122 @@ def dequeue_where(
     Binds: queue, limit, lease and attempts (None for the queue's own), worker.
     """
     message = tables(models).message  # by its own name, which the criteria use
-    origin = _origin(models, by_worker=by_worker)
-    return _lease(message, origin, _all_levels(message, origin), where)
+    return _lease(message, _origin(models, by_worker=by_worker), where, tracked=True)
 
 
 def _origin(models: Models, *, by_worker: bool) -> sa.CTE:
     """The queue, unless it is paused, or the worker may not lease."""
     queue, worker = tables(models).queue.alias("q"), tables(models).worker.alias("w")
-    source = sa.select(queue.c.id, queue.c.lease_seconds, queue.c.max_read_ct).where(
+    columns = (queue.c.id, queue.c.lease_seconds, queue.c.max_read_ct, _cursor_table())
+    source = sa.select(*columns).where(
         queue.c.queue_name == sa.bindparam("queue"), queue.c.paused_at.is_(None)
     )
     if by_worker:
         ready = worker.c.status == sa.literal("ready")
         source = source.where(sa.exists().where(worker.c.id == _holder(), ready))
-    return source.cte("pq_queue")
+    return source.cte("pq_q")
 
 
 def _holder() -> ColumnElement[Any]:
     return sa.bindparam("worker", type_=sa.BigInteger)
 
 
-def _all_levels(message: Any, origin: sa.CTE) -> sa.FromClause:
-    """The priorities in use, one look into the index for each (a loose index scan).
+def _cursor_table() -> ColumnElement[Any]:
+    """Which table of messages this session sees: its number, after ``t`` if it hides some rows.
 
-    Asked level by level, a dequeue does not read through the scheduled messages of a level to
-    come to the next one (https://wiki.postgresql.org/wiki/Loose_indexscan).
+    Two sessions of one engine may have different tables under one name (``search_path``), and see
+    different rows of one table (row-level security): ``t`` where that is active, ``f`` where not.
     """
-
-    def first(*more: ColumnElement[bool]) -> ColumnElement[Any]:
-        return (
-            sa.select(message.c.priority)
-            .where(
-                message.c.queue_id == sa.select(origin.c.id).scalar_subquery(),
-                states.has_attempts(message.c),
-                *more,
-            )
-            .order_by(message.c.priority)
-            .limit(sa.literal_column("1"))  # no bind, which a plan for any values would not see
-            .scalar_subquery()
-        )
-
-    begin = sa.select(first().label("level")).cte("pgqrs_levels", recursive=True)
-    further = sa.select(first(message.c.priority > begin.c.level)).where(begin.c.level.is_not(None))
-    return begin.union_all(further)
+    name = sa.bindparam("relation", None, sa.Text)
+    table = sa.cast(func.to_regclass(name), postgresql.OID)
+    return func.concat(func.row_security_active(name), table).label("cursor_table")
 
 
-def _given_levels() -> sa.FromClause:
-    """The priorities that the caller has leased from, each with where it was."""
-    return (
-        func.unnest(
-            unseen(written_bind("floor_levels", sa.SmallInteger)),
-            unseen(written_bind("floor_vts", timestamp)),
-            unseen(written_bind("floor_ids", sa.BigInteger)),
-        )
-        .table_valued("level", "vt", "id")
-        .render_derived("pq_floor")
+def _literal(text: str) -> ColumnElement[Any]:
+    """A text, where SQLAlchemy would write a longer one: see `short`."""
+    return sa.literal_column(text)
+
+
+_BEFORE_ALL, _AFTER_ALL = _literal("-32769"), _literal("32768")
+"""Beyond any priority, which is a smallint."""
+
+_BEGINNING = (_literal("timestamptz '-infinity'").label("vt"), _literal("bigint '0'").label("id"))
+
+
+def _known(origin: sa.CTE) -> sa.CTE:
+    """The places that the caller remembers of the table that it sees now."""
+    cursor = sa.cast(sa.bindparam("cursor", None, sa.Text), postgresql.JSONB)
+    level, vt, id_ = (
+        sa.column("level", sa.SmallInteger),
+        sa.column("vt", timestamp),
+        sa.column("id", sa.BigInteger),
     )
+    rows = (
+        func.jsonb_to_recordset(func.jsonb_extract_path(cursor, origin.c.cursor_table))
+        .table_valued(level, vt, id_)
+        .render_derived("k", with_types=True)
+    )
+    return sa.select(_literal("k.*")).select_from(sa.join(origin, rows, sa.true())).cte("pq_k")
+
+
+def _levels(message: Any, origin: sa.CTE) -> sa.CTE:
+    """The priorities in use, the most urgent first, each with where to begin.
+
+    After one level comes the next one in the index that is not known, up to the next that is: a
+    look into the index for each (https://wiki.postgresql.org/wiki/Loose_indexscan), which never
+    touches the entries of a level that is known. Asked level by level, a dequeue does not read
+    through the scheduled messages of a level to come to the next one either.
+    """
+    known = _known(origin)
+    level = _literal("pq_k.level")
+    found = sa.select(_BEFORE_ALL.label("level"), *_BEGINNING).cte("pq_l", recursive=True)
+    one = _literal("1")  # no bind, which a plan for any values would not see
+    further = level > found.c.level
+    bound = sa.select(func.min(level)).select_from(known).where(further).correlate(found)
+    unknown = (
+        sa.select(message.c.priority.label("level"), *_BEGINNING)
+        .where(
+            message.c.queue_id == sa.select(origin.c.id).scalar_subquery(),
+            states.has_attempts(message.c),
+            message.c.priority > found.c.level,
+            message.c.priority < func.coalesce(bound.scalar_subquery(), _AFTER_ALL),
+        )
+        .correlate(found)
+        .order_by(message.c.priority)
+        .limit(one)
+    )
+    next_known = (
+        sa.select(level, _literal("pq_k.vt"), _literal("pq_k.id"))
+        .select_from(known)
+        .where(further)
+        .correlate(found)
+        .order_by(level)
+        .limit(one)
+    )
+    either = sa.union_all(unknown, next_known).order_by("level").limit(one).lateral("n")
+    step = sa.select(_literal("n.level"), _literal("n.vt"), _literal("n.id"))
+    return found.union_all(step.select_from(sa.join(found, either, sa.true())))
 
 
 def _lease(
     message: Any,
     origin: sa.CTE,
-    levels: sa.FromClause,
     where: Sequence[sa.ColumnExpressionArgument[bool]],
+    *,
+    tracked: bool,
 ) -> Executable:
     # A limit that the planner cannot see it takes for a tenth of the rows, and walks the index in
     # its order. Seeing 50, where it believes in fewer rows than that, it sorts the whole backlog:
     # a queue table is often analysed while it is empty.
     limit = unseen(sa.bindparam("limit", type_=sa.Integer))
-    behind = []
-    if "vt" in levels.c:
-        # By row: a bulk insert gives many messages the same vt.
-        behind.append(sa.tuple_(message.c.vt, message.c.id) > sa.tuple_(levels.c.vt, levels.c.id))
+    levels = _levels(message, origin)
     visible = (
-        sa.select(message.c.id, message.c.priority, message.c.vt)
+        sa.select(message.c.id, message.c.vt)
         .where(
             message.c.queue_id == sa.select(origin.c.id).scalar_subquery(),
             message.c.priority == levels.c.level,
-            *behind,
+            # By row: a bulk insert gives many messages the same vt.
+            sa.tuple_(message.c.vt, message.c.id) > sa.tuple_(levels.c.vt, levels.c.id),
             message.c.vt <= now(),
             states.has_attempts(message.c),
             *where,
@@ -154,22 +196,24 @@ def _lease(
         .order_by(message.c.vt, message.c.id)
         .limit(limit)
         .with_for_update(skip_locked=True, of=message)
-        .lateral("visible")
+        .lateral("v")
     )
     # The levels come in their order, and what is not needed of the last one is not locked. The
     # token is drawn here, for the rows that the limit lets through and that are locked by now: of
     # two leases of a message the later one has the greater token.
+    any_level = levels.c.level > _BEFORE_ALL
     first = (
         sa.select(*visible.c, next_token(message).label("token"))
-        .select_from(sa.join(levels, visible, sa.true()))
+        .select_from(sa.join(levels, visible, any_level))
         .limit(limit)
     )
-    picked = chosen(first, "pq_picked")
+    picked = chosen(first, "pq_p")
     lease = func.coalesce(
         span("lease"), seconds(sa.select(origin.c.lease_seconds).scalar_subquery())
     )
     limit_of_queue = sa.select(origin.c.max_read_ct).scalar_subquery()
-    columns = {column.name: column for column in (*content(message), message.c.fencing_token)}
+    texts = {one.name: one for one in content(message)}
+    as_text = {"payload", "headers"}
     return (
         sa.update(message)
         .where(among(message, picked))
@@ -184,8 +228,9 @@ def _lease(
             fencing_token=picked.c.token,
         )
         .returning(
-            *(columns[name] for name in DELIVERED),
+            *(texts[name] if name in as_text else message.c[name] for name in DELIVERED),
             picked.c.vt.label("was_visible_at"),
-            *(columns[name] for name in ("consumer_worker_id", "dequeued_at")),
+            sa.select(origin.c.cursor_table).scalar_subquery().label("cursor_table"),
+            *(message.c[name] for name in ("consumer_worker_id", "dequeued_at") if tracked),
         )
     )

@@ -14,6 +14,7 @@ from sqlalchemy.sql import Executable
 
 from .. import arguments, states
 from ..models import Models
+from ..operations import floors
 from ..operations import queues as queue_operations
 from ..operations.context import Context, refresh, run
 from ..statements.parts import MOVED, array_bind, elapsed, span, tables, timestamp
@@ -85,6 +86,7 @@ def shift(
     if queues is not None:
         values["queues"] = list(queues)
     rows = run(session, context, statement, values).all()
+    floors.forget()  # what was passed is not what a dequeue has come to any more
     refresh(session, context.models.message, rows, MOVED)
     return len(rows)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,9 +11,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from pgqrs_sa import QueueService
-from pgqrs_sa.floor import Floor
+from pgqrs_sa import InvalidArgument, Item, Models, QueueNotFound, QueueService
+from pgqrs_sa.floor import Floor, Place, Start
 from pgqrs_sa.operations import floors
+from pgqrs_sa.statements import lease
 
 
 @pytest.fixture
@@ -20,6 +23,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     moments = [1_000.0]
     floors._floors.clear()
     monkeypatch.setattr(floors, "Floor", lambda: Floor(clock=lambda: moments[0]))
+    monkeypatch.setattr("pgqrs_sa.floor.interval", lambda _took: 1.0)  # however slow this machine
     yield moments
     floors._floors.clear()
 
@@ -30,9 +34,9 @@ def sent(engine: sa.Engine) -> list[str]:
     statements: list[str] = []
 
     @sa.event.listens_for(engine, "before_cursor_execute")
-    def note(_c: Any, _cur: Any, sql: str, *_rest: Any) -> None:
-        if "pq_picked" in sql:
-            statements.append("floor" if "pq_floor" in sql else "beginning")
+    def note(_c: Any, _cur: Any, sql: str, values: Any, *_rest: Any) -> None:
+        if "to_regclass" in sql:
+            statements.append("floor" if values.get("cursor") else "beginning")
 
     return statements
 
@@ -118,20 +122,20 @@ def test_what_is_released_or_comes_back_lies_behind_the_floor(
     assert [take(), take()] == [["b"], ["a"]]
 
 
-def test_a_more_urgent_priority_than_any_before_is_found_by_the_next_sweep(
-    service, session, take, clock
+def test_a_more_urgent_priority_than_any_before_is_seen_by_the_very_next_dequeue(
+    engine, service, session, take, sent, clock
 ):
-    service.enqueue_many("mail", list(range(5)))
+    service.enqueue_many("mail", [Item(n, priority=2 * n) for n in range(20)])
+    service.enqueue_many("mail", [Item(n, priority=38) for n in range(20, 60)])
     session.commit()
-    assert take() == [0]
-    service.enqueue("mail", "urgent", priority=-1)
-    session.commit()
-    assert take() == [1]
-    clock[0] += 1.01
-    assert take() == ["urgent"]
-    service.enqueue("mail", "urgent again", priority=-1)
-    session.commit()
-    assert take() == ["urgent again"]  # the priority is known by now
+    assert take(20) == list(range(20))
+    for priority in (-1, -32768, 7, 37):
+        with Session(engine) as late:
+            QueueService(late).enqueue("mail", priority, priority=priority)
+            (passed,) = take()
+            late.commit()  # it was sent before that was leased
+        assert take(2) == [priority, passed + 1]
+    assert set(sent[1:]) == {"floor"}
 
 
 def test_criteria_look_at_all_messages(service, session, take, sent, clock):
@@ -142,6 +146,14 @@ def test_criteria_look_at_all_messages(service, session, take, sent, clock):
     take(2)
     assert take(where=Message.id > 0) == [3]
     assert sent == ["beginning", "beginning"]
+
+
+def test_twenty_levels_are_gone_on_from(service, session, take, sent, clock):
+    service.enqueue_many("mail", [Item(n, priority=n % 20) for n in range(200)])
+    session.commit()
+    taken = [one for _ in range(28) for one in take(7)]
+    assert taken == sorted(range(200), key=lambda n: (n % 20, n))[:196]
+    assert sent == ["beginning"] + ["floor"] * 27
 
 
 def test_two_engines_have_floors_of_their_own(engine, service, session, take, sent, clock):
@@ -156,43 +168,161 @@ def test_two_engines_have_floors_of_their_own(engine, service, session, take, se
     assert sent == ["beginning", "floor"]
 
 
+# ------------------------------------------------------- whose places they are, and how many
+
+JOINED = ["conditional_savepoint", "rollback_only", "create_savepoint"]
+
+
+@pytest.mark.parametrize("mode", JOINED)
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_only_the_outermost_commit_of_a_joined_session_moves_a_place(
+    engine, service, session, take, clock, mode, end
+):
+    service.enqueue_many("mail", list(range(9)))
+    session.commit()
+    assert take(2) == [0, 1]
+    with engine.connect() as connection:
+        outer = connection.begin()
+        with Session(connection, join_transaction_mode=mode) as joined:
+            assert [one.payload for one in QueueService(joined).dequeue("mail", 2)] == [2, 3]
+            joined.commit()
+            assert place(0) == 2
+        getattr(outer, end)()
+    assert place(0) == (4 if end == "commit" else 2)
+    assert take(2) == ([4, 5] if end == "commit" else [2, 3])
+
+
+def place(level: int) -> int:
+    """The id of the last message that was leased, of the one queue that there is."""
+    ((_, by_key),) = floors._floors._by_pool.items()
+    (one,) = by_key.values()
+    return one.start().places[level].id
+
+
+def test_a_joined_session_that_is_rolled_back_moves_no_place(engine, service, session, take, clock):
+    service.enqueue_many("mail", list(range(9)))
+    session.commit()
+    assert take(2) == [0, 1]
+    mode = "create_savepoint"
+    with (
+        engine.begin() as connection,
+        Session(connection, join_transaction_mode=mode) as joined,  # type: ignore[arg-type]
+    ):
+        QueueService(joined).dequeue("mail", 2)
+        joined.rollback()
+        assert [one.payload for one in QueueService(joined).dequeue("mail")] == [2]
+        joined.commit()
+    assert take(2) == [3, 4]
+
+
+def test_a_savepoint_that_is_rolled_back_moves_no_place(engine, service, session, take, clock):
+    service.enqueue_many("mail", list(range(9)))
+    session.commit()
+    assert take(2) == [0, 1]
+    with Session(engine) as other, other.begin(), other.begin_nested() as savepoint:
+        QueueService(other).dequeue("mail", 2)
+        savepoint.rollback()
+    assert take(2) == [2, 3]
+
+
+def test_engines_of_one_pool_share_their_places(engine, service, session, sent, clock):
+    service.enqueue_many("mail", list(range(4)))
+    session.commit()
+    for number in range(4):
+        request = engine.execution_options(request=number)
+        with Session(request) as other, other.begin():
+            assert [d.payload for d in QueueService(other).dequeue("mail")] == [number]
+    assert sent == ["beginning", "floor", "floor", "floor"]
+
+
+def test_nothing_is_remembered_of_queues_that_do_not_exist_or_gave_nothing(service, session, clock):
+    for name in ("mail", "nowhere"):
+        with contextlib.suppress(QueueNotFound):
+            service.dequeue(name)
+    session.commit()
+    assert floors._floors._by_pool == {}
+
+
+def test_the_queues_of_the_latest_leases_are_remembered(
+    service, session, take, sent, clock, monkeypatch
+):
+    monkeypatch.setattr(floors, "_MOST", 2)
+    for name in ("one", "two", "three"):
+        service.queues.create(name)
+        service.enqueue_many(name, [1, 2, 3])
+    session.commit()
+    for name in ("one", "two", "one", "three", "one", "two"):
+        service.dequeue(name)
+        session.commit()
+    assert sent == ["beginning", "beginning", "floor", "beginning", "floor", "beginning"]
+
+
+def test_pools_are_not_kept_for_it(migrated, service, session, clock):
+    service.enqueue("mail", 1)
+    session.commit()
+    other = sa.create_engine(migrated.url)
+    with Session(other) as elsewhere, elsewhere.begin():
+        QueueService(elsewhere).dequeue("mail")
+    assert len(floors._floors._by_pool) == 1
+    other.dispose()
+    del other, elsewhere
+    gc.collect()
+    assert len(floors._floors._by_pool) == 0
+
+
+def test_a_key_of_the_callers_keeps_places_apart(engine, service, session, sent, clock):
+    service.enqueue_many("mail", list(range(4)))
+    session.commit()
+    for key in ("acme", "acme", "other"):
+        with Session(engine) as other, other.begin():
+            QueueService(other, cursor_key=key).dequeue("mail")
+    assert sent == ["beginning", "floor", "beginning"]
+
+
+def test_a_key_is_a_text_that_is_not_empty(session):
+    for key in ("", 7):
+        with pytest.raises(InvalidArgument, match="cursor_key must be text"):
+            QueueService(session, cursor_key=key)
+
+
+@pytest.mark.parametrize("levels", [1, 20])
 def test_dead_entries_are_not_read_again_while_a_snapshot_keeps_them(
-    engine, service, session, clock
+    engine, service, session, clock, levels
 ):
     """The cure for what slows down every queue in a table."""
-    service.enqueue_many("mail", list(range(3_000)))
+    service.enqueue_many("mail", [Item(n, priority=n * levels // 3000) for n in range(3000)])
     session.commit()
     with engine.connect() as reader:
         reader.execution_options(isolation_level="REPEATABLE READ")
         reader.execute(sa.text("SELECT count(*) FROM pgqrs_queues"))
+        last: dict[int, Place] = {}
         for _ in range(28):
             with Session(engine) as other, other.begin():
-                QueueService(other).delete_many(QueueService(other).dequeue("mail", 100))
+                deliveries = QueueService(other).dequeue("mail", 100)
+                for one in deliveries:
+                    last[one.priority] = Place(one.enqueued_at, one.id, 0, 0.0)
+                QueueService(other).delete_many(deliveries)
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             reads = {
-                how: _blocks(connection, floored)
-                for how, floored in (("beginning", False), ("floor", True))
+                "beginning": _blocks(connection, None),
+                "places": _blocks(connection, last),
             }
-    assert reads["floor"] * 3 < reads["beginning"], reads
+    assert reads["places"] * 3 < reads["beginning"], reads
 
 
-def _blocks(connection: sa.Connection, floored: bool) -> int:
-    from pgqrs_sa import Models
-    from pgqrs_sa.statements import lease
-
+def _blocks(connection: sa.Connection, places: dict[int, Place] | None) -> int:
     values: dict[str, Any] = {
         "queue": "mail",
         "limit": 1,
         "lease": None,
         "worker": None,
         "attempts": None,
+        "relation": "pgqrs_messages",
     }
-    if floored:
-        row = connection.execute(
-            sa.text("SELECT vt, id FROM pgqrs_messages ORDER BY vt, id")
-        ).first()
-        values |= {"floor_levels": [0], "floor_vts": [row.vt], "floor_ids": [row.id]}
-    statement = lease.dequeue(Models(), by_worker=False, floored=floored)
+    if places is not None:
+        oid = connection.exec_driver_sql("SELECT 'pgqrs_messages'::regclass::oid").scalar_one()
+        values["cursor"] = Start(f"f{oid}", places).as_json()
+    statement = lease.dequeue(Models(), by_worker=False)
     compiled = statement.compile(dialect=connection.dialect)
     found = connection.exec_driver_sql(
         f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {compiled}", compiled.construct_params(values)

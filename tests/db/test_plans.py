@@ -17,6 +17,7 @@ from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Models, QueueService
+from pgqrs_sa.floor import Place, Start
 from pgqrs_sa.statements import archive, consume, lease, scheduled, settle
 
 BACKLOG = 20_000
@@ -154,34 +155,38 @@ LEVELS = 2
 """Looks into the index for the one priority in use: its first row, and that there is no other."""
 
 
-def dequeue_values(limit: int, *, floored: bool) -> dict[str, Any]:
-    values = {"queue": "mail", "limit": limit, "lease": None, "worker": None, "attempts": None}
-    floor = {
-        "floor_levels": [0],
-        "floor_vts": [datetime(2000, 1, 1, tzinfo=UTC)],
-        "floor_ids": [0],
-    }
-    return values | (floor if floored else {})
+def dequeue_values(limit: int, *, cursor: str | None) -> dict[str, Any]:
+    plain = {"queue": "mail", "limit": limit, "lease": None, "worker": None, "attempts": None}
+    return plain | {"relation": "pgqrs_messages", "cursor": cursor}
 
 
-@pytest.mark.parametrize("floored", [False, True], ids=["from_the_beginning", "from_the_floor"])
+@pytest.fixture(params=["from_the_beginning", "from_a_place"])
+def cursor(request: pytest.FixtureRequest, connection: sa.Connection) -> str | None:
+    """A place before everything, at the level of all messages."""
+    if request.param == "from_the_beginning":
+        return None
+    oid = connection.exec_driver_sql("SELECT 'pgqrs_messages'::regclass::oid").scalar_one()
+    place = Place(datetime(2000, 1, 1, tzinfo=UTC), 0, 0, 0.0)
+    return Start(f"f{oid}", {0: place}).as_json()
+
+
 @pytest.mark.parametrize("limit", [1, 50])
 def test_a_dequeue_reads_its_rows_from_the_order_index_and_finds_them_again_by_their_ids(
     connection: sa.Connection,
     explained: Callable[..., dict[str, Any]],
     limit: int,
-    floored: bool,
+    cursor: str | None,
 ) -> None:
-    statement = lease.dequeue(Models(), by_worker=False, floored=floored)
-    values = dequeue_values(limit, floored=floored)
+    statement = lease.dequeue(Models(), by_worker=False)
+    values = dequeue_values(limit, cursor=cursor)
     explained(connection, statement, values)  # marks what is dead in the index as dead
     plan = explained(connection, statement, values)
     read = scans(plan)
     assert set(read) == {"pgqrs_messages_order_idx", "pgqrs_messages_pkey"}, read
-    assert limit <= read["pgqrs_messages_order_idx"] <= limit + (0 if floored else LEVELS)
+    assert limit <= read["pgqrs_messages_order_idx"] <= limit + (0 if cursor else LEVELS)
     assert read["pgqrs_messages_pkey"] == limit
     # What is dead in front is read once from the beginning, and once more to find the priorities.
-    dead = 100 if floored else 200
+    dead = 100 if cursor else 200
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < dead + 100 + 30 * limit
 
 

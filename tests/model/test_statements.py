@@ -223,11 +223,27 @@ def test_a_worker_that_may_not_leases_nothing(session: Session, worker: int) -> 
     assert session.execute(statement, leasing(queue="short")).all() == []
 
 
-def test_from_a_floor_only_what_lies_behind_it_is_leased_at_its_own_level(session: Session) -> None:
-    floor = session.get_one(MODELS.message, scene.READY)
-    values = leasing(floor_levels=[0], floor_vts=[floor.vt], floor_ids=[floor.id])
-    seen = Seen(session, lease.dequeue(MODELS, by_worker=True, floored=True), values)
-    assert seen.changed == {"messages": {scene.LAPSED, scene.LIMITED}}
+def places(session: Session, table: str = "f{}") -> dict[str, Any]:
+    """Where a dequeue goes on from: the ready message at level 0."""
+    last = session.get_one(MODELS.message, scene.READY)
+    oid = session.scalar(sa.text("SELECT CAST('pgqrs_messages'::regclass AS oid)"))
+    place = f'[{{"level": 0, "vt": "{last.vt}", "id": {last.id}}}]'
+    return {"relation": "pgqrs_messages", "cursor": f'{{"{table.format(oid)}": {place}}}'}
+
+
+def test_behind_a_place_only_what_lies_behind_it_is_leased_at_its_own_level(
+    session: Session,
+) -> None:
+    values = leasing(**places(session))
+    seen = Seen(session, lease.dequeue(MODELS, by_worker=True), values)
+    assert seen.changed == {"messages": {scene.URGENT, scene.LAPSED, scene.LIMITED}}
+    assert {row.cursor_table[0] for row in seen.rows} == {"f"}
+
+
+@pytest.mark.parametrize("table", ["t{}", "f{}0", "f"])
+def test_places_of_another_table_are_not_used(session: Session, table: str) -> None:
+    seen = Seen(session, lease.dequeue(MODELS, by_worker=True), leasing(**places(session, table)))
+    assert seen.changed == {"messages": set(TAKEN)}
 
 
 def test_criteria_leave_out_what_does_not_match(session: Session) -> None:
@@ -242,7 +258,7 @@ def test_criteria_leave_out_what_does_not_match(session: Session) -> None:
 
 def test_a_turn_archives_what_is_held_and_leases_what_comes_next(session: Session) -> None:
     values = fence(TOKENS[:2] + TOKENS[3:]) | leasing(limit=2)
-    seen = Seen(session, consume.turn(MODELS, floored=False), values)
+    seen = Seen(session, consume.turn(MODELS), values)
     assert seen.gone == {"messages": {scene.LEASED, scene.SILENTS}}
     assert seen.changed == {"messages": set(TAKEN[:2])}
     assert {row["outcome"] for row in seen.new} == {"archived"}
@@ -961,10 +977,8 @@ def test_there_are_no_orphans_in_the_scene(session: Session) -> None:
 
 
 OFTEN = {
-    "turn": consume.turn(MODELS, floored=False),
-    "turn from the floor": consume.turn(MODELS, floored=True),
+    "turn": consume.turn(MODELS),
     "dequeue": lease.dequeue(MODELS, by_worker=True),
-    "dequeue from the floor": lease.dequeue(MODELS, by_worker=True, floored=True),
     "archive": settle.archive(MODELS),
     "enqueue": enqueue.one(MODELS, keyed=True, notify=True),
     "enqueue many": enqueue.many(MODELS, keyed=True, notify=True),

@@ -132,6 +132,29 @@ def test_every_way_of_enqueueing_gives_the_message_its_tenant(template, act) -> 
     assert tenants(template) == ["acme"] * 6
 
 
+def test_a_tenant_with_a_key_goes_on_from_its_own_place(template, act) -> None:
+    sent: list[bool] = []
+
+    @sa.event.listens_for(template.engines["app"], "before_cursor_execute")
+    def note(_c: Any, _cur: Any, sql: str, values: Any, *_rest: Any) -> None:
+        if "to_regclass" in sql:
+            sent.append(bool(values["cursor"]))
+
+    for tenant in ("acme", "bolt"):
+        act(tenant, lambda service: service.enqueue_many("mail", [1, 2, 3]))
+    names: dict[str, Any] = {
+        "TenantSession": lambda _engine, info: template.work(info["tenant"]),
+        "models": template.models,
+        "engine": None,
+    }
+    for expected in (1, 2):
+        exec(compile(block("key"), str(DOCUMENT), "exec", dont_inherit=True), names)  # noqa: S102
+        assert [one.payload for one in names["deliveries"]] == [expected]
+        (theirs,) = act("bolt", lambda service: service.dequeue("mail"))
+        assert theirs.payload == expected
+    assert sent == [False, False, True, False]
+
+
 def test_a_tenant_sees_and_takes_only_its_own(template, act) -> None:
     for tenant in ("acme", "bolt"):
         act(tenant, lambda service, tenant=tenant: service.enqueue_many("mail", [tenant] * 3))

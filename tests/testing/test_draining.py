@@ -543,6 +543,18 @@ def test_leases_run_out_as_time_passes(session, service):
     service.archive(second)
 
 
+def test_what_comes_first_after_time_has_passed_is_leased_first(session, service):
+    for number in range(4):
+        service.enqueue("mail", number, delay=number)
+    service.enqueue("mail", "scheduled", delay=20)
+    advance(session, 10)
+    assert [one.payload for one in service.dequeue("mail")] == [0]
+    session.commit()
+    advance(session, 15)
+
+    assert [one.payload for one in service.dequeue("mail", 9)] == [1, 2, 3, "scheduled"]
+
+
 def test_advancing_takes_pending_and_loaded_objects_along(session):
     message = Message(queue_name="mail", payload=1, delay=60)
     session.add(message)

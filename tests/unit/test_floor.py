@@ -1,17 +1,19 @@
-"""Where a dequeue begins: nothing is passed over for longer than the interval."""
+"""Where a dequeue begins: nothing is passed over for longer than is stated."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pgqrs_sa.floor import Floor
+from pgqrs_sa.floor import Floor, Moves, interval
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 INTERVAL = 1.0
+TABLE = "f16384"
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Queue:
         self.rows: dict[int, Row] = {}
         self.ids = 0
         self.passed_over_since: dict[int, float] = {}
-        self.floor = Floor(INTERVAL, clock=lambda: self.now)
-        self.sweeps = 0
+        self.floor = Floor(clock=lambda: self.now)
+        self.took = 0.0
 
     def moment(self, back: float = 0.0) -> datetime:
         return EPOCH + timedelta(seconds=self.now - back)
@@ -51,32 +53,40 @@ class Queue:
         """A release, a retry or a lease that ran out: visible from now on."""
         self.rows[row.id] = Row(row.priority, self.moment(), row.id)
 
-    def dequeue(self, limit: int, *, commit: bool = True) -> list[Row]:
+    def dequeue(self, limit: int) -> list[Row]:
+        """Lease, and commit at once."""
+        taken, moves = self.lease(limit)
+        if moves is not None:
+            self.floor.moved(moves)
+        return taken
+
+    def lease(self, limit: int) -> tuple[list[Row], Moves | None]:
+        """Lease, and return what counts when that is committed."""
         start = self.floor.start()
-        taken: list[Row] = []
-        if start is not None:
-            for level, vt, id_ in zip(*start, strict=True):
-                behind = [r for r in self._level(level) if (r.was_visible_at, r.id) > (vt, id_)]
-                taken += behind[: limit - len(taken)]
-        swept = not taken
-        if swept:
-            self.sweeps += 1
-            taken = sorted(self.rows.values(), key=lambda r: r.key)[:limit]
-        if not commit:
-            return taken
+        taken = self._behind({} if start is None else start.places, limit)
+        if not taken and start is not None:
+            start, taken = None, self._behind({}, limit)
         self._note_what_is_passed_over(taken)
         for row in taken:
             del self.rows[row.id]
             self.passed_over_since.pop(row.id, None)
-        if swept:
-            self.floor.swept(taken, self.now, full=len(taken) == limit)
-        else:
-            self.floor.leased(taken)
-        return taken
+        if not taken:
+            self.floor.emptied()
+            return [], None
+        full = len(taken) == limit
+        return taken, self.floor.took(TABLE, taken, start, full=full, seconds=self.took)
 
-    def _level(self, level: int) -> list[Row]:
-        found = [r for r in self.rows.values() if r.priority == level]
-        return sorted(found, key=lambda r: r.key)
+    def roll_back(self, taken: list[Row]) -> None:
+        """Let a lease not be committed."""
+        self.rows |= {row.id: row for row in taken}
+
+    def _behind(self, places, limit: int) -> list[Row]:
+        found = sorted(self.rows.values(), key=lambda row: row.key)
+        return [
+            row
+            for row in found
+            if row.priority not in places or row.key[1:] > places[row.priority][:2]
+        ][:limit]
 
     def _note_what_is_passed_over(self, taken: list[Row]) -> None:
         if not taken:
@@ -89,27 +99,40 @@ class Queue:
                 assert self.now - since <= INTERVAL, f"{row} was passed over for too long"
 
 
+def levels(queue: Queue) -> dict[int, int]:
+    start = queue.floor.start()
+    return {} if start is None else {level: place.id for level, place in start.places.items()}
+
+
 def test_a_dequeue_begins_behind_the_last_message_of_each_priority():
     queue = Queue()
     for priority in (5, 0, 5, 0):
         queue.add(priority)
 
     assert [row.id for row in queue.dequeue(3)] == [2, 4, 1]
+    assert levels(queue) == {0: 4, 5: 1}
+
+
+def test_the_places_are_given_to_the_statement_as_json():
+    queue = Queue()
+    queue.add(3)
+    queue.dequeue(1)
     start = queue.floor.start()
     assert start is not None
-    assert (start.levels, start.ids) == ([0, 5], [4, 1])
+    place = '{"level":3,"vt":"2026-01-01 00:00:00+00:00","id":1}'
+    assert start.as_json() == f'{{"f16384":[{place}]}}'
 
 
 def test_the_first_dequeue_and_every_one_of_an_empty_queue_begin_at_the_beginning():
     queue = Queue()
-    assert queue.floor.start() is None
+    assert levels(queue) == {}
     queue.dequeue(1)
-    assert queue.floor.start() is None
+    assert levels(queue) == {}
     queue.add(0)
     queue.dequeue(1)
-    assert queue.floor.start() is not None
-    queue.dequeue(1)  # nothing behind the floor: swept, and empty
-    assert queue.floor.start() is None
+    assert levels(queue) == {0: 1}
+    queue.dequeue(1)  # nothing behind it, nor before it
+    assert levels(queue) == {}
 
 
 def test_a_late_message_is_found_after_the_interval_although_others_flow():
@@ -127,38 +150,130 @@ def test_a_late_message_is_found_after_the_interval_although_others_flow():
     assert late not in queue.rows
 
 
-def test_a_sweep_that_took_long_is_followed_by_the_next_one_later():
-    now = 0.0
-    floor = Floor(1.0, share=20.0, clock=lambda: now)
-    now = 3.0
-    floor.swept([Row(0, EPOCH, 1)], 2.0, full=True)  # it took a second
-    now = 22.9
-    assert floor.start() is not None
-    now = 23.1
-    assert floor.start() is None
+def test_a_more_urgent_level_than_those_remembered_is_seen_at_once():
+    queue = Queue()
+    for priority in (5, 5, 5, 9):
+        queue.add(priority)
+    queue.dequeue(1)
+    for priority in (-1, 7):
+        new = queue.add(priority, back=100.0)
+        assert [row.id for row in queue.dequeue(4)][0 if priority < 0 else 2] == new
+        queue.add(5)
+        queue.add(5)
 
 
-def test_a_lower_floor_is_taken_after_a_sweep_and_levels_not_reached_begin_anew():
+@pytest.mark.parametrize(
+    ("took", "expected"),
+    [(0.0, 1.0), (0.05, 1.0), (0.1, 2.0), (0.2, 4.0), (0.5, 4.5), (3.0, 2.0), (4.5, 1.0), (60, 1)],
+)
+def test_the_next_reading_is_due_after_20_times_as_long_and_5_seconds_at_most(took, expected):
+    assert interval(took) == pytest.approx(expected)
+    queue = Queue()
+    queue.took = took
+    queue.add(0)
+    queue.add(0)
+    queue.dequeue(1)
+    queue.now = expected - 0.01
+    assert levels(queue)
+    queue.now = expected + 0.01
+    assert not levels(queue)
+
+
+def test_when_the_next_reading_is_due_depends_on_no_commit():
+    queue = Queue()
+    for _ in range(9):
+        queue.add(0)
+    queue.dequeue(1)
+    queue.now = 1.5
+    taken, _ = queue.lease(1)  # from the beginning, and never committed
+    queue.roll_back(taken)
+    queue.now = 2.4
+    assert levels(queue) == {0: 1}
+    queue.now = 2.6
+    _, moves = queue.lease(1)
+    queue.now = 9.0
+    assert moves is not None
+    queue.floor.moved(moves)  # long after the next one was due
+    assert levels(queue) == {}
+
+
+def test_a_place_comes_down_at_once_and_is_not_moved_up_by_what_began_before():
+    queue = Queue()
+    for _ in range(9):
+        queue.add(0)
+    queue.dequeue(3)
+    slow, earlier = queue.lease(2)
+    queue.now = 2.0
+    late = [queue.add(0, back=30.0) for _ in range(4)]
+    assert [row.id for row in queue.lease(1)[0]] == late[:1]  # not committed yet
+    assert earlier is not None
+    queue.floor.moved(earlier)
+    assert [row.id for row in queue.dequeue(2)] == late[1:3]
+    queue.roll_back(slow)
+    assert [row.id for row in queue.dequeue(1)] == late[3:]
+
+
+def test_a_rolled_back_reading_creates_no_place():
+    queue = Queue()
+    for _ in range(3):
+        queue.add(0)
+    taken, _ = queue.lease(2)
+    queue.roll_back(taken)
+    assert levels(queue) == {}
+
+
+def test_a_level_that_a_full_batch_did_not_come_to_stays_due():
     queue = Queue()
     for _ in range(3):
         queue.add(1)
     queue.dequeue(2)
     queue.now = 2.0
-    queue.add(1, back=30.0)
+    late = queue.add(1, back=30.0)
     early = queue.add(0, back=20.0)
     assert [row.id for row in queue.dequeue(1)] == [early]
-    # The level of the late one was not reached by the sweep, and is not passed over now.
-    assert [row.id for row in queue.dequeue(1)] == [4]
+    assert [row.id for row in queue.dequeue(1)] == [late]
 
 
-def test_no_more_levels_are_remembered_than_a_statement_should_ask():
+def test_places_of_one_table_say_nothing_of_another():
+    floor = Floor(clock=lambda: 0.0)
+    ours, theirs = (Row(0, EPOCH + timedelta(hours=n), n) for n in (5, 1))
+    floor.moved(floor.took("f1", [ours], None, full=True, seconds=0.0))
+    start = floor.start()
+    moves = floor.took("f2", [theirs], start, full=True, seconds=0.0)
+    assert floor.start() is None
+    floor.moved(moves)
+    assert floor.start() is not None
+    assert floor.start().table == "f2"
+    late = floor.took("f1", [ours], start, full=True, seconds=0.0)
+    floor.moved(moves)
+    assert floor.start() is None
+    floor.moved(late)
+    assert floor.start().places[0].id == 5
+
+
+def test_dequeues_of_one_transaction_count_together():
+    queue = Queue()
+    for priority in (0, 0, 1):
+        queue.add(priority)
+    moves = None
+    for _ in range(3):
+        _, more = queue.lease(1)
+        moves = more.after(moves)
+    queue.floor.moved(moves)
+    assert levels(queue) == {0: 2, 1: 3}
+    assert Moves("f1", {}).after(moves) == Moves("f1", {})
+
+
+def test_the_levels_of_the_latest_leases_are_remembered_and_no_more_than_a_statement_should_ask():
     queue = Queue()
     for priority in range(40):
         queue.add(priority)
     queue.dequeue(40)
-    start = queue.floor.start()
-    assert start is not None
-    assert start.levels == list(range(16))
+    assert sorted(levels(queue)) == list(range(8, 40))
+    queue.add(8)
+    queue.add(50)
+    queue.dequeue(2)
+    assert sorted(levels(queue)) == [8, *range(10, 40), 50]
 
 
 steps = st.one_of(
@@ -196,7 +311,7 @@ def test_nothing_is_passed_over_for_longer_than_the_interval(plan):
         elif step == "dequeue":
             taken += queue.dequeue(number)  # asserts it
         elif step == "rolled back":
-            queue.dequeue(number, commit=False)
+            queue.roll_back(queue.lease(number)[0])
         elif step == "again" and taken:
             queue.again(taken.pop(number % len(taken)))
         queue.now += amount if step == "wait" else 0.0

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, sessionmaker
 
-from pgqrs_sa import AsyncQueueService, Item, Message, QueueService, nudge
+from pgqrs_sa import AsyncQueueService, Item, Message, QueueService, commits, nudge
 
 
 @pytest.fixture(autouse=True)
@@ -395,7 +395,7 @@ def test_a_connection_is_not_kept_for_it(engine, nudged):
     del connection, session
     gc.collect()
 
-    assert len(nudge._outer) == 0
+    assert len(commits._outer) == 0
 
 
 # --------------------------------------------------------------------------- subscribers

@@ -1,0 +1,142 @@
+"""Doing something when the work of a session is committed for good.
+
+What is noted in a session is done when its outermost transaction has been committed, and forgotten
+when that is rolled back or closed.
+
+A session that was joined to a connection on which the application has begun a transaction of its
+own commits nothing, and its end means nothing. What it has noted is done when that connection
+commits: at the moment before the server does it, since SQLAlchemy has no later event.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.orm import Mapper, Session
+
+__all__ = [
+    "Waiting",
+    "committed",
+    "ended",
+    "now",
+    "rolled_back",
+    "waiting",
+    "when_committed",
+    "when_connection_commits",
+]
+
+_WAITING = "_pgqrs_when_committed"
+_log = logging.getLogger(__name__)
+
+
+class Waiting(NamedTuple):
+    """What is noted in a session: see `when_committed`."""
+
+    call: partial[None]
+    joined: sa.Connection | None
+    strict: bool
+
+
+_outer: WeakKeyDictionary[sa.Connection, dict[Hashable, partial[None]]] = WeakKeyDictionary()
+"""What waits for the commit of a connection of the application's."""
+
+
+def waiting(session: Session, key: Hashable) -> Waiting | None:
+    """Return what is to be done under this key when the session commits."""
+    noted: dict[Hashable, Waiting] = session.info.get(_WAITING, {})
+    return noted.get(key)
+
+
+def when_committed(
+    session: Session,
+    mapper: Mapper[Any],
+    key: Hashable,
+    call: partial[None],
+    *,
+    strict: bool = False,
+) -> sa.Connection | None:
+    """Do something when what a session has done is committed; the last call for a key counts.
+
+    Args:
+        session: Whose transaction it is.
+        mapper: Of a class in it: a session may have several binds.
+        key: Each is done once.
+        call: What is to be done. It must not raise.
+        strict: Forget it when a savepoint is rolled back, whatever was done in that.
+
+    Returns:
+        The connection of the application's that the session works on, if it does.
+    """
+    joined = _joined(session, mapper)
+    session.info.setdefault(_WAITING, {})[key] = Waiting(call, joined, strict)
+    return joined
+
+
+def when_connection_commits(connection: sa.Connection, key: Hashable, call: partial[None]) -> None:
+    """Do something when a connection commits; the last call for a key counts."""
+    if connection not in _outer:
+        _outer[connection] = {}
+        event.listen(connection, "commit", _outer_commit)
+        event.listen(connection, "rollback", _outer_rollback)
+    _outer[connection][key] = call
+
+
+def now(session: Session) -> None:
+    """Take what a session has done for committed, as where each statement commits by itself."""
+    noted: dict[Hashable, Waiting] = session.info.pop(_WAITING, {})
+    for one in noted.values():
+        one.call()
+
+
+def committed(session: Session) -> None:
+    """Do what was noted, if it is the outermost transaction that was committed."""
+    if session.in_nested_transaction():
+        return
+    noted: dict[Hashable, Waiting] = session.info.pop(_WAITING, {})
+    for key, one in noted.items():
+        if one.joined is not None and one.joined.in_transaction():
+            when_connection_commits(one.joined, key, one.call)
+        else:
+            one.call()
+
+
+def rolled_back(session: Session) -> None:
+    """Forget what may have been undone: a transaction, or a savepoint, was rolled back."""
+    noted: dict[Hashable, Waiting] = session.info.get(_WAITING, {})
+    for key in [key for key, one in noted.items() if one.strict]:
+        del noted[key]
+
+
+def ended(session: Session) -> None:
+    """Forget what was noted: the outermost transaction is over."""
+    session.info.pop(_WAITING, None)
+
+
+def _joined(session: Session, mapper: Mapper[Any]) -> sa.Connection | None:
+    """Return the connection of the application's that a session works on, if it does."""
+    try:
+        bind = session.get_bind(mapper)
+    except Exception:  # noqa: BLE001 - whatever it is
+        # A host's own get_bind() may want more than we know; what was executed has gone well.
+        _log.debug("cannot tell the bind of queue messages", exc_info=True)
+        return None
+    return bind if isinstance(bind, sa.Connection) else None
+
+
+def _outer_commit(connection: sa.Connection) -> None:
+    calls = list(_outer.get(connection, {}).values())
+    _outer_rollback(connection)
+    for call in calls:
+        call()
+
+
+def _outer_rollback(connection: sa.Connection) -> None:
+    # Emptied and not removed: the listeners stay, and are not to be added again.
+    if calls := _outer.get(connection):
+        calls.clear()
