@@ -477,7 +477,7 @@ class ReadTimeout(PgqrsError, TimeoutError):
         seconds: How long it may take.
     """
 
-    code = "PGQ-020"
+    code = "PGQ-034"
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
@@ -485,10 +485,6 @@ class ReadTimeout(PgqrsError, TimeoutError):
             "begin further on with after=, or make an index on what is searched for"
         )
         self.seconds = seconds
-
-    def __reduce__(self) -> tuple[type[ReadTimeout], tuple[float]]:
-        """Pickle by what the error was made from."""
-        return type(self), (self.seconds,)
 
 
 def _listed(ids: Sequence[int], most: int = 10) -> str:

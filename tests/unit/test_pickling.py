@@ -44,6 +44,8 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "WorkerInUse": ((1, "stopped"), {}),
     "NonAtomicEnqueue": (("something",), {}),
     "SchemaVersionError": ((1, 2, None, "upgrade"), {"subject": "the test"}),
+    "ReadTimeout": ((1.5,), {}),
+    "IncompleteSchema": (("shop", ["pgqrs_queues"]), {}),
     "TransactionRefused": (("commit", "handler"), {}),
     "SplitTransaction": ((["a"], ["b"]), {}),
     "HandlerTimeout": (("handler", 3.5, "where"), {}),
