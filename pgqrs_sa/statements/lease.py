@@ -112,6 +112,7 @@ _BEFORE_ALL, _AFTER_ALL = _literal("-32769"), _literal("32768")
 """Beyond any priority, which is a smallint."""
 
 _BEGINNING = (_literal("timestamptz '-infinity'").label("vt"), _literal("bigint '0'").label("id"))
+_THE_SAME = (_literal("'-infinity'").label("vt"), _literal("0").label("id"))  # in a UNION
 
 
 def _known(origin: sa.CTE) -> sa.CTE:
@@ -145,7 +146,7 @@ def _levels(message: Any, origin: sa.CTE) -> sa.CTE:
     further = level > found.c.level
     bound = sa.select(func.min(level)).select_from(known).where(further).correlate(found)
     unknown = (
-        sa.select(message.c.priority.label("level"), *_BEGINNING)
+        sa.select(message.c.priority.label("level"), *_THE_SAME)
         .where(
             message.c.queue_id == sa.select(origin.c.id).scalar_subquery(),
             states.has_attempts(message.c),

@@ -262,18 +262,17 @@ def test_what_is_done_to_a_lease_finds_it_by_its_id(
     } == {}
 
 
-@pytest.mark.parametrize("floored", [False, True], ids=["from_the_beginning", "from_the_floor"])
 @pytest.mark.parametrize("count", [1, 20])
 def test_a_turn_reads_what_it_settles_by_id_and_what_it_leases_from_the_order_index(
     connection: sa.Connection,
     explained: Callable[..., dict[str, Any]],
     count: int,
-    floored: bool,
+    cursor: str | None,
 ) -> None:
     worker = "INSERT INTO pgqrs_workers (id, name, hostname) VALUES (1, 'w', 'h')"
     connection.execute(sa.text(worker))
-    statement = consume.turn(MODELS, floored=floored)
-    values = dequeue_values(count, floored=floored) | {"worker": 1}
+    statement = consume.turn(MODELS)
+    values = dequeue_values(count, cursor=cursor) | {"worker": 1}
     given = leased(connection, count)
     # Behind those that are ready: the newest are what the dead in front are not.
     later = "UPDATE pgqrs_messages SET vt = vt + interval '1 hour' WHERE id = ANY(:ids)"
@@ -283,7 +282,7 @@ def test_a_turn_reads_what_it_settles_by_id_and_what_it_leases_from_the_order_in
     plan = explained(connection, statement, values | given)
     read = scans(plan)
     assert set(read) == {"pgqrs_messages_order_idx", "pgqrs_messages_pkey"}, read
-    limit = count + (0 if floored else LEVELS)
+    limit = count + (0 if cursor else LEVELS)
     assert count <= read["pgqrs_messages_order_idx"] <= limit
     assert read["pgqrs_messages_pkey"] <= 4 * count
 
