@@ -56,7 +56,7 @@ class Settings:
         models: Models | None,
         codec: Codec | None,
         notify: bool,
-        cursor_key: str | None,
+        cursor_key: str | None = None,
         listen_dsn: str | None,
         hooks: Sequence[Hooks],
     ) -> Settings:
