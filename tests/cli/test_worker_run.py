@@ -151,6 +151,26 @@ def test_until_empty_works_off_a_queue_and_ends(
     assert (counts("mail").archived, counts("mail").live) == (3, 0)
 
 
+@pytest.mark.parametrize("command", [("check",), ("run", "--until-empty")], ids=lambda one: one[0])
+def test_a_synchronous_consumer_needs_no_greenlet(pgqrs, application, enqueue, command):
+    enqueue("a")
+    program = (
+        "import sys; sys.modules['greenlet'] = None\n"
+        "from pgqrs_sa.cli import main\n"
+        f"sys.exit(main(['worker', *{command!r}, 'shop.jobs:consumer']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=pgqrs.environment,
+        cwd=pgqrs.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_end_says_what_became_of_the_messages(pgqrs, application, enqueue):
     enqueue(1, "fail", "discard", "dead", "snooze")
     done = pgqrs.process(
