@@ -181,7 +181,7 @@ def _sibling(engine: Any) -> Any:
     from sqlalchemy.ext.asyncio import AsyncEngine  # noqa: PLC0415 - needs greenlet
 
     original = engine.sync_engine
-    twin = Engine(original.pool.recreate(), original.dialect, original.url)
+    twin: Any = Engine(original.pool.recreate(), original.dialect, original.url)
     # As engine.execution_options() does, and so of an engine that it returned, too.
     twin.dispatch = twin.dispatch._join(original.dispatch)  # noqa: SLF001
     twin._has_events = original._has_events  # noqa: SLF001 - or none of them is called
