@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .errors import (
         DelayError,
         DuplicateMessage,
+        EventLoopLost,
         HandlerTimeout,
         InvalidArgument,
         InvalidResult,
@@ -93,6 +94,7 @@ __all__ = [
     "Discard",
     "DuplicateMessage",
     "Event",
+    "EventLoopLost",
     "Failure",
     "HandlerTimeout",
     "Hooks",
@@ -141,6 +143,7 @@ _HOMES = {
     "errors": (
         "DelayError",
         "DuplicateMessage",
+        "EventLoopLost",
         "HandlerTimeout",
         "InvalidArgument",
         "InvalidResult",

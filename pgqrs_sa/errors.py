@@ -20,6 +20,7 @@
     ├── SplitTransaction                 messages in one database, rows in another: not atomic
     ├── SchemaVersionError               the database's schema is not the one this release needs
     ├── HandlerTimeout (TimeoutError)    a handler took longer than it may
+    ├── EventLoopLost                    the loop that calls the handlers is closed, or does not run
     ├── PoolTooSmall                     fewer connections than a consumer needs
     └── ReadOnlyDatabase                 a standby: nothing can be leased there
 
@@ -37,6 +38,7 @@ from typing import ClassVar
 __all__ = [
     "DelayError",
     "DuplicateMessage",
+    "EventLoopLost",
     "HandlerTimeout",
     "InvalidArgument",
     "InvalidResult",
@@ -374,6 +376,15 @@ class HandlerTimeout(PgqrsError, TimeoutError):
         super().__init__(f"handler {handler} took longer than its timeout of {seconds:g} s{where}")
         self.handler = handler
         self.seconds = seconds
+
+
+class EventLoopLost(PgqrsError):
+    """The event loop of an `AsyncConsumer` was closed, or has not run for as long as a lease.
+
+    No handler can be called any more. The consumer has given back what it held, and has ended.
+    """
+
+    code = "PGQ-031"
 
 
 class PoolTooSmall(PgqrsError):

@@ -93,6 +93,7 @@ class Desk:
         self._listening = listening
         self._verdicts: dict[int, _Waiting] = {}
         self._mode: Literal["leasing", "draining", "closing"] = "leasing"
+        self._paused = False
         self._leaving = threading.Event()  # no lease is worth waiting for any more
         self._seat = Seat(self._round, self._rest, self._break, wake, self._leaving)
         self._explained_at: dict[str, float] = {}
@@ -139,6 +140,11 @@ class Desk:
     def nudge(self, queue: str | None) -> None:
         """There may be something in a queue (or in any)."""
         self._seat.call(lambda: self._schedule.nudge(queue))
+
+    def pause(self, *, paused: bool) -> None:
+        """Lease nothing while paused; go on settling."""
+        self._paused = paused
+        self._seat.alarm()
 
     def stop_leasing(self) -> None:
         """Lease no more; go on settling."""
@@ -203,10 +209,14 @@ class Desk:
                 raise
             return 0.0
 
+    @property
+    def _leases_now(self) -> bool:
+        return self._mode == "leasing" and not self._paused
+
     def _step(self) -> float:
         now = time.monotonic()
         due = [one for one in self._verdicts.values() if one.not_before <= now]
-        if self._mode == "leasing":
+        if self._leases_now:
             if self._needs_no_notifications(now):
                 self._waiting(None)
                 return 0.0
@@ -222,7 +232,7 @@ class Desk:
                 return 0.0
         if self._is_ripe(due, now):
             self._settle(due)
-        elif self._unanswered and self._mode != "leasing":
+        elif self._unanswered and not self._leases_now:
             self._hand_back(self._line.stopping)
         elif not self._ask_for_notifications(now):
             return self._rest()
@@ -233,7 +243,7 @@ class Desk:
         now = time.monotonic()
         moments = [max(one.not_before, one.alone_at) for one in self._verdicts.values()]
         rest = _LONGEST_DELAY if moments else _LONGEST_REST
-        if self._mode == "leasing":
+        if self._leases_now:
             rest = 0.0 if self._needs_no_notifications(now) else self._schedule.rest(now)
         return max(0.0, min(rest, *(one - now for one in moments))) if moments else rest
 
@@ -249,7 +259,7 @@ class Desk:
 
     def _is_ripe(self, due: Sequence[_Waiting], now: float) -> bool:
         """Whether to settle now, without a lease to share the commit with."""
-        if self._mode == "leasing" and self._schedule.in_hand:
+        if self._leases_now and self._schedule.in_hand:
             return any(one.alone_at <= now for one in due)
         return bool(due)
 
@@ -361,7 +371,7 @@ class Desk:
 
     def _ask_for_notifications(self, now: float) -> bool:
         """Say that we wait, once idle; True when that is news, and one more look is due."""
-        if not self._listening or self._mode != "leasing" or now < self._waiting_until:
+        if not (self._listening and self._leases_now) or now < self._waiting_until:
             return False
         if self._schedule.idle_for(now) < _IDLE_AFTER:
             return False
