@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .errors import (
         DelayError,
         DuplicateMessage,
+        EventLoopLost,
         HandlerTimeout,
         IncompleteSchema,
         InvalidArgument,
@@ -99,6 +100,7 @@ __all__ = [
     "Discard",
     "DuplicateMessage",
     "Event",
+    "EventLoopLost",
     "Failure",
     "HandlerTimeout",
     "Hooks",
@@ -150,6 +152,7 @@ _HOMES = {
     "errors": (
         "DelayError",
         "DuplicateMessage",
+        "EventLoopLost",
         "HandlerTimeout",
         "IncompleteSchema",
         "InvalidArgument",

@@ -22,6 +22,7 @@
     ├── IncompleteSchema                 some of its tables are missing: the doctor prints their SQL
     ├── TransactionRefused               a handler was to end the transaction that it was given
     ├── HandlerTimeout (TimeoutError)    a handler took longer than it may
+    ├── EventLoopLost                    the loop that calls the handlers is closed, or does not run
     ├── PoolTooSmall                     fewer connections than a consumer needs
     ├── ReadOnlyDatabase                 a standby: nothing can be leased there
     └── ReadTimeout (TimeoutError)       a search or a count took longer than it may
@@ -42,6 +43,7 @@ __all__ = [
     "Copyable",
     "DelayError",
     "DuplicateMessage",
+    "EventLoopLost",
     "HandlerTimeout",
     "IncompleteSchema",
     "InvalidArgument",
@@ -439,6 +441,15 @@ class HandlerTimeout(PgqrsError, TimeoutError):
         super().__init__(f"handler {handler} took longer than its timeout of {seconds:g} s{where}")
         self.handler = handler
         self.seconds = seconds
+
+
+class EventLoopLost(PgqrsError):
+    """The event loop of an `AsyncConsumer` was closed, or has not run for as long as a lease.
+
+    No handler can be called any more. The consumer has given back what it held, and has ended.
+    """
+
+    code = "PGQ-031"
 
 
 class PoolTooSmall(PgqrsError):

@@ -214,7 +214,7 @@ class BaseConsumer(ABC, Generic[_S]):
 
     @staticmethod
     def _refuse_twice(run: Any) -> None:
-        if run is not None and not run.runtime.forked:
+        if run is not None and not (run.runtime.forked or run.runtime.closed):
             raise InvalidArgument("this consumer works already: stop it first, or make another one")
 
     def _connections_needed(self) -> int:

@@ -29,6 +29,7 @@ class Held:
     lease: float
     renew_at: float
     good_until: float
+    begin_by: float
     started_at: float | None = None
     thread: int | None = None
     lost: bool = False
@@ -39,6 +40,10 @@ class Held:
     def is_lost(self) -> bool:
         """True when it is known to be gone, or must have run out unrenewed."""
         return self.lost or self.clock() > self.good_until
+
+    def is_unbegun(self, now: float) -> bool:
+        """True when no handler has begun with it within its length: it is kept no longer."""
+        return self.started_at is None and not self.settling and now >= self.begin_by
 
     def overdue(self, now: float) -> bool:
         """True when its handler has taken longer than it may."""
@@ -72,7 +77,8 @@ class Book:
         watched = []
         with self._lock:
             for one in leased:
-                held = Held(one, handler, span, asked_at + span / _RENEW_AT, asked_at + span)
+                end = asked_at + span
+                held = Held(one, handler, span, asked_at + span / _RENEW_AT, end, end)
                 held.clock = self._clock
                 # Nobody else has it yet; a copy would take as long as all the rest of this.
                 object.__setattr__(one, "watch", held.is_lost)
@@ -135,12 +141,20 @@ class Book:
                 self._left[held.delivery.fencing_token] = held.good_until
 
     def due(self, now: float) -> list[Held]:
-        """Return the leases to be renewed now; those of an overdue handler run out."""
+        """Return the leases to be renewed now.
+
+        Those of an overdue handler run out, and those that no handler has begun with in time.
+        """
         return [
             one
             for one in self.all()
-            if one.renew_at <= now and not (one.timed_out or one.overdue(now))
+            if one.renew_at <= now
+            and not (one.timed_out or one.overdue(now) or one.is_unbegun(now))
         ]
+
+    def unbegun(self, now: float) -> set[int]:
+        """Return the messages that no handler has begun with within the length of their lease."""
+        return {one.delivery.id for one in self.all() if one.is_unbegun(now)}
 
     def overdue(self, now: float) -> list[Held]:
         """Return the leases whose handler has taken too long, each of them once."""
@@ -157,7 +171,8 @@ class Book:
 
     def next_renewal(self) -> float:
         """Return when the first lease has to be renewed or its handler is overdue."""
-        moments = [one.renew_at for one in self.all() if not one.timed_out]
+        now = self._clock()
+        moments = [one.renew_at for one in self.all() if not (one.timed_out or one.is_unbegun(now))]
         moments += [
             one.started_at + one.handler.timeout.total_seconds()
             for one in self.all()

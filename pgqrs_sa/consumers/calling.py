@@ -25,6 +25,7 @@ from .troubles import sqlstate, transient
 from .verdicts import Verdict, of_error, of_result
 
 __all__ = [
+    "FORGIVEN",
     "after_error",
     "after_return",
     "hold",
@@ -40,7 +41,7 @@ _CONFLICTS = ("40001", "40P01")
 transaction might succeed if retried", says PostgreSQL, which sees such conflicts where there are
 none, too: https://www.postgresql.org/docs/current/transaction-iso.html"""
 _SOON = 0.2  # seconds, at most, until the next attempt then: they should not meet again
-_FORGIVEN = 20
+FORGIVEN = 20
 """Attempts that may end so: a message that meets a conflict at each of them is met by no chance,
 and is to become a dead letter one day. Chosen, not measured."""
 
@@ -130,7 +131,7 @@ def _of_some(unit: Unit, error: BaseException) -> Mapping[int, BaseException]:
 
 
 def _of_conflict(handler: Handler, delivery: Delivery, error: BaseException) -> Verdict:
-    if delivery.read_ct > _FORGIVEN:
+    if delivery.read_ct > FORGIVEN:
         return of_error(handler, delivery, error)
     soon = timedelta(seconds=random.uniform(0, _SOON))  # noqa: S311 - jitter, not a secret
     return Verdict(delivery, "release", soon, error=error)

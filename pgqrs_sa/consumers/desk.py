@@ -23,7 +23,7 @@ from .book import Book, Held
 from .handlers import Handler, Unit
 from .hooks import Reporter
 from .line import Line
-from .policy import Schedule, Take, units
+from .policy import Look, Schedule, Take, units
 from .seat import LINGER, Seat
 from .troubles import transient
 from .verdicts import Verdict
@@ -33,7 +33,8 @@ __all__ = ["Desk"]
 log = logging.getLogger("pgqrs_sa.consumer")
 
 _BUSY_AGAIN = 0.2  # seconds until a row that was locked is tried again
-_LOOK_EVERY = 1.0  # seconds between two looks at why a queue gives nothing
+_EXPLAIN_EVERY = 1.0  # seconds between two rounds of making dead letters in a queue
+_LONGEST_DELAY = 1.0  # seconds until a settlement that could not be carried out is looked at again
 _LONGEST_REST = 60.0  # seconds
 _IDLE_AFTER = 0.05  # seconds without a message, after which notifications are asked for
 
@@ -92,9 +93,10 @@ class Desk:
         self._listening = listening
         self._verdicts: dict[int, _Waiting] = {}
         self._mode: Literal["leasing", "draining", "closing"] = "leasing"
+        self._paused = False
         self._leaving = threading.Event()  # no lease is worth waiting for any more
         self._seat = Seat(self._round, self._rest, self._break, wake, self._leaving)
-        self._looked_at: dict[str, float] = {}
+        self._explained_at: dict[str, float] = {}
         self._waiting_until = 0.0
         self._asked: tuple[str, timedelta, float] | None = None  # a lease that is on its way
         self._unanswered: list[consume.Unanswered] = []
@@ -138,6 +140,11 @@ class Desk:
     def nudge(self, queue: str | None) -> None:
         """There may be something in a queue (or in any)."""
         self._seat.call(lambda: self._schedule.nudge(queue))
+
+    def pause(self, *, paused: bool) -> None:
+        """Lease nothing while paused; go on settling."""
+        self._paused = paused
+        self._seat.alarm()
 
     def stop_leasing(self) -> None:
         """Lease no more; go on settling."""
@@ -202,14 +209,21 @@ class Desk:
                 raise
             return 0.0
 
+    @property
+    def _leases_now(self) -> bool:
+        return self._mode == "leasing" and not self._paused
+
     def _step(self) -> float:
         now = time.monotonic()
         due = [one for one in self._verdicts.values() if one.not_before <= now]
-        if self._mode == "leasing":
+        if self._leases_now:
             if self._needs_no_notifications(now):
                 self._waiting(None)
                 return 0.0
             step = self._schedule.next(now)
+            if isinstance(step, Look):
+                self._look(step.queues)
+                step = self._schedule.next(now)
             if isinstance(step, Take):
                 self._turn(step, due)
                 return 0.0
@@ -218,7 +232,7 @@ class Desk:
                 return 0.0
         if self._is_ripe(due, now):
             self._settle(due)
-        elif self._unanswered and self._mode != "leasing":
+        elif self._unanswered and not self._leases_now:
             self._hand_back(self._line.stopping)
         elif not self._ask_for_notifications(now):
             return self._rest()
@@ -228,16 +242,15 @@ class Desk:
         """For how many seconds there is nothing to do, unless there are news."""
         now = time.monotonic()
         moments = [max(one.not_before, one.alone_at) for one in self._verdicts.values()]
-        rest = _LOOK_EVERY if moments else _LONGEST_REST
-        if self._mode == "leasing":
+        rest = _LONGEST_DELAY if moments else _LONGEST_REST
+        if self._leases_now:
             rest = 0.0 if self._needs_no_notifications(now) else self._schedule.rest(now)
         return max(0.0, min(rest, *(one - now for one in moments))) if moments else rest
 
     def _drained(self, now: float) -> None:
         """End, as there is nothing left, unless somebody had it locked just then."""
-        context = self._context()
         queues = self._schedule.queues
-        if self._line.call("a look", context, consume.anything_ready, queues):
+        if self._line.call("a look", self._context(), consume.look, queues).ready:
             self._schedule.look_again(now)
             return
         self.empty = True
@@ -246,7 +259,7 @@ class Desk:
 
     def _is_ripe(self, due: Sequence[_Waiting], now: float) -> bool:
         """Whether to settle now, without a lease to share the commit with."""
-        if self._mode == "leasing" and self._schedule.in_hand:
+        if self._leases_now and self._schedule.in_hand:
             return any(one.alone_at <= now for one in due)
         return bool(due)
 
@@ -286,8 +299,6 @@ class Desk:
             self._report_undecodable(handler, turn.undecodable)
         if leased:
             self._start(handler, leased)
-        elif not turn.undecodable:
-            self._look(handler.queue, asked_at)
         if self._unanswered:
             self._hand_back(self._leaving)
 
@@ -331,11 +342,23 @@ class Desk:
         self._schedule.finished(handler.queue, len(lost))
         return [one for one in leased if one.id in done]
 
-    def _look(self, queue: str, now: float) -> None:
-        """Find out why there is nothing: the queue may be gone, or only hold exhausted messages."""
-        if now - self._looked_at.get(queue, 0.0) < _LOOK_EVERY:
+    def _look(self, queues: Sequence[str]) -> None:
+        """Ask which of the queues that had nothing have something now, in one statement."""
+        asked_at = time.monotonic()
+        found = self._line.call_until(
+            self._leaving, "a look", self._context(), consume.look, queues
+        )
+        self._schedule.looked(queues, found.ready, asked_at)
+        for queue in sorted(found.missing | found.exhausted):
+            self._explain(queue, asked_at)
+        if self._unanswered:
+            self._hand_back(self._leaving)
+
+    def _explain(self, queue: str, now: float) -> None:
+        """Make dead letters of exhausted messages, and drop a queue that is gone."""
+        if now - self._explained_at.get(queue, 0.0) < _EXPLAIN_EVERY:
             return
-        self._looked_at[queue] = now
+        self._explained_at[queue] = now
         try:
             self._line.call_until(
                 self._leaving, "a look", self._context(), explain_nothing, queue, None
@@ -348,7 +371,7 @@ class Desk:
 
     def _ask_for_notifications(self, now: float) -> bool:
         """Say that we wait, once idle; True when that is news, and one more look is due."""
-        if not self._listening or self._mode != "leasing" or now < self._waiting_until:
+        if not (self._listening and self._leases_now) or now < self._waiting_until:
             return False
         if self._schedule.idle_for(now) < _IDLE_AFTER:
             return False

@@ -1,6 +1,7 @@
 """What to lease, when, and what to start next. Pure: time comes in, decisions go out.
 
-`Schedule` says from which queue how many messages may be leased now, or how long to rest.
+`Schedule` says from which queue how many messages may be leased now, which queues that had nothing
+are to be looked at, or how long to rest.
 `Ready` holds what is leased and not started yet, and hands out what may run.
 """
 
@@ -9,13 +10,13 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..types import Delivery
 from .handlers import Handler, Unit
 
-__all__ = ["Ready", "Rest", "Schedule", "Take", "units"]
+__all__ = ["Look", "Ready", "Rest", "Schedule", "Take", "units"]
 
 _SOON = 0.02
 """Seconds after which an empty queue is asked again first; it doubles up to the poll interval."""
@@ -27,6 +28,13 @@ class Take:
 
     handler: Handler
     limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Find out which of these queues have something now: they had nothing the last time."""
+
+    queues: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,16 @@ class _Source:
     wait: float = _SOON
     credit: float = 0.0
     empty: bool = False
+    idle: bool = True
     idle_since: float | None = None
+
+    def found_nothing(self, now: float, move: float, longest: float) -> None:
+        """Note that it had nothing, and ask it again later than the last time."""
+        self.idle = self.empty = True
+        if self.idle_since is None:
+            self.idle_since = now
+        self.due = now + min(self.wait, longest) * move
+        self.wait = min(self.wait * 2, longest)
 
     @property
     def calls(self) -> int:
@@ -60,6 +77,9 @@ class _Source:
 @dataclass(slots=True)
 class Schedule:
     """Which queue is asked next: weighted, polled with jitter, never beyond what may run.
+
+    A queue that had nothing is idle, and is looked at together with all others that are: one
+    statement for any number of them. Those that have something are then leased from in their turn.
 
     Attributes:
         slots: How many calls may run at the same time, over all queues.
@@ -77,32 +97,38 @@ class Schedule:
         """Ask for the messages of these handlers."""
         self._sources = {one.queue: _Source(one) for one in handlers}
 
-    def next(self, now: float) -> Take | Rest:
+    def next(self, now: float) -> Take | Look | Rest:
         """Return what to do now."""
-        due = [one for one in self._open() if one.due <= now]
+        rooms = self._open()
+        due = [one for one, _ in rooms if one.due <= now]
+        if any(one.idle for one in due):
+            return Look(tuple(one.handler.queue for one, _ in rooms if one.idle))
         if not due:
-            return Rest(self.rest(now))
+            return Rest(self._rest(rooms, now))
         chosen = self._fairest(due)
-        return Take(chosen.handler, self._room(chosen))
+        return Take(chosen.handler, next(room for one, room in rooms if one is chosen))
 
     def rest(self, now: float) -> float:
         """Return for how many seconds there is nothing to lease, unless something happens."""
-        return max(0.0, min((one.due - now for one in self._open()), default=self.poll_interval))
+        return self._rest(self._open(), now)
 
-    def _open(self) -> list[_Source]:
-        return [one for one in self._sources.values() if self._wants(one)]
+    def _rest(self, rooms: Sequence[tuple[_Source, int]], now: float) -> float:
+        return max(0.0, min((one.due - now for one, _ in rooms), default=self.poll_interval))
 
-    def _wants(self, source: _Source) -> bool:
-        # With a store of messages ahead it is filled when half is used up, not one by one.
-        room = self._room(source)
-        return room > 0 and room >= (source.handler.prefetch + 1) // 2
-
-    def _room(self, source: _Source) -> int:
-        others = [one for one in self._sources.values() if one is not source]
-        # One that has a store ahead always has enough for all calls: the others may then have one
-        # that waits for its turn, or they would never get any.
-        least = 1 if any(one.handler.prefetch for one in others) else 0
-        return source.room(max(least, self.slots - sum(one.calls for one in others)))
+    def _open(self) -> list[tuple[_Source, int]]:
+        """Return the sources that may have more messages, and how many."""
+        calls = sum(one.calls for one in self._sources.values())
+        stores = sum(one.handler.prefetch > 0 for one in self._sources.values())
+        found = []
+        for one in self._sources.values():
+            # One that has a store ahead always has enough for all calls: the others may then have
+            # one that waits for its turn, or they would never get any.
+            least = 1 if stores > (one.handler.prefetch > 0) else 0
+            room = one.room(max(least, self.slots - (calls - one.calls)))
+            # With a store of messages ahead it is filled when half is used up, not one by one.
+            if room > 0 and room >= (one.handler.prefetch + 1) // 2:
+                found.append((one, room))
+        return found
 
     @staticmethod
     def _fairest(due: list[_Source]) -> _Source:
@@ -117,18 +143,28 @@ class Schedule:
         """Note what a lease brought."""
         source = self._sources[queue]
         source.in_hand += got
-        source.empty = got == 0
-        if got:
-            for one in self._sources.values():
-                one.empty = False  # a handler may enqueue for any of them
-            source.idle_since = None
-            source.wait = _SOON
-            source.due = now if got == asked else now + self._moved(_SOON)
+        if not got:
+            source.found_nothing(now, self._move(), self.poll_interval)
             return
-        if source.idle_since is None:
-            source.idle_since = now
-        source.due = now + self._moved(source.wait)
-        source.wait = min(source.wait * 2, self.poll_interval)
+        for one in self._sources.values():
+            one.empty = False  # a handler may enqueue for any of them
+        source.idle = False
+        source.idle_since = None
+        source.wait = _SOON
+        source.due = now if got == asked else now + self._soon()
+
+    def looked(self, queues: Iterable[str], ready: Collection[str], now: float) -> None:
+        """Note which of the queues that were looked at have something.
+
+        The others are due again together, so that the next look is one as well.
+        """
+        move = self._move()
+        for source in filter(None, map(self._sources.get, queues)):
+            if source.handler.queue in ready:
+                source.idle = source.empty = False
+                source.due = 0.0
+            else:
+                source.found_nothing(now, move, self.poll_interval)
 
     def finished(self, queue: str, count: int) -> None:
         """Note that a call has ended that had so many messages."""
@@ -136,17 +172,22 @@ class Schedule:
             source.in_hand -= count
 
     def nudge(self, queue: str | None) -> None:
-        """Ask a queue (or all of them) again at once: there may be something."""
+        """Ask a queue (or all of them) again at once: there may be something.
+
+        A queue that is named is leased from without a look.
+        """
         for one in self._sources.values():
             if queue in (None, one.handler.queue):
                 one.due = 0.0
                 one.wait = _SOON
                 one.empty = False
+                one.idle = one.idle and queue is None
 
     def look_again(self, now: float) -> None:
         """Ask all queues again soon: there is something that could not be taken."""
+        due = now + self._soon()
         for one in self._sources.values():
-            one.due = now + self._moved(_SOON)
+            one.due = due
             one.empty = False
 
     def drop(self, queue: str) -> None:
@@ -174,8 +215,11 @@ class Schedule:
         """How many messages are leased and not worked off."""
         return sum(one.in_hand for one in self._sources.values())
 
-    def _moved(self, wait: float) -> float:
-        return min(wait, self.poll_interval) * (0.8 + 0.4 * self.jitter())
+    def _soon(self) -> float:
+        return min(_SOON, self.poll_interval) * self._move()
+
+    def _move(self) -> float:
+        return 0.8 + 0.4 * self.jitter()
 
 
 @dataclass(slots=True)

@@ -7,15 +7,17 @@ and how one that is running is told to stop.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import NamedTuple, Protocol
 
 from .. import nudge
+from ..errors import EventLoopLost
 from ..operations import workers
 from ..types import WorkerInfo
 from .book import Book, Held
@@ -36,6 +38,9 @@ log = logging.getLogger("pgqrs_sa.consumer")
 
 _LAST_WORDS = 5.0
 """Seconds that the last settlements may take once all handlers are done or given up."""
+
+_UNANSWERED = 2.0
+"""Seconds for which an event loop may be silent before nothing more is leased for it."""
 
 _GOODBYE = 1.0
 """Seconds for what need not be said before a process ends, and for each way of ending a thread.
@@ -58,6 +63,15 @@ class Crew(Protocol):
 
     def wake(self) -> bool:
         """Have a thread that has nothing to do ask `Runtime.next_unit`; False if there is none."""
+        ...
+
+    def silent_for(self) -> float:
+        """Return for how many seconds no call can have begun; infinity when none ever will."""
+        ...
+
+    @property
+    def gone(self) -> bool:
+        """Whether no call goes on either, while it is silent."""
         ...
 
     def abandon(self, held: Sequence[Held]) -> None:
@@ -129,6 +143,10 @@ class Runtime:
         self._idle = threading.Condition(self._lock)
         self._hurry = threading.Event()  # no more waiting for a database that is not there
         self._draining = False
+        self._paused = False
+        self._lost: EventLoopLost | None = None
+        self._closing = threading.Lock()
+        self._clean: bool | None = None
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
         self._cleanup: list[Callable[[], None]] = []
@@ -212,9 +230,51 @@ class Runtime:
 
     def _keep_watch(self) -> None:
         # In a thread of its own: who has started the consumer may do something else meanwhile.
-        while not self._closed.wait(0.5):
+        while not self._closed.wait(min(0.5, self._shortest / 6)):
             for line in (self._desk_line, self._keeper_line):
                 line.watch()
+            self._watch_crew()
+            if unbegun := self.book.unbegun(time.monotonic()):
+                self._return_waiting(unbegun)
+            if self.fatal is not None:
+                self._end_by_itself()
+
+    def _watch_crew(self) -> None:
+        """Hold no message for handlers that cannot be called."""
+        silent = self._crew.silent_for()
+        if silent > self._shortest and self._crew.gone and self._lost is None:
+            what = "is closed" if silent == math.inf else f"has not run for {silent:.1f} s"
+            self._lost = EventLoopLost(
+                f"the event loop that calls the handlers {what}: the consumer ends, and gives back "
+                f"what it holds (await consumer.stop() before the loop ends)"
+            )
+            log.error("%s", self._lost, extra={"worker": self.context.worker})
+        paused = silent > min(_UNANSWERED, self._shortest / 2)
+        if paused != self._paused and not self._draining:
+            self._pause(paused=paused)
+
+    def _pause(self, *, paused: bool) -> None:
+        """Lease nothing while no handler can be called, and give back what is not begun."""
+        with self._lock:
+            self._paused = paused
+        self.desk.pause(paused=paused)
+        if paused:
+            log.warning(
+                "the event loop is blocked, or does not run: nothing is leased until it answers",
+                extra={"worker": self.context.worker},
+            )
+            self._return_waiting()
+        else:
+            log.info("the event loop answers again", extra={"worker": self.context.worker})
+
+    def _end_by_itself(self) -> None:
+        """End a run that cannot go on, as whoever has started it may not wait for that."""
+        if self._closing.locked():
+            return  # somebody does that
+        if self._lost is not None:
+            self._crew.abandon(self.book.all())  # should the loop run again
+        self.drain()
+        self.close(lambda: False)
 
     def _line(self) -> Line:
         # A call that takes as long as a short lease would let all of them run out.
@@ -238,12 +298,29 @@ class Runtime:
         with self._lock:
             # What was leased while the consumer was told to stop goes back; what is acknowledged
             # already would be lost with that.
-            late = [one for one in units if self._draining and one.handler.acknowledge != "first"]
+            stopped = self._draining or self._paused
+            late = [one for one in units if stopped and one.handler.acknowledge != "first"]
             wanted = [one for one in units if one not in late] if late else units
             self._ready.add(wanted)
         self._give_back(late)
         if wanted:
             self._crew.begin(len(wanted))
+
+    def _return_waiting(self, ids: Collection[int] | None = None) -> None:
+        """Give back what has not been started, unless it is acknowledged already.
+
+        Args:
+            ids: Of the messages; None for all.
+        """
+        back: list[Unit] = []
+        rest: list[Unit] = []
+        with self._lock:
+            for unit in self._ready.clear():
+                asked = ids is None or any(one.id in ids for one in unit.deliveries)
+                returns = asked and unit.handler.acknowledge != "first"
+                (back if returns else rest).append(unit)
+            self._ready.add(rest)
+        self._give_back(back)
 
     def _give_back(self, unstarted: Sequence[Unit]) -> None:
         for unit in unstarted:
@@ -331,6 +408,8 @@ class Runtime:
     @property
     def fatal(self) -> BaseException | None:
         """An error that ends the run, if there is one."""
+        if self._lost is not None:
+            return self._lost
         return None if self._unreachable else self.desk.fatal or self.keeper.fatal
 
     @property
@@ -347,7 +426,18 @@ class Runtime:
     @property
     def over(self) -> bool:
         """True when there is nothing left to wait for: drained, or broken."""
-        return self.desk.ended.is_set() or self.keeper.fatal is not None
+        ended = self.desk.ended.is_set() or self.keeper.fatal is not None
+        return ended or self._lost is not None
+
+    @property
+    def closed(self) -> bool:
+        """True when it has ended, by itself or because it was stopped."""
+        return self._clean is not None
+
+    @property
+    def waiting(self) -> bool:
+        """True when something is leased that has not been started."""
+        return self._ready.waiting > 0
 
     @property
     def busy(self) -> int:
@@ -360,11 +450,7 @@ class Runtime:
             return
         self._draining = True
         self.desk.stop_leasing()
-        with self._lock:
-            waiting = self._ready.clear()
-            done = [one for one in waiting if one.handler.acknowledge == "first"]
-            self._ready.add(done)
-        self._give_back([one for one in waiting if one.handler.acknowledge != "first"])
+        self._return_waiting()
 
     @property
     def idle(self) -> bool:
@@ -401,6 +487,14 @@ class Runtime:
         Returns:
             True when every call had ended.
         """
+        with self._closing:
+            if self._clean is None:
+                self._clean = self._close(hurried)
+        if threading.current_thread() is not self._threads[2]:
+            self._threads[2].join()
+        return self._clean
+
+    def _close(self, hurried: Callable[[], bool]) -> bool:
         for cleanup in self._cleanup:
             cleanup()
         with self._lock:
@@ -415,7 +509,6 @@ class Runtime:
         self.keeper.close()
         self._join(self._threads[1], lambda: False)
         self._closed.set()
-        self._threads[2].join()
         return not (unfinished or self.desk.left)
 
     def _join(self, thread: threading.Thread, patient: Callable[[], bool]) -> None:

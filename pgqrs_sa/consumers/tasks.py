@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 from datetime import timedelta
-from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -28,6 +27,7 @@ from . import stacks
 from .base import BaseConsumer
 from .book import Held
 from .calling import (
+    FORGIVEN,
     after_error,
     after_return,
     hold,
@@ -183,7 +183,9 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
         if run is None or run.runtime.forked:
             return self._outcome.code()
         # One task, for `run` and `stop` together, which is not cancelled with either of them.
-        ending = self._ending = self._ending or asyncio.ensure_future(self._ended(run))
+        ending = self._ending
+        if ending is None or ending.get_loop() is not asyncio.get_running_loop():
+            ending = self._ending = asyncio.ensure_future(self._ended(run))
         cancelled = await _done(ending, self._now.set)
         self._run, self._ending, self._outcome = None, None, ending.result()
         if cancelled:
@@ -207,7 +209,7 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
             if (left := end - time.monotonic()) <= 0:
                 break
             await asyncio.wait(
-                {hurry, *run.crew.running},
+                {hurry, *run.crew.here()},
                 timeout=min(left, 0.05),
                 return_when=asyncio.FIRST_COMPLETED,
             )
@@ -271,31 +273,47 @@ class _Tasks:
         self._loop = loop
         self._context = copy_context()  # of whoever starts the consumer: each call gets a copy
         self._lock_first: bool | None = None
-        self._by_attempt: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._by_attempt: dict[tuple[int, int], asyncio.Task[bool]] = {}
         self.runtime: Runtime
-        self.running: set[asyncio.Task[None]] = set()
+        self.running: set[asyncio.Task[bool]] = set()
         self.failure: BaseException | None = None
+        self._asked_at: float | None = None  # when the loop was asked whether it runs
 
-    def begin(self, count: int) -> None:  # noqa: ARG002 - a task costs nothing to ask for
+    def begin(self, count: int) -> None:
         """See `Crew`. Called from the desk's thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the leases run out
-            self._loop.call_soon_threadsafe(self._begin)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: `silent_for` says so
+            self._loop.call_soon_threadsafe(self._begin, count)
 
-    def _begin(self) -> None:
-        while (unit := self.runtime.next_ready()) is not None:
-            task = self._loop.create_task(
-                self._work(unit),
-                name=f"pgqrs-{unit.handler.name}",
-                context=self._context.copy(),
-            )
+    def _begin(self, count: int) -> None:
+        for _ in range(count):
+            task = self._loop.create_task(self._work(), context=self._context.copy())
             self.running.add(task)
-            for one in unit.deliveries:
-                self._by_attempt[one.id, one.read_ct] = task
-            task.add_done_callback(partial(self._ended, unit))
+            task.add_done_callback(self._ended)
 
     def wake(self) -> bool:
         """See `Crew`: the application's loop does not wait for a lease."""
         return False
+
+    def silent_for(self) -> float:
+        """See `Crew`: since the loop was asked for an answer, which takes a turn of it."""
+        now, asked_at = time.monotonic(), self._asked_at
+        if asked_at is None:
+            asked_at = self._asked_at = now
+            with contextlib.suppress(RuntimeError):  # it is closed, and will not answer
+                self._loop.call_soon_threadsafe(self._answer)
+        return math.inf if self._loop.is_closed() else now - asked_at
+
+    def _answer(self) -> None:
+        self._asked_at = None
+
+    @property
+    def gone(self) -> bool:
+        """See `Crew`: a loop that is blocked runs."""
+        return not self._loop.is_running()
+
+    def here(self) -> set[asyncio.Task[bool]]:
+        """Return the tasks that run, if this is called in their loop, and can wait for them."""
+        return set(self.running) if self._loop is asyncio.get_running_loop() else set()
 
     def abandon(self, held: Sequence[Held]) -> None:
         """See `Crew`: cancel the tasks, from whatever thread."""
@@ -316,22 +334,34 @@ class _Tasks:
 
     async def cancel_all(self, seconds: float) -> None:
         """Cancel what runs, and wait a moment for it to end."""
-        tasks = set(self.running)
+        tasks = self.here()
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
 
-    async def _work(self, unit: Unit) -> None:
-        self.runtime.finished(unit, await self._call(unit))
+    async def _work(self) -> bool:
+        """Do the next unit, if one may run now; False if none may."""
+        # Claimed here, not by who makes the task: the loop may be blocked between the two.
+        unit = self.runtime.next_ready()
+        if unit is None:
+            return False
+        attempts = [(one.id, one.read_ct) for one in unit.deliveries]
+        if (task := asyncio.current_task()) is not None:
+            task.set_name(f"pgqrs-{unit.handler.name}")
+            self._by_attempt.update(dict.fromkeys(attempts, task))
+        try:
+            self.runtime.finished(unit, await self._call(unit))
+        finally:
+            for attempt in attempts:
+                self._by_attempt.pop(attempt, None)
+        return True
 
-    def _ended(self, unit: Unit, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[bool]) -> None:
         self.running.discard(task)
-        for one in unit.deliveries:
-            self._by_attempt.pop((one.id, one.read_ct), None)
-        if task.cancelled():  # before its first step: the handler was not called
-            self.runtime.finished(unit, [Verdict(one, "release") for one in unit.deliveries])
-        self._begin()
+        # Cancelled: before its first step, as nothing else gets out of that.
+        if self.runtime.waiting and (task.cancelled() or task.result()):
+            self._begin(1)
 
     async def _call(self, unit: Unit) -> list[Verdict]:
         limit = unit.handler.timeout
@@ -357,7 +387,8 @@ class _Tasks:
             return self._after(unit, error)
 
     def _after(self, unit: Unit, error: BaseException) -> list[Verdict]:
-        verdicts = after_error(unit, error, stopping=self.runtime.stopping)
+        stopping = self.runtime.stopping or _cancelled_by_others(unit, error)
+        verdicts = after_error(unit, error, stopping=stopping)
         if is_fatal(error):
             self.failure = self.failure or error
             self.runtime.drain()  # or it would be leased again at once
@@ -397,6 +428,16 @@ class _Tasks:
             level = await session.run_sync(isolation, self.runtime.context)
             self._lock_first = keeps_snapshots(level)
         return self._lock_first
+
+
+def _cancelled_by_others(unit: Unit, error: BaseException) -> bool:
+    """Return whether a task was cancelled from outside, as all are when a loop ends.
+
+    Not for ever: a handler that cancels its own task looks the same, and is charged one day.
+    """
+    task = asyncio.current_task()
+    asked = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()
+    return bool(asked) and all(one.read_ct <= FORGIVEN for one in unit.deliveries)
 
 
 class _Raised(Exception):

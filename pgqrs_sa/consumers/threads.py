@@ -327,6 +327,15 @@ class _Threads:
                 self._news.notify()
             return self._idle > 0
 
+    def silent_for(self) -> float:
+        """See `Crew`: a thread always answers."""
+        return 0.0
+
+    @property
+    def gone(self) -> bool:
+        """See `Crew`."""
+        return False
+
     def abandon(self, held: Sequence[Held]) -> None:
         """See `Crew`: a thread cannot be stopped, but it can ask ``delivery.lease_lost``."""
 

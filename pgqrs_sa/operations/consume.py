@@ -26,12 +26,13 @@ from .lease import deliveries as deliveries_of
 
 __all__ = [
     "Fate",
+    "Findings",
     "Turn",
     "Unanswered",
-    "anything_ready",
     "fates",
     "hand_back",
     "hold",
+    "look",
     "look_around",
     "renew",
     "tidying",
@@ -75,6 +76,21 @@ class Unanswered:
     lease: timedelta
     since: float
     until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a look at some queues has found.
+
+    Attributes:
+        ready: Queues with a message that this worker could lease, were it not locked.
+        exhausted: Queues with messages whose attempts are used up.
+        missing: Names that no queue has.
+    """
+
+    ready: frozenset[str]
+    exhausted: frozenset[str]
+    missing: frozenset[str]
 
 
 def turn(
@@ -139,11 +155,13 @@ def _fate(delivery: Delivery, rows: Iterable[Any]) -> Fate:
     return "lost"
 
 
-def anything_ready(session: Session, context: Context, queues: Sequence[str]) -> bool:
-    """Return whether this worker could lease something of these queues, were it not locked."""
+def look(session: Session, context: Context, queues: Sequence[str]) -> Findings:
+    """Return which of these queues have something for this worker, in one statement."""
     values = {"queues": list(queues), "worker": context.worker}
-    statement = statements.anything_ready(context.models)
-    return bool(run(session, context, statement, values).scalar_one())
+    found: dict[str, set[str]] = {"ready": set(), "exhausted": set(), "missing": set()}
+    for row in run(session, context, statements.look(context.models), values):
+        found[row.found].add(row.queue)
+    return Findings(**{what: frozenset(names) for what, names in found.items()})
 
 
 def hand_back(

@@ -37,24 +37,66 @@ def turn(models: Models) -> Executable:
 
 
 @cache
-def anything_ready(models: Models) -> Executable:
-    """Whether something is visible in queues, and not paused. Binds: queues, worker."""
+def look(models: Models) -> Executable:
+    """What some queues have: a row (queue, found) for each that has something, and no other row.
+
+    ``found`` is ``ready`` (visible, in a queue that is not paused, and the worker may lease),
+    ``exhausted`` (messages without attempts, which are to become dead letters), or ``missing`` (no
+    queue has this name). A queue that has nothing costs one look into each of two indexes.
+
+    Binds: queues, worker.
+    """
     queue, message, _, worker = tables(models)
-    ready = (
-        sa.select(message.c.id)
-        .where(message.c.queue_id == queue.c.id, states.ready(message.c))
-        .correlate(queue)
+    names = array_bind("queues", sa.Text)
+    asked = (
+        sa.select(queue.c.id, queue.c.queue_name, queue.c.paused_at)
+        .where(queue.c.queue_name == sa.func.any(names))
+        .cte("pgqrs_asked")
     )
-    mine = sa.exists().where(
+    leasing = sa.exists().where(
         worker.c.id == sa.bindparam("worker", type_=sa.BigInteger),
         worker.c.status == sa.literal("ready"),
     )
-    there = sa.exists().where(
-        queue.c.queue_name == sa.func.any(array_bind("queues", sa.Text)),
-        queue.c.paused_at.is_(None),
-        sa.exists(ready),
+    levels = _levels(message, sa.select(asked.c.id).where(asked.c.paused_at.is_(None), leasing))
+    visible = _first(
+        message.c.vt,
+        message.c.queue_id == levels.c.id,
+        message.c.priority == levels.c.level,
+        states.ready(message.c),
     )
-    return sa.select(sa.and_(mine, there))
+    ready = sa.select(levels.c.id).where(visible.is_not(None))
+    spent = _first(message.c.vt, message.c.queue_id == asked.c.id, states.exhausted(message.c))
+    name = sa.func.unnest(names).column_valued("pgqrs_name")
+    return sa.union_all(
+        _found("ready", asked.c.queue_name).where(asked.c.id.in_(ready)),
+        _found("exhausted", asked.c.queue_name).where(spent.is_not(None)),
+        _found("missing", name).where(name.not_in(sa.select(asked.c.queue_name))),
+    )
+
+
+def _levels(message: sa.Table, queues: sa.Select[Any]) -> sa.CTE:
+    """The levels of priority of each of these queues, then NULL.
+
+    One look into the index for each level, as in `lease.dequeue`: a queue of scheduled messages
+    would be read to its end otherwise.
+    """
+    priority, attempts = message.c.priority, states.has_attempts(message.c)
+    queue = queues.subquery("pgqrs_open")
+    level = _first(priority, message.c.queue_id == queue.c.id, attempts).label("level")
+    found = sa.select(queue.c.id, level).cte("pgqrs_levels", recursive=True)
+    further = _first(priority, message.c.queue_id == found.c.id, attempts, priority > found.c.level)
+    return found.union_all(sa.select(found.c.id, further).where(found.c.level.is_not(None)))
+
+
+def _first(column: sa.Column[Any], *where: sa.ColumnElement[bool]) -> sa.ScalarSelect[Any]:
+    """The least value of a column, by an index: EXISTS may become a join that reads the table."""
+    # No bind as the limit, which a plan for any values would not see.
+    least = sa.select(column).where(*where).order_by(column).limit(sa.literal_column("1"))
+    return least.scalar_subquery()
+
+
+def _found(what: str, name: sa.ColumnElement[str]) -> Any:
+    return sa.select(name.label("queue"), sa.literal_column(f"'{what}'", sa.Text).label("found"))
 
 
 @cache

@@ -46,6 +46,20 @@ def test_a_lease_is_due_when_a_third_of_it_is_over(book, clock):
     assert book.next_renewal() == 1020.0
 
 
+def test_a_lease_that_no_handler_begins_with_is_not_renewed_for_longer_than_it_lasts(book, clock):
+    begun, waiting = entered(book, clock, 1, 2)
+    book.start([begun], None)
+    for clock.now in (1010.0, 1020.0):
+        assert [one.delivery for one in book.due(clock.now)] == [begun, waiting]
+        book.renewed(book.all(), clock.now)
+    assert book.unbegun(1029.9) == set()
+    clock.now = 1030.0
+    assert book.unbegun(clock.now) == {2}
+    assert [one.delivery for one in book.due(clock.now)] == [begun]
+    book.renewed(book.due(clock.now), clock.now)
+    assert book.next_renewal() == 1040.0
+
+
 def test_the_lease_begins_before_the_statement_was_sent(book, clock):
     (handler,) = handlers({})
     (one,) = book.enter(handler, [delivery(1)], timedelta(seconds=30), asked_at=990.0)

@@ -22,7 +22,7 @@ from pgqrs_sa.consumers.policy import Schedule
 from pgqrs_sa.consumers.seat import LINGER, Seat
 from pgqrs_sa.consumers.settings import Settings
 from pgqrs_sa.consumers.verdicts import Verdict
-from pgqrs_sa.operations.consume import Turn
+from pgqrs_sa.operations.consume import Findings, Turn
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 SOON = 5.0
@@ -66,6 +66,9 @@ class FakeLine:
             return Turn(frozenset(one.id for one in done), taken)
         if what == "a note":
             self.noted.append(args[1])
+        if what == "a look":
+            ready = frozenset(args[0] if self.supply else ())
+            return Findings(ready, frozenset(), frozenset())
         return None
 
     def lament(self, error, worker) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pgqrs_sa import Delivery, Retry
 from pgqrs_sa.consumers.handlers import Handlers, Unit
-from pgqrs_sa.consumers.policy import Ready, Rest, Schedule, Take, units
+from pgqrs_sa.consumers.policy import Look, Ready, Rest, Schedule, Take, units
 
 POLL = 0.5
 
@@ -42,6 +42,13 @@ def schedule(wanted, *, slots=4, jitter=lambda: 0.5):
     made = Schedule(slots, POLL, jitter)
     made.work_on(wanted)
     return made
+
+
+def next_lease(plan, now, *, ready=True):
+    """Return the next step that is no look; a look finds something everywhere, or nowhere."""
+    while isinstance(step := plan.next(now), Look):
+        plan.looked(step.queues, step.queues if ready else (), now)
+    return step
 
 
 def delivery(id_, read_ct=1):
@@ -77,6 +84,8 @@ def test_never_more_is_leased_than_may_run_or_wait(wanted, slots, data):
         if isinstance(step, Rest):
             assert step.seconds >= 0
             now += step.seconds + 0.01
+        elif isinstance(step, Look):
+            plan.looked(step.queues, data.draw(st.sets(st.sampled_from(step.queues))), now)
         else:
             queue = step.handler.queue
             assert step.limit >= 1
@@ -105,7 +114,7 @@ def test_queues_that_are_always_full_get_shares_by_their_weights(weights):
     last: dict[str, int] = {}
     rounds = 40
     for number in range(rounds * sum(weights)):
-        step = plan.next(0.0)
+        step = next_lease(plan, 0.0)
         assert isinstance(step, Take)
         queue = step.handler.queue
         turns[queue] += 1
@@ -125,7 +134,7 @@ def test_a_queue_with_a_store_ahead_does_not_starve_the_others():
     turns: Counter[str] = Counter()
     running: list[Unit] = []
     for number in range(2000):
-        step = plan.next(0.0)
+        step = next_lease(plan, 0.0)
         if isinstance(step, Take):
             plan.took(step.handler.queue, step.limit, step.limit, 0.0)
             ready.add(units(step.handler, [delivery(number)] * step.limit))
@@ -140,6 +149,7 @@ def test_a_queue_with_a_store_ahead_does_not_starve_the_others():
 
 def test_a_queue_that_was_empty_for_long_does_not_make_up_for_it():
     plan = schedule(handlers({}, {}, concurrency=1), slots=1)
+    plan.looked(["q0"], ["q0"], 0.0)
     plan.took("q1", 1, 0, 1e9)  # not due for very long
     for _ in range(1000):
         assert plan.next(0.0).handler.queue == "q0"
@@ -160,8 +170,8 @@ def test_an_idle_queue_is_asked_less_and_less_within_the_jitter(draw, times):
     plan = schedule(handlers({}), jitter=lambda: draw)
     now, waits = 0.0, []
     for _ in range(times):
-        assert isinstance(plan.next(now), Take)
-        plan.took("q0", 4, 0, now)
+        assert plan.next(now) == Look(("q0",))
+        plan.looked(["q0"], [], now)
         step = plan.next(now)
         assert isinstance(step, Rest)
         waits.append(step.seconds)
@@ -183,7 +193,7 @@ def test_a_nudge_makes_a_queue_due_and_a_strangers_does_not():
     assert plan.next(100.0).handler.queue == "q1"
     plan.took("q1", 4, 0, 100.0)
     plan.nudge(None)
-    assert isinstance(plan.next(100.0), Take)
+    assert plan.next(100.0) == Look(("q0", "q1"))
 
 
 def test_drained_is_when_all_were_empty_since_something_was_found_and_nothing_is_in_hand():
@@ -205,7 +215,59 @@ def test_drained_is_when_all_were_empty_since_something_was_found_and_nothing_is
     plan.look_again(0.0)
     assert not plan.drained
     assert isinstance(plan.next(0.0), Rest)
-    assert isinstance(plan.next(0.1), Take)
+    assert isinstance(plan.next(0.1), Look)
+
+
+def test_a_look_at_empty_queues_drains_as_a_lease_does():
+    plan = schedule(handlers({}, {}))
+    plan.looked(["q0", "q1"], ["q1"], 0.0)
+    assert not plan.drained
+    plan.took("q1", 4, 0, 0.0)
+    assert plan.drained
+
+
+def test_idle_queues_are_looked_at_together_once_in_an_interval():
+    plan = schedule(handlers(*[{}] * 200), jitter=iter([0.0, 1.0] * 1000).__next__)
+    now, looks = 0.0, 0
+    while now < 100:
+        step = plan.next(now)
+        if isinstance(step, Look):
+            assert len(step.queues) == 200
+            looks += 1
+            plan.looked(step.queues, [], now)
+        else:
+            now += step.seconds
+    # Some at the beginning, which come quickly; then each POLL of time, moved by a fifth.
+    assert looks <= 6 + 100 / (0.8 * POLL)
+
+
+def test_only_the_queues_in_which_a_look_has_found_something_are_leased_from():
+    plan = schedule(handlers({}, {}, {}))
+    step = plan.next(0.0)
+    assert step == Look(("q0", "q1", "q2"))
+    plan.looked(step.queues, {"q0", "q2"}, 0.0)
+    asked = []
+    while isinstance(step := plan.next(0.0), Take):
+        asked.append(step.handler.queue)
+        plan.took(asked[-1], step.limit, 1, 0.0)
+    assert sorted(asked) == ["q0", "q2"]
+
+
+def test_a_queue_that_goes_on_having_something_is_not_looked_at():
+    plan = schedule(handlers({}))
+    plan.nudge("q0")
+    for number in range(10):
+        assert plan.next(float(number)) == Take(plan.next(float(number)).handler, 4)
+        plan.took("q0", 4, 1, float(number))
+        plan.finished("q0", 1)
+
+
+def test_a_queue_that_may_not_have_more_is_not_looked_at():
+    plan = schedule(handlers({"concurrency": 1}, {}), slots=2)
+    plan.looked(["q0"], ["q0"], 0.0)
+    plan.took("q0", 1, 1, 0.0)
+    plan.nudge(None)
+    assert plan.next(0.0) == Look(("q1",))
 
 
 def test_a_queue_that_is_dropped_is_asked_no_more():
@@ -213,14 +275,14 @@ def test_a_queue_that_is_dropped_is_asked_no_more():
     plan.drop("q0")
     plan.finished("q0", 1)
     assert plan.queues == ["q1"]
-    assert plan.next(0.0).handler.queue == "q1"
+    assert next_lease(plan, 0.0).handler.queue == "q1"
     plan.drop("q1")
     assert isinstance(plan.next(0.0), Rest)
 
 
 def test_a_store_ahead_is_filled_when_half_is_used_up():
     plan = schedule(handlers({"prefetch": 10, "concurrency": 1}))
-    assert plan.next(0.0).limit == 11
+    assert next_lease(plan, 0.0).limit == 11
     plan.took("q0", 11, 11, 0.0)
     for _ in range(4):
         plan.finished("q0", 1)

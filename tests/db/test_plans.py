@@ -151,6 +151,16 @@ def scans(plan: dict[str, Any]) -> dict[str, int]:
     return found
 
 
+def probes(plan: dict[str, Any]) -> dict[str, int]:
+    """How often each index of pgqrs_messages was looked into, or the table ('seq') read."""
+    found: dict[str, int] = {}
+    for node in nodes(plan):
+        name = node.get("Index Name", "seq")
+        if node.get("Relation Name") == "pgqrs_messages" and node["Actual Loops"]:
+            found[name] = found.get(name, 0) + node["Actual Loops"]
+    return found
+
+
 LEVELS = 2
 """Looks into the index for the one priority in use: its first row, and that there is no other."""
 
@@ -371,3 +381,52 @@ def test_what_is_executed_all_the_time_is_not_planned_anew_each_time(
     for custom, generic, statement in planned:
         # The server makes five before it compares.
         assert (custom, generic > 0) == (5, True), statement
+
+
+MANY_QUEUES = (
+    "INSERT INTO pgqrs_queues (queue_name) SELECT 'other/' || n FROM generate_series(1, 10000) n"
+)
+
+
+def look_values(connection: sa.Connection, count: int, *more: str) -> dict[str, Any]:
+    worker = "INSERT INTO pgqrs_workers (name, hostname) VALUES ('w', 'h') RETURNING id"
+    asked = [f"other/{number}" for number in range(1, 10_000, 10_000 // count)][:count]
+    return {"queues": [*asked, *more], "worker": connection.scalar(sa.text(worker))}
+
+
+@pytest.mark.parametrize("count", [1, 20, 200])
+def test_a_look_at_idle_queues_looks_once_into_each_index_for_each_of_them(
+    connection: sa.Connection, explained: Callable[..., dict[str, Any]], count: int
+) -> None:
+    connection.execute(sa.text(MANY_QUEUES))
+    statement = consume.look(Models())
+    plan = explained(connection, statement, look_values(connection, count))
+    assert probes(plan) == {"pgqrs_messages_order_idx": count, "pgqrs_messages_spent_idx": count}
+    assert scans(plan) == {"pgqrs_messages_order_idx": 0, "pgqrs_messages_spent_idx": 0}
+    plan = explained(connection, statement, look_values(connection, count, "mail"))
+    # Its one level of priority, that there is no other, and its first message.
+    assert probes(plan)["pgqrs_messages_order_idx"] == count + 1 + 2
+    assert scans(plan)["pgqrs_messages_order_idx"] == 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("analysed", [False, True])
+def test_a_look_does_not_read_a_million_messages_of_ten_thousand_other_queues(
+    engine: sa.Engine, explained: Callable[..., dict[str, Any]], analysed: bool
+) -> None:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sa.text("ALTER TABLE pgqrs_messages SET (autovacuum_enabled = off)"))
+        connection.execute(sa.text(MANY_QUEUES))
+        connection.execute(
+            sa.text(
+                "INSERT INTO pgqrs_messages (queue_id, payload)"
+                " SELECT id, '{}' FROM pgqrs_queues, generate_series(1, 103) WHERE id % 50 <> 1"
+            )
+        )
+        assert connection.scalar(sa.text("SELECT count(*) FROM pgqrs_messages")) > 1_000_000
+        if analysed:
+            connection.execute(sa.text("VACUUM ANALYZE pgqrs_messages"))
+        plan = explained(connection, consume.look(Models()), look_values(connection, 200))
+        looked = {"pgqrs_messages_order_idx": 200, "pgqrs_messages_spent_idx": 200}
+        assert probes(plan) == looked
+        assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 200 * 10

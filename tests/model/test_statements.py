@@ -270,27 +270,44 @@ def test_a_turn_archives_what_is_held_and_leases_what_comes_next(session: Sessio
 @pytest.mark.parametrize(
     ("named", "worker", "found"),
     [
-        (["mail"], scene.BUSY, True),
-        (["short", "mail"], scene.BUSY, True),
-        (["short"], scene.BUSY, False),
-        (["paused"], scene.BUSY, False),
-        (["mail"], scene.SUSPENDED, False),
-        (["mail"], scene.STOPPED, False),
-        (["mail"], 999, False),
-        (["no such queue"], scene.BUSY, False),
+        (["mail"], scene.BUSY, ["mail exhausted", "mail ready"]),
+        (
+            ["short", "mail", "other"],
+            scene.BUSY,
+            ["mail exhausted", "mail ready", "other exhausted", "other ready"],
+        ),
+        (["short"], scene.BUSY, []),
+        (["paused"], scene.BUSY, []),
+        (["mail"], scene.SUSPENDED, ["mail exhausted"]),
+        (["mail"], scene.STOPPED, ["mail exhausted"]),
+        (["mail"], 999, ["mail exhausted"]),
+        (["no such queue", "short"], scene.BUSY, ["no such queue missing"]),
     ],
 )
-def test_something_is_ready_if_this_worker_could_lease_it(
-    session: Session, named: list[str], worker: int, found: bool
+def test_a_look_finds_what_this_worker_could_lease_and_what_is_exhausted(
+    session: Session, named: list[str], worker: int, found: list[str]
 ) -> None:
     values = {"queues": named, "worker": worker}
-    assert session.scalar(consume.anything_ready(MODELS), values) is found
+    rows = session.execute(consume.look(MODELS), values)
+    assert sorted(f"{row.queue} {row.found}" for row in rows) == found
 
 
-def test_nothing_is_ready_in_a_queue_of_leases_and_exhausted_messages(session: Session) -> None:
+def test_nothing_is_ready_in_a_queue_of_leases_and_scheduled_messages(session: Session) -> None:
     session.execute(sa.delete(TABLES.message).where(TABLES.message.c.id == scene.ELSEWHERE))
     values = {"queues": ["other"], "worker": scene.BUSY}
-    assert session.scalar(consume.anything_ready(MODELS), values) is False
+    rows = session.execute(consume.look(MODELS), values).all()
+    assert [(row.queue, row.found) for row in rows] == [("other", "exhausted")]
+
+
+def test_a_look_finds_what_is_ready_behind_an_urgent_message_that_is_scheduled(
+    session: Session,
+) -> None:
+    behind = sa.insert(TABLES.message).values(queue_id=scene.SHORT, payload="1")
+    session.execute(behind.values(priority=-5, vt=sa.text("now() + interval '1 day'")))
+    values = {"queues": ["short"], "worker": scene.BUSY}
+    assert session.execute(consume.look(MODELS), values).all() == []
+    session.execute(behind.values(priority=3))
+    assert session.execute(consume.look(MODELS), values).all() == [("short", "ready")]
 
 
 def test_what_a_turn_without_a_reply_has_leased_is_handed_back_uncharged(session: Session) -> None:

@@ -267,7 +267,7 @@ def test_what_a_consumer_executes_only_in_trouble_needs_no_more_rights(
         service = QueueService(session)
         worker = service.workers.register("w", queues=["mail"])
         context = Context.of(None, None, worker.id, allow_autocommit=True)
-        assert consume.anything_ready(session, context, ["mail"])
+        assert consume.look(session, context, ["mail"]).ready == {"mail"}
         turn = consume.turn(session, context, [], "mail", 1, timedelta(minutes=1), None)
         again = consume.turn(session, context, turn.leased, "mail", 2, timedelta(minutes=1), 3)
         assert again.settled == {turn.leased[0].id}

@@ -1,0 +1,237 @@
+"""A loop that is closed, stopped or blocked costs nobody messages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from bench import PATIENCE, QUICK, Kit, until
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+
+from pgqrs_sa import AsyncConsumer, Delivery, EventLoopLost
+
+LONG = 600
+SHORT = 1.0
+
+
+@pytest.fixture
+def lonely(tasks: Any) -> Iterator[Any]:
+    """An AsyncConsumer whose handler never ends, on an engine that no loop has used."""
+    engine = create_async_engine(tasks._async_url)
+    consumer = AsyncConsumer(async_sessionmaker(engine), **QUICK)
+    consumer.begun = []
+    yield consumer
+    engine.sync_engine.dispose(close=False)
+
+
+def waits_for_ever(consumer: Any, **options: Any) -> None:
+    @consumer.on("mail", **options)
+    async def handler(delivery: Delivery) -> None:
+        consumer.begun.append(delivery.id)
+        await asyncio.Event().wait()
+
+
+async def started(consumer: Any) -> None:
+    """Start it, and wait until it works on as much as it may."""
+    await consumer.start()
+    end = time.monotonic() + PATIENCE
+    while len(consumer.begun) < QUICK["concurrency"]:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.005)
+
+
+def all_are_back(kit: Any) -> bool:
+    return not kit.held() and kit.workers()[0].status == "stopped"
+
+
+def nothing_was_charged(kit: Any) -> None:
+    for row in kit.live().values():
+        assert row.max_read_ct is None or row.max_read_ct - row.read_ct == 5
+
+
+def worked_off_by_another(kit: Any, ids: list[int]) -> None:
+    """A second consumer does all of it, with each message's first charged attempt."""
+    second = kit.consumer()
+    second.on("mail", session=False)(lambda _session, _delivery: None)
+    second.start()
+    until(lambda: kit.outcomes() == dict.fromkeys(ids, "archived"), "it works all off")
+    assert second.stop() == 0
+
+
+def run_and_return(consumer: Any) -> asyncio.AbstractEventLoop:
+    """As a web server does whose start fails after the consumer's."""
+    loop = None
+
+    async def main() -> None:
+        nonlocal loop
+        loop = asyncio.get_running_loop()
+        await started(consumer)
+
+    asyncio.run(main())
+    return loop
+
+
+def closed_without_a_word(consumer: Any) -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(started(consumer))
+    loop.close()
+    return loop
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("lose", [run_and_return, closed_without_a_word])
+def test_a_consumer_whose_loop_is_closed_gives_back_what_it_holds_and_ends(
+    tasks, lonely, caplog, lose
+):
+    ids = tasks.send(*range(20))
+    waits_for_ever(lonely, lease=LONG)
+    lose(lonely)
+    until(lambda: all_are_back(tasks), "everything is given back")
+    nothing_was_charged(tasks)
+    (error,) = [one.message for one in caplog.records if one.levelno == logging.ERROR]
+    assert "the event loop that calls the handlers is closed" in error
+    worked_off_by_another(tasks, ids)
+    with pytest.raises(EventLoopLost):
+        asyncio.run(lonely.stop())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_consumer_whose_loop_does_not_run_for_as_long_as_a_lease_ends(tasks, lonely, caplog):
+    ids = tasks.send(*range(20))
+    waits_for_ever(lonely, lease=SHORT)
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(started(lonely))
+        until(lambda: all_are_back(tasks), "everything is given back")
+        worked_off_by_another(tasks, ids)
+        assert "has not run for" in caplog.text
+        # It runs again: what the handlers did is not theirs any more, and a new start is possible.
+        loop.run_until_complete(lonely.start())
+        assert loop.run_until_complete(lonely.stop()) == 0
+    assert len(tasks.archive()) == 20
+
+
+def test_a_loop_that_runs_piece_by_piece_loses_no_message(tasks, lonely, caplog):
+    ids = tasks.send(*range(20))
+
+    @lonely.on("mail", lease=LONG)
+    async def handler(delivery: Delivery) -> None:
+        await asyncio.sleep(0.001)
+
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(lonely.start())
+        end = time.monotonic() + PATIENCE
+        while tasks.outcomes() != dict.fromkeys(ids, "archived"):
+            assert time.monotonic() < end
+            loop.run_until_complete(asyncio.sleep(0.02))
+            time.sleep(0.05)
+        assert loop.run_until_complete(lonely.stop()) == 0
+    assert [one for one in caplog.records if one.levelno == logging.ERROR] == []
+
+
+def test_a_blocked_loop_keeps_only_what_its_handler_has_begun_with(tasks, caplog):
+    ids = tasks.send(*range(12))
+    consumer = tasks.consumer(concurrency=4)
+    go, begun = threading.Event(), threading.Event()
+    done = []
+
+    @consumer.on("mail", lease=SHORT, session=False)
+    def handler(_session, delivery):
+        done.append(delivery.id)
+        begun.set()
+        assert go.wait(2 * PATIENCE)  # in the loop's thread: nothing else runs there
+
+    consumer.start()
+    assert begun.wait(10)
+    (blocking,) = done
+    others = [one for one in ids if one != blocking]
+    second = _second(tasks)
+    until(lambda: tasks.outcomes() == dict.fromkeys(others, "archived"), "a second does the rest")
+    assert tasks.held() == [blocking]  # renewed, as it has begun
+    assert "nothing is leased until it answers" in caplog.text
+    vt = tasks.live()[blocking].vt
+    until(lambda: tasks.live()[blocking].vt > vt, "the lease is renewed")
+    second.stop()
+    go.set()
+    until(lambda: len(tasks.archive()) == 12, "it is archived, by its first attempt")
+    assert tasks.archive()[blocking].read_ct == 1
+    (again,) = tasks.send("again")
+    until(lambda: again in done, "it leases again")
+    assert consumer.stop() == 0
+
+
+def _second(tasks: Any) -> Any:
+    """A consumer with a loop of its own."""
+    other = Kit(tasks._url, "threads", None)
+    driver = other.consumer()
+    driver.on("mail", session=False)(lambda _session, _delivery: None)
+    driver.start()
+
+    class Second:
+        def stop(self) -> None:
+            assert driver.stop() == 0
+            other.close()
+
+    return Second()
+
+
+def test_messages_that_wait_here_for_as_long_as_their_lease_are_given_back(threads):
+    ids = threads.send(*range(4))
+    consumer = threads.consumer()
+    go, begun = threading.Event(), threading.Event()
+
+    @consumer.on("mail", concurrency=1, prefetch=3, lease=SHORT, session=False)
+    def handler(_session, delivery):
+        begun.set()
+        assert go.wait(2 * PATIENCE)
+
+    consumer.start()
+    assert begun.wait(10)
+    until(lambda: threads.held() == ids, "all four are leased")
+    until(lambda: all(threads.live()[one].max_read_ct > 5 for one in ids[1:]), "they go back")
+    assert threads.live()[ids[0]].max_read_ct == 5
+    go.set()
+    until(lambda: len(threads.archive()) == 4, "all are archived")
+    assert consumer.stop() == 0
+
+
+def test_a_consumer_that_cannot_go_on_ends_by_itself_when_nobody_waits_for_it(kit):
+    consumer = kit.consumer().consumer
+
+    if kit.is_async:
+
+        @consumer.on("mail")
+        async def handle(delivery: Delivery) -> None:
+            """Never called."""
+
+    else:
+
+        @consumer.on("mail")
+        def handle(delivery: Delivery) -> None:
+            """Never called."""
+
+    kit.call(consumer.start)
+    kit.sql("DELETE FROM pgqrs_queues")
+    until(lambda: kit.workers()[0].status == "stopped", "its row says that it has ended")
+    with pytest.raises(LookupError):
+        kit.call(consumer.stop)
+
+
+def test_a_consumer_works_on_when_the_thread_that_has_started_it_ends(threads):
+    consumer = threads.consumer().consumer
+
+    @consumer.on("mail")
+    def handle(delivery: Delivery) -> None:
+        """Do no work."""
+
+    starter = threading.Thread(target=consumer.start)
+    starter.start()
+    starter.join(PATIENCE)
+    ids = threads.send(1, 2, 3)
+    until(lambda: threads.outcomes() == dict.fromkeys(ids, "archived"), "it works")
+    assert consumer.stop() == 0
