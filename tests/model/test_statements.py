@@ -767,7 +767,7 @@ def test_one_queue_is_read_changed_and_emptied(session: Session) -> None:
     assert (seen.changed, seen.columns("queues", OTHER)) == ({"queues": {OTHER}}, {"lease_seconds"})
     counted = session.execute(queues.holdings(MODELS), {"queue": "other"}).one()
     assert tuple(counted) == (3, 1)
-    seen = Seen(session, queues.purge(MODELS), {"queue": "other", "limit": None})
+    seen = Seen(session, queues.purge(MODELS), {"queue": "other", "limit": None, "up_to": None})
     assert seen.gone == {
         "messages": {scene.ELSEWHERE, scene.SUSPENDEDS, scene.SPENT_ELSEWHERE},
     }
