@@ -249,7 +249,7 @@ def test_what_is_leased_this_very_moment_is_not_cancelled(staged, way: str) -> N
 
 def test_a_purge_takes_others_in_the_place_of_what_was_purged_this_very_moment(staged) -> None:
     purge = queues.purge(MODELS)
-    values = {"queue": "mail", "limit": 2}
+    values = {"queue": "mail", "limit": 2, "up_to": None}
 
     def count(session: Session) -> Any:
         result: Any = session.execute(purge, values)
