@@ -200,6 +200,24 @@ def test_a_dequeue_reads_its_rows_from_the_order_index_and_finds_them_again_by_t
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < dead + 100 + 30 * limit
 
 
+def test_a_place_costs_no_page_and_a_level_that_has_nothing_five(connection: sa.Connection) -> None:
+    """As docs/explanation/performance.md has it."""
+    connection.execute(sa.text("VACUUM pgqrs_messages"))
+    oid = connection.exec_driver_sql("SELECT 'pgqrs_messages'::regclass::oid").scalar_one()
+    place = Place(datetime(2000, 1, 1, tzinfo=UTC), 0, 0, 0.0)
+    read = []
+    for places in (None, {0: place}, dict.fromkeys(range(-19, 1), place)):
+        cursor = None if places is None else Start(f"f{oid}", places).as_json()
+        statement = lease.dequeue(Models(), by_worker=False)
+        connection.exec_driver_sql("BEGIN")
+        plan = explain(connection, statement, dequeue_values(10, cursor=cursor))
+        connection.exec_driver_sql("ROLLBACK")
+        read.append(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+    beginning, one, twenty = read
+    assert one <= beginning + 2, read
+    assert twenty <= one + 19 * 5, read
+
+
 def newest(connection: sa.Connection, count: int) -> list[int]:
     ids = sa.text("SELECT id FROM pgqrs_messages ORDER BY id DESC LIMIT :count")
     return list(connection.scalars(ids, {"count": count}))

@@ -24,19 +24,6 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
         "What has another outcome is not 'archived'. It is the predicate of the partial index, said"
         " word for word so that the planner may use that."
     ),
-    (
-        "statements/lease",
-        "first",
-        "conjunct",
-        "message.c.queue_id == sa.select(origin.c.id).scalar_subquery()",
-    ): (
-        "It is about which levels to look into; what is leased there is chosen by the queue once"
-        " more. Without it the levels of other queues are looked into, in vain."
-    ),
-    ("statements/lease", "first", "conjunct", "states.has_attempts(message.c)"): (
-        "The same: without it a level is looked into, in vain, that has exhausted messages alone."
-        " It is the predicate of the partial index."
-    ),
     ("statements/parts", "among", "conjunct", "message.c.id == func.any(ids_of(rows))"): (
         "The join beside it says the same. It is there for the plan on tables whose statistics are"
         " wrong; PostgreSQL 18 does without it in every state that tests/db/test_plans.py has."

@@ -83,7 +83,7 @@ def test_who_calls_a_helper_is_known_by_its_name() -> None:
     assert "statements/consume.turn" in callers.of("statements/settle", "held")
     assert callers.of("statements/archive", "prune") == {"statements/archive.prune"}
     # A function inside another one is part of that.
-    assert "statements/lease.dequeue" in callers.of("statements/lease", "first")
+    assert "statements/enqueue.from_select" in callers.of("statements/enqueue", "given")
 
 
 def test_a_mutant_is_tried_by_those_who_call_it_the_quickest_first() -> None:
