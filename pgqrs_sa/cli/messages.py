@@ -10,7 +10,7 @@ import click
 from . import views
 from .app import App, Group, Work, pass_app
 from .confirm import confirmed
-from .failures import PROBLEMS, Failed
+from .failures import NOT_FOUND, PROBLEMS, Failed
 from .params import (
     DURATION,
     JSON,
@@ -31,6 +31,7 @@ STATES = ("ready", "scheduled", "leased", "exhausted")
 
 identified = given("id", "--id", type=click.IntRange(1), what="The message's id.")
 in_queue = given("queue", "--queue", "-q", what="The queue's name.")
+of_queue = click.option("--queue", "-q", help="Only if it is a message of this queue.")
 token_option = click.option(
     "--token", type=click.IntRange(1), help="The fencing token that `dequeue` printed: your lease."
 )
@@ -138,12 +139,14 @@ def list_(
 
 @message.command()
 @identified
+@of_queue
 @pass_app
-def get(app: App, id: int) -> None:
+def get(app: App, id: int, queue: str | None) -> None:
     """Show a live message."""
     from .queries import now  # noqa: PLC0415
 
     with app.begin() as work:
+        _check_queue(work, id, queue)
         row = views.message(work.service.messages.get(id), now(work.session))
     app.emit_one(row)
 
@@ -161,16 +164,18 @@ def count(app: App, queue: str, state: str | None) -> None:
 
 @message.command()
 @identified
+@of_queue
 @token_option
 @click.option("--reason", help="Kept with it.")
 @pass_app
-def archive(app: App, id: int, token: int | None, reason: str | None) -> None:
+def archive(app: App, id: int, queue: str | None, token: int | None, reason: str | None) -> None:
     """Settle a message and keep it in the archive.
 
     With --token: what you leased, as done. Without: one that nobody holds, as cancelled.
     """
     outcome = "cancelled" if token is None else "archived"
     with app.begin() as work:
+        _check_queue(work, id, queue)
         if token is None:
             work.service.messages.cancel(id, reason=reason)
         else:
@@ -182,16 +187,20 @@ def archive(app: App, id: int, token: int | None, reason: str | None) -> None:
 
 @message.command()
 @identified
+@of_queue
 @token_option
 @yes_option
 @dry_run_option
 @pass_app
-def delete(app: App, id: int, token: int | None, yes: bool, dry_run: bool) -> None:
+def delete(
+    app: App, id: int, queue: str | None, token: int | None, yes: bool, dry_run: bool
+) -> None:
     """Settle a message and keep nothing of it.
 
     With --token: what you leased. Without: one that nobody holds.
     """
     with app.begin() as work:
+        _check_queue(work, id, queue)
         info = work.service.messages.get(id)
     what = f"message, {id} of queue {info.queue!r} ({info.state})"
     if confirmed(app, "delete", 1, what, yes=yes, dry_run=dry_run):
@@ -224,6 +233,26 @@ def reschedule(app: App, id: int, delay: timedelta | None, at: datetime | None) 
     with app.begin() as work:
         receipt = work.service.messages.reschedule(id, delay=delay, at=at)
     app.emit_one(views.receipt(receipt))
+
+
+def _check_queue(work: Work, id: int, queue: str | None) -> None:
+    """Raise unless a live or settled message is of a queue. A message never changes its queue."""
+    from ..errors import MessageNotFound  # noqa: PLC0415
+    from .queries import Settled  # noqa: PLC0415
+
+    if queue is None:
+        return
+    work.service.queues.get(queue)
+    try:
+        found = work.service.messages.get(id).queue
+    except MessageNotFound:
+        past = work.service.archived.find(where=Settled(message=id).criteria(), limit=1)
+        if not past:
+            raise
+        found = past[0].queue
+    if found != queue:
+        hint = f"it is a message of queue {found!r}"
+        raise Failed(f"no message with id {id} in queue {queue!r}", hint=hint, code=NOT_FOUND)
 
 
 def _held(work: Work, id: int, token: int) -> Any:

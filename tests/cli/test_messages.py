@@ -281,3 +281,28 @@ def test_prune_follows_the_retention_unless_told(pgqrs, work):
     assert pgqrs.json("archive", "prune", "--yes")["count"] == 1
     assert pgqrs.json("archive", "prune", "--older-than", "1h", "--yes")["count"] == 0
     assert pgqrs.json("archive", "prune", "mail", "--older-than", "0", "--yes")["count"] == 1
+
+
+@pytest.mark.parametrize("command", [["get"], ["archive"], ["delete", "--yes"]])
+def test_a_message_is_named_by_queue_and_id(pgqrs, counts, command):
+    pgqrs("queue", "create", "other")
+    id_ = enqueue(pgqrs)
+
+    refused = pgqrs("message", *command, "--queue", "other", "--id", id_, code=3)
+    assert "in queue 'other'" in refused.stderr
+    assert "queue 'mail'" in refused.stderr
+    assert "no queue 'mial'" in pgqrs("message", *command, "-q", "mial", "--id", id_, code=3).stderr
+    assert counts("mail").live == 1
+
+    assert pgqrs.json("message", *command, "--queue", "mail", "--id", id_)["id"] == id_
+    assert counts("mail").live == (command == ["get"])
+
+
+def test_a_settled_message_of_another_queue_is_not_found(pgqrs):
+    pgqrs("queue", "create", "other")
+    id_ = enqueue(pgqrs)
+    (row,) = pgqrs.json("message", "dequeue", "mail")
+    settle = ["message", "archive", "--id", id_, "--token", row["fencing_token"], "--queue"]
+    pgqrs(*settle, "mail")
+    assert "in queue 'other'" in pgqrs(*settle, "other", code=3).stderr
+    assert "lease lost" in pgqrs(*settle, "mail", code=1).stderr
