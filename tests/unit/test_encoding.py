@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pydantic
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pgqrs_sa import JsonCodec, PayloadError
@@ -166,7 +166,9 @@ zones = st.none() | st.sampled_from(
 )
 moments = st.datetimes(timezones=zones)
 # Times that come twice, or not at all, are told apart below.
-usual = moments.filter(lambda one: one.fold == 0 and one == one.replace(fold=1))
+usual = moments.filter(
+    lambda moment: moment.fold == 0 and moment.utcoffset() == moment.replace(fold=1).utcoffset()
+)
 clocks = st.times().map(lambda one: one.replace(fold=0))
 aware = st.datetimes(timezones=st.just(dt.UTC))
 fields_of_leaf = {
@@ -274,6 +276,8 @@ def test_an_object_comes_back_equal_from_within_what_annotations_can_say(kind):
     @given(everything[kind], st.sampled_from(around))
     def check(value, wrapped):
         annotation, wrap = wrapped
+        # null is None where the annotation allows both.
+        assume(value is not Colour.NONE or annotation not in (kind | None, list[kind | None]))
         assert through(wrap(value), annotation) == wrap(value)
 
     check()
