@@ -402,7 +402,8 @@ def test_what_is_executed_all_the_time_is_not_planned_anew_each_time(
 
 
 MANY_QUEUES = (
-    "INSERT INTO pgqrs_queues (queue_name) SELECT 'other/' || n FROM generate_series(1, 10000) n"
+    "INSERT INTO pgqrs_queues (id, queue_name)"
+    " SELECT n + 1, 'other/' || n FROM generate_series(1, 10000) n"
 )
 
 
