@@ -530,10 +530,12 @@ def test_trying_settles_what_is_held_and_says_so(service, session, other, way):
 
 
 @each_way
-def test_an_empty_batch_and_a_repeated_delivery_are_refused(service, session, way):
+def test_a_repeated_delivery_and_what_is_none_are_refused(service, session, way):
     delivery = lease(service)
     before = rows(session)
-    for wrong in ([], [delivery, delivery], [delivery.id], delivery, [None]):
+    assert not SETTLE[way](service, [])  # of nothing, nothing is settled
+    assert TRY[way](service, []) == []
+    for wrong in ([delivery, delivery], [delivery.id], delivery, [None]):
         for settle in (SETTLE[way], TRY[way]):
             with pytest.raises(InvalidArgument):
                 settle(service, wrong)

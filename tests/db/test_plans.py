@@ -402,7 +402,8 @@ def test_what_is_executed_all_the_time_is_not_planned_anew_each_time(
 
 
 MANY_QUEUES = (
-    "INSERT INTO pgqrs_queues (queue_name) SELECT 'other/' || n FROM generate_series(1, 10000) n"
+    "INSERT INTO pgqrs_queues (id, queue_name)"
+    " SELECT n + 1, 'other/' || n FROM generate_series(1, 10000) n"
 )
 
 
@@ -438,7 +439,7 @@ def test_a_look_does_not_read_a_million_messages_of_ten_thousand_other_queues(
         connection.execute(
             sa.text(
                 "INSERT INTO pgqrs_messages (queue_id, payload)"
-                " SELECT id, '{}' FROM pgqrs_queues, generate_series(1, 103) WHERE id % 50 <> 1"
+                " SELECT id, '{}' FROM pgqrs_queues, generate_series(1, 103) WHERE id % 50 <> 2"
             )
         )
         assert connection.scalar(sa.text("SELECT count(*) FROM pgqrs_messages")) > 1_000_000

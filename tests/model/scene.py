@@ -87,7 +87,8 @@ def unanswered(worker: int, **changes: Any) -> dict[str, Any]:
     ``since`` and ``until`` are given as spans from now.
     """
     values: dict[str, Any] = {"worker_id": worker, "queue": "mail", "lease": timedelta(days=1)}
-    values |= {"since": timedelta(minutes=-5), "until": timedelta(minutes=5), "known": []} | changes
+    # Wide, as a test may run long after it was collected.
+    values |= {"since": timedelta(minutes=-50), "until": timedelta(hours=9), "known": []} | changes
     now = datetime.now(UTC)
     return values | {name: now + values[name] for name in ("since", "until")}
 
