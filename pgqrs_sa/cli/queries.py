@@ -15,7 +15,15 @@ from ..service import QueueService
 from ..states import now as clock
 from ..types import Delivery, MessageInfo
 
-__all__ = ["Settled", "count_old_workers", "delivery", "held_by", "live", "now"]
+__all__ = [
+    "Settled",
+    "count_old_workers",
+    "delivery",
+    "enqueued_between",
+    "held_by",
+    "live",
+    "now",
+]
 
 
 def now(session: Session) -> datetime:
@@ -33,6 +41,17 @@ def live(session: Session, queue: str) -> tuple[int, int]:
     )
     count, newest = session.execute(counted).one()
     return count, newest
+
+
+def enqueued_between(service: QueueService, queue: str) -> dict[str, datetime | None]:
+    """When the oldest message of a queue that nobody holds, and its newest, were enqueued."""
+    unheld = [sa.not_(Message.leased)]
+    oldest = service.messages.find(queue, where=unheld, limit=1, content=False)
+    newest = service.messages.find(queue, limit=1, newest_first=True, content=False)
+    return {
+        "oldest_pending_message": oldest[0].enqueued_at if oldest else None,
+        "newest_message": newest[0].enqueued_at if newest else None,
+    }
 
 
 def held_by(worker: int) -> list[sa.ColumnExpressionArgument[bool]]:

@@ -118,18 +118,24 @@ def metrics(app: App, name: str | None, exact: bool, every: timedelta | None) ->
 
     Each outcome is counted up to 10,000, and of more than 20 queues, up to 200,000 divided by
     their number. 10000+ means that there are at least as many.
+
+    json prints an object for a named queue, and a list without a name.
     """
 
     def produce() -> list[dict[str, Any]]:
+        from .queries import enqueued_between  # noqa: PLC0415 - SQLAlchemy takes a while
+
         with app.begin() as work:
             reading = work.service.messages
             if name is None:
-                counts = reading.all_metrics(exact=exact)
-            else:
-                counts = [reading.metrics(name, exact=exact)]
-        return [views.metrics(one) for one in counts]
+                return [views.metrics(counts) for counts in reading.all_metrics(exact=exact)]
+            counts = views.metrics(reading.metrics(name, exact=exact))
+            return [counts | enqueued_between(work.service, name)]
 
-    app.show(produce, views.METRICS, every)
+    if name is not None and every is None and app.output.format == "json":
+        app.emit_one(produce()[0])
+    else:
+        app.show(produce, views.METRICS, every)
 
 
 @queue.command()

@@ -93,6 +93,12 @@ def metrics(counts: QueueMetrics) -> dict[str, Any]:
         "oldest_ready_age_seconds": None if age is None else age.total_seconds(),
         "paused": counts.paused,
         "capped": sorted(counts.capped),
+        # pgqrs' names for the same: what nobody holds is pending.
+        "name": counts.queue,
+        "total_messages": counts.live,
+        "pending_messages": counts.live - counts.leased,
+        "locked_messages": counts.leased,
+        "archived_messages": (counts.archived + counts.dead + counts.cancelled + counts.discarded),
     }
 
 

@@ -23,7 +23,8 @@ OTHERS = {"doctor", "top", "schema", "demo", "completion"}
 RUN = {
     "queue create": ["queue", "create", "new"],
     "queue update": ["queue", "update", "mail", "--lease", "2m"],
-    "queue metrics": ["queue", "metrics", "mail"],
+    "queue metrics": ["queue", "metrics"],
+    "queue metrics NAME": ["queue", "metrics", "mail"],
     "queue purge": ["queue", "purge", "mail", "--yes"],
     "queue delete": ["queue", "delete", "mail", "--force", "--yes"],
     "message enqueue": ["message", "enqueue", "mail", "--payload", "1", "--delay", "1h30m"],
@@ -91,7 +92,7 @@ consumer.on("mail")(lambda payload: None)
 
 
 def test_every_command_is_documented():
-    described = {re.sub(" --.*", "", command) for command in documented()}
+    described = {re.sub(" (--|NAME).*", "", command) for command in documented()}
     assert described == set(commands(group))
 
 

@@ -107,7 +107,7 @@ def test_metrics_separate_the_states(pgqrs, work):
     enqueue(pgqrs, "--priority", -1)
     pgqrs("message", "dequeue", "mail")
     bury(work, "mail", "dead", priority=-2)
-    (row,) = pgqrs.json("queue", "metrics", "mail")
+    row = pgqrs.json("queue", "metrics", "mail")
     names = ("ready", "scheduled", "leased", "exhausted", "live", "dead", "cancelled")
     # bury() leases what was ready, too.
     assert {name: row[name] for name in names} == {
@@ -306,3 +306,37 @@ def test_a_settled_message_of_another_queue_is_not_found(pgqrs):
     pgqrs(*settle, "mail")
     assert "in queue 'other'" in pgqrs(*settle, "other", code=3).stderr
     assert "lease lost" in pgqrs(*settle, "mail", code=1).stderr
+
+
+def test_a_named_queue_has_the_metrics_of_pgqrs(pgqrs):
+    enqueue(pgqrs)
+    enqueue(pgqrs)
+    enqueue(pgqrs, "--delay", "1h")
+    (held,) = pgqrs.json("message", "dequeue", "mail")
+    rows = pgqrs.json("message", "list", "mail")
+    row = pgqrs.json("queue", "metrics", "mail")
+    expected = {
+        "name": "mail",
+        "total_messages": 3,
+        "pending_messages": 2,
+        "locked_messages": 1,
+        "archived_messages": 0,
+        "oldest_pending_message": next(r["enqueued_at"] for r in rows if r["id"] != held["id"]),
+        "newest_message": rows[-1]["enqueued_at"],
+    }
+    assert {key: row[key] for key in expected} == expected
+    pgqrs("message", "archive", held["id"], "--token", held["fencing_token"])
+    assert pgqrs.json("queue", "metrics", "mail")["archived_messages"] == 1
+
+
+def test_a_queue_without_messages_has_no_times(pgqrs):
+    row = pgqrs.json("queue", "metrics", "mail")
+    assert (row["oldest_pending_message"], row["newest_message"]) == (None, None)
+
+
+def test_health_prints_who_is_silent_whatever_the_exit_code(pgqrs, work):
+    worker = pgqrs.json("worker", "create", "w", "--queue", "mail")["id"]
+    ask = ["worker", "health", "--timeout", "0", "--format", "json"]
+    for result in (pgqrs(*ask, code=1), pgqrs(*ask, "--exit-zero")):
+        (row,) = json.loads(result.stdout)
+        assert (row["id"], row["healthy"]) == (worker, False)
