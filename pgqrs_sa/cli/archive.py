@@ -61,7 +61,7 @@ def listing(app: App, every: timedelta | None, settled: Settled, **page: Any) ->
             app.say(hint)
         return rows
 
-    app.show(produce, views.ARCHIVED, every)
+    app.show(produce, views.ARCHIVED, every, views.ARCHIVED_KEYS)
 
 
 @archive.command("list")

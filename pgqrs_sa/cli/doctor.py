@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["doctor", "examine"]
 
 _STYLES = {"error": "bold red", "warning": "yellow"}
+_KEYS = ("check", "severity", "subject", "problem", "mend")
 
 
 @click.command(cls=Command)
@@ -37,7 +38,7 @@ def doctor(app: App, only: tuple[str, ...], listed: bool) -> None:
         return
     findings = examine(app, only)
     if app.output.format != "table":
-        app.emit([asdict(finding) for finding in findings])
+        app.emit([asdict(finding) for finding in findings], keys=_KEYS)
     elif findings:
         _show(app, findings)
     if findings:

@@ -64,7 +64,7 @@ def listing(app: App, every: timedelta | None, **page: Any) -> None:
             app.say(hint)
         return rows
 
-    app.show(paged, views.MESSAGES, every)
+    app.show(paged, views.MESSAGES, every, views.MESSAGE_KEYS)
 
 
 @message.command()
@@ -113,7 +113,8 @@ def dequeue(app: App, queue: str, limit: int, lease: timedelta | None, worker: i
         leased = work.service.dequeue(queue, limit, lease=lease, worker=worker)
     if not leased:
         app.say(f"nothing is visible in queue {queue!r}")
-    app.emit([views.delivery(one) for one in leased], views.DELIVERIES)
+    rows = [views.delivery(one) for one in leased]
+    app.emit(rows, views.DELIVERIES, views.DELIVERY_KEYS)
     if leased:
         one = leased[0]
         app.say(f"when done: pgqrs message archive {one.id} --token {one.fencing_token}")

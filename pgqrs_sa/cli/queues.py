@@ -72,7 +72,7 @@ def list_(app: App, every: timedelta | None) -> None:
         with app.begin() as work:
             return [views.queue(one) for one in work.service.queues.list()]
 
-    app.show(produce, views.QUEUES, every)
+    app.show(produce, views.QUEUES, every, views.QUEUE_KEYS)
 
 
 @queue.command()
@@ -135,7 +135,7 @@ def metrics(app: App, name: str | None, exact: bool, every: timedelta | None) ->
     if name is not None and every is None and app.output.format == "json":
         app.emit_one(produce()[0])
     else:
-        app.show(produce, views.METRICS, every)
+        app.show(produce, views.METRICS, every, views.METRICS_KEYS)
 
 
 @queue.command()
@@ -244,4 +244,4 @@ def archive_dlq(app: App, name: str | None, chunk: int, dry_run: bool) -> None:
         if not dry_run:
             buried = in_chunks(f"burying {one.queue}", buried, step, chunk)
         rows.append(views.done("archive-dlq", buried, queue=one.queue, dry_run=dry_run))
-    app.emit(rows)
+    app.emit(rows, keys=views.DONE_KEYS)

@@ -82,7 +82,7 @@ def list_(
             app.say(hint)
         return rows
 
-    app.show(produce, views.WORKERS, every)
+    app.show(produce, views.WORKERS, every, views.WORKER_KEYS)
 
 
 @worker.command()
@@ -177,7 +177,9 @@ def health(
             return views.health_by_queue(found)
         return [views.health(one) for one in found]
 
-    app.show(produce, None if group_by_queue else views.HEALTH, every)
+    columns = None if group_by_queue else views.HEALTH
+    keys = views.HEALTH_BY_QUEUE_KEYS if group_by_queue else views.HEALTH_KEYS
+    app.show(produce, columns, every, keys)
     if silent and not exit_zero:
         listed = ", ".join(map(str, silent))
         raise Failed(f"silent for too long: worker {listed}", hint="pgqrs admin reclaim")

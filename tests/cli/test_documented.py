@@ -183,3 +183,31 @@ def test_two_spellings_that_contradict_each_other_are_refused(pgqrs):
 def test_the_old_names_of_worker_commands_work(pgqrs, world):
     assert pgqrs.json("worker", "release-messages", world["worker"])["count"] == 1
     assert pgqrs.json("worker", "shutdown", "--id", world["worker"])["status"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("command", "args"),
+    [
+        ("queue list", ""),
+        ("queue metrics", ""),
+        ("queue archive-dlq", ""),
+        ("queue messages", "mail"),
+        ("message dequeue", "mail"),
+        ("message list", ""),
+        ("worker list", ""),
+        ("worker health", ""),
+        ("worker health --group-by-queue", ""),
+        ("archive list", ""),
+        ("dead list", ""),
+    ],
+)
+def test_csv_without_rows_has_the_documented_header(pgqrs, command, args):
+    if args:
+        pgqrs("queue", "create", args)
+    shown = pgqrs(*command.split(), *args.split(), "--format", "csv").stdout
+    assert shown == ",".join(documented()[command][1]) + "\n"
+
+
+def test_csv_without_findings_has_the_documented_header(pgqrs):
+    shown = pgqrs("doctor", "--only", "orphans", "--format", "csv").stdout
+    assert shown == "check,severity,subject,problem,mend\n"
