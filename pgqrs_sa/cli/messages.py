@@ -158,9 +158,12 @@ def get(app: App, id: int, queue: str | None) -> None:
 @pass_app
 def count(app: App, queue: str, state: str | None) -> None:
     """Count the live messages of a queue."""
+    from .queries import count_live  # noqa: PLC0415 - SQLAlchemy takes a while
+
     with app.begin() as work:
-        counts = work.service.messages.metrics(queue)
-    app.emit_one({"queue": queue, "state": state, "count": getattr(counts, state or "live")})
+        work.service.queues.get(queue)
+        count = count_live(work.session, queue, state)
+    app.emit_one({"queue": queue, "state": state, "count": count})
 
 
 @message.command()

@@ -17,6 +17,7 @@ from ..types import Delivery, MessageInfo
 
 __all__ = [
     "Settled",
+    "count_live",
     "count_old_workers",
     "delivery",
     "enqueued_between",
@@ -52,6 +53,18 @@ def enqueued_between(service: QueueService, queue: str) -> dict[str, datetime | 
         "oldest_pending_message": oldest[0].enqueued_at if oldest else None,
         "newest_message": newest[0].enqueued_at if newest else None,
     }
+
+
+def count_live(session: Session, queue: str, state: str | None) -> int:
+    """How many live messages of a queue are in a state, or in any.
+
+    Reads nothing of the archive, which a consumer's role may not.
+    """
+    found = sa.select(sa.func.count()).select_from(Message)
+    found = found.join(Queue, Queue.id == Message.queue_id).where(Queue.queue_name == queue)
+    if state is not None:
+        found = found.where(getattr(Message, state))
+    return session.scalars(found).one()
 
 
 def held_by(worker: int) -> list[sa.ColumnExpressionArgument[bool]]:

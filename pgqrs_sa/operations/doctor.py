@@ -196,7 +196,7 @@ def retention(visit: Visit) -> Iterator[Finding]:
     for row in visit.rows(health.kept_for_ever(visit.context.models)):
         keep = queue.update().where(queue.c.id == row.id).values(retention_seconds=_A_YEAR)
         problem = (
-            f"the archive has about {archive_table.estimate} rows and grows: this queue has no retention, "
+            f"the archive has about {archive_table.estimate} rows: this queue has no retention, "
             "so that its settled messages are never deleted; this keeps them for a year"
         )
         yield Finding("retention", "warning", row.queue, problem, visit.sql(keep))
