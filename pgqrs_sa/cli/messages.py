@@ -16,6 +16,7 @@ from .params import (
     JSON,
     MOMENT,
     after_option,
+    attempts_option,
     content_option,
     dry_run_option,
     given,
@@ -75,7 +76,7 @@ def listing(app: App, every: timedelta | None, **page: Any) -> None:
 @click.option("--priority", type=int, default=0, help="Lower goes first.")
 @click.option("--headers", type=JSON, help="A JSON object beside the payload.")
 @click.option("--key", help="Only one live message has it.")
-@click.option("--max-read-ct", type=click.IntRange(1), help="Attempts before it is dead.")
+@attempts_option
 @worker_option
 @pass_app
 def enqueue(

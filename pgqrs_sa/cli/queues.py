@@ -15,6 +15,7 @@ from .messages import listing
 from .params import (
     DURATION,
     after_option,
+    attempts_option,
     chunk_option,
     dry_run_option,
     exact_option,
@@ -38,7 +39,7 @@ def _settings(function: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in (
         click.option("--max-payload-bytes", type=click.IntRange(1), help="The largest payload."),
         click.option("--retention", type=DURATION, help="How long settled messages are kept."),
-        click.option("--max-read-ct", type=click.IntRange(1), help="Attempts before it is dead."),
+        attempts_option,
         click.option("--lease", type=DURATION, help="How long a lease lasts."),
     ):
         function = decorate(function)

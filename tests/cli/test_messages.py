@@ -340,3 +340,18 @@ def test_health_prints_who_is_silent_whatever_the_exit_code(pgqrs, work):
     for result in (pgqrs(*ask, code=1), pgqrs(*ask, "--exit-zero")):
         (row,) = json.loads(result.stdout)
         assert (row["id"], row["healthy"]) == (worker, False)
+
+
+@pytest.mark.parametrize("option", ["--attempts", "--max-read-ct"])
+def test_attempts_have_one_name_and_that_of_pgqrs(pgqrs, option):
+    pgqrs("queue", "create", "other", option, 3)
+    assert pgqrs.json("queue", "get", "other")["max_read_ct"] == 3
+    pgqrs("queue", "update", "other", option, 4)
+    assert pgqrs.json("queue", "get", "other")["max_read_ct"] == 4
+    assert pgqrs.json("message", "get", enqueue(pgqrs, option, 2))["max_read_ct"] == 2
+
+
+def test_the_commands_that_check_say_when_to_use_which(nowhere):
+    assert "`schema check`" in nowhere("verify", "--help").stdout
+    assert "`verify`" in nowhere("schema", "check", "--help").stdout
+    assert "`schema check`" in nowhere("doctor", "--help").stdout
