@@ -33,7 +33,7 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
         "_lease",
         "boundary",
         "levels.c.level > _BEFORE_ALL -> levels.c.level >= _BEFORE_ALL",
-    ): "No message can have the level at which the search for levels begins: it is not looked into.",
+    ): "No message can have the level at which the search for levels begins.",
     ("statements/lease", "_lease", "join", "any_level"): (
         "The same. It saves one look into the index for each dequeue."
     ),
