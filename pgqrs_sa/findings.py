@@ -39,6 +39,8 @@ class Limits:
         transaction_age: How long a transaction may hold back vacuum; prepared ones, too.
         slot_age: How many transactions a replication slot that nobody reads may hold back.
         dead_rows: Dead rows of a table that vacuum has not been at for ``vacuum_age``.
+        archived_rows: Rows of the archive, as PostgreSQL estimates them, while there are queues
+            without a retention.
         vacuum_age: Since the last vacuum of a table that has so many dead rows.
         lease_ahead: How far in the future a lease may end whose worker is stopped or gone.
         exhausted_age: How long a message without attempts may lie about.
@@ -54,6 +56,7 @@ class Limits:
     transaction_age: timedelta = timedelta(minutes=5)
     slot_age: int = 100_000
     dead_rows: int = 10_000
+    archived_rows: int = 1_000_000
     vacuum_age: timedelta = timedelta(minutes=10)
     lease_ahead: timedelta = timedelta(minutes=5)
     exhausted_age: timedelta = timedelta(minutes=10)

@@ -5,9 +5,11 @@ and what those read, insert, update and delete is read off them, column by colum
 that changes takes its grants along, and so do the columns that a host has added.
 
 ==============  =================================================================================
-``producer``    enqueues, in every way, ``session.add`` included; sees no payload, not even its own
+``producer``    enqueues, in every way, ``session.add`` included; sees no payload, not even its own,
+                but the keys of all live messages
 ``consumer``    leases and settles, buries, prunes nothing; is registered and reclaims; it cannot
-                enqueue, change payloads or queues, nor read what is archived
+                enqueue, change payloads or queues, nor read what is archived; it can delete any
+                live message, and stop any worker
 ``dashboard``   counts, and lists by ``find(content=False)``: no payloads, headers, keys or errors;
                 also for the doctor, together with ``pg_read_all_stats``
 ``operator``    everything that the service offers, and no DDL

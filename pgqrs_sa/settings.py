@@ -170,6 +170,7 @@ def database_url(dsn: str, driver: str = "psycopg") -> sa.URL:
         InvalidArgument: it is no PostgreSQL URL. The text is not repeated, since it may hold a
             password.
     """
+    _check_encoding("the DSN", dsn)
     try:
         url = sa.make_url(dsn)
     except (ArgumentError, ValueError):  # a port that is no number is a ValueError
@@ -185,7 +186,20 @@ def database_url(dsn: str, driver: str = "psycopg") -> sa.URL:
     return url.set(drivername=f"postgresql+{named or driver}")
 
 
+def _check_encoding(what: str, text: str) -> None:
+    """Refuse text that holds bytes which the operating system could not decode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        # Without the text, which may hold a password.
+        raise InvalidArgument(
+            f"{what} is not valid UTF-8: character {error.start + 1} cannot be read; "
+            "in a DSN, write it as %XX"
+        ) from None
+
+
 def _check_schema(name: str) -> None:
+    _check_encoding("the name of the schema", name)
     if not name or "\0" in name:
         raise InvalidArgument(f"schema={name!r} is not the name of a schema")
     # PostgreSQL would cut it, and two names that differ only behind the cut would be one schema.

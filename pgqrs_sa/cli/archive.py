@@ -61,7 +61,7 @@ def listing(app: App, every: timedelta | None, settled: Settled, **page: Any) ->
             app.say(hint)
         return rows
 
-    app.show(produce, views.ARCHIVED, every)
+    app.show(produce, views.ARCHIVED, every, views.ARCHIVED_KEYS)
 
 
 @archive.command("list")
@@ -123,7 +123,7 @@ def get(app: App, id: int) -> None:
 @ids_argument
 @ids_option
 @click.option("--delay", type=DURATION, default="0", help="Visible after so long.")
-@click.option("--attempts", type=click.IntRange(1), help="How many more it gets.")
+@click.option("--attempts", type=click.IntRange(1), help="How many more attempts it gets.")
 @pass_app
 def requeue(
     app: App, ids: tuple[int, ...], more: tuple[int, ...], delay: timedelta, attempts: int | None

@@ -149,9 +149,14 @@ class App:
                 code=CANNOT_CONNECT,
             ) from error
 
-    def emit(self, rows: Sequence[output.Row], columns: output.Columns = None) -> None:
-        """Write a list to stdout, or to ``--out``."""
-        self.output.emit(rows, columns)
+    def emit(
+        self,
+        rows: Sequence[output.Row],
+        columns: output.Columns = None,
+        keys: Sequence[str] = (),
+    ) -> None:
+        """Write a list to stdout, or to ``--out``; ``keys`` are those that its rows have."""
+        self.output.emit(rows, columns, keys)
 
     def emit_one(self, row: output.Row, columns: output.Columns = None) -> None:
         """Write one thing to stdout, or to ``--out``."""
@@ -162,12 +167,13 @@ class App:
         produce: Callable[[], Sequence[output.Row]],
         columns: output.Columns = None,
         every: timedelta | None = None,
+        keys: Sequence[str] = (),
     ) -> None:
         """Write a list, and again every so often if that is asked for, until interrupted."""
         if every is None:
-            self.emit(produce(), columns)
+            self.emit(produce(), columns, keys)
         else:
-            self.output.watch(produce, columns, every)
+            self.output.watch(produce, columns, every, keys)
 
     def say(self, text: str) -> None:
         """Say something to the person at the terminal."""

@@ -68,7 +68,7 @@ def list_(app: App, queue: str | None, every: timedelta | None, **page: Any) -> 
 @in_queue
 @everything
 @click.option("--delay", type=DURATION, default="0", help="Visible after so long.")
-@click.option("--attempts", type=click.IntRange(1), help="How many more each gets.")
+@click.option("--attempts", type=click.IntRange(1), help="How many more attempts each gets.")
 @chunk_option
 @yes_option
 @dry_run_option

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["doctor", "examine"]
 
 _STYLES = {"error": "bold red", "warning": "yellow"}
+_KEYS = ("check", "severity", "subject", "problem", "mend")
 
 
 @click.command(cls=Command)
@@ -31,13 +32,16 @@ def doctor(app: App, only: tuple[str, ...], listed: bool) -> None:
     Ends with 1 when there is a finding, and with 0 when there is none. Nothing is changed. Each
     finding has the keys check, severity (error or warning), subject, problem and mend; the mend
     is SQL, a statement a line, or a command.
+
+    Use this when something is wrong, or from a monitor. For the tables alone there are
+    `schema check`, which compares everything, and `verify`, which is quick.
     """
     if listed:
         _list_checks(app)
         return
     findings = examine(app, only)
     if app.output.format != "table":
-        app.emit([asdict(finding) for finding in findings])
+        app.emit([asdict(finding) for finding in findings], keys=_KEYS)
     elif findings:
         _show(app, findings)
     if findings:

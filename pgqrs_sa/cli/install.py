@@ -80,7 +80,12 @@ def uninstall(app: App, yes: bool, dry_run: bool) -> None:
 @click.command(cls=Command)
 @pass_app
 def verify(app: App) -> None:
-    """Check that the tables are there, complete, and free of orphans; exit 1 if not."""
+    """Check that the tables are there, complete, and free of orphans; exit 1 if not.
+
+    Use this after `install` or a restore. `schema check` also compares each column, index and
+    constraint, for a deployment. `doctor` makes these checks and looks at the server, the queues
+    and the workers. `admin verify` is another name for `verify`.
+    """
     rows = list(_checks(app))
     app.emit(rows, CHECKS)
     if bad := [row["check"] for row in rows if not row["ok"]]:

@@ -16,6 +16,7 @@ from .params import (
     JSON,
     MOMENT,
     after_option,
+    attempts_option,
     content_option,
     dry_run_option,
     given,
@@ -64,7 +65,7 @@ def listing(app: App, every: timedelta | None, **page: Any) -> None:
             app.say(hint)
         return rows
 
-    app.show(paged, views.MESSAGES, every)
+    app.show(paged, views.MESSAGES, every, views.MESSAGE_KEYS)
 
 
 @message.command()
@@ -75,7 +76,7 @@ def listing(app: App, every: timedelta | None, **page: Any) -> None:
 @click.option("--priority", type=int, default=0, help="Lower goes first.")
 @click.option("--headers", type=JSON, help="A JSON object beside the payload.")
 @click.option("--key", help="Only one live message has it.")
-@click.option("--max-read-ct", type=click.IntRange(1), help="Attempts before it is dead.")
+@attempts_option
 @worker_option
 @pass_app
 def enqueue(
@@ -113,7 +114,8 @@ def dequeue(app: App, queue: str, limit: int, lease: timedelta | None, worker: i
         leased = work.service.dequeue(queue, limit, lease=lease, worker=worker)
     if not leased:
         app.say(f"nothing is visible in queue {queue!r}")
-    app.emit([views.delivery(one) for one in leased], views.DELIVERIES)
+    rows = [views.delivery(one) for one in leased]
+    app.emit(rows, views.DELIVERIES, views.DELIVERY_KEYS)
     if leased:
         one = leased[0]
         app.say(f"when done: pgqrs message archive {one.id} --token {one.fencing_token}")
@@ -157,9 +159,12 @@ def get(app: App, id: int, queue: str | None) -> None:
 @pass_app
 def count(app: App, queue: str, state: str | None) -> None:
     """Count the live messages of a queue."""
+    from .queries import count_live  # noqa: PLC0415 - SQLAlchemy takes a while
+
     with app.begin() as work:
-        counts = work.service.messages.metrics(queue)
-    app.emit_one({"queue": queue, "state": state, "count": getattr(counts, state or "live")})
+        work.service.queues.get(queue)
+        count = count_live(work.session, queue, state)
+    app.emit_one({"queue": queue, "state": state, "count": count})
 
 
 @message.command()

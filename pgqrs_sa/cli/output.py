@@ -195,8 +195,8 @@ class Output:
         if self._file is not None:
             self._file.close()
 
-    def emit(self, rows: Sequence[Row], columns: Columns = None) -> None:
-        """Write a list."""
+    def emit(self, rows: Sequence[Row], columns: Columns = None, keys: Sequence[str] = ()) -> None:
+        """Write a list. ``keys`` are the header of csv where there are no rows to take it from."""
         if self.format == "table":
             self._print(rows, columns)
         elif self.format == "json":
@@ -205,7 +205,7 @@ class Output:
             for row in rows:
                 self._line(_json(row))
         else:
-            self._csv(rows)
+            self._csv(rows, keys)
         self.file.flush()
 
     def emit_one(self, row: Row, columns: Columns = None) -> None:
@@ -244,12 +244,16 @@ class Output:
         return made
 
     def watch(
-        self, produce: Callable[[], Sequence[Row]], columns: Columns, every: timedelta
+        self,
+        produce: Callable[[], Sequence[Row]],
+        columns: Columns,
+        every: timedelta,
+        keys: Sequence[str] = (),
     ) -> None:
         """Write a list again and again, until interrupted."""
         if self.format != "table" or not self.file.isatty():
             while True:
-                self.emit(produce(), columns)
+                self.emit(produce(), columns, keys)
                 time.sleep(every.total_seconds())
         from rich.live import Live  # noqa: PLC0415
 
@@ -273,11 +277,12 @@ class Output:
         self._line("\n".join(lines))
         self.file.flush()
 
-    def _csv(self, rows: Sequence[Row]) -> None:
-        if not rows:
+    def _csv(self, rows: Sequence[Row], keys: Sequence[str]) -> None:
+        header = list(rows[0]) if rows else keys
+        if not header:
             return
         writer = csv.writer(self.file, lineterminator="\n")
-        writer.writerow(rows[0])
+        writer.writerow(header)
         for row in rows:
             writer.writerow([_csv_cell(plain(value)) for value in row.values()])
 

@@ -18,6 +18,7 @@ __all__ = [
     "JSON",
     "MOMENT",
     "after_option",
+    "attempts_option",
     "chunk_option",
     "dry_run_option",
     "given",
@@ -142,6 +143,13 @@ content_option = click.option(
     "--content/--no-content",
     default=True,
     help="With payload, headers, key and error, which a role may not be allowed to read.",
+)
+attempts_option = click.option(
+    "--attempts",
+    "--max-read-ct",
+    "max_read_ct",
+    type=click.IntRange(1),
+    help="How many attempts a message gets before it is a dead letter.",
 )
 chunk_option = click.option(
     "--chunk",

@@ -15,7 +15,16 @@ from ..service import QueueService
 from ..states import now as clock
 from ..types import Delivery, MessageInfo
 
-__all__ = ["Settled", "count_old_workers", "delivery", "held_by", "live", "now"]
+__all__ = [
+    "Settled",
+    "count_live",
+    "count_old_workers",
+    "delivery",
+    "enqueued_between",
+    "held_by",
+    "live",
+    "now",
+]
 
 
 def now(session: Session) -> datetime:
@@ -33,6 +42,29 @@ def live(session: Session, queue: str) -> tuple[int, int]:
     )
     count, newest = session.execute(counted).one()
     return count, newest
+
+
+def enqueued_between(service: QueueService, queue: str) -> dict[str, datetime | None]:
+    """When the oldest message of a queue that nobody holds, and its newest, were enqueued."""
+    unheld = [sa.not_(Message.leased)]
+    oldest = service.messages.find(queue, where=unheld, limit=1, content=False)
+    newest = service.messages.find(queue, limit=1, newest_first=True, content=False)
+    return {
+        "oldest_pending_message": oldest[0].enqueued_at if oldest else None,
+        "newest_message": newest[0].enqueued_at if newest else None,
+    }
+
+
+def count_live(session: Session, queue: str, state: str | None) -> int:
+    """How many live messages of a queue are in a state, or in any.
+
+    Reads nothing of the archive, which a consumer's role may not.
+    """
+    found = sa.select(sa.func.count()).select_from(Message)
+    found = found.join(Queue, Queue.id == Message.queue_id).where(Queue.queue_name == queue)
+    if state is not None:
+        found = found.where(getattr(Message, state))
+    return session.scalars(found).one()
 
 
 def held_by(worker: int) -> list[sa.ColumnExpressionArgument[bool]]:

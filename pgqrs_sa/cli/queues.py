@@ -15,6 +15,7 @@ from .messages import listing
 from .params import (
     DURATION,
     after_option,
+    attempts_option,
     chunk_option,
     dry_run_option,
     exact_option,
@@ -38,7 +39,7 @@ def _settings(function: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in (
         click.option("--max-payload-bytes", type=click.IntRange(1), help="The largest payload."),
         click.option("--retention", type=DURATION, help="How long settled messages are kept."),
-        click.option("--max-read-ct", type=click.IntRange(1), help="Attempts before it is dead."),
+        attempts_option,
         click.option("--lease", type=DURATION, help="How long a lease lasts."),
     ):
         function = decorate(function)
@@ -72,7 +73,7 @@ def list_(app: App, every: timedelta | None) -> None:
         with app.begin() as work:
             return [views.queue(one) for one in work.service.queues.list()]
 
-    app.show(produce, views.QUEUES, every)
+    app.show(produce, views.QUEUES, every, views.QUEUE_KEYS)
 
 
 @queue.command()
@@ -118,18 +119,24 @@ def metrics(app: App, name: str | None, exact: bool, every: timedelta | None) ->
 
     Each outcome is counted up to 10,000, and of more than 20 queues, up to 200,000 divided by
     their number. 10000+ means that there are at least as many.
+
+    json prints an object for a named queue, and a list without a name.
     """
 
     def produce() -> list[dict[str, Any]]:
+        from .queries import enqueued_between  # noqa: PLC0415 - SQLAlchemy takes a while
+
         with app.begin() as work:
             reading = work.service.messages
             if name is None:
-                counts = reading.all_metrics(exact=exact)
-            else:
-                counts = [reading.metrics(name, exact=exact)]
-        return [views.metrics(one) for one in counts]
+                return [views.metrics(counts) for counts in reading.all_metrics(exact=exact)]
+            counts = views.metrics(reading.metrics(name, exact=exact))
+            return [counts | enqueued_between(work.service, name)]
 
-    app.show(produce, views.METRICS, every)
+    if name is not None and every is None and app.output.format == "json":
+        app.emit_one(produce()[0])
+    else:
+        app.show(produce, views.METRICS, every, views.METRICS_KEYS)
 
 
 @queue.command()
@@ -238,4 +245,4 @@ def archive_dlq(app: App, name: str | None, chunk: int, dry_run: bool) -> None:
         if not dry_run:
             buried = in_chunks(f"burying {one.queue}", buried, step, chunk)
         rows.append(views.done("archive-dlq", buried, queue=one.queue, dry_run=dry_run))
-    app.emit(rows)
+    app.emit(rows, keys=views.DONE_KEYS)

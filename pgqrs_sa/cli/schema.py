@@ -81,7 +81,9 @@ def _schema_of(app: App) -> str | None:
 def check(app: App) -> None:
     """Check that the tables are there, of the version needed, and not changed since.
 
-    Ends with 1 when they are not, and prints the command or the SQL that mends it.
+    Ends with 1 when they are not, and prints the command or the SQL that mends it. Use this in a
+    deployment, before the application starts: it is `doctor` for the tables alone. `verify` is a
+    quicker check for complete tables and orphans.
     """
     from .doctor import examine  # noqa: PLC0415
 

@@ -35,6 +35,88 @@ _MESSAGE = (
 )
 
 
+QUEUE_KEYS = (
+    "id",
+    "name",
+    "created_at",
+    "lease_seconds",
+    "max_read_ct",
+    "retention_seconds",
+    "max_payload_bytes",
+    "paused_at",
+)
+METRICS_KEYS = (
+    "queue",
+    "ready",
+    "scheduled",
+    "leased",
+    "exhausted",
+    "live",
+    "archived",
+    "dead",
+    "cancelled",
+    "discarded",
+    "oldest_ready_age_seconds",
+    "paused",
+    "capped",
+    "name",
+    "total_messages",
+    "pending_messages",
+    "locked_messages",
+    "archived_messages",
+)
+MESSAGE_KEYS = (
+    "id",
+    "queue",
+    "state",
+    "visible_in_seconds",
+    "payload",
+    *_MESSAGE,
+    "producer_id",
+    "dequeued_at",
+)
+DELIVERY_KEYS = ("id", "queue", "fencing_token", "payload", *_MESSAGE)
+ARCHIVED_KEYS = (
+    "id",
+    "original_msg_id",
+    "queue",
+    "outcome",
+    "reason",
+    "archived_at",
+    "payload",
+    *_MESSAGE,
+    "producer_id",
+    "dequeued_at",
+)
+WORKER_KEYS = (
+    "id",
+    "name",
+    "hostname",
+    "pid",
+    "port",
+    "version",
+    "queues",
+    "status",
+    "started_at",
+    "heartbeat_at",
+    "shutdown_at",
+)
+HEALTH_KEYS = (
+    "id",
+    "name",
+    "hostname",
+    "status",
+    "queues",
+    "heartbeat_at",
+    "silent_for_seconds",
+    "healthy",
+    "leases",
+)
+HEALTH_BY_QUEUE_KEYS = ("queue", "workers", "healthy", "silent", "leases")
+DONE_KEYS = ("action", "queue", "count", "dry_run")
+"""What the rows of each list have: the header of csv where there are none."""
+
+
 def _countdown(row: Row) -> str:
     if row["state"] in ("ready", "exhausted"):
         return "now"
@@ -93,6 +175,12 @@ def metrics(counts: QueueMetrics) -> dict[str, Any]:
         "oldest_ready_age_seconds": None if age is None else age.total_seconds(),
         "paused": counts.paused,
         "capped": sorted(counts.capped),
+        # pgqrs' names for the same: what nobody holds is pending.
+        "name": counts.queue,
+        "total_messages": counts.live,
+        "pending_messages": counts.live - counts.leased,
+        "locked_messages": counts.leased,
+        "archived_messages": (counts.archived + counts.dead + counts.cancelled + counts.discarded),
     }
 
 

@@ -82,7 +82,7 @@ def list_(
             app.say(hint)
         return rows
 
-    app.show(produce, views.WORKERS, every)
+    app.show(produce, views.WORKERS, every, views.WORKER_KEYS)
 
 
 @worker.command()
@@ -148,12 +148,21 @@ worker.alias("shutdown", "stop")
     help="Silence up to which one is healthy.",
 )
 @click.option("--group-by-queue", is_flag=True, help="Count them by queue.")
+@click.option("--exit-zero", is_flag=True, help="End with 0 also when a worker is silent.")
 @watch_option
 @pass_app
 def health(
-    app: App, queue: str | None, timeout: timedelta, group_by_queue: bool, every: timedelta | None
+    app: App,
+    queue: str | None,
+    timeout: timedelta,
+    group_by_queue: bool,
+    exit_zero: bool,
+    every: timedelta | None,
 ) -> None:
-    """Say which workers have been heard of lately; exit 1 when one has not."""
+    """Say which workers have sent a heartbeat lately.
+
+    The data is printed in any case. Exit 1 when a worker is silent, unless --exit-zero.
+    """
     silent: list[int] = []
 
     def produce() -> list[dict[str, Any]]:
@@ -168,8 +177,10 @@ def health(
             return views.health_by_queue(found)
         return [views.health(one) for one in found]
 
-    app.show(produce, None if group_by_queue else views.HEALTH, every)
-    if silent:
+    columns = None if group_by_queue else views.HEALTH
+    keys = views.HEALTH_BY_QUEUE_KEYS if group_by_queue else views.HEALTH_KEYS
+    app.show(produce, columns, every, keys)
+    if silent and not exit_zero:
         listed = ", ".join(map(str, silent))
         raise Failed(f"silent for too long: worker {listed}", hint="pgqrs admin reclaim")
 

@@ -20,7 +20,7 @@ from ..errors import InvalidArgument
 from ..findings import Finding, Limits, Severity
 from ..migrations import advice
 from ..models import VERSION_COMMENT
-from ..statements import archive, health, integrity, queues
+from ..statements import archive, catalog, health, integrity, queues
 from ..statements.parts import tables
 from . import drift
 from .catalogue import TABLES
@@ -33,6 +33,7 @@ __all__ = ["CHECKS", "diagnose"]
 
 _NO_LIMITS = Limits()
 _BURY_AT_ONCE = 10_000
+_A_YEAR = 365.0 * 86_400
 
 
 def diagnose(
@@ -185,6 +186,22 @@ def exhausted(visit: Visit) -> Iterator[Finding]:
             yield Finding("exhausted", "warning", row.queue, problem, mend)
 
 
+def retention(visit: Visit) -> Iterator[Finding]:
+    """Yield queues whose settled messages nothing deletes, once the archive is large."""
+    oids = [visit.tables["pgqrs_archive"].oid]
+    (archive_table,) = visit.rows(catalog.estimated_rows, oids=oids)
+    if archive_table.estimate <= visit.limits.archived_rows:
+        return
+    queue = tables(visit.context.models).queue
+    for row in visit.rows(health.kept_for_ever(visit.context.models)):
+        keep = queue.update().where(queue.c.id == row.id).values(retention_seconds=_A_YEAR)
+        problem = (
+            f"the archive has about {archive_table.estimate} rows: this queue has no retention, "
+            "so that its settled messages are never deleted; this keeps them for a year"
+        )
+        yield Finding("retention", "warning", row.queue, problem, visit.sql(keep))
+
+
 def orphans(visit: Visit) -> Iterator[Finding]:
     """Yield messages whose queue is gone."""
     queue = tables(visit.context.models).queue
@@ -219,6 +236,7 @@ CHECKS: Mapping[str, Callable[[Visit], Iterator[Finding]]] = {
     **TABLE_CHECKS,
     "leases": leases,
     "exhausted": exhausted,
+    "retention": retention,
     "orphans": orphans,
     "backlog": backlog,
     "workers": workers,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from .. import migrations
-from ..types import QueueMetrics, Seconds
+import sqlalchemy as sa
+
+from .. import migrations, states
+from ..types import Seconds
 from . import stats
 from .connected import Connected
-from .types import SystemStats, WorkerHealthStats, WorkerStats
+from .types import QueueMetrics, SystemStats, WorkerHealthStats, WorkerStats
 
 __all__ = ["Counts"]
 
@@ -16,13 +18,22 @@ class Counts(Connected):
 
     async def queue_metrics(self, name: str) -> QueueMetrics:
         """Count the messages of a queue by state; `pgqrs_sa.QueueMetrics` says what they mean."""
+        unheld = [sa.not_(states.leased(self._database.models.message))]
         async with self._service() as service:
-            return await service.messages.metrics(name)
+            counts = await service.messages.metrics(name)
+            find = service.messages.find
+            oldest = await find(name, where=unheld, limit=1, content=False)
+            newest = await find(name, limit=1, newest_first=True, content=False)
+        return QueueMetrics.of(
+            counts,
+            oldest_pending_message=oldest[0].enqueued_at if oldest else None,
+            newest_message=newest[0].enqueued_at if newest else None,
+        )
 
     async def all_queues_metrics(self) -> list[QueueMetrics]:
         """Count the messages of each queue by state, by name of the queue."""
         async with self._service() as service:
-            return await service.messages.all_metrics()
+            return [QueueMetrics.of(counts) for counts in await service.messages.all_metrics()]
 
     async def system_stats(self) -> SystemStats:
         """Count everything; the archive as `QueueMetrics` has it, each outcome up to a cap."""

@@ -93,6 +93,36 @@ class RateLimitStatus:
     burst: int
     per_second: float
 
+    @property
+    def available_tokens(self) -> int:
+        """`available` in whole messages."""
+        return int(self.available)
+
+    @property
+    def max_per_second(self) -> float:
+        """`per_second`."""
+        return self.per_second
+
+    @property
+    def burst_capacity(self) -> int:
+        """`burst`."""
+        return self.burst
+
+    @property
+    def utilization_percentage(self) -> float:
+        """How much of the burst is available, in percent, as pgqrs defines it: 100 is unused."""
+        return 100.0 * self.available_tokens / self.burst
+
+    @property
+    def is_near_empty(self) -> bool:
+        """True while at most a tenth of the burst is available."""
+        return self.utilization_percentage <= 10  # noqa: PLR2004 - percent
+
+    @property
+    def is_full(self) -> bool:
+        """True while the whole burst is available."""
+        return self.available_tokens == self.burst
+
 
 class TokenBucket:
     """Lets ``burst`` messages through at once, and ``per_second`` of them from then on.

@@ -72,6 +72,11 @@ def of_queue(
         **_by_status(workers),
         leases=counted.leased,
         shortest_silence=min((one.silent_for for one in alive), default=None),
+        # Silence ends now by the database's clock: so does the age.
+        oldest_worker_age=max(
+            (one.worker.heartbeat_at + one.silent_for - one.worker.started_at for one in alive),
+            default=None,
+        ),
     )
 
 

@@ -7,7 +7,7 @@ Times that pgqrs gives as text (RFC 3339) are text here too; those that it does 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -19,6 +19,7 @@ __all__ = [
     "ArchivedMessage",
     "QueueInfo",
     "QueueMessage",
+    "QueueMetrics",
     "SystemStats",
     "WorkerHealthStats",
     "WorkerInfo",
@@ -193,8 +194,66 @@ class WorkerInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueMetrics(core.QueueMetrics):
+    """Counts of one queue at one moment, under the names of `pgqrs_sa.QueueMetrics` and pgqrs'.
+
+    Attributes:
+        oldest_pending_message: When the oldest message that nobody holds was enqueued; None if
+            there is none, and always from `Admin.all_queues_metrics`, which does not read it.
+        newest_message: When the newest live message was enqueued; None likewise.
+    """
+
+    oldest_pending_message: datetime | None = None
+    newest_message: datetime | None = None
+
+    @classmethod
+    def of(
+        cls,
+        counts: core.QueueMetrics,
+        oldest_pending_message: datetime | None = None,
+        newest_message: datetime | None = None,
+    ) -> QueueMetrics:
+        """Return what the service counted, with the times that were read besides."""
+        names = (one.name for one in fields(core.QueueMetrics))
+        counted: dict[str, Any] = {name: getattr(counts, name) for name in names}
+        return cls(
+            **counted,
+            oldest_pending_message=oldest_pending_message,
+            newest_message=newest_message,
+        )
+
+    @property
+    def name(self) -> str:
+        """The queue's name."""
+        return self.queue
+
+    @property
+    def total_messages(self) -> int:
+        """All live messages."""
+        return self.live
+
+    @property
+    def pending_messages(self) -> int:
+        """Live messages that nobody holds: ready, scheduled or exhausted."""
+        return self.live - self.leased
+
+    @property
+    def locked_messages(self) -> int:
+        """Messages under a lease that has not expired."""
+        return self.leased
+
+    @property
+    def archived_messages(self) -> int:
+        """All settled messages; a lower bound if ``capped`` is not empty."""
+        return self.archived + self.dead + self.cancelled + self.discarded
+
+
+@dataclass(frozen=True, slots=True)
 class SystemStats:
-    """Counts of everything at one moment; see `pgqrs_sa.QueueMetrics` for the states."""
+    """Counts of everything at one moment; see `pgqrs_sa.QueueMetrics` for the states.
+
+    pgqrs' names are properties. Its schema version is a text, here a number: that of our tables.
+    """
 
     queues: int
     ready: int
@@ -211,9 +270,89 @@ class SystemStats:
     stopped_workers: int
     schema_version: int | None
 
+    @property
+    def total_queues(self) -> int:
+        """The number of queues."""
+        return self.queues
+
+    @property
+    def total_workers(self) -> int:
+        """The number of workers in any state."""
+        return self.workers
+
+    @property
+    def active_workers(self) -> int:
+        """The number of workers that are ready."""
+        return self.ready_workers
+
+    @property
+    def total_messages(self) -> int:
+        """All live messages."""
+        return self.pending_messages + self.locked_messages
+
+    @property
+    def pending_messages(self) -> int:
+        """Live messages that nobody holds."""
+        return self.ready + self.scheduled + self.exhausted
+
+    @property
+    def locked_messages(self) -> int:
+        """Messages under a lease that has not expired."""
+        return self.leased
+
+    @property
+    def archived_messages(self) -> int:
+        """All settled messages, each outcome of a queue counted up to its cap."""
+        return self.archived + self.dead + self.cancelled + self.discarded
+
+
+class _WorkerCounts:
+    """pgqrs' names for workers by state.
+
+    A worker that polls is ready, and an interrupted one is suspended or stopped: these two states
+    of pgqrs do not exist here, and their counts are 0.
+    """
+
+    __slots__ = ()
+
+    total: int
+    ready: int
+    suspended: int
+    stopped: int
+
+    @property
+    def total_workers(self) -> int:
+        """The number of workers in any state."""
+        return self.total
+
+    @property
+    def ready_workers(self) -> int:
+        """The number of ready workers."""
+        return self.ready
+
+    @property
+    def polling_workers(self) -> int:
+        """Always 0: a worker that polls is ready."""
+        return 0
+
+    @property
+    def interrupted_workers(self) -> int:
+        """Always 0: there is no such state."""
+        return 0
+
+    @property
+    def suspended_workers(self) -> int:
+        """The number of suspended workers."""
+        return self.suspended
+
+    @property
+    def stopped_workers(self) -> int:
+        """The number of stopped workers."""
+        return self.stopped
+
 
 @dataclass(frozen=True, slots=True)
-class WorkerHealthStats:
+class WorkerHealthStats(_WorkerCounts):
     """The workers of a queue, or all of them, by state.
 
     Attributes:
@@ -232,9 +371,19 @@ class WorkerHealthStats:
     stopped: int
     stale: int
 
+    @property
+    def queue_name(self) -> str:
+        """The queue's name; ``Global`` where `queue` is None."""
+        return "Global" if self.queue is None else self.queue
+
+    @property
+    def stale_workers(self) -> int:
+        """The number of workers without a recent heartbeat."""
+        return self.stale
+
 
 @dataclass(frozen=True, slots=True)
-class WorkerStats:
+class WorkerStats(_WorkerCounts):
     """The workers of one queue.
 
     Attributes:
@@ -245,6 +394,7 @@ class WorkerStats:
         stopped: How many are stopped.
         leases: How many messages of the queue are leased, whoever holds them.
         shortest_silence: How long ago the last heartbeat of any of them was, or None.
+        oldest_worker_age: How long ago the first of those that are not stopped registered, or None.
     """
 
     queue: str
@@ -254,6 +404,17 @@ class WorkerStats:
     stopped: int
     leases: int
     shortest_silence: timedelta | None
+    oldest_worker_age: timedelta | None = None
+
+    @property
+    def average_messages_per_worker(self) -> float:
+        """`leases` divided by the number of workers in any state; 0.0 without workers."""
+        return self.leases / self.total if self.total else 0.0
+
+    @property
+    def newest_heartbeat_age(self) -> timedelta | None:
+        """The time since the last heartbeat of any worker, or None."""
+        return self.shortest_silence
 
 
 def _text(moment: datetime | None) -> str | None:

@@ -16,6 +16,7 @@ __all__ = [
     "clock",
     "columns",
     "constraints",
+    "estimated_rows",
     "facts",
     "foreign_keys",
     "has_history",
@@ -142,6 +143,12 @@ vacuum = _about(
     " FROM pg_catalog.pg_stat_all_tables WHERE relid = ANY (CAST(:oids AS oid[]))"
 ).columns(age=Elapsed)
 """Dead rows of tables, and how long ago the last vacuum was (NULL: never). Binds: oids."""
+
+estimated_rows = _about(
+    "SELECT CAST(c.reltuples AS bigint) AS estimate FROM pg_catalog.pg_class AS c"
+    " WHERE c.oid = ANY (CAST(:oids AS oid[])) ORDER BY c.oid"
+)
+"""How many rows tables have, as vacuum and analyze last estimated (-1: never). Binds: oids."""
 
 transactions = (
     sa.text(

@@ -101,6 +101,18 @@ def highest_ids(models: Models) -> Executable:
                        for t in tables(models)))  # fmt: skip
 
 
+@cache
+def kept_for_ever(models: Models) -> Executable:
+    """The queues without a retention that have settled messages: one look into the index each."""
+    queue, _, archived, _ = tables(models)
+    settled = sa.exists().where(archived.c.queue_id == queue.c.id)
+    return (
+        sa.select(queue.c.id, queue.c.queue_name.label("queue"))
+        .where(queue.c.retention_seconds.is_(None), settled)
+        .order_by(queue.c.queue_name)
+    )
+
+
 _NEWEST = 1000
 
 

@@ -157,15 +157,9 @@ def _levels(message: Any, origin: sa.CTE) -> sa.CTE:
         .order_by(message.c.priority)
         .limit(one)
     )
-    next_known = (
-        sa.select(level, _literal("pq_k.vt"), _literal("pq_k.id"))
-        .select_from(known)
-        .where(further)
-        .correlate(found)
-        .order_by(level)
-        .limit(one)
-    )
-    either = sa.union_all(unknown, next_known).order_by("level").limit(one).lateral("n")
+    later = sa.select(level, _literal("pq_k.vt"), _literal("pq_k.id")).select_from(known)
+    later = later.where(further).correlate(found)
+    either = sa.union_all(unknown, later).order_by("level").limit(one).lateral("n")
     step = sa.select(_literal("n.level"), _literal("n.vt"), _literal("n.id"))
     return found.union_all(step.select_from(sa.join(found, either, sa.true())))
 

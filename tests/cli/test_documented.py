@@ -23,7 +23,8 @@ OTHERS = {"doctor", "top", "schema", "demo", "completion"}
 RUN = {
     "queue create": ["queue", "create", "new"],
     "queue update": ["queue", "update", "mail", "--lease", "2m"],
-    "queue metrics": ["queue", "metrics", "mail"],
+    "queue metrics": ["queue", "metrics"],
+    "queue metrics NAME": ["queue", "metrics", "mail"],
     "queue purge": ["queue", "purge", "mail", "--yes"],
     "queue delete": ["queue", "delete", "mail", "--force", "--yes"],
     "message enqueue": ["message", "enqueue", "mail", "--payload", "1", "--delay", "1h30m"],
@@ -91,7 +92,7 @@ consumer.on("mail")(lambda payload: None)
 
 
 def test_every_command_is_documented():
-    described = {re.sub(" --.*", "", command) for command in documented()}
+    described = {re.sub(" (--|NAME).*", "", command) for command in documented()}
     assert described == set(commands(group))
 
 
@@ -182,3 +183,31 @@ def test_two_spellings_that_contradict_each_other_are_refused(pgqrs):
 def test_the_old_names_of_worker_commands_work(pgqrs, world):
     assert pgqrs.json("worker", "release-messages", world["worker"])["count"] == 1
     assert pgqrs.json("worker", "shutdown", "--id", world["worker"])["status"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("command", "args"),
+    [
+        ("queue list", ""),
+        ("queue metrics", ""),
+        ("queue archive-dlq", ""),
+        ("queue messages", "mail"),
+        ("message dequeue", "mail"),
+        ("message list", ""),
+        ("worker list", ""),
+        ("worker health", ""),
+        ("worker health --group-by-queue", ""),
+        ("archive list", ""),
+        ("dead list", ""),
+    ],
+)
+def test_csv_without_rows_has_the_documented_header(pgqrs, command, args):
+    if args:
+        pgqrs("queue", "create", args)
+    shown = pgqrs(*command.split(), *args.split(), "--format", "csv").stdout
+    assert shown == ",".join(documented()[command][1]) + "\n"
+
+
+def test_csv_without_findings_has_the_documented_header(pgqrs):
+    shown = pgqrs("doctor", "--only", "orphans", "--format", "csv").stdout
+    assert shown == "check,severity,subject,problem,mend\n"

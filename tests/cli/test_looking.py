@@ -29,7 +29,7 @@ def filled(pgqrs, work, engine):
 def test_a_count_that_is_cut_off_has_a_plus(filled):
     shown = filled("queue", "metrics").stdout
     assert " 10000+ " in shown
-    (row,) = filled.json("queue", "metrics", "mail")
+    row = filled.json("queue", "metrics", "mail")
     assert (row["dead"], row["capped"]) == (10_000, ["archived", "dead"])
     assert " 10000+ " in filled("top", "--once").stdout
     (queue,) = filled.json("top", "--once")["queues"]
@@ -39,7 +39,8 @@ def test_a_count_that_is_cut_off_has_a_plus(filled):
 
 def test_the_archive_is_counted_to_the_end_on_request(filled):
     for args in (["queue", "metrics", "--exact"], ["queue", "metrics", "mail", "--exact"]):
-        (row,) = filled.json(*args)
+        found = filled.json(*args)
+        (row,) = found if isinstance(found, list) else [found]
         assert (row["dead"], row["archived"], row["capped"]) == (10_001, 10_001, [])
     stats = filled.json("admin", "stats", "--exact")
     assert (stats["dead"], stats["archived"], stats["capped"]) == (10_001, 10_001, [])

@@ -107,7 +107,7 @@ def test_metrics_separate_the_states(pgqrs, work):
     enqueue(pgqrs, "--priority", -1)
     pgqrs("message", "dequeue", "mail")
     bury(work, "mail", "dead", priority=-2)
-    (row,) = pgqrs.json("queue", "metrics", "mail")
+    row = pgqrs.json("queue", "metrics", "mail")
     names = ("ready", "scheduled", "leased", "exhausted", "live", "dead", "cancelled")
     # bury() leases what was ready, too.
     assert {name: row[name] for name in names} == {
@@ -306,3 +306,52 @@ def test_a_settled_message_of_another_queue_is_not_found(pgqrs):
     pgqrs(*settle, "mail")
     assert "in queue 'other'" in pgqrs(*settle, "other", code=3).stderr
     assert "lease lost" in pgqrs(*settle, "mail", code=1).stderr
+
+
+def test_a_named_queue_has_the_metrics_of_pgqrs(pgqrs):
+    enqueue(pgqrs)
+    enqueue(pgqrs)
+    enqueue(pgqrs, "--delay", "1h")
+    (held,) = pgqrs.json("message", "dequeue", "mail")
+    rows = pgqrs.json("message", "list", "mail")
+    row = pgqrs.json("queue", "metrics", "mail")
+    expected = {
+        "name": "mail",
+        "total_messages": 3,
+        "pending_messages": 2,
+        "locked_messages": 1,
+        "archived_messages": 0,
+        "oldest_pending_message": next(r["enqueued_at"] for r in rows if r["id"] != held["id"]),
+        "newest_message": rows[-1]["enqueued_at"],
+    }
+    assert {key: row[key] for key in expected} == expected
+    pgqrs("message", "archive", held["id"], "--token", held["fencing_token"])
+    assert pgqrs.json("queue", "metrics", "mail")["archived_messages"] == 1
+
+
+def test_a_queue_without_messages_has_no_times(pgqrs):
+    row = pgqrs.json("queue", "metrics", "mail")
+    assert (row["oldest_pending_message"], row["newest_message"]) == (None, None)
+
+
+def test_health_prints_who_is_silent_whatever_the_exit_code(pgqrs, work):
+    worker = pgqrs.json("worker", "create", "w", "--queue", "mail")["id"]
+    ask = ["worker", "health", "--timeout", "0", "--format", "json"]
+    for result in (pgqrs(*ask, code=1), pgqrs(*ask, "--exit-zero")):
+        (row,) = json.loads(result.stdout)
+        assert (row["id"], row["healthy"]) == (worker, False)
+
+
+@pytest.mark.parametrize("option", ["--attempts", "--max-read-ct"])
+def test_attempts_have_one_name_and_that_of_pgqrs(pgqrs, option):
+    pgqrs("queue", "create", "other", option, 3)
+    assert pgqrs.json("queue", "get", "other")["max_read_ct"] == 3
+    pgqrs("queue", "update", "other", option, 4)
+    assert pgqrs.json("queue", "get", "other")["max_read_ct"] == 4
+    assert pgqrs.json("message", "get", enqueue(pgqrs, option, 2))["max_read_ct"] == 2
+
+
+def test_the_commands_that_check_say_when_to_use_which(nowhere):
+    assert "`schema check`" in nowhere("verify", "--help").stdout
+    assert "`verify`" in nowhere("schema", "check", "--help").stdout
+    assert "`schema check`" in nowhere("doctor", "--help").stdout

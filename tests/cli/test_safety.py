@@ -412,3 +412,18 @@ def test_ctrl_c_ends_with_130(pgqrs):
     os.kill(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=10)
     assert (process.returncode, said) == (130, "error: interrupted\n")
+
+
+@pytest.mark.parametrize("where", ["environment", "option", "schema"])
+def test_what_is_no_utf_8_is_a_usage_error(nowhere, where):
+    env, options = {}, ["--dsn", "postgresql://a:secret@127.0.0.1:1/x"]
+    if where == "environment":
+        env, options = {"PGQRS_DSN": "postgresql://a:secret\udcff@127.0.0.1:1/x"}, []
+    elif where == "option":
+        options = ["--dsn", "postgresql://a:secret\udcff@127.0.0.1:1/x"]
+    else:
+        options += ["--schema", "a\udcff"]
+    done = nowhere.process("queue", "list", *options, env=env)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is not valid UTF-8" in done.stderr
+    assert "secret" not in done.stderr

@@ -344,6 +344,23 @@ def test_exhausted_messages(doctor, mended, service, session):
     assert service.messages.metrics("mail").dead == 1
 
 
+def test_an_archive_that_grows_without_retention(doctor, mended, service, session, sql):
+    for name in ("kept", "empty"):
+        service.queues.create(name, retention=60 if name == "kept" else None)
+    for name in ("mail", "kept"):
+        service.enqueue(name, 1)
+        service.archive(service.dequeue(name)[0])
+    session.commit()
+    assert doctor("retention", archived_rows=1) == []  # never analyzed
+    sql("ANALYZE pgqrs_archive")
+    assert doctor("retention") == doctor("retention", archived_rows=2) == []
+    finding = mended("retention", archived_rows=1)
+    assert (finding.subject, finding.severity) == ("mail", "warning")
+    assert "about 2 rows" in finding.problem
+    session.expire_all()
+    assert service.queues.get("mail").retention_seconds == 365 * 86_400
+
+
 def test_orphans(mended, sql, service, session):
     service.enqueue_many("mail", [1, 2])
     service.archive(service.dequeue("mail")[0])

@@ -17,6 +17,8 @@ from pgqrs_sa import (
     WorkerMixin,
     metadata,
 )
+from pgqrs_sa.cli.messages import STATES
+from pgqrs_sa.cli.queries import count_live
 from pgqrs_sa.errors import InvalidArgument
 from pgqrs_sa.grants import ROLES, grants
 from pgqrs_sa.operations.context import Context
@@ -345,3 +347,13 @@ def test_a_hosts_columns_are_granted_too():
 def test_a_kind_that_does_not_exist():
     with pytest.raises(InvalidArgument, match="producer, consumer, dashboard, operator, migrator"):
         grants("boss", "app")
+
+
+@pytest.mark.parametrize("kind", ["consumer", "dashboard", "operator"])
+def test_who_sees_live_messages_counts_them(role, stocked, kind):
+    with Session(role(kind)) as session:
+        QueueService(session).queues.get("mail")
+        assert count_live(session, "mail", None) == 11
+        counted = {state: count_live(session, "mail", state) for state in STATES}
+    assert sum(counted.values()) == 11
+    assert counted["exhausted"] == 1

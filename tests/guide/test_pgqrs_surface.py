@@ -503,10 +503,60 @@ def test_the_table_in_the_docs_names_everything() -> None:
     assert all(len(row) == 3 for row in rows)
     named = [name for row in rows for name in re.findall(r"`([^`]+)`", row[0])]
     assert len(set(named)) == len(named)
-    values = {one for one in pgqrs.__all__ if one.endswith(("Info", "Message", "Stats", "Status"))}
+    endings = ("Info", "Message", "Metrics", "Stats", "Status")
+    values = {one for one in pgqrs.__all__ if one.endswith(endings)}
     wanted = set(pgqrs.__all__)
     for name in wanted - values - {"Validation"}:
         kind = getattr(pgqrs, name)
         if not issubclass(kind, Exception):
             wanted |= {f"{name}.{one}" for one in dir(kind) if not one.startswith("_")}
     assert set(named) == wanted
+
+
+async def test_statistics_have_the_names_of_pgqrs(admin) -> None:
+    producer = pgqrs.Producer(admin, "tasks", "h", 1)
+    consumer = pgqrs.Consumer(admin, "tasks", "h", 2)
+    for message in await producer.enqueue_batch([1, 2]):
+        oldest = message.enqueued_at
+    await producer.enqueue_delayed(3, 3600)
+    (held,) = await consumer.dequeue()
+
+    queue = await admin.queue_metrics("tasks")
+    assert (queue.name, queue.total_messages, queue.pending_messages) == ("tasks", 3, 2)
+    assert (queue.locked_messages, queue.archived_messages) == (1, 0)
+    assert held.enqueued_at <= oldest == queue.oldest_pending_message <= queue.newest_message
+    await consumer.archive(held.id)
+    assert (await admin.queue_metrics("tasks")).archived_messages == 1
+    (listed,) = await admin.all_queues_metrics()
+    assert (listed.pending_messages, listed.newest_message) == (2, None)
+
+    system = await admin.system_stats()
+    assert (system.total_queues, system.total_workers, system.active_workers) == (1, 2, 2)
+    assert (system.total_messages, system.pending_messages) == (2, 2)
+    assert (system.locked_messages, system.archived_messages) == (0, 1)
+
+
+async def test_statistics_of_workers_have_the_names_of_pgqrs(admin) -> None:
+    producer = pgqrs.Producer(admin, "tasks", "h", 1)
+    consumer = pgqrs.Consumer(admin, "tasks", "h", 2)
+    await producer.enqueue(1)
+    await consumer.dequeue()
+    stats = await admin.worker_stats("tasks")
+    (health,) = await admin.worker_health_stats()
+    for counts in (stats, health):
+        assert (counts.total_workers, counts.ready_workers, counts.stopped_workers) == (2, 2, 0)
+        assert counts.suspended_workers == counts.polling_workers == counts.interrupted_workers == 0
+    assert (health.queue_name, health.stale_workers) == ("Global", 0)
+    assert stats.average_messages_per_worker == 0.5
+    assert stats.newest_heartbeat_age is not None
+    assert stats.oldest_worker_age is not None
+    assert stats.oldest_worker_age >= stats.newest_heartbeat_age
+
+
+def test_a_rate_has_the_names_of_pgqrs() -> None:
+    full = pgqrs.RateLimitStatus(10.0, 10, 5.0)
+    assert (full.available_tokens, full.burst_capacity, full.max_per_second) == (10, 10, 5.0)
+    assert (full.utilization_percentage, full.is_full, full.is_near_empty) == (100.0, True, False)
+    low = pgqrs.RateLimitStatus(1.9, 10, 5.0)
+    assert (low.available_tokens, low.utilization_percentage) == (1, 10.0)
+    assert (low.is_full, low.is_near_empty) == (False, True)

@@ -6,7 +6,7 @@ condition to leave out. What waits for whom is in ``test_holes.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -223,12 +223,13 @@ def test_a_worker_that_may_not_leases_nothing(session: Session, worker: int) -> 
     assert session.execute(statement, leasing(queue="short")).all() == []
 
 
-def places(session: Session, table: str = "f{}") -> dict[str, Any]:
-    """Where a dequeue goes on from: the ready message at level 0."""
-    last = session.get_one(MODELS.message, scene.READY)
+def places(session: Session, table: str = "f{}", ids: Sequence[int] = (scene.READY,)) -> Any:
+    """Where a dequeue goes on from: these messages, at their levels."""
+    last = [session.get_one(MODELS.message, id_) for id_ in ids]
     oid = session.scalar(sa.text("SELECT CAST('pgqrs_messages'::regclass AS oid)"))
-    place = f'[{{"level": 0, "vt": "{last.vt}", "id": {last.id}}}]'
-    return {"relation": "pgqrs_messages", "cursor": f'{{"{table.format(oid)}": {place}}}'}
+    rows = [f'{{"level": {one.priority}, "vt": "{one.vt}", "id": {one.id}}}' for one in last]
+    cursor = f'{{"{table.format(oid)}": [{", ".join(rows)}]}}'
+    return {"relation": "pgqrs_messages", "cursor": cursor}
 
 
 def test_behind_a_place_only_what_lies_behind_it_is_leased_at_its_own_level(
@@ -238,6 +239,13 @@ def test_behind_a_place_only_what_lies_behind_it_is_leased_at_its_own_level(
     seen = Seen(session, lease.dequeue(MODELS, by_worker=True), values)
     assert seen.changed == {"messages": {scene.URGENT, scene.LAPSED, scene.LIMITED}}
     assert {row.cursor_table[0] for row in seen.rows} == {"f"}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_places_may_come_in_any_order(session: Session, order: int) -> None:
+    ids = [scene.URGENT, scene.READY][::order]
+    seen = Seen(session, lease.dequeue(MODELS, by_worker=True), leasing(**places(session, ids=ids)))
+    assert seen.changed == {"messages": {scene.LAPSED, scene.LIMITED}}
 
 
 @pytest.mark.parametrize("table", ["t{}", "f{}0", "f"])

@@ -24,6 +24,19 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
         "What has another outcome is not 'archived'. It is the predicate of the partial index, said"
         " word for word so that the planner may use that."
     ),
+    ("statements/lease", "_levels", "order", "order by message.c.priority"): (
+        "The index that has the levels has them in this order, and PostgreSQL reads it so without"
+        " being told."
+    ),
+    (
+        "statements/lease",
+        "_lease",
+        "boundary",
+        "levels.c.level > _BEFORE_ALL -> levels.c.level >= _BEFORE_ALL",
+    ): "No message can have the level at which the search for levels begins.",
+    ("statements/lease", "_lease", "join", "any_level"): (
+        "The same. It saves one look into the index for each dequeue."
+    ),
     ("statements/parts", "among", "conjunct", "message.c.id == func.any(ids_of(rows))"): (
         "The join beside it says the same. It is there for the plan on tables whose statistics are"
         " wrong; PostgreSQL 18 does without it in every state that tests/db/test_plans.py has."
