@@ -120,10 +120,10 @@ def _check(mapper: Mapper[Any], connection: sa.Connection, added: Sequence[Messa
     }
     accepts = statements.accepts(queues, messages)
     rows = connection.execute(accepts, values).all()
-    if session is not None and session.info.get(CREATE_QUEUES):
-        if missing := names - {row.queue_name for row in rows}:
-            _create(connection, queues, missing)
-            rows = connection.execute(accepts, values).all()
+    missing = names - {row.queue_name for row in rows}
+    if missing and session is not None and session.info.get(CREATE_QUEUES):
+        _create(connection, queues, missing)
+        rows = connection.execute(accepts, values).all()
     by_name = {row.queue_name: row for row in rows}
     by_id = {row.id: row for row in rows}
     for message, size in zip(added, sizes, strict=True):

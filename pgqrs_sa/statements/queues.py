@@ -190,14 +190,23 @@ def is_empty(models: Models) -> Executable:
     while `keep_writers_out` holds everybody up. Binds: queue.
     """
     _, message, archived, _ = tables(models)
+    return sa.select(holds_nothing(queue_id(models), message, archived))
+
+
+def holds_nothing(id_: Any, message: sa.Table, archived: sa.Table) -> ColumnElement[bool]:
+    """Whether a queue is empty, by what the indexes know. It takes tables, as a migration does.
+
+    Args:
+        id_: Of the queue, as an expression.
+        message: The table of live messages.
+        archived: The archive.
+    """
     found = [
-        sa.exists().where(message.c.queue_id == queue_id(models), states.has_attempts(message.c)),
-        sa.exists().where(
-            message.c.queue_id == queue_id(models), message.c.read_ct >= message.c.max_read_ct
-        ),
-        sa.exists().where(archived.c.queue_id == queue_id(models)),
+        sa.exists().where(message.c.queue_id == id_, states.has_attempts(message.c)),
+        sa.exists().where(message.c.queue_id == id_, message.c.read_ct >= message.c.max_read_ct),
+        sa.exists().where(archived.c.queue_id == id_),
     ]
-    return sa.select(sa.not_(sa.or_(*found)))
+    return sa.not_(sa.or_(*found))
 
 
 @cache
