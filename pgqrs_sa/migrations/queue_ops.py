@@ -7,7 +7,7 @@ downgrade. One that holds messages stays, and a later upgrade finds it.
 
 Autogenerate writes them for queues that `pgqrs_sa.declare_queues` has attached to a MetaData.
 
-As `ops`, this module is imported while Alembic is half imported.
+As `ops`, this module is imported while Alembic is half imported; `ops` itself may be so, too.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from .. import released
 from ..declared import DeclaredQueue
 from ..statements.queues import LockTable, holds_nothing
 from ..types import Seconds
-from . import schemas
-from .ops import IMPORT, offline, untranslated
+from . import ops, schemas
 
 if TYPE_CHECKING:
     from alembic.autogenerate.api import AutogenContext
@@ -133,12 +132,12 @@ def _drop(operations: Operations, op: DropQueueOp) -> None:
 def _begun(operations: Operations, schema: str | None) -> Iterator[dict[str, sa.Table]]:
     """Yield the tables by their names, as the statements name them."""
     if operations.get_context().as_sql:
-        with offline(operations, schema, changes_existing=True):
+        with ops.offline(operations, schema, changes_existing=True):
             yield _tables(schema)
         return
     connection = operations.get_bind()
     place = schemas.require(connection, schema, changes_existing=True)
-    with untranslated(connection):
+    with ops.untranslated(connection):
         yield _tables(place)
 
 
@@ -168,7 +167,7 @@ def _render_drop(context: AutogenContext, op: DropQueueOp) -> str:
 
 
 def _rendered(context: AutogenContext, name: str, op: _QueueOp, settings: dict[str, Any]) -> str:
-    context.imports.add(IMPORT)
+    context.imports.add(ops.IMPORT)
     given = {key: _plain(value) for key, value in settings.items() if value is not None}
     if op.schema is not None:
         given["schema"] = str(op.schema)
