@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .consumers.tasks import AsyncConsumer
     from .consumers.threads import Consumer
     from .decisions import DeadLetter, Decision, Discard, RetryIn, Snooze
+    from .declared import DeclaredQueue, declare_queues
     from .errors import (
         DelayError,
         DuplicateMessage,
@@ -72,9 +73,11 @@ if TYPE_CHECKING:
         Failure,
         Item,
         MessageInfo,
+        QueueDifference,
         QueueInfo,
         QueueMetrics,
         Receipt,
+        SyncedQueue,
         WorkerHealth,
         WorkerInfo,
     )
@@ -95,6 +98,7 @@ __all__ = [
     "Consumer",
     "DeadLetter",
     "Decision",
+    "DeclaredQueue",
     "DelayError",
     "Delivery",
     "Discard",
@@ -121,6 +125,7 @@ __all__ = [
     "PgqrsError",
     "PoolTooSmall",
     "Queue",
+    "QueueDifference",
     "QueueInfo",
     "QueueMetrics",
     "QueueMixin",
@@ -135,6 +140,7 @@ __all__ = [
     "SchemaVersionError",
     "Snooze",
     "SplitTransaction",
+    "SyncedQueue",
     "TransactionRefused",
     "Worker",
     "WorkerHealth",
@@ -143,6 +149,7 @@ __all__ = [
     "WorkerMixin",
     "WorkerNotFound",
     "WorkerNotReady",
+    "declare_queues",
     "metadata",
 ]
 
@@ -192,6 +199,7 @@ _HOMES = {
     "consumers.tasks": ("AsyncConsumer",),
     "consumers.threads": ("Consumer",),
     "decisions": ("DeadLetter", "Decision", "Discard", "RetryIn", "Snooze"),
+    "declared": ("DeclaredQueue", "declare_queues"),
     "retry": ("DEFAULT_BACKOFF", "Backoff", "Retry"),
     "service": ("QueueService",),
     "types": (
@@ -200,9 +208,11 @@ _HOMES = {
         "Failure",
         "Item",
         "MessageInfo",
+        "QueueDifference",
         "QueueInfo",
         "QueueMetrics",
         "Receipt",
+        "SyncedQueue",
         "WorkerHealth",
         "WorkerInfo",
     ),

@@ -46,9 +46,16 @@ class AsyncQueueService(aio_facets.Facet):
         allow_autocommit: bool = False,
         notify: bool = False,
         cursor_key: str | None = None,
+        create_queues: bool = False,
     ) -> None:
         context = Context.of(
-            models, codec, worker, allow_autocommit, notify=notify, cursor_key=cursor_key
+            models,
+            codec,
+            worker,
+            allow_autocommit,
+            notify=notify,
+            cursor_key=cursor_key,
+            create_queues=create_queues,
         )
         super().__init__(asynchronous(session), context)
 

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from .declared import QueueSource
 from .operations import archive, queues, reading, scheduled, workers
 from .operations.context import Context
 from .operations.queues import UNCHANGED
@@ -23,6 +24,7 @@ from .types import (
     QueueMetrics,
     Receipt,
     Seconds,
+    SyncedQueue,
     WorkerHealth,
     WorkerInfo,
     WorkerStatus,
@@ -66,6 +68,12 @@ class Queues(Facet):
         return await self._run(
             queues.create, name, lease, max_read_ct, retention, max_payload_bytes
         )
+
+    async def sync(
+        self, declared: QueueSource, *, update: bool = False, dry_run: bool = False
+    ) -> builtins.list[SyncedQueue]:
+        """See `Queues.sync`."""
+        return await self._run(queues.sync, declared, update=update, dry_run=dry_run)
 
     async def get(self, name: str) -> QueueInfo:
         """See `Queues.get`."""

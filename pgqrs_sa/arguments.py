@@ -37,6 +37,7 @@ __all__ = [
     "error_text",
     "headers_text",
     "moment",
+    "queue_settings",
     "row_time",
     "suggestions",
     "worker_id",
@@ -158,6 +159,29 @@ def check_max_read_ct(value: object, path: str = "") -> int:
 def checked_limit(value: object, name: str = "limit") -> int:
     """Return how many rows to take, at least 1."""
     return _integer(value, name, 1, _INTEGER)
+
+
+def queue_settings(given: Mapping[str, object]) -> dict[str, Any]:
+    """Return settings of a queue by their columns, as these take them.
+
+    Args:
+        given: Any of lease, max_read_ct, retention and max_payload_bytes.
+    """
+    settings: dict[str, Any] = {}
+    if "lease" in given:
+        span = duration(given["lease"], "lease", positive=True)
+        settings["lease_seconds"] = span.total_seconds()
+    if "max_read_ct" in given:
+        settings["max_read_ct"] = check_max_read_ct(given["max_read_ct"])
+    if "retention" in given:
+        retention = given["retention"]
+        kept = None if retention is None else duration(retention, "retention")
+        settings["retention_seconds"] = None if kept is None else kept.total_seconds()
+    if "max_payload_bytes" in given:
+        settings["max_payload_bytes"] = checked_limit(
+            given["max_payload_bytes"], "max_payload_bytes"
+        )
+    return settings
 
 
 def checked_id(value: object, name: str = "id") -> int:

@@ -11,7 +11,7 @@ listener adds after that is checked as its row is inserted, where a refusal cost
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -20,18 +20,23 @@ from sqlalchemy.orm import Mapper, Session, object_session
 
 from . import arguments, nudge, routing
 from .codecs import JsonCodec
+from .declared import DeclaredQueue
 from .errors import DuplicateMessage, InvalidArgument, QueueNotFound
 from .mixins import MessageMixin, never_past
 from .operations.context import refuse_autocommit
 from .operations.enqueue import check_size
 from .operations.wakeup import channel_on
 from .statements import flush as statements
+from .statements import queues as queue_statements
 from .statements import wakeup
 
-__all__ = ["ALLOW_AUTOCOMMIT", "after_flush", "before_flush", "before_insert"]
+__all__ = ["ALLOW_AUTOCOMMIT", "CREATE_QUEUES", "after_flush", "before_flush", "before_insert"]
 
 ALLOW_AUTOCOMMIT = "pgqrs_allow_autocommit"
 """Set this in ``session.info`` to add messages on a connection that is in AUTOCOMMIT."""
+
+CREATE_QUEUES = "pgqrs_create_queues"
+"""Set this in ``session.info`` to create queues that do not exist when messages are added."""
 
 _CHECKED = "_pgqrs_checked"
 _strict = JsonCodec()
@@ -108,13 +113,17 @@ def _check(mapper: Mapper[Any], connection: sa.Connection, added: Sequence[Messa
     sizes = [_checked_size(message) for message in added]
     queues = _queue_table(mapper)
     messages: Any = mapper.local_table
-    rows = connection.execute(
-        statements.accepts(queues, messages),
-        {
-            "names": sorted({name for one in added if (name := one.queue_name) is not None}),
-            "ids": sorted({one.queue_id for one in added if one.queue_id is not None}),
-        },
-    ).all()
+    names = {name for one in added if (name := one.queue_name) is not None}
+    values = {
+        "names": sorted(names),
+        "ids": sorted({one.queue_id for one in added if one.queue_id is not None}),
+    }
+    accepts = statements.accepts(queues, messages)
+    rows = connection.execute(accepts, values).all()
+    missing = names - {row.queue_name for row in rows}
+    if missing and session is not None and session.info.get(CREATE_QUEUES):
+        _create(connection, queues, missing)
+        rows = connection.execute(accepts, values).all()
     by_name = {row.queue_name: row for row in rows}
     by_id = {row.id: row for row in rows}
     for message, size in zip(added, sizes, strict=True):
@@ -127,6 +136,12 @@ def _check(mapper: Mapper[Any], connection: sa.Connection, added: Sequence[Messa
         if session is not None and not message.__dict__.get("_pgqrs_when", {}).get("delay"):
             nudge.note(session, row.queue_name, mapper)
     _check_keys(mapper, connection, [one for one in added if one.dedup_key is not None])
+
+
+def _create(connection: sa.Connection, queues: sa.Table, names: Collection[str]) -> None:
+    missing = [DeclaredQueue(name) for name in sorted(names)]
+    values = queue_statements.columns_of(missing)
+    connection.execute(queue_statements.create_missing(queues), values)
 
 
 def _checked_size(message: MessageMixin) -> int:

@@ -59,6 +59,11 @@ class QueueService:
         cursor_key: Give each tenant a key of its own where row-level security is active for
             `dequeue`. A process remembers how far it has come in a queue, for each engine and key;
             without a key it remembers nothing then, and reads the queue from its beginning.
+        create_queues: Create a queue that does not exist, with the table's defaults, when something
+            is enqueued there; without it that is an error. Of this service's ``enqueue``,
+            ``enqueue_many`` and ``enqueue_from``. ``session.info["pgqrs_create_queues"] = True``
+            does it for ``session.add(Message(queue_name=...))``. The queue is part of the
+            transaction: another one that creates it waits for the commit.
 
     Raises:
         InvalidArgument: ``session`` is something else, or not bound to PostgreSQL.
@@ -74,10 +79,17 @@ class QueueService:
         allow_autocommit: bool = False,
         notify: bool = False,
         cursor_key: str | None = None,
+        create_queues: bool = False,
     ) -> None:
         self._session = synchronous(session)
         self._context = Context.of(
-            models, codec, worker, allow_autocommit, notify=notify, cursor_key=cursor_key
+            models,
+            codec,
+            worker,
+            allow_autocommit,
+            notify=notify,
+            cursor_key=cursor_key,
+            create_queues=create_queues,
         )
 
     def __repr__(self) -> str:

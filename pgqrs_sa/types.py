@@ -21,10 +21,12 @@ __all__ = [
     "MessageInfo",
     "MessageState",
     "Outcome",
+    "QueueDifference",
     "QueueInfo",
     "QueueMetrics",
     "Receipt",
     "Seconds",
+    "SyncedQueue",
     "WorkerHealth",
     "WorkerInfo",
     "WorkerStatus",
@@ -254,6 +256,42 @@ class QueueInfo:
     retention_seconds: float | None
     max_payload_bytes: int
     paused_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDifference:
+    """A setting of a declared queue that is another in the database.
+
+    Attributes:
+        setting: An attribute of `QueueInfo`: ``lease_seconds``, ``max_read_ct``,
+            ``retention_seconds`` or ``max_payload_bytes``.
+        declared: Its declared value.
+        found: Its value in the database.
+    """
+
+    setting: str
+    declared: float
+    found: float | None
+
+    def __str__(self) -> str:
+        return f"{self.setting} is {self.found}, declared {self.declared}"
+
+
+@dataclass(frozen=True, slots=True)
+class SyncedQueue:
+    """What `Queues.sync` found or did about a declared queue.
+
+    Attributes:
+        name: The queue's name.
+        status: ``created``; ``unchanged``: it existed with these settings; ``differs``: it existed,
+            and was left as it is; ``updated``: its settings were changed to the declared ones;
+            ``missing``: it does not exist, in a dry run.
+        differences: The settings that differ, or that differed before they were updated.
+    """
+
+    name: str
+    status: Literal["created", "unchanged", "differs", "updated", "missing"]
+    differences: tuple[QueueDifference, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,28 @@ def create(app: App, name: str, **settings: Any) -> None:
     app.emit_one(views.queue(info), views.QUEUES)
 
 
+@queue.command()
+@click.argument("target", metavar="MODULE:NAME")
+@click.option("--update", is_flag=True, help="Change settings that differ from the declared ones.")
+@dry_run_option
+@pass_app
+def sync(app: App, target: str, update: bool, dry_run: bool) -> None:
+    """Create the queues that an application declares, where they are missing.
+
+    The name is that of a DeclaredQueue, of a list of them, of a MetaData or a declarative base with
+    declare_queues(), or of a consumer. The database is that of --dsn, also for a consumer.
+    """
+    from .target import load_queues  # noqa: PLC0415 - the application takes a while
+
+    declared = load_queues(target)
+    app.log.join_application()
+    with app.begin() as work:
+        found = work.service.queues.sync(declared, update=update, dry_run=dry_run)
+    app.emit([views.synced(queue, dry_run=dry_run) for queue in found], views.SYNCED)
+    if not update and any(queue.differences for queue in found):
+        app.say("settings differ from the declared ones: --update changes them")
+
+
 @queue.command("list")
 @watch_option
 @pass_app

@@ -1,4 +1,4 @@
-"""``module:attribute`` on the command line, as the consumer that it names."""
+"""``module:attribute`` on the command line, as the consumer or the queues that it names."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from .failures import USAGE, Failed
 if TYPE_CHECKING:
     from ..consumers.tasks import AsyncConsumer
     from ..consumers.threads import Consumer
+    from ..declared import DeclaredQueue
 
-__all__ = ["load"]
+__all__ = ["load", "load_queues"]
 
 _AS = "write module:attribute, as app.jobs:consumer"
+_AS_QUEUES = "declare queues with DeclaredQueue(name), and name one, or a list or MetaData of them"
 _TRACE = "-vv shows where"
 _MOST = 10  # names in an error
 
@@ -37,12 +39,49 @@ def load(target: str) -> Consumer | AsyncConsumer:
         Failed: with exit code 2 when the path is wrong, which says what was found; with 1 when the
             application raised.
     """
+    module, value = _resolved(target, "consumer")
+    return _made(module, target, value)
+
+
+def load_queues(target: str) -> tuple[DeclaredQueue, ...]:
+    """Import declared queues.
+
+    Args:
+        target: As for `load`. It names a `DeclaredQueue`, a list of them, a MetaData, a declarative
+            base, a consumer, or a function that returns one of these.
+
+    Raises:
+        Failed: as `load`; or with exit code 2 when the target declares no queue.
+    """
+    from ..consumers.base import BaseConsumer  # noqa: PLC0415 - SQLAlchemy takes a while
+    from ..declared import declared_in  # noqa: PLC0415
+    from ..errors import InvalidArgument  # noqa: PLC0415
+
+    _, value = _resolved(target, "declared queues")
+    value = _called(target, value)[1]
+    source: Any = getattr(value, "metadata", value)  # of a declarative base
+    if isinstance(value, BaseConsumer):
+        source = value.declared_queues
+    if isinstance(source, (str, bytes)):  # not shown: it may be a URL with a password
+        raise Failed(f"{target} is a string, and declares no queue", hint=_AS_QUEUES, code=USAGE)
+    try:
+        declared = declared_in(source, target)
+    except InvalidArgument as error:
+        raise Failed(str(error), hint=_AS_QUEUES, code=USAGE) from error
+    if not declared:
+        raise Failed(f"{target} declares no queue", hint=_AS_QUEUES, code=USAGE)
+    return declared
+
+
+def _resolved(target: str, wanted: str) -> tuple[ModuleType, Any]:
+    """Import a module; return it, and the attribute that the target names."""
     name, _, path = target.partition(":")
     if not all(part.isidentifier() for part in name.split(".")):
         raise Failed(f"{name!r} is no name of a module", hint=_AS, code=USAGE)
     module = _module(name)
     if not path:
-        raise Failed(f"{target!r} names no consumer: {_found_in(module)}", hint=_AS, code=USAGE)
+        found = f": {_found_in(module)}" if wanted == "consumer" else ""
+        raise Failed(f"{target!r} names no {wanted}{found}", hint=_AS, code=USAGE)
     value: Any = module
     walked = name
     for part in path.split("."):
@@ -50,7 +89,7 @@ def load(target: str) -> Consumer | AsyncConsumer:
             raise _no_attribute(module, value, walked, part)
         value = getattr(value, part)
         walked += f"{'.' if ':' in walked else ':'}{part}"
-    return _made(module, target, value)
+    return module, value
 
 
 def _module(name: str) -> ModuleType:
@@ -110,13 +149,7 @@ def _found_in(module: ModuleType) -> str:
 def _made(module: ModuleType, target: str, value: Any) -> Consumer | AsyncConsumer:
     from ..consumers.base import BaseConsumer  # noqa: PLC0415 - SQLAlchemy takes a while
 
-    what = "is"
-    if inspect.isroutine(value) and not inspect.iscoroutinefunction(value):
-        what = "returned"
-        try:
-            value = value()
-        except Exception as error:
-            raise _broken(f"calling {target}", error) from error
+    what, value = _called(target, value)
     if isinstance(value, BaseConsumer):
         consumer: Any = value
         return cast("Consumer | AsyncConsumer", consumer)
@@ -126,6 +159,16 @@ def _made(module: ModuleType, target: str, value: Any) -> Consumer | AsyncConsum
         kind = f"of type {type(value).__name__}"
     message = f"{target} {what} {kind}, and no consumer: {_found_in(module)}"
     raise Failed(message, hint=_AS, code=USAGE)
+
+
+def _called(target: str, value: Any) -> tuple[str, Any]:
+    """Return what a function returns, and anything else as it is, after the verb for an error."""
+    if not inspect.isroutine(value) or inspect.iscoroutinefunction(value):
+        return "is", value
+    try:
+        return "returned", value()
+    except Exception as error:
+        raise _broken(f"calling {target}", error) from error
 
 
 def _listed(names: list[str]) -> str:

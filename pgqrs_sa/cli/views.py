@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         QueueInfo,
         QueueMetrics,
         Receipt,
+        SyncedQueue,
         WorkerHealth,
         WorkerInfo,
     )
@@ -155,6 +156,23 @@ QUEUES = (
     Column("max_payload_bytes", "max payload", right=True),
     Column("created_at", "created"),
     Column("paused_at", "paused"),
+)
+
+
+def synced(queue: SyncedQueue, *, dry_run: bool) -> dict[str, Any]:
+    """What was found, or done, about a declared queue."""
+    return {
+        "name": queue.name,
+        "status": queue.status,
+        "differences": "; ".join(map(str, queue.differences)),
+        "dry_run": dry_run,
+    }
+
+
+SYNCED = (
+    Column("name", style="bold"),
+    Column("status"),
+    Column("differences"),
 )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import Engine
 
 from ..codecs import Codec
+from ..declared import DeclaredQueue, QueueSource
 from ..errors import InvalidArgument, shown
 from ..models import Models
 from ..represented import represented
@@ -51,6 +52,7 @@ class BaseConsumer(ABC, Generic[_S]):
         cursor_key: str | None = None,
         listen_dsn: str | None = None,
         hooks: Sequence[Hooks] = (),
+        queues: QueueSource = (),
     ) -> None:
         self._pid = os.getpid()
         self._inherited: object = None
@@ -72,6 +74,7 @@ class BaseConsumer(ABC, Generic[_S]):
             cursor_key=cursor_key,
             listen_dsn=listen_dsn,
             hooks=hooks,
+            queues=queues,
         )
         if retry is not None and not isinstance(retry, Retry):
             raise InvalidArgument(f"retry must be a Retry, not {shown(retry)}")
@@ -98,6 +101,11 @@ class BaseConsumer(ABC, Generic[_S]):
         return tuple(self._handlers)
 
     @property
+    def declared_queues(self) -> tuple[DeclaredQueue, ...]:
+        """The queues that it creates when it starts, where they are missing, by name."""
+        return self._settings.queues
+
+    @property
     def concurrency(self) -> int:
         """How many calls may run at the same time."""
         return self._settings.concurrency
@@ -112,7 +120,7 @@ class BaseConsumer(ABC, Generic[_S]):
 
     def on(
         self,
-        queue: str,
+        queue: str | DeclaredQueue,
         *,
         lease: Seconds | None = None,
         concurrency: int | None = None,
@@ -135,7 +143,8 @@ class BaseConsumer(ABC, Generic[_S]):
         a decision commits with the handler's writes; raised, it rolls them back first.
 
         Args:
-            queue: A queue that exists when the consumer starts.
+            queue: The name of a queue that exists when the consumer starts, or a `DeclaredQueue`,
+                which is created then if it is missing.
             lease: Seconds, or a timedelta; the queue's ``lease_seconds`` unless given. It is
                 renewed while the handler runs: it only bounds how long a message of a process
                 that died waits for the next attempt.
@@ -156,10 +165,13 @@ class BaseConsumer(ABC, Generic[_S]):
         Raises:
             InvalidArgument: the handler's signature, or one of these, cannot be.
         """
+        name = queue.name if isinstance(queue, DeclaredQueue) else queue
+        if isinstance(queue, DeclaredQueue):
+            self._settings = self._settings.declaring(queue)
 
         def register(function: _F) -> _F:
             return self._handlers.add(
-                queue,
+                name,
                 function,
                 lease=lease,
                 concurrency=concurrency,

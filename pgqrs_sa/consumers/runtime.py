@@ -159,11 +159,17 @@ class Runtime:
 
     # ---------------------------------------------------------------------------- starting
 
-    def check(self) -> dict[str, timedelta]:
-        """Look at the database; return the leases of the queues. Raises as `check_database`."""
+    def check(self, *, create: bool = False) -> dict[str, timedelta]:
+        """Look at the database; return the leases of the queues. Raises as `check_database`.
+
+        Args:
+            create: Create the declared queues that are missing.
+        """
         line = self._starting = self._line()
         try:
-            leases = line.once(self.context, check_database, self._handlers)
+            leases = line.once(
+                self.context, check_database, self._handlers, self.settings.queues, create=create
+            )
             if line.commits_by_itself:
                 refuse_autocommit(self._handlers)
             return leases
@@ -172,7 +178,7 @@ class Runtime:
 
     def start(self) -> None:
         """Check, register, and begin to lease."""
-        leases = self.check()
+        leases = self.check(create=True)
         self._shortest = min(one.total_seconds() for one in leases.values())
         waker = self._make_listener(self._nudge) if self._make_listener else None
         if self._hurry.is_set():  # told to stop meanwhile: there is nothing to undo yet

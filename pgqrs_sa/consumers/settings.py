@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from .. import arguments
 from ..codecs import Codec
+from ..declared import DeclaredQueue, QueueSource, declared_in, joined
 from ..errors import InvalidArgument, PoolTooSmall, shown
 from ..models import Models
 from ..operations import consume, queues, schema
@@ -20,6 +22,8 @@ from .handlers import Handler
 from .hooks import Hooks
 
 __all__ = ["Settings", "check_database", "check_pool", "refuse_autocommit"]
+
+log = logging.getLogger("pgqrs_sa.consumer")
 
 _T = TypeVar("_T")
 
@@ -41,6 +45,7 @@ class Settings:
     cursor_key: str | None
     listen_dsn: str | None
     hooks: tuple[Hooks, ...] = field(default=())
+    queues: tuple[DeclaredQueue, ...] = field(default=())
 
     @classmethod
     def checked(
@@ -59,6 +64,7 @@ class Settings:
         cursor_key: str | None = None,
         listen_dsn: str | None,
         hooks: Sequence[Hooks],
+        queues: QueueSource = (),
     ) -> Settings:
         """Return settings, or raise `InvalidArgument` for the first that cannot be."""
 
@@ -81,7 +87,12 @@ class Settings:
             cursor_key=cursor_key,
             listen_dsn=None if listen_dsn is None else _checked(listen_dsn, str, "listen_dsn"),
             hooks=_checked_hooks(hooks),
+            queues=declared_in(queues),
         )
+
+    def declaring(self, queue: DeclaredQueue) -> Settings:
+        """Return settings with one more declared queue."""
+        return replace(self, queues=joined(self.queues, (queue,)))
 
     def changed(
         self, concurrency: int | None, drain_timeout: Seconds | None, hooks: Sequence[Hooks]
@@ -124,9 +135,21 @@ def _checked_hooks(hooks: Sequence[Hooks]) -> tuple[Hooks, ...]:
 
 
 def check_database(
-    session: Session, context: Context, handlers: Sequence[Handler]
+    session: Session,
+    context: Context,
+    handlers: Sequence[Handler],
+    declared: Sequence[DeclaredQueue] = (),
+    *,
+    create: bool = True,
 ) -> dict[str, timedelta]:
     """Return how long a lease of each queue lasts, or raise for what keeps a consumer from working.
+
+    Args:
+        session: Of the consumer.
+        context: Of the consumer.
+        handlers: Those that work.
+        declared: Queues to compare with those in the database.
+        create: Create those that are missing.
 
     Raises:
         ReadOnlyDatabase: a standby.
@@ -137,11 +160,36 @@ def check_database(
         raise InvalidArgument("this consumer has no handler: decorate one with @consumer.on(queue)")
     consume.look_around(session, context)
     schema.check(session, context)
+    missing = _synchronized(session, context, declared, create=create)
     leases = {}
     for handler in handlers:
+        if (queue := missing.get(handler.queue)) is not None:
+            leases[handler.queue] = handler.lease or queue.lease_at_creation
+            continue
         info = queues.get(session, context, handler.queue)
         leases[handler.queue] = handler.lease or timedelta(seconds=info.lease_seconds)
     return leases
+
+
+def _synchronized(
+    session: Session, context: Context, declared: Sequence[DeclaredQueue], *, create: bool
+) -> dict[str, DeclaredQueue]:
+    """Create declared queues, or look for them; log what differs, and return what is missing."""
+    missing = set()
+    for queue in queues.sync(session, context, declared, dry_run=not create):
+        if queue.status == "missing":
+            missing.add(queue.name)
+            log.info("queue %r does not exist: the consumer creates it when it starts", queue.name)
+        elif queue.status == "created":
+            log.info("queue %r was missing, and is created", queue.name)
+        for difference in queue.differences:
+            log.warning(
+                "queue %r: %s; to change it, call queues.sync(..., update=True), or run "
+                "pgqrs queue sync --update",
+                queue.name,
+                difference,
+            )
+    return {queue.name: queue for queue in declared if queue.name in missing}
 
 
 def refuse_autocommit(handlers: Sequence[Handler]) -> None:

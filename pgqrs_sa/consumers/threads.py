@@ -78,6 +78,9 @@ class Consumer(BaseConsumer[Session]):
         cursor_key: Any name, where row-level security is active for the consumer's role: see
             `QueueService`.
         hooks: Hear of what happens to messages.
+        queues: `DeclaredQueue` objects, or a MetaData with `declare_queues`. Those that are missing
+            are created by one statement when the consumer starts. A setting that differs is logged
+            as a warning, and is not changed.
     """
 
     def _prepare(self) -> None:
@@ -89,6 +92,9 @@ class Consumer(BaseConsumer[Session]):
 
     def check(self) -> dict[str, timedelta]:
         """Raise for whatever would keep this consumer from working.
+
+        A declared queue that is missing is no problem, and is not created here. A declared setting
+        that differs from the database is logged as a warning.
 
         Returns:
             How long a lease lasts, by queue.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import builtins
 
+from ..declared import QueueSource
 from ..operations import queues
 from ..operations.queues import UNCHANGED
-from ..types import QueueInfo, Seconds
+from ..types import QueueInfo, Seconds, SyncedQueue
 from .base import Facet
 
 __all__ = ["Queues"]
@@ -38,6 +39,29 @@ class Queues(Facet):
         return queues.create(
             self._session, self._context, name, lease, max_read_ct, retention, max_payload_bytes
         )
+
+    def sync(
+        self, declared: QueueSource, *, update: bool = False, dry_run: bool = False
+    ) -> builtins.list[SyncedQueue]:
+        """Create the declared queues that are missing. Others stay as they are.
+
+        One SELECT looks for them. If some are missing, one INSERT creates these, in the order of
+        their names: any number of processes may do so at once. Call it when an application starts,
+        in a transaction of its own: until that ends, another process that creates one of the same
+        queues waits for it.
+
+        Args:
+            declared: A `DeclaredQueue`, a list of them, or a MetaData with `declare_queues`.
+            update: Change the settings that differ from the declared ones, as `update` does.
+            dry_run: Change nothing, and report what would be done.
+
+        Returns:
+            A `SyncedQueue` for each of them, by name.
+
+        Raises:
+            InvalidArgument: something else is in the list, or two of one name differ.
+        """
+        return queues.sync(self._session, self._context, declared, update=update, dry_run=dry_run)
 
     def get(self, name: str) -> QueueInfo:
         """Return a queue, or raise `QueueNotFound`."""

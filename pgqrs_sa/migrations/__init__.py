@@ -34,6 +34,11 @@ not in ``target_metadata``         ``pgqrs_schemas=[None, "jobs"]`` names the sc
                                    default one
 =================================  ==============================================================
 
+Queues that `pgqrs_sa.declare_queues` has attached to a MetaData of ``target_metadata`` are
+compared, too: ``op.pgqrs_queue("mail", lease=60)`` is written for each that is missing. It creates
+the queue unless it exists; ``op.pgqrs_drop_queue("mail")`` in the downgrade deletes it only if it
+is empty. Queues in a plain list, for a consumer or ``service.queues.sync``, are not compared.
+
 ``schema=None`` is the connection's ``current_schema()``, the first schema of the ``search_path``
 that exists, and needs no right to create schemas. A named schema is created when it is missing, and
 never dropped: others may use it. With a ``search_path`` of several schemas, as for tenants, set
@@ -247,3 +252,4 @@ def unstamped(schema: str) -> str:
 # worker that only checks the version never pays for that import.
 if sys.modules.get("alembic") is not None:
     from . import ops as _ops  # noqa: F401
+    from . import queue_ops as _queue_ops  # noqa: F401

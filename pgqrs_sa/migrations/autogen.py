@@ -11,6 +11,8 @@ It runs after Alembic's own comparisons, and changes what they found:
    other name: where its removal is proposed, its creation under the name of ours is proposed, too.
 3. The version stamp in the database decides whether a call is due. It goes first, because a
    host's tables may have foreign keys to ours; Alembic reverses it to the last of the downgrade.
+4. Queues that `declare_queues` has attached to a MetaData are created after it where they are
+   missing. A setting that differs is logged, not changed.
 
 Two cautions. While a step is due, nothing is dropped from our tables: what is missing from the
 models may be the step's to remove, and a host's own removal is written by the next autogenerate.
@@ -21,7 +23,7 @@ the queue, write ``op.pgqrs_downgrade`` by hand.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +33,13 @@ from alembic.operations import MigrateOperation, ops
 from alembic.util import PriorityDispatchResult
 
 from .. import migrations, released
+from ..declared import DeclaredQueue, declared_in, joined
 from ..errors import SchemaVersionError
+from ..statements.queues import SETTINGS
+from ..types import QueueDifference
 from . import schemas
 from .ops import UpgradeOp
+from .queue_ops import CreateQueueOp
 
 __all__ = ["compare"]
 
@@ -90,7 +96,7 @@ def compare(context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> PriorityDis
     """Replace what Alembic found about our tables by the calls that are due."""
     work = _Comparison(context)
     kept = [kept for op in upgrade_ops.ops for kept in work.keep(op)]
-    upgrade_ops.ops[:] = [*work.calls(), *kept]
+    upgrade_ops.ops[:] = [*work.calls(), *work.queues(), *kept]
     return PriorityDispatchResult.CONTINUE
 
 
@@ -100,6 +106,7 @@ class _Comparison:
     def __init__(self, context: AutogenContext) -> None:
         if context.connection is None:
             raise TypeError("autogenerate compares with a database: it needs a connection")
+        self._context = context
         self._connection = context.connection
         self._wanted = dict(_wanted(context))
         self._places: dict[str | None, _Place | None] = {}
@@ -117,6 +124,40 @@ class _Comparison:
                     migrations.LATEST,
                 )
                 yield UpgradeOp(place.installed, migrations.LATEST, place.schema)
+
+    def queues(self) -> Iterator[CreateQueueOp]:
+        """Yield an operation for each declared queue that is missing; log what differs."""
+        for key in sorted(self._wanted, key=lambda name: name or ""):
+            place = self._place(key)
+            declared = _declared(self._context, key)
+            if place is None or not declared:
+                continue
+            found = self._existing(place)
+            for queue in declared:
+                if (row := found.get(queue.name)) is None:
+                    _log.info("Detected missing queue %r", queue.name)
+                    yield CreateQueueOp(queue, place.schema)
+                    continue
+                for setting, value in queue.settings().items():
+                    if row[setting] != value:
+                        difference = QueueDifference(setting, value, row[setting])
+                        _log.warning("queue %r: %s; it is not changed", queue.name, difference)
+
+    def _existing(self, place: _Place) -> dict[str, Any]:
+        """Return the settings of the queues in a schema, by name."""
+        if not place.installed:
+            return {}
+        schema = schemas.target(self._connection, place.schema)
+        columns: list[sa.ColumnClause[Any]] = [
+            sa.column(name) for name in ("queue_name", *SETTINGS)
+        ]
+        # The schema's plain name: a schema_translate_map was applied to it already.
+        table = sa.table("pgqrs_queues", schema=sa.quoted_name(schema or "", quote=True))
+        statement = sa.select(*columns).select_from(table)
+        rows = self._connection.execute(
+            statement, execution_options={"schema_translate_map": None}
+        ).mappings()
+        return {row["queue_name"]: row for row in rows}
 
     def keep(self, op: MigrateOperation) -> Iterable[MigrateOperation]:
         """Return what is left of an operation without the part that a step does."""
@@ -217,6 +258,24 @@ def _wanted(context: AutogenContext) -> Iterator[tuple[str | None, tuple[str | N
         if table.info.get("pgqrs_sa"):
             schema = table.schema
             yield None if schema == default else schema, (schema, True)
+
+
+def _declared(context: AutogenContext, key: str | None) -> tuple[DeclaredQueue, ...]:
+    """Return the queues that are declared for a schema.
+
+    Those of a MetaData with queue tables belong into the schemas of these; those of another, into
+    each schema.
+    """
+    default = context.dialect.default_schema_name
+    given: Any = context.metadata
+    several: Sequence[sa.MetaData] = [given] if isinstance(given, sa.MetaData) else given or ()
+    found: tuple[DeclaredQueue, ...] = ()
+    for metadata in several:
+        tables = [table for table in metadata.tables.values() if table.info.get("pgqrs_sa")]
+        keys = {None if table.schema == default else table.schema for table in tables}
+        if not keys or key in keys:
+            found = joined(found, declared_in(metadata))
+    return found
 
 
 def _names(table: sa.Table) -> _Names:

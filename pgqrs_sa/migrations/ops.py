@@ -36,9 +36,9 @@ from . import schemas
 if TYPE_CHECKING:
     from alembic.autogenerate.api import AutogenContext
 
-__all__ = ["DowngradeOp", "UpgradeOp"]
+__all__ = ["IMPORT", "DowngradeOp", "UpgradeOp", "offline", "untranslated"]
 
-_IMPORT = "import pgqrs_sa.migrations  # noqa: F401 - op.pgqrs_upgrade and op.pgqrs_downgrade"
+IMPORT = "import pgqrs_sa.migrations  # noqa: F401 - op.pgqrs_upgrade and op.pgqrs_downgrade"
 
 
 class VersionOp(MigrateOperation):
@@ -149,7 +149,7 @@ def _begun(operations: Operations, move: VersionOp) -> Iterator[str | None]:
     """Take the lock, refuse what does not fit, and yield the schema that the steps name."""
     changes_existing = move.from_version > 0
     if operations.get_context().as_sql:
-        with _offline(operations, move.schema, changes_existing=changes_existing):
+        with offline(operations, move.schema, changes_existing=changes_existing):
             yield move.schema
         return
     connection = operations.get_bind()
@@ -162,14 +162,15 @@ def _begun(operations: Operations, move: VersionOp) -> Iterator[str | None]:
     migrations.lock(connection)
     schema = schemas.require(connection, move.schema, changes_existing=changes_existing)
     _check_installed(connection, move, schema)
-    with _untranslated(connection):
+    with untranslated(connection):
         yield schema
 
 
 @contextmanager
-def _offline(
+def offline(
     operations: Operations, schema: str | None, *, changes_existing: bool
 ) -> Iterator[None]:
+    """Write what a script (``--sql``) does around an operation: the lock, and the search path."""
     migrations.lock(operations)
     # This fails outside of a transaction, where the lock would not last.
     operations.execute("SAVEPOINT pgqrs_sa")
@@ -183,7 +184,7 @@ def _offline(
 
 
 @contextmanager
-def _untranslated(connection: sa.Connection) -> Iterator[None]:
+def untranslated(connection: sa.Connection) -> Iterator[None]:
     """Take names as they are: the ``schema_translate_map`` was applied already."""
     mapped = connection.get_execution_options().get("schema_translate_map")
     connection.execution_options(schema_translate_map=None)
@@ -240,7 +241,7 @@ def _stamp(operations: Operations, move: VersionOp, schema: str | None) -> None:
 
 @renderers.dispatch_for(VersionOp)
 def _render(context: AutogenContext, move: VersionOp) -> str:
-    context.imports.add(_IMPORT)
+    context.imports.add(IMPORT)
     where = "" if move.schema is None else f", schema={str(move.schema)!r}"
     return (
         f"{context.opts['alembic_module_prefix']}{move.name}"

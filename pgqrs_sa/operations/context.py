@@ -54,6 +54,7 @@ class Context:
         allow_autocommit: Enqueue even where a rollback would not take it back.
         notify: Send a NOTIFY to consumers that wait.
         cursor_key: Tells apart sessions of one engine that see different messages.
+        create_queues: Create a queue that does not exist when something is enqueued there.
     """
 
     models: Models
@@ -62,6 +63,7 @@ class Context:
     allow_autocommit: bool
     notify: bool = False
     cursor_key: str | None = None
+    create_queues: bool = False
 
     @property
     def mapper(self) -> Mapper[Any]:
@@ -76,6 +78,7 @@ class Context:
             worker=self.worker,
             allow_autocommit=self.allow_autocommit or None,
             notify=self.notify or None,
+            create_queues=self.create_queues or None,
         )
 
     @classmethod
@@ -88,6 +91,7 @@ class Context:
         *,
         notify: bool = False,
         cursor_key: str | None = None,
+        create_queues: bool = False,
     ) -> Context:
         """Return the settings of a service, with what was not given filled in."""
         return cls(
@@ -97,6 +101,7 @@ class Context:
             allow_autocommit,
             notify,
             None if cursor_key is None else arguments.check_text(cursor_key, "cursor_key"),
+            create_queues,
         )
 
 

@@ -22,6 +22,8 @@ from ..statements import queues
 from ..types import Item, Receipt
 from . import wakeup
 from .context import Context, encoded, queue_not_found, refuse_our_binds, run
+from .queues import UNCHANGED
+from .queues import create as create_queue
 
 __all__ = ["CHUNK_BYTES", "CHUNK_ROWS", "from_query", "many", "one"]
 
@@ -123,6 +125,8 @@ def from_query(session: Session, context: Context, queue: str, query: SelectBase
     arguments.check_queue_name(queue)
     _check_columns(query)
     routing.refuse_foreign_tables(session, context.mapper, query)
+    if context.create_queues:
+        _limit(session, context, queue)
     channel = wakeup.channel(session, context)
     statement = statements.from_select(context.models, query, notify=bool(channel))
     values = {"queue": queue, "producer": context.worker, **channel}
@@ -256,6 +260,8 @@ class _Batch:
         statement = statements.many(self.context.models, keyed=True, notify=bool(self.channel))
         receipts: dict[int, Receipt] = {}
         left = list(chunk)
+        if self.context.create_queues:
+            self.check_accepted()  # creates the queue where no savepoint takes it back
         for _ in range(_TRIES):
             with self._savepoint(statement, needed=len(left) > 1) as savepoint:
                 receipts |= self._inserted_or_found(statement, left)
@@ -336,10 +342,15 @@ def _live(
 
 def _limit(session: Session, context: Context, queue: str) -> int:
     """Return the size of the largest payload that a queue accepts."""
-    row = run(session, context, queues.get(context.models), {"queue": queue}).one_or_none()
-    if row is None:
+    create = context.create_queues  # and not where the message itself would be refused
+    found = run(session, context, queues.get(context.models), {"queue": queue}, atomic=create)
+    row = found.one_or_none()
+    if row is not None:
+        return int(row.max_payload_bytes)
+    if not create:
         raise queue_not_found(session, context, queue)
-    return int(row.max_payload_bytes)
+    settings = (UNCHANGED, UNCHANGED, UNCHANGED, UNCHANGED)
+    return create_queue(session, context, queue, *settings).max_payload_bytes
 
 
 def check_size(queue: str, size: int, limit: int, path: str = "") -> None:

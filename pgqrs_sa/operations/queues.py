@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import Executable
 
 from .. import arguments, nudge
-from ..errors import InvalidArgument, QueueNotEmpty
+from ..declared import DeclaredQueue, QueueSource, declared_in
+from ..errors import InvalidArgument, PgqrsError, QueueNotEmpty
 from ..statements import queues as statements
-from ..types import QueueInfo
+from ..statements.parts import tables
+from ..types import QueueDifference, QueueInfo, SyncedQueue
 from .context import Context, forget, forget_all, queue_not_found, refresh, run
 
 __all__ = [
@@ -23,11 +25,15 @@ __all__ = [
     "pause",
     "purge",
     "resume",
+    "sync",
     "update",
 ]
 
 UNCHANGED: Any = object()
 """The default of a setting that is left as it is; None is a value of ``retention``."""
+
+_TRIES = 3
+"""A queue that is neither created nor found was deleted in between, or is hidden from this role."""
 
 
 def create(
@@ -51,6 +57,83 @@ def create(
             ).one_or_none()
         if row is not None:
             return _info(row)
+
+
+def sync(
+    session: Session,
+    context: Context,
+    source: QueueSource,
+    *,
+    update: bool = False,
+    dry_run: bool = False,
+) -> list[SyncedQueue]:
+    """Create declared queues that are missing; report, or change, those that differ."""
+    declared = declared_in(source)
+    found = _found(session, context, declared)
+    missing = [queue for queue in declared if queue.name not in found]
+    if missing and not dry_run:
+        found |= _create_missing(session, context, missing)
+    return [
+        _compared(session, context, queue, found[queue.name], update=update and not dry_run)
+        if queue.name in found
+        else SyncedQueue(queue.name, "missing" if dry_run else "created")
+        for queue in declared
+    ]
+
+
+def _found(
+    session: Session, context: Context, declared: Sequence[DeclaredQueue]
+) -> dict[str, QueueInfo]:
+    """Return those that exist. No INSERT is tried for them, which needs a right of its own."""
+    if not declared:
+        return {}
+    names = [queue.name for queue in declared]
+    rows = run(session, context, statements.named(context.models), {"names": names})
+    return {row.queue_name: _info(row) for row in rows}
+
+
+def _create_missing(
+    session: Session, context: Context, missing: Sequence[DeclaredQueue]
+) -> dict[str, QueueInfo]:
+    """Create queues; return those that another process has created meanwhile."""
+    statement = statements.create_missing(tables(context.models).queue)
+    found: dict[str, QueueInfo] = {}
+    left = list(missing)
+    for _ in range(_TRIES):
+        created = run(session, context, statement, statements.columns_of(left)).scalars().all()
+        left = [queue for queue in left if queue.name not in created]
+        if not left:
+            return found
+        found |= _found(session, context, left)
+        left = [queue for queue in left if queue.name not in found]
+        if not left:
+            return found
+    raise PgqrsError(
+        f"the queue {left[0].name!r} can neither be created nor found: look for a row-level "
+        "security policy on pgqrs_queues"
+    )
+
+
+def _compared(
+    session: Session,
+    context: Context,
+    declared: DeclaredQueue,
+    found: QueueInfo,
+    *,
+    update: bool,
+) -> SyncedQueue:
+    differences = tuple(
+        QueueDifference(setting, value, getattr(found, setting))
+        for setting, value in declared.settings().items()
+        if getattr(found, setting) != value
+    )
+    if not differences:
+        return SyncedQueue(declared.name, "unchanged")
+    if update:
+        changed = {difference.setting: difference.declared for difference in differences}
+        statement = statements.update(context.models, tuple(changed))
+        _one(session, context, statement, declared.name, _values(declared.name, changed))
+    return SyncedQueue(declared.name, "updated" if update else "differs", differences)
 
 
 def get(session: Session, context: Context, name: str) -> QueueInfo:
@@ -158,18 +241,14 @@ def _checked(
     lease: object, max_read_ct: object, retention: object, max_payload_bytes: object
 ) -> dict[str, Any]:
     """Return the settings that were given, as their columns take them."""
-    given: dict[str, Any] = {}
-    if lease is not UNCHANGED:
-        span = arguments.duration(lease, "lease", positive=True)
-        given["lease_seconds"] = span.total_seconds()
-    if max_read_ct is not UNCHANGED:
-        given["max_read_ct"] = arguments.check_max_read_ct(max_read_ct)
-    if retention is not UNCHANGED:
-        kept = None if retention is None else arguments.duration(retention, "retention")
-        given["retention_seconds"] = None if kept is None else kept.total_seconds()
-    if max_payload_bytes is not UNCHANGED:
-        given["max_payload_bytes"] = arguments.checked_limit(max_payload_bytes, "max_payload_bytes")
-    return given
+    settings = {
+        "lease": lease,
+        "max_read_ct": max_read_ct,
+        "retention": retention,
+        "max_payload_bytes": max_payload_bytes,
+    }
+    given = {name: value for name, value in settings.items() if value is not UNCHANGED}
+    return arguments.queue_settings(given)
 
 
 def _values(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

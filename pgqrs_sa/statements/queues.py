@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Any
 
@@ -14,10 +14,11 @@ from sqlalchemy.sql import ClauseElement, ColumnElement, Executable
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from .. import states
+from ..declared import DeclaredQueue
 from ..models import Models
 from ..states import now
 from . import flush
-from .parts import chosen, queue_id, tables
+from .parts import array_bind, chosen, queue_id, tables
 
 SETTINGS = ("lease_seconds", "max_read_ct", "retention_seconds", "max_payload_bytes")
 """The defaults of a queue that can be given at creation and changed later."""
@@ -46,6 +47,54 @@ def create(models: Models, settings: tuple[str, ...]) -> Executable:
         .on_conflict_do_nothing(index_elements=[queue.c.queue_name])
         .returning(*_row(queue))
     )
+
+
+@cache
+def create_missing(queue: sa.Table) -> Executable:
+    """Insert the queues whose names are free, in the order given, and return their names.
+
+    It takes a table, as a flush knows no `Models`. Binds: what `columns_of` returns.
+    """
+    types = {"queue_name": queue.c.queue_name.type} | {n: queue.c[n].type for n in SETTINGS}
+    given = (
+        func.unnest(*(array_bind(f"new_{n}", type_) for n, type_ in types.items()))
+        .table_valued(
+            *(sa.column(n, type_) for n, type_ in types.items()),
+            with_ordinality="place",
+            name="given",
+        )
+        .render_derived()
+    )
+    values = [_or_default(given.c[n], queue.c[n]) for n in types]
+    return (
+        insert(queue)
+        .from_select(list(types), sa.select(*values).order_by(given.c.place))
+        .on_conflict_do_nothing(index_elements=[queue.c.queue_name])
+        .returning(queue.c.queue_name)
+    )
+
+
+def columns_of(declared: Sequence[DeclaredQueue]) -> dict[str, list[Any]]:
+    """Return what `create_missing` binds: an array for each column, None for its default."""
+    settings = [queue.settings() for queue in declared]
+    return {"new_queue_name": [queue.name for queue in declared]} | {
+        f"new_{name}": [given.get(name) for given in settings] for name in SETTINGS
+    }
+
+
+def _or_default(given: ColumnElement[Any], column: sa.Column[Any]) -> ColumnElement[Any]:
+    # INSERT ... SELECT cannot say DEFAULT.
+    if not isinstance(column.server_default, sa.DefaultClause):
+        return given
+    return func.coalesce(given, column.server_default.arg)
+
+
+@cache
+def named(models: Models) -> Executable:
+    """The queues that have one of these names. Binds: names."""
+    queue = tables(models).queue
+    names = array_bind("names", sa.Text)
+    return sa.select(*_row(queue)).where(queue.c.queue_name == func.any(names))
 
 
 @cache
@@ -141,14 +190,23 @@ def is_empty(models: Models) -> Executable:
     while `keep_writers_out` holds everybody up. Binds: queue.
     """
     _, message, archived, _ = tables(models)
+    return sa.select(holds_nothing(queue_id(models), message, archived))
+
+
+def holds_nothing(id_: Any, message: sa.Table, archived: sa.Table) -> ColumnElement[bool]:
+    """Whether a queue is empty, by what the indexes know. It takes tables, as a migration does.
+
+    Args:
+        id_: Of the queue, as an expression.
+        message: The table of live messages.
+        archived: The archive.
+    """
     found = [
-        sa.exists().where(message.c.queue_id == queue_id(models), states.has_attempts(message.c)),
-        sa.exists().where(
-            message.c.queue_id == queue_id(models), message.c.read_ct >= message.c.max_read_ct
-        ),
-        sa.exists().where(archived.c.queue_id == queue_id(models)),
+        sa.exists().where(message.c.queue_id == id_, states.has_attempts(message.c)),
+        sa.exists().where(message.c.queue_id == id_, message.c.read_ct >= message.c.max_read_ct),
+        sa.exists().where(archived.c.queue_id == id_),
     ]
-    return sa.select(sa.not_(sa.or_(*found)))
+    return sa.not_(sa.or_(*found))
 
 
 @cache

@@ -194,7 +194,7 @@ class _Drain:
         """Work until nothing is left."""
         __tracebackhide__ = True
         self._session.flush()
-        leases = check_database(self._session, self._context, self._handlers)
+        leases = check_database(self._session, self._context, self._handlers, self._settings.queues)
         while True:
             # One call of each in turn, so that no queue waits for another to be empty.
             worked = False

@@ -34,6 +34,7 @@ RUN = {
     "message cancel": ["message", "cancel", "{ready}"],
     "message reschedule": ["message", "reschedule", "{ready}", "--delay", "7d"],
     "worker run": ["worker", "run", "documented_jobs:consumer", "--until-empty"],
+    "queue sync": ["queue", "sync", "documented_jobs:QUEUES"],
     "worker check": ["worker", "check", "documented_jobs:consumer"],
     "worker create": ["worker", "create", "w", "--queue", "mail", "--host", "h", "--port", "1"],
     "worker list": ["worker", "list"],
@@ -83,7 +84,9 @@ JOBS = """
 import os
 import sqlalchemy as sa
 from sqlalchemy.orm import sessionmaker
-from pgqrs_sa import Consumer
+from pgqrs_sa import Consumer, DeclaredQueue
+
+QUEUES = [DeclaredQueue("mail")]
 
 url = os.environ["PGQRS_DSN"].replace("postgresql:", "postgresql+psycopg:", 1)
 consumer = Consumer(sessionmaker(sa.create_engine(url)))

@@ -359,6 +359,7 @@ def hidden(engine: sa.Engine) -> Iterator[Callable[..., AbstractContextManager[S
         connection.exec_driver_sql(
             f"CREATE ROLE {role};"
             f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role};"
+            f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};"
             "ALTER TABLE pgqrs_messages ENABLE ROW LEVEL SECURITY;"
             f"CREATE POLICY tenant ON pgqrs_messages TO {role}"
             " USING (payload ->> 'tenant' = current_setting('app.tenant', true))"
