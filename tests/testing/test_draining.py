@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from pgqrs_sa import (
@@ -500,8 +501,8 @@ def test_a_consumer_without_handlers_or_with_an_unknown_queue_is_refused(session
         drain(session, consumer)
 
 
-def test_the_consumer_and_the_session_are_of_one_kind(session, host_engine):
-    consumer = AsyncConsumer(sessionmaker(host_engine))
+def test_the_consumer_and_the_session_are_of_one_kind(session):
+    consumer = AsyncConsumer(async_sessionmaker())
 
     @consumer.on("mail")
     async def handle(payload: int) -> None: ...
