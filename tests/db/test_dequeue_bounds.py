@@ -281,6 +281,8 @@ def check_tenants(tenants: list[Tenant]) -> None:
         tenant.take()  # one that begins after the bound, if it has come to that
         assert tenant.found
         assert tenant.last_passed_at - tenant.since <= BOUND
+    for _ in range(2):
+        tenants[0].take()
 
 
 FILL = """
@@ -288,6 +290,14 @@ FILL = """
     INSERT INTO {schema}pgqrs_messages (queue_id, payload, vt)
     SELECT id, jsonb_build_object('tenant', '{tenant}'), statement_timestamp()
     FROM {schema}pgqrs_queues, generate_series(1, 600)
+"""
+
+
+FILL_ONE = """
+    INSERT INTO pgqrs_queues (queue_name) VALUES ('mail');
+    INSERT INTO pgqrs_messages (queue_id, payload, vt)
+    SELECT id, jsonb_build_object('tenant', tenant::text), statement_timestamp()
+    FROM pgqrs_queues, generate_series(1, 600) n, generate_series(0, 39) tenant ORDER BY n, tenant
 """
 
 
@@ -334,7 +344,7 @@ def test_forty_tenants_by_search_path(own, schemas, named):
             for number, name in enumerate(schemas)
         ]
     )
-    assert any(sent[TENANTS:])
+    assert sent[-1], "it goes on from its own place"
 
 
 def test_forty_tenants_by_schema_translate_map_of_their_connections(own, schemas):
@@ -348,7 +358,7 @@ def test_forty_tenants_by_schema_translate_map_of_their_connections(own, schemas
 
     sent = sent_places(own)
     check_tenants([Tenant(number, session) for number in range(TENANTS)])
-    assert any(sent[TENANTS:])
+    assert sent[-1], "it goes on from its own place"
 
 
 @pytest.fixture
@@ -364,8 +374,7 @@ def hidden(engine: sa.Engine) -> Iterator[Callable[..., AbstractContextManager[S
             f"CREATE POLICY tenant ON pgqrs_messages TO {role}"
             " USING (payload ->> 'tenant' = current_setting('app.tenant', true))"
         )
-        for number in range(TENANTS):
-            connection.exec_driver_sql(FILL.format(schema="", tenant=number))
+        connection.exec_driver_sql(FILL_ONE)
 
     @contextmanager
     def session(own: sa.Engine, number: int) -> Iterator[Session]:
@@ -397,4 +406,5 @@ def test_forty_tenants_by_row_level_security(own, hidden, named):
             for number in range(TENANTS)
         ]
     )
+    assert sent[-1] == named
     assert any(sent) == named
