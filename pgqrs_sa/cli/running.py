@@ -162,7 +162,11 @@ def _reaching() -> Iterator[None]:
         if not (sqlstate(error) or "08").startswith(_NO_CONNECTION):
             raise
         said = getattr(error, "orig", None) or error
-        hint = unreachable.hint(str(said), "check where the consumer's engine connects to")
+        hint = unreachable.hint(
+            str(said),
+            "check where the consumer's engine connects to",
+            address="the URL that the consumer's engine connects to",
+        )
         raise Failed(f"cannot connect: {said}", hint=hint, code=CANNOT_CONNECT) from error
 
 

@@ -16,19 +16,19 @@ GENERAL = "check the address in --dsn or PGQRS_DSN"
 _HINTS: tuple[tuple[str, str], ...] = (
     (
         r"database \"(?P<name>.+)\" does not exist",
-        "name another database in the DSN, or create this one: createdb {name}",
+        "name another database in {address}, or create this one: createdb {name}",
     ),
     (
         r"role \"(?P<name>.+)\" does not exist",
-        "name another user in the DSN, or create this role: createuser {name}",
+        "name another user in {address}, or create this role: createuser {name}",
     ),
     (
         r"password authentication failed for user \"(?P<name>.+)\"",
-        "the password in the DSN, PGPASSWORD or ~/.pgpass is not the one of {name}",
+        "the password in {address}, PGPASSWORD or ~/.pgpass is not the one of {name}",
     ),
     (
         r"no password supplied",
-        "add the password to the DSN, or set PGPASSWORD, or write it into ~/.pgpass",
+        "add the password to {address}, or set PGPASSWORD, or write it into ~/.pgpass",
     ),
     (
         r"pg_hba\.conf",
@@ -36,19 +36,19 @@ _HINTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"failed to resolve host|could not translate host name|[Nn]ame or service not known",
-        "no such host is known: check the spelling of the host in the DSN",
+        "no such host is known: check the spelling of the host in {address}",
     ),
     (
         r"on socket .* failed: No such file or directory",
-        "no server listens on this socket: start it, or name a host in the DSN",
+        "no server listens on this socket: start it, or name a host in {address}",
     ),
     (
         r"Connection refused|Connect call failed",
-        "nothing listens there: start the server, or check the host and port in the DSN",
+        "nothing listens there: start the server, or check the host and port in {address}",
     ),
     (
         r"timeout|timed out",
-        "no answer came in time: check host, port and firewall, or raise PGQRS_CONNECTION_TIMEOUT",
+        "no answer came in time: check host, port and firewall",
     ),
     (
         r"too many clients|connection slots are reserved",
@@ -56,21 +56,23 @@ _HINTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"server does not support SSL",
-        "switch SSL on in the server, or write sslmode=prefer into the DSN",
+        "switch SSL on in the server, or write sslmode=prefer into {address}",
     ),
     (r"starting up|shutting down|in recovery mode", "try again when the server has started"),
-    (r"invalid connection option|invalid .* value", "correct what follows the ? in the DSN"),
+    (r"invalid connection option|invalid .* value", "correct what follows the ? in {address}"),
 )
 
 
-def hint(said: str, otherwise: str = GENERAL) -> str:
+def hint(said: str, otherwise: str = GENERAL, *, address: str = "the DSN") -> str:
     """Return what to do about a failed connection.
 
     Args:
         said: The text of the driver's error.
         otherwise: What to return for a text that is not known.
+        address: What names the server, for people.
     """
     for pattern, advice in _HINTS:
         if found := re.search(pattern, said):
-            return advice.format(**{key: quote(name) for key, name in found.groupdict().items()})
+            names = {key: quote(name) for key, name in found.groupdict().items()}
+            return advice.format(address=address, **names)
     return otherwise
