@@ -449,7 +449,7 @@ class EventLoopLost(PgqrsError):
     No handler can be called any more. The consumer has given back what it held, and has ended.
     """
 
-    code = "PGQ-031"
+    code = "PGQ-035"
 
 
 class PoolTooSmall(PgqrsError):

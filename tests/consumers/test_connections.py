@@ -105,7 +105,7 @@ def audit(kit, ids):
     assert kit.live() == {}
 
 
-@pytest.mark.parametrize("what", ["pq_gone", "UPDATE pgqrs_workers"], ids=["desk", "keeper"])
+@pytest.mark.parametrize("what", ["pgqrs_asked", "UPDATE pgqrs_workers"], ids=["desk", "keeper"])
 def test_a_backend_that_is_ended_while_idle_is_replaced(kit, what):
     consumer = kit.consumer(poll_interval=0.05)
     consumer.on("mail", lease=600)(effect)
@@ -381,7 +381,7 @@ def test_calls_that_hang_are_cut_and_repeated(kit):
     consumer.start()
     until(lambda: len(kit.archive()) == 1, "the first is done")
     frozen = []
-    for what in ("pq_gone", "UPDATE pgqrs_workers"):
+    for what in ("pgqrs_asked", "UPDATE pgqrs_workers"):
         frozen += until(lambda what=what: backends(kit, what), "the connection is there", SOON)
     beat = kit.workers()[0].heartbeat_at
     for pid in frozen:

@@ -11,10 +11,6 @@ from collections.abc import Mapping
 __all__ = ["REASONS"]
 
 REASONS: Mapping[tuple[str, str, str, str], str] = {
-    ("statements/health", "_ids", "conjunct", "criterion"): (
-        "The ids of the rows with attempts and of those without are put together again: without"
-        " the criterion each half has all. It lets each use its own partial index."
-    ),
     (
         "statements/counts",
         "not_done",
