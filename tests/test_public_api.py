@@ -523,6 +523,7 @@ BUILT_ANEW = {
     "reading.find_archived",
     "scheduled.cancel_where",
     "lease.dequeue_where",
+    "queues.columns_of",  # no statement
     "queues.keep_writers_out",  # one clause
     "settle.held",  # a part of others
 }
