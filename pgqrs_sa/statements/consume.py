@@ -64,7 +64,7 @@ def look(models: Models) -> Executable:
         message.c.priority == levels.c.level,
         states.ready(message.c),
     )
-    ready = sa.select(levels.c.id).where(visible.is_not(None))
+    ready = sa.select(levels.c.id).where(levels.c.level.is_not(None), visible.is_not(None))
     spent = _first(message.c.vt, message.c.queue_id == asked.c.id, states.exhausted(message.c))
     name = sa.func.unnest(names).column_valued("pgqrs_name")
     return sa.union_all(
