@@ -524,6 +524,7 @@ BUILT_ANEW = {
     "scheduled.cancel_where",
     "lease.dequeue_where",
     "queues.columns_of",  # no statement
+    "queues.holds_nothing",  # a part of others
     "queues.keep_writers_out",  # one clause
     "settle.held",  # a part of others
 }

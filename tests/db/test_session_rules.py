@@ -38,6 +38,7 @@ from pgqrs_sa import (
     ArchivedMessage,
     ArchivedMessageMixin,
     AsyncQueueService,
+    DeclaredQueue,
     Delivery,
     DuplicateMessage,
     Item,
@@ -175,6 +176,7 @@ def whole_api(queue: Any) -> Generator[Any, Any, None]:
     assert (yield queue.queues.pause("jobs")).paused_at is not None
     assert (yield queue.dequeue("jobs")) == []
     assert (yield queue.queues.resume("jobs")).paused_at is None
+    assert [one.name for one in (yield queue.queues.sync(DeclaredQueue("jobs")))] == ["jobs"]
     with pytest.raises(QueueNotFound):
         yield queue.enqueue("job", 1)
     yield from _settling(queue)
