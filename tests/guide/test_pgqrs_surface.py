@@ -448,7 +448,7 @@ def test_every_error_is_a_value_error_or_a_runtime_error_and_has_a_code_of_its_o
     assert len({kind.code for kind in errors}) == len(errors)
 
 
-async def test_one_bad_row_hides_no_neighbours_and_is_a_message_like_any_other(
+async def test_one_bad_row_hides_no_neighbours_and_is_a_dead_letter_at_once(
     admin, clock: Clock
 ) -> None:
     producer = pgqrs.Producer(admin, "tasks", "h", 1)
@@ -460,11 +460,13 @@ async def test_one_bad_row_hides_no_neighbours_and_is_a_message_like_any_other(
         )
         connection.execute(huge.bindparams(p="1" * 5000))
     consumer = pgqrs.Consumer(admin, "tasks", "h", 1)
-    first, second = await consumer.dequeue_batch()
-    assert (first.id, first.payload) == (good, {"n": 1})
+    (message,) = await consumer.dequeue_batch()
+    assert (message.id, message.payload) == (good, {"n": 1})
+    (bad,) = await (await admin.get_archive()).list_dlq_messages()
+    assert bad.outcome == "dead"
     with pytest.raises(pgqrs.PayloadError):
-        _ = second.payload
-    assert await consumer.archive(second.id) is True
+        _ = bad.payload
+    assert await consumer.archive(message.id) is True
 
 
 async def test_a_session_of_the_applications_own_sees_the_same_messages(
