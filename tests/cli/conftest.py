@@ -54,7 +54,7 @@ class Pgqrs:
             env=environment,
             cwd=self.folder,
             text=True,
-            timeout=30,
+            timeout=180,  # only a hang takes so long, at any load
             check=False,
             **({"capture_output": True} | options),
         )
