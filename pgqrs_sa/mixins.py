@@ -162,6 +162,16 @@ class Payload(sa.types.TypeDecorator[Any]):
     cache_ok = True
     should_evaluate_none = True  # None is a payload: null
 
+    def __init__(self) -> None:
+        super().__init__()
+        # Alembic writes a type into a revision as the module and the representation of the
+        # instance. A revision outlives this class, so it names what the class stores.
+        self.__module__ = "sa.dialects.postgresql"
+
+    def __repr__(self) -> str:
+        """Return what a revision of a host without the plugin contains."""
+        return "JSONB()"
+
     def bind_processor(self, dialect: sa.Dialect) -> Any:  # noqa: ARG002
         """Return what makes the text of a payload."""
         return _payload_text

@@ -274,6 +274,7 @@ def test_what_a_consumer_executes_only_in_trouble_needs_no_more_rights(
         assert consume.renew(session, context, again.leased, timedelta(minutes=2))
         consume.hold(session, context, again.leased)
         assert set(consume.fates(session, context, turn.leased).values()) == {"archived"}
+        consume.turn(session, context, [], "mail", 1, timedelta(minutes=1), None)
         now = time.monotonic()
         lost = consume.Unanswered(worker.id, "mail", timedelta(minutes=1), now - 60, now)
         assert consume.hand_back(session, context, [lost], [again.leased[0].fencing_token]) == 1
