@@ -154,9 +154,10 @@ def test_what_is_drained_is_in_the_archive_whoever_drains_it(server, crew, name:
         with engine.connect() as connection:
             counts = connection.execute(
                 sa.text(
-                    "SELECT (SELECT count(*) FROM pgqrs_messages),"
-                    " (SELECT count(*) FROM pgqrs_archive JOIN pgqrs_queues AS q"
-                    " ON q.id = queue_id AND q.queue_name = :queue)"
+                    "SELECT count(m.id), count(a.id) FROM pgqrs_queues AS q"
+                    " LEFT JOIN pgqrs_messages AS m ON m.queue_id = q.id"
+                    " LEFT JOIN pgqrs_archive AS a ON a.queue_id = q.id"
+                    " WHERE q.queue_name = :queue"
                 ),
                 {"queue": QUEUE},
             ).one()
