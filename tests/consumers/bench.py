@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.util import await_only, greenlet_spawn
+from waiting import PATIENCE, until, until_awaited
 
 from pgqrs_sa import (
     AsyncConsumer,
@@ -34,15 +35,12 @@ from pgqrs_sa import (
     QueueService,
 )
 
-PATIENCE = 20.0
-"""Seconds after which a test gives up waiting for something that must happen."""
-
 _PLAIN = "read_ct, max_read_ct, vt, dequeued_at, consumer_worker_id, last_error"
 """Not the payload, which may be one that cannot be read."""
 
 QUICK: dict[str, Any] = {
     "poll_interval": 0.02,
-    "drain_timeout": 10,
+    "drain_timeout": 60,
     "heartbeat": 0.1,
     "housekeeping": None,
     "concurrency": 4,
@@ -303,10 +301,7 @@ class _Raised:
 
 
 async def _awaited_event(event: threading.Event) -> None:
-    end = time.monotonic() + PATIENCE
-    while not event.is_set():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.002)
+    await until_awaited(event.is_set, "the event")
 
 
 def _threaded(function: Any, *, session: bool, many: bool) -> Any:
@@ -359,15 +354,6 @@ def _awaited(function: Any, *, session: bool, many: bool) -> Any:
         return await greenlet_spawn(function, None, delivery)
 
     return alone
-
-
-def until(true: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-    """Wait until something is true; fail when it does not become so."""
-    end = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.005)
-    return found
 
 
 def effect(session: Session | None, delivery: Delivery, note: str = "") -> None:

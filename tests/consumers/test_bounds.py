@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from bench import Kit, until
+from bench import Kit
+from waiting import until
 
 BOUND = 5.0
 """Seconds."""

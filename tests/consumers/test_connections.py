@@ -16,14 +16,13 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from bench import Ear, effect, until
+from bench import Ear, effect
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
+from waiting import PATIENCE, until
 
 from pgqrs_sa import Delivery, Discard, QueueService, Retry
 from pgqrs_sa.consumers import runtime
-
-SOON = 5.0
 
 
 class Cutter:
@@ -113,12 +112,12 @@ def test_a_backend_that_is_ended_while_idle_is_replaced(kit, what):
     ids = kit.send(1)
     until(kit.archive, "the first is done")
     for _ in range(2):
-        (pid,) = until(lambda: backends(kit, what), "the connection is there", SOON)
+        (pid,) = until(lambda: backends(kit, what), "the connection is there")
         end_backend(kit, pid)
         if "workers" in what:
-            until(lambda pid=pid: set(backends(kit, what)) - {pid}, "there is another one", SOON)
+            until(lambda pid=pid: set(backends(kit, what)) - {pid}, "there is another one")
         (id_,) = kit.send(1)
-        until(lambda id_=id_: id_ in kit.archive(), "the next is done", SOON)
+        until(lambda id_=id_: id_ in kit.archive(), "the next is done")
         ids.append(id_)
     assert consumer.stop() == 0
     audit(kit, ids)
@@ -129,7 +128,7 @@ def test_the_row_of_a_worker_whose_backend_was_just_ended_is_still_noted_as_stop
     consumer = kit.consumer(heartbeat=0.2)
     consumer.on("mail")(effect)
     consumer.start()
-    (pid,) = until(lambda: backends(kit, "UPDATE pgqrs_workers"), "its heart beats", SOON)
+    (pid,) = until(lambda: backends(kit, "UPDATE pgqrs_workers"), "its heart beats")
     kit.sql("SELECT pg_terminate_backend(:pid)", pid=pid)
     assert consumer.stop() == 0
     assert [one.status for one in kit.workers()] == ["stopped"]
@@ -186,7 +185,7 @@ def test_messages_whose_lease_was_not_heard_of_come_back_at_once_and_uncharged(k
     taken.start()
     assert consumer.run() == 0
     taken.join()
-    assert time.monotonic() - began < 120  # not the hour that the lease has
+    assert time.monotonic() - began < 1800  # not the hour that the lease has
     audit(kit, ids)
     again = [one for one in kit.archive().values() if one.read_ct > 1]
     assert again
@@ -221,19 +220,19 @@ def test_leases_that_were_taken_or_extended_by_hand_outlive_a_broken_connection(
         effect(session, delivery)
 
     consumer.start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     before = kit.live()
     armed.set()
     (third,) = kit.send(3)
-    until(lambda: cutter.cut, "a lease, whose reply is lost", SOON)
+    until(lambda: cutter.cut, "a lease, whose reply is lost")
     armed.clear()
-    until(lambda: third in kit.archive(), "it came back, and is done", SOON)
+    until(lambda: third in kit.archive(), "it came back, and is done")
     after = kit.live()
     assert after.keys() == before.keys() == {first, taken[0].id}
     for id_, row in before.items():
         assert (after[id_].vt, after[id_].read_ct) == (row.vt, row.read_ct)
     go.set()
-    until(lambda: first in kit.archive(), "its lease was not lost", SOON)
+    until(lambda: first in kit.archive(), "its lease was not lost")
     with Session(kit.engine) as session, session.begin():
         QueueService(session).archive(taken[0])
     consumer.stop()
@@ -354,19 +353,20 @@ def test_renewals_go_on_after_the_keepers_backend_was_ended_again_and_again(kit)
     consumer = kit.consumer()
     go, begun = threading.Event(), threading.Event()
 
-    @consumer.on("mail", lease=1)
+    @consumer.on("mail", lease=5)
     def handler(session, delivery):
         begun.set()
         kit.wait(go)
         effect(session, delivery)
 
     consumer.start()
-    assert begun.wait(10)
-    end = time.monotonic() + 1.5
-    while time.monotonic() < end:
-        for pid in backends(kit, "UPDATE pgqrs_workers"):
-            kit.sql("SELECT pg_terminate_backend(:pid)", pid=pid)
-        time.sleep(0.2)
+    assert begun.wait(PATIENCE)
+    leased = kit.live()[id_].vt
+    while kit.live()[id_].vt == leased:  # until it is renewed, each of its connections is ended
+        (pid,) = until(lambda: backends(kit, "UPDATE pgqrs_workers"), "the keeper is connected")
+        end_backend(kit, pid)
+    outlived = "SELECT now() > :leased FROM pgqrs_messages"
+    until(lambda: kit.sql(outlived, leased=leased) == [(True,)], "it would have run out")
     go.set()
     until(lambda: id_ in kit.archive(), "it is archived")
     assert consumer.stop() == 0
@@ -382,14 +382,14 @@ def test_calls_that_hang_are_cut_and_repeated(kit):
     until(lambda: len(kit.archive()) == 1, "the first is done")
     frozen = []
     for what in ("pgqrs_asked", "UPDATE pgqrs_workers"):
-        frozen += until(lambda what=what: backends(kit, what), "the connection is there", SOON)
+        frozen += until(lambda what=what: backends(kit, what), "the connection is there")
     beat = kit.workers()[0].heartbeat_at
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
     try:
         ids += kit.send(2)
-        until(lambda: len(kit.archive()) == 2, "another connection does it", 10)
-        until(lambda: kit.workers()[0].heartbeat_at > beat, "it beats again", 10)
+        until(lambda: len(kit.archive()) == 2, "another connection does it")
+        until(lambda: kit.workers()[0].heartbeat_at > beat, "it beats again")
     finally:
         for pid in frozen:
             with suppress(ProcessLookupError):
@@ -434,10 +434,10 @@ def test_a_database_that_is_gone_does_not_keep_a_consumer_from_stopping(kit, mon
         def handler(session, delivery):
             effect(session, delivery)
             begun.set()
-            never.wait(30)
+            never.wait(PATIENCE)
 
     consumer.start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     name = kit.engine.url.database
     admin = sa.create_engine(kit.engine.url.set(database="postgres"), isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
@@ -451,7 +451,7 @@ def test_a_database_that_is_gone_does_not_keep_a_consumer_from_stopping(kit, mon
             )
             began = time.monotonic()
             assert consumer.stop() == 1
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 60  # a tenth of the lease
         finally:
             connection.execute(sa.text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'))
     admin.dispose()

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+from waiting import PATIENCE, until
 
 from pgqrs_sa import Delivery, Retry
 from pgqrs_sa.consumers.book import Book
@@ -25,7 +26,6 @@ from pgqrs_sa.consumers.verdicts import Verdict
 from pgqrs_sa.operations.consume import Findings, Turn
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-SOON = 5.0
 
 
 def delivery(id_: int) -> Delivery:
@@ -61,7 +61,7 @@ class FakeLine:
             done, _, limit = args[:3]
             self.settled += [one.id for one in done]
             self.leasing.set()
-            assert self.go_on.wait(SOON)
+            assert self.go_on.wait(PATIENCE)
             taken, self.supply = self.supply[:limit], self.supply[limit:]
             return Turn(frozenset(one.id for one in done), taken)
         if what == "a note":
@@ -130,15 +130,8 @@ def office(
     made.line.go_on.set()
     made.desk.close()
     if working:
-        made.thread.join(SOON)
+        made.thread.join(PATIENCE)
         assert not made.thread.is_alive()
-
-
-def until(holds) -> None:
-    end = time.monotonic() + SOON
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def test_a_thread_that_has_nothing_to_do_settles_and_leases_by_itself():
@@ -162,9 +155,12 @@ def test_a_call_is_left_to_a_thread_of_a_handlers_that_has_nothing_to_do_if_ther
         return 60.0
 
     seat = Seat(work, lambda: 60.0, pytest.fail, lambda: idle, threading.Event())
+    news = seat._news = LateEvent()
+    news.may_go.set()
     own = threading.Thread(target=seat.occupy, name="own", daemon=True)
     own.start()
-    until(lambda: rounds == ["own"])
+    assert news.waits.wait(PATIENCE)  # it has done a round, and sleeps
+    assert rounds == ["own"]
     called: list[str] = []
     seat.call(lambda: called.append("called"))
     if idle:
@@ -175,13 +171,16 @@ def test_a_call_is_left_to_a_thread_of_a_handlers_that_has_nothing_to_do_if_ther
     assert rounds == ["own", threading.current_thread().name if idle else "own"]
     seat.end()
     seat.alarm()
-    own.join(SOON)
+    own.join(PATIENCE)
     assert not own.is_alive()
 
 
 def test_a_handler_begins_before_producers_are_told_to_send_no_more_notifications():
-    with office(listening=True) as one:
-        until(lambda: one.line.noted)
+    with office(working=False, listening=True) as one:
+        news = one.desk._seat._news = LateEvent()
+        news.may_go.set()
+        one.thread.start()
+        until(lambda: one.line.noted and news.waiting)  # it has looked once more, and sleeps
         assert one.line.noted[0] is not None
         one.idle = True
         one.line.leasing.clear()
@@ -199,6 +198,9 @@ def test_a_handler_begins_before_producers_are_told_to_send_no_more_notification
         assert one.desk.help(look) is not None
         assert noted_before == []
         until(lambda: one.line.noted == [None])  # by the desk's own thread
+        one.desk.close()
+        one.thread.join(PATIENCE)
+        assert not one.thread.is_alive()
 
 
 def test_a_thread_that_has_more_to_start_leaves_the_rest_to_the_desks_own():
@@ -225,14 +227,14 @@ def test_what_was_done_while_another_leased_is_settled_although_there_is_more_to
             one.finish(unit)
         first = threading.Thread(target=one.desk.help, args=(one.look,))
         first.start()
-        assert one.line.leasing.wait(SOON)  # it has the seat, and the notes that were there
+        assert one.line.leasing.wait(PATIENCE)  # it has the seat, and the notes that were there
         one.finish(last)
         found = []
         second = threading.Thread(target=lambda: found.append(one.desk.help(one.look)))
         second.start()
         one.line.go_on.set()
-        second.join(SOON)
-        first.join(SOON)
+        second.join(PATIENCE)
+        first.join(PATIENCE)
         assert found != [None]  # its handler takes an hour
         until(lambda: 5 in one.line.settled)
 
@@ -243,12 +245,15 @@ class LateEvent(threading.Event):
     def __init__(self) -> None:
         super().__init__()
         self.waits = threading.Event()
+        self.waiting = False
         self.may_go = threading.Event()
 
     def wait(self, timeout=None):
+        self.waiting = True
         self.waits.set()
         found = super().wait(timeout)
-        self.may_go.wait(SOON)
+        self.may_go.wait(PATIENCE)
+        self.waiting = False
         return found
 
 
@@ -267,8 +272,8 @@ def test_the_end_is_not_missed_when_a_handlers_thread_comes_to_the_seat_first():
         assert one.desk.help(one.look) is None
         assert one.line.settled == [1]
         late.may_go.set()
-        assert one.desk.ended.wait(SOON)
-        one.thread.join(SOON)
+        assert one.desk.ended.wait(PATIENCE)
+        one.thread.join(PATIENCE)
     assert one.line.closed.is_set()
 
 
@@ -276,17 +281,17 @@ def test_a_seat_that_is_taken_for_long_keeps_no_thread_from_what_is_there():
     with office(concurrency=2) as one:
         one.line.go_on.clear()
         one.desk.nudge("mail")
-        assert one.line.leasing.wait(SOON)
+        assert one.line.leasing.wait(PATIENCE)
         found = []
         waiting = threading.Thread(target=lambda: found.append(one.desk.help(one.look)))
         waiting.start()
         one.ready.append(Unit(one.handler, (delivery(9),)))
-        waiting.join(SOON)
+        waiting.join(PATIENCE)
         assert found[0].deliveries[0].id == 9
         stopping = threading.Thread(target=one.desk.help, args=(one.look,))
         stopping.start()
         one.desk.stop_leasing()
-        stopping.join(SOON)
+        stopping.join(PATIENCE)
         assert not stopping.is_alive()
 
 
@@ -298,6 +303,6 @@ def test_an_error_in_a_handlers_thread_is_kept_as_one_of_the_desks_own(working):
         assert one.desk.fatal is one.line.error
         if working:
             one.thread.start()
-            one.thread.join(SOON)
+            one.thread.join(PATIENCE)
             assert one.desk.ended.is_set()
         assert one.desk.help(one.look) is None

@@ -6,18 +6,18 @@ import asyncio
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from bench import PATIENCE, QUICK, Kit, until
+from bench import QUICK, Kit
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from waiting import PATIENCE, until, until_awaited
 
 from pgqrs_sa import AsyncConsumer, Delivery, EventLoopLost
 
 LONG = 600
-SHORT = 1.0
+SHORT = 5.0
 
 
 @pytest.fixture
@@ -40,10 +40,7 @@ def waits_for_ever(consumer: Any, **options: Any) -> None:
 async def started(consumer: Any) -> None:
     """Start it, and wait until it works on as much as it may."""
     await consumer.start()
-    end = time.monotonic() + PATIENCE
-    while len(consumer.begun) < QUICK["concurrency"]:
-        assert time.monotonic() < end
-        await asyncio.sleep(0.005)
+    await until_awaited(lambda: len(consumer.begun) == QUICK["concurrency"], "all run")
 
 
 def all_are_back(kit: Any) -> bool:
@@ -131,11 +128,12 @@ def test_a_loop_that_runs_piece_by_piece_loses_no_message(tasks, lonely, caplog)
 
     with contextlib.closing(asyncio.new_event_loop()) as loop:
         loop.run_until_complete(lonely.start())
-        end = time.monotonic() + PATIENCE
-        while tasks.outcomes() != dict.fromkeys(ids, "archived"):
-            assert time.monotonic() < end
+
+        def all_done() -> bool:
             loop.run_until_complete(asyncio.sleep(0.02))
-            time.sleep(0.05)
+            return tasks.outcomes() == dict.fromkeys(ids, "archived")
+
+        until(all_done, "it does all, piece by piece")
         assert loop.run_until_complete(lonely.stop()) == 0
     assert errors(caplog) == []
 
@@ -150,10 +148,10 @@ def test_a_blocked_loop_keeps_only_what_its_handler_has_begun_with(tasks, caplog
     def handler(_session, delivery):
         done.append(delivery.id)
         begun.set()
-        assert go.wait(2 * PATIENCE)  # in the loop's thread: nothing else runs there
+        assert go.wait(PATIENCE)  # in the loop's thread: nothing else runs there
 
     consumer.start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     (blocking,) = done
     others = [one for one in ids if one != blocking]
     second = _second(tasks)
@@ -194,10 +192,10 @@ def test_messages_that_wait_here_for_as_long_as_their_lease_are_given_back(threa
     @consumer.on("mail", concurrency=1, prefetch=3, lease=SHORT, session=False)
     def handler(_session, delivery):
         begun.set()
-        assert go.wait(2 * PATIENCE)
+        assert go.wait(PATIENCE)
 
     consumer.start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     until(lambda: threads.held() == ids, "all four are leased")
     until(lambda: all(threads.live()[one].max_read_ct > 5 for one in ids[1:]), "they go back")
     assert threads.live()[ids[0]].max_read_ct == 5

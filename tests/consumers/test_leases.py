@@ -9,27 +9,30 @@ import time
 
 import pytest
 import sqlalchemy as sa
-from bench import Ear, effect, until
+from bench import Ear, effect
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
+from waiting import PATIENCE, until, until_awaited
 
 from pgqrs_sa import AsyncConsumer, Consumer, Delivery, HandlerTimeout, QueueService, Retry
 
-SHORT = 1.0
-"""A lease that runs out within a test, unless it is renewed: every third of it."""
+SHORT = 5.0
+"""A lease that runs out within a test, unless it is renewed: when a third of it is over, so that a
+busy machine has seconds for it."""
 
+LIMIT = 1.5
+"""A timeout that leaves a handler, on a busy machine, the time to come to where it waits."""
 
-def renewed(kit, id_, since):
-    """Whether a lease ends later than it did."""
-    row = kit.live().get(id_)
-    return row is not None and row.vt > since and row.dequeued_at is not None
+OVERDUE = "SELECT count(*) FROM pgqrs_messages WHERE vt < now() AND dequeued_at IS NOT NULL"
 
 
 def outlive(kit, id_):
-    """Wait until a lease has been renewed so often that it would have run out otherwise."""
-    for _ in range(4):
-        vt = kit.live()[id_].vt
-        until(lambda vt=vt: renewed(kit, id_, vt), "the lease is renewed", 5)
+    """Wait until a lease is held for longer than it was taken for."""
+    held = (
+        "SELECT now() > dequeued_at + interval '1 s' * :lease AND vt > now()"
+        " FROM pgqrs_messages WHERE id = :id"
+    )
+    until(lambda: kit.sql(held, lease=SHORT, id=id_) == [(True,)], "the lease outlives its length")
 
 
 def test_a_lease_is_renewed_while_its_handler_runs_longer(kit):
@@ -46,7 +49,7 @@ def test_a_lease_is_renewed_while_its_handler_runs_longer(kit):
         effect(session, delivery)
 
     consumer.start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     outlive(kit, id_)
     go.set()
     until(lambda: id_ in kit.archive(), "the message is archived")
@@ -63,11 +66,11 @@ def test_a_blocked_event_loop_loses_no_lease(tasks):
     @consumer.on("mail", lease=SHORT)
     def handler(session, delivery):
         begun.set()
-        assert go.wait(10)  # in the loop's thread: nothing else runs there
+        assert go.wait(PATIENCE)  # in the loop's thread: nothing else runs there
         effect(session, delivery)
 
     consumer.start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     outlive(tasks, id_)
     go.set()
     until(lambda: id_ in tasks.archive(), "the message is archived")
@@ -79,7 +82,7 @@ def test_a_handler_that_holds_its_row_locked_holds_up_no_other_lease(kit):
     locked, other = kit.send("locked", "other")
     consumer = kit.consumer()
     go = threading.Event()
-    begun = threading.Barrier(3, timeout=10)
+    begun = threading.Barrier(3, timeout=PATIENCE)
     tried = []
 
     @consumer.on("mail", lease=SHORT, acknowledge="manual")
@@ -116,7 +119,7 @@ def test_a_handler_that_takes_too_long_has_failed_and_cannot_commit(kit):
     go, over = threading.Event(), threading.Event()
     late = []
 
-    @consumer.on("mail", lease=30, timeout=0.3)
+    @consumer.on("mail", lease=30, timeout=LIMIT)
     def handler(session, delivery):
         try:
             effect(session, delivery)
@@ -129,11 +132,11 @@ def test_a_handler_that_takes_too_long_has_failed_and_cannot_commit(kit):
     consumer.start()
     until(lambda: kit.live()[id_].last_error, "the attempt has failed")
     go.set()
-    assert over.wait(10)
+    assert over.wait(PATIENCE)
     assert consumer.stop() == 0
     row = kit.live()[id_]
     assert (row.read_ct, row.dequeued_at) == (1, None)
-    assert "took longer than its timeout of 0.3 s" in row.last_error
+    assert "took longer than its timeout of 1.5 s" in row.last_error
     assert kit.effects() == []
     assert late == ([] if kit.is_async else [id_])  # a task is cancelled, a thread goes on
     assert ear.names() == ["on_start", "on_retry"]
@@ -145,15 +148,15 @@ def test_the_stack_of_a_thread_that_takes_too_long_is_kept_and_is_the_handlers(t
     consumer = threads.consumer(retry=Retry(base=1000))
     go = threading.Event()
 
-    @consumer.on("mail", timeout=0.2)
+    @consumer.on("mail", timeout=LIMIT)
     def handler(_session, _delivery):
-        assert go.wait(10), "where it waits"
+        assert go.wait(PATIENCE), "where it waits"
 
     consumer.start()
     error = until(lambda: threads.live()[id_].last_error, "the attempt has failed")
     go.set()
     consumer.stop()
-    assert 'assert go.wait(10), "where it waits"' in error
+    assert 'assert go.wait(PATIENCE), "where it waits"' in error
     assert "consumers/threads.py" not in error
 
 
@@ -180,7 +183,7 @@ def test_the_stack_of_a_task_that_takes_too_long_is_its_own(tasks, stubborn):
                 if not stubborn:
                     raise
 
-    @consumer.consumer.on("mail", timeout=0.2)
+    @consumer.consumer.on("mail", timeout=LIMIT)
     async def handler(payload: dict) -> None:
         await waits_here()
 
@@ -207,7 +210,7 @@ def test_a_task_that_will_not_be_cancelled_has_failed_all_the_same(tasks):
             except asyncio.CancelledError:
                 continue
 
-    consumer.consumer.on("mail", timeout=0.2)(stubborn)
+    consumer.consumer.on("mail", timeout=LIMIT)(stubborn)
     consumer.start()
     until(lambda: tasks.live()[id_].last_error, "the attempt has failed")
     go.set()
@@ -237,17 +240,17 @@ def test_the_handler_can_ask_whether_its_lease_was_lost(kit):
     begun = threading.Event()
     knew = []
 
-    @consumer.on("mail", lease=2)
+    @consumer.on("mail", lease=SHORT)
     def handler(session, delivery):
         effect(session, delivery)
         begun.set()
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE
         while not delivery.lease_lost and time.monotonic() < end:
             kit.wait_a_moment()
         knew.append(delivery.lease_lost)
 
     consumer.start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     kit.steal(id_)
     until(lambda: "on_lease_lost" in ear.names(), "the loss is noticed")
     until(lambda: not consumer.runtime.busy, "the handler has ended")
@@ -276,8 +279,7 @@ def test_an_engine_that_keeps_snapshots_can_be_worked_on(kit, level):
 
     consumer.start()
     until(lambda: len(begun) == 6, "six have begun")
-    overdue = "SELECT count(*) FROM pgqrs_messages WHERE vt < now() AND dequeued_at IS NOT NULL"
-    until(lambda: kit.sql(overdue) == [(6,)], "their leases have run out, under the lock")
+    until(lambda: kit.sql(OVERDUE) == [(6,)], "their leases have run out, under the lock")
     go.set()
     until(lambda: len(kit.archive()) == 12, "all are archived")
     assert consumer.stop() == 0
@@ -353,7 +355,7 @@ def test_a_server_whose_default_is_serializable_can_be_worked_on(kit):
 
         consumer.start()
         until(lambda: len(begun) == 4, "four have begun")
-        time.sleep(SHORT)
+        until(lambda: kit.sql(OVERDUE) == [(4,)], "their leases have run out, under the lock")
         go.set()
         until(lambda: len(kit.archive()) == 8, "all are archived")
         assert consumer.stop() == 0
@@ -458,8 +460,9 @@ async def test_cancelled_while_it_drains_a_consumer_still_gives_back_what_it_has
     consumer.on("mail", lease=600)(handler)
     task = asyncio.create_task(consumer.run())
     await begun.wait()
+    runtime = consumer._run.runtime
     stopping = asyncio.create_task(consumer.stop())
-    await asyncio.sleep(0.2)
+    await until_awaited(runtime.desk.resting.is_set, "it drains")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -481,7 +484,7 @@ def test_what_is_done_is_settled_although_nothing_is_leased_for_the_others_that_
             kit.wait(go)
 
     consumer.start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     until(lambda: list(kit.archive()) == [first], "the first is settled while the second runs")
     assert kit.held() == [second, *others]
     go.set()
@@ -500,10 +503,10 @@ def test_messages_that_waited_here_and_were_lost_are_not_started(threads):
     def handler(_session, delivery):
         calls.append(delivery.id)
         begun.set()
-        assert go.wait(10)
+        assert go.wait(PATIENCE)
 
     consumer.start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     until(lambda: threads.held() == ids, "all four are leased")
     for id_ in ids[1:3]:
         threads.steal(id_)
@@ -522,7 +525,7 @@ def test_a_thread_that_is_given_up_cannot_commit_and_its_message_is_uncharged(th
 
     def handler(session: Session, delivery: Delivery) -> None:
         begun.set()
-        assert go.wait(20)
+        assert go.wait(PATIENCE)
         try:
             effect(session, delivery)
         finally:
@@ -530,13 +533,13 @@ def test_a_thread_that_is_given_up_cannot_commit_and_its_message_is_uncharged(th
 
     consumer.consumer.on("mail", lease=600)(handler)
     consumer.start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     runtime = consumer.runtime
     assert consumer.stop() == 1
     row = threads.live()[id_]
     assert (row.read_ct, row.max_read_ct, row.dequeued_at) == (1, 6, None)
     go.set()
-    assert ended.wait(10)
+    assert ended.wait(PATIENCE)
     until(lambda: not runtime.busy, "the thread has ended its call")
     assert threads.effects() == errors == []
     assert list(threads.live()) == [id_]
@@ -555,7 +558,7 @@ def test_a_task_is_cancelled_when_there_is_no_more_time_and_its_message_is_uncha
         tasks.wait(never)
 
     consumer.start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     assert consumer.stop() == 1
     row = tasks.live()[id_]
     assert (row.read_ct, row.max_read_ct, row.dequeued_at) == (1, 6, None)
@@ -567,7 +570,7 @@ def test_a_message_taken_anew_is_not_mistaken_for_the_attempt_that_hangs(threads
     (id_,) = threads.send({})
     ear = Ear()
     consumer = threads.consumer(hooks=[ear])
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=PATIENCE)
     begun = []
 
     def handler(delivery: Delivery) -> None:
@@ -591,32 +594,42 @@ def test_a_message_taken_anew_is_not_mistaken_for_the_attempt_that_hangs(threads
 
 def test_many_failures_while_leases_are_renewed_kill_no_message(threads):
     """A row that is locked for a renewal, as its failure is noted, has attempts left."""
-    ids = threads.send(*range(20), max_read_ct=100)
+    ids = threads.send(*range(20), max_read_ct=100_000)
     consumer = threads.consumer(concurrency=20, retry=Retry(base=0))
-    engine_lock = threading.Lock()
-    counts = {}
 
-    @consumer.on("mail", lease=0.06, session=False)
+    @consumer.on("mail", lease=0.6, session=False)
     def handler(_session, delivery):
-        with engine_lock:
-            counts[delivery.id] = counts.get(delivery.id, 0) + 1
-        time.sleep(0.02)
         if delivery.read_ct < 8:
+            time.sleep(0.2)  # a third of the lease: it is renewed now
             raise ValueError
 
     assert consumer.run() == 0
     assert threads.outcomes() == dict.fromkeys(ids, "archived")
 
 
+def settlements(engine):
+    """Note what an engine's connections execute from now on to settle, without its values."""
+    tries = []
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def note(_connection, _cursor, statement, *_more):
+        if "pq_held" in statement:
+            tries.append(statement)
+
+    return tries
+
+
 def test_a_retry_of_a_row_that_is_locked_waits_for_it_and_does_not_bury_it(threads):
     (id_,) = threads.send({})
     ear = Ear()
-    consumer = threads.consumer(hooks=[ear], retry=Retry(base=1000))
+    engine = threads.app_engine()
+    tries = settlements(engine)
+    consumer = threads.consumer(engine=engine, hooks=[ear], retry=Retry(base=1000))
     locked, raised = threading.Event(), threading.Event()
 
     @consumer.on("mail", session=False)
     def handler(_session, _delivery):
-        assert locked.wait(10)
+        assert locked.wait(PATIENCE)
         raised.set()
         raise ValueError("once")
 
@@ -625,8 +638,8 @@ def test_a_retry_of_a_row_that_is_locked_waits_for_it_and_does_not_bury_it(threa
     with threads.engine.begin() as blocker:
         blocker.execute(sa.text("SELECT 1 FROM pgqrs_messages FOR UPDATE"))
         locked.set()
-        assert raised.wait(10)
-        time.sleep(0.3)
+        assert raised.wait(PATIENCE)
+        until(lambda: len(tries) > 1, "it is tried, and tried again")
         assert ear.names() == ["on_start"]
     until(lambda: "on_retry" in ear.names(), "the failure is noted")
     assert consumer.stop() == 0
@@ -637,18 +650,19 @@ def test_hooks_hear_of_a_locked_row_that_its_handler_archived_once(threads):
     """It takes too long, but commits before the failure can be noted: it is done."""
     (id_,) = threads.send({})
     ear = Ear()
-    consumer = threads.consumer(hooks=[ear])
+    engine = threads.app_engine()
+    tries = settlements(engine)
+    consumer = threads.consumer(engine=engine, hooks=[ear])
     go = threading.Event()
 
     def handler(session: Session, service: QueueService, delivery: Delivery) -> None:
         effect(session, delivery)
         session.execute(sa.text("SELECT 1 FROM pgqrs_messages WHERE id = 1 FOR UPDATE"))
-        assert go.wait(10)
+        assert go.wait(PATIENCE)
 
-    consumer.consumer.on("mail", timeout=0.2)(handler)
+    consumer.consumer.on("mail", timeout=LIMIT)(handler)
     consumer.start()
-    until(lambda: any(one.timed_out for one in consumer.runtime.book.all()), "it is overdue")
-    time.sleep(0.3)
+    until(lambda: len(tries) > 1, "it is overdue: to note that is tried, and tried again")
     go.set()
     until(lambda: id_ in threads.archive(), "it is archived")
     until(lambda: "on_success" in ear.names(), "that is told")

@@ -9,9 +9,10 @@ import threading
 
 import pytest
 import sqlalchemy as sa
-from bench import Ear, effect, until
+from bench import Ear, effect
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
+from waiting import PATIENCE, until
 
 from pgqrs_sa import (
     AsyncConsumer,
@@ -23,9 +24,6 @@ from pgqrs_sa import (
     ReadOnlyDatabase,
     SchemaVersionError,
 )
-
-SOON = 3.0
-"""Seconds within which something that takes a heartbeat has happened."""
 
 
 def manage(kit, work):
@@ -51,7 +49,7 @@ def test_a_run_is_a_row_that_says_who_it_is_and_that_it_lives(kit):
     assert (row.name, row.version, row.status) == ("shop", "1.2.3", "ready")
     assert (row.hostname, row.pid) == (socket.gethostname(), os.getpid())
     assert row.queues == ["mail", "other"]
-    until(lambda: kit.workers()[0].heartbeat_at > row.heartbeat_at, "its heart beats", SOON)
+    until(lambda: kit.workers()[0].heartbeat_at > row.heartbeat_at, "its heart beats")
     assert consumer.stop() == 0
     (row,) = kit.workers()
     assert row.status == "stopped"
@@ -72,9 +70,9 @@ def test_a_consumer_reports_what_it_holds_with_its_heartbeat(kit):
     consumer.start()
     assert leases() == [0]
     kit.send(1, 2, 3)
-    until(lambda: leases() == [3], "it reports what its handlers work on", SOON)
+    until(lambda: leases() == [3], "it reports what its handlers work on")
     go.set()
-    until(lambda: leases() == [0], "it reports that it holds nothing", SOON)
+    until(lambda: leases() == [0], "it reports that it holds nothing")
     assert consumer.stop() == 0
 
 
@@ -113,7 +111,7 @@ def test_a_suspended_consumer_leases_nothing_until_it_is_resumed(kit):
     manage(kit, lambda workers: workers.suspend(1))
     (second,) = kit.send({})
     before = kit.workers()[0].heartbeat_at
-    until(lambda: kit.workers()[0].heartbeat_at > before, "it lives on", SOON)
+    until(lambda: kit.workers()[0].heartbeat_at > before, "it lives on")
     assert kit.live()[second].read_ct == 0
     manage(kit, lambda workers: workers.resume(1))
     until(lambda: second in kit.archive(), "the second is done")
@@ -126,17 +124,17 @@ def test_a_suspended_consumer_still_finishes_what_it_has(threads):
     consumer = threads.consumer()
     go, begun = threading.Event(), threading.Event()
 
-    @consumer.on("mail", lease=0.6)
+    @consumer.on("mail", lease=5)
     def handler(session, delivery):
         begun.set()
-        assert go.wait(10)
+        assert go.wait(PATIENCE)
         effect(session, delivery)
 
     consumer.start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     manage(threads, lambda workers: workers.suspend(1))
     vt = threads.live()[id_].vt
-    until(lambda: threads.live()[id_].vt > vt, "its lease is renewed", SOON)
+    until(lambda: threads.live()[id_].vt > vt, "its lease is renewed")
     go.set()
     until(threads.archive, "it is archived")
     assert consumer.stop() == 0
@@ -158,7 +156,7 @@ def test_a_consumer_that_was_taken_for_dead_registers_anew_and_goes_on(kit, how)
             kit.wait(go)
 
     consumer.start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     if how == "reclaimed":
         with Session(kit.engine) as session, session.begin():  # no heartbeat comes in between
             silent = "UPDATE pgqrs_workers SET heartbeat_at = now() - interval '1 day'"
@@ -170,7 +168,7 @@ def test_a_consumer_that_was_taken_for_dead_registers_anew_and_goes_on(kit, how)
             " UPDATE pgqrs_messages SET vt = now() WHERE id = :id",
             id=id_,
         )
-    until(lambda: 2 in [one.id for one in kit.workers()], "it registers anew", SOON)
+    until(lambda: 2 in [one.id for one in kit.workers()], "it registers anew")
     until(lambda: id_ in kit.archive(), "the message is done by the new one")
     go.set()
     until(lambda: not consumer.runtime.busy, "the first attempt has ended")
@@ -201,7 +199,7 @@ def test_a_pool_that_is_too_small_is_refused_with_both_numbers(kit):
 def test_a_pool_of_the_needed_size_is_enough(kit):
     ids = kit.send(*range(20))
     size = 2 if kit.is_async else 4
-    engine = kit.app_engine(pool_size=size, max_overflow=0, pool_timeout=5)
+    engine = kit.app_engine(pool_size=size, max_overflow=0, pool_timeout=PATIENCE)
     consumer = kit.consumer(engine=engine, concurrency=2)
     consumer.on("mail")(effect)
     assert consumer.run() == 0
@@ -344,7 +342,7 @@ def test_a_queue_that_is_deleted_is_left_and_the_others_go_on(kit, caplog):
     consumer.on("other")(nothing)
     consumer.start()
     delete(kit, "other")
-    until(lambda: "there is no queue 'other'" in caplog.text, "it is said", SOON)
+    until(lambda: "there is no queue 'other'" in caplog.text, "it is said")
     (id_,) = kit.send({})
     until(lambda: id_ in kit.archive(), "the other queue's message is done")
     assert consumer.stop() == 0
@@ -392,8 +390,8 @@ def test_a_consumer_takes_back_what_the_dead_hold_and_buries_and_prunes(kit):
     consumer.on("other")(nothing)
     manage(kit, lambda workers: None)
     consumer.start()
-    until(lambda: kit.workers()[0].status == "stopped", "the dead worker is stopped", SOON)
-    until(lambda: set(kit.outcomes()) == {dead, exhausted}, "all is tidied up", SOON)
+    until(lambda: kit.workers()[0].status == "stopped", "the dead worker is stopped")
+    until(lambda: set(kit.outcomes()) == {dead, exhausted}, "all is tidied up")
     assert consumer.stop() == 0
     assert kit.outcomes() == {dead: "archived", exhausted: "dead"}
     assert kit.archive()[dead].read_ct == 2
@@ -411,9 +409,9 @@ def test_only_one_tidies_up_at_a_time(threads):
         assert other.execute(sa.text(lock)).scalar_one()
         consumer.start()
         before = threads.workers()[1].heartbeat_at
-        until(lambda: threads.workers()[1].heartbeat_at > before, "it lives", SOON)
+        until(lambda: threads.workers()[1].heartbeat_at > before, "it lives")
         assert threads.workers()[0].status == "ready"
-    until(lambda: threads.workers()[0].status == "stopped", "now it tidies up", SOON)
+    until(lambda: threads.workers()[0].status == "stopped", "now it tidies up")
     assert consumer.stop() == 0
 
 
@@ -432,7 +430,7 @@ def test_tidying_up_that_is_denied_does_no_harm(threads, caplog):
         consumer = threads.consumer(engine=engine, housekeeping=0.02)
         consumer.on("mail")(effect)
         consumer.start()
-        until(lambda: "tidying up was not possible" in caplog.text, "it is denied", SOON)
+        until(lambda: "tidying up was not possible" in caplog.text, "it is denied")
         until(lambda: id_ in threads.archive(), "its work goes on")
         assert consumer.stop() == 0
     finally:

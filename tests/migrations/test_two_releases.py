@@ -23,7 +23,8 @@ CONSUMERS = str(Path(__file__).parents[1] / "consumers")
 if CONSUMERS not in sys.path:
     sys.path.insert(0, CONSUMERS)
 
-from bench import Kit, effect, kit_for, until  # noqa: E402
+from bench import Kit, effect, kit_for  # noqa: E402
+from waiting import until  # noqa: E402
 
 RELEASE_2 = """
 import sys, types
