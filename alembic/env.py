@@ -19,10 +19,10 @@ import os
 from alembic import context
 from alembic.util import CommandError
 from shop_models import Base
-from sqlalchemy import URL, Connection, NullPool, create_engine, make_url
+from sqlalchemy import URL, Connection, NullPool, create_engine
 
 from pgqrs_sa import metadata as pgqrs_metadata
-from pgqrs_sa import migrations
+from pgqrs_sa import migrations, settings
 
 OPTIONS = {
     "target_metadata": [pgqrs_metadata, Base.metadata],
@@ -42,10 +42,7 @@ def database_url() -> URL:
             "no database given: set PGQRS_DSN=postgresql://user@host/database, "
             "or pass -x dsn=... before the command"
         )
-    url = make_url(dsn)
-    if url.drivername in {"postgres", "postgresql"}:
-        url = url.set(drivername="postgresql+psycopg")
-    return url
+    return settings.database_url(dsn)
 
 
 def migrate() -> None:

@@ -28,6 +28,7 @@ from sqlalchemy.orm import Session
 
 from . import embedded
 from .service import QueueService
+from .settings import database_url
 from .types import Delivery
 
 __all__ = ["run"]
@@ -78,7 +79,7 @@ def run() -> int:
 def _database(story: _Story) -> Iterator[str]:
     """Yield the URL of a database that is gone afterwards."""
     if dsn := os.environ.get("PGQRS_DSN"):
-        with _scratch_database(sa.make_url(dsn), story) as url:
+        with _scratch_database(database_url(dsn, without_asyncio=True), story) as url:
             yield url
         return
     story.tell("server", "starting a throw-away PostgreSQL server")

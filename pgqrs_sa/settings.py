@@ -37,8 +37,8 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError
 
+from . import dsns
 from .errors import InvalidArgument
 
 __all__ = ["Settings", "Validation", "database_url"]
@@ -99,7 +99,8 @@ class Settings:
     """Where the queues are, and the defaults of those who work with them.
 
     Attributes:
-        dsn: A PostgreSQL URL, with or without a driver.
+        dsn: A PostgreSQL URL, with or without a driver, or libpq's keywords; with one host or
+            several (`dsns`).
         schema: Where the tables are; None for the database's default.
         max_connections: The largest size of a pool.
         connection_timeout_seconds: How long to wait for a connection.
@@ -163,27 +164,22 @@ class Settings:
         return cls(**values)
 
 
-def database_url(dsn: str, driver: str = "psycopg") -> sa.URL:
+def database_url(dsn: str, driver: str = "psycopg", *, without_asyncio: bool = False) -> sa.URL:
     """Return a DSN as a URL with a driver: the one it names, or ``driver``.
 
+    It may be in any form of libpq or SQLAlchemy, and name several hosts: see `dsns`.
+
+    Args:
+        dsn: The text.
+        driver: The driver of a DSN that names none.
+        without_asyncio: Take psycopg where the DSN names a driver that needs asyncio.
+
     Raises:
-        InvalidArgument: it is no PostgreSQL URL. The text is not repeated, since it may hold a
+        InvalidArgument: it is no PostgreSQL DSN. The text is not repeated, since it may hold a
             password.
     """
     _check_encoding("the DSN", dsn)
-    try:
-        url = sa.make_url(dsn)
-    except (ArgumentError, ValueError):  # a port that is no number is a ValueError
-        url = None
-    if url is None or "@" in (url.host or ""):
-        raise InvalidArgument(
-            "the DSN cannot be read: it should look like postgresql://user@host:5432/database, "
-            "with any of @ : / in a password written as %40 %3A %2F"
-        )
-    backend, _, named = url.drivername.partition("+")
-    if backend not in {"postgresql", "postgres"}:
-        raise InvalidArgument(f"the DSN is for {backend!r}: pgqrs_sa needs postgresql")
-    return url.set(drivername=f"postgresql+{named or driver}")
+    return dsns.parse(dsn, driver, without_asyncio=without_asyncio)
 
 
 def _check_encoding(what: str, text: str) -> None:

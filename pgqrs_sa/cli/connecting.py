@@ -8,17 +8,16 @@ from urllib.parse import quote, quote_plus
 
 import sqlalchemy as sa
 
+from ..dsns import servers
 from ..settings import Settings, database_url
 
-__all__ = ["engine", "host", "secrets_of", "target"]
+__all__ = ["engine", "secrets_of", "target"]
 
 
 def engine(settings: Settings) -> sa.Engine:
     """Return an engine with one connection, on which the tables are those of the schema."""
-    url = database_url(settings.dsn)
-    if url.get_dialect().is_async:
-        # The address is what was meant; the commands themselves are not asynchronous.
-        url = url.set(drivername="postgresql+psycopg")
+    # The address is what was meant; the commands themselves are not asynchronous.
+    url = database_url(settings.dsn, without_asyncio=True)
     mapped: dict[str, Any] = {}
     if settings.schema is not None:
         mapped = {"schema_translate_map": {None: settings.schema}}
@@ -44,20 +43,17 @@ def _connect_args(url: sa.URL, settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if name not in url.query}
 
 
-def host(settings: Settings) -> str:
-    """Return the host's name, or the folder of its socket."""
-    url = database_url(settings.dsn)
-    return url.host or _query(url, "host") or "localhost"
-
-
 def target(settings: Settings) -> str:
-    """Return host, database and schema, for people."""
+    """Return hosts, database and schema, for people."""
     url = database_url(settings.dsn)
-    port = url.port or _query(url, "port")
-    database = url.database or _query(url, "dbname") or url.username or "the user's database"
-    place = f"{host(settings)}:{port}" if port else host(settings)
-    where = f"{place}/{database}"
+    places = ",".join(_place(host or "localhost", port) for host, port in servers(url))
+    database = url.database or url.username or "the user's database"
+    where = f"{places}/{database}"
     return where if settings.schema is None else f"{where}, schema {settings.schema}"
+
+
+def _place(host: str, port: str) -> str:
+    return f"{f'[{host}]' if ':' in host else host}:{port}" if port else host
 
 
 def secrets_of(dsn: str) -> set[str]:
@@ -66,7 +62,7 @@ def secrets_of(dsn: str) -> set[str]:
         url = database_url(dsn)
     except ValueError:  # what is wrong with it is said by who reads it
         return set()
-    found = {url.password, _query(url, "password"), _query(url, "sslpassword")}
+    found = {url.password, _query(url, "sslpassword")}
     plain = {one for one in found if one}
     return plain | {quote(one, safe="") for one in plain} | {quote_plus(one) for one in plain}
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ..errors import InvalidArgument
 from . import output, unreachable
 from .failures import CANNOT_CONNECT, Failed, scrub
 from .logs import Log
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 __all__ = ["App", "Options", "Work"]
-
-OR = "or a character of its password has to be written as %XX"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +66,12 @@ class App:
     def settings(self) -> Settings:
         """The settings, from the options, the environment, a file and the defaults."""
         from ..settings import Settings  # noqa: PLC0415 - SQLAlchemy takes a while
-        from .connecting import host, secrets_of  # noqa: PLC0415
+        from .connecting import secrets_of  # noqa: PLC0415
 
         options = self.options
         if options.dsn:
             self.secrets |= secrets_of(options.dsn)
-        try:
-            settings = Settings.load(dsn=options.dsn, schema=options.schema, config=options.config)
-        except ValueError as error:
-            if isinstance(error, InvalidArgument):
-                raise
-            # SQLAlchemy repeats what it took for a port, which may be a part of the password.
-            raise InvalidArgument(f"the DSN cannot be read: its port is no number, {OR}") from None
-        if "@" in host(settings):
-            # So much of the password would be shown as what could not be reached.
-            raise InvalidArgument(f"the DSN cannot be read: its host has an @, {OR}")
+        settings = Settings.load(dsn=options.dsn, schema=options.schema, config=options.config)
         self.secrets |= secrets_of(settings.dsn)
         return settings
 

@@ -68,7 +68,11 @@ _HINTS = {
 """What to do about errors of the server, by SQLSTATE."""
 
 _USERINFO = re.compile(r"(?P<start>[\w+]+://[^\s:/@]*):[^\s]*@")
-_KEYWORD = re.compile(r"(?P<start>\b(?:ssl)?password=)('[^']*'|[^\s&'\"]+)", re.IGNORECASE)
+_KEYWORD = re.compile(
+    # With as many backslashes as it has been quoted with.
+    r"(?P<start>\b(?:ssl)?password\s*=\s*)('(?:[^'\\]|\\+.)*'?|(?:[^\s&'\"\\]|\\+.)+)",
+    re.IGNORECASE,
+)
 
 
 class Failed(click.ClickException):

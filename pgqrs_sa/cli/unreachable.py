@@ -43,6 +43,10 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "no server listens on this socket: start it, or name a host in {address}",
     ),
     (
+        r"session is read-only|server is in hot standby mode",
+        "no host of {address} takes writes now: wait for the promotion, or add the primary to it",
+    ),
+    (
         r"Connection refused|Connect call failed",
         "nothing listens there: start the server, or check the host and port in {address}",
     ),

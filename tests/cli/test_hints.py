@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -71,6 +72,43 @@ def test_a_wrong_part_of_the_address_is_named(server, change, expected, monkeypa
     error, hint = said("postgresql://" + server.replace(*change), code=4)
     assert error.startswith("cannot connect to ")
     assert expected in hint
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "postgresql://{user}@127.0.0.1:{dead},127.0.0.1:{port}/{db}?target_session_attrs=read-write",
+        "postgresql+asyncpg://{user}@[::1]:{dead},127.0.0.1:{port}/{db}",
+        "postgresql://{user}@%2Fnowhere:{port},127.0.0.1:{port}/{db}",
+        "host=127.0.0.1,127.0.0.1 port={dead},{port} user={user} dbname={db}",
+        "host=/nowhere,127.0.0.1 port={port} user={user} dbname={db}",
+        "postgresql://{user}@/{db}?host=127.0.0.1:{dead}&host=127.0.0.1:{port}",
+    ],
+)
+@pytest.mark.parametrize("place", ["option", "environment", "file"])
+def test_the_host_that_answers_of_several_is_used(server, form, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    url = sa.make_url("postgresql://" + server)
+    dsn = form.format(user=url.username, port=url.port, db=url.database, dead=free_port())
+    args, env = ["doctor", "--format", "json"], {"PGQRS_DSN": ""}
+    if place == "option":
+        args += ["--dsn", dsn]
+    elif place == "environment":
+        env["PGQRS_DSN"] = dsn
+    else:
+        (tmp_path / "pgqrs.toml").write_text(f"dsn = {json.dumps(dsn)}\n")
+    done = CliRunner().invoke(group, args, env=env)
+    assert done.exit_code in {0, 1}, done.output  # 1: it was reached, and has no tables
+    assert json.loads(done.stdout)
+
+
+def test_all_hosts_are_named_when_none_answers():
+    ports = [free_port(), free_port()]
+    error, hint = said(
+        f"postgresql://u@127.0.0.1:{ports[0]},[::1]:{ports[1]}/x", "--verbose", code=4
+    )
+    assert error.startswith(f"cannot connect to 127.0.0.1:{ports[0]},[::1]:{ports[1]}/x: ")
+    assert hint == "nothing listens there: start the server, or check the host and port in the DSN"
 
 
 def test_a_port_or_a_socket_where_nothing_listens(tmp_path):

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
@@ -44,6 +45,25 @@ async def second(producer):
 producer = asyncio.run(first())
 asyncio.run(second(producer))                  # the same objects in another event loop
 """
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+async def test_a_dsn_may_name_several_hosts(database, driver, tmp_path) -> None:
+    server = database.server
+    hosts = ",".join(quote(one, safe="") for one in (str(tmp_path), server.host))
+    user = quote(server.user) + (f":{quote(server.password)}" if server.password else "")
+    dsn = (
+        f"postgresql+{driver}://{user}@{hosts}/{database.name}"
+        f"?port={server.port}&target_session_attrs=read-write"
+    )
+    config = pgqrs.Config.from_dsn(dsn)
+    assert not server.password or server.password not in repr(config)
+    admin = pgqrs.Admin(config)
+    await admin.install()
+    await admin.create_queue("mail")
+    await pgqrs.Producer(admin, "mail", "h", 1).enqueue(7)
+    (message,) = await pgqrs.Consumer(admin, "mail", "h", 1).dequeue()
+    assert message.payload == 7
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])

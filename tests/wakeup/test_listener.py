@@ -331,6 +331,57 @@ def test_one_that_is_heard_is_kept(proxy, through, make_engine, start, woken):
     assert proxy.accepted == 1
 
 
+@pytest.fixture
+def proxies(migrated) -> Iterator[list[Proxy]]:
+    proxies = [Proxy(migrated), Proxy(migrated)]
+    yield proxies
+    for one in proxies:
+        one.close()
+
+
+@pytest.fixture(params=["host list", "keywords", "URL"])
+def both(request, proxies, through, migrated) -> str | sa.URL:
+    """The server by two ways, in each form that names several hosts."""
+    hosts = ",".join("127.0.0.1" for _ in proxies)
+    ports = ",".join(str(one.port) for one in proxies)
+    query = {"host": hosts, "port": ports, "target_session_attrs": "read-write"}
+    url = sa.URL.create(
+        "postgresql", through.username, through.password, database=through.database, query=query
+    )
+    if request.param == "URL":
+        return url.set(drivername=through.drivername)
+    if request.param == "host list":
+        places = ",".join(f"127.0.0.1:{one.port}" for one in proxies)
+        dsn = url.set(query={"target_session_attrs": "read-write"})
+        return dsn.render_as_string(hide_password=False).replace("@/", f"@{places}/")
+    words = query | {"user": url.username, "password": url.password, "dbname": url.database}
+    return " ".join(f"{name}='{value}'" for name, value in words.items() if value)
+
+
+def goes_over(proxies, listener, woken, server) -> None:
+    """The first way is closed, and the listener goes the second."""
+    woken.until(None)
+    assert [one.accepted for one in proxies] == [1, 0]
+    proxies[0].close()
+    woken.until(None)
+    eventually(lambda: listener.connected)
+    assert proxies[1].accepted
+    notify(server)
+    woken.until("mail")
+
+
+def test_it_goes_to_the_next_host_of_its_dsn(proxies, both, make_engine, start, woken, server):
+    listener = start(make_engine(), woken, listen_dsn=both)
+    goes_over(proxies, listener, woken, server)
+
+
+@pytest.mark.parametrize("both", ["URL"], indirect=True)
+def test_it_goes_to_the_next_host_of_its_engine(proxies, both, driver, start, woken, server):
+    engine = create_async_engine(both) if driver != "psycopg" else sa.create_engine(both)
+    listener = start(engine, woken)
+    goes_over(proxies, listener, woken, server)
+
+
 PGBOUNCER = os.environ.get("PGQRS_TEST_PGBOUNCER_BIN") or shutil.which(
     "pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin"
 )

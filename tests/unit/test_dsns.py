@@ -1,0 +1,211 @@
+"""DSNs: the forms of libpq and of SQLAlchemy, with one host or several, for each driver."""
+
+from __future__ import annotations
+
+import asyncio
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from psycopg.conninfo import conninfo_to_dict
+
+from pgqrs_sa import InvalidArgument
+from pgqrs_sa.dsns import servers
+from pgqrs_sa.settings import Settings, database_url
+
+TWO = {"host": "a,b", "port": "1,2"}
+SEVERAL = {
+    "postgresql://u:p@a:1,b:2/db?target_session_attrs=read-write": TWO,
+    "postgres://u:p@a:1,b:2/db?target_session_attrs=read-write": TWO,
+    "host=a,b port=1,2 user=u password=p dbname=db target_session_attrs=read-write": TWO,
+    " host = 'a,b'  port=1,2 user=u password='p'\ndbname=db target_session_attrs=read-write ": TWO,
+    "postgresql://u:p@/db?host=a,b&port=1,2&target_session_attrs=read-write": TWO,
+    "postgresql://u:p@a,b/db?port=7": {"host": "a,b", "port": "7,7"},
+    "host=a,b port=7 user=u": {"host": "a,b", "port": "7,7"},
+    "postgresql://a,b:2/db": {"host": "a,b", "port": "5432,2"},
+    "postgresql://a:1,b/db": {"host": "a,b", "port": "1,5432"},
+    "postgresql://a:1,b:/db": {"host": "a,b", "port": "1,5432"},
+    "host=a,b port=,2": {"host": "a,b", "port": "5432,2"},
+    "postgresql://a,b": {"host": "a,b"},
+    "postgresql://[::1]:1,[fe80::2]:2/db": {"host": "::1,fe80::2", "port": "1,2"},
+    "postgresql://[::1],b:2/db": {"host": "::1,b", "port": "5432,2"},
+    "host=::1,b port=1,2": {"host": "::1,b", "port": "1,2"},
+    "postgresql://%2Frun:1,b:2/db": {"host": "/run,b", "port": "1,2"},
+    "postgresql://b:1,%2Frun%2Fpg/db": {"host": "b,/run/pg", "port": "1,5432"},
+    "host=/run,b port=1,2": {"host": "/run,b", "port": "1,2"},
+    "postgresql://u:p@a:1,b:2/db?host=c,d": {"host": "c,d", "port": "1,2"},
+    "postgresql://u:p@a:1/db?host=c,d&port=3,4": {"host": "c,d", "port": "3,4"},
+    "host=a,b hostaddr=10.0.0.1,10.0.0.2": {"host": "a,b", "hostaddr": "10.0.0.1,10.0.0.2"},
+}
+"""What libpq reads as several hosts."""
+
+SINGLE = {
+    "postgresql://u:p@h:1/db": {"host": "h", "port": "1"},
+    "postgresql://h": {"host": "h"},
+    "postgresql:///db": {},
+    "postgresql://": {},
+    "postgresql://:7/db": {"port": "7"},
+    "postgresql://[::1]:5432/db": {"host": "::1", "port": "5432"},
+    "postgresql://%2Frun:5432/db": {"host": "/run", "port": "5432"},
+    "postgresql:///db?host=/run": {"host": "/run"},
+    "host=/run port=5 dbname=db": {"host": "/run", "port": "5"},
+    "dbname=db": {},
+    "port=7": {"port": "7"},
+    r"host=h user='Ada \'L\'' password=a\ b\\": {"host": "h"},
+    "host='' user=u": {},
+    "host=h application_name=a=b": {"host": "h"},
+}
+
+ONLY_OURS = {
+    "postgresql+psycopg://u@/db?host=a:1&host=b:2": TWO,
+    "postgresql+psycopg://u@/db?host=a&host=b:2": {"host": "a,b", "port": "5432,2"},
+    "postgresql+psycopg://u@/db?host=a&host=b": {"host": "a,b"},
+    "postgresql+psycopg://u@/db?host=[::1]:1&host=b:2": {"host": "::1,b", "port": "1,2"},
+    "postgresql+psycopg://u@/db?host=/run:1&host=b:2": {"host": "/run,b", "port": "1,2"},
+    "postgresql+psycopg://u@/db?host=a:1": {"host": "a", "port": "1"},
+    "postgresql://bob:x/y:z@a:1,b:2/db": TWO,
+    "postgresql://u:p@a,b/db?host=c": {"host": "c"},
+    "postgresql://u:p@a:1,b:2/db?host=c:3&host=d:4": {"host": "c,d", "port": "3,4"},
+}
+
+
+@pytest.fixture(autouse=True)
+def without_a_port_in_the_environment(monkeypatch):
+    monkeypatch.delenv("PGPORT", raising=False)
+
+
+def given_to_the_driver(dsn: str, driver: str = "psycopg") -> dict[str, object]:
+    url = database_url(dsn, driver)
+    return url.get_dialect()().create_connect_args(url)[1]
+
+
+def as_libpq_writes_it(arguments: dict[str, object]) -> dict[str, str]:
+    """Fill in the ports of several hosts, which libpq leaves open, and leave out what is empty."""
+    found = {name: str(value) for name, value in arguments.items() if value not in {"", None}}
+    if "," in found.get("host", ""):
+        ports = found.get("port", "").split(",")
+        ports *= len(found["host"].split(",")) if len(ports) == 1 else 1
+        found["port"] = ",".join(port or "5432" for port in ports)
+    if not found.get("port", "x").strip(","):
+        del found["port"]
+    return found
+
+
+@pytest.mark.parametrize("dsn", [*SEVERAL, *SINGLE])
+def test_a_dsn_means_what_libpq_reads_in_it(dsn):
+    ours = as_libpq_writes_it(given_to_the_driver(dsn))
+    theirs = as_libpq_writes_it(conninfo_to_dict(dsn))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(("dsn", "wanted"), [*(SEVERAL | SINGLE | ONLY_OURS).items()])
+def test_each_form_names_the_same_servers(dsn, wanted):
+    arguments = given_to_the_driver(dsn)
+    assert {name: str(arguments[name]) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("dsn", [*SEVERAL, *SINGLE, *ONLY_OURS])
+def test_a_url_that_was_read_reads_the_same_again(dsn):
+    url = database_url(dsn)
+    assert database_url(url.render_as_string(hide_password=False)) == url
+
+
+@pytest.mark.parametrize("dsn", [dsn for dsn in SEVERAL if "hostaddr" not in dsn])
+def test_asyncpg_gets_lists_of_hosts_and_ports(dsn):
+    arguments = given_to_the_driver(dsn, "asyncpg")
+    hosts = SEVERAL[dsn]["host"].split(",")
+    ports = SEVERAL[dsn].get("port", "5432,5432")
+    assert (arguments["host"], arguments["port"]) == (hosts, [int(n) for n in ports.split(",")])
+    if "target_session_attrs" in dsn:
+        assert arguments["target_session_attrs"] == "read-write"
+    assert not {"dbname", "hostaddr"} & set(arguments)
+
+
+@pytest.mark.parametrize(
+    "dsn", ["postgresql://u:p@h:1/db", "host=h port=1 user=u password=p dbname=db"]
+)
+def test_asyncpg_gets_its_own_names(dsn):
+    wanted = {"host": "h", "port": 1, "user": "u", "password": "p", "database": "db"}
+    found = given_to_the_driver(dsn, "asyncpg")
+    assert {name: found[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(("driver", "ports"), [("psycopg", "7,7"), ("asyncpg", [7, 7])])
+def test_the_default_port_is_that_of_the_environment(monkeypatch, driver, ports):
+    monkeypatch.setenv("PGPORT", "7")
+    assert given_to_the_driver("host=a,b", driver)["port"] == ports
+
+
+def test_each_driver_gets_its_own_word_for_tls():
+    assert given_to_the_driver("host=a sslmode=require", "asyncpg")["ssl"] == "require"
+    url = database_url("postgresql+asyncpg://a,b/d?ssl=require", without_asyncio=True)
+    assert (url.drivername, url.query["sslmode"]) == ("postgresql+psycopg", "require")
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg_async"])
+def test_the_other_drivers_of_libpq_take_several_hosts(driver):
+    assert servers(database_url("postgresql://a:1,b:2/db", driver)) == [("a", "1"), ("b", "2")]
+
+
+WRONG = {
+    "postgresql://u:s3cret@a:1,b:2/d?port=1,2,3": "has 3 ports for 2 hosts",
+    "postgresql://u:s3cret@a:1,b:2/d?host=c": "has 2 ports for 1 host:",
+    "host=a,b,c port=1,2 password=s3cret": "has 2 ports for 3 hosts",
+    "port=1,2 password=s3cret": "has 2 ports for 1 host:",
+    "postgresql://u:s3cret@a:1,b:x/d": "the port of host 2 of the DSN is no number",
+    "postgresql://u:s3cret@a:1,b:99999/d": "the port of host 2 of the DSN is no number",
+    "postgresql://u:s3cret@a:0/d": "the port of host 1 of the DSN is no number",
+    "host=a,b port=1,x password=s3cret": "port 2 of the DSN is no number",
+    "postgresql://u:s3cret@a,::1/d": r"host 2 of the DSN cannot be read.*\[::1\]:5432",
+    "postgresql://u:s3cret@[::1/d": "host 1 of the DSN cannot be read",
+    "postgresql://u:s3cret@a,b/d?target_session_attrs=writable": "target_session_attrs .* none of",
+    "host=a,b hostaddr=1.1.1.1 password=s3cret": "has 1 values in hostaddr for 2 in host",
+    "host=a password=my s3cret": "cannot be read after password",
+    "host=a password='my s3cret": "cannot be read after host",
+    "s3cret host=a": "cannot be read: it is a list",
+    "postgresql+asyncpg://u:s3cret@a:1,:2/d": "host 2 of the DSN is empty: asyncpg needs",
+    "postgresql+pg8000://u:s3cret@a:1,b:2/d": "2 hosts, and the driver 'pg8000' connects to one",
+    "postgresql://u:s3@cret,b@a:1,b:2/d": "the DSN cannot be read",
+    "postgresql://a:1,b:2/d?user=u&password=s3cret@x": "the DSN cannot be read",
+    "postgresql://u:s3cret,b:2/d": "the port of host 1 of the DSN is no number",
+    "mysql://u:s3cret@a,b/d": "the DSN is for 'mysql'",
+}
+
+
+@pytest.mark.parametrize(("dsn", "says"), [*WRONG.items()])
+def test_an_error_says_what_is_wrong_and_repeats_nothing(dsn, says):
+    with pytest.raises(InvalidArgument, match=says) as caught:
+        Settings(dsn)
+    assert "s3" not in str(caught.value)
+    assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dsn", [*SEVERAL])
+def test_the_password_is_not_shown(dsn):
+    url = database_url(dsn.replace("u:p@", "u:s3cret@").replace("password=p", "password=s3cret"))
+    shown = f"{Settings(dsn)!r} {url!r} {url}"
+    assert "s3cret" not in shown
+    if url.password:
+        assert url.password in {"s3cret", "p"}
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """Fail whatever opens a connection."""
+    opened = []
+    monkeypatch.setattr(psycopg, "connect", lambda *a, **k: opened.append((a, k)))
+    monkeypatch.setattr(asyncio, "open_connection", lambda *a, **k: opened.append((a, k)))
+    yield
+    assert not opened
+
+
+@pytest.mark.parametrize("dsn", [*WRONG])
+def test_a_wrong_dsn_is_refused_by_pgqrs_names_and_the_listener(dsn, refusing):
+    from pgqrs_sa.listener import Listener
+    from pgqrs_sa.pgqrs import Config
+
+    engine = sa.create_engine("postgresql+psycopg:///x")
+    with pytest.raises(InvalidArgument):
+        Config(dsn)
+    with pytest.raises(InvalidArgument):
+        Listener(engine, lambda _: None, listen_dsn=dsn)
