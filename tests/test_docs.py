@@ -9,9 +9,10 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
@@ -28,15 +29,19 @@ from pgqrs_sa import (
     Snooze,
 )
 from pgqrs_sa.consumers.base import BaseConsumer
+from pgqrs_sa.dsns import servers
+from pgqrs_sa.settings import database_url
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(
-    r"^```python(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^```(?:python|text|sql)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
 
 
 README, CONSUMERS, TESTING = "README.md", "docs/consumers.md", "docs/testing.md"
-DOCUMENTS = [README, CONSUMERS, TESTING]
+AVAILABILITY = "docs/high-availability.md"
+DOCUMENTS = [README, CONSUMERS, TESTING, AVAILABILITY]
 """Those with blocks that run, and with links."""
 
 
@@ -283,3 +288,69 @@ def test_every_option_of_a_consumer_is_explained(function) -> None:
     ]
     missing = [name for name in options if not re.search(rf"`{name}\b|\b{name}=", text)]
     assert set(missing) <= EXPLAINED_ELSEWHERE
+
+
+# High availability
+
+
+@pytest.fixture
+def at_hand(migrated) -> Callable[[str], str]:
+    """Return a function that puts a missing server for db1 in a block, and the test's for db2."""
+    server, name = migrated.server, migrated.name
+    user = quote(server.user) + (f":{quote(server.password)}" if server.password else "")
+    nowhere, there = f"/nowhere:{server.port}", f"{server.host}:{server.port}"
+    in_query = f"{user}@/{name}?host={nowhere}&host={there}"
+    in_front = f"{user}@{quote(nowhere, safe=':')},{quote(there, safe=':')}/{name}"
+
+    def put(code: str) -> str:
+        code = code.replace("app@/shop?host=db1:5432&host=db2:5432", in_query)
+        code = code.replace("app@db1:5432,db2:5432/shop", in_front)
+        assert "db1" not in code
+        return code
+
+    return put
+
+
+def test_the_blocks_about_high_availability_run(migrated, engine, shop, at_hand) -> None:
+    with Session(engine) as session, session.begin():
+        session.add(shop.Order(id=6, customer="Bob", total_cents=900))
+        service = QueueService(session)
+        service.queues.create("receipts")
+        service.enqueue("receipts", {"order": 6})
+    names = {"Order": shop.Order}
+    for line, code in blocks(None, AVAILABILITY):
+        execute(at_hand(code), line, names, AVAILABILITY)
+    names["place"](7)  # as after a COMMIT whose reply was lost
+    names["engine"].dispose()
+    assert names["url"].query["host"].startswith("/nowhere,")
+    with Session(engine) as session:
+        assert session.get_one(shop.Order, 6).receipts_sent == 1
+        found = QueueService(session).messages.find("receipts")
+        assert [message.payload for message in found] == [{"order": 7}]
+
+
+async def test_the_asyncio_block_about_high_availability_runs(at_hand) -> None:
+    ((line, code),) = blocks("asyncio", AVAILABILITY)
+    names: dict = {}
+    execute(at_hand(code), line, names, AVAILABILITY)
+    async with names["async_engine"].connect() as connection:
+        assert await connection.scalar(sa.text("SELECT 1")) == 1
+    await names["async_engine"].dispose()
+
+
+def test_the_dsns_about_high_availability_name_the_same_servers() -> None:
+    ((_, text),) = blocks("dsn", AVAILABILITY)
+    urls = {database_url(line) for line in text.splitlines()}
+    assert len(urls) == 1
+    assert servers(*urls) == [("db1", "5432"), ("db2", "5432")]
+
+
+def test_the_sql_about_high_availability_moves_the_sequences(engine: sa.Engine) -> None:
+    ((_, sql),) = blocks("sequences", AVAILABILITY)
+    with Session(engine) as session, session.begin():
+        session.execute(sa.text(sql))
+        service = QueueService(session)
+        service.queues.create("mail")
+        service.enqueue("mail", 1)
+        (delivery,) = service.dequeue("mail")
+    assert min(delivery.id, delivery.fencing_token) > 1_000_000

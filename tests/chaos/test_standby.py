@@ -7,15 +7,18 @@ alike, and both halves of a transaction together (F27). Nothing happens twice in
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 from kit.books import Effect, Sent, audit
 from kit.replica import Standby, either, make_synchronous, standby_of
 from kit.results import Results
@@ -26,6 +29,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import AsyncQueueService, QueueService
+from pgqrs_sa.cli import group
+from pgqrs_sa.listener import Listener
 
 READ_ONLY = "25006"
 WRITES: dict[str, Callable[[Any], Any]] = {
@@ -66,6 +71,30 @@ async def test_a_standby_refuses_asyncpg_alike(replica, call):
         with pytest.raises(DBAPIError) as caught:
             await WRITES[call](AsyncQueueService(session))
     assert caught.value.orig.sqlstate == READ_ONLY
+
+
+def test_a_standby_refuses_to_listen_and_the_listener_says_so(replica, caplog):
+    with pytest.raises(DBAPIError) as caught:
+        run_sql(replica, "LISTEN mail")
+    assert caught.value.orig.sqlstate == READ_ONLY
+    listener = Listener(sa.create_engine(replica.url()), lambda _: None)
+    with caplog.at_level(logging.WARNING, "pgqrs_sa.listener"):
+        listener.start()
+        until(lambda: "cannot execute LISTEN during recovery" in caplog.text, "it says why")
+    assert not listener.connected
+    listener.stop()
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_a_command_says_that_no_host_takes_writes(replica, driver):
+    place = f"{quote(replica.host, safe='')}:{replica.port}"
+    dsn = (
+        f"postgresql+{driver}://{replica.user}@{place},{place}/{replica.dbname}"
+        "?target_session_attrs=read-write"
+    )
+    done = CliRunner().invoke(group, ["--dsn", dsn, "queue", "list"])
+    assert done.exit_code == 4
+    assert "hint: no host of the DSN takes writes now" in done.stderr
 
 
 def test_a_standby_answers_whoever_only_looks(pair, replica):

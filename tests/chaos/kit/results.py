@@ -88,7 +88,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-BY = {"faults": ("fault", "operation"), "standby": ("mode",), "scale": ("amount", "operation")}
+BY = {
+    "faults": ("fault", "operation"),
+    "standby": ("mode",),
+    "failover": ("mode",),
+    "scale": ("amount", "operation"),
+}
 COUNTS = ("acknowledged", "lost", "doubled")
 
 
