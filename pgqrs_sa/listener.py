@@ -51,8 +51,8 @@ class Listener:
         models: The host's own classes, if it has any. Tables moved by the engine's
             ``schema_translate_map`` are listened to where they are.
         listen_dsn: Another address of the same database, where the engine's is that of a pooler
-            (PgBouncer in transaction mode delivers no notifications). The engine's ``connect_args``
-            are not used for it.
+            (PgBouncer in transaction mode delivers no notifications). A URL or libpq's keywords,
+            with one host or several. The engine's ``connect_args`` are not used for it.
         ping_interval: Seconds between two checks that it still hears.
         ping_timeout: Seconds after which it gives up a connection that it does not hear itself on.
 

@@ -74,7 +74,8 @@ class Consumer(BaseConsumer[Session]):
         notify: Wait for notifications too (LISTEN), on a connection of its own, not of the pool.
             Producers send them when they were made with ``notify=True``.
         listen_dsn: Where to listen, if that is not where the engine connects to: a pooler in
-            transaction mode delivers no notifications. Implies ``notify``.
+            transaction mode delivers no notifications. A URL or libpq's keywords, with one host
+            or several. Implies ``notify``.
         cursor_key: Any name, where row-level security is active for the consumer's role: see
             `QueueService`.
         hooks: Hear of what happens to messages.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from urllib.parse import quote
 
 import psycopg
 import pytest
 import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
 from pgqrs_sa import InvalidArgument
@@ -69,9 +72,11 @@ ONLY_OURS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def without_a_port_in_the_environment(monkeypatch):
-    monkeypatch.delenv("PGPORT", raising=False)
+@pytest.fixture(autouse=True, scope="module")
+def without_a_port_in_the_environment():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PGPORT", raising=False)
+        yield
 
 
 def given_to_the_driver(dsn: str, driver: str = "psycopg") -> dict[str, object]:
@@ -145,6 +150,55 @@ def test_each_driver_gets_its_own_word_for_tls():
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg_async"])
 def test_the_other_drivers_of_libpq_take_several_hosts(driver):
     assert servers(database_url("postgresql://a:1,b:2/db", driver)) == [("a", "1"), ("b", "2")]
+
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+NAME = st.from_regex(r"[a-z][a-z0-9.-]{0,8}", fullmatch=True)
+HOST = st.one_of(NAME, st.ip_addresses(v=6).map(str), NAME.map(lambda name: f"/run/{name}"))
+SERVERS = st.lists(st.tuples(HOST, st.none() | st.integers(1, 65535)), min_size=1, max_size=4)
+
+
+def in_front(host: str, port: int | None) -> str:
+    place = f"[{host}]" if ":" in host else quote(host, safe="")
+    return place if port is None else f"{place}:{port}"
+
+
+def in_quotes(value: object) -> str:
+    return "'" + str(value).replace("\\", r"\\").replace("'", r"\'") + "'"
+
+
+@given(places=SERVERS, user=TEXT, password=TEXT, database=TEXT, application=TEXT)
+def test_whatever_stands_in_a_dsn_means_what_libpq_reads(
+    places, user, password, database, application
+):
+    as_url = (
+        f"postgresql://{quote(user, safe='')}:{quote(password, safe='')}@"
+        f"{','.join(in_front(*place) for place in places)}/{quote(database, safe='')}"
+        f"?application_name={quote(application, safe='')}"
+    )
+    words = {
+        "host": ",".join(host for host, _ in places),
+        "port": ",".join(str(port or "") for _, port in places),
+        "user": user, "password": password, "dbname": database, "application_name": application,
+    }  # fmt: skip
+    as_keywords = " ".join(f"{name} = {in_quotes(value)}" for name, value in words.items())
+    wanted = as_libpq_writes_it(conninfo_to_dict(as_url))
+    assert as_libpq_writes_it(conninfo_to_dict(as_keywords)) == wanted
+    for dsn in (as_url, as_keywords):
+        assert as_libpq_writes_it(given_to_the_driver(dsn)) == wanted
+
+
+@given(text=st.text(st.sampled_from("ab1:,@/?[]=&% '\\#+"), max_size=30))
+def test_any_text_behind_the_user_is_read_or_refused(text):
+    for dsn in (f"postgresql://{text}", f"postgresql://u:s3cret@{text}", text):
+        try:
+            url = database_url(dsn)
+        except InvalidArgument as error:
+            shown = str(error)
+        else:
+            shown = repr(url)
+            assert database_url(url.render_as_string(hide_password=False)) == url
+        assert "s3cret" not in shown
 
 
 WRONG = {

@@ -382,6 +382,19 @@ def test_it_goes_to_the_next_host_of_its_engine(proxies, both, driver, start, wo
     goes_over(proxies, listener, woken, server)
 
 
+@pytest.mark.parametrize("driver", ["psycopg"], indirect=True)
+@pytest.mark.parametrize("both", ["host list"], indirect=True)
+def test_a_host_that_never_answers_is_passed_over_in_time(
+    proxies, both, make_engine, start, woken, server
+):
+    proxies[0].deaf.set()
+    start(make_engine(), woken, listen_dsn=f"{both}&connect_timeout=2")
+    assert [one.accepted for one in proxies] == [1, 1]
+    woken.until(None)
+    notify(server)
+    woken.until("mail")
+
+
 PGBOUNCER = os.environ.get("PGQRS_TEST_PGBOUNCER_BIN") or shutil.which(
     "pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin"
 )
