@@ -1,15 +1,23 @@
-"""``python -m tests.mutation``: take one condition out of a statement, and see a test fail.
+"""``python -m tests.mutation``: change one thing in a module, and see a test fail.
 
-Each mutant is tried in a copy of the checkout, with a server of its own for each job. First all
-tests run once, to note which of them call which builder; a mutant is then tried by those that
-call it, until one fails. It prints every survivor with the reason why no test can find it out
-(`tests.mutation.reasons`), and the score by kind; it fails if a survivor has none.
+In builders of statements a condition, an assignment or a lock is taken out; in Python that decides
+by itself (the cursor, dispatching, leases, results of handlers, settling, purging) a comparison,
+an operand, a call and the like is changed: see `tests.mutation.groups`.
+
+The tests are collected once in a copy of the checkout, for each job with a server of its own, and
+run once, to note which of them run which lines. Each mutant is then tried in a fork of that
+process, by the tests that run its lines, until one fails; a test that takes ten times as long as
+usual, and 20 seconds at least, has failed. It prints every survivor with the reason why no test
+can find it out (`tests.mutation.reasons`), and the score by group and kind; it fails if a survivor
+has none.
 
 ::
 
-    python -m tests.mutation                      # conditions, assignments, locks: two hours
-    python -m tests.mutation settle lease --all   # boundaries, orders and the like as well
+    python -m tests.mutation                      # all groups
+    python -m tests.mutation cursor purge         # groups, or modules such as lease
+    python -m tests.mutation statements --all     # boundaries, orders and the like as well
     python -m tests.mutation --results folder     # a line each, as they come; goes on from there
+    python -m tests.mutation --results folder --again  # and tries survivors again
     python -m tests.mutation --list
 """
 
@@ -21,62 +29,40 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pgqrs_sa import embedded
 
-from .bench import ROOT, SETTINGS, Bench, Trial
-from .mutants import ESSENTIAL, Mutant, mutants
-from .witness import Callers, Witnesses, chosen, merged
-
-MODULES = (
-    *(f"statements/{name}" for name in ("settle", "lease", "consume", "archive", "workers")),
-    *(f"statements/{name}" for name in ("scheduled", "wakeup", "enqueue", "flush", "queues")),
-    "states",
-    *(f"statements/{name}" for name in ("parts", "integrity", "reading", "counts", "health")),
-)
-"""Those that have something to take out, the fences first."""
-
-FIRST = ("tests/model/test_statements.py", "tests/model/test_holes.py")
-"""Files that look at statements by themselves: they find most of it out, and soon."""
-
-TESTS = (
-    *FIRST,
-    "tests/db/test_leases_and_fences.py",
-    "tests/db/test_queues_reading_archive_workers.py",
-    "tests/db/test_concurrency.py",
-    "tests/db/test_bounded_reading.py",
-    "tests/db/test_plans.py",
-    "tests/db/test_plans_of_readers.py",
-    "tests/db/test_plans_of_uneven_tables.py",
-    "tests/db/test_floor.py",
-    "tests/db/test_enqueue_ways.py",
-    "tests/db/test_messages_as_objects.py",
-    "tests/model/test_machine.py",
-    "tests/wakeup/test_notify.py",
-    "tests/wakeup/test_nudge.py",
-    "tests/consumers/test_connections.py",
-    "tests/consumers/test_leases.py",
-    "tests/consumers/test_running.py",
-    "tests/consumers/test_workers.py",
-    "tests/doctor/test_doctor.py",
-)
-"""Files that try them."""
+from .bench import SETTINGS, Bench, Trial
+from .groups import GROUPS, TESTS
+from .mutants import Mutant
+from .witness import Witnesses, chosen, merged
 
 _LONGEST = 90.0  # seconds of tests for one mutant, unless --longest says otherwise
 
-_Task = TypeVar("_Task")
+_Work = TypeVar("_Work")
 
 
-def picked(modules: Sequence[str], *, everything: bool) -> Iterator[tuple[str, Mutant]]:
-    for module in modules:
-        for one in mutants((ROOT / "pgqrs_sa" / f"{module}.py").read_text()):
-            if everything or one.kind in ESSENTIAL:
-                yield module, one
+class Task(NamedTuple):
+    """A mutant that is to be tried."""
+
+    group: str
+    module: str
+    mutant: Mutant
+
+
+def picked(names: Sequence[str], *, everything: bool) -> Iterator[Task]:
+    """Yield the mutants of groups and modules, or of all of them."""
+    for name, group in GROUPS.items():
+        for module in group.modules:
+            if not names or not {name, module, module.rpartition("/")[2]}.isdisjoint(names):
+                for one in group.mutants(module, everything=everything):
+                    yield Task(name, module, one)
 
 
 class Results:
@@ -86,18 +72,19 @@ class Results:
         self.trials: list[Trial] = []
         self._path, self._lock = path, Lock()
 
-    def left(self, todo: Sequence[tuple[str, Mutant]]) -> list[tuple[str, Mutant]]:
-        """Return the mutants that were not tried before."""
+    def left(self, todo: Sequence[Task], *, again: bool) -> list[Task]:
+        """Return the mutants that were not tried before; with ``again``, survivors as well."""
         known, left = self._known(), []
-        for module, mutant in todo:
-            trial = Trial(module, mutant, None, 0.0)
-            if (row := known.get((*trial.key, mutant.line))) is None:
-                left.append((module, mutant))
+        for task in todo:
+            trial = Trial(*task, None, 0.0)
+            row = known.get((*trial.key, task.mutant.line))
+            if row is None or (again and row["found_by"] is None):
+                left.append(task)
             else:
-                self.trials.append(Trial(module, mutant, row["found_by"], row["seconds"]))
+                self.trials.append(Trial(*task, row["found_by"], row["seconds"]))
         return left
 
-    def _known(self) -> dict[tuple[object, ...], dict[str, object]]:
+    def _known(self) -> dict[tuple[object, ...], dict[str, Any]]:
         if not self._path.exists():
             return {}
         rows = [json.loads(line) for line in self._path.read_text().splitlines()]
@@ -113,10 +100,10 @@ class Results:
 
 
 def shared(
-    benches: Sequence[Bench], tasks: Sequence[_Task], do: Callable[[Bench, _Task], None]
+    benches: Sequence[Bench], tasks: Sequence[_Work], do: Callable[[Bench, _Work], None]
 ) -> None:
     """Let the benches work off tasks, each one at a time."""
-    waiting: SimpleQueue[_Task] = SimpleQueue()
+    waiting: SimpleQueue[_Work] = SimpleQueue()
     for task in tasks:
         waiting.put(task)
 
@@ -129,7 +116,7 @@ def shared(
             try:
                 do(bench, task)
             except RuntimeError as error:  # nothing is said of this one; the next run tries again
-                print(f"{task}: {error}"[:500], file=sys.stderr)
+                print(f"{error}"[:500], str(task)[:200], file=sys.stderr)
 
     threads = [Thread(target=work, args=(bench,)) for bench in benches]
     for thread in threads:
@@ -144,9 +131,8 @@ def witnesses(benches: Sequence[Bench], folder: Path) -> Witnesses:
 
     def run(bench: Bench, file: str) -> None:
         path = folder / f"{Path(file).parent.name}_{Path(file).stem}.json"
-        if not path.exists() and (failed := bench.notes([file], path)):
-            path.unlink(missing_ok=True)
-            print(f"{failed} fails with nothing changed: {file} is no witness", file=sys.stderr)
+        if not path.exists():
+            path.write_text(json.dumps(bench.notes(file)))
 
     shared(benches, TESTS, run)
     return merged(folder.glob("*.json"))
@@ -155,12 +141,9 @@ def witnesses(benches: Sequence[Bench], folder: Path) -> Witnesses:
 def report(trials: Sequence[Trial]) -> int:
     """Print the score and the survivors; return how many of them nobody has explained."""
     survivors = [one for one in trials if one.found_by is None]
-    print("\n| kind | mutants | found | survived |\n|---|---|---|---|")
-    total, alive = Counter(t.mutant.kind for t in trials), Counter(t.mutant.kind for t in survivors)
-    for kind, n in sorted(total.items()):
-        print(f"| {kind} | {n} | {n - alive[kind]} | {alive[kind]} |")
-    print(f"| all | {len(trials)} | {len(trials) - len(survivors)} | {len(survivors)} |\n")
-    for one in sorted(survivors, key=lambda one: (one.module, one.mutant.line)):
+    _score("group", trials, lambda one: one.group)
+    _score("kind", trials, lambda one: one.mutant.kind)
+    for one in sorted(survivors, key=lambda one: (one.group, one.module, one.mutant.line)):
         print(f"{one}\n    {one.reason or 'NO REASON'}")
     for one in trials:
         if one.found_by is not None and one.reason is not None:
@@ -168,42 +151,55 @@ def report(trials: Sequence[Trial]) -> int:
     return sum(one.reason is None for one in survivors)
 
 
+def _score(what: str, trials: Sequence[Trial], by: Callable[[Trial], str]) -> None:
+    print(f"\n| {what} | mutants | found | survived | % |\n|---|---|---|---|---|")
+    total = Counter(map(by, trials))
+    alive = Counter(by(one) for one in trials if one.found_by is None)
+    for name, n in [*sorted(total.items()), ("all", len(trials))]:
+        left = alive.total() if name == "all" else alive[name]
+        print(f"| {name} | {n} | {n - left} | {left} | {100 * (n - left) / max(n, 1):.1f} |")
+    print()
+
+
 def main() -> None:
+    """Read the command line, and try the mutants."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
-    parser.add_argument(
-        "modules", nargs="*", help="such as settle, workers, states; all unless given"
-    )
-    parser.add_argument("--all", action="store_true", help="every kind of mutant")
+    parser.add_argument("names", nargs="*", help="groups or modules: cursor, settle; default: all")
+    parser.add_argument("--all", action="store_true", help="every kind of mutant of statements")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
     parser.add_argument("--longest", type=float, default=_LONGEST, help="seconds for a mutant")
     parser.add_argument("--list", action="store_true", help="only print the mutants")
     parser.add_argument("--results", type=Path, help="a folder that keeps what was found")
+    parser.add_argument("--again", action="store_true", help="try survivors of the folder again")
     given = parser.parse_args()
-    wanted = [m for m in MODULES if not given.modules or m.rpartition("/")[2] in given.modules]
-    todo = [*picked(wanted, everything=given.all)]
+    todo = [*picked(given.names, everything=given.all)]
     if given.list:
-        for module, one in todo:
-            print(f"{module}.py:{one.line} {one.function}(): {one.kind}: {one.what}")
+        for group, module, one in todo:
+            print(f"{group}: {module}.py:{one.line} {one.function}(): {one.kind}: {one.what}")
         print(f"{len(todo)} mutants")
         return
     with ExitStack() as stack:
         top = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder = given.results or top
-        benches = [
-            Bench(top / f"bench{n}", stack.enter_context(embedded.start(settings=SETTINGS)))
-            for n in range(given.jobs)
-        ]
-        for bench in benches:
-            stack.callback(bench.quick.close)
-        known, callers = witnesses(benches, folder / "notes"), Callers()
         results = Results(folder / "results.jsonl")
+        left = results.left(todo, again=given.again)
+        servers = [
+            stack.enter_context(embedded.start(settings=SETTINGS))
+            for _ in range(given.jobs if left else 0)
+        ]
+        with ThreadPoolExecutor() as pool:
+            folders = [top / f"bench{n}" for n in range(given.jobs)]
+            benches = [*pool.map(Bench, folders, servers)]
+        for bench in benches:
+            stack.callback(bench.close)
+        known = witnesses(benches, folder / "notes")
 
-        def attempt(bench: Bench, task: tuple[str, Mutant]) -> None:
-            module, mutant = task
-            tests = chosen(known, callers.of(module, mutant.function), given.longest, FIRST)
-            results.add(bench.trial(module, mutant, tests))
+        def attempt(bench: Bench, task: Task) -> None:
+            first, lines = GROUPS[task.group].first, task.mutant.lines
+            tests = chosen(known, task.module, lines, given.longest, first)
+            results.add(bench.trial(*task, tests))
 
-        shared(benches, results.left(todo), attempt)
+        shared(benches, left, attempt)
     sys.exit(min(report(results.trials), 1))
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,25 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-import pytest
 
 from pgqrs_sa import embedded
 
-from . import witness
+from . import forks
+from .groups import MODULES, TESTS
 from .mutants import Mutant
-from .quick import FILE, Quick
 from .reasons import REASONS
+
+__all__ = ["ROOT", "SETTINGS", "Bench", "Trial"]
 
 ROOT = Path(__file__).parents[2]
 SETTINGS: Mapping[str, str] = {"lock_timeout": "20s"}
 """Of the servers: a mutant that waits for a lock without end is to be found out sooner."""
 
-_ERROR = re.compile(r"^E   .*$", re.MULTILINE)
-_LONGEST = 300.0  # seconds for all tests of a mutant; one that takes longer is found out, too
+_SHORTEST = 20.0  # seconds that each test may take
+_TIMES = 10.0
+"""How many times as long as usual a test may take before its mutant is found out by that."""
+
 _LEFT = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend'"
 )
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+(?:\[.*?\])?)(?: - |$)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Trial:
     """A mutant, and what became of it.
 
     Attributes:
+        group: What its module is about: one of `tests.mutation.groups.GROUPS`.
         module: Its module below ``pgqrs_sa``, such as ``statements/lease``.
         mutant: The change.
         found_by: The test that found it out, or None if it survived.
@@ -49,6 +50,7 @@ class Trial:
         how: The end of what that test has said.
     """
 
+    group: str
     module: str
     mutant: Mutant
     found_by: str | None
@@ -75,96 +77,99 @@ class Trial:
         one = self.mutant
         told = {"line": one.line, "function": one.function, "kind": one.kind, "what": one.what}
         fate = {"found_by": self.found_by, "seconds": round(self.seconds, 1), "how": self.how}
-        return {"module": self.module, **told, **fate, "reason": self.reason}
+        where = {"group": self.group, "module": self.module}
+        return {**where, **told, **fate, "reason": self.reason}
 
 
 class Bench:
-    """The copy. The tests of a module run in one process, in their order, until one fails."""
+    """The copy, and a pytest in it that forks for each mutant: see `tests.mutation.forks`."""
 
     def __init__(self, folder: Path, server: embedded.EmbeddedServer) -> None:
-        self.folder = folder
-        self.said = ""  # by the last run that failed
         self._dsn = dsn = (
             f"postgresql://{server.user}@/postgres?host={server.socket_dir}&port={server.port}"
         )
-        self.environment = {
+        ignored = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info", "node_modules")
+        shutil.copytree(ROOT, folder, ignore=ignored)
+        requests, self._requests = os.pipe()
+        self._answers, answers = os.pipe()
+        environment = {
             **os.environ,
             "PYTHONPATH": str(folder),  # also for the processes that tests start
             "PGQRS_TEST_DSN": dsn,
             "PGQRS_TEST_PG_BIN": str(server.bin_dir),
             "PGQRS_TEST_SHRINK": "no",
             "PYTHONHASHSEED": "0",  # the names of tests are the same in each run
-            "PYTHONDONTWRITEBYTECODE": "1",
+            forks.FDS: f"{requests},{answers}",
+            forks.TARGETS: ",".join(MODULES),
         }
-        ignored = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info", "node_modules")
-        shutil.copytree(ROOT, folder, ignore=ignored)
-        self.quick = Quick(folder, self.environment)
+        options = ("-q", "-n0", "-s", "-p", "no:cacheprovider", "-p", "tests.mutation.forks")
+        self._said = folder / "said.txt"
+        with self._said.open("w") as said:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pytest", *options, *TESTS],
+                cwd=folder,
+                env=environment,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                pass_fds=(requests, answers),
+                start_new_session=True,
+            )
+        os.close(requests)
+        os.close(answers)
+        self._reader = os.fdopen(self._answers)
+        self.tests: list[str] = self._answer()
 
-    def failure(self, tests: Sequence[str], *options: str) -> str | None:
-        """Return the first test that fails, or None."""
-        listed = self.folder / "tests.txt"
-        listed.write_text("\n".join(tests))
-        command = ["pytest", f"@{listed}", *options, "-x", "-q", "-n0", "-rfE"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command, "-p", "no:cacheprovider"],
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+    def _answer(self) -> Any:
+        if not (line := self._reader.readline()):
+            raise RuntimeError(f"pytest has ended: {self._said.read_text()[-2000:]}")
+        return json.loads(line)
+
+    def _ask(self, **request: Any) -> Any:
+        os.write(self._requests, f"{json.dumps(request)}\n".encode())
         try:
-            said, _ = process.communicate(timeout=_LONGEST)
-        except subprocess.TimeoutExpired:
-            said = "\nFAILED the-time-that-it-may-take"
+            return self._answer()
         finally:
-            with contextlib.suppress(ProcessLookupError):  # with whatever the tests have started
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             self._disconnect()
-        if process.returncode == 0:
-            return None
-        self.said = said
-        if process.returncode == pytest.ExitCode.USAGE_ERROR:
-            raise RuntimeError(said)
-        found = _FAILED.search(said)
-        return found[1] if found else f"pytest itself: {said[-300:]}"
 
     def _disconnect(self) -> None:
         """End what is left of sessions: who was killed may wait for a lock, and keep a template."""
         with psycopg.connect(self._dsn, autocommit=True) as connection:
             connection.execute(f"{_LEFT} AND pid <> pg_backend_pid()")
 
-    def notes(self, tests: Sequence[str], path: Path) -> str | None:
-        """Note which of these tests call what; return the first that fails, or None."""
-        self.environment[witness.NOTES] = str(path)
-        return self.failure(tests, "-p", "tests.mutation.witness")
+    def notes(self, file: str) -> dict[str, Any]:
+        """Return which lines each test of a file runs."""
+        tests = [one for one in self.tests if one.partition("::")[0] == file]
+        answer = self._ask(notes=True, tests=tests, limits={})
+        if not isinstance(answer, dict):
+            raise RuntimeError(f"{file}: {answer}")  # noqa: TRY004 - it is no argument
+        return answer
 
-    def _found_by(self, tests: Sequence[str]) -> str | None:
-        quick = [one for one in tests if one.startswith(FILE)]
-        if quick and (found := self.quick.failure(quick)):
-            test, how = found
-            self.said = f"E   {how}"
-            return test
-        others = [one for one in tests if one not in quick]
-        return self.failure(others) if others else None  # without any, pytest runs all
-
-    def trial(self, module: str, mutant: Mutant, tests: Sequence[str]) -> Trial:
-        """Put a mutant in the place of its module for as long as the tests take.
+    def trial(self, group: str, module: str, mutant: Mutant, tests: Mapping[str, float]) -> Trial:
+        """Try a mutant by tests, of which it is known how many seconds they take.
 
         The test that has found it out must pass with nothing changed.
         """
-        path = self.folder / "pgqrs_sa" / f"{module}.py"
-        whole, began = path.read_text(), time.monotonic()
-        path.write_text(mutant.source)
-        try:
-            found_by = self._found_by(tests)
-        finally:
-            path.write_text(whole)
-        seconds, said = time.monotonic() - began, self.said
-        if found_by and "::" in found_by and self._found_by([found_by]):
-            raise RuntimeError(f"{found_by} fails with nothing changed: {self.said}")
-        how = "\n".join(_ERROR.findall(said)[-6:]) if found_by else ""
-        return Trial(module, mutant, found_by, seconds, how)
+        began = time.monotonic()
+        failed = self._failed([*tests], tests, module, mutant.source) if tests else None
+        if failed and self._failed([failed[0]], tests, module, None):
+            raise RuntimeError(f"{failed[0]} fails with nothing changed")
+        found_by, how = failed or (None, "")
+        return Trial(group, module, mutant, found_by, time.monotonic() - began, how)
+
+    def _failed(
+        self, tests: Sequence[str], seconds: Mapping[str, float], module: str, source: str | None
+    ) -> tuple[str, str] | None:
+        limits = {one: max(_SHORTEST, _TIMES * seconds[one]) for one in tests}
+        answer = self._ask(tests=tests, limits=limits, module=module, source=source)
+        if answer is None:
+            return None
+        test, how = answer
+        if test == "broken":
+            raise RuntimeError(how)
+        return test, how
+
+    def close(self) -> None:
+        """End pytest."""
+        os.close(self._requests)
+        self._process.wait()
+        self._reader.close()

@@ -10,8 +10,9 @@ import ast
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["ESSENTIAL", "KINDS", "Mutant", "mutants"]
+__all__ = ["ESSENTIAL", "KINDS", "Mutant", "mutants", "replaced"]
 
 ESSENTIAL = ("conjunct", "disjunct", "join", "set", "lock", "skip locked", "filter", "negation")
 """Kinds that decide which rows a statement changes, and how."""
@@ -39,6 +40,7 @@ class Mutant:
         what: What was taken out, or what became of it.
         function: The builder that it is in.
         source: The whole module, changed.
+        lines: Those of the original that have what is changed.
     """
 
     line: int
@@ -46,6 +48,7 @@ class Mutant:
     what: str
     function: str
     source: str
+    lines: range
 
 
 def mutants(source: str) -> Iterator[Mutant]:
@@ -58,20 +61,22 @@ def mutants(source: str) -> Iterator[Mutant]:
         for node in ast.walk(function):
             if isinstance(node, ast.expr):
                 for kind, what, new, at in _changes(node):
-                    changed = _replaced(source, node, ast.unparse(ast.fix_missing_locations(new)))
+                    text = ast.unparse(ast.fix_missing_locations(new))
+                    changed = replaced(source, node, f"({text})")
                     line = at.end_lineno or 0  # of a chain of calls, the end is the call's own
-                    found.append(Mutant(line, kind, what, function.name, changed))
+                    lines = range(at.lineno, line + 1)
+                    found.append(Mutant(line, kind, what, function.name, changed, lines))
     unique = {one.source: one for one in found}  # a nested function is walked twice
     yield from sorted(unique.values(), key=lambda one: (one.line, one.what))
 
 
-def _replaced(source: str, node: ast.expr, text: str) -> str:
+def replaced(source: str, node: Any, text: str) -> str:
     """Return the source with other text in the place of a node."""
     lines = source.encode().splitlines(keepends=True)
     begin = sum(map(len, lines[: node.lineno - 1])) + node.col_offset
-    end = sum(map(len, lines[: (node.end_lineno or 0) - 1])) + (node.end_col_offset or 0)
+    end = sum(map(len, lines[: node.end_lineno - 1])) + node.end_col_offset
     raw = source.encode()
-    return (raw[:begin] + f"({text})".encode() + raw[end:]).decode()
+    return (raw[:begin] + text.encode() + raw[end:]).decode()
 
 
 _Change = tuple[str, str, ast.expr, ast.expr]

@@ -1,18 +1,18 @@
-"""What is taken out of a statement, shown on a small one."""
+"""What is changed in a statement and in a decision, shown on small ones."""
 
 from __future__ import annotations
 
 import ast
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-from .__main__ import MODULES
+from .groups import GROUPS, MODULES, PACKAGE, TESTS
 from .mutants import ESSENTIAL, KINDS, mutants
+from .operators import DECISIONS, decisions
 from .reasons import REASONS
-from .witness import Callers, chosen
+from .witness import chosen
 
-ROOT = Path(__file__).parents[2]
 SOURCE = """
 def build(models, wanted):
     rows = (
@@ -38,6 +38,54 @@ CHANGES = [
     ("set", "é=None", "values(vt=now() + span)"),
     ("arithmetic", "now() + span -> now()", "values(vt=(now()), é=None)"),
 ]
+DECISION = """
+class Book:
+    def __init__(self):
+        super().__init__()
+        self.held = {}
+
+    async def due(self, now, *, é=True):
+        self.asked = now
+        kept = min(now, self.end - 2 * now)
+        if self.closed or not kept:
+            raise Closed(f"{kept + 1}")
+        while kept > 0:
+            log.info("kept", kept + 1)
+            await self.wait(strict=True)
+            break
+        match kept:
+            case Held() if kept.one:
+                return True
+            case Left():
+                return [one for one in kept if one.é]
+            case _:
+                return None
+
+def free():
+    return a < b
+"""
+DECIDED = [
+    ("Book.due", 8, "removed", "self.asked = now", "        pass\n        kept"),
+    ("Book.due", 9, "extreme", None, "kept = (max(now, self.end - 2 * now))"),
+    ("Book.due", 9, "factor", "2 * now -> 2 / now", "self.end - (2 / now)"),
+    ("Book.due", 9, "sign", None, "min(now, (self.end + 2 * now))"),
+    ("Book.due", 10, "not", "not kept -> kept", "if self.closed or (kept):"),
+    ("Book.due", 10, "operand", "or: not kept", "if (self.closed):"),
+    ("Book.due", 10, "operand", "or: self.closed", "if (not kept):"),
+    ("Book.due", 11, "removed", None, "not kept:\n            pass\n"),
+    ("Book.due", 12, "boundary", "kept > 0 -> kept >= 0", "while (kept >= 0):"),
+    ("Book.due", 12, "constant", "kept > 0 -> kept > 1", "while (kept > 1):"),
+    ("Book.due", 12, "negated", "kept > 0 -> kept <= 0", "while (kept <= 0):"),
+    ("Book.due", 14, "constant", "True in self.wait(strict=True)", "wait(strict=False)"),
+    ("Book.due", 14, "removed", "await self.wait(strict=True)", "pass\n            break"),
+    ("Book.due", 15, "loop", "break", "continue\n        match"),
+    ("Book.due", 17, "case", "case Held() if kept.one", "case Held() if False:"),
+    ("Book.due", 18, "constant", "return True", "return False"),
+    ("Book.due", 19, "case", "case Left()", "case Left() if False:"),
+    ("Book.due", 20, "negated", "one.é -> not one.é", "if (not one.é)]"),
+    ("free", 25, "boundary", "a < b -> a <= b", "return (a <= b)"),
+    ("free", 25, "negated", "a < b -> a >= b", "return (a >= b)"),
+]
 
 
 def test_each_part_is_taken_out_once() -> None:
@@ -52,46 +100,80 @@ def test_each_part_is_taken_out_once() -> None:
     assert [one.line for one in found if one.kind in {"join", "lock", "set"}] == [5, 8, 10, 10]
 
 
+def test_each_decision_is_changed_once() -> None:
+    found = [*decisions(DECISION)]
+    assert [(one.function, one.line, one.kind) for one in found] == [row[:3] for row in DECIDED]
+    for one, (_, line, _, what, text) in zip(found, DECIDED, strict=True):
+        ast.parse(one.source)
+        assert what in (None, one.what)
+        assert text in one.source
+        assert one.lines[0] == line
+
+
+def test_classes_and_functions_can_be_chosen() -> None:
+    everything = [*decisions(DECISION)]
+    assert [*decisions(DECISION, ["Book"])] == everything[:-2]
+    assert [*decisions(DECISION, ["Book.due"])] == everything[:-2]
+    assert [*decisions(DECISION, ["free"])] == everything[-2:]
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_every_mutant_of_a_module_is_a_module(module: str) -> None:
-    source = (ROOT / "pgqrs_sa" / f"{module}.py").read_text()
-    found = [*mutants(source)]
-    assert sum(one.kind in ESSENTIAL for one in found) >= 5
+    (group,) = (one for one in GROUPS.values() if module in one.modules)
+    source = (PACKAGE / f"{module}.py").read_text()
+    found = [*group.mutants(module, everything=True)]
+    assert sum(one.kind in ESSENTIAL for one in found) >= 5 if group.builds else found
     for one in found:
-        assert one.kind in KINDS
+        assert one.kind in (KINDS if group.builds else DECISIONS)
         assert one.source != source
         compile(one.source, module, "exec")
 
 
 def test_every_module_that_has_something_to_take_out_is_tried() -> None:
-    statements = (ROOT / "pgqrs_sa" / "statements").glob("*.py")
+    statements = (PACKAGE / "statements").glob("*.py")
     having = {f"statements/{one.stem}" for one in statements if [*mutants(one.read_text())]}
     assert having <= {*MODULES}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_what_is_chosen_is_there(group: str) -> None:
+    """A function or a file of tests that gets another name is not left out by that."""
+    assert {*GROUPS[group].first} <= {*TESTS}
+    for module, names in GROUPS[group].modules.items():
+        tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+        top = {one.name: one for one in tree.body if hasattr(one, "name")}
+        for name in names:
+            outer, _, inner = name.partition(".")
+            methods = {getattr(one, "name", "") for one in getattr(top[outer], "body", ())}
+            assert not inner or inner in methods, name
+
+
+@pytest.mark.parametrize("file", TESTS)
+def test_every_file_of_tests_is_there(file: str) -> None:
+    assert (PACKAGE.parent / file).exists()
 
 
 @pytest.mark.parametrize("key", REASONS, ids=lambda key: ".".join(key[:2]))
 def test_what_is_said_to_be_without_a_test_is_still_a_mutant(key: tuple[str, ...]) -> None:
     module, *rest = key
-    source = (ROOT / "pgqrs_sa" / f"{module}.py").read_text()
-    assert rest in [[one.function, one.kind, one.what] for one in mutants(source)]
+    (group,) = (one for one in GROUPS.values() if module in one.modules)
+    found = group.mutants(module, everything=True)
+    assert rest in [[one.function, one.kind, one.what] for one in found]
     assert len(REASONS[key]) > 40, "say why"
 
 
-def test_who_calls_a_helper_is_known_by_its_name() -> None:
-    callers = Callers()
-    assert "statements/settle.archive" in callers.of("statements/settle", "held")
-    assert "statements/consume.turn" in callers.of("statements/settle", "held")
-    assert callers.of("statements/archive", "prune") == {"statements/archive.prune"}
-    # A function inside another one is part of that.
-    assert "statements/enqueue.from_select" in callers.of("statements/enqueue", "given")
+def test_a_mutant_is_tried_by_those_that_run_it_the_quickest_first() -> None:
+    def noted(seconds: float, *lines: int) -> dict[str, Any]:
+        return {"seconds": seconds, "lines": {"s": [*lines]}}
 
-
-def test_a_mutant_is_tried_by_those_who_call_it_the_quickest_first() -> None:
-    noted = {
-        "s.one": {"a.py::slow": 5.0, "a.py::quick": 1.0, "b.py::short": 0.5},
-        "s.two": {"c.py::other": 0.1},
+    witnesses = {
+        "a.py::slow": noted(5.0, 1, 2),
+        "a.py::quick": noted(1.0, 2),
+        "b.py::short": noted(0.5, 2, 3),
+        "c.py::other": noted(0.1, 4),
     }
-    assert chosen(noted, ["s.one"], 60) == ["b.py::short", "a.py::quick", "a.py::slow"]
-    assert chosen(noted, ["s.one"], 60, ["a.py"])[0] == "a.py::quick"
-    assert chosen(noted, ["s.one"], 4) == ["b.py::short", "a.py::quick"]
-    assert chosen(noted, ["s.none"], 60) == []
+    assert [*chosen(witnesses, "s", [2], 60)] == ["b.py::short", "a.py::quick", "a.py::slow"]
+    assert chosen(witnesses, "s", [1, 3], 60) == {"b.py::short": 0.5, "a.py::slow": 5.0}
+    assert next(iter(chosen(witnesses, "s", [2], 60, ["a.py"]))) == "a.py::quick"
+    assert [*chosen(witnesses, "s", [2], 4)] == ["b.py::short", "a.py::quick"]
+    assert chosen(witnesses, "other", [2], 60) == {}

@@ -285,11 +285,14 @@ def _model(one: Outcome) -> str:
 def _mutants(one: Outcome) -> str:
     rows = [{**row, "found": bool(row["found_by"])} for row in mutants(one.folder)]
     for row in rows:
+        row.setdefault("group", "statements")
         row["survived"] = not row["found"]
     found = sum(row["found"] for row in rows)
     counts = ("found", "survived")
     texts = [
         f"{found} of {len(rows)} mutants were found out by a test ({found / len(rows):.1%}).\n",
+        table(["group", "mutants", *counts], summed(rows, ["group"], counts)),
+        "",
         table(["module", "mutants", *counts], summed(rows, ["module"], counts)),
         "",
         table(["kind", "mutants", *counts], summed(rows, ["kind"], counts)),
@@ -301,7 +304,7 @@ def _mutants(one: Outcome) -> str:
     ]  # fmt: skip
     if survivors:
         texts += ["\nSurvivors:\n"]
-        texts += [table(("where", "function", "kind", "taken out", "why it survives"), survivors)]
+        texts += [table(("where", "function", "kind", "changed", "why it survives"), survivors)]
     return "\n".join(texts)
 
 

@@ -95,7 +95,7 @@ PARTS = [
     ),
     Part(
         "mutation",
-        "one condition less in a statement, and a test must fail",
+        "one thing changed in a statement or a decision, and a test must fail",
         ("python", "-m", "tests.mutation"),
         keeps=("--results", OUT),
     ),
