@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import InvalidArgument, Item, Models, QueueNotFound, QueueService
-from pgqrs_sa.floor import Floor, Place, Start
+from pgqrs_sa.floor import Floor, Moves, Place, Start
 from pgqrs_sa.operations import floors
 from pgqrs_sa.statements import lease
 
@@ -136,6 +139,95 @@ def test_a_more_urgent_priority_than_any_before_is_seen_by_the_very_next_dequeue
             late.commit()  # it was sent before that was leased
         assert take(2) == [priority, passed + 1]
     assert set(sent[1:]) == {"floor"}
+
+
+def test_a_queue_that_was_empty_is_read_from_its_beginning_until_a_lease_is_committed(
+    engine, service, session, take, sent, clock
+):
+    service.enqueue("mail", 1)
+    session.commit()
+    assert take() == [1]
+    clock[0] += 1.1
+    assert take() == []
+    service.enqueue("mail", 2)
+    session.commit()
+    with Session(engine) as other:
+        QueueService(other).dequeue("mail")
+        other.rollback()
+    assert take() == [2]
+    assert sent == ["beginning"] * 4
+
+
+def test_a_reading_that_found_a_late_message_is_gone_on_from_although_it_was_rolled_back(
+    engine, service, session, take, sent, clock
+):
+    with Session(engine) as late:
+        QueueService(late).enqueue("mail", "late")
+        service.enqueue("mail", 1)
+        session.commit()
+        assert take() == [1]
+        late.commit()
+    with Session(engine) as other:
+        assert [one.payload for one in QueueService(other).dequeue("mail")] == ["late"]
+        other.rollback()
+    assert take() == ["late"]
+    assert sent == ["beginning", "floor", "beginning", "floor"]
+
+
+def test_what_is_found_while_all_places_are_forgotten_is_none(
+    engine, service, session, take, sent, clock
+):
+    service.enqueue_many("mail", [1, 2, 3])
+    session.commit()
+    take()
+    forgetful = [True]
+
+    @sa.event.listens_for(engine, "after_cursor_execute")
+    def forget(*_: Any) -> None:
+        if forgetful and sent[-1] == "floor":
+            floors.forget()
+            forgetful.clear()
+
+    assert [take(), take()] == [[2], [3]]
+    assert sent == ["beginning", "floor", "beginning"]
+
+
+def test_the_time_of_a_dequeue_is_that_of_its_statement(
+    engine, service, session, take, monkeypatch
+):
+    taken: list[float] = []
+
+    class Noting(Floor):
+        def took(self, *found: Any, seconds: float, **how: Any) -> Moves:
+            taken.append(seconds)
+            return super().took(*found, seconds=seconds, **how)
+
+    floors.forget()
+    monkeypatch.setattr(floors, "Floor", Noting)
+    service.enqueue("mail", 1)
+    session.commit()
+    statement: list[float] = []
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def begins(*_: Any) -> None:
+        statement.append(time.monotonic())
+
+    @sa.event.listens_for(engine, "after_cursor_execute")
+    def ends(*_: Any) -> None:
+        statement.append(time.monotonic())
+
+    began = time.monotonic()
+    take()
+    floors.forget()
+    assert statement[1] - statement[0] <= taken[0] <= time.monotonic() - began
+
+
+def test_a_child_of_a_fork_waits_for_no_thread_of_its_parent(engine):
+    with floors._floors._lock:
+        if (pid := os.fork()) == 0:
+            signal.alarm(10)
+            os._exit(0 if floors._floors.get(engine.pool, "mail") is None else 1)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_criteria_look_at_all_messages(service, session, take, sent, clock):

@@ -57,12 +57,13 @@ class Task(NamedTuple):
 
 
 def picked(names: Sequence[str], *, everything: bool) -> Iterator[Task]:
-    """Yield the mutants of groups and modules, or of all of them."""
-    for name, group in GROUPS.items():
-        for module in group.modules:
-            if not names or not {name, module, module.rpartition("/")[2]}.isdisjoint(names):
-                for one in group.mutants(module, everything=everything):
-                    yield Task(name, module, one)
+    """Yield the mutants of groups and modules, in the order of their names, or of all groups."""
+    for wanted in names or GROUPS:
+        for name, group in GROUPS.items():
+            for module in group.modules:
+                if wanted in (name, module, module.rpartition("/")[2]):
+                    for one in group.mutants(module, everything=everything):
+                        yield Task(name, module, one)
 
 
 class Results:
@@ -129,13 +130,16 @@ def witnesses(benches: Sequence[Bench], folder: Path) -> Witnesses:
     """Run all tests with nothing changed, unless that was done before, and note what they call."""
     folder.mkdir(parents=True, exist_ok=True)
 
+    def name(file: str) -> str:
+        return f"{Path(file).parent.name}_{Path(file).stem}.json"
+
     def run(bench: Bench, file: str) -> None:
-        path = folder / f"{Path(file).parent.name}_{Path(file).stem}.json"
+        path = folder / name(file)
         if not path.exists():
             path.write_text(json.dumps(bench.notes(file)))
 
     shared(benches, TESTS, run)
-    return merged(folder.glob("*.json"))
+    return merged(folder / name(file) for file in TESTS)
 
 
 def report(trials: Sequence[Trial]) -> int:

@@ -151,8 +151,8 @@ class Bench:
         """
         began = time.monotonic()
         failed = self._failed([*tests], tests, module, mutant.source) if tests else None
-        if failed and self._failed([failed[0]], tests, module, None):
-            raise RuntimeError(f"{failed[0]} fails with nothing changed")
+        if failed and (again := self._failed([failed[0]], tests, module, None)):
+            raise RuntimeError(f"{failed[0]} fails with nothing changed: {again[1]}")
         found_by, how = failed or (None, "")
         return Trial(group, module, mutant, found_by, time.monotonic() - began, how)
 

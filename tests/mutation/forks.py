@@ -46,6 +46,7 @@ class _Session:
     """What children inherit: the items by name, and the functions by their code."""
 
     def __init__(self, session: pytest.Session) -> None:
+        self.session: Any = session  # as the next of the last test: what is the session's stays
         self.items = {one.nodeid: one for one in session.items}
         modules = [_module(name) for name in os.environ[TARGETS].split(",")]
         self.files = {str(one.__file__): _name(one) for one in modules}
@@ -83,9 +84,7 @@ class _Session:
     def run(self, names: Sequence[str]) -> Iterator[str]:
         """Run tests, each of which is told before."""
         items = [self.items[name] for name in names]
-        # A next test of another file: what belongs to the file ends, what to the session does not.
-        last = next(one for one in self.items.values() if one.path != items[-1].path)
-        for item, following in zip(items, [*items[1:], last], strict=True):
+        for item, following in zip(items, [*items[1:], self.session], strict=True):
             self.forget()
             yield item.nodeid
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
@@ -176,8 +175,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     reading, writing = map(int, os.environ[FDS].split(","))
     for fixture in ("pg_empty", "pg_migrated"):
         item = next(one for one in session.items if fixture in getattr(one, "fixturenames", ()))
-        last = next(one for one in session.items if one.path != item.path)
-        item.config.hook.pytest_runtest_protocol(item=item, nextitem=last)
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=session)  # type: ignore[arg-type]
     inherited = _Session(session)
     gc.collect()
     gc.freeze()

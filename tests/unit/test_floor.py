@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pgqrs_sa.floor import Floor, Moves, interval
+from pgqrs_sa.floor import Floor, Moves, Start, interval
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 INTERVAL = 1.0
@@ -213,6 +213,47 @@ def test_a_place_comes_down_at_once_and_is_not_moved_up_by_what_began_before():
     assert [row.id for row in queue.dequeue(1)] == late[3:]
 
 
+def lease(floor: Floor, start: Start | None, *rows: tuple[int, int]) -> Moves:
+    """Note that messages of these priorities and ids were leased, by a batch that is full."""
+    taken = [Row(priority, EPOCH + timedelta(seconds=id_), id_) for priority, id_ in rows]
+    return floor.took(TABLE, taken, start, full=True, seconds=0.0)
+
+
+def test_a_lease_that_began_before_a_reading_does_not_move_up_what_that_has_brought_down():
+    floor = Floor(clock=lambda: 0.0)
+    floor.moved(lease(floor, None, (0, 5)))
+    before = lease(floor, floor.start(), (0, 7), (1, 8))
+    lease(floor, None, (0, 2))  # from the beginning, where a late message was; not committed
+    floor.moved(before)
+    start = floor.start()
+    assert start is not None
+    assert {level: place.id for level, place in start.places.items()} == {0: 1, 1: 8}
+
+
+def test_leases_that_are_committed_in_another_order_move_a_place_as_far():
+    queue = Queue()
+    for _ in range(3):
+        queue.add(0)
+    queue.dequeue(1)
+    (_, first), (_, second) = queue.lease(1), queue.lease(1)
+    assert first is not None
+    assert second is not None
+    queue.floor.moved(second)
+    queue.floor.moved(first)
+    assert levels(queue) == {0: 3}
+
+
+def test_a_batch_that_is_not_full_has_read_every_level():
+    queue = Queue()
+    queue.add(1)
+    queue.dequeue(1)
+    queue.now = 2.0
+    queue.add(0)
+    queue.dequeue(2)
+    queue.now = 2.9
+    assert levels(queue) == {0: 2, 1: 1}
+
+
 def test_a_rolled_back_reading_creates_no_place():
     queue = Queue()
     for _ in range(3):
@@ -249,6 +290,18 @@ def test_places_of_one_table_say_nothing_of_another():
     assert floor.start() is None
     floor.moved(late)
     assert floor.start().places[0].id == 5
+
+
+def test_a_reading_of_another_table_is_not_due_when_that_of_the_first_was():
+    now = 0.0
+    floor = Floor(clock=lambda: now)
+    row = Row(0, EPOCH, 1)
+    floor.moved(floor.took("f1", [row], None, full=True, seconds=0.0))
+    start = floor.start()
+    now = 0.5
+    floor.moved(floor.took("f2", [row], start, full=True, seconds=0.0))
+    now = 1.2
+    assert floor.start() is not None
 
 
 def test_dequeues_of_one_transaction_count_together():
