@@ -184,7 +184,6 @@ def purge(
     up_to: int | None = None,
 ) -> int:
     """Delete live messages, the oldest first; return how many."""
-    arguments.check_queue_name(name)
     values = {
         "queue": name,
         "limit": None if limit is None else arguments.checked_limit(limit),

@@ -110,6 +110,41 @@ def test_what_is_settling_is_not_overdue_and_is_renewed(book, clock):
     assert book.next_renewal() == 1010.0
 
 
+def test_the_moments_at_which_a_lease_and_a_handler_s_time_end_belong_to_them(book, clock):
+    (one,) = entered(book, clock, 1, lease=60, timeout=20)
+    book.start([one], None)
+    clock.now = 1020.0
+    assert book.overdue(clock.now) == []
+    clock.now = 1060.0
+    assert not one.lease_lost
+    book.leave([one])
+    assert book.tokens() == []
+
+
+def test_it_is_known_when_the_next_handler_is_overdue(book, clock):
+    waiting, begun, settled = entered(book, clock, 1, 2, 3, lease=90, timeout=20)
+    assert book.next_renewal() == 1030.0
+    clock.now = 1005.0
+    book.start([settled], None)
+    clock.now = 1006.0
+    book.start([begun], None)
+    assert book.next_renewal() == 1025.0
+    book.settling([settled])
+    assert book.next_renewal() == 1026.0
+    clock.now = 1027.0
+    assert [one.delivery for one in book.overdue(clock.now)] == [begun]
+    assert book.next_renewal() == 1030.0
+    assert waiting.fencing_token in book.tokens()
+
+
+def test_what_is_settled_without_a_call_is_renewed_for_as_long_as_that_takes(book, clock):
+    (one,) = entered(book, clock, 1)
+    book.settling([one])
+    clock.now = 1031.0
+    assert book.unbegun(clock.now) == set()
+    assert [held.delivery for held in book.due(clock.now)] == [one]
+
+
 def test_whoever_removes_a_lease_tells_of_it_and_nobody_else(book, clock):
     (one,) = entered(book, clock, 1)
     assert [held.delivery for held in book.remove([one])] == [one]

@@ -289,6 +289,31 @@ def test_an_engine_that_keeps_snapshots_can_be_worked_on(kit, level):
     assert kit.sql("SELECT DISTINCT last_error FROM pgqrs_archive") == [(None,)]
 
 
+def test_a_handler_that_would_keep_a_snapshot_is_not_called_for_what_was_lost(kit):
+    first, second = kit.send("first", "second")
+    ear = Ear()
+    engine = kit.app_engine(isolation_level="REPEATABLE READ")
+    consumer = kit.consumer(engine=engine, hooks=[ear], concurrency=1)
+    begun, go = threading.Event(), threading.Event()
+    calls = []
+
+    @consumer.on("mail", prefetch=1)
+    def handler(session, delivery):
+        calls.append(delivery.id)
+        begun.set()
+        kit.wait(go)
+
+    consumer.start()
+    assert begun.wait(10)
+    until(lambda: kit.held() == [first, second], "the second one waits here")
+    kit.steal(second)
+    go.set()
+    until(lambda: "on_lease_lost" in ear.names(), "the loss is noticed")
+    assert consumer.stop() == 0
+    assert calls == [first]
+    assert kit.outcomes() == {first: "archived"}
+
+
 @pytest.mark.parametrize("code", ["40001", "40P01"])
 def test_transactions_that_stand_in_each_others_way_are_tried_again_uncharged(kit, code):
     (id_,) = kit.send({})

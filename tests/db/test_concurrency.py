@@ -696,6 +696,17 @@ def test_deleting_a_queue_waits_for_what_is_being_enqueued(engine, service, sess
     assert (orphans(engine), count(engine, Queue)) == (0, 1)
 
 
+def test_a_queue_that_is_not_empty_is_refused_without_a_wait(engine, service, session):
+    service.enqueue("mail", 1)
+    session.commit()
+    service.queues.create("others")
+    service.enqueue("others", 1)  # whose transaction keeps the table from being locked
+    with Session(engine) as other:
+        other.execute(sa.text("SET LOCAL lock_timeout = '10s'"))
+        with pytest.raises(QueueNotEmpty):
+            QueueService(other).queues.delete("mail")
+
+
 @each_enqueue
 def test_deleting_a_queue_by_force_takes_what_was_being_enqueued(engine, service, session, into):
     """F40."""

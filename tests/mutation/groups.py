@@ -79,7 +79,7 @@ GROUPS: Mapping[str, Group] = {
             **dict.fromkeys(("consumers/book", "consumers/keeper"), ()),
             **dict.fromkeys(("operations/lease", "operations/consume"), ()),
         },
-        ("tests/consumers/test_book.py", "tests/consumers/test_leases.py"),
+        ("tests/consumers/test_book.py", "tests/consumers/test_keeper.py"),
     ),
     "results": Group(
         {
@@ -113,7 +113,7 @@ MODULES = tuple(dict.fromkeys(module for one in GROUPS.values() for module in on
 _FILES = {
     "consumers": (
         *("book", "bounds", "connections", "declared_queues", "desk", "event_loop"),
-        *("idle_queues", "leases", "line", "policy", "results", "retries", "running"),
+        *("idle_queues", "keeper", "leases", "line", "policy", "results", "retries", "running"),
         *("signatures", "transactions", "troubles", "verdicts", "workers"),
     ),
     "db": (
@@ -127,7 +127,7 @@ _FILES = {
         ),
         *("enqueue_ways", "floor", "leases_and_fences", "messages_as_objects", "plans"),
         *("plans_of_readers", "plans_of_uneven_tables", "queues_reading_archive_workers"),
-        *("requeue_races", "several_databases", "undecodable"),
+        *("requeue_races", "session_rules", "several_databases", "undecodable"),
     ),
     "doctor": ("doctor",),
     "model": ("statements", "holes", "machine"),

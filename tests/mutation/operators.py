@@ -184,6 +184,8 @@ def _called(node: ast.Call) -> Iterator[_Change]:
         new = copy.deepcopy(node)
         new.func = ast.Name(_EXTREMES[node.func.id])
         yield _expression("extreme", node, new)
+    if ast.unparse(node.func) == "zip":  # its strict says what is so anyway
+        return
     for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
         if isinstance(argument, ast.Constant) and isinstance(argument.value, bool):
             what = f"{argument.value} in {ast.unparse(node)}"

@@ -125,6 +125,29 @@ async def test_what_a_service_makes_visible_notifies_a_waiting_consumer(run, wai
     assert ear.heard() == ["mail"]
 
 
+@pytest.mark.parametrize(
+    ("put_back", "heard"),
+    [
+        (lambda service, one: service.release(one), ["mail"]),
+        (lambda service, one: service.release(one, delay=60), []),
+        (lambda service, one: service.fail(one, "error", delay=0), ["mail"]),
+        (lambda service, one: service.fail(one, "error", delay=60), []),
+        (lambda service, one: service.fail(one, "error"), []),  # after its backoff
+    ],
+    ids=["release", "release_later", "fail", "fail_later", "fail_with_backoff"],
+)
+def test_what_is_put_back_notifies_if_it_can_be_seen_at_once(
+    service, session, waits, ear, put_back, heard
+):
+    service.enqueue("mail", 1)
+    (delivery,) = service.dequeue("mail")
+    session.commit()
+    waits("mail")
+    put_back(QueueService(session, notify=True), delivery)
+    session.commit()
+    assert ear.heard() == heard
+
+
 @pytest.mark.parametrize("way", BY_SERVICE)
 def test_a_session_that_notifies_makes_its_services_do_so(engine, stocked, waits, ear, way):
     waits("mail")
