@@ -64,11 +64,12 @@ class _Server(NamedTuple):
     port: str = ""
 
 
-def parse(dsn: str, driver: str = "psycopg", *, without_asyncio: bool = False) -> sa.URL:
+def parse(dsn: str | sa.URL, driver: str = "psycopg", *, without_asyncio: bool = False) -> sa.URL:
     """Return a DSN as a URL that names its driver, and all of its hosts.
 
     Args:
-        dsn: A URL, or keywords with values (``host=a,b dbname=shop``).
+        dsn: A URL, as text or as SQLAlchemy has read it; or keywords with values
+            (``host=a,b dbname=shop``).
         driver: The driver of a DSN that names none.
         without_asyncio: Take psycopg where the DSN names a driver that needs asyncio.
 
@@ -76,7 +77,7 @@ def parse(dsn: str, driver: str = "psycopg", *, without_asyncio: bool = False) -
         InvalidArgument: it cannot be read, is not PostgreSQL's, or the driver cannot do what it
             says. Nothing was contacted.
     """
-    url = _from_url(dsn) if _SCHEME.match(dsn) else _from_keywords(dsn)
+    url = _read(dsn)
     backend, _, named = url.drivername.partition("+")
     if backend not in {"postgresql", "postgres"}:
         raise InvalidArgument(f"the DSN is for {backend!r}: pgqrs_sa needs postgresql")
@@ -99,24 +100,32 @@ def servers(url: sa.URL) -> list[tuple[str, str]]:
 def _unreadable() -> InvalidArgument:
     return InvalidArgument(
         "the DSN cannot be read: it should look like postgresql://user@host:5432/database, "
-        "with any of @ : / in a password written as %40 %3A %2F"
+        "with any of @ : / in a password or an option written as %40 %3A %2F"
     )
 
 
-def _from_url(dsn: str) -> sa.URL:
+def _read(dsn: str | sa.URL) -> sa.URL:
+    if isinstance(dsn, str):
+        return _from_text(dsn) if _SCHEME.match(dsn) else _from_keywords(dsn)
+    hosts = (dsn.host or "").split(",") if dsn.host or dsn.port else []
+    return _placed(dsn, [_Server(host, str(dsn.port or "")) for host in hosts])
+
+
+def _from_text(dsn: str) -> sa.URL:
     found = _URL.match(dsn)
     # With an @ in the query, that and all before it would be taken for a password; and an @ behind
     # the hosts is likely of a password, whose rest would be taken for them.
-    if (
-        found is None
-        or re.search(r"/.*\?", found["user"] or "")
-        or "@" in found["rest"].partition("?")[0]
-    ):
+    if found is None or re.search(r"^[^:]*\?|/.*\?", found["user"] or ""):
+        raise _unreadable()
+    path, _, query = found["rest"].partition("?")
+    if "@" in path:
         raise _unreadable()
     try:
-        url = sa.make_url(found["start"] + found["rest"])
+        url = sa.make_url(f"{found['start']}/?{query}")
     except (ArgumentError, ValueError):
         raise _unreadable() from None
+    # SQLAlchemy 2.0 does not decode it.
+    url = url.set(database=unquote(path.removeprefix("/")))
     parts = found["hosts"].split(",") if found["hosts"] else []
     listed = [_server(part, number) for number, part in enumerate(parts, 1)]
     return _placed(url, [_Server(unquote(host), port) for host, port in listed])
@@ -170,7 +179,7 @@ def _placed(url: sa.URL, listed: list[_Server]) -> sa.URL:
         host, port = listed[0].host or None, int(listed[0].port) if listed[0].port else None
     elif listed:
         query |= _as_query(listed)
-    return sa.URL.create(url.drivername, user, password, host, port, database, query)
+    return sa.URL.create(url.drivername, user, password, host, port, database or None, query)
 
 
 def _as_query(listed: Sequence[_Server]) -> dict[str, str]:

@@ -184,9 +184,7 @@ class Listener:
 
 
 def _engine(listen_dsn: str | sa.URL, used: sa.Engine) -> sa.Engine:
-    """Return an engine for an address given as text, with the driver that is there."""
-    if isinstance(listen_dsn, sa.URL):
-        listen_dsn = listen_dsn.render_as_string(hide_password=False)
+    """Return an engine for an address, with the driver that is there."""
     url = database_url(listen_dsn, used.driver if used.driver in _DRIVERS else "psycopg")
     if url.get_driver_name() != "asyncpg":
         return sa.create_engine(url, poolclass=sa.NullPool)

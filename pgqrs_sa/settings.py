@@ -164,13 +164,15 @@ class Settings:
         return cls(**values)
 
 
-def database_url(dsn: str, driver: str = "psycopg", *, without_asyncio: bool = False) -> sa.URL:
+def database_url(
+    dsn: str | sa.URL, driver: str = "psycopg", *, without_asyncio: bool = False
+) -> sa.URL:
     """Return a DSN as a URL with a driver: the one it names, or ``driver``.
 
     It may be in any form of libpq or SQLAlchemy, and name several hosts: see `dsns`.
 
     Args:
-        dsn: The text.
+        dsn: The text, or a URL as SQLAlchemy has read it.
         driver: The driver of a DSN that names none.
         without_asyncio: Take psycopg where the DSN names a driver that needs asyncio.
 
@@ -178,7 +180,8 @@ def database_url(dsn: str, driver: str = "psycopg", *, without_asyncio: bool = F
         InvalidArgument: it is no PostgreSQL DSN. The text is not repeated, since it may hold a
             password.
     """
-    _check_encoding("the DSN", dsn)
+    if isinstance(dsn, str):
+        _check_encoding("the DSN", dsn)
     return dsns.parse(dsn, driver, without_asyncio=without_asyncio)
 
 
