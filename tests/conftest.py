@@ -295,7 +295,7 @@ def _emptying() -> bytes:
     DECLARE
         what text;
     BEGIN
-        SET LOCAL lock_timeout = '10s';
+        SET LOCAL lock_timeout = '60s';
         FOR what IN
             SELECT format('SCHEMA %I', nspname) FROM pg_namespace
             WHERE nspname NOT LIKE 'pg\\_%' AND nspname NOT IN ('public', 'information_schema')

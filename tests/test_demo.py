@@ -37,7 +37,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         env=env | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=180,
         check=False,
     )
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
 
 PATIENCE = 90.0
 """Seconds after which a test gives up. To wait for what happens costs nothing: be generous."""
@@ -39,6 +42,24 @@ async def until_awaited(
             return found
         await asyncio.sleep(pause)
     raise AssertionError
+
+
+def until_blocked(engine: sa.Engine, pid: int, call: Future[Any] | None = None) -> None:
+    """Wait until a server process waits for a lock.
+
+    Args:
+        engine: To look with.
+        pid: The process.
+        call: What runs in it: fail when that ends, as it has not waited.
+    """
+    waits = sa.select(sa.func.cardinality(sa.func.pg_blocking_pids(pid)) > 0)
+
+    def blocked() -> bool:
+        assert call is None or not call.done(), f"it did not wait: {call.exception()}"
+        return bool(connection.execute(waits).scalar_one())
+
+    with engine.connect() as connection:
+        until(blocked, "it waits for a lock")
 
 
 def _pauses(what: str, seconds: float) -> Iterator[float]:

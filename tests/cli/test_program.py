@@ -17,6 +17,7 @@ from pathlib import Path
 
 import flask
 import pytest
+from waiting import PATIENCE
 
 import pgqrs_sa.cli
 from pgqrs_sa.cli import output
@@ -218,17 +219,18 @@ def in_a_terminal(pgqrs, *args: str, until: str, keys: bytes, **env: str) -> tup
             [sys.executable, "-m", "pgqrs_sa", *args],
             pgqrs.environment | {"TERM": "xterm-256color", "COLUMNS": "120"} | env,
         )
-    read, deadline, again = b"", time.monotonic() + 20, 0.0
+    read, deadline, again = b"", time.monotonic() + PATIENCE, 0.0
     while time.monotonic() < deadline:
         if select.select([terminal], [], [], 0.1)[0]:
             try:
                 read += os.read(terminal, 65_536)
             except OSError:  # it has ended
                 break
-        # A key that comes as the program is just changing the terminal's mode may be lost.
+        # A key that comes as the program is just changing the terminal's mode may be lost. Not
+        # again soon: a second Ctrl-C, while a slow machine is at the first, is another story.
         if until.encode() in read and time.monotonic() > again:
             os.write(terminal, keys)
-            again = time.monotonic() + 1
+            again = time.monotonic() + PATIENCE / 5
     else:
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)

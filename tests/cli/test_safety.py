@@ -7,10 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import sqlalchemy as sa
+from waiting import PATIENCE
 
 from pgqrs_sa import migrations
 from pgqrs_sa.cli import confirm
@@ -190,7 +190,7 @@ def test_emptying_a_queue_commits_chunk_by_chunk(pgqrs, work, counts, monkeypatc
         seen.append(counts("mail").live)
         deleted = original(self, name, **options)
         with work() as service:  # not committed yet, and other queues do not wait for it
-            service._session.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
+            service._session.execute(sa.text("SET LOCAL lock_timeout = '60s'"))
             service.enqueue("other", 1)
         return deleted
 
@@ -315,7 +315,7 @@ def test_two_installs_at_once_are_one(bare, database):
         subprocess.Popen(command, env=bare.environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    done = [json.loads(one.communicate(timeout=30)[0]) for one in both]
+    done = [json.loads(one.communicate(timeout=PATIENCE)[0]) for one in both]
     assert sorted(one["from_version"] for one in done) == [0, 1]
 
 
@@ -446,9 +446,8 @@ def test_ctrl_c_ends_with_130(pgqrs):
         text=True,
     )
     assert json.loads(process.stdout.readline())["name"] == "mail"
-    time.sleep(0.1)
     os.kill(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=10)
+    _, said = process.communicate(timeout=PATIENCE)
     assert (process.returncode, said) == (130, "error: interrupted\n")
 
 

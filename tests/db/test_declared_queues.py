@@ -173,7 +173,7 @@ def test_eight_processes_may_start_at_once(migrated: Any, session: Session) -> N
             assert process.stdin is not None
             process.stdin.write("\n")
             process.stdin.flush()
-        ends = [process.communicate(timeout=120) for process in processes]
+        ends = [process.communicate(timeout=180) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -18,6 +18,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
+from waiting import PATIENCE
 
 from pgqrs_sa import Item, QueueService, floor, metadata
 
@@ -25,9 +26,6 @@ BOUND = 5.0
 """Seconds."""
 
 QUEUES, MESSAGES = (metadata.tables[f"pgqrs_{name}"] for name in ("queues", "messages"))
-
-PATIENCE = 60.0
-"""Seconds after which a message will not be found any more."""
 
 TENANTS = 40
 
@@ -160,8 +158,13 @@ def test_a_late_message_is_passed_over_for_a_second_and_for_five_at_most(
     flow = Flow(own)
     backlog(engine)
     CALLERS[how](flow, engine)  # the first dequeue, which reads from the beginning
-    passed = flow.passed_over("late", lay_before(engine, "late"))
-    assert 0 < passed <= bound()
+    # On a slow machine the next one may come so late that it reads from there again: try again.
+    for number in range(50):
+        passed = flow.passed_over(f"late {number}", lay_before(engine, f"late {number}"))
+        assert passed <= bound()
+        if passed:
+            break
+    assert passed, "none was ever passed over: then what is bounded here?"
 
 
 @pytest.mark.parametrize("how", CALLERS)
@@ -195,20 +198,22 @@ def test_a_reading_that_is_rolled_back_puts_no_other_off(engine, service, own, b
     with late(engine) as commit:
         backlog(engine)
         flow.take()
-        began_at = commit()
-        found_at = []
-        while not found_at or time.monotonic() - found_at[0] < 2.5:
+        visible_at = commit()
+        found, passed_at = 0, visible_at
+        while found < 5:
+            began_at = time.monotonic()
+            assert began_at - visible_at < PATIENCE
             with Session(own) as session:
-                found = QueueService(session).dequeue("mail")[0].payload
-                if found == "late":
-                    found_at.append(time.monotonic())
-                if len(found_at) < 5:
+                if QueueService(session).dequeue("mail")[0].payload == "late":
+                    found += 1
+                else:
+                    assert not found, "once found, it comes first until a lease of it is committed"
+                    passed_at = began_at
+                if found < 5:
                     session.rollback()
                 else:
                     session.commit()
-                    break
-    assert found_at[0] - began_at <= bound() + 0.5
-    assert len(found_at) == 5, "once found, it comes first until somebody commits its lease"
+    assert passed_at - visible_at <= bound()
 
 
 def test_a_lease_that_another_process_rolls_back_comes_first_again_in_time(

@@ -298,7 +298,7 @@ def test_a_queue_created_anew_begins_with_nothing_of_the_old_one(session, servic
 def test_deleting_a_queue_waits_for_nobody_who_only_reads(engine, service):
     with Session(engine) as reader, Session(engine) as owner:
         QueueService(reader).messages.metrics("mail")
-        owner.execute(sa.text("SET LOCAL lock_timeout = '2s'"))
+        owner.execute(sa.text("SET LOCAL lock_timeout = '20s'"))
         QueueService(owner).queues.delete("mail")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Session
+from waiting import PATIENCE, until_blocked
 
 from pgqrs_sa import DuplicateMessage, Item, Message, QueueService
 
@@ -30,13 +30,8 @@ def waiting(engine: sa.Engine, call: Callable[[Session], Any]) -> Iterator[Futur
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run)
-        assert begun.wait(10)
-        waits = sa.select(sa.func.cardinality(sa.func.pg_blocking_pids(pid[0])) > 0)
-        deadline = time.monotonic() + 10
-        with engine.connect() as connection:
-            while not connection.scalar(waits):
-                assert not future.done(), f"it did not wait: {future.exception()}"
-                assert time.monotonic() < deadline, "it does not wait for a lock"
+        assert begun.wait(PATIENCE)
+        until_blocked(engine, pid[0], future)
         yield future
 
 

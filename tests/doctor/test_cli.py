@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
+from waiting import PATIENCE
 
 from pgqrs_sa import QueueService, cli, metadata
 from pgqrs_sa.cli.frame import sparkline
@@ -217,7 +218,7 @@ class Terminal:
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
         self.seen = ""
 
-    def wait_for(self, pattern, seconds=15.0):
+    def wait_for(self, pattern, seconds=PATIENCE):
         deadline = time.monotonic() + seconds
         while not (found := re.search(pattern, self.seen)):
             ready = select.select([self.fd], [], [], max(0.0, deadline - time.monotonic()))[0]

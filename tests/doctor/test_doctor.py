@@ -11,6 +11,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+from waiting import until
 
 from pgqrs_sa import QueueService, embedded, metadata
 from pgqrs_sa.errors import InvalidArgument
@@ -211,13 +212,11 @@ def test_connections_run_out(special):
 
 
 def test_autovacuum_is_off(special):
-    paste(
-        special, "ALTER SYSTEM SET autovacuum = off\nSELECT pg_reload_conf()\nSELECT pg_sleep(.3)"
-    )
-    (finding,) = found(special)
+    paste(special, "ALTER SYSTEM SET autovacuum = off\nSELECT pg_reload_conf()")
+    (finding,) = until(lambda: found(special), "the setting is read again")
     assert (finding.check, finding.subject) == ("autovacuum", "autovacuum")
-    paste(special, finding.mend + "\nSELECT pg_sleep(.3)")
-    assert found(special) == []
+    paste(special, finding.mend)
+    until(lambda: found(special) == [], "the setting is read again")
 
 
 def test_the_server_is_read_only(special):
@@ -255,8 +254,12 @@ def test_notifications_pile_up(doctor, migrated, sql):
         (finding,) = doctor("notifications", notifications=0.0)
         assert finding.severity == "error"
         sql(finding.mend)
-        sql("SELECT pg_sleep(.2)\n" + "\n".join(["SELECT pg_notify('c', repeat('x', 7900))"] * 20))
-        assert doctor("notifications", notifications=0.0) == []
+
+        def nothing_left() -> bool:
+            sql("\n".join(["SELECT pg_notify('c', repeat('x', 7900))"] * 20))
+            return doctor("notifications", notifications=0.0) == []
+
+        until(nothing_left, "the backend has ended, and the queue is cut")
 
 
 def test_autovacuum_is_off_for_a_table(mended, sql):
@@ -271,19 +274,11 @@ def test_dead_rows(doctor, sql, service, session):
     session.commit()
     session.close()
     beyond = {"dead_rows": 100, "vacuum_age": NOTHING}
-    for _ in range(50):
-        if doctor("vacuum", **beyond):
-            break
-        time.sleep(0.1)
-    (finding,) = doctor("vacuum", **beyond)
+    (finding,) = until(lambda: doctor("vacuum", **beyond), "the dead rows are counted")
     assert finding.subject == "public.pgqrs_messages"
     assert "200 dead rows; last vacuumed: never" in finding.problem
     sql(finding.mend)
-    for _ in range(50):
-        if not doctor("vacuum", **beyond):
-            break
-        time.sleep(0.1)
-    assert doctor("vacuum", **beyond) == []
+    until(lambda: doctor("vacuum", **beyond) == [], "that they are gone is counted")
 
 
 def test_a_sequence_runs_out(mended, sql):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+from waiting import until_awaited
 
-from pgqrs_sa import Message, QueueService, pgqrs
+from pgqrs_sa import Message, QueueService, Worker, pgqrs
 
 
 @dataclass
@@ -32,6 +34,34 @@ class Clock:
         left = sa.func.extract("epoch", Message.vt - sa.func.clock_timestamp())
         with self.engine.connect() as connection:
             return {i: float(s) for i, s in connection.execute(sa.select(Message.id, left))}
+
+    def now(self) -> datetime:
+        """The database's clock."""
+        with self.engine.connect() as connection:
+            return connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
+
+    @contextmanager
+    def puts_off(self, id_: int, seconds: float, most: float | None = None) -> Iterator[None]:
+        """Check that a block makes a message wait for so long, counted from a moment within it."""
+        begun = self.now()
+        yield
+        with self.engine.connect() as connection:
+            vt = connection.execute(sa.select(Message.vt).where(Message.id == id_)).scalar_one()
+        assert begun + timedelta(seconds=seconds) <= vt
+        assert vt <= self.now() + timedelta(seconds=seconds if most is None else most)
+
+    def vts(self) -> dict[int, datetime]:
+        """When each message becomes visible, by id."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(sa.select(Message.id, Message.vt))
+            return {row.id: row.vt for row in rows}
+
+    def silent(self, worker: int) -> float:
+        """Seconds since the last heartbeat of a worker."""
+        silence = sa.select(sa.func.clock_timestamp() - Worker.heartbeat_at)
+        with self.engine.connect() as connection:
+            found = connection.execute(silence.where(Worker.id == worker))
+            return found.scalar_one().total_seconds()
 
     def delays(self) -> list[float]:
         """Seconds between enqueue and visibility, in the order of the ids."""
@@ -90,19 +120,12 @@ async def admin(database):
         yield admin
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    end = datetime.now(UTC) + timedelta(seconds=seconds)
-    while not condition():
-        assert datetime.now(UTC) < end, "it never happened"
-        await asyncio.sleep(0.02)
-
-
 async def together(loop: Awaitable[Any], *conditions: Callable[[], bool]) -> None:
     """Run an endless loop until each condition has come true, one after the other."""
     task = asyncio.ensure_future(loop)
     try:
         for condition in conditions:
-            await until(lambda: condition() or task.done())  # noqa: B023
+            await until_awaited(lambda: condition() or task.done())  # noqa: B023
             assert not task.done(), task.result()
     finally:
         # Again and again: asyncio.wait_for of Python 3.11, which psycopg uses, may swallow one.

@@ -6,7 +6,6 @@ import io
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import alembic
@@ -14,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from waiting import PATIENCE, until
 
 from pgqrs_sa import migrations
 
@@ -107,13 +107,15 @@ def test_four_processes_may_upgrade_at_once(database):
             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
             " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
         )
-        deadline = time.monotonic() + 60
-        while connection.scalar(waiting) < 4 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        all_wait = connection.scalar(waiting)
+
+        def all_wait() -> bool:
+            early = [process for process in processes if process.poll() is not None]
+            assert not early, [process.communicate()[0] for process in early]
+            return connection.scalar(waiting) == 4
+
+        until(all_wait, "all four wait for the lock", 2 * PATIENCE)
         connection.rollback()
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
-    assert all_wait == 4, outputs
+    outputs = [process.communicate(timeout=2 * PATIENCE)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, outputs
 
 

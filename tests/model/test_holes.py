@@ -5,7 +5,6 @@ Most of them only show when a statement is looked at by itself, or next to anoth
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+from waiting import PATIENCE, until_blocked
 
 from pgqrs_sa import ArchivedMessage, Message, Models, metadata
 from pgqrs_sa.statements import archive, consume, lease, queues, scheduled, settle, workers
@@ -26,7 +26,7 @@ MODELS = Models()
 @pytest.fixture
 def engine(migrated: Any) -> Iterator[sa.Engine]:
     """On empty tables; who waits for a lock fails."""
-    engine = sa.create_engine(migrated.url, connect_args={"options": "-c lock_timeout=500ms"})
+    engine = sa.create_engine(migrated.url, connect_args={"options": "-c lock_timeout=3s"})
     with engine.begin() as connection:
         names = ", ".join(table.name for table in metadata.sorted_tables)
         connection.execute(sa.text(f"TRUNCATE {names} CASCADE"))
@@ -173,18 +173,13 @@ class Waiting:
 
     def _run(self) -> Any:
         with Session(self._engine) as session, session.begin():
-            session.execute(sa.text("SET LOCAL lock_timeout = '20s'"))
+            session.execute(sa.text("SET LOCAL lock_timeout = '90s'"))
             self._pid.set_result(session.scalar(sa.select(sa.func.pg_backend_pid())))
             return self._call(session)
 
     def __enter__(self) -> Future[Any]:
         future = self._pool.submit(self._run)
-        waits = sa.select(sa.func.cardinality(sa.func.pg_blocking_pids(self._pid.result(20))) > 0)
-        deadline = time.monotonic() + 20
-        with self._engine.connect() as connection:
-            while not connection.scalar(waits):
-                assert not future.done(), f"it did not wait: {future.exception()}"
-                assert time.monotonic() < deadline, "it does not wait for a lock"
+        until_blocked(self._engine, self._pid.result(PATIENCE), future)
         return future
 
     def __exit__(self, *_: object) -> None:

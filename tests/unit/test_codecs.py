@@ -356,10 +356,10 @@ def test_a_large_payload_with_a_tuple_is_encoded_about_as_fast_as_with_a_list():
     # payload of 1 MiB, the default limit.
     value = {"ids": tuple(range(150_000))}
 
-    begin = time.perf_counter()
+    begin = time.process_time()  # of the processor: others may keep it busy
     codec.dumps(value)
 
-    assert time.perf_counter() - begin < 1.5
+    assert time.process_time() - begin < 1.5
 
 
 # -------------------------------------------------------------------------- for any value

@@ -44,7 +44,7 @@ class Ear:
         # Notifications come in the order of the commits: after our own there is nothing left.
         self._mouth.execute(f"NOTIFY {self._name}, '(end)'")
         payloads: list[str] = []
-        for one in self._connection.notifies(timeout=10):
+        for one in self._connection.notifies(timeout=60):
             if one.payload == "(end)":
                 return payloads
             payloads.append(one.payload)
