@@ -209,7 +209,7 @@ def test_the_loops_outlive_a_crash(own, engine):
     producing.start()
     working.start()
     for _ in range(50):
-        assert told.acquire(timeout=20)
+        assert told.acquire(timeout=90)
     own.crash()
     producing.join(60)
     working.join(60)

@@ -92,7 +92,7 @@ def beside(address: Address, **settings: Any) -> Iterator[Picked]:
     """A consumer in this process."""
     times: SimpleQueue[float] = SimpleQueue()
     with make_sync(address.url(), settings, times.put):
-        yield lambda: times.get(timeout=30)
+        yield lambda: times.get(timeout=90)
 
 
 def measure(

@@ -18,7 +18,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 
 @kinds
 def test_what_killed_processes_held_is_done_by_another(team, kind):
-    settings = {"on": {"lease": 1}, "consumer": {"concurrency": 3}}
+    settings = {"on": {"lease": 3}, "consumer": {"concurrency": 3}}
     doomed = [team.hire(kind, **settings) for _ in range(3)]
     last = team.hire(kind, **settings)
     team.registered(4)
@@ -39,7 +39,7 @@ def test_what_killed_processes_held_is_done_by_another(team, kind):
 @kinds
 def test_a_process_that_slept_past_its_lease_changes_nothing(team, kind):
     """SIGSTOP, the lease runs out, another takes it, SIGCONT: no effect, and it goes on working."""
-    sleeper = team.hire(kind, on={"lease": 1}, tell=["on_lease_lost", "on_success"])
+    sleeper = team.hire(kind, on={"lease": 5}, tell=["on_lease_lost", "on_success"])
     other = team.hire("sync", consumer={"concurrency": 1})
     team.registered(2)
     other.freeze()
@@ -87,7 +87,7 @@ def test_a_process_that_was_taken_for_dead_registers_anew(team, kind, engine):
 
 @pytest.mark.parametrize(("kind", "how", "code"), [("sync", "crash", 7), ("asyncpg", "oom", -9)])
 def test_a_message_that_kills_its_process_is_dead_after_its_attempts(team, kind, how, code):
-    settings = {"on": {"lease": 1}, "consumer": {"concurrency": 1}, "retry": {"max_attempts": 3}}
+    settings = {"on": {"lease": 3}, "consumer": {"concurrency": 1}, "retry": {"max_attempts": 3}}
     workers = [team.hire(kind, **settings) for _ in range(4)]
     team.registered(4)
     (poison,) = team.send({"do": how})

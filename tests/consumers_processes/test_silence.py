@@ -16,7 +16,7 @@ def test_silent_connections_are_cut_and_running_handlers_keep_their_leases(team,
     worker = team.hire(
         kind,
         through=team.address.via(*proxy.address),
-        on={"lease": 6},
+        on={"lease": 12},
         tell=["on_lease_lost", "on_success"],
     )
     team.send({"do": "wait"})
@@ -24,7 +24,7 @@ def test_silent_connections_are_cut_and_running_handlers_keep_their_leases(team,
     proxy.freeze()
     renewed = "SELECT vt FROM pgqrs_messages WHERE dequeued_at IS NOT NULL"
     ((before,),) = run_sql(team.address, renewed)
-    until(lambda: run_sql(team.address, renewed)[0][0] > before, "the lease is renewed", 12)
+    until(lambda: run_sql(team.address, renewed)[0][0] > before, "the lease is renewed")
     (other,) = team.send({})
     while worker.expect("on_success")["id"] != other:
         pass

@@ -15,7 +15,6 @@ import random
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Generator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -32,6 +31,7 @@ from sqlalchemy.orm import (
     mapped_column,
     relationship,
 )
+from waiting import until_awaited
 
 import pgqrs_sa
 from pgqrs_sa import (
@@ -113,7 +113,7 @@ def database(kept_empty: Any) -> Any:
     """Another one, in which nothing is left."""
     engine = sa.create_engine(kept_empty.url, poolclass=sa.NullPool)
     with engine.begin() as connection:
-        connection.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
+        connection.execute(sa.text("SET LOCAL lock_timeout = '60s'"))
         connection.execute(sa.text("DROP SCHEMA IF EXISTS public, tenant, jobs CASCADE"))
         connection.execute(sa.text("CREATE SCHEMA public"))
     return kept_empty
@@ -357,9 +357,9 @@ def test_times_are_those_of_the_statement_in_a_transaction_that_is_old(run):
         old = begun + timedelta(seconds=0.3)
 
         queue.enqueue("mail", 1)
-        (delivery,) = queue.dequeue("mail", lease=0.2)
+        (delivery,) = queue.dequeue("mail", lease=20)
         assert delivery.enqueued_at >= old
-        assert delivery.vt >= old + timedelta(seconds=0.2)
+        assert delivery.vt >= old + timedelta(seconds=20)
         queue.archive(delivery)
         assert queue.archived.find("mail")[0].archived_at >= old
 
@@ -1506,10 +1506,7 @@ def is_blocked(engine: sa.Engine, pid: int) -> bool:
 
 
 async def until_blocked(engine: sa.Engine, pid: int) -> None:
-    deadline = time.monotonic() + 10
-    while not is_blocked(engine, pid):
-        assert time.monotonic() < deadline, "nobody waits for a lock"
-        await asyncio.sleep(0.01)
+    await until_awaited(lambda: is_blocked(engine, pid), "it waits for a lock")
 
 
 BLOCKED: dict[str, Callable[[AsyncQueueService, Delivery], Any]] = {
@@ -1641,7 +1638,7 @@ def test_the_synchronous_service_works_without_greenlet(migrated):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
     )
     assert (done.stdout.strip(), done.stderr) == ("done", "")
 
@@ -1655,7 +1652,7 @@ def test_importing_the_package_imports_nothing_of_asyncio():
         pgqrs_sa.AsyncQueueService
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 

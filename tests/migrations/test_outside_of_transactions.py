@@ -67,7 +67,7 @@ def processes(host: Any) -> Callable[..., list[tuple[int, str]]]:
             )
             for number in range(3)
         ]  # fmt: skip
-        outputs = [process.communicate(timeout=120)[0] for process in started]
+        outputs = [process.communicate(timeout=180)[0] for process in started]
         return [
             (process.returncode, output) for process, output in zip(started, outputs, strict=True)
         ]

@@ -82,7 +82,7 @@ def release_2(host: Any) -> Callable[..., subprocess.CompletedProcess[str]]:
         script = script.replace("INI", repr(str(ini))).replace("URL", repr(host.url))
         return subprocess.run(
             [sys.executable, "-c", script, *arguments],
-            env=os.environ, capture_output=True, text=True, check=False, timeout=60,
+            env=os.environ, capture_output=True, text=True, check=False, timeout=180,
         )  # fmt: skip
 
     return run

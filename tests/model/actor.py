@@ -36,7 +36,7 @@ class Actor:
     """A worker: its session, what it has leased, and a connection to write down what it did."""
 
     def __init__(self, url: str, name: str) -> None:
-        self.engine = sa.create_engine(url, connect_args={"options": "-c lock_timeout=20s"})
+        self.engine = sa.create_engine(url, connect_args={"options": "-c lock_timeout=90s"})
         self.notes = self.engine.execution_options(isolation_level="AUTOCOMMIT").connect()
         self.session = Session(self.engine)
         self.service = QueueService(self.session)

@@ -34,7 +34,7 @@ BATCH = settings(
 @pytest.fixture
 def engine(migrated: Any) -> Iterator[sa.Engine]:
     """A wait for a lock that the model did not foresee fails the test."""
-    engine = sa.create_engine(migrated.url, connect_args={"options": "-c lock_timeout=3s"})
+    engine = sa.create_engine(migrated.url, connect_args={"options": "-c lock_timeout=20s"})
     yield engine
     engine.dispose()
 

@@ -46,7 +46,7 @@ HELD = ("dequeued_at", "consumer_worker_id")  # the fencing token stays: each le
 @pytest.fixture(scope="module")
 def staged(kept: Any) -> Iterator[sa.Engine]:
     """The scene, which every test leaves by a rollback."""
-    engine = sa.create_engine(kept.url, connect_args={"options": "-c statement_timeout=20s"})
+    engine = sa.create_engine(kept.url, connect_args={"options": "-c statement_timeout=90s"})
     with engine.begin() as connection:
         scene.set_up(connection)
     yield engine

@@ -31,7 +31,7 @@ if CONSUMERS not in sys.path:
     sys.path.insert(0, CONSUMERS)
 
 from bench import Kit, effect, kit_for  # noqa: E402
-from waiting import until  # noqa: E402
+from waiting import PATIENCE, until  # noqa: E402
 
 MAKE_EFFECTS = """
 CREATE TABLE IF NOT EXISTS effects
@@ -119,7 +119,8 @@ def renewed(kit: Kit) -> Callable[..., None]:
 
     def long(session: Any, delivery: Any) -> None:
         before = kit.live()[delivery.id].vt
-        for _ in range(2000):
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
             kit.wait_a_moment()
             if kit.live()[delivery.id].vt > before:
                 effect(session, delivery)
@@ -132,9 +133,9 @@ def too_slow(kit: Kit) -> Callable[..., None]:
     """A handler that takes too long, the first time."""
 
     def slow(_session: Any, delivery: Any) -> None:
-        if delivery.read_ct == 1:
-            for _ in range(600):
-                kit.wait_a_moment()
+        end = time.monotonic() + PATIENCE
+        while delivery.read_ct == 1 and not delivery.lease_lost and time.monotonic() < end:
+            kit.wait_a_moment()
 
     return slow
 
@@ -157,8 +158,8 @@ def registered(kit: Kit, consumer: Any) -> None:
     consumer.on("plain", session=False, retry=quick)(deciding)
     consumer.on("batch", batch=4)(in_batches)
     consumer.on("first", acknowledge="first", session=False)(deciding)
-    consumer.on("long", lease=1)(renewed(kit))
-    consumer.on("slow", timeout=2, retry=quick)(too_slow(kit))
+    consumer.on("long", lease=5)(renewed(kit))
+    consumer.on("slow", timeout=3, retry=quick)(too_slow(kit))
 
 
 QUEUES = ("single", "plain", "batch", "first", "long", "slow")
@@ -235,8 +236,8 @@ def test_a_consumer_under_its_role_is_woken_by_a_producer_under_its_own(
     consumer.start()
     until(lambda: kit.workers()[0].waiting_until, "it waits")
     url = login("producer").url.render_as_string(hide_password=False)
-    subprocess.run([sys.executable, "-c", PRODUCE, url, "mail"], check=True, timeout=60)
-    assert [one.payload for one in ear.notifies(timeout=10, stop_after=1)] == ["mail"]
+    subprocess.run([sys.executable, "-c", PRODUCE, url, "mail"], check=True, timeout=180)
+    assert [one.payload for one in ear.notifies(timeout=60, stop_after=1)] == ["mail"]
     until(lambda: len(kit.effects()) == 6, "all are done")
     assert consumer.stop() == 0
     assert set(kit.outcomes().values()) == {"archived"}

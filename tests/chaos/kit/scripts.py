@@ -38,7 +38,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-WAIT = 60.0
+WAIT = 90.0
 
 _PRELUDE = f"""
 import json, sys

@@ -23,7 +23,7 @@ from pgqrs_sa import QueueService, embedded, metadata
 
 from .books import books
 
-WAIT = 30.0
+WAIT = 90.0
 """Seconds after which whatever is waited for is taken not to come."""
 
 

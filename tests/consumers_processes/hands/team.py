@@ -20,7 +20,7 @@ from typing import Any, Self
 import sqlalchemy as sa
 from kit.books import Audit, Sent, audit
 from kit.scripts import Script
-from kit.servers import Address, run_sql, until
+from kit.servers import WAIT, Address, run_sql, until
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import QueueService
@@ -67,9 +67,9 @@ class Worker(Script):
 
     def freeze(self) -> None:
         """SIGSTOP, and wait until it has stopped."""
-        self.process.stop(20)
+        self.process.stop(WAIT)
 
-    def expect(self, word: str, timeout: float = 20) -> dict[str, Any]:
+    def expect(self, word: str, timeout: float = WAIT) -> dict[str, Any]:
         """As a script's, with a wait that is long for a consumer."""
         return super().expect(word, timeout)
 
@@ -130,12 +130,12 @@ class Team:
         ready = "SELECT count(*) FROM pgqrs_workers WHERE status = 'ready'"
         until(lambda: run_sql(self.address, ready) == [(count,)], f"{count} workers are ready")
 
-    def settled(self, count: int, timeout: float = 30) -> None:
+    def settled(self, count: int, timeout: float = WAIT) -> None:
         """Wait until so many messages are in the archive."""
         done = "SELECT count(*) FROM pgqrs_archive"
         until(lambda: run_sql(self.address, done)[0][0] >= count, f"{count} are settled", timeout)
 
-    def emptied(self, timeout: float = 30) -> None:
+    def emptied(self, timeout: float = WAIT) -> None:
         """Wait until no message is live."""
         live = "SELECT id, read_ct, vt - now(), consumer_worker_id FROM pgqrs_messages LIMIT 9"
         try:
@@ -145,7 +145,7 @@ class Team:
             left = run_sql(self.address, live)
             raise AssertionError("\n".join([str(error), f"{left}", *said])) from None
 
-    def finish(self, kind: str = "sync", timeout: float = 30, **settings: Any) -> None:
+    def finish(self, kind: str = "sync", timeout: float = WAIT, **settings: Any) -> None:
         """Let another consumer do what is left, and end properly."""
         worker = self.hire(kind, **settings)
         self.emptied(timeout)
@@ -158,7 +158,7 @@ class Team:
         for one in going:
             one.terminate()
         for one in going:
-            ended = one.wait(20)
+            ended = one.wait(WAIT)
             assert ended == code, f"{one.name} ended with {ended}, not {code}\n{one.errors}"
 
     def audit(self, *, live: int = 0) -> Audit:
