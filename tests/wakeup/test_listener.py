@@ -360,7 +360,7 @@ def goes_over(proxies, listener, woken, server) -> None:
     assert [one.accepted for one in proxies] == [1, 0]
     proxies[0].close()
     woken.until(None)
-    eventually(lambda: listener.connected)
+    until(lambda: listener.connected)
     assert proxies[1].accepted
     notify(server)
     woken.until("mail")
