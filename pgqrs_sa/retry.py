@@ -70,8 +70,8 @@ class Backoff:
         return timedelta(seconds=wait * (1 + spread))
 
     def _growing(self, steps: int) -> float:
-        if self.base == 0 or self.factor == 1:
-            return self.base
+        if self.base == 0:
+            return 0.0
         try:
             return self.base * math.pow(self.factor, steps)
         except OverflowError:

@@ -351,8 +351,6 @@ class Desk:
         self._schedule.looked(queues, found.ready, asked_at)
         for queue in sorted(found.missing | found.exhausted):
             self._explain(queue, asked_at)
-        if self._unanswered:
-            self._hand_back(self._leaving)
 
     def _explain(self, queue: str, now: float) -> None:
         """Make dead letters of exhausted messages, and drop a queue that is gone."""

@@ -217,7 +217,7 @@ def look_around(session: Session, context: Context) -> str:
         ReadOnlyDatabase: a standby, or a database that is set to read only.
     """
     row = run(session, context, statements.surroundings()).one()
-    if row.standby or row.read_only:
+    if row.read_only:  # as every transaction of a standby is
         raise ReadOnlyDatabase(standby=row.standby)
     isolation: str = row.isolation
     return isolation

@@ -10,10 +10,11 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
 
 from pgqrs_sa import Item, QueueService, nudge
 from pgqrs_sa.consumers.line import AsyncPlug, Line, SyncPlug
-from pgqrs_sa.operations import consume, enqueue
+from pgqrs_sa.operations import consume, enqueue, workers
 from pgqrs_sa.operations.context import Context
 
 CONTEXT = Context.of(None, None, None, allow_autocommit=True)
@@ -121,6 +122,42 @@ def test_a_line_goes_on_from_what_it_has_leased(line):
 
     assert line.once(context, watch).leased == []
     assert went_on == [True, False]  # nothing behind the floor, and so a look from the beginning
+
+
+def test_a_worker_that_is_suspended_leases_nothing_from_the_beginning_either(line):
+    worker = line.once(CONTEXT, create)
+    context = Context.of(None, None, worker, allow_autocommit=True)
+    line.once(context, enqueue.many, "mail", range(2))
+    lease = "mail", 1, timedelta(minutes=1), None
+    (first,) = line.once(context, consume.turn, [], *lease).leased
+    line.once(context, workers.set_status, worker, "suspended")
+    turn = line.once(context, consume.turn, [first], *lease)
+    assert (turn.settled, turn.leased) == ({first.id}, [])
+
+
+def test_what_is_found_from_the_beginning_is_gone_on_from(line, engine):
+    worker = line.once(CONTEXT, create)
+    context = Context.of(None, None, worker, allow_autocommit=True)
+    lease = "mail", 1, timedelta(minutes=1), None
+    with Session(engine) as late:
+        QueueService(late).enqueue_many("mail", ["late", "later"])
+        line.once(context, enqueue.many, "mail", [1])
+        assert line.once(context, consume.turn, [], *lease).leased[0].payload == 1
+        late.commit()
+    began = []
+
+    def watch(session, context):
+        def note(*told):
+            began.append(told[4].compiled_parameters[0]["cursor"] is not None)
+
+        sa.event.listen(session.connection(), "before_cursor_execute", note)
+        turn = consume.turn(session, context, [], *lease)
+        sa.event.remove(session.connection(), "before_cursor_execute", note)
+        return turn
+
+    assert line.once(context, watch).leased[0].payload == "late"
+    assert line.once(context, watch).leased[0].payload == "later"
+    assert began == [True, False, True]
 
 
 def test_a_line_works_on_after_an_error(line):

@@ -280,6 +280,112 @@ def test_a_queue_that_is_dropped_is_asked_no_more():
     assert isinstance(plan.next(0.0), Rest)
 
 
+def test_a_batch_in_hand_is_one_call_of_those_that_may_run():
+    plan = schedule(handlers({"batch": 4}, {}))
+    plan.nudge("q1")
+    plan.took("q0", 16, 4, 0.0)
+    assert plan.next(0.0) == Take(plan.next(0.0).handler, 3)
+
+
+def test_what_a_queue_has_in_hand_itself_takes_no_calls_from_it():
+    plan = schedule(handlers({}))
+    plan.took("q0", 4, 1, 0.0)
+    assert plan.next(0.1) == Take(plan.next(0.1).handler, 3)
+
+
+def test_after_it_had_something_a_queue_is_asked_as_often_as_at_first():
+    plan = schedule(handlers({}))
+    for _ in range(5):
+        plan.took("q0", 4, 0, 0.0)
+    assert plan.rest(0.0) == pytest.approx(16 * 0.02)
+    plan.took("q0", 4, 1, 1.0)
+    plan.finished("q0", 1)
+    plan.took("q0", 4, 0, 2.0)
+    assert plan.rest(2.0) == pytest.approx(0.02)
+
+
+def test_a_queue_in_which_a_look_found_something_is_due_although_it_was_not_its_turn():
+    plan = schedule(handlers({}, {}))
+    for _ in range(5):
+        plan.took("q1", 4, 0, 0.0)
+    assert plan.next(0.1) == Look(("q0", "q1"))
+    plan.looked(["q0", "q1"], ["q1"], 0.1)
+    assert plan.next(0.1).handler.queue == "q1"
+
+
+def test_a_nudge_of_all_queues_lets_those_that_have_something_go_on():
+    plan = schedule(handlers({}))
+    plan.took("q0", 4, 1, 0.0)
+    plan.nudge(None)
+    assert plan.next(0.0) == Take(plan.next(0.0).handler, 3)
+
+
+def test_after_a_nudge_a_queue_is_asked_as_often_as_at_first():
+    plan = schedule(handlers({}))
+    for _ in range(5):
+        plan.took("q0", 4, 0, 0.0)
+    plan.nudge("q0")
+    plan.took("q0", 4, 0, 1.0)
+    assert plan.rest(1.0) == pytest.approx(0.02)
+
+
+def test_what_could_not_be_taken_is_asked_for_again_soon():
+    plan = schedule(handlers({}), jitter=lambda: 1.0)
+    for _ in range(5):
+        plan.took("q0", 4, 0, 0.0)
+    plan.look_again(0.0)
+    assert plan.rest(0.0) == pytest.approx(1.2 * 0.02)
+
+
+def test_it_is_idle_since_the_last_queue_had_something():
+    assert schedule([]).idle_for(5.0) == 0.0
+    plan = schedule(handlers({}, {}))
+    plan.took("q0", 4, 0, 1.0)
+    assert plan.idle_for(5.0) == 0.0
+    plan.took("q1", 4, 0, 2.0)
+    plan.took("q1", 4, 0, 3.0)
+    assert plan.idle_for(5.0) == 3.0
+    plan.took("q0", 4, 1, 6.0)
+    assert plan.idle_for(7.0) == 0.0
+
+
+def test_it_is_not_drained_while_something_is_in_hand():
+    plan = schedule(handlers({}))
+    plan.took("q0", 4, 1, 0.0)
+    plan.took("q0", 3, 0, 0.0)
+    assert not plan.drained
+    plan.finished("q0", 1)
+    assert plan.drained
+
+
+def test_it_rests_until_the_first_of_the_queues_is_due():
+    plan = schedule(handlers({}, {}))
+    plan.took("q0", 4, 0, 0.0)
+    plan.took("q1", 4, 0, 0.01)
+    assert plan.next(0.015) == Rest(pytest.approx(0.005))
+
+
+def test_beside_a_store_ahead_the_others_may_have_one_that_waits_and_the_store_no_more():
+    made = handlers({"prefetch": 1}, {}, {}, concurrency=1)
+    plan = schedule(made, slots=1)
+    plan.took("q0", 2, 2, 0.0)
+    plan.took("q2", 1, 0, 0.0)
+    plan.nudge("q1")
+    assert plan.next(0.0) == Take(made[1], 1)
+    plan = schedule(made, slots=1)
+    plan.took("q1", 1, 1, 0.0)
+    plan.took("q2", 1, 0, 0.0)
+    plan.nudge("q0")
+    assert plan.next(0.0) == Take(made[0], 1)
+
+
+def test_without_a_store_ahead_nothing_waits():
+    plan = schedule(handlers({}, {}, concurrency=1), slots=1)
+    plan.took("q0", 1, 1, 0.0)
+    plan.nudge("q1")
+    assert isinstance(plan.next(0.0), Rest)
+
+
 def test_a_store_ahead_is_filled_when_half_is_used_up():
     plan = schedule(handlers({"prefetch": 10, "concurrency": 1}))
     assert next_lease(plan, 0.0).limit == 11

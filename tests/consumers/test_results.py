@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from test_policy import delivery, handlers
 
 from pgqrs_sa import Backoff, DeadLetter, Delivery, InvalidResult, Retry, RetryIn, Snooze
+from pgqrs_sa.consumers import results
 from pgqrs_sa.consumers.calling import after_return
 from pgqrs_sa.consumers.handlers import Unit
 from pgqrs_sa.consumers.verdicts import of_result
@@ -104,6 +105,35 @@ def test_what_has_not_run_or_is_no_decision_is_refused(made, acknowledge):
         after_return(unit(acknowledge=acknowledge), made())
     assert "returned" in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("coroutine", "a coroutine, whose work has not run: await it"),
+        ("awaitable", "a Awaited, whose work may not have run: wait for it"),
+        ("generator", "a generator, whose work has not run: use it up"),
+        ("function", "the function function: call it in the handler"),
+        ("class", "the class Awaited: call it in the handler"),
+        ("partial", "the function partial: call it in the handler"),
+        ("decision class", "the class Snooze: return an instance"),
+        ("retry", "a Retry, which is for retry=: return RetryIn"),
+        ("exception", "the exception ValueError: raise it"),
+    ],
+)
+def test_the_error_says_what_to_do_instead(kind, told):
+    with pytest.raises(InvalidResult, match=f"returned {told}"):
+        of_result(unit(), REFUSED[kind]())
+
+
+def test_nothing_is_a_result_for_each_message_of_a_batch():
+    assert results.read(unit(2, batch=2), None) == [None, None]
+
+
+def test_a_container_that_contains_itself_is_a_plain_value():
+    value: list[object] = []
+    value.append(value)
+    assert [one.kind for one in of_result(unit(), value)] == ["archive"]
 
 
 @pytest.mark.parametrize("wrap", INSIDE.values(), ids=INSIDE)

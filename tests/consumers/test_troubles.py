@@ -7,7 +7,7 @@ import threading
 import pytest
 import sqlalchemy as sa
 
-from pgqrs_sa.consumers.troubles import patient, sqlstate, transient
+from pgqrs_sa.consumers.troubles import patient, sqlstate, transient, unsaid
 
 
 class Driver(Exception):
@@ -72,6 +72,40 @@ def test_the_code_is_found_below_what_wraps_it():
     outer.__cause__ = wrapped(inner)
     assert sqlstate(outer) == "40001"
     assert sqlstate(ValueError()) is sqlstate(None) is None
+
+
+def test_a_code_is_not_looked_for_below_five_errors():
+    def chain(wrappers):
+        error = Driver("40001")
+        for _ in range(wrappers):
+            outer = RuntimeError()
+            outer.__cause__ = error
+            error = outer
+        return error
+
+    assert sqlstate(chain(4)) == "40001"
+    assert sqlstate(chain(5)) is None
+
+
+def test_what_asyncpg_says_of_a_connection_that_was_ended_meanwhile_passes():
+    class InternalClientError(Exception):
+        """As asyncpg 0.30 has it, without a SQLSTATE."""
+
+    class Ended(InternalClientError):
+        pass
+
+    assert transient(Ended())
+
+
+@pytest.mark.parametrize("link", ["itself", "__cause__", "__context__"])
+def test_an_error_that_is_logged_has_no_parameters(link):
+    statement = sa.exc.DBAPIError("UPDATE", {"error": "hunter2"}, Driver())
+    error = statement if link == "itself" else RuntimeError("cannot settle")
+    if link != "itself":
+        setattr(error, link, statement)
+    assert "hunter2" in str(statement)
+    assert unsaid(error) is error
+    assert "hunter2" not in str(statement)
 
 
 def test_it_is_tried_again_until_it_works_or_all_stops():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
+from types import TracebackType
 
 import pytest
+from sqlalchemy.orm import Session
 from test_policy import delivery, handlers
 
 from pgqrs_sa import (
@@ -12,15 +15,24 @@ from pgqrs_sa import (
     Discard,
     HandlerTimeout,
     InvalidArgument,
+    InvalidResult,
     LeaseLost,
     PayloadError,
     Retry,
     RetryIn,
     Snooze,
 )
-from pgqrs_sa.consumers.calling import after_error, after_return, is_fatal
-from pgqrs_sa.consumers.handlers import Unit
-from pgqrs_sa.consumers.verdicts import Verdict, of_error, of_result
+from pgqrs_sa.consumers.calling import FORGIVEN, after_error, after_return, is_fatal
+from pgqrs_sa.consumers.handlers import Handlers, Unit
+from pgqrs_sa.consumers.policy import Schedule
+from pgqrs_sa.consumers.verdicts import (
+    OURS,
+    Verdict,
+    _bounded,
+    of_error,
+    of_result,
+    of_the_handler,
+)
 from pgqrs_sa.decisions import Decision
 from pgqrs_sa.errors import Whereabouts
 
@@ -60,6 +72,54 @@ def test_a_decision_means_the_same_raised_returned_or_by_its_retry(decision, kin
         *of_result(unit(2, batch=2), decision),
     ):
         assert (verdict.kind, verdict.delay, verdict.reason) == (kind, delay, reason)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "text"),
+    [
+        ({"kind": "release"}, ""),
+        ({"kind": "dead", "reason": "why"}, "why"),
+        ({"kind": "dead", "reason": "why", "error": DeadLetter("other")}, "why"),
+        ({"kind": "retry", "error": RetryIn(5)}, "again in 5 s"),
+        ({"kind": "retry", "error": InvalidResult("x")}, "pgqrs_sa.errors.InvalidResult: x"),
+    ],
+)
+def test_what_is_kept_of_an_error_is_about_the_message_alone(verdict, text):
+    assert Verdict(delivery(1), **verdict).error_text == text
+
+
+def test_the_exception_that_was_returned_is_kept_with_the_error_of_that():
+    error = InvalidResult("x")
+    error.__cause__ = ValueError("no such address")
+    text = Verdict(delivery(1), "retry", error=error).error_text
+    assert text.splitlines() == [
+        "pgqrs_sa.errors.InvalidResult: x",
+        "  ValueError: no such address",
+    ]
+
+
+def test_a_traceback_begins_where_the_handler_does():
+    def fails():
+        return 1 / 0
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        Schedule(1, 1.0, fails)._move()
+    ours = caught.value.__traceback__.tb_next
+    assert ours.tb_frame.f_code.co_filename.startswith(OURS)
+    assert of_the_handler(ours).tb_frame.f_code.co_name == "fails"
+    alone = TracebackType(None, ours.tb_frame, ours.tb_lasti, ours.tb_lineno)
+    assert of_the_handler(alone) is alone
+    assert of_the_handler(None) is None
+
+
+def test_of_other_errors_the_cause_is_not_kept():
+    error = ValueError("x")
+    error.__cause__ = KeyError("secret")
+    assert Verdict(delivery(1), "retry", error=error).error_text == "ValueError: x"
+
+
+def test_a_text_is_cut_when_it_is_longer_than_it_may_be():
+    assert (_bounded("abc", 3), _bounded("abcd", 3)) == ("abc", "abc…")
 
 
 def test_whatever_else_a_handler_of_single_messages_returns_is_success():
@@ -228,3 +288,41 @@ def test_nothing_becomes_of_what_was_acknowledged_first():
     (verdict,) = after_error(unit(acknowledge="first"), ValueError(), stopping=False)
     assert verdict.kind == "keep"
     assert isinstance(verdict.error, ValueError)
+
+
+class Conflict(Exception):
+    sqlstate = "40001"
+
+
+@pytest.mark.parametrize(
+    ("session", "read_ct", "kind"),
+    [(True, FORGIVEN, "release"), (True, FORGIVEN + 1, "retry"), (False, 1, "retry")],
+)
+def test_a_conflict_of_the_handlers_transaction_is_not_charged_until_it_is_no_chance(
+    session, read_ct, kind
+):
+    def with_session(session: Session, payload: object) -> None:
+        """Never called."""
+
+    made = Handlers(1, Retry(), asynchronous=False)
+    made.add(
+        "q0", with_session if session else lambda payload: None, lease=None, concurrency=None,
+        prefetch=0, timeout=None, retry=None, batch=None, weight=1, acknowledge="commit",
+        payload=None,
+    )  # fmt: skip
+    one = Unit(made.get("q0"), (delivery(1, read_ct),))
+    (verdict,) = after_error(one, Conflict(), stopping=False)
+    assert verdict.kind == kind
+    assert kind == "retry" or verdict.delay <= timedelta(seconds=0.2)
+
+
+@pytest.mark.parametrize(("lost", "kind"), [(True, "release"), (False, "retry")])
+def test_a_call_that_is_cancelled_since_its_lease_was_lost_has_not_failed(lost, kind):
+    one = unit()
+    object.__setattr__(one.deliveries[0], "watch", lambda: lost)
+    assert after_error(one, asyncio.CancelledError(), stopping=False)[0].kind == kind
+
+
+def test_a_message_may_be_given_up_without_a_reason():
+    assert (str(Discard()), Discard().reason) == ("discarded", None)
+    assert (str(Discard("why")), Discard("why").reason) == ("why", "why")

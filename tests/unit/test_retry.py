@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from datetime import timedelta
 from fractions import Fraction
 
@@ -100,6 +101,17 @@ def test_a_base_above_the_cap_waits_for_the_cap():
 @pytest.mark.parametrize("backoff", [Backoff(base=0), Backoff(cap=0)])
 def test_a_base_or_cap_of_nothing_waits_for_nothing(backoff):
     assert backoff.delay(9) == timedelta(0)
+
+
+def test_a_base_of_nothing_waits_for_nothing_after_any_number_of_attempts():
+    assert Backoff(base=0).delay(10**6) == timedelta(0)
+
+
+def test_the_bounds_themselves_are_allowed():
+    century = 100 * 365 * 86_400.0
+    largest = Backoff(base=century, cap=century, factor=sys.float_info.max, jitter=0)
+    assert largest.delay(2) == timedelta(seconds=century)
+    assert Backoff(base=0, cap=0, factor=1, jitter=1).delay(2) == timedelta(0)
 
 
 def test_the_default_doubles_from_ten_seconds_up_to_an_hour():
