@@ -211,8 +211,8 @@ def test_the_loops_outlive_a_crash(own, engine):
     for _ in range(50):
         assert told.acquire(timeout=90)
     own.crash()
-    producing.join(60)
-    working.join(60)
+    producing.join(90)
+    working.join(90)
     assert troubles
     leased = audit(engine)
     assert (leased.committed, leased.lost, leased.doubled) == (150, 0, 0)

@@ -170,7 +170,7 @@ class Load:
 
     def wait_for(self, n: int) -> None:
         for _ in range(n):
-            assert self.progress.acquire(timeout=60)
+            assert self.progress.acquire(timeout=90)
 
 
 @pytest.fixture(scope="module")

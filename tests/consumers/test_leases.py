@@ -304,7 +304,7 @@ def test_a_handler_that_would_keep_a_snapshot_is_not_called_for_what_was_lost(ki
         kit.wait(go)
 
     consumer.start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     until(lambda: kit.held() == [first, second], "the second one waits here")
     kit.steal(second)
     go.set()

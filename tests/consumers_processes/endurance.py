@@ -132,7 +132,7 @@ def endure(server: OwnServer, nursery: Nursery, dbname: str, options: Options) -
         team.emptied(options.timeout)
         for one in crew:
             one.terminate()
-        report.codes = [one.wait(30) for one in crew]
+        report.codes = [one.wait(90) for one in crew]
         report.seconds = time.monotonic() - began
         _audit(team, report)
     engine.dispose()

@@ -30,7 +30,7 @@ def test_consumers_outlive_two_crashes_of_the_server(team, own):
         team.settled(settled)
         own.crash()
     for one in producers:
-        one.join(30)
+        one.join(90)
     team.settled(300)
     team.emptied()
     team.dismiss()

@@ -78,18 +78,18 @@ def family(code=PARENT, **args):
 def test_children_of_a_parent_that_used_the_engine_work_and_leave_its_connections_alone(team, kind):
     args = settings_of(team.address, kind, name=kind)
     with family(here=str(Path(__file__).parent), **args) as parent:
-        children = parent.expect("forked", 20)["children"]
+        children = parent.expect("forked")["children"]
         team.registered(2)
         team.send(*[{"ms": 1}] * 60)
         team.emptied()
         parent.tell("go")
-        assert parent.expect("ended", 20) == {"codes": [0, 0], "same": True}, parent.errors
+        assert parent.expect("ended") == {"codes": [0, 0], "same": True}, parent.errors
         if kind == "sync":
             team.send({})
             team.emptied()
             parent.tell("stop")
-            assert parent.expect("worked", 20) == {"code": 0}
-        assert parent.wait(20) == 0, parent.errors
+            assert parent.expect("worked") == {"code": 0}
+        assert parent.wait() == 0, parent.errors
     rows = run_sql(team.address, "SELECT pid, status FROM pgqrs_workers ORDER BY id")
     assert {pid for pid, _ in rows[:2]} == set(children)
     assert {status for _, status in rows} == {"stopped"}
@@ -143,8 +143,8 @@ else:
 def test_a_child_that_was_forked_in_a_handler_and_comes_back_from_it_ends(team, kind, how, code):
     team.send({})
     with family(FORKS, **settings_of(team.address, kind, how=how)) as parent:
-        assert parent.expect("ended", 40) == {"code": code}, parent.errors
-        assert parent.expect("over", 40) == {"code": 0}, parent.errors
-        assert parent.wait(20) == 0
+        assert parent.expect("ended") == {"code": code}, parent.errors
+        assert parent.expect("over") == {"code": 0}, parent.errors
+        assert parent.wait() == 0
         assert "was forked in a handler" in parent.errors
     assert run_sql(team.address, "SELECT outcome FROM pgqrs_archive") == [("archived",)]

@@ -233,7 +233,7 @@ PROCESS = inspect.cleandoc(
         worker = QueueService(session).workers.register("process", queues=["mail"])
         queue = QueueService(session, worker=worker)
         session.commit()
-        barrier.wait(60)
+        barrier.wait(180)
         while deliveries := queue.dequeue("mail", random.randint(1, 5)):
             values = [{"message_id": one.id, "read_ct": one.read_ct} for one in deliveries]
             session.execute(sa.insert(taken), values)
@@ -260,7 +260,7 @@ def test_processes_drain_a_queue_together(engine, service, session, migrated):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(2 * PATIENCE)
     assert [process.exitcode for process in processes] == [0] * 4
     assert_drained(engine, 300)
     holders = session.scalars(sa.select(ArchivedMessage.consumer_worker_id).distinct()).all()

@@ -254,7 +254,7 @@ def test_who_waits_for_the_lock_says_so(host, caplog, through):
             while not other.scalar(sa.text(WAITING)):
                 other.rollback()
                 assert thread.is_alive()
-    thread.join(60)
+    thread.join(180)
     assert caplog.messages == [f"waiting for another migration to end: pid {pid}"]
 
 

@@ -145,7 +145,7 @@ def work(url: str, name: str, steps: int, barrier: Any) -> None:
     """Do ``steps`` things, begun together with the others."""
     actor = Actor(url, name)
     try:
-        barrier.wait(60)
+        barrier.wait(180)
         for _ in range(steps):
             random.choice([actor.enqueue, *[actor.lease] * 4, *[actor.settle] * 6, actor.expire])()
     finally:

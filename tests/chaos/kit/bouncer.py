@@ -139,7 +139,7 @@ class PgBouncer:
         """SIGKILL: every client's and every server's connection ends at once."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(90)
             self._process = None
             (self.folder / "pgbouncer.pid").unlink(missing_ok=True)
 
@@ -152,7 +152,7 @@ class PgBouncer:
         """SIGTERM and a new start, as a package's upgrade does it."""
         assert self._process is not None
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(90)
         self.start()
 
     def show(self, what: str) -> list[tuple[object, ...]]:

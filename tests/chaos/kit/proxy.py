@@ -213,7 +213,7 @@ class Proxy:
         for link in self._taken():
             link.ended = True
             link.nudge()
-            link.join(10)
+            link.join(90)
 
     def freeze(self) -> None:
         """Let every connection that there is go silent both ways, and never say so.
@@ -231,7 +231,7 @@ class Proxy:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._accepting.join(10)
+        self._accepting.join(90)
         self.cut_all()
 
     def _arm(self, pattern: str, *, before: bool) -> Fault:

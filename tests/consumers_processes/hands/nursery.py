@@ -115,7 +115,7 @@ class Nursery:
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
-        self._process.wait(10)
+        self._process.wait(90)
         self._socket.close()
 
     def _listen(self) -> None:
