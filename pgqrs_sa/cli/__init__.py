@@ -46,12 +46,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; those of the process unless given.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _main(given)
+    except KeyboardInterrupt:  # during an import, where nothing else catches it
+        print("error: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+def _main(arguments: list[str]) -> int:
     if find_spec("click") is None:
-        return _without_click(given)
+        return _without_click(arguments)
     from .app import run  # noqa: PLC0415 - it needs the extra `cli`
     from .root import group  # noqa: PLC0415
 
-    return run(group, given)
+    return run(group, arguments)
 
 
 def _without_click(arguments: Sequence[str]) -> int:

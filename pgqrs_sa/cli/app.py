@@ -140,8 +140,10 @@ class Command(click.Command):
         app = ctx.obj = App(base.merged(later))
         ctx.call_on_close(app.close)
         try:
+            app.output.check()
             with app.log:
-                return super().invoke(ctx)
+                result = super().invoke(ctx)
+            app.output.close()
         except (click.exceptions.Exit, click.UsageError):
             raise
         except BrokenPipeError:
@@ -150,7 +152,9 @@ class Command(click.Command):
             ctx.exit(0)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last one who can say it
             trace = app.options.verbose >= TRACE
+            output.abandon_full_stdout()
             raise failure(error, app.secrets, trace=trace) from None
+        return result
 
 
 class Group(click.Group):
@@ -238,6 +242,8 @@ def run(group: click.Group, arguments: Sequence[str]) -> int:
     """Run a group as a program; return the exit code."""
     try:
         code = group.main(list(arguments), prog_name="pgqrs", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.UsageError as error:
         _show_usage(error)
         return error.exit_code
@@ -251,5 +257,9 @@ def run(group: click.Group, arguments: Sequence[str]) -> int:
         return failed.exit_code
     except SystemExit as end:  # shell completion
         return end.code if isinstance(end.code, int) else 1
-    sys.stdout.flush()
+    except OSError as error:  # help that could not be written
+        output.abandon_full_stdout()
+        failed = failure(error)
+        failed.show()
+        return failed.exit_code
     return code if isinstance(code, int) else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
@@ -171,4 +171,5 @@ class App:
         """Close the connection and the file."""
         if "engine" in self.__dict__:
             self.engine.dispose()
-        self.output.close()
+        with suppress(OSError):  # of a command that has failed already; any other has closed it
+            self.output.close()

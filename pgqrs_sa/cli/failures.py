@@ -135,7 +135,7 @@ def _failed(error: BaseException) -> Failed:
     if isinstance(error, ImportError):
         return _missing(error)
     if isinstance(error, OSError):
-        return Failed(str(error), code=USAGE)
+        return Failed(str(error))
     return _of_the_database(error)
 
 
@@ -173,7 +173,7 @@ def _refused_by_state(error: PgqrsError) -> Failed:
         return Failed(str(error).partition(": ")[0], hint=hint)
     message, _, hint = str(error).partition(": ")
     if isinstance(error, MessageLeased):
-        hint += "; who holds it settles it with --read-ct"
+        hint += "; who holds it settles it with --token"
     return Failed(message, hint=hint or None)
 
 

@@ -19,6 +19,7 @@ from .params import (
     attempts_option,
     content_option,
     dry_run_option,
+    exclusive,
     given,
     limit_option,
     timeout_option,
@@ -90,6 +91,7 @@ def enqueue(
     """Put a message into a queue."""
     from ..service import QueueService  # noqa: PLC0415
 
+    exclusive(delay=options["delay"], at=options["at"])
     with app.begin() as work:
         service = QueueService(work.session, worker=worker)
         beside = None if headers is None else headers[0]
@@ -235,6 +237,7 @@ def cancel(app: App, id: int, reason: str | None) -> None:
 @pass_app
 def reschedule(app: App, id: int, delay: timedelta | None, at: datetime | None) -> None:
     """Move a message that nobody holds to another time."""
+    exclusive(delay=delay, at=at)
     with app.begin() as work:
         receipt = work.service.messages.reschedule(id, delay=delay, at=at)
     app.emit_one(views.receipt(receipt))

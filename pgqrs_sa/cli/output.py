@@ -34,6 +34,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from .failures import USAGE, Failed
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -164,21 +166,42 @@ def abandon_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def abandon_full_stdout() -> None:
+    """Give up what stdout does not take: Python would try again as it ends, and print an error."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        abandon_stdout()
+
+
 class Output:
     """Where data goes, and in which format."""
 
     def __init__(self, format: str, path: str | None) -> None:
         self.format = format
-        self._path = path
+        self._path = None if path == "stdout" else path
         self._file: IO[str] | None = None
+
+    def check(self) -> None:
+        """Refuse to begin where nothing can be written.
+
+        Raises:
+            Failed: the process was started with its stdout closed, and there is no ``--out``.
+        """
+        if self._path is None and sys.stdout is None:
+            raise Failed("stdout is closed", hint="redirect it, as > /dev/null, or give --out FILE")
 
     @property
     def file(self) -> IO[str]:
         """The file of ``--out``, or stdout."""
-        if self._path is None or self._path == "stdout":
+        if self._path is None:
             return sys.stdout
         if self._file is None:
-            self._file = open(self._path, "w", encoding="utf-8", newline="")  # noqa: PTH123, SIM115
+            try:
+                self._file = open(self._path, "w", encoding="utf-8", newline="")  # noqa: PTH123, SIM115
+            except OSError as error:
+                raise Failed(f"--out cannot be opened: {error}", code=USAGE) from error
         return self._file
 
     @property
@@ -191,7 +214,11 @@ class Output:
         return Console(file=self.file, width=1_000_000, no_color=True, force_terminal=False)
 
     def close(self) -> None:
-        """Close the file of ``--out``."""
+        """Close the file of ``--out``.
+
+        Raises:
+            OSError: what was left to write did not fit.
+        """
         if self._file is not None:
             self._file.close()
 

@@ -21,6 +21,7 @@ __all__ = [
     "attempts_option",
     "chunk_option",
     "dry_run_option",
+    "exclusive",
     "given",
     "limit_option",
     "watch_option",
@@ -97,6 +98,21 @@ DURATION = _Duration()
 _SHORTEST_WATCH = timedelta(seconds=0.1)
 MOMENT = _Moment()
 JSON = _Json()
+
+
+def exclusive(**given: object) -> None:
+    """Refuse options that exclude each other, by the names that they have on the command line.
+
+    Args:
+        given: The values of the options; None for an option that was not given.
+
+    Raises:
+        click.UsageError: more than one of them was given.
+    """
+    flags = [f"--{name}" for name, value in given.items() if value is not None]
+    if len(flags) > 1:
+        raise click.UsageError(f"{' and '.join(flags)} exclude each other: give one of them")
+
 
 limit_option = click.option(
     "--limit", type=click.IntRange(1), default=100, show_default=True, help="The length of a page."

@@ -26,6 +26,10 @@ _LIMIT = sa.text(
 ).bindparams(sa.bindparam("milliseconds", type_=sa.BigInteger))
 
 
+_LONGEST = timedelta(milliseconds=2**31 - 1)
+"""The largest ``statement_timeout`` of PostgreSQL, which is an integer of milliseconds."""
+
+
 @contextmanager
 def within(session: Session, context: Context, timeout: float | timedelta | None) -> Iterator[None]:
     """Let the server end a read that takes too long, without loss to the caller's transaction.
@@ -35,16 +39,24 @@ def within(session: Session, context: Context, timeout: float | timedelta | None
     Args:
         session: The session that reads.
         context: The service's settings.
-        timeout: Seconds, or a timedelta; None for no limit but the session's own.
+        timeout: Seconds, or a timedelta, at most 2,147,483.647 s (24 days); None for no limit but
+            the session's own.
 
     Raises:
         ReadTimeout: it took longer.
-        InvalidArgument: the connection is in AUTOCOMMIT, where a limit cannot be taken back.
+        InvalidArgument: the timeout is too long for PostgreSQL, or the connection is in AUTOCOMMIT,
+            where a limit cannot be taken back.
     """
     if timeout is None:
         yield
         return
-    longest = arguments.duration(timeout, "timeout", positive=True).total_seconds()
+    span = arguments.duration(timeout, "timeout", positive=True)
+    if span > _LONGEST:
+        raise InvalidArgument(
+            f"timeout is {span.total_seconds():.0f} seconds, and PostgreSQL's statement_timeout "
+            f"at most {_LONGEST.total_seconds():.0f} (24 days): use a shorter one, or none"
+        )
+    longest = span.total_seconds()
     session._autoflush()  # noqa: SLF001 - what is pending must not be rolled back with the limit
     connection = session.connection(bind_arguments={"mapper": context.mapper})
     if routing.commits_by_itself(connection):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
@@ -126,6 +130,50 @@ def test_a_server_that_does_not_answer():
         dsn = f"postgresql://postgres@127.0.0.1:{port}/postgres?connect_timeout=2"
         _, hint = said(dsn, code=4)
     assert "no answer came in time" in hint
+
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def options_of(command: click.Command) -> Iterator[str]:
+    for param in command.params:
+        yield from (*param.opts, *param.secondary_opts)
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            yield from options_of(command.get_command(context, name))
+
+
+def texts_of(module: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_every_option_that_a_hint_or_the_documentation_names_exists():
+    known = {*options_of(group), "--help"}
+    texts = [
+        (module.name, text)
+        for module in sorted((ROOT / "pgqrs_sa" / "cli").rglob("*.py"))
+        for text in texts_of(module)
+    ]
+    texts.append(("cli.md", (ROOT / "docs" / "cli.md").read_text()))
+    for page in PAGES:
+        texts += [(page.name, line) for line in re.findall(r"pgqrs [^`\n]*", page.read_text())]
+    named = {(place, option) for place, text in texts for option in OPTION.findall(text)}
+    assert len(named) > 50
+    assert {(place, option) for place, option in named if option not in known} == set()
+
+
+def test_a_leased_message_is_settled_with_the_option_that_the_hint_names(pgqrs):
+    pgqrs("queue", "create", "mail")
+    pgqrs("message", "enqueue", "mail", "--payload", "1")
+    (leased,) = pgqrs.json("message", "dequeue", "mail")
+    said = pgqrs("message", "archive", leased["id"], code=1).stderr
+    (option,) = OPTION.findall(said)
+    pgqrs("message", "archive", leased["id"], option, leased["fencing_token"])
 
 
 def test_what_nobody_knows_has_a_general_hint():

@@ -50,6 +50,18 @@ def test_a_payload_is_any_json(pgqrs, payload):
     )
 
 
+@pytest.mark.parametrize(
+    "command", [["message", "enqueue", "mail", "--payload", "1"], ["message", "reschedule", "1"]]
+)
+def test_a_delay_and_a_time_exclude_each_other(pgqrs, command):
+    pgqrs("queue", "create", "mail")
+    both = ["--delay", "1h", "--at", "2030-01-01T00:00:00Z"]
+    said = pgqrs(*command, *both, code=2).stderr
+    assert "--delay and --at exclude each other: give one of them" in said
+    assert "datetime" not in said
+    assert pgqrs.json("message", "list") == []
+
+
 def test_a_payload_comes_from_stdin(pgqrs):
     done = pgqrs("message", "enqueue", "mail", "--payload", "-", "--format", "json", input="[7]")
     assert pgqrs.json("message", "get", json.loads(done.stdout)["id"])["payload"] == [7]

@@ -189,6 +189,58 @@ def test_a_pipe_gets_plain_text_and_may_be_closed(nasty, work):
     assert json.loads(piped.stdout)["payload"] == NASTY
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@pytest.mark.parametrize(
+    ("rest", "says"),
+    [
+        ("queue list > /dev/full", "No space left on device"),
+        ("--help > /dev/full", "No space left on device"),
+        ("queue list --out /dev/full", "No space left on device"),
+        ("queue list >&-", "stdout is closed"),
+        ("queue create late >&-", "stdout is closed"),
+    ],
+)
+def test_an_output_that_takes_nothing_is_a_plain_failure(pgqrs, rest, says):
+    pgqrs("queue", "create", "mail")
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m pgqrs_sa {rest}"],
+        env=pgqrs.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    error, *hints = done.stderr.splitlines()
+    assert (done.returncode, error[:7]) == (1, "error: ")
+    assert says in error
+    assert all(hint.startswith("hint: ") for hint in hints)
+    assert [queue["name"] for queue in pgqrs.json("queue", "list")] == ["mail"]
+
+
+def test_a_closed_stdout_is_not_needed_with_out(pgqrs, tmp_path):
+    pgqrs("queue", "create", "mail")
+    command = f"{sys.executable} -m pgqrs_sa queue list --out {tmp_path / 'data'} >&-"
+    done = subprocess.run(
+        ["bash", "-c", command], env=pgqrs.environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "mail" in (tmp_path / "data").read_text()
+
+
+@pytest.mark.parametrize("module", ["pgqrs_sa.cli.app", "pgqrs_sa.cli.root", "click"])
+def test_ctrl_c_during_an_import_ends_as_anywhere_else(module):
+    code = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *rest):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "from pgqrs_sa.cli import main\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "sys.exit(main(['queue', 'list']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
 def test_json_pipes_into_other_programs(nasty):
     command = (
         f"{sys.executable} -m pgqrs_sa message list --format json | {sys.executable} -m json.tool"

@@ -179,6 +179,14 @@ def test_a_timeout_that_is_no_time_is_refused(service, timeout):
         service.messages.find(timeout=timeout)
 
 
+@pytest.mark.parametrize("timeout", [2_147_483.648, timedelta(days=30)])
+def test_a_timeout_that_postgresql_cannot_take_is_refused(session, service, timeout):
+    with pytest.raises(InvalidArgument, match=r"timeout is \d+ seconds, .* at most 2147484 "):
+        service.messages.find(timeout=timeout)
+    assert service.messages.find("mail", timeout=timedelta(milliseconds=2**31 - 1)) == []
+    assert session.is_active
+
+
 def test_a_timeout_is_refused_in_autocommit(engine, service):
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         plain = QueueService(Session(connection), allow_autocommit=True)
