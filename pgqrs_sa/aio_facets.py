@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -105,9 +105,16 @@ class Queues(Facet):
         """See `Queues.resume`."""
         return await self._run(queues.resume, name)
 
-    async def purge(self, name: str, *, limit: int | None = None, up_to: int | None = None) -> int:
+    async def purge(
+        self,
+        name: str,
+        *,
+        limit: int | None = None,
+        up_to: int | None = None,
+        tokens: Mapping[int, int] | None = None,
+    ) -> int:
         """See `Queues.purge`."""
-        return await self._run(queues.purge, name, limit, up_to)
+        return await self._run(queues.purge, name, limit, up_to, tokens)
 
     async def delete(self, name: str, *, force: bool = False) -> None:
         """See `Queues.delete`."""

@@ -10,7 +10,7 @@ import click
 
 from . import views
 from .app import App, Group, pass_app
-from .confirm import confirmed, in_chunks
+from .confirm import confirmed, in_slices
 from .messages import worker_option
 from .params import (
     DURATION,
@@ -29,7 +29,7 @@ from .params import (
 if TYPE_CHECKING:
     from .queries import Settled
 
-__all__ = ["archive", "delete_ids", "delete_settled", "listing", "requeue_ids"]
+__all__ = ["archive", "delete_ids", "delete_settled", "deleting", "listing", "requeue_ids"]
 
 OUTCOMES = ("archived", "dead", "cancelled", "discarded")
 
@@ -181,34 +181,29 @@ def prune(
     from .queries import Settled  # noqa: PLC0415
 
     settled = Settled(queue, older_than=older_than, by_retention=older_than is None)
-    with app.begin() as work:
-        total = settled.count(work.service)
-
-    def step(limit: int) -> int:
-        with app.begin() as work:
-            return work.service.archived.prune(older_than, queue=queue, limit=limit)
-
-    if confirmed(app, "delete", total, _what(settled), yes=yes, dry_run=dry_run):
-        total = in_chunks("pruning", total, step, chunk)
-    app.emit_one(views.done("prune", total, queue=queue, dry_run=dry_run))
+    delete_settled(app, "prune", settled, chunk, yes=yes, dry_run=dry_run)
 
 
 def delete_settled(
     app: App, action: str, settled: Settled, chunk: int, *, yes: bool, dry_run: bool
 ) -> None:
-    """Delete some of the archive in chunks, after asking."""
+    """Delete some of the archive in chunks, after asking: what was counted, and nothing else."""
     with app.begin() as work:
-        total = settled.count(work.service)
-        bounded = settled.bounded(work.service)
-
-    def step(limit: int) -> int:
-        with app.begin() as work:
-            ids = bounded.ids(work.service, 0, limit)
-            return work.service.archived.delete(ids) if ids else 0
-
+        ids = settled.ids(work.service, work.session)
+    total = len(ids)
     if confirmed(app, "delete", total, _what(settled), yes=yes, dry_run=dry_run):
-        total = in_chunks("deleting", total, step, chunk)
+        total = in_slices("deleting", total, deleting(app, ids), chunk)
     app.emit_one(views.done(action, total, queue=settled.queue, dry_run=dry_run))
+
+
+def deleting(app: App, ids: Sequence[int]) -> Callable[[slice], int]:
+    """Return a step that deletes some of the archive, in a transaction of its own."""
+
+    def step(part: slice) -> int:
+        with app.begin() as work:
+            return work.service.archived.delete(ids[part])
+
+    return step
 
 
 def delete_ids(
@@ -224,10 +219,11 @@ def delete_ids(
     with app.begin() as work:
         for id_ in ids:
             check(work.service.archived.get(id_))
-    if confirmed(app, "delete", len(set(ids)), "settled message(s)", yes=yes, dry_run=dry_run):
+    count = len(set(ids))
+    if confirmed(app, "delete", count, "settled message(s)", yes=yes, dry_run=dry_run):
         with app.begin() as work:
-            work.service.archived.delete(ids)
-    app.emit_one(views.done(action, len(set(ids)), queue=None, dry_run=dry_run))
+            count = work.service.archived.delete(ids)
+    app.emit_one(views.done(action, count, queue=None, dry_run=dry_run))
 
 
 def requeue_ids(

@@ -5,8 +5,10 @@
     if not confirmed(app, "delete", count, "live messages of queue 'mail'", yes=yes,
                      dry_run=dry_run):
         return                                          # --dry-run: it has been said
-    done = in_chunks("purging", count, step, chunk)
+    done = in_slices("purging", count, step, chunk)
     app.emit_one(views.done("purged", done, queue="mail"))
+
+What was counted is remembered by its ids, and nothing else is touched: see `queries`.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import click
 
 from .app import App
 from .failures import INTERRUPTED, REFUSED, Failed
 
-__all__ = ["confirmed", "in_chunks"]
+__all__ = ["confirmed", "in_chunks", "in_slices"]
 
 
 def confirmed(
@@ -77,19 +80,51 @@ def in_chunks(verb: str, total: int, step: Callable[[int], int], chunk: int) -> 
     Raises:
         Failed: interrupted; the message says how much had been done, and stays.
     """
-    done = 0
-    try:
-        with _bar(verb, total) as advance:
-            while done < total and (count := step(min(chunk, total - done))):
-                done += count
-                advance(count)
-    except KeyboardInterrupt:
-        raise Failed(
-            f"interrupted after {done:,} of {total:,}: these are committed",
-            hint="run it again for the rest",
-            code=INTERRUPTED,
-        ) from None
-    return done
+    with _long_job(verb, total) as job:
+        while job.done < total and (count := step(min(chunk, total - job.done))):
+            job.done += count
+            job.advance(count)
+    return job.done
+
+
+def in_slices(verb: str, total: int, step: Callable[[slice], int], chunk: int) -> int:
+    """Work through a list in steps that commit, with a progress bar; return how much was done.
+
+    Args:
+        verb: What is done, for the bar.
+        total: The length of the list.
+        step: Works on a slice of it in a transaction of its own; returns on how many.
+        chunk: The size of a slice.
+
+    Raises:
+        Failed: interrupted; the message says how much had been done, and stays.
+    """
+    with _long_job(verb, total) as job:
+        for start in range(0, total, chunk):
+            stop = min(start + chunk, total)
+            job.done += step(slice(start, stop))
+            job.advance(stop - start)
+    return job.done
+
+
+@dataclass
+class _Job:
+    advance: Callable[[int], None]
+    done: int = 0
+
+
+@contextmanager
+def _long_job(verb: str, total: int) -> Iterator[_Job]:
+    with _bar(verb, total) as advance:
+        job = _Job(advance)
+        try:
+            yield job
+        except KeyboardInterrupt:
+            raise Failed(
+                f"interrupted after {job.done:,} of {total:,}: these are committed",
+                hint="run it again for the rest",
+                code=INTERRUPTED,
+            ) from None
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from .archive import (
     of_queue,
     requeue_ids,
 )
-from .confirm import confirmed, in_chunks
+from .confirm import confirmed, in_slices
 from .failures import NOT_FOUND, PROBLEMS, Failed
 from .params import (
     DURATION,
@@ -157,14 +157,14 @@ def _retry_all(
     dry_run: bool,
 ) -> None:
     with app.begin() as work:
-        total = settled.count(work.service)
-        bounded = settled.bounded(work.service)
-    job = _Retry(app, bounded, {"delay": delay, "attempts": attempts})
+        ids = settled.ids(work.service, work.session)
+    total = len(ids)
+    job = _Retry(app, ids, {"delay": delay, "attempts": attempts})
     where = "of every queue" if settled.queue is None else f"of queue {settled.queue!r}"
     if confirmed(app, "requeue", total, f"dead letter(s) {where}", yes=yes, dry_run=dry_run):
-        total = in_chunks("requeueing", total, job.step, chunk)
+        total = in_slices("requeueing", total, job.step, chunk)
     about = {"queue": settled.queue, "skipped": len(job.skipped)}
-    app.emit_one(views.done("retry", total - len(job.skipped), dry_run=dry_run, **about))
+    app.emit_one(views.done("retry", total, dry_run=dry_run, **about))
     if job.skipped:
         listed = ", ".join(map(str, job.skipped[:10]))
         raise Failed(
@@ -175,35 +175,37 @@ def _retry_all(
 
 
 class _Retry:
-    """A bulk retry: a page of dead letters after the other."""
+    """A bulk retry of the dead letters that were counted."""
 
-    def __init__(self, app: App, settled: Settled, options: dict[str, Any]) -> None:
+    def __init__(self, app: App, ids: Sequence[int], options: dict[str, Any]) -> None:
         self._app = app
-        self._settled = settled
+        self._ids = ids
         self._options = options
-        self._after = 0
         self.skipped: list[int] = []
 
-    def step(self, limit: int) -> int:
-        """Requeue a page in one transaction, what can be of it; return how many were looked at."""
-        from ..errors import DuplicateMessage, InvalidArgument  # noqa: PLC0415
+    def step(self, part: slice) -> int:
+        """Requeue some in one transaction, what can be of them; return how many."""
+        from ..errors import DuplicateMessage, InvalidArgument, MessageNotFound  # noqa: PLC0415
+        from .queries import still_archived  # noqa: PLC0415
 
         with self._app.begin() as work:
-            ids = self._settled.ids(work.service, self._after, limit)
+            ids = still_archived(work.session, self._ids[part])
             try:
-                if ids:
-                    work.service.archived.requeue_many(ids, **self._options)
-            except (DuplicateMessage, InvalidArgument):
-                # Nothing was moved: some key is live, or two of them share one. One by one, then.
-                for id_ in ids:
-                    self._one(work.service, id_)
-        self._after = ids[-1] if ids else self._after
-        return len(ids)
+                return len(work.service.archived.requeue_many(ids, **self._options))
+            except (DuplicateMessage, InvalidArgument, MessageNotFound):
+                # Nothing was moved: some key is live, two of them share one, or somebody else has
+                # just taken one from the archive. One by one, then.
+                return sum(self._one(work.service, id_) for id_ in ids)
 
-    def _one(self, service: Any, id_: int) -> None:
-        from ..errors import DuplicateMessage  # noqa: PLC0415
+    def _one(self, service: Any, id_: int) -> bool:
+        from ..errors import DuplicateMessage, MessageNotFound  # noqa: PLC0415
 
         try:
             service.archived.requeue(id_, **self._options)
         except DuplicateMessage:
             self.skipped.append(id_)
+        except MessageNotFound:
+            pass
+        else:
+            return True
+        return False

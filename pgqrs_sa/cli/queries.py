@@ -1,9 +1,15 @@
-"""Criteria for what the commands ask of the service. Imported when a command needs one."""
+"""Criteria for what the commands ask of the service. Imported when a command needs one.
+
+A command that counts, asks and then deletes remembers the ids of what it has counted, 8 bytes each.
+No bound says the same: a requeue gives a message its old id back, and a transaction that was open
+at the count commits lower ids than those counted, with earlier times.
+"""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,19 +18,25 @@ from sqlalchemy.orm import Session
 
 from ..models import ArchivedMessage, Message, Queue, Worker
 from ..service import QueueService
+from ..statements.parts import array_bind
 from ..states import now as clock
 from ..types import Delivery, MessageInfo
 
 __all__ = [
+    "Live",
     "Settled",
     "count_live",
-    "count_old_workers",
+    "delete_old_workers",
     "delivery",
     "enqueued_between",
     "held_by",
-    "live",
     "now",
+    "old_workers",
+    "still_archived",
 ]
+
+_FETCHED = {"yield_per": 10_000}
+"""Rows are fetched through a cursor in the server: the driver never holds all of them."""
 
 
 def now(session: Session) -> datetime:
@@ -33,15 +45,52 @@ def now(session: Session) -> datetime:
     return moment
 
 
-def live(session: Session, queue: str) -> tuple[int, int]:
-    """How many live messages a queue has, and the highest id among them (0 if it has none)."""
-    counted = (
-        sa.select(sa.func.count(), sa.func.coalesce(sa.func.max(Message.id), 0))
-        .join(Queue, Queue.id == Message.queue_id)
-        .where(Queue.queue_name == queue)
-    )
-    count, newest = session.execute(counted).one()
-    return count, newest
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The live messages that a queue had when they were counted.
+
+    Attributes:
+        queue: Its name.
+        ids: Their ids.
+        tokens: Their fencing tokens, in the same order: a message that is leased or requeued
+            afterwards has another one.
+    """
+
+    queue: str
+    ids: array[int]
+    tokens: array[int]
+
+    @classmethod
+    def of(cls, session: Session, queue: str) -> Live:
+        """Read them."""
+        found = cls(queue, array("q"), array("q"))
+        read = (
+            sa.select(Message.id, Message.fencing_token)
+            .join(Queue, Queue.id == Message.queue_id)
+            .where(Queue.queue_name == queue)
+            .order_by(Message.id)
+        )
+        for row in session.execute(read, execution_options=_FETCHED):
+            found.ids.append(row.id)
+            found.tokens.append(row.fencing_token)
+        return found
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def purge(self, service: QueueService, part: slice) -> int:
+        """Delete some of them, those that are unchanged; return how many."""
+        tokens = dict(zip(self.ids[part], self.tokens[part], strict=True))
+        return service.queues.purge(self.queue, tokens=tokens)
+
+    def still_live(self, session: Session, part: slice) -> int:
+        """Return how many of some of them are live."""
+        live = sa.select(sa.func.count()).select_from(Message).where(_one_of(Message.id))
+        return session.scalars(live, {"ids": self.ids[part].tolist()}).one()
+
+
+def _one_of(column: Any) -> sa.ColumnElement[bool]:
+    return sa.type_coerce(column, sa.BigInteger) == sa.func.any(array_bind("ids", sa.BigInteger))
 
 
 def enqueued_between(service: QueueService, queue: str) -> dict[str, datetime | None]:
@@ -72,13 +121,20 @@ def held_by(worker: int) -> list[sa.ColumnExpressionArgument[bool]]:
     return [Message.consumer_worker_id == worker, Message.leased]
 
 
-def count_old_workers(session: Session, older_than: timedelta) -> int:
-    """How many workers a purge would delete."""
+def old_workers(session: Session, older_than: timedelta) -> Sequence[int]:
+    """Return the ids of the workers that stopped so long ago and hold nothing."""
+    return session.scalars(sa.select(Worker.id).where(*_old(older_than))).all()
+
+
+def delete_old_workers(session: Session, older_than: timedelta, ids: Sequence[int]) -> int:
+    """Delete those of some workers that stopped so long ago and hold nothing; return how many."""
+    gone = sa.delete(Worker).where(_one_of(Worker.id), *_old(older_than)).returning(Worker.id)
+    return len(session.scalars(gone, {"ids": list(ids)}).all())
+
+
+def _old(older_than: timedelta) -> list[sa.ColumnElement[bool]]:
     held = sa.exists().where(Message.consumer_worker_id == Worker.id, Message.leased)
-    old = sa.select(sa.func.count(Worker.id)).where(
-        Worker.status == "stopped", Worker.shutdown_at < clock() - older_than, sa.not_(held)
-    )
-    return session.scalars(old).one()
+    return [Worker.status == "stopped", Worker.shutdown_at < clock() - older_than, sa.not_(held)]
 
 
 def delivery(info: MessageInfo, token: int) -> Delivery:
@@ -112,7 +168,6 @@ class Settled:
         older_than: Only what was archived so long ago.
         by_retention: Only what its queue does not keep any longer.
         message: Only what had this id while it was live.
-        up_to: Only up to this id of the archive.
     """
 
     queue: str | None = None
@@ -121,7 +176,6 @@ class Settled:
     older_than: timedelta | None = None
     by_retention: bool = False
     message: int | None = None
-    up_to: int | None = None
 
     def criteria(self) -> list[sa.ColumnExpressionArgument[bool]]:
         """What the service does not know by itself, as criteria."""
@@ -136,24 +190,24 @@ class Settled:
             found.append(archived_at < clock() - kept)
         if self.message is not None:
             found.append(ArchivedMessage.original_msg_id == self.message)
-        if self.up_to is not None:
-            found.append(ArchivedMessage.id <= self.up_to)
         return found
 
     def count(self, service: QueueService) -> int:
         """Return how many there are."""
         return service.archived.count(self.queue, outcome=self.outcome, where=self.criteria())
 
-    def ids(self, service: QueueService, after: int, limit: int) -> Sequence[int]:
-        """Return a page of ids."""
-        found = service.archived.find(
-            self.queue, outcome=self.outcome, where=self.criteria(), after=after, limit=limit
-        )
-        return [one.id for one in found]
+    def ids(self, service: QueueService, session: Session) -> array[int]:
+        """Return the ids of the archive that there are now."""
+        found = sa.select(ArchivedMessage.id).join(Queue, Queue.id == ArchivedMessage.queue_id)
+        if self.queue is not None:
+            found = found.where(Queue.id == service.queues.get(self.queue).id)
+        if self.outcome is not None:
+            found = found.where(ArchivedMessage.outcome == self.outcome)
+        found = found.where(*self.criteria()).order_by(ArchivedMessage.id)
+        return array("q", session.scalars(found, execution_options=_FETCHED))
 
-    def bounded(self, service: QueueService) -> Settled:
-        """Return the same, without what comes later."""
-        newest = service.archived.find(
-            self.queue, outcome=self.outcome, where=self.criteria(), limit=1, newest_first=True
-        )
-        return replace(self, up_to=newest[0].id if newest else 0)
+
+def still_archived(session: Session, ids: Sequence[int]) -> list[int]:
+    """Return those ids that the archive has."""
+    found = sa.select(ArchivedMessage.id).where(_one_of(ArchivedMessage.id))
+    return list(session.scalars(found.order_by(ArchivedMessage.id), {"ids": list(ids)}))

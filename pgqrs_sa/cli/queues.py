@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import views
 from .app import App, Group, pass_app
-from .confirm import confirmed, in_chunks
+from .archive import deleting
+from .confirm import confirmed, in_chunks, in_slices
+from .failures import PROBLEMS, Failed
 from .messages import listing
 from .params import (
     DURATION,
@@ -24,6 +26,9 @@ from .params import (
     watch_option,
     yes_option,
 )
+
+if TYPE_CHECKING:
+    from .queries import Live
 
 __all__ = ["queue"]
 
@@ -188,28 +193,46 @@ def resume(app: App, name: str) -> None:
 @dry_run_option
 @pass_app
 def purge(app: App, name: str, chunk: int, yes: bool, dry_run: bool) -> None:
-    """Delete the live messages of a queue, held ones too; its archive stays."""
-    from .queries import live  # noqa: PLC0415 - SQLAlchemy takes a while
+    """Delete the live messages of a queue, held ones too; its archive stays.
+
+    What arrives after the count stays. So does a counted message that is leased or requeued before
+    it can be deleted: the key `kept` says how many of these there are.
+    """
+    from .queries import Live  # noqa: PLC0415 - SQLAlchemy takes a while
 
     with app.begin() as work:
         work.service.queues.get(name)
-        count, newest = live(work.session, name)
+        counted = Live.of(work.session, name)
 
+    job, count = _Purge(app, counted), len(counted)
     if confirmed(
         app, "delete", count, f"live message(s) of queue {name!r}", yes=yes, dry_run=dry_run
     ):
-        count = in_chunks("purging", count, _purger(app, name, newest), chunk)
-    app.emit_one(views.done("purge", count, queue=name, dry_run=dry_run))
+        count = in_slices("purging", count, job.step, chunk)
+    if job.kept:
+        app.say(f"{job.kept:,} counted message(s) stayed: leased or requeued since")
+    app.emit_one(views.done("purge", count, queue=name, kept=job.kept, dry_run=dry_run))
 
 
-def _purger(app: App, name: str, newest: int) -> Callable[[int], int]:
-    """Return a step that deletes live messages up to an id, in a transaction of its own."""
+class _Purge:
+    """Deletes the live messages that were counted.
 
-    def step(limit: int) -> int:
-        with app.begin() as work:
-            return work.service.queues.purge(name, limit=limit, up_to=newest)
+    Attributes:
+        kept: How many are live still, since they have been leased or requeued.
+    """
 
-    return step
+    def __init__(self, app: App, counted: Live) -> None:
+        self._app = app
+        self._counted = counted
+        self.kept = 0
+
+    def step(self, part: slice) -> int:
+        """Delete some in a transaction of its own; return how many."""
+        with self._app.begin() as work:
+            deleted = self._counted.purge(work.service, part)
+            if deleted < part.stop - part.start:
+                self.kept += self._counted.still_live(work.session, part)
+        return deleted
 
 
 @queue.command()
@@ -220,29 +243,34 @@ def _purger(app: App, name: str, newest: int) -> Callable[[int], int]:
 @dry_run_option
 @pass_app
 def delete(app: App, name: str, chunk: int, force: bool, yes: bool, dry_run: bool) -> None:
-    """Delete a queue; with --force, first what it holds, a chunk at a time."""
-    from .queries import live  # noqa: PLC0415 - SQLAlchemy takes a while
+    """Delete a queue; with --force, first what it holds, a chunk at a time.
+
+    What arrives after the count is not deleted: then the queue stays too, and the command fails.
+    """
+    from ..errors import QueueNotEmpty  # noqa: PLC0415 - SQLAlchemy takes a while
+    from .queries import Live, Settled  # noqa: PLC0415
 
     with app.begin() as work:
         work.service.queues.get(name)
-        waiting, newest = live(work.session, name)
-        settled = work.service.archived.count(name)
-    held = waiting + settled
+        waiting = Live.of(work.session, name)
+        settled = Settled(name).ids(work.service, work.session)
+    held = len(waiting) + len(settled)
     if held and not force:
-        from ..errors import QueueNotEmpty  # noqa: PLC0415
-
-        raise QueueNotEmpty(name, waiting, settled)
-    what = f"queue {name!r}, with {waiting:,} live and {settled:,} archived message(s)"
+        raise QueueNotEmpty(name, len(waiting), len(settled))
+    what = f"queue {name!r}, with {len(waiting):,} live and {len(settled):,} archived message(s)"
     if confirmed(app, "delete", 1, what, yes=yes, dry_run=dry_run):
-
-        def prune(limit: int) -> int:
+        held = in_slices("purging", len(waiting), _Purge(app, waiting).step, chunk)
+        held += in_slices("pruning", len(settled), deleting(app, settled), chunk)
+        try:
             with app.begin() as work:
-                return work.service.archived.prune(0, queue=name, limit=limit)
-
-        in_chunks("purging", waiting, _purger(app, name, newest), chunk)
-        in_chunks("pruning", settled, prune, chunk)
-        with app.begin() as work:
-            work.service.queues.delete(name, force=force)
+                work.service.queues.delete(name)
+        except QueueNotEmpty as arrived:
+            raise Failed(
+                f"queue {name!r} has got {arrived.messages:,} live and {arrived.archived:,} "
+                f"archived message(s) since they were counted: it stays; {held:,} are deleted",
+                hint="stop its producers and consumers, and run it again",
+                code=PROBLEMS,
+            ) from None
     app.emit_one(views.done("delete", held, queue=name, dry_run=dry_run))
 
 

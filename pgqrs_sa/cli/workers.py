@@ -217,13 +217,14 @@ def stats(app: App, queue: str | None) -> None:
 @pass_app
 def purge(app: App, older_than: timedelta, yes: bool, dry_run: bool) -> None:
     """Delete the rows of workers that stopped long ago and hold nothing."""
-    from .queries import count_old_workers  # noqa: PLC0415
+    from .queries import delete_old_workers, old_workers  # noqa: PLC0415
 
     with app.begin() as work:
-        count = count_old_workers(work.session, older_than)
+        ids = old_workers(work.session, older_than)
+    count = len(ids)
     if confirmed(app, "delete", count, "stopped worker(s)", yes=yes, dry_run=dry_run):
         with app.begin() as work:
-            count = work.service.workers.purge(older_than=older_than)
+            count = delete_old_workers(work.session, older_than, ids)
     app.emit_one(views.done("purge", count, dry_run=dry_run))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Mapping
 
 from ..declared import QueueSource
 from ..operations import queues
@@ -96,20 +97,37 @@ class Queues(Facet):
         """Let messages be leased again."""
         return queues.resume(self._session, self._context, name)
 
-    def purge(self, name: str, *, limit: int | None = None, up_to: int | None = None) -> int:
+    def purge(
+        self,
+        name: str,
+        *,
+        limit: int | None = None,
+        up_to: int | None = None,
+        tokens: Mapping[int, int] | None = None,
+    ) -> int:
         """Delete the live messages of a queue, held ones too; keep its archive and workers.
 
         Args:
             name: The queue.
             limit: Delete at most this many, the oldest first. Of a large queue, delete a few
                 thousand at a time and commit in between.
-            up_to: Delete only messages up to this id (default: all). What is enqueued later has
-                a higher id, and stays.
+            up_to: Delete only messages up to this id (default: all). Messages with such an id can
+                still arrive: a requeue gives a message its old id back, and a transaction that is
+                open now commits the ids that it has drawn already.
+            tokens: Delete only these messages: the ``fencing_token`` of each by its id, as read
+                before, in this transaction or another one. A message that has been leased or
+                requeued since then has another token, and stays. So does everything that was not
+                read. Takes neither ``limit`` nor ``up_to``: pass some thousands at a time.
 
         Returns:
             How many were deleted.
+
+        Raises:
+            QueueNotFound: there is no such queue.
+            InvalidArgument: ``tokens`` is no mapping of ids to tokens, or is given with ``limit``
+                or ``up_to``.
         """
-        return queues.purge(self._session, self._context, name, limit, up_to)
+        return queues.purge(self._session, self._context, name, limit, up_to, tokens)
 
     def delete(self, name: str, *, force: bool = False) -> None:
         """Delete a queue. Commit at once: from its lock to the commit, every queue waits.

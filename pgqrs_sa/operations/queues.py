@@ -182,17 +182,36 @@ def purge(
     name: str,
     limit: int | None = None,
     up_to: int | None = None,
+    tokens: Mapping[int, int] | None = None,
 ) -> int:
     """Delete live messages, the oldest first; return how many."""
-    values = {
-        "queue": name,
-        "limit": None if limit is None else arguments.checked_limit(limit),
-        "up_to": None if up_to is None else arguments.checked_id(up_to),
-    }
+    values: dict[str, Any] = {"queue": name}
+    if tokens is None:
+        statement = statements.purge(context.models)
+        values["limit"] = None if limit is None else arguments.checked_limit(limit)
+        values["up_to"] = None if up_to is None else arguments.checked_id(up_to)
+    else:
+        if limit is not None or up_to is not None:
+            raise InvalidArgument(
+                "tokens name the messages: give neither limit nor up_to with them"
+            )
+        statement = statements.purge_unchanged(context.models)
+        values |= _read(tokens)
     get(session, context, name)
-    result: Any = run(session, context, statements.purge(context.models), values)
+    result: Any = run(session, context, statement, values)
     forget_all(session, context.models.message)
     return int(result.rowcount)
+
+
+def _read(tokens: object) -> dict[str, list[int]]:
+    if not isinstance(tokens, Mapping):
+        raise InvalidArgument(
+            f"tokens must be a mapping of ids to fencing tokens, not a {type(tokens).__name__}"
+        )
+    return {
+        "ids": [arguments.checked_id(id_) for id_ in tokens],
+        "tokens": [arguments.checked_id(token, "token") for token in tokens.values()],
+    }
 
 
 def delete(session: Session, context: Context, name: str, force: bool) -> None:

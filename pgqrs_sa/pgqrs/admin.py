@@ -206,8 +206,9 @@ class Admin(Lifecycle, Upkeep, Counts):
     async def purge_queue(self, name: str) -> int:
         """Delete the live messages of a queue, held ones too, and return how many.
 
-        Its archive and its workers stay, and so does what is enqueued meanwhile. Each thousand is
-        a transaction of its own.
+        Its archive and its workers stay, and so do messages with ids that are drawn meanwhile.
+        Each thousand is a transaction of its own. What is requeued meanwhile, or committed by a
+        transaction that was open at the beginning, may be deleted as well.
         """
         async with self._service() as service:
             await service.queues.get(name)

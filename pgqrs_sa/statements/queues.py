@@ -167,6 +167,33 @@ def purge(models: Models) -> Executable:
 
 
 @cache
+def purge_unchanged(models: Models) -> Executable:
+    """Delete messages of a queue that have not been leased or requeued since they were read.
+
+    Each lease and each INSERT, that of a requeue too, draws a new fencing token. No two messages,
+    and no two leases of one, have the same.
+
+    Binds: queue; ids and tokens, in the same order.
+    """
+    message = tables(models).message
+    ids = array_bind("ids", sa.BigInteger)
+    read = (
+        func.unnest(ids, array_bind("tokens", sa.BigInteger))
+        .table_valued(sa.column("id", sa.BigInteger), sa.column("token", sa.BigInteger))
+        .render_derived("pgqrs_read")
+    )
+    unchanged = (
+        sa.select(message.c.id)
+        .join(read, sa.and_(message.c.id == read.c.id, message.c.fencing_token == read.c.token))
+        .where(message.c.queue_id == queue_id(models), message.c.id == func.any(ids))
+        .order_by(message.c.id)
+        .with_for_update(of=message)
+    )
+    rows = chosen(unchanged, "pgqrs_rows")
+    return sa.delete(message).where(message.c.id == rows.c.id)
+
+
+@cache
 def holdings(models: Models) -> Executable:
     """How many live and archived messages a queue has. Binds: queue."""
     _, message, archived, _ = tables(models)

@@ -127,11 +127,11 @@ def test_an_interrupted_purge_keeps_what_was_committed(pgqrs, work, counts, monk
         service.enqueue_many("mail", range(10))
     original, calls = Queues.purge, []
 
-    def interrupted(self, name, *, limit=None, up_to=None):
-        calls.append(limit)
+    def interrupted(self, name, *, tokens):
+        calls.append(len(tokens))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return original(self, name, limit=limit, up_to=up_to)
+        return original(self, name, tokens=tokens)
 
     monkeypatch.setattr(Queues, "purge", interrupted)
     stopped = pgqrs("queue", "purge", "mail", "--yes", "--chunk", 4, code=130)

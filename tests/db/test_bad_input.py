@@ -958,6 +958,18 @@ MISUSE: dict[str, tuple[Callable[[QueueService], object], type[PgqrsError], str]
     "prune none": (lambda s: s.archived.prune(limit=0), InvalidArgument, "not 0"),
     "prune the future": (lambda s: s.archived.prune(-1), DelayError, "older_than must be 0 or"),
     "purge none": (lambda s: s.queues.purge("mail", limit=0), InvalidArgument, "not 0"),
+    "purge tokens": (
+        lambda s: s.queues.purge("mail", tokens=[1]),
+        InvalidArgument,
+        "mapping of ids to fencing tokens, not a list",
+    ),
+    "purge token": (lambda s: s.queues.purge("mail", tokens={1: "2"}), InvalidArgument, "'2'"),
+    "purge token id": (lambda s: s.queues.purge("mail", tokens={"1": 2}), InvalidArgument, "'1'"),
+    "purge tokens and a limit": (
+        lambda s: s.queues.purge("mail", tokens={1: 2}, limit=3),
+        InvalidArgument,
+        "neither limit nor up_to",
+    ),
     "purge text": (lambda s: s.queues.purge("mail", limit="5"), InvalidArgument, "'5'"),
     "workers of a status that is none": (
         lambda s: s.workers.list(status="dead"),

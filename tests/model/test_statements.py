@@ -775,6 +775,13 @@ def test_one_queue_is_read_changed_and_emptied(session: Session) -> None:
     assert (seen.changed, seen.columns("queues", OTHER)) == ({"queues": {OTHER}}, {"lease_seconds"})
     counted = session.execute(queues.holdings(MODELS), {"queue": "other"}).one()
     assert tuple(counted) == (3, 1)
+    # Of another queue, unchanged, leased since, gone; the tokens are those of the scene.
+    ids = [scene.READY, scene.ELSEWHERE, scene.SUSPENDEDS, 99]
+    read = {"queue": "other", "ids": ids, "tokens": [501, 507, 501, 508]}
+    with session.begin_nested() as savepoint:
+        seen = Seen(session, queues.purge_unchanged(MODELS), read)
+        assert seen.gone == {"messages": {scene.ELSEWHERE}}
+        savepoint.rollback()
     seen = Seen(session, queues.purge(MODELS), {"queue": "other", "limit": None, "up_to": None})
     assert seen.gone == {
         "messages": {scene.ELSEWHERE, scene.SUSPENDEDS, scene.SPENT_ELSEWHERE},
