@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.engine.base import NestedTransaction
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 from sqlalchemy.sql import visitors
+from sqlalchemy.sql.expression import SelectBase
 from sqlalchemy.util import immutabledict
 
 from .errors import InvalidArgument, SplitTransaction
@@ -57,7 +58,8 @@ def connect(session: Session, where: dict[str, Any], values: Any = None) -> Conn
 
     Args:
         session: Any session.
-        where: The bind arguments, with the mapper of the messages. The shard is added to them.
+        where: The bind arguments, with the mapper of the messages. The shard is added to them, and
+            for a SELECT that writes in a CTE ``clause`` becomes what it writes.
         values: The parameters of the statement.
 
     Raises:
@@ -65,11 +67,19 @@ def connect(session: Session, where: dict[str, Any], values: Any = None) -> Conn
     """
     if is_plain(session):
         return session.connection(bind_arguments=where)
+    if isinstance(where.get("clause"), SelectBase):
+        where["clause"] = _write_in(where["clause"])
     _add_shard(session, where, values)
     connection = session.connection(bind_arguments=where)
     refuse_dialect(connection)
     session.info.setdefault(TOUCHED, set()).add(connection)
     return connection
+
+
+def _write_in(statement: SelectBase) -> sa.UpdateBase | SelectBase:
+    """Return the INSERT, UPDATE or DELETE in a statement, or else the statement."""
+    written = (part for part in visitors.iterate(statement) if isinstance(part, sa.UpdateBase))
+    return next(written, statement)
 
 
 def bind_of(session: Session, mapper: Mapper[Any]) -> Engine | Connection:

@@ -87,7 +87,7 @@ def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
             return found[key]
         # Refused for a reason that is raised here; or the key was settled this very moment.
         check_size(queue, size, _limit(session, context, queue))
-    raise _rows_vanish(queue)
+    raise _rows_vanish(queue) if key is None else _never_found(queue, key)
 
 
 def many(session: Session, context: Context, queue: str, items: Iterable[Any]) -> list[Receipt]:
@@ -239,40 +239,55 @@ class _Batch:
         else:
             statement = statements.many(models, keyed=False, notify=notify)
         for _ in range(_TRIES):
-            if rows := self._run(statement, items, delayed=delayed):
+            if rows := self._run(statement, items):
                 break
             self.check_accepted()  # returns if the queue was created this very moment
         else:
             raise _rows_vanish(self.queue)
         if len(rows) != count:
             raise _rows_vanish(self.queue, f"{len(rows)} of {count} messages")
+        self._note(delayed=delayed)
         # Ids are drawn in the order of the array, so that sorting them restores it.
         return [Receipt(row[0], row[1]) for row in sorted(rows, key=itemgetter(0))]
 
     def insert_keyed(self, chunk: Sequence[_Encoded]) -> dict[int, Receipt]:
         """Insert items in the order of their keys, or find the live messages that have these.
 
-        A key that is settled between the two statements is free, and is tried again: together
-        with all that come after it. Inserted by itself it would come after keys that it goes
-        before, and the batch of somebody else, who has it and waits for one of these, could not
-        go on (a deadlock).
+        A key that somebody commits while the INSERT runs, and settles before it is looked up, is
+        neither inserted nor found. It is tried again, together with all that come after it:
+        inserted by itself it would come after keys that it goes before, and the batch of somebody
+        else, who has it and waits for one of these, could not go on (a deadlock). Each time that
+        happens fewer are sent at once, so that other keys do not take part in it for long.
         """
         statement = statements.many(self.context.models, keyed=True, notify=bool(self.channel))
         receipts: dict[int, Receipt] = {}
-        left = list(chunk)
         if self.context.create_queues:
             self.check_accepted()  # creates the queue where no savepoint takes it back
-        for _ in range(_TRIES):
-            with self._savepoint(statement, needed=len(left) > 1) as savepoint:
-                receipts |= self._inserted_or_found(statement, left)
-                if len(receipts) == len(chunk):
-                    return receipts
-                if savepoint is not None:
-                    savepoint.rollback()
-                    receipts.clear()
+        left, size, tries = list(chunk), len(chunk), 0
+        while left:
+            part = left[:size]
+            found = self._all_or_none(statement, part)
+            receipts |= found
             # Without a transaction no key is held any longer: those that are in stay there.
-            left = [item for item in chunk if item.place not in receipts]
-        raise _rows_vanish(self.queue)
+            missing = [item for item in part if item.place not in found]
+            left = missing + left[size:]
+            size = max(1, size // 2) if missing else 2 * size
+            tries = 0 if found else tries + 1
+            if tries == _TRIES:
+                raise _never_found(self.queue, part[0].key)
+        return receipts
+
+    def _all_or_none(self, statement: Executable, items: Sequence[_Encoded]) -> dict[int, Receipt]:
+        """Return the receipts of all items, or of none if a key was neither free nor found.
+
+        Where each statement commits by itself, those of the others are returned.
+        """
+        with self._savepoint(statement, needed=len(items) > 1) as savepoint:
+            found = self._inserted_or_found(statement, items)
+            if savepoint is not None and len(found) < len(items):
+                savepoint.rollback()
+                return {}
+            return found
 
     @contextmanager
     def _savepoint(
@@ -295,13 +310,18 @@ class _Batch:
         self, statement: Executable, items: Sequence[_Encoded]
     ) -> dict[int, Receipt]:
         """Return receipts by place; those are missing whose key has just become free."""
-        delayed = all(item.delayed for item in items)
-        rows = self._run(statement, _array(items), delayed=delayed)
-        fresh = {row.dedup_key: Receipt(row.id, row.vt) for row in rows}
-        keys = {item.key for item in items} - fresh.keys()
-        there = _live(self.session, self.context, self.queue, keys) if keys else {}
-        if not fresh and not there:
-            self.check_accepted()
+        keys = {item.key for item in items}
+        fresh: dict[str | None, Receipt] = {}
+        there: dict[str | None, Receipt] = {}
+        for row in self._run(statement, _array(items), keys=list(keys)):
+            found = there if row.duplicate else fresh
+            found[row.dedup_key] = Receipt(row.id, row.vt, row.duplicate)
+        if fresh:
+            self._note(delayed=all(item.delayed for item in items))
+        if missing := keys - fresh.keys() - there.keys():
+            there |= _live(self.session, self.context, self.queue, missing)
+            if missing - there.keys():
+                self.check_accepted()
         receipts: dict[int, Receipt] = {}
         for item in items:
             if item.key in there:
@@ -311,24 +331,35 @@ class _Batch:
                 there[item.key] = Receipt(first.id, first.vt, duplicate=True)
         return receipts
 
-    def _run(self, statement: Executable, items: str, *, delayed: bool) -> Sequence[Any]:
+    def _run(self, statement: Executable, items: str, **more: object) -> Sequence[Any]:
         values = {
             "queue": self.queue,
             "items": items,
             "size": self.largest,
             "producer": self.context.worker,
             **self.channel,
+            **more,
         }
-        rows = run(self.session, self.context, statement, values, atomic=True).all()
-        if rows and not delayed:
+        return run(self.session, self.context, statement, values, atomic=True).all()
+
+    def _note(self, *, delayed: bool) -> None:
+        """Wake consumers of this process, once it is committed, for what is visible."""
+        if not delayed:
             nudge.note(self.session, self.queue, self.context.mapper)
-        return rows
 
 
 def _rows_vanish(queue: str, taken: str = f"no message in {_TRIES} tries") -> PgqrsError:
     return PgqrsError(
         f"queue {queue!r} took {taken}, though nothing stands against it: "
         "look for a trigger or a rule on pgqrs_messages"
+    )
+
+
+def _never_found(queue: str, key: str | None) -> PgqrsError:
+    return PgqrsError(
+        f"the key {key!r} of queue {queue!r} was neither free nor found in {_TRIES} tries: its "
+        "messages are settled and enqueued again all the time. Try again. If nobody else uses the "
+        "key, look for a trigger or a rule on pgqrs_messages"
     )
 
 

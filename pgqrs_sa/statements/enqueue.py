@@ -89,7 +89,10 @@ def many(models: Models, *, keyed: bool, notify: bool) -> Executable:
     An item is ``[payload, delay, at, priority, headers, max_read_ct, key]``: delay in seconds,
     at in ISO 8601, both, like the rest, null when not given.
 
-    Binds: queue, items, size (the largest payload's), producer; channel with ``notify``.
+    With ``keyed`` it also returns the live messages whose keys kept items out: see `_with_live`.
+
+    Binds: queue, items, size (the largest payload's), producer; keys (those of all items) with
+    ``keyed``; channel with ``notify``.
     """
     items = _items()
     item = items.c.item
@@ -154,9 +157,35 @@ def _of_items(
         .order_by(items.c.n)
     )
     inserted = _into(models, source, keyed=keyed)
-    key = (message.c.dedup_key,) if keyed else ()
+    columns = (message.c.id, message.c.vt)
     notices = _notices(models, notify=notify)
-    return inserted.returning(message.c.id, message.c.vt, *key, *notices)
+    if not keyed:
+        return inserted.returning(*columns, *notices)
+    return _with_live(models, inserted.returning(*columns, message.c.dedup_key, *notices))
+
+
+def _with_live(models: Models, inserted: Any) -> Executable:
+    """Return what an INSERT has inserted, and the live messages that have the other ``keys``.
+
+    Both see one snapshot, that of the statement: whatever a key was taken by at its start is found,
+    even if it is settled meanwhile. Only a key that was committed after that is not. The look-up
+    reads the keys that are left, and nothing when there are none: reading all of them would make
+    SERIALIZABLE transactions with different keys conflict.
+    """
+    message = tables(models).message
+    new = inserted.cte("pq_new")
+    keys = func.unnest(array_bind("keys", sa.Text)).column_valued("key")
+    left = sa.select(keys).except_(sa.select(new.c.dedup_key)).scalar_subquery()
+    false: ColumnElement[bool] = sa.literal_column("false")
+    true: ColumnElement[bool] = sa.literal_column("true")
+    nothing = [sa.null()] if "notified" in new.c else []
+    live = sa.select(message.c.id, message.c.vt, message.c.dedup_key, true, *nothing).where(
+        message.c.queue_id == queue_id(models),
+        message.c.dedup_key == func.any(func.array(left, type_=sa.ARRAY(sa.Text))),
+    )
+    notified = [new.c.notified] if "notified" in new.c else []
+    fresh = sa.select(new.c.id, new.c.vt, new.c.dedup_key, false.label("duplicate"), *notified)
+    return fresh.union_all(live)
 
 
 SELECTABLE = ("payload", "delay", "at", "priority", "headers", "max_read_ct", "key")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
+import queue
 import random
 import threading
 import time
@@ -525,33 +526,58 @@ def test_a_key_that_was_not_settled_after_all_is_a_duplicate(engine, service, se
     assert (receipt.duplicate, receipt.id) == (True, held.id)
 
 
+def test_keys_that_are_settled_meanwhile_are_duplicates_of_a_batch(engine, service, session):
+    """They were live when its statement began: it need not be said again."""
+    items = [Item(n, key=f"k{n}") for n in range(150)]
+    first = service.enqueue_many("mail", items)
+    held = service.dequeue("mail", 150)
+    session.commit()
+    sent: list[str] = []
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def settle(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "INSERT INTO pgqrs_messages" in statement:
+            sent.append(statement)
+            with Session(engine) as other, other.begin():
+                QueueService(other).archive(held.pop())
+
+    receipts = service.enqueue_many("mail", items)
+    session.commit()
+    assert all(one.duplicate for one in receipts)
+    assert [one.id for one in receipts] == [one.id for one in first]
+    assert len(sent) == 1
+    assert count(engine) == 149
+
+
 @each_way
 def test_a_key_that_is_settled_between_the_two_statements_is_free(engine, service, session, way):
-    """Found taken by the INSERT, and gone by the time that its message is looked for."""
-    (held,) = leased(engine, 1, key="k")
+    """Found taken by the INSERT, which waited, and gone by the time that its message is looked for.
+
+    A batch looks for those alone that were committed while it waited.
+    """
+    first = service.enqueue("mail", 1, key="k")
     settled = threading.Event()
 
     @event.listens_for(engine, "before_cursor_execute")
     def settle(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if statement.startswith("SELECT") and "dedup_key" in statement and not settled.is_set():
             settled.set()
-            with Session(engine) as other:
-                QueueService(other).archive(held)
-                other.commit()
+            with Session(engine) as other, other.begin():
+                QueueService(other).messages.cancel(first.id)
 
-    receipt = ENQUEUE[way](service)
-    session.commit()
+    with blocked(engine, ENQUEUE[way]) as second:
+        session.commit()
+        receipt = second.result(PATIENCE)
     assert settled.is_set()
-    assert (receipt.duplicate, receipt.id != held.id) == (False, True)
+    assert (receipt.duplicate, receipt.id != first.id) == (False, True)
     assert count(engine, Message, Message.id == receipt.id) == 1
 
 
 def test_a_key_that_is_settled_between_two_statements_makes_no_deadlock(engine, service, session):
     """Its batch has inserted later keys by then, for which another batch may wait."""
-    (held,) = leased(engine, 1, key="b")
+    first = service.enqueue("mail", "b", key="b")
     items = [Item(key, key=key) for key in ("d", "b", "c", "a")]
     pending = Message(queue_name="mail", payload="pending")  # flushed on the way, and kept
-    session.add(pending)
     others: list[Any] = []
 
     @event.listens_for(engine, "before_cursor_execute")
@@ -560,20 +586,61 @@ def test_a_key_that_is_settled_between_two_statements_makes_no_deadlock(engine, 
             return
         others.append(None)
         with Session(engine) as other, other.begin():
-            QueueService(other).archive(held)
+            QueueService(other).messages.cancel(first.id)
         other_batch = blocked(engine, lambda queue: queue.enqueue_many("mail", items[2:0:-1]))
         others[0] = other_batch, other_batch.__enter__()  # it has b, and waits
 
-    receipts = service.enqueue_many("mail", items)
-    session.commit()
+    def enqueue(queue: QueueService) -> Any:
+        queue._session.add(pending)
+        receipts = queue.enqueue_many("mail", items)
+        assert queue._session.get(Message, pending.id) is pending
+        return receipts
+
+    with blocked(engine, enqueue) as second:
+        session.commit()
+        receipts = second.result(PATIENCE)
     ((batch, future),) = others
-    theirs = future.result(10)
+    theirs = future.result(PATIENCE)
     batch.__exit__()
     assert [one.duplicate for one in theirs] == [False, False]
     assert [one.duplicate for one in receipts] == [False, True, True, False]
     assert {one.id for one in theirs} <= {one.id for one in receipts}
     assert count(engine) == 5
-    assert session.get(Message, pending.id) is pending
+
+
+def test_a_batch_whose_keys_come_and_go_is_sent_in_smaller_parts(engine, service, session):
+    """So that what happens to one key does not send all the others again."""
+    items = [Item(key, key=key) for key in "abcdefgh"]
+    in_flight: queue.Queue[Session] = queue.Queue()
+    taken = [service.enqueue("mail", "a", key="a").id]
+    sent: list[int] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def note(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
+        if "INSERT INTO pgqrs_messages" in statement and "keys" in values:
+            sent.append(len(values["keys"]))
+        if statement.startswith("SELECT") and "dedup_key" in statement and taken[-1]:
+            first = taken[-1]
+            taken.append(0)
+            with Session(engine) as other, other.begin():
+                QueueService(other).messages.cancel(first)
+            if len(taken) <= 4:  # twice more
+                other = Session(engine)
+                taken.append(QueueService(other).enqueue("mail", "a", key="a").id)
+                in_flight.put(other)
+
+    second = blocked(engine, lambda queue: queue.enqueue_many("mail", items))
+    with second as future:
+        session.commit()
+        for _ in range(2):
+            other = in_flight.get(timeout=PATIENCE)
+            until_blocked(engine, second.pid, future)
+            other.commit()
+            other.close()
+        receipts = future.result(PATIENCE)
+    assert not any(one.duplicate for one in receipts)
+    assert sent == [8, 4, 2, 1, 2, 4, 1]
+    assert count(engine) == 8
 
 
 @each_way

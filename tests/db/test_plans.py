@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import Models, QueueService
 from pgqrs_sa.floor import Place, Start
-from pgqrs_sa.statements import archive, consume, lease, scheduled, settle
+from pgqrs_sa.statements import archive, consume, enqueue, lease, scheduled, settle
 
 BACKLOG = 20_000
 FILL = (
@@ -345,6 +345,22 @@ def test_a_requeue_reads_no_message_but_those_with_its_key(
     assert set(read) <= {"pgqrs_messages_dedup_key_idx"}, read
     read = scans(explained(connection, archive.movable(MODELS), {"ids": ids}))
     assert set(read) <= {"pgqrs_messages_dedup_key_idx"}, read
+
+
+@pytest.mark.parametrize("live", [0, 100])
+def test_a_keyed_batch_reads_no_messages_but_those_that_have_its_keys(
+    connection: sa.Connection, explained: Callable[..., dict[str, Any]], live: int
+) -> None:
+    keys = [f"k{number:03}" for number in range(500)]
+    item = '["x",null,null,0,null,null,"{}"]'.format
+    values = {"queue": "mail", "size": 1, "producer": None, "keys": keys[:live]}
+    values["items"] = f"[{','.join(map(item, keys[:live]))}]"
+    statement = enqueue.many(MODELS, keyed=True, notify=False)
+    connection.execute(statement, values)
+    values |= {"keys": keys, "items": f"[{','.join(map(item, keys))}]"}
+    read = scans(explained(connection, statement, values))
+    assert set(read) <= {"pgqrs_messages_dedup_key_idx"}, read
+    assert sum(read.values()) == live
 
 
 def test_burying_reads_what_is_out_of_attempts(

@@ -1129,7 +1129,8 @@ def test_a_session_may_route_by_the_statement(engine, service, elsewhere):
     with Routed() as session:
         queue = QueueService(session)
         queue.enqueue("mail", 1)
-        queue.enqueue_many("mail", [2, 3])
+        queue.enqueue_many("mail", [2, Item(3, key="k")])
+        queue.enqueue_many("mail", [Item(3, key="k")])
         queue.enqueue_from("mail", sa.select(sa.literal(4).label("payload")))
         first, *rest = queue.dequeue("mail", 4)
         queue.archive(queue.extend(first, 60))

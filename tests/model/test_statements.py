@@ -662,6 +662,7 @@ ENQUEUED = {
     "key": None,
     "producer": None,
     "items": '[["x",null,null,0,null,null,null]]',
+    "keys": [],
 }
 
 
@@ -721,6 +722,21 @@ def test_what_a_query_returns_gets_into_the_queue_that_is_named_if_that_takes_it
     assert put("no such queue", "x") == []
     assert put("short", "123456789") == []
     assert put("short", "12345678") == [scene.SHORT]
+
+
+def test_a_keyed_batch_returns_the_live_messages_of_the_keys_that_it_could_not_insert(
+    session: Session,
+) -> None:
+    def item(key: str) -> str:
+        return f'["x",null,null,0,null,null,"{key}"]'
+
+    keys = ["k", "live", "more"]
+    values = ENQUEUED | {"items": f"[{','.join(map(item, keys))}]", "keys": keys}
+    seen = Seen(session, enqueue.many(MODELS, keyed=True, notify=False), values)
+    assert [row["dedup_key"] for row in seen.new] == ["k", "more"]
+    assert {row.dedup_key: row.id for row in seen.rows if row.duplicate} == {"live": scene.READY}
+    assert {row.dedup_key for row in seen.rows if not row.duplicate} == {"k", "more"}
+    assert seen.changed == {}
 
 
 def test_live_keys_are_those_of_one_queue(session: Session) -> None:
