@@ -22,7 +22,7 @@ from . import arguments, nudge, routing
 from .codecs import JsonCodec
 from .declared import DeclaredQueue
 from .errors import DuplicateMessage, InvalidArgument, QueueNotFound
-from .mixins import MessageMixin, never_past
+from .mixins import MessageMixin, never_past, table_beside
 from .operations.context import refuse_autocommit
 from .operations.enqueue import check_size
 from .operations.wakeup import channel_on
@@ -87,8 +87,11 @@ def after_flush(session: Session) -> None:
         connection = routing.connect(session, {"mapper": mapper})
         messages: Any = mapper.local_table
         if to := channel_on(connection, messages):
-            beside = _beside(messages, "pgqrs_queues"), messages, _beside(messages, "pgqrs_workers")
-            connection.execute(wakeup.visible(*beside, notify=True), {"ids": ids, **to})
+            queues, workers = (
+                table_beside(messages, name) for name in ("pgqrs_queues", "pgqrs_workers")
+            )
+            visible = wakeup.visible(queues, messages, workers, notify=True)
+            connection.execute(visible, {"ids": ids, **to})
 
 
 def _queue_comes_later(message: MessageMixin) -> bool:
@@ -183,16 +186,8 @@ def _check_keys(
 
 
 def _queue_table(mapper: Mapper[Any]) -> sa.Table:
-    """The queues beside this table of messages: a message's class knows no other class."""
     messages: Any = mapper.local_table
-    return _beside(messages, "pgqrs_queues")
-
-
-def _beside(messages: sa.Table, name: str) -> sa.Table:
-    key = name if messages.schema is None else f"{messages.schema}.{name}"
-    if (table := messages.metadata.tables.get(key)) is None:
-        raise InvalidArgument(f"there is no table {key} beside {messages}: map its mixin as well")
-    return table
+    return table_beside(messages, "pgqrs_queues")
 
 
 def _not_found(connection: sa.Connection, queues: sa.Table, message: MessageMixin) -> QueueNotFound:

@@ -17,14 +17,14 @@ import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlalchemy.ext.hybrid import hybrid_property
+from sqlalchemy.ext.hybrid import Comparator, hybrid_property
 from sqlalchemy.orm import Mapped, declared_attr, mapped_column, validates
 from sqlalchemy.schema import conv
 from sqlalchemy.sql import ColumnElement
 
 from . import arguments, states
 from .codecs import JsonCodec
-from .errors import InvalidArgument, PayloadError
+from .errors import InvalidArgument, PayloadError, shown
 from .represented import loaded
 
 __all__ = [
@@ -206,6 +206,66 @@ def _no_queue() -> int:
     )
 
 
+def table_beside(messages: sa.Table, name: str) -> sa.Table:
+    """Return another of the four tables: a message's class knows no other class."""
+    key = name if messages.schema is None else f"{messages.schema}.{name}"
+    if (table := messages.metadata.tables.get(key)) is None:
+        raise InvalidArgument(f"there is no table {key} beside {messages}: map its mixin as well")
+    return table
+
+
+class _QueueName(Comparator[str | None]):
+    """The name of a message's queue in SQL, built only where it is used.
+
+    ``hasattr(Message, "queue_name")``, which each constructor of a message calls, builds nothing.
+    """
+
+    def __init__(self, message: Any) -> None:
+        super().__init__(message)
+        self._message = message
+
+    def __clause_element__(self) -> ColumnElement[str | None]:
+        """Return a scalar subquery on the queue of the message.
+
+        The CASE names the message outside of the subquery, which alone would not put the table of
+        messages into the FROM of a SELECT, and would then be of every message.
+        """
+        mapper = sa.inspect(self._message).mapper
+        queue = table_beside(mapper.local_table, "pgqrs_queues").alias("pgqrs_queue_of_message")
+        name = (
+            sa.select(queue.c.queue_name)
+            .where(queue.c.id == self._message.queue_id)
+            .correlate_except(queue)
+            .scalar_subquery()
+        )
+        return sa.case((self._message.queue_id.is_not(None), name))
+
+    def operate(self, op: Any, *other: Any, **kwargs: Any) -> Any:
+        """Compare the subquery."""
+        return op(self.__clause_element__(), *other, **kwargs)
+
+    def _bulk_update_tuples(self, value: Any) -> Any:
+        # Of SQLAlchemy: what an UPDATE or INSERT writes.
+        raise InvalidArgument(
+            f"queue_name={shown(value)} is for a message that is not flushed yet: set queue_id"
+        )
+
+
+class _WriteOnly(Comparator[Any]):
+    """An attribute that SQL cannot read: any use of it is refused."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(sa.null())
+        self._name = name
+
+    def __clause_element__(self) -> Any:
+        raise InvalidArgument(f"{self._name} only sets vt, and cannot be read: use vt")
+
+    def operate(self, op: Any, *other: Any, **kwargs: Any) -> Any:
+        """Refuse a comparison."""
+        return op(self.__clause_element__(), *other, **kwargs)
+
+
 class _ContentMixin:
     """The columns that a message keeps when it is settled."""
 
@@ -290,23 +350,33 @@ class MessageMixin(_ContentMixin):
         text = loaded(self, "id", "queue_id", "priority", "vt", "read_ct", "max_read_ct")
         return text if self.queue_name is None else f"{text[:-1]} queue_name={self.queue_name!r}>"
 
-    @property
-    def delay(self) -> timedelta:
+    @hybrid_property
+    def delay(self) -> float | timedelta | None:
         """Write only: seconds or a timedelta from now, by the database's clock."""
         raise AttributeError("delay only sets vt: read vt")
 
-    @delay.setter
-    def delay(self, value: float | timedelta | None) -> None:
+    @delay.inplace.setter
+    def _set_delay(self, value: float | timedelta | None) -> None:
         self._say_when(delay=value)
 
-    @property
-    def at(self) -> datetime:
+    @delay.inplace.comparator
+    @classmethod
+    def _compare_delay(cls) -> Comparator[Any]:
+        return _WriteOnly("delay")
+
+    @hybrid_property
+    def at(self) -> datetime | None:
         """Write only: an aware datetime; one in the past means now."""
         raise AttributeError("at only sets vt: read vt")
 
-    @at.setter
-    def at(self, value: datetime | None) -> None:
+    @at.inplace.setter
+    def _set_at(self, value: datetime | None) -> None:
         self._say_when(at=value)
+
+    @at.inplace.comparator
+    @classmethod
+    def _compare_at(cls) -> Comparator[Any]:
+        return _WriteOnly("at")
 
     def _say_when(self, **given: Any) -> None:
         said = self.__dict__.setdefault("_pgqrs_when", {})
@@ -320,20 +390,28 @@ class MessageMixin(_ContentMixin):
             expression = never_past(moment)
         self.vt = expression
 
-    @property
+    @hybrid_property
     def queue_name(self) -> str | None:
-        """The name given to the constructor; None on a row that was loaded (use ``queue_id``)."""
+        """The name of its queue, in SQL; on an instance, the name given to the constructor.
+
+        It is None on a row that was loaded: use ``queue_id``.
+        """
         name: str | None = self.__dict__.get("_pgqrs_queue_name")
         return name
 
-    @queue_name.setter
-    def queue_name(self, value: str) -> None:
+    @queue_name.inplace.setter
+    def _set_queue_name(self, value: str | None) -> None:
         state: Any = sa.inspect(self)
         if state.persistent:
             raise InvalidArgument(
                 f"queue_name={value!r} is for a message that is not flushed yet: set queue_id"
             )
         self.__dict__["_pgqrs_queue_name"] = arguments.check_queue_name(value)
+
+    @queue_name.inplace.comparator
+    @classmethod
+    def _compare_queue_name(cls) -> Comparator[str | None]:
+        return _QueueName(cls)
 
     @validates("payload")
     def _check_payload(self, _key: str, value: Any) -> Any:

@@ -13,11 +13,12 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.util import identity_key
-from sqlalchemy.sql import Executable, visitors
+from sqlalchemy.sql import ClauseElement, Executable, visitors
+from sqlalchemy.sql.selectable import AliasedReturnsRows
 
 from .. import arguments, routing
 from ..codecs import Codec, JsonCodec, check_json
-from ..errors import InvalidArgument, NonAtomicEnqueue, PayloadError, QueueNotFound
+from ..errors import InvalidArgument, NonAtomicEnqueue, PayloadError, QueueNotFound, shown
 from ..models import Models
 from ..represented import database_of, represented
 from ..statements import queues
@@ -145,20 +146,40 @@ def criteria_on(where: Any, table: sa.Table, *joined: sa.Table) -> tuple[Any, ..
     criteria = arguments.criteria(where)
     if not criteria:
         return ()
+    for criterion in criteria:
+        # A bool is a comparison that Python has made: of each message, or of none.
+        if not hasattr(criterion, "__clause_element__") and not isinstance(
+            criterion, ClauseElement
+        ):
+            raise InvalidArgument(
+                f"where must be criteria of SQLAlchemy, not {shown(criterion)}: compare columns "
+                "of the model, as in Message.priority > 0"
+            )
     try:
         froms = sa.select(table.c.id).where(*criteria).get_final_froms()
     except ArgumentError as error:
         raise InvalidArgument(f"where must be criteria of SQLAlchemy: {error}") from None
-    refuse_our_binds(*(one for one in criteria if not isinstance(one, bool)))
+    refuse_our_binds(*criteria)
     others = {one for one in froms if one not in {table, *joined}}
     if stray := others - _linked(criteria, table):
+        names = ", ".join(sorted(map(_named, stray)))
         raise InvalidArgument(
-            f"where speaks of {', '.join(sorted(map(str, stray)))} without joining it to {table}: "
+            f"where speaks of {names} without joining it to {table}: "
             "add the criterion that does, or use exists() or in_(select(...))"
         )
     if not others:
         return criteria
     return (sa.exists(sa.select(sa.literal(1)).where(*criteria).correlate(table, *joined)),)
+
+
+def _named(source: Any) -> str:
+    """Return what to call a FROM: SQLAlchemy shows nothing for an alias or a subquery."""
+    if not isinstance(source, AliasedReturnsRows):
+        return str(source)
+    is_table = isinstance(source.element, sa.TableClause)
+    of = f"an alias of {source.element}" if is_table else "a subquery"
+    is_anonymous = source.description != source.name
+    return of if is_anonymous else f"{source.name} ({of})"
 
 
 def _linked(criteria: Sequence[Any], table: sa.Table) -> set[Any]:

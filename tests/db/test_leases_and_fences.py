@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
 from waiting import PATIENCE, until, until_blocked
 
 from pgqrs_sa import (
@@ -1304,6 +1304,39 @@ def test_criteria_that_only_name_another_table_are_refused(service, session, eng
         service.dequeue("mail", where="priority = 1")
     assert service.messages.metrics("mail").ready == 2
     session.rollback()
+
+
+@pytest.mark.parametrize(
+    "where",
+    [True, False, [Message.id > 0, False], [None], [5], [lambda: Message.id > 0], "priority = 1"],
+    ids=repr,
+)
+def test_criteria_that_are_no_sql_are_refused(service, where):
+    """A comparison in Python: it would match every message, or none."""
+    service.enqueue("mail", 1)
+    for refused in (
+        lambda: service.messages.cancel_where("mail", where),
+        lambda: service.dequeue("mail", where=where),
+        lambda: service.messages.find("mail", where=where),
+        lambda: service.archived.count("mail", where=where),
+    ):
+        with pytest.raises(InvalidArgument, match="where must be criteria of SQLAlchemy"):
+            refused()
+    assert service.messages.count("mail", where=sa.true()) == 1
+
+
+@pytest.mark.parametrize(
+    ("criterion", "name"),
+    [
+        (lambda: aliased(Message).id > 0, "an alias of pgqrs_messages"),
+        (lambda: aliased(Message, name="m").id > 0, r"m \(an alias of pgqrs_messages\)"),
+        (lambda: sa.select(Message.id).subquery("s").c.id > 0, r"s \(a subquery\)"),
+    ],
+    ids=["alias", "named alias", "subquery"],
+)
+def test_criteria_that_only_name_an_alias_are_refused_by_its_name(service, criterion, name):
+    with pytest.raises(InvalidArgument, match=f"where speaks of {name} without joining"):
+        service.messages.find("mail", where=criterion())
 
 
 def test_criteria_that_join_to_many_match_a_message_once(service, session):

@@ -11,6 +11,7 @@ from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
     Session,
+    aliased,
     foreign,
     mapped_column,
     registry,
@@ -25,6 +26,7 @@ from pgqrs_sa import (
     MessageMixin,
     Models,
     NonAtomicEnqueue,
+    Queue,
     QueueMixin,
     QueueService,
     WorkerMixin,
@@ -203,3 +205,99 @@ def test_a_bind_parameter_with_a_name_of_ours_is_refused(service):
         service.enqueue_from("mail", sa.select(sa.bindparam("queue", "host").label("payload")))
     (delivery,) = service.dequeue("mail", where=Message.priority > sa.bindparam("least", 3))
     assert delivery.payload == 4
+
+
+@pytest.fixture
+def two_queues(service, session):
+    """A service with three messages in each of two queues."""
+    for name in ("mail", "reports"):
+        service.queues.create(name)
+        service.enqueue_many(name, [f"{name} {n}" for n in range(3)])
+    session.flush()
+    return service
+
+
+def test_the_name_of_a_messages_queue_is_read_in_sql(two_queues, session):
+    wanted = Message.queue_name == "mail"
+    mail = {"mail 0", "mail 1", "mail 2"}
+    assert {row.payload for row in session.scalars(sa.select(Message).where(wanted))} == mail
+    by_name = session.scalars(sa.select(Message).filter_by(queue_name="mail"))
+    assert {row.payload for row in by_name} == mail
+    assert session.scalar(sa.select(sa.func.count()).where(wanted)) == 3
+    assert set(session.scalars(sa.select(Message.queue_name))) == {"mail", "reports"}
+    grouped = sa.select(Message.queue_name, sa.func.count()).group_by(Message.queue_name)
+    assert [tuple(row) for row in session.execute(grouped.order_by(Message.queue_name))] == [
+        ("mail", 3),
+        ("reports", 3),
+    ]
+    ordered = sa.select(Message.queue_name).order_by(Message.queue_name.desc()).limit(1)
+    assert session.scalar(ordered) == "reports"
+    joined = sa.select(Queue).join(Message, Queue.id == Message.queue_id).where(wanted).distinct()
+    assert [row.queue_name for row in session.scalars(joined)] == ["mail"]
+
+
+def test_criteria_may_name_the_queue(two_queues):
+    found = two_queues.messages.find(where=Message.queue_name == "mail")
+    assert {row.queue for row in found} == {"mail"}
+    assert two_queues.messages.count(where=Message.queue_name != "mail") == 3
+    assert two_queues.messages.cancel_where("mail", Message.queue_name != "mail") == 0
+    assert len(two_queues.dequeue("mail", 9, where=Message.queue_name.in_(["mail"]))) == 3
+
+
+def test_a_delete_by_the_name_of_the_queue_leaves_the_other_queues_alone(two_queues, session):
+    loaded = session.scalars(sa.select(Message)).all()
+    result = session.execute(sa.delete(Message).where(Message.queue_name != "mail"))
+    assert result.rowcount == 3
+    assert {row.payload for row in session.scalars(sa.select(Message))} == {
+        row.payload for row in loaded if row in session
+    }
+    assert two_queues.messages.count("mail") == 3
+
+
+def test_an_alias_has_its_own_queues_name(two_queues, session):
+    other = aliased(Message)
+    pairs = sa.select(sa.func.count()).where(
+        Message.queue_name == "mail", other.queue_name == "reports", other.id > Message.id
+    )
+    assert session.scalar(pairs) == 9
+    assert set(session.scalars(sa.select(other.queue_name))) == {"mail", "reports"}
+
+
+def test_the_name_of_the_queue_is_read_of_the_hosts_own_tables(session, models):
+    service = QueueService(session, models=models)
+    for name in ("mail", "reports"):
+        service.queues.create(name)
+        service.enqueue(name, name)
+    own = models.message
+    assert session.scalars(sa.select(own.payload).where(own.queue_name == "mail")).all() == ["mail"]
+    statement = str(sa.select(own).where(own.queue_name == "mail"))
+    assert "objects.pgqrs_queues" in statement
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda: sa.update(Message).values(queue_name="reports"),
+        lambda: sa.update(Message).values({Message.queue_name: "reports"}),
+        lambda: sa.update(Message).values(delay=5),
+        lambda: sa.update(Message).values({Message.at: datetime.now(UTC)}),
+    ],
+)
+def test_an_update_cannot_set_what_is_no_column(service, session, write):
+    with pytest.raises(InvalidArgument, match=r"(set queue_id|use vt)$"):
+        session.execute(write())
+
+
+@pytest.mark.parametrize("name", ["delay", "at"])
+def test_what_only_sets_a_time_is_refused_in_sql(name):
+    attribute = getattr(Message, name)
+    for use in (
+        lambda: attribute == 5,
+        lambda: attribute < 5,
+        lambda: sa.select(attribute),
+        lambda: sa.select(Message).order_by(attribute),
+        lambda: sa.select(Message).filter_by(**{name: 5}),
+        lambda: getattr(aliased(Message), name) == 5,
+    ):
+        with pytest.raises(InvalidArgument, match=rf"{name} only sets vt"):
+            use()

@@ -64,6 +64,7 @@ def queries(session: Session) -> None:
         assert_type(ready, bool)
     sa.select(Message).where(Message.ready, Message.state == "leased").order_by(Message.state)
     sa.select(Message.state, sa.func.count()).group_by(Message.state)
+    sa.select(Message).where(Message.queue_name == "mail").order_by(Message.queue_name)
     assert_type(session.scalars(sa.select(Queue.lease_seconds)).all()[0], float)
     assert_type(session.scalars(sa.select(ArchivedMessage.outcome)).one(), str)
     assert_type(session.scalars(sa.select(Worker.queues)).one(), list[str])
