@@ -232,7 +232,7 @@ class Desk:
                 return 0.0
         if self._is_ripe(due, now):
             self._settle(due)
-        elif self._unanswered and not self._leases_now:
+        elif self._unanswered:
             self._hand_back(self._line.stopping)
         elif not self._ask_for_notifications(now):
             return self._rest()

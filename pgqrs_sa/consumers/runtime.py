@@ -422,7 +422,7 @@ class Runtime:
     def _unreachable(self) -> bool:
         """True when the last words could not be said: the leases run out by themselves."""
         errors = [one for one in (self.desk.fatal, self.keeper.fatal) if one is not None]
-        return self._hurry.is_set() and bool(errors) and all(map(transient, errors))
+        return self._hurry.is_set() and all(map(transient, errors))
 
     @property
     def stopping(self) -> bool:

@@ -128,7 +128,7 @@ class Seat:
                 self._alarm.clear()
                 rest = self._tried()
                 self._asleep_until = time.monotonic() + rest
-            if rest and not self._over:
+            if not self._over:
                 self._sleep()
 
     def _sleep(self) -> None:

@@ -22,7 +22,7 @@ from pgqrs_sa.consumers.book import Book
 from pgqrs_sa.consumers.desk import Desk
 from pgqrs_sa.consumers.handlers import Handlers, Unit
 from pgqrs_sa.consumers.hooks import Reporter
-from pgqrs_sa.consumers.policy import Look, Schedule, Take
+from pgqrs_sa.consumers.policy import Schedule, Take
 from pgqrs_sa.consumers.seat import LINGER, Seat
 from pgqrs_sa.consumers.settings import Settings
 from pgqrs_sa.consumers.verdicts import Verdict
@@ -55,6 +55,8 @@ class FakeLine:
         self.strays: list[tuple[list[Unanswered], list[int]]] = []
         self.fates: dict[int, str] = {}  # of what cannot be settled
         self.explained: list[str] = []
+        self.asked: list[tuple[str, threading.Event, dict[str, object]]] = []
+        self.lamented: list[tuple[BaseException, int | None]] = []
         self.findings: Findings | None = None  # of the next look
         self.gone: Exception | None = None
 
@@ -62,7 +64,8 @@ class FakeLine:
         return self.call_until(self.stopping, what, context, operation, *args, **kwargs)
 
     def call_until(self, until, what, context, operation, *args, **kwargs):
-        del until, context, kwargs
+        del context
+        self.asked.append((what, until, kwargs))
         if self.error is not None:
             raise self.error
         by_operation = {consume.fates: self._fates, explain_nothing: self._explained}
@@ -106,7 +109,7 @@ class FakeLine:
         return findings
 
     def lament(self, error, worker) -> None:
-        pass
+        self.lamented.append((error, worker))
 
     def close(self) -> None:
         self.closed.set()
@@ -301,6 +304,13 @@ def test_its_own_thread_ends_after_the_last_round_of_another():
         assert rounds.by == ["own", threading.current_thread().name]
 
 
+def test_its_own_thread_does_not_sleep_after_the_last_round():
+    with Rounds() as rounds:
+        rounds.seat.leave(rounds.seat.end)
+        rounds.own.join(PATIENCE)
+        assert not rounds.own.is_alive()
+
+
 def test_a_round_that_has_more_to_do_is_followed_by_another():
     with Rounds(0.0, 0.0, 3600.0) as rounds:
         until(lambda: rounds.by == ["own"] * 3)
@@ -444,6 +454,8 @@ def test_an_error_in_a_handlers_thread_is_kept_as_one_of_the_desks_own(working):
             one.thread.start()
             one.thread.join(PATIENCE)
             assert one.desk.ended.is_set()
+            assert one.desk.resting.is_set()
+        assert one.line.lamented == [(one.line.error, 1)]
         assert one.desk.help(one.look) is None
 
 
@@ -672,7 +684,7 @@ def test_producers_are_asked_for_notifications_when_it_has_been_idle_and_only_th
         assert one.desk._ask_for_notifications(now + 1.0)
         span = dt.timedelta(seconds=240)  # of four looks
         assert one.line.noted == [span]
-        assert isinstance(one.desk._schedule.next(now + 1.0), Look)
+        assert one.desk._schedule.rest(now) == 0.0  # there may be something by now
         one.desk._schedule.took("mail", 1, 0, now + 1.0)
         assert not one.desk._ask_for_notifications(now + 120.9)
         assert one.desk._ask_for_notifications(now + 121.0)
@@ -753,3 +765,191 @@ def test_dead_letters_that_were_leased_are_told_and_others_leased_at_once():
         one.desk._report_undecodable(one.handler, [delivery(1)])
         assert told.settlements == [(1, "dead")]
         assert isinstance(one.desk._schedule.next(time.monotonic()), Take)
+
+
+def test_its_own_thread_is_woken_for_whatever_changes():
+    with office(working=False) as one:
+        for change in (
+            lambda: one.desk.pause(paused=True),
+            lambda: one.desk.settle(one.handler, []),
+            one.desk.stop_leasing,
+            one.desk.close,
+        ):
+            one.desk._seat._alarm.clear()
+            change()
+            assert one.desk._seat._alarm.is_set()
+
+
+def test_leases_without_an_answer_are_noted_for_the_worker_from_one_try_to_the_next():
+    with office(working=False) as one:
+        one.desk._trouble()  # it was no lease
+        assert one.desk._unanswered == []
+        one.desk._asked = ("mail", dt.timedelta(hours=1), 5.0)
+        one.desk._trouble()
+        one.desk._trouble()
+        first, second = one.desk._unanswered
+        assert (first.since, second.since) == (5.0, first.until)
+        worker = one.desk._context()
+        one.desk._context = lambda: replace(worker, worker=None)
+        one.desk._trouble()
+        assert len(one.desk._unanswered) == 2
+
+
+def test_leases_without_an_answer_keep_it_from_the_end_until_they_were_looked_for():
+    with office(working=False) as one:
+        one.desk._unanswered = [Unanswered(1, "mail", dt.timedelta(hours=1), 0.0, 1.0)]
+        one.desk.stop_leasing()
+        one.desk.close()
+        assert one.desk._round() == 0.0
+        assert not one.desk._seat._over
+        assert len(one.line.strays) == 1
+        one.desk._round()
+        assert one.desk._seat._over
+        assert len(one.line.strays) == 1
+
+
+def test_who_only_drains_does_not_end_although_there_is_no_time_left():
+    with office(working=False) as one:
+        one.desk._add(one.handler, [Verdict(delivery(1), "archive")], 0.0)
+        one.line.fates = {1: "busy"}
+        one.desk.stop_leasing()
+        one.line.hurried = True
+        one.desk._round()
+        assert not one.desk._seat._over
+        one.desk.settle(one.handler, [])
+        assert one.desk.left == 2
+
+
+def test_what_is_leased_goes_to_whoever_has_the_seat_and_the_limit_is_the_schedules():
+    with office(working=False, concurrency=2) as one:
+        one.line.supply = [delivery(n) for n in range(1, 5)]
+        one.desk.nudge("mail")
+        one.desk._round()
+        assert [unit.deliveries[0].id for unit in one.ready] == [1, 2]
+        assert one.desk._schedule.in_hand == 2
+        one.desk.finished(one.ready[0], [Verdict(delivery(1), "retry")], quietly=True)
+        one.desk._seat.read()
+        assert one.desk._schedule.in_hand == 1
+        assert one.desk._verdicts[1].verdict.kind == "retry"
+
+
+class Counting(threading.Event):
+    """One that counts how often it was waited for."""
+
+    waits = 0
+
+    def wait(self, timeout=None):
+        self.waits += 1
+        return super().wait(timeout)
+
+
+def test_the_seat_sleeps_when_it_has_seen_the_news():
+    rounds = Rounds()
+    news = rounds.seat._news = Counting()
+    news.set()
+    rounds.seat._asleep_until = time.monotonic() + 0.05
+    rounds.seat._sleep()
+    assert news.waits <= 2
+    assert time.monotonic() >= rounds.seat._asleep_until
+
+
+def test_the_seat_lets_a_handlers_thread_come_first_for_what_is_left_quietly():
+    rounds = Rounds()
+    alarm = rounds.seat._alarm = Counting()
+    rounds.seat._asleep_until = time.monotonic() + 3600
+    rounds.seat.leave(lambda: None, quietly=True)
+    rounds.seat._since = time.monotonic()
+    rounds.seat._sleep()
+    assert alarm.waits >= 1
+    assert time.monotonic() >= rounds.seat._since + LINGER
+
+
+def test_it_has_not_ended_while_a_handler_runs():
+    with office(working=False, concurrency=2) as one:
+        leased(one, 1)
+        one.desk._until_empty = True
+        one.desk._schedule.took("mail", 1, 0, time.monotonic())
+        one.desk._round()
+        assert not one.desk.ended.is_set()
+
+
+def test_what_is_done_is_settled_at_once_if_no_handler_runs_that_could_join():
+    with office(working=False) as one:
+        now = time.monotonic()
+        one.desk._add(one.handler, [Verdict(delivery(1), "archive")], now)
+        (waiting,) = one.desk._verdicts.values()
+        waiting.alone_at = now + 1000
+        assert one.desk._is_ripe([waiting], now)
+
+
+def test_a_turn_settles_what_cannot_join_it_and_archives_the_rest():
+    with office(working=False, concurrency=5) as one:
+        told = Told(one.desk)
+        mine, other = leased(one, 1, 2)
+        one.desk._add(one.handler, [Verdict(mine, "archive"), Verdict(other, "retry")], 0.0)
+        one.line.supply = [delivery(3)]
+        one.desk.nudge("mail")
+        one.desk._round()
+        assert one.line.settled == [other.id, mine.id]
+        assert [id_ for id_, _ in told.settlements] == [other.id, mine.id]
+        assert [unit.deliveries[0].id for unit in one.ready] == [3]
+        one.desk._trouble()
+        assert one.desk._unanswered == []  # the lease was answered
+        assert one.line.strays == []
+        one.desk._unanswered = [Unanswered(1, "mail", dt.timedelta(hours=1), 0.0, 1.0)]
+        one.line.supply = [delivery(4)]
+        one.desk.nudge("mail")
+        one.desk._round()
+        ((_, known),) = one.line.strays
+        assert sorted(known) == [delivery(3).fencing_token, delivery(4).fencing_token]
+        assert one.desk._unanswered == []
+
+
+def test_a_lease_of_what_was_held_here_ends_the_earlier_one():
+    with office(working=False, concurrency=3) as one:
+        lost: list[list[int]] = []
+        one.desk._lost = lambda gone: lost.append([held.delivery.fencing_token for held in gone])
+        leased(one, 1)
+        assert lost == []
+        one.line.supply = [replace(delivery(1), fencing_token=77)]
+        one.desk.nudge("mail")
+        one.desk._round()
+        assert lost == [[delivery(1).fencing_token]]
+
+
+def test_acknowledged_first_what_was_archived_is_begun_and_the_rest_is_forgotten():
+    with office(working=False, concurrency=3) as one:
+        one.handler = replace(one.handler, acknowledge="first")
+        held = one.book.enter(
+            one.handler, [delivery(n) for n in (1, 2, 3)], dt.timedelta(hours=1), time.monotonic()
+        )
+        one.desk._schedule.took("mail", 3, 3, time.monotonic())
+        one.line.fates = {2: "archived", 3: "lost"}  # the reply for the second was lost
+        one.desk._start(one.handler, held)
+        assert [unit.deliveries[0].id for unit in one.ready] == [1, 2]
+        assert one.line.settled == [1]
+        assert one.book.all() == []
+        assert one.desk._schedule.in_hand == 2
+
+
+@pytest.mark.parametrize("resting", [True, False])
+def test_who_settles_waits_for_a_database_until_it_stops_or_is_to_rest(resting):
+    with office(working=False) as one:
+        quiet(one)
+        if resting:
+            one.desk.resting.set()
+        one.desk._add(one.handler, [Verdict(delivery(1), "archive")], 0.0)
+        one.desk._round()
+        until_ = one.line.stopping if resting else one.desk._leaving
+        assert one.line.asked == [("a settlement", until_, {"strict": False})]
+
+
+def test_a_row_that_is_locked_holds_up_no_other():
+    with office(working=False) as one:
+        quiet(one)
+        verdicts = [Verdict(delivery(n), "archive") for n in (1, 2)]
+        one.line.fates = {1: "busy"}
+        one.desk._add(one.handler, verdicts, 0.0)
+        one.desk._round()
+        assert [*one.desk._verdicts] == [1]
+        assert one.line.settled == [2]

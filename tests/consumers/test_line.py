@@ -39,7 +39,10 @@ def test_asyncpg_set_up_for_pgbouncer_sends_no_statement_outside_a_transaction(
     engine = create_async_engine(url, poolclass=sa.NullPool, connect_args=settings)
     line = Line(AsyncPlug(engine), threading.Event(), deadline=30)
     assert line.once(CONTEXT, transactions) == expected
+    line.once(CONTEXT, create)
     line.close()
+    with sa.create_engine(migrated.url, poolclass=sa.NullPool).connect() as other:
+        assert other.scalar(sa.text("SELECT count(*) FROM pgqrs_queues")) == 1
 
 
 @pytest.fixture(params=["psycopg", "psycopg_async", "asyncpg"])
@@ -158,6 +161,88 @@ def test_what_is_found_from_the_beginning_is_gone_on_from(line, engine):
     assert line.once(context, watch).leased[0].payload == "late"
     assert line.once(context, watch).leased[0].payload == "later"
     assert began == [True, False, True]
+
+
+def test_a_transaction_is_one_also_where_each_call_commits_by_itself(line):
+    assert line.once(CONTEXT, transactions) == 2
+    assert line.transaction(CONTEXT, transactions) == 1
+    assert line.once(CONTEXT, transactions) == 2
+
+
+@pytest.mark.parametrize(("deadline", "cuts"), [(-1.0, 1), (3600.0, 0)])
+def test_a_call_that_takes_too_long_is_cut_and_none_that_has_ended(deadline, cuts):
+    class Plug:
+        cuts = 0
+
+        def run(self, work):
+            line.watch()
+            return work(None)
+
+        def cut(self):
+            self.cuts += 1
+
+    plug = Plug()
+    line = Line(plug, threading.Event(), deadline)
+    line._timed(lambda _: None)
+    line.watch()
+    assert plug.cuts == cuts
+
+
+def test_a_call_that_fails_is_told_and_its_connection_dropped():
+    told = []
+
+    class Plug:
+        def run(self, _work):
+            raise ConnectionError
+
+        def drop(self):
+            told.append("dropped")
+
+    line = Line(Plug(), threading.Event(), deadline=30)
+    line.on_trouble = lambda: told.append("trouble")
+    with pytest.raises(ConnectionError):
+        line.once(CONTEXT, create)
+    assert told == ["dropped", "trouble"]
+
+
+@pytest.mark.parametrize("isolation", ["AUTOCOMMIT", "READ COMMITTED"])
+def test_it_is_known_whether_the_applications_connections_commit_by_themselves(migrated, isolation):
+    engine = sa.create_engine(migrated.url, isolation_level=isolation, poolclass=sa.NullPool)
+    line = Line(SyncPlug(engine), threading.Event(), deadline=30)
+    line.once(CONTEXT, transactions)
+    assert line.commits_by_itself is (isolation == "AUTOCOMMIT")
+    line.close()
+
+
+@pytest.mark.parametrize(("error", "stopped"), [(ValueError("a bug"), False), (OSError(), True)])
+def test_what_does_not_pass_or_is_not_waited_for_is_tried_once(error, stopped):
+    line = Line(None, threading.Event(), deadline=30)
+    tries = []
+
+    def once(*_):
+        tries.append(None)
+        raise error
+
+    line.once = once
+    if stopped:
+        line.stopping.set()
+    with pytest.raises(type(error)):
+        line.call("a test", CONTEXT, create)
+    assert len(tries) == 1
+
+
+def test_what_passes_is_tried_until_it_works():
+    line = Line(None, threading.Event(), deadline=30)
+    answers = [OSError(), OSError(), "done"]
+
+    def once(*_):
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    line.once = once
+    assert line.call("a test", CONTEXT, create) == "done"
 
 
 def test_a_line_works_on_after_an_error(line):

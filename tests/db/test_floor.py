@@ -222,6 +222,26 @@ def test_the_time_of_a_dequeue_is_that_of_its_statement(
     assert statement[1] - statement[0] <= taken[0] <= time.monotonic() - began
 
 
+@pytest.mark.parametrize(("limit", "full"), [(1, True), (2, True), (3, False)])
+def test_a_dequeue_that_could_have_taken_more_was_not_full(
+    service, session, take, monkeypatch, limit, full
+):
+    told: list[bool] = []
+
+    class Noting(Floor):
+        def took(self, *found: Any, full: bool, **how: Any) -> Moves:
+            told.append(full)
+            return super().took(*found, full=full, **how)
+
+    floors.forget()
+    monkeypatch.setattr(floors, "Floor", Noting)
+    service.enqueue_many("mail", [1, 2])
+    session.commit()
+    take(limit)
+    floors.forget()
+    assert told == [full]
+
+
 def test_a_child_of_a_fork_waits_for_no_thread_of_its_parent(engine):
     with floors._floors._lock:
         if (pid := os.fork()) == 0:

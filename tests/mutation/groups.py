@@ -71,7 +71,7 @@ GROUPS: Mapping[str, Group] = {
         },
         (
             *("tests/consumers/test_policy.py", "tests/consumers/test_desk.py"),
-            *("tests/consumers/test_line.py", "tests/consumers/test_bounds.py"),
+            *("tests/consumers/test_runtime.py", "tests/consumers/test_line.py"),
         ),
     ),
     "leases": Group(
@@ -113,7 +113,17 @@ MODULES = tuple(dict.fromkeys(module for one in GROUPS.values() for module in on
 _FILES = {
     "consumers": (
         *("book", "bounds", "connections", "declared_queues", "desk", "event_loop"),
-        *("idle_queues", "keeper", "leases", "line", "policy", "results", "retries", "running"),
+        *(
+            "idle_queues",
+            "keeper",
+            "leases",
+            "line",
+            "policy",
+            "results",
+            "retries",
+            "running",
+            "runtime",
+        ),
         *("signatures", "transactions", "troubles", "verdicts", "workers"),
     ),
     "db": (

@@ -1,4 +1,4 @@
-"""Mutants that no test can find out, and why: what they take away is there a second time.
+"""Mutants that no test can find out, and why: what they change makes no difference.
 
 `tests/mutation/test_mutants.py` checks that each is still a mutant, and a run says when one that
 is listed here was found out after all.
@@ -10,7 +10,93 @@ from collections.abc import Mapping
 
 __all__ = ["REASONS"]
 
+_MOMENT = (
+    "It is about two readings of a clock that are the same to the last digit: either answer is"
+    " right then, and the next look, a moment later, gives the other."
+)
+_TYPES = "For the type checker: at this place it is never None."
+
 REASONS: Mapping[tuple[str, str, str, str], str] = {
+    (
+        "consumers/desk",
+        "Desk._ask_for_notifications",
+        "boundary",
+        "self._schedule.idle_for(now) < _IDLE_AFTER -> self._schedule.idle_for(now) <= _IDLE_AFTER",
+    ): _MOMENT,
+    (
+        "consumers/desk",
+        "Desk._step",
+        "boundary",
+        "one.not_before <= now -> one.not_before < now",
+    ): _MOMENT,
+    ("consumers/keeper", "Keeper._end_overdue", "operand", "or: timedelta(0)"): (
+        f"{_TYPES} Only a handler with a timeout is overdue."
+    ),
+    ("consumers/keeper", "Keeper._say_goodbye", "operand", "or: 0"): (
+        f"{_TYPES} Without a worker the loop has no rounds."
+    ),
+    (
+        "consumers/line",
+        "Line._ready",
+        "operand",
+        "or: self._session.bind is not connection",
+    ): (
+        "After an error there is no session that could belong to another connection, and a line"
+        " that was closed is not used again: each of the two would do alone."
+    ),
+    ("consumers/line", "Line._timed", "removed", "self._session = None"): (
+        "The connection is thrown away with it, and a session is only used with its own: this lets"
+        " go of the broken one sooner."
+    ),
+    (
+        "consumers/results",
+        "_problem",
+        "case",
+        "case None | bool() | int() | float() | str() | bytes() | Decision()",
+    ): (
+        "None of the cases below is about a plain value; it comes first so that the usual results"
+        " are compared with none of them. A decision is told apart before this is asked."
+    ),
+    ("consumers/runtime", "Runtime.finished", "operand", "and: not self._running"): (
+        "Who is told too often looks again, and goes on waiting: it is told for nothing."
+    ),
+    ("consumers/runtime", "Runtime.finished", "operand", "and: self._draining"): (
+        "Nobody waits for that before it drains: it is told for nothing."
+    ),
+    (
+        "consumers/seat",
+        "Seat._sit_down",
+        "boundary",
+        (
+            "time.monotonic() + rest < self._asleep_until -> time.monotonic() + rest <="
+            " self._asleep_until"
+        ),
+    ): _MOMENT,
+    (
+        "consumers/seat",
+        "Seat._sleep",
+        "boundary",
+        "now >= self._asleep_until -> now > self._asleep_until",
+    ): _MOMENT,
+    (
+        "consumers/seat",
+        "Seat._sleep",
+        "boundary",
+        (
+            "(spare := (self._since + LINGER - now)) > 0 -> "
+            "(spare := (self._since + LINGER - now)) >= 0"
+        ),
+    ): _MOMENT,
+    ("consumers/seat", "Seat.help", "operand", "and: not self._news.is_set()"): (
+        "What is set can be set again: asking first only saves the lock of the event."
+    ),
+    ("operations/lease", "dequeue", "loop", "break"): (
+        "The condition before it holds in each of the rounds that are left, as nothing is leased"
+        " in them: they do nothing."
+    ),
+    ("retry", "Backoff.delay", "sign", "1 + spread -> 1 - spread"): (
+        "The spread is drawn evenly from both sides of nothing, so that its sign says nothing."
+    ),
     (
         "statements/counts",
         "not_done",
