@@ -10,6 +10,7 @@ import click
 
 from .app import App, Command, pass_app
 from .failures import PROBLEMS
+from .output import Column
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -74,7 +75,7 @@ def _list_checks(app: App) -> None:
     for name, check in CHECKS.items():
         what = (check.__doc__ or "").partition("\n")[0].removeprefix("Yield ").rstrip(".")
         rows.append({"check": name, "looks_for": what})
-    app.emit(rows)
+    app.emit(rows, (Column("check", style="bold"), Column("looks_for", least=20, wrap=True)))
 
 
 def _show(app: App, findings: list[Finding]) -> None:

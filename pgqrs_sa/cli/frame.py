@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .output import aligned, text
+from .fitting import note
+from .output import Column, aligned, fitted, text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,7 +25,6 @@ GLYPHS = "▁▂▃▄▅▆▇█"
 PLAIN_GLYPHS = "_.-:=+*#"  # where the terminal has no others
 
 _HELP = "q quit  r refresh  up/down select  p pause/resume  d suspend/resume worker"
-_NAMES = {"queue", "name", "host"}
 _AROUND = 10  # lines of a frame that are not rows: headings, borders, help
 
 
@@ -130,61 +130,102 @@ class Frame:
             ],
         }
 
-    def render(self, *, height: int | None = None, glyphs: str = GLYPHS) -> RenderableType:
+    def render(
+        self, width: int, *, height: int | None = None, glyphs: str = GLYPHS
+    ) -> RenderableType:
         """Return it for a terminal.
 
         Args:
+            width: Of the terminal.
             height: Of the terminal, with a cursor and help; None for a frame to keep.
             glyphs: For the sparklines, the lowest first.
         """
         from rich.console import Group  # noqa: PLC0415 - of the extra `cli`, and slow
-        from rich.text import Text  # noqa: PLC0415
 
         shown = _window(len(self.queues) + len(self.workers), self.cursor, height)
         live = height is not None
-        title = Text(f"pgqrs top  {self.app.target}", style="bold", overflow="ellipsis")
-        parts: list[RenderableType] = [title, "", self._queues(shown, glyphs, live=live), ""]
+        queues = self._queues(shown, glyphs, width, live=live)
+        parts: list[RenderableType] = [
+            _line(f"pgqrs top  {self.app.target}", "bold"),
+            "",
+            queues,
+            "",
+        ]
+        hidden = len(_QUEUE) - len(queues.columns)
         if self.workers or not live:
-            parts += [self._workers(shown, live=live), ""]
+            workers = self._workers(shown, width, live=live)
+            hidden += len(_WORKER) - len(workers.columns)
+            parts += [workers, ""]
+        said = text(self.notice) if self.notice else note(hidden)
         if live:
-            parts += [Text(text(self.notice), style="yellow"), Text(_HELP, style="dim")]
+            parts += [_line(said, "yellow" if self.notice else "dim"), _line(_HELP, "dim")]
+        elif said:
+            parts += [_line(said, "dim")]
         return Group(*parts)
 
     def lines(self, *, glyphs: str = GLYPHS) -> Iterator[str]:
         """Yield it as lines of plain text, however many queues there are."""
         yield f"pgqrs top  {self.app.target}"
         yield ""
-        queues = [_of_queue(one, glyphs) for one in self.queues]
-        yield from aligned(_upper(_QUEUE), queues, _QUEUE_NUMBERS)
+        yield from _lines_of(_QUEUE, [_of_queue(one, glyphs) for one in self.queues])
         yield ""
-        workers = [_of_worker(one) for one in self.workers]
-        yield from aligned(_upper(_WORKER), workers, _WORKER_NUMBERS)
+        yield from _lines_of(_WORKER, [_of_worker(one) for one in self.workers])
 
-    def _queues(self, shown: range, glyphs: str, *, live: bool) -> Table:
-        table = _table(_QUEUE, _QUEUE_NUMBERS)
-        for place, one in enumerate(self.queues):
-            if place in shown:
-                style = _style(selected=live and place == self.cursor, dim=one.paused)
-                table.add_row(*map(_cell, _of_queue(one, glyphs)), style=style)
-        return table
+    def _queues(self, shown: range, glyphs: str, width: int, *, live: bool) -> Table:
+        places = [place for place in range(len(self.queues)) if place in shown]
+        return fitted(
+            _QUEUE,
+            [_of_queue(self.queues[place], glyphs) for place in places],
+            width,
+            [
+                _style(selected=live and place == self.cursor, dim=self.queues[place].paused)
+                for place in places
+            ],
+            noted=False,
+        )
 
-    def _workers(self, shown: range, *, live: bool) -> Table:
-        table = _table(_WORKER, _WORKER_NUMBERS)
-        for place, one in enumerate(self.workers, len(self.queues)):
-            if place in shown:
-                style = _style(selected=live and place == self.cursor, dim=not one.healthy)
-                table.add_row(*map(_cell, _of_worker(one)), style=style)
-        return table
+    def _workers(self, shown: range, width: int, *, live: bool) -> Table:
+        first = len(self.queues)
+        places = [place for place in range(len(self.workers)) if first + place in shown]
+        return fitted(
+            _WORKER,
+            [_of_worker(self.workers[place]) for place in places],
+            width,
+            [
+                _style(
+                    selected=live and first + place == self.cursor,
+                    dim=not self.workers[place].healthy,
+                )
+                for place in places
+            ],
+            noted=False,
+        )
 
 
-_QUEUE = ("queue", "ready", "leased", "sched.", "dead", "oldest", "in/s", "out/s", " " * 8)
-_QUEUE_NUMBERS = range(1, 8)
-_WORKER = ("worker", "name", "host", "status", "heartbeat", "leases")
-_WORKER_NUMBERS = (4, 5)
+_QUEUE = (
+    Column("queue", least=12),
+    Column("ready", right=True, rank=1),
+    Column("leased", right=True, rank=2),
+    Column("sched.", right=True, rank=5),
+    Column("dead", right=True, rank=3),
+    Column("oldest", right=True, rank=4),
+    Column("in/s", right=True, rank=7),
+    Column("out/s", right=True, rank=6),
+    Column(" " * 8, rank=8),
+)
+_WORKER = (
+    Column("worker", right=True),
+    Column("name", least=8),
+    Column("host", least=8, rank=4),
+    Column("status", rank=1),
+    Column("heartbeat", right=True, rank=2),
+    Column("leases", right=True, rank=3),
+)
 
 
-def _upper(headings: Sequence[str]) -> list[str]:
-    return [one.upper() for one in headings]
+def _lines_of(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    right = {place for place, column in enumerate(columns) if column.right}
+    return aligned([column.title.upper() for column in columns], rows, right)
 
 
 def _of_queue(one: QueueActivity, glyphs: str) -> list[str]:
@@ -225,23 +266,10 @@ def _window(rows: int, cursor: int, height: int | None) -> range:
     return range(first, first + room)
 
 
-def _table(headings: Sequence[str], numbers: Collection[int]) -> Table:
-    from rich import box  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+def _line(said: str, style: str) -> Text:
+    from rich.text import Text  # noqa: PLC0415 - of the extra `cli`, and slow
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    for place, heading in enumerate(headings):
-        justify: Literal["right", "left"] = "right" if place in numbers else "left"
-        # Where it is narrow, names are cut off, and nothing else is.
-        least = None if heading in _NAMES else len(heading)
-        table.add_column(heading, justify=justify, no_wrap=True, min_width=least)
-    return table
-
-
-def _cell(value: str) -> Text:
-    from rich.text import Text  # noqa: PLC0415
-
-    return Text(value)  # not markup: a name may have brackets
+    return Text(said, style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _style(*, selected: bool, dim: bool) -> str:

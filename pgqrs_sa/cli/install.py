@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["install", "uninstall", "verify"]
 
-CHECKS = (Column("check", style="bold"), Column("ok"), Column("problem"))
+CHECKS = (Column("check", style="bold"), Column("ok"), Column("problem", least=20, wrap=True))
 
 
 @click.command(cls=Command)

@@ -13,10 +13,10 @@ A table shows the columns that are named, all of them unless any are::
     COLUMNS = (Column("id"), Column("vt", "visible", render=lambda row: countdown(row)))
     app.emit(rows, COLUMNS)         app.emit_one(row)           app.show(produce, COLUMNS, every)
 
-On a terminal up to 1,000 rows are fitted to the width; in a pipe, and where there are more rows,
-it is plain text, a line for each row, nothing
-cut off. `Output.table` returns it for a live view of your own, `text` renders any value as tables
-do, and `Output.console` is the rich console of stdout.
+On a terminal up to 1,000 rows are fitted to the width (see `fitting`); in a pipe, and where there
+are more rows, it is plain text, a line for each row, nothing cut off. `Output.table` returns it for
+a live view of your own, `text` renders any value as tables do, and `Output.console` is the rich
+console of stdout.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from . import fitting
 from .failures import USAGE, Failed
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ __all__ = [
     "Output",
     "Row",
     "aligned",
+    "fitted",
     "plain",
     "span",
     "text",
@@ -67,6 +69,9 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 See https://owasp.org/www-community/attacks/CSV_Injection.
 """
 
+_NOTHING = "-"
+"""What a table shows where there is no value."""
+
 Row = Mapping[str, Any]
 
 
@@ -80,6 +85,10 @@ class Column:
         render: From the whole row to text; `text` of the value unless given.
         right: Aligned to the right, as numbers are.
         style: Of rich, for the whole column.
+        least: The width to which its cells may be cut on a narrow terminal; never unless given.
+        rank: Which columns get room first where that is not enough, the lowest before others; 0
+            for always.
+        wrap: Go on in a further line instead of cutting, for sentences.
     """
 
     key: str
@@ -87,6 +96,14 @@ class Column:
     render: Callable[[Row], str] | None = None
     right: bool = False
     style: str | None = None
+    least: int | None = None
+    rank: int = 0
+    wrap: bool = False
+
+    @property
+    def title(self) -> str:
+        """What stands over the column."""
+        return self.heading or self.key
 
     def cell(self, row: Row) -> str:
         """Return what the table shows."""
@@ -95,7 +112,7 @@ class Column:
 
 Columns = Sequence[Column] | None
 
-_PAIR = (Column("key", style="bold"), Column("value"))
+_PAIR = (Column("key", style="bold"), Column("value", least=10, wrap=True))
 """The columns of a single thing, which need no headings."""
 
 FITTED = 1000
@@ -118,7 +135,7 @@ def plain(value: Any) -> Any:
 def text(value: Any) -> str:
     """Return a value as tables have it: on one line, with no control characters."""
     if value is None:
-        return "-"
+        return _NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, datetime):
@@ -242,33 +259,16 @@ class Output:
             self.file.flush()
         elif self.format == "table":
             shown = columns or [Column(key) for key in row]
-            pairs = [{"key": one.heading or one.key, "value": one.cell(row)} for one in shown]
+            pairs = [{"key": one.title, "value": one.cell(row)} for one in shown]
             self._print(pairs, _PAIR)
         else:
             self.emit([row], columns)
 
     def table(self, rows: Sequence[Row], columns: Columns = None) -> Table:
-        """Return rows as a table of rich."""
-        from rich import box  # noqa: PLC0415
-        from rich.table import Table  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
-
+        """Return rows as a table of rich, as wide as the console or less."""
         shown = _shown(rows, columns)
-        made = Table(
-            box=box.SIMPLE_HEAD, show_header=shown is not _PAIR, pad_edge=False, highlight=False
-        )
-        for one in shown:
-            made.add_column(
-                one.heading or one.key,
-                justify="right" if one.right else "left",
-                style=one.style,
-                no_wrap=one.right,
-                overflow="fold",
-            )
-        for row in rows:
-            # Text, not str: what looks like markup is data.
-            made.add_row(*(Text(_cut(one.cell(row))) for one in shown))
-        return made
+        cells = [[_cut(one.cell(row)) for one in shown] for row in rows]
+        return fitted(shown, cells, self.console.width)
 
     def watch(
         self,
@@ -294,7 +294,7 @@ class Output:
             self.console.print(self.table(rows, columns))
             return
         shown = _shown(rows, columns)
-        headings = None if columns is _PAIR else [(one.heading or one.key).upper() for one in shown]
+        headings = None if columns is _PAIR else [one.title.upper() for one in shown]
         cells = [[_cut(one.cell(row)) for one in shown] for row in rows]
         right = {place for place, one in enumerate(shown) if one.right}
         self.lines(aligned(headings, cells, right))
@@ -318,7 +318,66 @@ class Output:
 
 
 def _shown(rows: Sequence[Row], columns: Columns) -> Sequence[Column]:
-    return columns or [Column(key) for key in (rows[0] if rows else ())]
+    keys = rows[0] if rows else ()
+    return columns or [Column(key, rank=place) for place, key in enumerate(keys)]
+
+
+def fitted(
+    columns: Sequence[Column],
+    cells: Sequence[Sequence[str]],
+    width: int,
+    styles: Sequence[str] = (),
+    *,
+    noted: bool = True,
+) -> Table:
+    """Return a table of rich that is no wider than a terminal.
+
+    Args:
+        columns: All that there are.
+        cells: Those of each row.
+        width: Of the terminal.
+        styles: Of each row; none unless given.
+        noted: Say below it how many columns are hidden.
+    """
+    from rich import box  # noqa: PLC0415 - of the extra `cli`, and slow
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    widths = fitting.fit([_space(one, place, cells) for place, one in enumerate(columns)], width)
+    note = fitting.note(len(columns) - len(widths)) if noted else ""
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        show_header=columns is not _PAIR,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, fitting.GAP - 1, 0, 0),
+        caption=Text(note, style="dim") if note else None,
+        caption_justify="left",
+    )
+    for place, given in widths.items():
+        one = columns[place]
+        made.add_column(
+            one.title,
+            justify="right" if one.right else "left",
+            style=one.style,
+            width=given,
+            no_wrap=not one.wrap,
+            overflow="fold" if one.wrap else "ellipsis",
+        )
+    for row, style in zip(cells, styles or [""] * len(cells), strict=True):
+        # Text, not str: what looks like markup is data.
+        made.add_row(*(Text(row[place]) for place in widths), style=style or None)
+    return made
+
+
+def _space(column: Column, place: int, cells: Sequence[Sequence[str]]) -> fitting.Space:
+    from rich.cells import cell_len  # noqa: PLC0415 - of the extra `cli`, and slow
+
+    title = cell_len(column.title)
+    natural = max([title, *(cell_len(row[place]) for row in cells)])
+    least = natural if column.least is None else min(natural, max(title, column.least))
+    empty = all(row[place] == _NOTHING for row in cells)
+    return fitting.Space(natural, least, column.rank, empty)
 
 
 def aligned(

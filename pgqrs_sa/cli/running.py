@@ -36,13 +36,15 @@ def _optional_span(key: str, otherwise: str) -> Callable[[Row], str]:
 
 
 _HANDLERS = (
-    Column("queue", style="bold"),
-    Column("handler"),
-    Column("lease_seconds", "lease", _optional_span("lease_seconds", "-"), right=True),
-    Column("concurrency", right=True),
-    Column("batch", right=True),
-    Column("timeout_seconds", "timeout", _optional_span("timeout_seconds", "none"), right=True),
-    Column("acknowledge"),
+    Column("queue", style="bold", least=12),
+    Column("handler", least=16, rank=1),
+    Column("lease_seconds", "lease", _optional_span("lease_seconds", "-"), right=True, rank=2),
+    Column("concurrency", right=True, rank=3),
+    Column("batch", right=True, rank=5),
+    Column(
+        "timeout_seconds", "timeout", _optional_span("timeout_seconds", "none"), right=True, rank=4
+    ),
+    Column("acknowledge", rank=6),
 )
 
 

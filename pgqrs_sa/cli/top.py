@@ -71,7 +71,7 @@ def top(app: App, interval: float, once: bool) -> None:
     elif len(frame.queues) + len(frame.workers) > FITTED and (once or not _interactive(app)):
         app.output.lines(frame.lines(glyphs=glyphs))
     elif once or not _interactive(app):
-        console.print(frame.render(glyphs=glyphs))
+        console.print(frame.render(console.width, glyphs=glyphs))
     else:
         _run(frame, console, glyphs)
 
@@ -89,7 +89,8 @@ def _run(frame: Frame, console: Console, glyphs: str) -> None:
     from rich.live import Live  # noqa: PLC0415 - of the extra `cli`, and slow
 
     def draw(live: Live) -> None:
-        live.update(frame.render(height=console.height, glyphs=glyphs), refresh=True)
+        drawn = frame.render(console.width, height=console.height, glyphs=glyphs)
+        live.update(drawn, refresh=True)
 
     interval = frame.step.total_seconds()
     with _keyboard() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:

@@ -35,6 +35,11 @@ _MESSAGE = (
     "worker_id",
 )
 
+_NAME = 12
+"""The width to which a name may be cut in a table."""
+
+_CONTENT = 10
+"""That of a payload or an error, which are cut before names are."""
 
 QUEUE_KEYS = (
     "id",
@@ -133,6 +138,10 @@ def _span(seconds: float | None) -> str:
     return "-" if seconds is None else span(seconds)
 
 
+def _queues(row: Row) -> str:
+    return text(", ".join(row["queues"]) or None)
+
+
 def _kept(seconds: float | None) -> str:
     return "for ever" if seconds is None else span(seconds)
 
@@ -149,13 +158,13 @@ def queue(info: QueueInfo) -> dict[str, Any]:
 
 QUEUES = (
     Column("id", right=True),
-    Column("name", style="bold"),
-    Column("lease_seconds", "lease", lambda row: span(row["lease_seconds"]), right=True),
-    Column("max_read_ct", "attempts", right=True),
-    Column("retention_seconds", "retention", lambda row: _kept(row["retention_seconds"])),
-    Column("max_payload_bytes", "max payload", right=True),
-    Column("created_at", "created"),
-    Column("paused_at", "paused"),
+    Column("name", style="bold", least=_NAME),
+    Column("lease_seconds", "lease", lambda row: span(row["lease_seconds"]), right=True, rank=2),
+    Column("max_read_ct", "attempts", right=True, rank=3),
+    Column("retention_seconds", "retention", lambda row: _kept(row["retention_seconds"]), rank=4),
+    Column("max_payload_bytes", "max payload", right=True, rank=6),
+    Column("created_at", "created", rank=5),
+    Column("paused_at", "paused", rank=1),
 )
 
 
@@ -170,9 +179,9 @@ def synced(queue: SyncedQueue, *, dry_run: bool) -> dict[str, Any]:
 
 
 SYNCED = (
-    Column("name", style="bold"),
+    Column("name", style="bold", least=_NAME),
     Column("status"),
-    Column("differences"),
+    Column("differences", least=20, wrap=True),
 )
 
 
@@ -208,19 +217,23 @@ def _outcome(key: str) -> Callable[[Row], str]:
 
 
 METRICS = (
-    Column("queue", style="bold"),
-    *(Column(key, right=True) for key in ("ready", "scheduled", "leased", "exhausted")),
+    Column("queue", style="bold", least=_NAME),
     *(
-        Column(key, render=_outcome(key), right=True, style="dim")
-        for key in ("archived", "dead", "cancelled", "discarded")
+        Column(key, right=True, rank=rank)
+        for key, rank in (("ready", 1), ("scheduled", 4), ("leased", 2), ("exhausted", 6))
+    ),
+    *(
+        Column(key, render=_outcome(key), right=True, style="dim", rank=rank)
+        for key, rank in (("archived", 7), ("dead", 3), ("cancelled", 9), ("discarded", 10))
     ),
     Column(
         "oldest_ready_age_seconds",
         "oldest ready",
         lambda row: _span(row["oldest_ready_age_seconds"]),
         right=True,
+        rank=5,
     ),
-    Column("paused"),
+    Column("paused", rank=8),
 )
 
 
@@ -240,16 +253,16 @@ def message(info: MessageInfo, now: datetime) -> dict[str, Any]:
 
 MESSAGES = (
     Column("id", right=True),
-    Column("queue", style="bold"),
-    Column("state"),
-    Column("visible_in_seconds", "visible", _countdown, right=True),
-    Column("vt"),
-    Column("read_ct", "attempt", _attempts, right=True),
-    Column("priority", right=True),
-    Column("key"),
-    Column("worker_id", "worker", right=True),
-    Column("payload"),
-    Column("last_error", "last error"),
+    Column("queue", style="bold", least=_NAME),
+    Column("state", rank=1),
+    Column("visible_in_seconds", "visible", _countdown, right=True, rank=2),
+    Column("vt", rank=9),
+    Column("read_ct", "attempt", _attempts, right=True, rank=4),
+    Column("priority", right=True, rank=8),
+    Column("key", least=_NAME, rank=6),
+    Column("worker_id", "worker", right=True, rank=7),
+    Column("payload", least=_CONTENT, rank=3),
+    Column("last_error", "last error", least=_CONTENT, rank=5),
 )
 
 
@@ -267,11 +280,11 @@ def delivery(leased: Delivery) -> dict[str, Any]:
 DELIVERIES = (
     Column("id", right=True),
     Column("fencing_token", "token", right=True),
-    Column("queue", style="bold"),
-    Column("vt", "leased until"),
-    Column("read_ct", "attempt", _attempts, right=True),
-    Column("payload"),
-    Column("last_error", "last error"),
+    Column("queue", style="bold", least=_NAME, rank=1),
+    Column("vt", "leased until", rank=3),
+    Column("read_ct", "attempt", _attempts, right=True, rank=4),
+    Column("payload", least=_CONTENT, rank=2),
+    Column("last_error", "last error", least=_CONTENT, rank=5),
 )
 
 
@@ -293,14 +306,14 @@ def archived(info: ArchivedInfo) -> dict[str, Any]:
 
 ARCHIVED = (
     Column("id", right=True),
-    Column("original_msg_id", "message", right=True),
-    Column("queue", style="bold"),
-    Column("outcome"),
-    Column("archived_at", "when"),
-    Column("read_ct", "attempts", _attempts, right=True),
-    Column("payload"),
-    Column("reason"),
-    Column("last_error", "last error"),
+    Column("original_msg_id", "message", right=True, rank=5),
+    Column("queue", style="bold", least=_NAME),
+    Column("outcome", rank=1),
+    Column("archived_at", "when", rank=2),
+    Column("read_ct", "attempts", _attempts, right=True, rank=7),
+    Column("payload", least=_CONTENT, rank=3),
+    Column("reason", least=_CONTENT, rank=4),
+    Column("last_error", "last error", least=_CONTENT, rank=6),
 )
 
 
@@ -317,14 +330,14 @@ def worker(info: WorkerInfo) -> dict[str, Any]:
 
 WORKERS = (
     Column("id", right=True),
-    Column("name", style="bold"),
-    Column("status"),
-    Column("hostname", "host"),
-    Column("pid", right=True),
-    Column("port", right=True),
-    Column("queues", render=lambda row: text(", ".join(row["queues"]) or None)),
-    Column("started_at", "started"),
-    Column("heartbeat_at", "heartbeat"),
+    Column("name", style="bold", least=_NAME),
+    Column("status", rank=1),
+    Column("hostname", "host", least=_NAME, rank=4),
+    Column("pid", right=True, rank=5),
+    Column("port", right=True, rank=6),
+    Column("queues", render=_queues, least=_NAME, rank=3),
+    Column("started_at", "started", rank=7),
+    Column("heartbeat_at", "heartbeat", rank=2),
 )
 
 
@@ -345,13 +358,19 @@ def health(of: WorkerHealth) -> dict[str, Any]:
 
 HEALTH = (
     Column("id", right=True),
-    Column("name", style="bold"),
-    Column("status"),
-    Column("hostname", "host"),
-    Column("queues", render=lambda row: text(", ".join(row["queues"]) or None)),
-    Column("silent_for_seconds", "silent", lambda row: span(row["silent_for_seconds"]), right=True),
-    Column("healthy"),
-    Column("leases", right=True),
+    Column("name", style="bold", least=_NAME),
+    Column("status", rank=3),
+    Column("hostname", "host", least=_NAME, rank=6),
+    Column("queues", render=_queues, least=_NAME, rank=4),
+    Column(
+        "silent_for_seconds",
+        "silent",
+        lambda row: span(row["silent_for_seconds"]),
+        right=True,
+        rank=2,
+    ),
+    Column("healthy", rank=1),
+    Column("leases", right=True, rank=5),
 )
 
 
