@@ -11,13 +11,15 @@ none                                            the payload; one called ``sessio
                                                 or ``deliveries`` is what its name says
 ==============================================  ==================================================
 
-What would be the payload, but has a default, keeps that.
+``X | None`` is as ``X``. What would be the payload, but has a default, keeps that. A class is no
+handler: to call it makes an object, and does no work.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -183,6 +185,10 @@ def inspect_handler(
 def _read(function: Any, name: str) -> tuple[inspect.Signature, dict[str, Any]]:
     """Return a handler's signature, and its annotations."""
     written = _written(function)
+    if inspect.isclass(written):
+        raise InvalidArgument(
+            f"{written.__qualname__} is a class: register an instance of it, or one of its methods"
+        )
     if inspect.isgeneratorfunction(written) or inspect.isasyncgenfunction(written):
         raise InvalidArgument(f"{name} is a generator: calling it would do nothing")
     try:
@@ -222,14 +228,15 @@ def _kind(handler: str, one: inspect.Parameter, hint: Any, *, many: bool) -> tup
     optional = one.default is not one.empty
     if hint is inspect.Parameter.empty:
         return _NAMED.get(one.name, "" if optional else "payload"), Any
-    if isinstance(hint, type):
-        if issubclass(hint, (Session, scoped_session)) or _is_async_session(hint):
+    wanted = _without_none(hint)
+    if isinstance(wanted, type):
+        if issubclass(wanted, (Session, scoped_session)) or _is_async_session(wanted):
             return "session", None
-        if issubclass(hint, QueueService) or hint.__name__ == "AsyncQueueService":
+        if issubclass(wanted, QueueService) or wanted.__name__ == "AsyncQueueService":
             return "service", None
     item = hint
-    if typing.get_origin(hint) in (list, Sequence, Iterable):
-        (inner,) = typing.get_args(hint)
+    if typing.get_origin(wanted) in (list, Sequence, Iterable):
+        (inner,) = typing.get_args(wanted)
         if many:
             item = inner
         elif _is_delivery(inner):
@@ -241,14 +248,25 @@ def _kind(handler: str, one: inspect.Parameter, hint: Any, *, many: bool) -> tup
     return "" if optional else "payload", item
 
 
+def _without_none(hint: Any) -> Any:
+    """Return ``X`` of ``X | None``, and any other annotation as it is."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+        if len(kinds) == 1:
+            return kinds[0]
+    return hint
+
+
 def _is_delivery(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, Delivery)
+    wanted = _without_none(hint)
+    return isinstance(wanted, type) and issubclass(wanted, Delivery)
 
 
 def _is_for_asyncio(hint: Any) -> bool | None:
     if hint is inspect.Parameter.empty:
         return None
-    return hint.__name__ == "AsyncQueueService" or _is_async_session(hint)
+    wanted = _without_none(hint)
+    return wanted.__name__ == "AsyncQueueService" or _is_async_session(wanted)
 
 
 def _is_async_session(hint: type[Any]) -> bool:

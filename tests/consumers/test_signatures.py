@@ -7,7 +7,8 @@ import inspect
 import json
 from collections.abc import Iterable, Sequence
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+from uuid import UUID
 
 import msgspec
 import pydantic
@@ -173,6 +174,64 @@ def test_what_has_a_default_and_is_none_of_ours_keeps_it():
     one = delivery(1)
     arguments = call.arguments([one], ["order"], None, None)
     assert handler(**arguments) == ("order", 3, None, one)
+
+
+def test_an_optional_parameter_is_given_what_it_is_for():
+    def handler(
+        a: UUID | None,
+        b: Optional[Session] = None,  # noqa: UP045
+        c: QueueService | None = None,
+        d: Annotated[Delivery | None, "of this call"] = None,
+    ):
+        pass
+
+    async def awaited(a: AsyncSession | None = None, b: AsyncQueueService | None = None):
+        pass
+
+    def many(a: list[Model] | None, b: list[Delivery] | None = None):
+        pass
+
+    assert taken(handler) == {"a": "payload", "b": "session", "c": "service", "d": "delivery"}
+    assert inspect_handler(handler, many=False).convert(None) is None
+    assert taken(awaited) == {"a": "session", "b": "service"}
+    assert taken(many, many=True) == {"a": "payload", "b": "delivery"}
+
+
+def test_an_optional_session_of_the_wrong_kind_is_refused():
+    def handler(a: AsyncSession | None = None):
+        pass
+
+    with pytest.raises(InvalidArgument, match="can only be given Session"):
+        taken(handler)
+
+
+class SendMail:
+    """A handler whose parentheses are easily forgotten."""
+
+    def __call__(self, payload: dict[str, Any]) -> None:
+        pass
+
+
+class SendMailAsync:
+    def __init__(self, payload: dict[str, Any]) -> None:
+        self.payload = payload
+
+    async def __call__(self, payload: dict[str, Any]) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "consumer", [Consumer(sessionmaker()), AsyncConsumer(async_sessionmaker())], ids=repr
+)
+@pytest.mark.parametrize("handler", [SendMail, SendMailAsync, partial(SendMailAsync), Model, dict])
+def test_a_class_is_no_handler(consumer, handler):
+    """To call it makes an object and does no work, which would be archived as done."""
+    with pytest.raises(
+        InvalidArgument, match="is a class: register an instance of it, or one of its methods"
+    ):
+        consumer.on("mail")(handler)
+    with pytest.raises(InvalidArgument, match="is a class"):
+        inspect_handler(handler, many=True)
 
 
 def test_a_payload_type_may_be_given_apart():
