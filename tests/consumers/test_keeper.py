@@ -18,6 +18,7 @@ from test_policy import delivery, handlers
 from pgqrs_sa import HandlerTimeout, WorkerInfo, WorkerNotFound
 from pgqrs_sa.consumers.book import Book
 from pgqrs_sa.consumers.keeper import Keeper
+from pgqrs_sa.operations import archive, consume, workers
 from pgqrs_sa.operations.context import Context
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -270,6 +271,32 @@ def test_it_tidies_up_when_that_is_due_each_job_by_itself(scene, caplog):
     keeper._tidy()
     assert scene.line.taken() == jobs
     assert caplog.messages == ["tidying up failed: ValueError"]
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_only_who_tidies_up_now_does_the_jobs(scene, monkeypatch, ours):
+    done: list[Any] = []
+    monkeypatch.setattr(consume, "tidying", lambda *_: ours)
+
+    def noted(name: str) -> Any:
+        return lambda _session, _context, *args, **options: done.append((name, *args, options))
+
+    for module, name in (
+        *((workers, name) for name in ("reclaim", "purge")),
+        *((archive, name) for name in ("bury", "prune")),
+    ):
+        monkeypatch.setattr(module, name, noted(name))
+    keeper = scene.keeper(queues=["q0", "q1"])
+    for job in (keeper._reclaim, keeper._bury, keeper._prune, keeper._forget):
+        job(None, CONTEXT)
+    jobs = [
+        ("reclaim", 60.0, None, {"holding": False}),
+        ("bury", "q0", 1_000, {}),
+        ("bury", "q1", 1_000, {}),
+        ("prune", None, None, 1_000, {}),
+        ("purge", timedelta(days=7), {}),
+    ]
+    assert done == (jobs if ours else [])
 
 
 @pytest.mark.parametrize("code", ["42501", "57P01"])

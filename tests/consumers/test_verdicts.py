@@ -22,7 +22,15 @@ from pgqrs_sa import (
     RetryIn,
     Snooze,
 )
-from pgqrs_sa.consumers.calling import FORGIVEN, after_error, after_return, is_fatal
+from pgqrs_sa.consumers.calling import (
+    FORGIVEN,
+    _NotBegun,
+    after_error,
+    after_return,
+    hold,
+    is_fatal,
+    keeps_snapshots,
+)
 from pgqrs_sa.consumers.handlers import Handlers, Unit
 from pgqrs_sa.consumers.policy import Schedule
 from pgqrs_sa.consumers.verdicts import (
@@ -35,6 +43,7 @@ from pgqrs_sa.consumers.verdicts import (
 )
 from pgqrs_sa.decisions import Decision
 from pgqrs_sa.errors import Whereabouts
+from pgqrs_sa.operations import consume
 
 SECOND = timedelta(seconds=1)
 
@@ -326,3 +335,40 @@ def test_a_call_that_is_cancelled_since_its_lease_was_lost_has_not_failed(lost, 
 def test_a_message_may_be_given_up_without_a_reason():
     assert (str(Discard()), Discard().reason) == ("discarded", None)
     assert (str(Discard("why")), Discard("why").reason) == ("why", "why")
+
+
+@pytest.mark.parametrize(
+    ("level", "keeps"),
+    [("READ COMMITTED", False), ("REPEATABLE READ", True), ("SERIALIZABLE", True)],
+)
+def test_what_keeps_a_snapshot_holds_its_messages_locked(level, keeps):
+    assert keeps_snapshots(level) is keeps
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (ConnectionError(), _NotBegun),  # passes: the attempt is not charged for it
+        (LeaseLost({1: Whereabouts(1, "gone")}), LeaseLost),
+        (None, None),
+    ],
+)
+def test_a_lock_that_cannot_be_had_is_told_apart_from_a_lease_that_was_lost(
+    monkeypatch, error, raised
+):
+    asked = []
+
+    def hold_messages(_session, _context, deliveries):
+        asked.append(deliveries)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(consume, "hold", hold_messages)
+    one = unit(2, batch=2)
+    if raised is None:
+        hold(None, None, one)
+    else:
+        with pytest.raises(raised) as caught:
+            hold(None, None, one)
+        assert error in (caught.value, caught.value.__cause__)
+    assert asked == [one.deliveries]

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -248,6 +249,26 @@ def test_a_child_of_a_fork_waits_for_no_thread_of_its_parent(engine):
             signal.alarm(10)
             os._exit(0 if floors._floors.get(engine.pool, "mail") is None else 1)
     assert os.waitpid(pid, 0)[1] == 0
+    lock = floors._floors._lock
+    floors._floors.reset()  # as the child has done
+    assert floors._floors._lock is not lock
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "expected"),
+    [
+        ("f", None, False),  # there is no such table
+        ("f", "acme", False),
+        ("f1", None, True),
+        ("t1", None, False),  # whose rows depend on who asks
+        ("t1", "acme", True),
+    ],
+)
+def test_places_are_remembered_of_tables_whose_rows_are_the_same_for_all_or_by_key(
+    table, key, expected
+):
+    taking: Any = SimpleNamespace(_context=SimpleNamespace(cursor_key=key))
+    assert floors.Taking._may_remember(taking, table) is expected
 
 
 def test_criteria_look_at_all_messages(service, session, take, sent, clock):

@@ -74,12 +74,12 @@ class Results:
         self._path, self._lock = path, Lock()
 
     def left(self, todo: Sequence[Task], *, again: bool) -> list[Task]:
-        """Return the mutants that were not tried before; with ``again``, survivors as well."""
+        """Return those that were not tried before; with ``again``, unexplained survivors too."""
         known, left = self._known(), []
         for task in todo:
             trial = Trial(*task, None, 0.0)
             row = known.get((*trial.key, task.mutant.line))
-            if row is None or (again and row["found_by"] is None):
+            if row is None or (again and row["found_by"] is None and trial.reason is None):
                 left.append(task)
             else:
                 self.trials.append(Trial(*task, row["found_by"], row["seconds"]))

@@ -61,7 +61,7 @@ GROUPS: Mapping[str, Group] = {
     ),
     "cursor": Group(
         dict.fromkeys(("floor", "operations/floors", "commits"), ()),
-        ("tests/unit/test_floor.py", "tests/db/test_floor.py"),
+        ("tests/unit/test_floor.py", "tests/unit/test_commits.py"),
     ),
     "dispatching": Group(
         {
@@ -79,7 +79,10 @@ GROUPS: Mapping[str, Group] = {
             **dict.fromkeys(("consumers/book", "consumers/keeper"), ()),
             **dict.fromkeys(("operations/lease", "operations/consume"), ()),
         },
-        ("tests/consumers/test_book.py", "tests/consumers/test_keeper.py"),
+        (
+            *("tests/consumers/test_book.py", "tests/consumers/test_keeper.py"),
+            "tests/unit/test_consume.py",
+        ),
     ),
     "results": Group(
         {
@@ -142,7 +145,7 @@ _FILES = {
     "doctor": ("doctor",),
     "model": ("statements", "holes", "machine"),
     "testing": ("draining", "single"),
-    "unit": ("floor", "pickling", "retry"),
+    "unit": ("commits", "consume", "floor", "pickling", "retry"),
     "wakeup": ("notify", "nudge"),
 }
 TESTS = tuple(
