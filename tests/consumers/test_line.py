@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from datetime import timedelta
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -203,6 +204,29 @@ def test_a_call_that_fails_is_told_and_its_connection_dropped():
     with pytest.raises(ConnectionError):
         line.once(CONTEXT, create)
     assert told == ["dropped", "trouble"]
+
+
+@pytest.mark.parametrize(
+    ("hurried", "error", "told"),
+    [
+        (True, OSError(), "the database is away: OSError"),
+        (False, OSError(), "the consumer cannot go on"),
+        (True, ValueError(), "the consumer cannot go on"),
+    ],
+)
+def test_a_database_that_is_away_at_the_end_is_no_error(caplog, hurried, error, told):
+    line = Line(None, threading.Event(), deadline=30)
+    if hurried:
+        line.stopping.set()
+    line.lament(error, 7)
+    assert caplog.messages == [told]
+
+
+def test_a_call_may_be_cut_whatever_it_does():
+    cuts = []
+    line = Line(SimpleNamespace(cut=lambda: cuts.append(None)), threading.Event(), deadline=30)
+    line.cut()
+    assert len(cuts) == 1
 
 
 @pytest.mark.parametrize("isolation", ["AUTOCOMMIT", "READ COMMITTED"])

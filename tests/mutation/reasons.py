@@ -44,6 +44,12 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
         "After an error there is no session that could belong to another connection, and a line"
         " that was closed is not used again: each of the two would do alone."
     ),
+    (
+        "consumers/line",
+        "Line.watch",
+        "boundary",
+        "time.monotonic() - since > self._deadline -> time.monotonic() - since >= self._deadline",
+    ): _MOMENT,
     ("consumers/line", "Line._timed", "removed", "self._session = None"): (
         "The connection is thrown away with it, and a session is only used with its own: this lets"
         " go of the broken one sooner."
