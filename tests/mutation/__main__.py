@@ -5,7 +5,8 @@ by itself (the cursor, dispatching, leases, results of handlers, settling, purgi
 an operand, a call and the like is changed: see `tests.mutation.groups`.
 
 The tests are collected once in a copy of the checkout, for each job with a server of its own, and
-run once, to note which of them run which lines. Each mutant is then tried in a fork of that
+run once, to note which of them run which lines; a folder of results has these notes, and is of one
+state of the package and its tests. Each mutant is then tried in a fork of that
 process, by the tests that run its lines, until one fails; a test that takes ten times as long as
 usual, and 20 seconds at least, has failed. It prints every survivor with the reason why no test
 can find it out (`tests.mutation.reasons`), and the score by group and kind; it fails if a survivor
