@@ -16,6 +16,8 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
@@ -257,6 +259,19 @@ def test_the_blocks_about_consumers_run_one_after_the_other(
     assert sorted(customers) == ["Ada", "ada", "bob"]
     assert "at most once: it is archived already {'visits': 1}" in capsys.readouterr().out
     assert names["metrics"].seconds
+
+
+def test_the_flask_block_about_consumers_runs(migrated, engine, shop, worked_on) -> None:
+    app = Flask(__name__)
+    app.config["SQLALCHEMY_DATABASE_URI"] = migrated.url
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"pool_size": 10}
+    names = {"app": app, "db": SQLAlchemy(app), "Order": shop.Order, "Session": Session}
+    for line, code in blocks("flask", CONSUMERS):
+        execute(code, line, names, CONSUMERS)
+    names["consumer"].dispose()
+    with Session(engine) as session:
+        assert session.get_one(shop.Order, 7).receipts_sent == 1
+        assert QueueService(session).messages.metrics("receipts").archived == 1
 
 
 async def test_the_asyncio_block_about_consumers_runs(migrated, engine, shop, worked_on) -> None:

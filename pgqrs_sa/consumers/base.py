@@ -6,6 +6,7 @@ import os
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Engine
@@ -16,11 +17,13 @@ from ..errors import InvalidArgument, shown
 from ..models import Models
 from ..represented import represented
 from ..retry import Retry
+from ..sessions import registry_of
 from ..types import Seconds
 from .handlers import Acknowledge, Handler, Handlers
 from .hooks import Hooks
 from .runtime import Waker
-from .sessions import factory_of, maker_of
+from .scopes import CallContext, call_context_of, check_call_context
+from .sessions import engine_of, factory_of, maker_of, opened
 from .settings import Settings
 
 __all__ = ["BaseConsumer"]
@@ -53,6 +56,7 @@ class BaseConsumer(ABC, Generic[_S]):
         listen_dsn: str | None = None,
         hooks: Sequence[Hooks] = (),
         queues: QueueSource = (),
+        call_context: CallContext | None = None,
     ) -> None:
         self._pid = os.getpid()
         self._inherited: object = None
@@ -60,6 +64,8 @@ class BaseConsumer(ABC, Generic[_S]):
             sessionmaker, type(self).__name__, asynchronous=self._asynchronous
         )
         self._new_session: Any = factory_of(sessionmaker)
+        self._registry: Any = registry_of(sessionmaker)
+        self._call_context = check_call_context(call_context)
         self._settings = Settings.checked(
             name=socket.gethostname() if name is None else name,
             concurrency=concurrency,
@@ -211,6 +217,17 @@ class BaseConsumer(ABC, Generic[_S]):
         self._settings = self._settings.changed(concurrency, drain_timeout, hooks)
         if concurrency is not None:
             self._handlers.run_as_many(concurrency)
+
+    def _engine_of_sessions(self) -> Engine:
+        """Return the engine of the sessions that are made in calls."""
+        return self._own(copy_context().run(self._found_engine))
+
+    def _found_engine(self) -> Engine:
+        with call_context_of(self._call_context)():
+            made = opened(self._new_session(), asynchronous=self._asynchronous)
+            with made.sync_session if self._asynchronous else made as session:
+                engine = engine_of(session, self._settings.context())
+        return engine
 
     def _own(self, engine: Engine) -> Engine:
         """Return an engine whose pool belongs to this process."""

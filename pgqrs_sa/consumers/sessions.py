@@ -12,6 +12,7 @@ from .. import routing
 from ..errors import InvalidArgument
 from ..operations.context import Context
 from ..sessions import registry_of
+from .scopes import scope_of
 
 __all__ = ["engine_of", "factory_of", "maker_of", "opened", "refuse_elsewhere"]
 
@@ -55,13 +56,18 @@ def factory_of(given: Any) -> Any:
 
 
 class _InScope:
-    """The session of the current scope, for one call; the scope begins with a new one then."""
+    """A new session for one call, which is the registry's current session meanwhile.
+
+    The scope is the call's own: `scopes.check_scopes` refuses registries where it is not.
+    """
 
     def __init__(self, registry: Any) -> None:
         self._registry = registry
+        self._scope = scope_of(registry)
 
     def __enter__(self) -> Any:
-        return self._registry()
+        self._registry.remove()  # what an earlier call has left in this scope
+        return self._made_current()
 
     def __exit__(
         self,
@@ -69,10 +75,15 @@ class _InScope:
         _error: BaseException | None,
         _where: TracebackType | None,
     ) -> None:
-        self._registry.remove()
+        try:
+            self._session.close()
+        finally:
+            if self._scope() == self._key:  # unless the handler has moved into another scope
+                self._registry.remove()
 
     async def __aenter__(self) -> Any:
-        return self._registry()
+        await self._registry.remove()
+        return self._made_current()
 
     async def __aexit__(
         self,
@@ -80,7 +91,17 @@ class _InScope:
         _error: BaseException | None,
         _where: TracebackType | None,
     ) -> None:
-        await self._registry.remove()
+        try:
+            await self._session.__aexit__(None, None, None)  # not cut short by a cancellation
+        finally:
+            if self._scope() == self._key:
+                await self._registry.remove()
+
+    def _made_current(self) -> Any:
+        self._key = self._scope()
+        self._session = self._registry.session_factory()
+        self._registry.registry.set(self._session)
+        return self._session
 
 
 def opened(made: Any, *, asynchronous: bool) -> Any:

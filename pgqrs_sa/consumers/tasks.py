@@ -39,7 +39,8 @@ from .calling import (
 from .handlers import Unit
 from .line import AsyncPlug
 from .runtime import Outcome, Runtime
-from .sessions import engine_of, opened, refuse_elsewhere
+from .scopes import CallContext, call_context_of, check_scopes_of_tasks, refuse_suppression
+from .sessions import refuse_elsewhere
 from .settings import check_pool
 from .starting import PATIENCE, Start
 from .transactions import kept_open
@@ -133,7 +134,7 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
 
     async def dispose(self) -> None:
         """See `Consumer.dispose`."""
-        await (await self._engine()).dispose()
+        await self._engine().dispose()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -147,15 +148,20 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
     ) -> None:
         await self.stop()
 
-    async def _engine(self) -> AsyncEngine:
-        async with opened(self._new_session(), asynchronous=True) as session:
-            return AsyncEngine(self._own(engine_of(session.sync_session, self._settings.context())))
+    def _engine(self) -> AsyncEngine:
+        return AsyncEngine(self._engine_of_sessions())
 
     async def _made(self, *, until_empty: bool) -> _Run:
-        engine = await self._engine()
+        await check_scopes_of_tasks(self._registry, self._call_context)
+        engine = self._engine()
         needed = self._connections_needed()
         check_pool(engine.pool, needed, "one for each handler that runs at the same time")
-        crew = _Tasks(self._sessionmaker, engine.sync_engine, asyncio.get_running_loop())
+        crew = _Tasks(
+            self._sessionmaker,
+            engine.sync_engine,
+            asyncio.get_running_loop(),
+            call_context_of(self._call_context),
+        )
         crew.runtime = Runtime(
             self._settings,
             self.handlers,
@@ -267,8 +273,10 @@ class _Tasks:
         sessionmaker: Callable[[], AsyncSession],
         engine: Engine,
         loop: asyncio.AbstractEventLoop,
+        call_context: CallContext,
     ) -> None:
         self._sessionmaker = sessionmaker
+        self._call_context = call_context
         self._engine = engine
         self._loop = loop
         self._context = copy_context()  # of whoever starts the consumer: each call gets a copy
@@ -370,7 +378,9 @@ class _Tasks:
         try:
             async with clock:
                 try:
-                    return await self._called(unit)
+                    with self._call_context():
+                        return await self._called(unit)
+                    refuse_suppression()
                 except TimeoutError as error:
                     raise _Raised(error) from error  # the handler's own, not the clock's
         except _Raised as raised:

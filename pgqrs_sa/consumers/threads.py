@@ -30,7 +30,8 @@ from .calling import (
 from .handlers import Unit
 from .line import SyncPlug
 from .runtime import Outcome, Runtime
-from .sessions import engine_of, opened, refuse_elsewhere
+from .scopes import CallContext, call_context_of, check_scopes, refuse_suppression
+from .sessions import refuse_elsewhere
 from .settings import check_pool
 from .starting import PATIENCE, Start
 from .transactions import kept_open
@@ -82,6 +83,10 @@ class Consumer(BaseConsumer[Session]):
         queues: `DeclaredQueue` objects, or a MetaData with `declare_queues`. Those that are missing
             are created by one statement when the consumer starts. A setting that differs is logged
             as a warning, and is not changed.
+        call_context: A function without arguments that returns a context manager, such as
+            ``app.app_context`` of Flask. Each call of a handler is made in it, with its session.
+            Where a consumer starts in an application context of Flask, each call gets an
+            application context of its own without it.
     """
 
     def _prepare(self) -> None:
@@ -101,10 +106,12 @@ class Consumer(BaseConsumer[Session]):
             How long a lease lasts, by queue.
 
         Raises:
-            InvalidArgument: no handler, or no engine to take connections from.
+            InvalidArgument: no handler, no engine to take connections from, or a registry of
+                sessions whose scope is not that of a call.
             PoolTooSmall: with both numbers.
             ReadOnlyDatabase, SchemaVersionError, QueueNotFound: what is wrong with the database.
         """
+        check_scopes(self._registry, self._call_context)
         engine = self._engine()
         self._check_pool(engine)
         return self._made(engine, until_empty=False).runtime.check()
@@ -142,6 +149,7 @@ class Consumer(BaseConsumer[Session]):
         """
         self._refuse_twice(self._run)
         self._stop.clear()
+        check_scopes(self._registry, self._call_context)
         engine = self._engine()
         self._check_pool(engine)
         run = self._made(engine, until_empty=until_empty)
@@ -202,8 +210,7 @@ class Consumer(BaseConsumer[Session]):
         self.stop()
 
     def _engine(self) -> Engine:
-        with opened(self._new_session(), asynchronous=False) as session:
-            return self._own(engine_of(session, self._settings.context()))
+        return self._engine_of_sessions()
 
     def _check_pool(self, engine: Engine) -> None:
         needed = self._connections_needed()
@@ -211,7 +218,7 @@ class Consumer(BaseConsumer[Session]):
         check_pool(engine.pool, needed + _OWN_CONNECTIONS, why)
 
     def _made(self, engine: Engine, *, until_empty: bool) -> _Run:
-        crew = _Threads(self._sessionmaker, engine)
+        crew = _Threads(self._sessionmaker, engine, call_context_of(self._call_context))
         crew.runtime = Runtime(
             self._settings,
             self.handlers,
@@ -285,9 +292,12 @@ class _Run(NamedTuple):
 class _Threads:
     """Threads that call handlers. They are daemons: one that hangs does not keep the process."""
 
-    def __init__(self, sessionmaker: Callable[[], Session], engine: Engine) -> None:
+    def __init__(
+        self, sessionmaker: Callable[[], Session], engine: Engine, call_context: CallContext
+    ) -> None:
         self._sessionmaker = sessionmaker
         self._engine = engine
+        self._call_context = call_context
         self._context = copy_context()  # of whoever starts the consumer: each call gets a copy
         self._news = threading.Condition()
         self._begun = 0
@@ -365,18 +375,23 @@ class _Threads:
 
     def _call(self, unit: Unit) -> list[Verdict]:
         try:
-            if unit.handler.call.needs_session:
-                return self._call_in_session(unit)
-            call = unit.handler.call
-            payloads = call.payloads(unit.deliveries)
-            arguments = call.arguments(unit.deliveries, payloads, None, None)
-            return after_return(unit, call.run(arguments))
+            with self._call_context():
+                return self._called(unit)
+            refuse_suppression()
         except BaseException as error:  # noqa: BLE001 - whatever it is, no lease is left behind
             verdicts = after_error(unit, error, stopping=self.runtime.stopping)
             if is_fatal(error):
                 self.failure = self.failure or error
                 self.runtime.drain()  # or it would be leased again at once
             return verdicts
+
+    def _called(self, unit: Unit) -> list[Verdict]:
+        call = unit.handler.call
+        if call.needs_session:
+            return self._call_in_session(unit)
+        payloads = call.payloads(unit.deliveries)
+        arguments = call.arguments(unit.deliveries, payloads, None, None)
+        return after_return(unit, call.run(arguments))
 
     def _call_in_session(self, unit: Unit) -> list[Verdict]:
         call, context = unit.handler.call, self.runtime.context

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import assert_type
 
@@ -29,6 +30,7 @@ def right(maker: sessionmaker[Session], other: Callable[[], Session]) -> Consume
         version="1",
         notify=True,
         hooks=[Hooks()],
+        call_context=nullcontext,
     )
 
 
@@ -44,6 +46,7 @@ def wrong(maker: sessionmaker[Session], later: async_sessionmaker[AsyncSession])
     Consumer(maker, poll_interval="yes")  # type: ignore[arg-type]
     Consumer(maker, concurrency=2.5)  # type: ignore[arg-type]
     Consumer(maker, hooks=[print])  # type: ignore[list-item]
+    Consumer(maker, call_context=nullcontext())  # type: ignore[arg-type]
     Consumer(later)  # type: ignore[arg-type]
     AsyncConsumer(later, concurency=8)  # type: ignore[call-arg]
     AsyncConsumer(later, poll_interval="yes")  # type: ignore[arg-type]
