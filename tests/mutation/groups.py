@@ -105,7 +105,10 @@ GROUPS: Mapping[str, Group] = {
             "operations/archive": (),
             "operations/workers": ("purge", "reclaim"),
         },
-        ("tests/db/test_queues_reading_archive_workers.py",),
+        (
+            "tests/db/test_forgotten_objects.py",
+            "tests/db/test_queues_reading_archive_workers.py",
+        ),
     ),
 }
 """By name, the fences of the statements first."""
@@ -138,7 +141,14 @@ _FILES = {
             "dequeue_bounds",
             "empty_lists",
         ),
-        *("enqueue_ways", "floor", "leases_and_fences", "messages_as_objects", "plans"),
+        *(
+            "enqueue_ways",
+            "floor",
+            "forgotten_objects",
+            "leases_and_fences",
+            "messages_as_objects",
+            "plans",
+        ),
         *("plans_of_readers", "plans_of_uneven_tables", "queues_reading_archive_workers"),
         *("requeue_races", "session_rules", "several_databases", "undecodable"),
     ),
