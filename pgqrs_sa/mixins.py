@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
@@ -31,6 +31,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "VERSION_COMMENT",
     "ArchivedMessageMixin",
+    "Headers",
     "MessageMixin",
     "Payload",
     "QueueMixin",
@@ -50,6 +51,7 @@ _vt_range = "vt >= '1970-01-01 00:00:00+00' AND vt < '9999-01-01 00:00:00+00'"
 _queue_name_rule = f"queue_name ~ '{arguments.QUEUE_NAME_PATTERN}'"
 _has_attempts = "max_read_ct IS NULL OR read_ct < max_read_ct"
 _strict = JsonCodec()
+_T = TypeVar("_T")
 
 _AUTOVACUUM = {
     # Each message leaves two dead rows behind, and a dequeue reads over those that are not
@@ -181,6 +183,17 @@ class Payload(sa.types.TypeDecorator[Any]):
         return self.impl_instance.coerce_compared_value(op, value)
 
 
+class Headers(Payload):
+    """As `Payload`, of headers: a dict of bounded size, or None, which is SQL's NULL."""
+
+    cache_ok = True
+    should_evaluate_none = False
+
+    def bind_processor(self, dialect: sa.Dialect) -> Any:  # noqa: ARG002
+        """Return what makes the text of headers."""
+        return _headers_text
+
+
 class _RefusedPayload(PayloadError, sa_exc.DontWrapMixin):
     """Of a statement's parameters: SQLAlchemy passes it through as it is."""
 
@@ -188,8 +201,16 @@ class _RefusedPayload(PayloadError, sa_exc.DontWrapMixin):
 def _payload_text(value: Any) -> str | None:
     if isinstance(value, sa.Null):
         return None
+    return _refusing(_strict.dumps, None if value is JSONB.NULL else value)
+
+
+def _headers_text(value: Any) -> str | None:
+    return _refusing(arguments.headers_text, None if isinstance(value, sa.Null) else value)
+
+
+def _refusing(dumps: Callable[[Any], _T], value: Any) -> _T:
     try:
-        return _strict.dumps(None if value is JSONB.NULL else value)
+        return dumps(value)
     except PayloadError as error:
         raise _RefusedPayload(error.path, error.problem) from error
 
@@ -272,7 +293,7 @@ class _ContentMixin:
     id: Mapped[int] = mapped_column(sa.BigInteger, _identity)
     queue_id: Mapped[int] = mapped_column(sa.BigInteger, insert_default=_no_queue)
     payload: Mapped[Any] = mapped_column(Payload, nullable=False)
-    headers: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    headers: Mapped[dict[str, Any] | None] = mapped_column(Headers)
     priority: Mapped[int] = mapped_column(sa.SmallInteger, server_default=sa.text("0"))
     vt: Mapped[datetime] = mapped_column(_timestamp, server_default=_clock)
     enqueued_at: Mapped[datetime] = mapped_column(_timestamp, server_default=_clock)

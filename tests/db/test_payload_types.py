@@ -119,6 +119,61 @@ async def test_every_driver_keeps_floats(async_service):
         assert type((delivery.headers or {"f": 1.0})["f"]) is float
 
 
+HEADERS = {"small": 1e22, "large": 1e308, "n": [-1e16, 10**25, 0.1, True, None]}
+HEADER_WAYS: dict[str, Callable[[Session, dict[str, Any]], Any]] = {
+    "add": lambda s, row: s.add(Message(**row)),
+    "add, changed later": lambda s, row: s.add(message := Message(**row | {"headers": {}}))
+    or message.headers.update(row["headers"]),
+    "bulk INSERT of the ORM": lambda s, row: s.execute(sa.insert(Message), [row] * 2),
+    "INSERT of Core": lambda s, row: s.execute(sa.insert(Message.__table__).values(**row)),
+    "bulk_save_objects": lambda s, row: s.bulk_save_objects([Message(**row)]),
+    "UPDATE": lambda s, row: (
+        s.execute(sa.insert(Message), [row | {"headers": None}]),
+        s.execute(sa.update(Message).values(headers=row["headers"])),
+    ),
+}
+header_ways = pytest.mark.parametrize("way", HEADER_WAYS.values(), ids=list(HEADER_WAYS))
+
+
+@header_ways
+def test_every_way_keeps_the_numbers_of_headers(service, session, way):
+    way(session, {"queue_id": service.queues.get("mail").id, "payload": 1, "headers": HEADERS})
+    for delivery in service.dequeue("mail", 5):
+        assert delivery.headers == HEADERS
+        small, large, (first, second, *_) = (delivery.headers[name] for name in HEADERS)
+        assert [type(value) for value in (small, large, first, second)] == [float, float, float, int]
+    message = session.scalars(sa.select(Message)).first()
+    assert message.headers == HEADERS
+
+
+@header_ways
+def test_every_way_keeps_headers_that_are_none(service, session, way):
+    row = {"queue_id": service.queues.get("mail").id, "payload": 1, "headers": None}
+    if way is not HEADER_WAYS["add, changed later"]:
+        way(session, row)
+    session.flush()
+    count = sa.select(sa.func.count()).select_from(Message)
+    assert session.scalar(count.where(sa.not_(Message.headers.is_(None)))) == 0
+
+
+@header_ways
+def test_every_way_refuses_headers_that_enqueue_refuses(service, session, way):
+    row = {"queue_id": service.queues.get("mail").id, "payload": 1, "headers": {"n": float("inf")}}
+    with pytest.raises(PayloadError, match="headers") as caught, session.begin_nested():
+        way(session, row)
+        session.flush()
+    assert caught.value.path == "headers.n"
+
+
+def test_headers_are_compared_and_read_as_jsonb(service, session):
+    service.enqueue("mail", 1, headers={"n": 1e22, "t": {"id": "x"}})
+    found = sa.select(Message.headers["t"]["id"].astext).where(Message.headers["n"].is_not(None))
+    assert session.scalar(found) == "x"
+    assert session.scalar(sa.select(Message.id).where(Message.headers.contains({"n": 1e22})))
+    assert session.scalar(sa.select(Message.id).where(Message.headers.has_key("t")))
+    assert session.scalar(sa.select(Message.headers)) == {"n": 1e22, "t": {"id": "x"}}
+
+
 def test_the_sign_of_zero_is_what_jsonb_does_not_keep(service):
     service.enqueue("mail", [-0.0, 0.0])
     (delivery,) = service.dequeue("mail")
