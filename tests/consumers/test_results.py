@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import inspect
+import io
 import itertools
 import logging
-from collections import deque
+from collections import ChainMap, UserList, deque
+from collections.abc import Collection
 from unittest.mock import MagicMock
 
 import pytest
+import sqlalchemy as sa
 from bench import Kit, effect
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -62,6 +66,29 @@ class Awaited:
         yield
 
 
+class AsyncIterated:
+    def __aiter__(self):
+        return async_generator()
+
+
+class Iterated:
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        raise StopIteration
+
+
+@dataclasses.dataclass
+class Wrapper:
+    value: object
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    value: object
+
+
 NOT_RUN = {
     "coroutine": coroutine,
     "awaitable": Awaited,
@@ -73,6 +100,12 @@ NOT_RUN = {
     "map": lambda: map(print, [1]),
     "filter": lambda: filter(print, [1]),
     "starmap": lambda: itertools.starmap(print, [[1]]),
+    "zip": lambda: zip([1], strict=True),
+    "chain": lambda: itertools.chain(generator()),
+    "islice": lambda: itertools.islice(generator(), 1),
+    "list iterator": lambda: iter([1]),
+    "iterator": Iterated,
+    "async iterable": AsyncIterated,
     "function": lambda: function,
     "builtin": lambda: print,
     "method": lambda: "text".upper,
@@ -95,6 +128,18 @@ INSIDE = {
     "dict": lambda value: {"a": 1, "b": value},
     "deque": lambda value: deque([value]),
     "nested": lambda value: [1, {"a": (value,)}],
+    "nested deep": lambda value: functools.reduce(lambda inner, _: [inner], range(500), value),
+    "values of a dict": lambda value: {"a": value}.values(),
+    "items of a dict": lambda value: {"a": value}.items(),
+    "UserList": lambda value: UserList([value]),
+    "ChainMap": lambda value: ChainMap({}, {"a": value}),
+    "key of a dict": lambda value: {value: 1},
+    "after others": lambda value: [*range(900), value],
+}
+FIELDS = {
+    "dataclass": Wrapper,
+    "dataclass with slots": Slotted,
+    "nested": lambda v: [Wrapper((v,))],
 }
 
 
@@ -141,6 +186,86 @@ def test_a_container_that_contains_itself_is_a_plain_value():
 def test_a_container_of_these_or_of_decisions_is_refused(made, wrap):
     with pytest.raises(InvalidResult, match="that contains"):
         of_result(unit(), wrap(made()))
+
+
+@pytest.mark.parametrize("wrap", FIELDS.values(), ids=FIELDS)
+@pytest.mark.parametrize("made", [coroutine, generator, AsyncIterated, lambda: RetryIn(60)])
+def test_work_or_a_decision_in_a_field_of_a_dataclass_is_refused(made, wrap):
+    with pytest.raises(InvalidResult, match="that contains"):
+        of_result(unit(), wrap(made()))
+
+
+@pytest.mark.parametrize("value", [print, Snooze, ValueError("x"), delivery(1)])
+def test_a_dataclass_may_have_functions_classes_and_errors_in_its_fields(value):
+    assert [one.kind for one in of_result(unit(), Wrapper(value))] == ["archive"]
+
+
+def test_a_delivery_is_a_plain_value():
+    assert [one.kind for one in of_result(unit(), delivery(1))] == ["archive"]
+
+
+class Stream(Iterated):
+    def read(self):
+        return ""
+
+
+class Cursor(AsyncIterated):
+    def fetchall(self):
+        return []
+
+
+@pytest.mark.parametrize("made", [io.StringIO, io.BytesIO, Stream, Cursor, lambda: [Cursor()]])
+def test_a_file_a_stream_and_a_cursor_are_plain_values(made):
+    assert [one.kind for one in of_result(unit(), made())] == ["archive"]
+
+
+def test_the_result_of_a_statement_is_a_plain_value(engine):
+    with Session(engine) as session:
+        one = sa.select(sa.literal(1))
+        for result in (session.execute(one), session.scalars(one), session.execute(one).mappings()):
+            assert [found.kind for found in of_result(unit(), result)] == ["archive"]
+
+
+def test_a_result_that_contains_itself_is_looked_at_once():
+    cyclic: list[object] = [1]
+    cyclic += [cyclic, {"again": cyclic}, Wrapper(cyclic)]
+    assert [one.kind for one in of_result(unit(), cyclic)] == ["archive"]
+    cyclic.append(lost := coroutine())
+    with pytest.raises(InvalidResult):
+        of_result(unit(), cyclic)
+    assert inspect.getcoroutinestate(lost) == inspect.CORO_CLOSED
+
+
+class Endless(Collection):
+    """A collection of collections, each of its own."""
+
+    made = 0
+
+    def __len__(self):
+        return 10**12
+
+    def __contains__(self, _value):
+        return False
+
+    def __iter__(self):
+        while True:
+            Endless.made += 1
+            yield Endless()
+
+
+def test_a_huge_result_costs_a_bounded_look():
+    for huge in (range(10**12), Endless()):
+        assert [one.kind for one in of_result(unit(), huge)] == ["archive"]
+    assert Endless.made <= 1_000
+
+
+class Broken(Endless):
+    def __iter__(self):
+        raise RuntimeError("not now")
+
+
+def test_a_collection_that_cannot_be_read_is_a_plain_value():
+    assert [one.kind for one in of_result(unit(), [Broken()])] == ["archive"]
 
 
 @pytest.mark.parametrize("made", [*NOT_RUN.values(), lambda: Snooze, lambda: [RetryIn(1)], Retry])

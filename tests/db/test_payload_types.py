@@ -122,8 +122,9 @@ async def test_every_driver_keeps_floats(async_service):
 HEADERS = {"small": 1e22, "large": 1e308, "n": [-1e16, 10**25, 0.1, True, None]}
 HEADER_WAYS: dict[str, Callable[[Session, dict[str, Any]], Any]] = {
     "add": lambda s, row: s.add(Message(**row)),
-    "add, changed later": lambda s, row: s.add(message := Message(**row | {"headers": {}}))
-    or message.headers.update(row["headers"]),
+    "add, changed later": lambda s, row: (
+        s.add(message := Message(**row | {"headers": {}})) or message.headers.update(row["headers"])
+    ),
     "bulk INSERT of the ORM": lambda s, row: s.execute(sa.insert(Message), [row] * 2),
     "INSERT of Core": lambda s, row: s.execute(sa.insert(Message.__table__).values(**row)),
     "bulk_save_objects": lambda s, row: s.bulk_save_objects([Message(**row)]),
@@ -140,8 +141,8 @@ def test_every_way_keeps_the_numbers_of_headers(service, session, way):
     way(session, {"queue_id": service.queues.get("mail").id, "payload": 1, "headers": HEADERS})
     for delivery in service.dequeue("mail", 5):
         assert delivery.headers == HEADERS
-        small, large, (first, second, *_) = (delivery.headers[name] for name in HEADERS)
-        assert [type(value) for value in (small, large, first, second)] == [float, float, float, int]
+        small, large, numbers = (delivery.headers[name] for name in HEADERS)
+        assert [type(value) for value in (small, large, *numbers[:2])] == [float] * 3 + [int]
     message = session.scalars(sa.select(Message)).first()
     assert message.headers == HEADERS
 
@@ -159,9 +160,13 @@ def test_every_way_keeps_headers_that_are_none(service, session, way):
 @header_ways
 def test_every_way_refuses_headers_that_enqueue_refuses(service, session, way):
     row = {"queue_id": service.queues.get("mail").id, "payload": 1, "headers": {"n": float("inf")}}
-    with pytest.raises(PayloadError, match="headers") as caught, session.begin_nested():
+
+    def write() -> None:
         way(session, row)
         session.flush()
+
+    with pytest.raises(PayloadError, match="headers") as caught, session.begin_nested():
+        write()
     assert caught.value.path == "headers.n"
 
 
