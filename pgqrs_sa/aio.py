@@ -30,7 +30,7 @@ from .types import Criteria, Delivery, Failure, Item, Receipt, Seconds
 
 __all__ = ["AsyncQueueService"]
 
-extras.require("greenlet")  # SQLAlchemy 2.0 finds out only when it is used
+extras.require("AsyncQueueService")  # SQLAlchemy 2.0 finds out only when it is used
 
 
 class AsyncQueueService(aio_facets.Facet):

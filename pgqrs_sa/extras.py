@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Any
 
 __all__ = ["missing_extra", "require", "stand_in"]
@@ -18,25 +19,60 @@ _EXTRAS = {
 """Libraries, and the extras that have them."""
 
 
+_NEEDS = {
+    "AsyncConsumer": ("greenlet", "tenacity"),
+    "AsyncQueueService": ("greenlet",),
+    "Consumer": ("tenacity",),
+    "pgqrs_sa.pgqrs": ("greenlet",),
+}
+"""The names of the package that need libraries of extras, and which."""
+
+
+class _Missing(ImportError):
+    """Something needs libraries that are not installed.
+
+    Attributes:
+        command: How to install the extras that have them.
+    """
+
+    def __init__(self, name: str, libraries: Iterable[str]) -> None:
+        needed = list(libraries)
+        extras = ",".join(_EXTRAS[library] for library in needed)
+        self.command = f"pip install 'pgqrs-sa[{extras}]'"
+        text = f"{name} needs {' and '.join(needed)}: {self.command}"
+        super().__init__(text, name=needed[0])
+
+
 def missing_extra(error: ImportError) -> str | None:
-    """Return how to install the extra of ours that has a library which is missing, if one has."""
-    extra = _EXTRAS.get(_missing(error))
+    """Return how to install the extras of ours that have what is missing, if any have."""
+    if isinstance(error, _Missing):
+        return error.command
+    extra = _EXTRAS.get(_library(error))
     return None if extra is None else f"pip install 'pgqrs-sa[{extra}]'"
 
 
-def _missing(error: ImportError) -> str:
+def _library(error: ImportError) -> str:
     # SQLAlchemy 2.1 raises an error of its own for greenlet, which has no name.
     name = error.name or getattr(error.__cause__, "name", None) or ""
     return name.partition(".")[0]
 
 
-def require(library: str) -> None:
-    """Raise an ImportError unless a library can be imported."""
-    import_module(library)
+def require(name: str) -> None:
+    """Raise an ImportError with the pip command unless all is installed that a name needs.
+
+    Args:
+        name: Of a class or a module of the package.
+    """
+    if missing := _not_installed(name):
+        raise _Missing(name, missing)
+
+
+def _not_installed(name: str) -> list[str]:
+    return [library for library in _NEEDS.get(name, ()) if find_spec(library) is None]
 
 
 def stand_in(name: str, error: ImportError) -> type[Any]:
-    """Return a class in place of one whose extra is missing, which cannot be used.
+    """Return a class in place of one whose extras are missing, which cannot be used.
 
     Importing and inspecting the package then works with any set of extras.
 
@@ -47,14 +83,13 @@ def stand_in(name: str, error: ImportError) -> type[Any]:
     Raises:
         ImportError: the error itself, if no extra of ours would help.
     """
-    command = missing_extra(error)
-    if command is None:
+    if missing_extra(error) is None:
         raise error
-    library = _missing(error)
-    text = f"{name} needs {library}: {command}"
+    missing = _not_installed(name) or [_library(error)]
+    text = str(_Missing(name, missing))
 
     def refuse(*_args: object, **_kwargs: object) -> Any:
-        raise ImportError(text, name=library) from error
+        raise _Missing(name, missing) from error
 
     body = {"__doc__": f"Not installed: {text}", "__module__": "pgqrs_sa", "__new__": refuse}
     return type(name, (), body)

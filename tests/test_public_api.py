@@ -482,6 +482,32 @@ def test_what_lacks_its_extra_names_it_when_it_is_used(missing, name):
     assert done.stdout.strip() == f"{name} needs {missing}: pip install 'pgqrs-sa[{extra}]'"
 
 
+def test_all_extras_that_are_missing_are_named_at_once():
+    done = run_python(
+        "import sys; sys.modules['greenlet'] = sys.modules['tenacity'] = None\n"
+        "from pgqrs_sa import AsyncConsumer\n"
+        "try: AsyncConsumer(None)\n"
+        "except ImportError as error: print(error)\n"
+    )
+
+    wanted = "AsyncConsumer needs greenlet and tenacity: pip install 'pgqrs-sa[asyncio,consumer]'"
+    assert done.stdout.strip() == wanted, done.stderr
+
+
+@pytest.mark.parametrize(
+    "statement", ["from pgqrs_sa import pgqrs", "from pgqrs_sa.pgqrs.types import QueueInfo"]
+)
+def test_the_names_of_pgqrs_say_what_to_install_without_their_extra(statement):
+    done = run_python(
+        "import sys; sys.modules['greenlet'] = None\n"
+        f"try: {statement}\n"
+        "except ImportError as error: print(error)\n"
+    )
+
+    wanted = "pgqrs_sa.pgqrs needs greenlet: pip install 'pgqrs-sa[asyncio]'"
+    assert done.stdout.strip() == wanted, done.stderr
+
+
 def test_an_import_that_no_extra_would_mend_is_an_error():
     done = run_python(
         "import sys; sys.modules['sqlalchemy'] = None\n"

@@ -20,6 +20,7 @@ Needs the extras ``asyncio`` and a driver, and ``alembic`` for `Admin.install`.
 from __future__ import annotations
 
 from ..settings import Validation
+from . import required as _required  # noqa: F401 - before the others, which fail without it
 from .admin import Admin
 from .config import Config
 from .consumer import Consumer
