@@ -268,6 +268,8 @@ def _plain_object(value: Any, depth: int, *, rich: bool) -> Any:
     try:
         for way in encoding.written(value) if rich else ():
             plain = _plain(way, depth, rich=rich)
+            if isinstance(way, encoding.Made):
+                plain = encoding.Made(plain)
             if (fault := _lost(value, plain)) is None:
                 return plain
             faults.append(fault)

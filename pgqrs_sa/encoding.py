@@ -19,6 +19,9 @@ pydantic models             what pydantic makes of them, by alias if that can be
 msgspec structs             what msgspec makes of them
 ==========================  ====================================================================
 
+JSON's own types are checked wherever they stand in an annotation: ``list[int]`` takes integers. An
+integer is taken for ``float``, and becomes one; ``True`` is no ``int``.
+
 Neither pydantic nor msgspec is imported unless a class of theirs is met.
 """
 
@@ -31,22 +34,32 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 from uuid import UUID
 
 from .errors import PayloadError, shown
 
-__all__ = ["Read", "as_it_is", "lost", "read_at", "reader", "written"]
+__all__ = ["Made", "Read", "as_it_is", "lost", "read_at", "reader", "written"]
 
 Read: TypeAlias = Callable[[Any, str], Any]
 """Makes an object of a JSON value that is found at a path; raises `PayloadError`."""
 
 # --------------------------------------------------------------------------------- writing
+
+
+class Made(dict[str, Any]):
+    """The fields of a dataclass as JSON has them, and what the class has made of them.
+
+    An object within another is read when it is written itself, and need not be read once more at
+    each level above it.
+    """
+
+    made: Any = None
 
 
 def written(value: Any) -> Iterator[Any]:
@@ -70,7 +83,8 @@ def written(value: Any) -> Iterator[Any]:
     elif hasattr(kind, "__struct_fields__"):
         yield sys.modules["msgspec"].to_builtins(value)
     elif dataclasses.is_dataclass(kind):
-        yield {one.name: getattr(value, one.name) for one in dataclasses.fields(kind) if one.init}
+        fields = dataclasses.fields(kind)
+        yield Made({one.name: getattr(value, one.name) for one in fields if one.init})
 
 
 def lost(value: Any, text: Any) -> str | None:
@@ -79,6 +93,8 @@ def lost(value: Any, text: Any) -> str | None:
     None when it comes back equal, ``""`` when it differs as a whole, otherwise ``.field``.
     """
     back = reader(type(value))(text, "")
+    if isinstance(text, Made):
+        text.made = back
     if type(back) is type(value) and bool(back == value) and _says_the_same(back, value):
         return None
     kinds = ("__struct_fields__", "__pydantic_fields__", "__dataclass_fields__")
@@ -131,7 +147,7 @@ def read_at(read: Read, value: Any, path: str) -> Any:
 
 
 def _made(kind: Any) -> Read:
-    kind = _bare(kind)
+    kind = types.NoneType if kind is None else _bare(kind)
     origin = typing.get_origin(kind)
     if (read := _of_fields(kind, origin or kind)) is not None:
         return read
@@ -172,6 +188,8 @@ def _bare(kind: Any) -> Any:
 
 
 def _of_class(kind: type[Any]) -> Read:
+    if kind in _PLAIN:
+        return _PLAIN[kind]
     for base, make in _MAKERS.items():
         if issubclass(kind, base):
             return lambda value, path: make(kind, value, path)
@@ -191,11 +209,10 @@ def _of_generic(origin: Any, kinds: tuple[Any, ...]) -> Read:
 def _of_container(origin: type[Any], kinds: tuple[Any, ...]) -> Read:
     """Return the reader of a list or a dict, or of what either is an instance of."""
     read = reader(kinds[-1]) if kinds else as_it_is
-    if read is not as_it_is:
-        if len(kinds) == 1 and issubclass(list, origin):
-            return lambda value, path: _array(read, value, path)
-        if issubclass(dict, origin):
-            return lambda value, path: _object(read, value, path)
+    if len(kinds) == 1 and issubclass(list, origin):
+        return lambda value, path: _array(read, value, path)
+    if issubclass(dict, origin):
+        return lambda value, path: _object(read, value, path)
     return as_it_is
 
 
@@ -219,10 +236,12 @@ def _of_tuple(kinds: tuple[Any, ...]) -> Read:
 def _of_union(kinds: tuple[Any, ...]) -> Read:
     """Return a reader for the first of some types that a value fits.
 
-    Numbers, booleans and null fit the type that they have, wherever it stands.
+    Numbers, booleans and null fit the type that they have, wherever it stands. Text is tried as
+    ``str`` after all others, which are more particular about it.
     """
     plain = [kind for kind in kinds if kind in (bool, int, float, type(None))]
-    others = [(kind, reader(kind)) for kind in kinds if kind not in plain]
+    rest = sorted((kind for kind in kinds if kind not in plain), key=lambda kind: kind is str)
+    others = [(kind, reader(kind)) for kind in rest]
 
     def read(value: Any, path: str) -> Any:
         if type(value) in plain:
@@ -252,10 +271,21 @@ def _names(kinds: Sequence[Any]) -> str:
 
 
 def _of_type(wanted: type[Any], value: Any, path: str) -> Any:
-    if not isinstance(value, wanted):
-        said = "text" if wanted is str else "an array" if wanted is list else "an object"
-        raise PayloadError(path, f"must be {said}, not {type(value).__name__}")
-    return value
+    if isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
+        return value
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    said = _SAID.get(wanted, wanted.__name__)
+    found = "null" if value is None else type(value).__name__
+    raise PayloadError(path, f"must be {said}, not {found}")
+
+
+_SAID = {str: "text", list: "an array", dict: "an object", types.NoneType: "null"}
+
+_PLAIN: dict[type[Any], Read] = {
+    kind: partial(_of_type, kind) for kind in (bool, int, float, str, list, dict, types.NoneType)
+}
+_PLAIN_TYPE = {read: kind for kind, read in _PLAIN.items()}
 
 
 def _text(value: Any, path: str) -> str:
@@ -263,14 +293,25 @@ def _text(value: Any, path: str) -> str:
     return text
 
 
+def _need_no_look(read: Read, values: Iterable[Any]) -> bool:
+    """Whether all values are right as they are: told in C, since there may be very many."""
+    if read is as_it_is:
+        return True
+    return (wanted := _PLAIN_TYPE.get(read)) is not None and set(map(type, values)) <= {wanted}
+
+
 def _array(read: Read, value: Any, path: str) -> list[Any]:
-    items = enumerate(_of_type(list, value, path))
-    return [read_at(read, item, f"{path}[{place}]") for place, item in items]
+    items: list[Any] = _of_type(list, value, path)
+    if _need_no_look(read, items):
+        return items
+    return [read_at(read, item, f"{path}[{place}]") for place, item in enumerate(items)]
 
 
 def _object(read: Read, value: Any, path: str) -> dict[str, Any]:
-    members = _of_type(dict, value, path).items()
-    return {name: read_at(read, inner, f"{path}.{name}") for name, inner in members}
+    members: dict[str, Any] = _of_type(dict, value, path)
+    if _need_no_look(read, members.values()):
+        return members
+    return {name: read_at(read, inner, f"{path}.{name}") for name, inner in members.items()}
 
 
 def _literal(choices: tuple[Any, ...], value: Any, path: str) -> Any:
@@ -320,9 +361,19 @@ def _duration(kind: type[timedelta], value: Any, _path: str) -> timedelta:
     return kind(**parts)
 
 
+def _datetime(kind: type[datetime], value: Any, path: str) -> datetime:
+    text = _text(value, path)
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return kind.fromisoformat(text)
+    raise PayloadError(path, f"is {shown(text)}, a date without a time")
+
+
 _MAKERS: dict[type[Any], Callable[[Any, Any, str], Any]] = {
     Enum: _enum,
     timedelta: _duration,
+    datetime: _datetime,
     date: lambda kind, value, path: kind.fromisoformat(_text(value, path)),
     time: lambda kind, value, path: kind.fromisoformat(_text(value, path)),
     UUID: lambda kind, value, path: kind(_text(value, path)),
@@ -357,7 +408,9 @@ def _typed_dict(kind: Any, value: Any, path: str) -> dict[str, Any]:
 
 
 def _dataclass(kind: Any, value: Any, path: str) -> Any:
-    """Make a dataclass of a dict: fields of plain types are taken as they are."""
+    """Make a dataclass of a dict; null is taken for a field whose default is None."""
+    if isinstance(value, Made) and type(value.made) is kind:
+        return value.made
     if not isinstance(value, dict):
         raise PayloadError(path, f"must be an object with the fields of {kind.__name__}")
     reads = _hints(kind)
@@ -367,7 +420,12 @@ def _dataclass(kind: Any, value: Any, path: str) -> Any:
     if missing := sorted(name for name in fields.keys() - value.keys() if _needed(fields[name])):
         raise PayloadError(path, f"lacks {', '.join(missing)} of {kind.__name__}")
     return kind(
-        **{name: read_at(reads[name], inner, f"{path}.{name}") for name, inner in value.items()}
+        **{
+            name: None
+            if inner is None and fields[name].default is None
+            else read_at(reads[name], inner, f"{path}.{name}")
+            for name, inner in value.items()
+        }
     )
 
 

@@ -6,19 +6,16 @@ annotation says.
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from .. import encoding
-from ..errors import InvalidArgument, PayloadError, shown
+from ..errors import InvalidArgument, shown
 
 __all__ = ["Convert", "converter"]
 
 Convert: TypeAlias = Callable[[Any], Any]
 """Makes a handler's argument of a decoded payload; raises `PayloadError`."""
-
-_PLAIN = (dict, list, str, int, float, bool, type(None))
 
 
 def converter(kind: Any) -> Convert:
@@ -34,10 +31,7 @@ def converter(kind: Any) -> Convert:
     """
     if kind is Any or kind is object:
         return lambda value: value
-    origin = typing.get_origin(kind) or kind
     read = encoding.reader(kind)
-    if read is encoding.as_it_is and origin in _PLAIN:
-        read = lambda value, _path: _of_type(origin, value)  # noqa: E731
     if read is not encoding.as_it_is:
         return lambda value: encoding.read_at(read, value, "payload")
     raise InvalidArgument(
@@ -45,14 +39,3 @@ def converter(kind: Any) -> Convert:
         f"list, tuple, str, int, float, bool, UUID, date, datetime, time, timedelta, Decimal, an "
         f"Enum, a union of these or Any, not {shown(kind)}"
     )
-
-
-def _of_type(wanted: Any, value: Any) -> Any:
-    right = isinstance(value, wanted) and not (isinstance(value, bool) and wanted is not bool)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not right:
-        raise PayloadError(
-            "payload", f"must be {wanted.__name__} for this handler, not {type(value).__name__}"
-        )
-    return value

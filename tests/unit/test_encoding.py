@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, make_dataclass
 from decimal import Decimal
-from typing import Annotated, Any, Generic, Literal, NewType, Optional, TypedDict, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, NewType, Optional, TypedDict, TypeVar
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -338,6 +338,14 @@ class Open:
 
 
 @dataclass
+class Numbers:
+    number: int = 0
+    numbers: list[int] = field(default_factory=list)
+    share: float = 0.5
+    note: str = None  # as many write it
+
+
+@dataclass
 class Confused:
     value: str | uuid.UUID
 
@@ -410,7 +418,10 @@ REFUSED = {
         "",
     ),
     "an annotation that keeps text": (Open("x", uuid.uuid4()), ".what"),
-    "a union that takes text first": (Confused(uuid.uuid4()), ".value"),
+    "text that a union takes for a UUID": (Confused(str(uuid.uuid4())), ".value"),
+    "text in a field of integers": (Numbers(numbers=[1, "x"]), ".numbers[1]"),
+    "a flag in a field of an integer": (Numbers(number=True), ".number"),
+    "null in a field that is not optional": (Numbers(number=None), ".number"),
     "a subclass in a field": (Holder(Derived(uuid.uuid4(), Decimal(1))), ".line"),
     "a tuple where a list is said": (Node("x", (Node("y"),)), ".children"),
     "what only the constructor knows": (Needy(3), ""),
@@ -482,12 +493,128 @@ def test_a_model_whose_two_aliases_differ_is_written_by_its_names_if_it_reads_th
         (Literal["a", 1] | uuid.UUID, "a"),
         (Literal["a", 1] | uuid.UUID, uuid.UUID(int=2)),
         (Mode | int, Mode.SLOW),
+        (str | uuid.UUID, uuid.UUID(int=5)),
+        (str | uuid.UUID, "plain"),
+        (dt.datetime | dt.date, dt.date(2026, 1, 2)),
+        (dt.datetime | dt.date, dt.datetime(2026, 1, 2)),  # noqa: DTZ001
+        (list[str] | list[uuid.UUID], ["plain"]),
+        (list[int] | list[str], ["plain"]),
+        (dict[str, int] | dict[str, list[int]], {"a": [1]}),
     ],
 )
 def test_a_union_gives_the_type_that_was_sent(annotation, value):
     back = through(value, annotation)
     assert back == value
     assert type(back) is type(value)
+
+
+members: dict[Any, st.SearchStrategy[Any]] = {
+    uuid.UUID: st.uuids(),
+    dt.date: st.dates(),
+    dt.datetime: usual,
+    dt.time: clocks,
+    dt.timedelta: st.timedeltas(),
+    Decimal: st.decimals(allow_nan=False, allow_infinity=False),
+    Mode: st.sampled_from(Mode),
+    Line: lines,
+    Node: nodes,
+    # No text that another member reads: that is what a union cannot tell apart.
+    str: text.map(lambda value: f"said: {value}"),
+    int: st.integers(),
+    float: st.floats(allow_nan=False, allow_infinity=False),
+    bool: st.booleans(),
+    type(None): st.none(),
+    list[int]: st.lists(st.integers(), max_size=3),
+    dict[str, uuid.UUID]: st.dictionaries(st.just("key"), st.uuids(), min_size=1),
+}
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data(), st.lists(st.sampled_from(list(members)), min_size=2, max_size=6, unique=True))
+def test_a_union_of_types_in_any_order_gives_the_type_that_was_sent(data, kinds):
+    value = data.draw(members[data.draw(st.sampled_from(kinds))])
+    for annotation, sent in (
+        (typing.Union[tuple(kinds)], value),  # noqa: UP007
+        (list[typing.Union[tuple(kinds)]], [value, value]),  # noqa: UP007
+    ):
+        back = through(sent, annotation)
+        assert back == sent
+        assert type(back) is type(sent)
+    assert type(through(value, typing.Union[tuple(kinds)])) is type(value)  # noqa: UP007
+
+
+def test_a_date_is_no_datetime():
+    with pytest.raises(PayloadError, match="is '2026-01-02', a date without a time"):
+        converter(dt.datetime)("2026-01-02")
+
+
+class Row(TypedDict):
+    number: int
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "path", "problem"),
+    [
+        (list[int], [1, "x"], "payload[1]", "must be int, not str"),
+        (list[int], [1, True], "payload[1]", "must be int, not bool"),
+        (list[bool], [1], "payload[0]", "must be bool, not int"),
+        (list[list[int]], [[], [1.0]], "payload[1][0]", "must be int, not float"),
+        (list[str], [None], "payload[0]", "must be text, not null"),
+        (list[dict[str, Any]], [[]], "payload[0]", "must be an object, not list"),
+        (list[list], [{}], "payload[0]", "must be an array, not dict"),
+        (dict[str, int], {"a": "x"}, "payload.a", "must be int, not str"),
+        (Mapping[str, float], {"a": "x"}, "payload.a", "must be float, not str"),
+        (Sequence[int], ["x"], "payload[0]", "must be int, not str"),
+        (tuple[int, str], [1, 2], "payload[1]", "must be text, not int"),
+        (tuple[int, ...], [1, "x"], "payload[1]", "must be int, not str"),
+        (Numbers, {"number": "x"}, "payload.number", "must be int, not str"),
+        (Numbers, {"number": True}, "payload.number", "must be int, not bool"),
+        (list[Numbers], [{"numbers": ["x"]}], "payload[0].numbers[0]", "must be int, not str"),
+        (Row, {"number": "x"}, "payload.number", "must be int, not str"),
+        (list[NewType("Id", int)], ["x"], "payload[0]", "must be int, not str"),
+        (list[int | None], ["x"], "payload[0]", "fits none of int, NoneType"),
+        (str, 5, "payload", "must be text, not int"),
+        (int, True, "payload", "must be int, not bool"),
+        (float, False, "payload", "must be float, not bool"),
+    ],
+)
+def test_plain_types_are_checked_wherever_they_stand(annotation, value, path, problem):
+    with pytest.raises(PayloadError) as caught:
+        converter(annotation)(value)
+    assert caught.value.path == path
+    assert caught.value.problem.startswith(problem)
+
+
+def test_an_integer_is_taken_for_a_float_wherever_it_stands():
+    assert type(converter(float)(1)) is float
+    assert [type(value) for value in converter(list[float])([1, 2.5])] == [float, float]
+    assert type(converter(dict[str, float])({"a": 1})["a"]) is float
+    assert type(converter(Numbers)({"share": 1}).share) is float
+
+
+def test_null_is_taken_for_a_field_whose_default_is_none():
+    assert through(Numbers()) == Numbers()
+    assert converter(Numbers)({"note": None}).note is None
+    with pytest.raises(PayloadError, match=r"payload\.note must be text, not int"):
+        converter(Numbers)({"note": 5})
+
+
+@dataclass
+class Counted:
+    inner: list[Counted]
+    made: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        Counted.made += 1
+
+
+def test_an_object_within_others_is_read_back_once_however_deep_it_is():
+    value = Counted([])
+    for _ in range(50):
+        value = Counted([value])
+    Counted.made = 0
+    codec.dumps(value)
+    assert Counted.made == 51
 
 
 @pytest.mark.parametrize(
