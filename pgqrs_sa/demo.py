@@ -26,7 +26,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from . import embedded
+from . import dsns, embedded
 from .service import QueueService
 from .settings import database_url
 from .types import Delivery
@@ -96,7 +96,7 @@ def _scratch_database(url: sa.URL, story: _Story) -> Iterator[str]:
     admin = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    story.tell("server", f"using {url.render_as_string()}, in the scratch database {name}")
+    story.tell("server", f"using {dsns.shown(url)}, in the scratch database {name}")
     try:
         yield url.set(database=name).render_as_string(hide_password=False)
     finally:

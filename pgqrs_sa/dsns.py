@@ -30,7 +30,7 @@ from sqlalchemy.exc import ArgumentError
 
 from .errors import InvalidArgument
 
-__all__ = ["parse", "servers"]
+__all__ = ["connect_args", "parse", "servers", "shown"]
 
 _DEFAULT_PORT = "5432"
 _LARGEST_PORT = 65535
@@ -41,6 +41,39 @@ _ATTRIBUTES = ("any", "read-write", "read-only", "primary", "standby", "prefer-s
 _SEVERAL_HOSTS = {"psycopg", "psycopg_async", "psycopg2", "psycopg2cffi", "asyncpg"}
 
 _WITHOUT_ASYNCIO = {"asyncpg": "psycopg", "psycopg_async": "psycopg"}
+
+_FOR_ASYNCPG = {"connect_timeout": "timeout", "sslmode": "ssl"}
+"""Options of libpq, and asyncpg's words for the same."""
+
+_SERVER_SETTINGS = ("application_name", "options")
+"""Options of libpq that are settings of the session for the server."""
+
+_NUMBERS: Mapping[str, type[int | float]] = {
+    "timeout": float,
+    "command_timeout": float,
+    "statement_cache_size": int,
+    "max_cached_statement_lifetime": int,
+    "max_cacheable_statement_size": int,
+}
+"""Options of asyncpg that are numbers, which SQLAlchemy hands on as text."""
+
+_ASYNCPG = {
+    *_NUMBERS,
+    *_SERVER_SETTINGS,
+    "gsslib",
+    "host",
+    "krbsrvname",
+    "passfile",
+    "port",
+    "prepared_statement_cache_size",
+    "service",
+    "servicefile",
+    "ssl",
+    "target_session_attrs",
+}
+"""What may stand in the query of a URL for asyncpg."""
+
+_SECRET = ("password", "sslpassword")
 
 _SCHEME = re.compile(r"[\w+]+://")
 # Where SQLAlchemy's own pattern finds the user and the hosts.
@@ -95,6 +128,33 @@ def servers(url: sa.URL) -> list[tuple[str, str]]:
     ports = (_text(url.query, "port") or "").split(",")
     names = hosts.split(",")
     return list(zip(names, ports if len(ports) == len(names) else ports * len(names), strict=True))
+
+
+def connect_args(url: sa.URL) -> tuple[sa.URL, dict[str, object]]:
+    """Return a URL of `parse` for ``create_engine``, and the ``connect_args`` to go with it.
+
+    SQLAlchemy hands the query of a URL to asyncpg as text. What has to be a number there, or a
+    setting of the session for the server, is taken out of it.
+    """
+    if url.get_driver_name() != "asyncpg":
+        return url, {}
+    query: _Query = dict(url.query)
+    found: dict[str, object] = {}
+    for name, number in _NUMBERS.items():
+        if (text := _taken(query, name)) is not None:
+            value = number(text)
+            # As in libpq, 0 is for no limit.
+            found[name] = None if name == "timeout" and value <= 0 else value
+    settings = {name: _taken(query, name) for name in _SERVER_SETTINGS if name in query}
+    if settings:
+        found["server_settings"] = settings
+    return url.set(query=query), found
+
+
+def shown(url: sa.URL) -> str:
+    """Return a URL as text for people, without any password: SQLAlchemy shows those in a query."""
+    hidden = {name: "***" for name in _SECRET if name in url.query}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def _unreadable() -> InvalidArgument:
@@ -256,9 +316,13 @@ def _check_query(query: _Query, hosts: int) -> None:
 def _for_driver(url: sa.URL, driver: str) -> sa.URL:
     """Return a URL with what a driver takes, in its own words."""
     query: _Query = dict(url.query)
-    theirs, ours = ("sslmode", "ssl") if driver == "asyncpg" else ("ssl", "sslmode")
-    if theirs in query:
-        query.setdefault(ours, query.pop(theirs))
+    for libpq, asyncpg in _FOR_ASYNCPG.items():
+        theirs, ours = (libpq, asyncpg) if driver == "asyncpg" else (asyncpg, libpq)
+        # pg8000 calls it timeout too.
+        if theirs in query and (driver in _SEVERAL_HOSTS or libpq == "sslmode"):
+            query.setdefault(ours, query.pop(theirs))
+    if driver == "asyncpg":
+        _check_asyncpg(query)
     hosts = (_text(query, "host") or "").split(",")
     if len(hosts) > 1 and driver not in _SEVERAL_HOSTS:
         raise InvalidArgument(
@@ -274,6 +338,19 @@ def _for_driver(url: sa.URL, driver: str) -> sa.URL:
         port = os.environ.get("PGPORT") or _DEFAULT_PORT
         query.setdefault("port", ",".join([port] * len(hosts)))
     return url.set(query=query)
+
+
+def _check_asyncpg(query: _Query) -> None:
+    if unknown := sorted(set(query) - _ASYNCPG):
+        raise InvalidArgument(
+            f"asyncpg has no option {' or '.join(unknown)}, which the DSN has: leave it out, or "
+            "name +psycopg in the DSN"
+        )
+    for name, number in _NUMBERS.items():
+        try:
+            number(_text(query, name) or 0)
+        except ValueError:
+            raise InvalidArgument(f"{name} in the DSN is no number") from None
 
 
 def _taken(query: _Query, name: str) -> str | None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from . import dsns
 from .errors import InvalidArgument
 from .models import Models
 from .settings import database_url
@@ -188,9 +189,10 @@ def _engine(listen_dsn: str | sa.URL, used: sa.Engine) -> sa.Engine:
     url = database_url(listen_dsn, used.driver if used.driver in _DRIVERS else "psycopg")
     if url.get_driver_name() != "asyncpg":
         return sa.create_engine(url, poolclass=sa.NullPool)
+    url, arguments = dsns.connect_args(url)
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - needs greenlet
 
-    return create_async_engine(url, poolclass=sa.NullPool).sync_engine
+    return create_async_engine(url, connect_args=arguments, poolclass=sa.NullPool).sync_engine
 
 
 _DRIVERS = ("psycopg", "asyncpg")

@@ -22,6 +22,7 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.expression import SelectBase
 from sqlalchemy.util import immutabledict
 
+from . import dsns
 from .errors import InvalidArgument, SplitTransaction
 
 __all__ = [
@@ -170,7 +171,7 @@ def _has_written(connection: Connection) -> bool:
 
 
 def _place(connection: Connection) -> str:
-    return connection.engine.url.render_as_string(hide_password=True)
+    return dsns.shown(connection.engine.url)
 
 
 def refuse_foreign_tables(session: Session, mapper: Mapper[Any], query: Any) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
-from .. import released
+from .. import dsns, released
 from ..aio import AsyncQueueService
 from ..codecs import Codec
 from ..errors import InvalidArgument
@@ -95,16 +95,17 @@ class Database:
     def _engine(self) -> AsyncEngine:
         settings = self.settings
         name, as_number = _TIMEOUTS[self._url.get_driver_name()]
+        url, given = dsns.connect_args(self._url)
         timeout: dict[str, Any] = {name: as_number(settings.connection_timeout_seconds)}
         return create_async_engine(
-            self._url,
+            url,
             pool_size=settings.max_connections,
             max_overflow=0,
             pool_timeout=settings.connection_timeout_seconds,
             # A worker lives for long: after a restart of the server it must not fail once for
             # each connection that it had.
             pool_pre_ping=True,
-            connect_args={} if name in self._url.query else timeout,
+            connect_args=given if name in self._url.query else timeout | given,
         )
 
     async def close(self) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+from types import SimpleNamespace
 from urllib.parse import quote
 
+import asyncpg
 import psycopg
 import pytest
 import sqlalchemy as sa
@@ -12,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
-from pgqrs_sa import InvalidArgument
-from pgqrs_sa.dsns import servers
+from pgqrs_sa import InvalidArgument, routing
+from pgqrs_sa.dsns import connect_args, servers, shown
 from pgqrs_sa.settings import Settings, database_url
 
 TWO = {"host": "a,b", "port": "1,2"}
@@ -158,6 +161,57 @@ def test_each_driver_gets_its_own_word_for_tls():
     assert given_to_the_driver("host=a sslmode=require", "asyncpg")["ssl"] == "require"
     url = database_url("postgresql+asyncpg://a,b/d?ssl=require", without_asyncio=True)
     assert (url.drivername, url.query["sslmode"]) == ("postgresql+psycopg", "require")
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ("connect_timeout=5", {"timeout": 5.0}),
+        ("connect_timeout=0", {"timeout": None}),
+        ("timeout=2.5&command_timeout=9", {"timeout": 2.5, "command_timeout": 9.0}),
+        ("statement_cache_size=0", {"statement_cache_size": 0}),
+        ("application_name=shop", {"server_settings": {"application_name": "shop"}}),
+        (
+            "application_name=a%40b&options=-c%20work_mem%3D9MB&sslmode=require",
+            {"server_settings": {"application_name": "a@b", "options": "-c work_mem=9MB"}},
+        ),
+    ],
+)
+def test_asyncpg_gets_what_libpq_calls_by_another_name(options, wanted):
+    url, found = connect_args(database_url(f"postgresql+asyncpg://u@h/d?{options}"))
+    assert found == wanted
+    arguments = url.get_dialect()().create_connect_args(url)[1] | found
+    inspect.signature(asyncpg.connect).bind(**arguments)
+
+
+@pytest.mark.parametrize("name", ["keepalives", "sslrootcert", "hostaddr", "nonsense"])
+def test_an_option_that_asyncpg_does_not_have_is_refused(name, refusing):
+    dsn = f"postgresql+asyncpg://u:s3cret@h/d?{name}=cret"
+    for read in (database_url, Settings):
+        with pytest.raises(InvalidArgument, match=f"asyncpg has no option {name}") as caught:
+            read(dsn)
+        assert "cret" not in str(caught.value)
+    assert database_url(dsn, without_asyncio=True).query == {name: "cret"}
+
+
+def test_a_number_for_asyncpg_is_checked():
+    with pytest.raises(InvalidArgument, match="timeout in the DSN is no number"):
+        database_url("postgresql+asyncpg://u@h/d?connect_timeout=soon")
+
+
+def test_libpq_gets_its_own_word_for_the_timeout():
+    url = database_url("postgresql+asyncpg://h/d?timeout=5", without_asyncio=True)
+    assert url.query == {"connect_timeout": "5"}
+    assert connect_args(url) == (url, {})
+
+
+@pytest.mark.parametrize("secret", ["password=s3cret", "sslpassword=s3cret"])
+def test_no_password_in_a_query_is_shown(secret):
+    engine = sa.create_engine(f"postgresql+psycopg://u:s3cret@h/d?{secret}&sslkey=k")
+    place = routing._place(SimpleNamespace(engine=engine))
+    assert "s3cret" not in place
+    assert "sslkey=k" in place
+    assert shown(sa.make_url("postgresql://u@h/d")) == "postgresql://u@h/d"
 
 
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg_async"])
