@@ -13,18 +13,6 @@ from .params import DURATION, exact_option, watch_option
 
 __all__ = ["admin"]
 
-COUNTS = (
-    "ready",
-    "scheduled",
-    "leased",
-    "exhausted",
-    "live",
-    "archived",
-    "dead",
-    "cancelled",
-    "discarded",
-)
-
 
 @click.group(cls=Group)
 def admin() -> None:
@@ -54,7 +42,7 @@ def stats(app: App, exact: bool, every: timedelta | None) -> None:
         row = {
             "queues": len(counts),
             "paused": sum(one.paused for one in counts),
-            **{name: sum(getattr(one, name) for one in counts) for name in COUNTS},
+            **{name: sum(getattr(one, name) for one in counts) for name in views.COUNTS},
             "capped": sorted({name for one in counts for name in one.capped}),
             "workers": len(statuses),
             **{

@@ -51,8 +51,7 @@ QUEUE_KEYS = (
     "max_payload_bytes",
     "paused_at",
 )
-METRICS_KEYS = (
-    "queue",
+COUNTS = (
     "ready",
     "scheduled",
     "leased",
@@ -62,6 +61,12 @@ METRICS_KEYS = (
     "dead",
     "cancelled",
     "discarded",
+)
+"""What a queue's messages are counted by."""
+
+METRICS_KEYS = (
+    "queue",
+    *COUNTS,
     "oldest_ready_age_seconds",
     "paused",
     "capped",
