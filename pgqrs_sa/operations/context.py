@@ -121,7 +121,7 @@ def refuse_autocommit(connection: sa.Connection, unless: str) -> None:
 _OUR_BINDS = frozenset(
     (
         *("after", "contains", "cursor", "lease", "limit", "producer", "queue", "queue_id"),
-        *("reason", "relation", "size", "worker"),
+        *("reason", "size", "worker"),
     )
 )
 

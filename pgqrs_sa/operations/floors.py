@@ -11,12 +11,11 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import Executable
 
@@ -93,7 +92,6 @@ class Taking:
         self._session = session
         self._context = context
         self._limit = values["limit"]
-        self._relation = _relation(schemas[1], tables(context.models).message.name)
         self._pool = connection.engine.pool
         self._key = (context.models, values["queue"], context.cursor_key, *schemas)
         self._floor = _floors.get(self._pool, self._key)
@@ -104,7 +102,7 @@ class Taking:
         """Return the parameters that say where to begin. From now on the time is taken."""
         self._began_at = time.monotonic()
         start = self._start
-        return {"relation": self._relation, "cursor": None if start is None else start.as_json()}
+        return {"cursor": None if start is None else start.as_json()}
 
     def took(self, rows: Sequence[Any]) -> bool:
         """Note what was leased, to count when its transaction has committed.
@@ -136,16 +134,8 @@ class Taking:
     def _may_remember(self, table: str) -> bool:
         """Whether what this session sees is what others with the same key see: see `statements`.
 
-        ``f`` and the number of the table; ``t`` where row-level security is active.
+        ``f`` and the number of the table; ``t`` where row-level security is active; something else
+        in a transaction that keeps one snapshot.
         """
-        return len(table) > 1 and (table[0] == "f" or self._context.cursor_key is not None)
-
-
-# Not a driver's, whose style would double the percent signs of names.
-_preparer = postgresql.dialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]
-
-
-@cache
-def _relation(schema: str | None, name: str) -> str:
-    parts = [name] if schema is None else [schema, name]
-    return ".".join(map(_preparer.quote, parts))
+        keyed = self._context.cursor_key is not None
+        return len(table) > 1 and (table[0] == "f" or (table[0] == "t" and keyed))

@@ -28,7 +28,7 @@ def turn(models: Models) -> Executable:
     leased = lease.dequeue(models, by_worker=True, tracked=False).cte("pq_leased")  # type: ignore[attr-defined]
     settled = settle.archive_plainly(models).cte("pq_settled")  # type: ignore[attr-defined]
     # In a row of its own: beside each message, 50 of them would be sent 50 times.
-    ids = sa.select(sa.func.array_agg(settled.c.id)).scalar_subquery()
+    ids = sa.select(sa.func.array_agg(settled.c.id).label("x")).scalar_subquery()
     told = sa.select(ids.label("settled")).subquery("told")
     # Not named one by one, as in `move_to_archive`.
     wanted: sa.ColumnElement[Any] = sa.literal_column("pq_leased.*")

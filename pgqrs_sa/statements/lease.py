@@ -15,6 +15,7 @@ from .. import states
 from ..models import Models
 from ..states import now
 from .parts import (
+    TableName,
     among,
     chosen,
     content,
@@ -52,9 +53,9 @@ def dequeue(models: Models, *, by_worker: bool, tracked: bool = True) -> Executa
 
     ``tracked`` returns more, to bring loaded objects up to date.
 
-    More binds, which may be left out: relation, the name of the table of messages, and cursor, the
-    places as JSON: ``{table: [{"level": …, "vt": …, "id": …}]}``. They are used only where the
-    table, which each row has in ``cursor_table``, is still the same.
+    One more bind, which may be left out: cursor, the places as JSON:
+    ``{table: [{"level": …, "vt": …, "id": …}]}``. They are used only where the table, which each
+    row has in ``cursor_table``, is still the same.
     """
     message = short(tables(models).message)
     return _lease(message, _origin(models, by_worker=by_worker), (), tracked=tracked)
@@ -78,7 +79,7 @@ def dequeue_where(
 def _origin(models: Models, *, by_worker: bool) -> sa.CTE:
     """The queue, unless it is paused, or the worker may not lease."""
     queue, worker = tables(models).queue.alias("q"), tables(models).worker.alias("w")
-    columns = (queue.c.id, queue.c.lease_seconds, queue.c.max_read_ct, _cursor_table())
+    columns = (queue.c.id, queue.c.lease_seconds, queue.c.max_read_ct, _cursor_table(models))
     source = sa.select(*columns).where(
         queue.c.queue_name == sa.bindparam("queue"), queue.c.paused_at.is_(None)
     )
@@ -92,15 +93,19 @@ def _holder() -> ColumnElement[Any]:
     return sa.bindparam("worker", type_=sa.BigInteger)
 
 
-def _cursor_table() -> ColumnElement[Any]:
+def _cursor_table(models: Models) -> ColumnElement[Any]:
     """Which table of messages this session sees: its number, after ``t`` if it hides some rows.
 
     Two sessions of one engine may have different tables under one name (``search_path``), and see
     different rows of one table (row-level security): ``t`` where that is active, ``f`` where not.
+    A transaction that keeps one snapshot does not see what was committed since: it has the first
+    letters of its isolation level before that.
     """
-    name = sa.bindparam("relation", None, sa.Text)
-    table = sa.cast(func.to_regclass(name), postgresql.OID)
-    return func.concat(func.row_security_active(name), table).label("cursor_table")
+    name = TableName(tables(models).message)
+    table = func.to_regclass(name).column_valued("t", joins_implicitly=True)
+    isolation = _literal("nullif(left(current_setting('transaction_isolation'),4),'read')")
+    number = sa.cast(table, postgresql.OID)
+    return func.concat(isolation, func.row_security_active(table), number).label("cursor_table")
 
 
 def _literal(text: str) -> ColumnElement[Any]:
@@ -144,7 +149,7 @@ def _levels(message: Any, origin: sa.CTE) -> sa.CTE:
     found = sa.select(_BEFORE_ALL.label("level"), *_BEGINNING).cte("pq_l", recursive=True)
     one = _literal("1")  # no bind, which a plan for any values would not see
     further = level > found.c.level
-    bound = sa.select(func.min(level)).select_from(known).where(further).correlate(found)
+    bound = sa.select(func.min(level).label("x")).select_from(known).where(further).correlate(found)
     unknown = (
         sa.select(message.c.priority.label("level"), *_THE_SAME)
         .where(

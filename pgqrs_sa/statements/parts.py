@@ -14,6 +14,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import ColumnElement, Executable
 from sqlalchemy.sql.expression import HasCTE
 from sqlalchemy.sql.functions import next_value
+from sqlalchemy.sql.visitors import InternalTraversal
 
 from ..mixins import fencing_sequence
 from ..models import Models
@@ -173,6 +174,26 @@ def next_token(message: Any) -> ColumnElement[int]:
     """
     table: Any = message.element if isinstance(message, sa.Alias) else message
     return _NextToken(fencing_sequence(table))
+
+
+class TableName(ColumnElement[str]):
+    """The name of a table as a text of SQL, with the schema that the statement is translated to.
+
+    Args:
+        table: Which.
+    """
+
+    inherit_cache = True
+    _traverse_internals = [("table", InternalTraversal.dp_clauseelement)]  # noqa: RUF012
+    type = sa.Text()
+
+    def __init__(self, table: sa.Table) -> None:
+        self.table = table
+
+
+@compiles(TableName)
+def _table_name(element: TableName, compiler: Any, **_: Any) -> str:
+    return f"$n${compiler.preparer.format_table(element.table)}$n$"
 
 
 def queue_id(models: Models) -> ColumnElement[Any]:

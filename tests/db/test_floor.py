@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from pgqrs_sa import InvalidArgument, Item, Models, QueueNotFound, QueueService
+from pgqrs_sa import InvalidArgument, Item, Models, QueueNotFound, QueueService, metadata
 from pgqrs_sa.floor import Floor, Moves, Place, Start
 from pgqrs_sa.operations import floors
 from pgqrs_sa.statements import lease
@@ -358,6 +358,38 @@ def test_a_savepoint_that_is_rolled_back_moves_no_place(engine, service, session
     assert take(2) == [2, 3]
 
 
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_transaction_that_keeps_one_snapshot_puts_off_no_reading(
+    engine, service, session, take, clock, level
+):
+    """It does not see the message that the reading is for."""
+    service.enqueue("mail", "other", priority=5)
+    session.commit()
+    with Session(engine.execution_options(isolation_level=level)) as old, Session(engine) as late:
+        old.execute(sa.text("SELECT 1 FROM pgqrs_queues"))
+        QueueService(late).enqueue("mail", "late")
+        service.enqueue_many("mail", [1, 2, 3])
+        session.commit()
+        assert take() == [1]
+        late.commit()
+        clock[0] += 1.0
+        assert [one.payload for one in QueueService(old).dequeue("mail")] == ["other"]
+        assert take() == ["late"]
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_transaction_that_keeps_one_snapshot_moves_no_place(
+    engine, service, session, take, clock, level
+):
+    service.enqueue_many("mail", list(range(9)))
+    session.commit()
+    with Session(engine.execution_options(isolation_level=level)) as old, old.begin():
+        assert len(QueueService(old).dequeue("mail", 3)) == 3
+    assert floors._floors._by_pool == {}
+    assert take(2) == [3, 4]
+    assert place(0) == 5
+
+
 def test_engines_of_one_pool_share_their_places(engine, service, session, sent, clock):
     service.enqueue_many("mail", list(range(4)))
     session.commit()
@@ -413,6 +445,48 @@ def test_a_key_of_the_callers_keeps_places_apart(engine, service, session, sent,
     assert sent == ["beginning", "floor", "beginning"]
 
 
+@pytest.fixture
+def tenants(engine: sa.Engine) -> Iterator[list[str]]:
+    """Two schemas, each with tables of its own; one has what SQL would take for something else."""
+    names = ["first", "the %s ':second' \"$1\""]
+    with engine.begin() as connection:
+        for name in names:
+            connection.execute(sa.schema.CreateSchema(name))
+            translated = connection.execution_options(schema_translate_map={None: name})
+            metadata.create_all(translated, checkfirst=False)
+    yield names
+    with engine.begin() as connection:
+        for name in names:
+            connection.execute(sa.schema.DropSchema(name, cascade=True))
+
+
+def test_a_schema_that_a_hook_gives_each_statement_keeps_places_apart(engine, clock, tenants, sent):
+    class Translated(Session):
+        """A session of a tenant, as a host writes it: the connection knows nothing of that."""
+
+    @sa.event.listens_for(Translated, "do_orm_execute")
+    def translate(state: Any) -> None:
+        tenant = state.session.info["tenant"]
+        state.update_execution_options(schema_translate_map={None: tenant})
+
+    def run(tenant: str, call: Callable[[QueueService], Any]) -> Any:
+        with Translated(engine, info={"tenant": tenant}) as session, session.begin():
+            return call(QueueService(session))
+
+    def take(tenant: str) -> list[Any]:
+        return run(tenant, lambda queue: [one.payload for one in queue.dequeue("mail")])
+
+    first, second = tenants
+    for tenant in tenants:
+        run(tenant, lambda queue: queue.queues.create("mail"))
+    run(second, lambda queue: queue.enqueue("mail", "early"))
+    run(first, lambda queue: queue.enqueue_many("mail", [1, 2, 3, 4]))
+    run(second, lambda queue: queue.enqueue_many("mail", ["late", "later"]))
+    assert [take(first), take(first)] == [[1], [2]]
+    assert [take(second), take(second), take(second)] == [["early"], ["late"], ["later"]]
+    assert sent == ["beginning", "floor", "floor", "floor", "floor"]
+
+
 def test_a_key_is_a_text_that_is_not_empty(session):
     for key in ("", 7):
         with pytest.raises(InvalidArgument, match="cursor_key must be text"):
@@ -451,7 +525,6 @@ def _blocks(connection: sa.Connection, places: dict[int, Place] | None) -> int:
         "lease": None,
         "worker": None,
         "attempts": None,
-        "relation": "pgqrs_messages",
     }
     if places is not None:
         oid = connection.exec_driver_sql("SELECT 'pgqrs_messages'::regclass::oid").scalar_one()

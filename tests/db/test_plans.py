@@ -167,7 +167,7 @@ LEVELS = 2
 
 def dequeue_values(limit: int, *, cursor: str | None) -> dict[str, Any]:
     plain = {"queue": "mail", "limit": limit, "lease": None, "worker": None, "attempts": None}
-    return plain | {"relation": "pgqrs_messages", "cursor": cursor}
+    return plain | {"cursor": cursor}
 
 
 @pytest.fixture(params=["from_the_beginning", "from_a_place"])

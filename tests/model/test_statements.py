@@ -229,7 +229,7 @@ def places(session: Session, table: str = "f{}", ids: Sequence[int] = (scene.REA
     oid = session.scalar(sa.text("SELECT CAST('pgqrs_messages'::regclass AS oid)"))
     rows = [f'{{"level": {one.priority}, "vt": "{one.vt}", "id": {one.id}}}' for one in last]
     cursor = f'{{"{table.format(oid)}": [{", ".join(rows)}]}}'
-    return {"relation": "pgqrs_messages", "cursor": cursor}
+    return {"cursor": cursor}
 
 
 def test_behind_a_place_only_what_lies_behind_it_is_leased_at_its_own_level(
