@@ -33,6 +33,12 @@ def _before_insert(mapper: Mapper[Any], connection: sa.Connection, target: Messa
     flush.before_insert(mapper, connection, target)
 
 
+@event.listens_for(Session, "after_begin")
+def _after_begin(session: Session, _transaction: SessionTransaction, _: sa.Connection) -> None:
+    if routing.TOUCHED in session.info:
+        routing.watch(session)
+
+
 @event.listens_for(Session, "before_commit")
 def _before_commit(session: Session) -> None:
     if routing.TOUCHED in session.info and not session.in_nested_transaction():

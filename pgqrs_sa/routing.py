@@ -6,18 +6,19 @@ bind has no choice, and `is_plain` is all that it pays for. For the others:
 - A ``ShardedSession`` is asked for the shards of each statement, and refused unless it names the
   same one for every statement.
 - A transaction that has written the queue's tables in one database and anything in another is not
-  atomic. It is refused before it commits: see `refuse_split`.
+  atomic. It is refused before it commits: see `refuse_split`. Listeners of the host may still write
+  after ours, so the last look is taken as the first of its connections commits: see `watch`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.base import NestedTransaction
-from sqlalchemy.orm import Mapper, ORMExecuteState, Session
+from sqlalchemy.orm import Mapper, ORMExecuteState, Session, SessionTransaction
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.expression import SelectBase
 from sqlalchemy.util import immutabledict
@@ -37,6 +38,7 @@ __all__ = [
     "refuse_dialect",
     "refuse_foreign_tables",
     "refuse_split",
+    "watch",
 ]
 
 ALLOW_SPLIT = "pgqrs_allow_split"
@@ -44,6 +46,9 @@ ALLOW_SPLIT = "pgqrs_allow_split"
 
 TOUCHED = "_pgqrs_touched"
 """Where ``session.info`` has the connections that the queue was used on, of this transaction."""
+
+_WATCHED = "_pgqrs_watched"
+"""Where ``session.info`` has what listens to the connections of this transaction."""
 
 _BINDS = "binds" if hasattr(Session(), "binds") else "_Session__binds"  # before SQLAlchemy 2.1
 _HAS_WRITTEN = sa.select(sa.func.pg_current_xact_id_if_assigned().is_not(None))
@@ -74,6 +79,7 @@ def connect(session: Session, where: dict[str, Any], values: Any = None) -> Conn
     connection = session.connection(bind_arguments=where)
     refuse_dialect(connection)
     session.info.setdefault(TOUCHED, set()).add(connection)
+    watch(session)
     return connection
 
 
@@ -128,6 +134,9 @@ def _add_shard(session: Any, where: dict[str, Any], values: Any = None) -> None:
 def ended(session: Session) -> None:
     """Forget the connections of a transaction that is over."""
     session.info.pop(TOUCHED, None)
+    watched: dict[Connection, Callable[[Connection], None]] = session.info.pop(_WATCHED, {})
+    for connection, committing in watched.items():  # a connection of the host's may live on
+        event.remove(connection, "commit", committing)
 
 
 def refuse_dialect(bind: Engine | Connection) -> None:
@@ -148,11 +157,7 @@ def refuse_split(session: Session) -> None:
     transaction = session.get_transaction()
     if transaction is None or session.twophase or session.info.get(ALLOW_SPLIT):
         return
-    held = {
-        connection
-        for connection, begun, commits, _ in transaction._connections.values()  # noqa: SLF001
-        if commits and not isinstance(begun, NestedTransaction)
-    }
+    held = _held(transaction)
     ours = held & session.info[TOUCHED]
     if len(held) < 2 or not any(map(_has_written, ours)):  # noqa: PLR2004
         return
@@ -162,6 +167,38 @@ def refuse_split(session: Session) -> None:
             sorted(map(_place, ours.intersection(written))),
             sorted(map(_place, set(written) - ours)),
         )
+
+
+def _held(transaction: SessionTransaction) -> set[Connection]:
+    """Return the connections that a transaction commits."""
+    return {
+        connection
+        for connection, begun, commits, _ in transaction._connections.values()  # noqa: SLF001
+        if commits and not isinstance(begun, NestedTransaction)
+    }
+
+
+def watch(session: Session) -> None:
+    """Look at a transaction for the last time as the first of its connections commits.
+
+    Until then nothing is committed, and no event of the session comes any more in which a host
+    could write. Only sessions of several binds that have used the queue are watched.
+    """
+    transaction = session.get_transaction()
+    if transaction is None:
+        return
+    watched: dict[Connection, Callable[[Connection], None]]
+    watched = session.info.setdefault(_WATCHED, {})
+
+    def committing(_connection: Connection) -> None:
+        if TOUCHED in session.info:
+            refuse_split(session)
+            # Once: the other connections have no transaction to look at after the first commit.
+            del session.info[TOUCHED]
+
+    for connection in _held(transaction) - watched.keys():
+        watched[connection] = committing
+        event.listen(connection, "commit", committing)
 
 
 def _has_written(connection: Connection) -> bool:

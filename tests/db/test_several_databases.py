@@ -324,6 +324,76 @@ def test_what_a_flush_adds_after_the_commit_began_is_refused_too(first, second):
     assert (count(first), count(second, Order)) == (0, 0)
 
 
+def write_before_commit(session: Session) -> None:
+    enqueue(session)
+    sa.event.listen(session, "before_commit", insert_order)
+
+
+def write_after_flush(session: Session) -> None:
+    sa.event.listen(session, "after_flush", lambda session, _: insert_order(session))
+    add_message(session)
+
+
+def write_before_commit_again(session: Session) -> None:
+    insert_order(session)
+    enqueue(session)
+    session.execute(sa.delete(Order))
+    sa.event.listen(session, "before_commit", insert_order)
+
+
+LISTENERS = [write_before_commit, write_after_flush, write_before_commit_again]
+
+
+@pytest.mark.parametrize("work", LISTENERS)
+def test_what_a_listener_of_the_host_writes_last_is_refused_too(first, second, work):
+    with split(first, second) as session:
+        work(session)
+        with pytest.raises(SplitTransaction):
+            session.commit()
+        session.rollback()
+        assert session.scalars(sa.select(Order)).all() == []
+    assert (count(first), count(second, Order)) == (0, 0)
+
+    with pytest.raises(SplitTransaction), split(first, second) as session, session.begin():
+        work(session)
+    assert (count(first), count(second, Order)) == (0, 0)
+
+
+@pytest.mark.parametrize("work", LISTENERS)
+def test_what_a_listener_of_the_host_writes_last_may_be_allowed(first, second, work):
+    with split(first, second, info={"pgqrs_allow_split": True}) as session, session.begin():
+        work(session)
+    assert (count(first), count(second, Order)) == (1, 1)
+
+
+async def test_an_async_session_is_looked_at_last_too(first, second):
+    engines = [
+        create_async_engine(one.url.set(drivername="postgresql+asyncpg")) for one in (first, second)
+    ]
+    binds = dict(zip((pgqrs_sa.Base, Order), engines, strict=True))
+    try:
+        async with AsyncSession(binds=binds) as session:
+            await AsyncQueueService(session).enqueue("mail", 1)
+            sa.event.listen(session.sync_session, "before_commit", insert_order)
+            with pytest.raises(SplitTransaction):
+                await session.commit()
+    finally:
+        for engine in engines:
+            await engine.dispose()
+    assert (count(first), count(second, Order)) == (0, 0)
+
+
+def test_a_connection_of_the_caller_that_the_session_commits_is_not_watched_for_ever(first, second):
+    with first.connect() as one, second.connect() as two:
+        for _ in range(3):
+            with Session(binds={pgqrs_sa.Base: one, Order: two}) as session:
+                session.execute(sa.select(Order))
+                enqueue(session)
+                session.commit()
+        assert [list(held.dispatch.commit) for held in (one, two)] == [[], []]
+    assert count(first) == 3
+
+
 def test_the_error_has_no_password(first, second):
     url = second.url.set(password="hidden")  # noqa: S106
     engine = sa.create_engine(url)
