@@ -63,7 +63,8 @@ class QueueService:
             is enqueued there; without it that is an error. Of this service's ``enqueue``,
             ``enqueue_many`` and ``enqueue_from``. ``session.info["pgqrs_create_queues"] = True``
             does it for ``session.add(Message(queue_name=...))``. The queue is part of the
-            transaction: another one that creates it waits for the commit.
+            transaction: another one that creates it waits for the commit. Two that create the same
+            queues in opposite order deadlock, and PostgreSQL ends one of them.
 
     Raises:
         InvalidArgument: ``session`` is something else, or not bound to PostgreSQL.
