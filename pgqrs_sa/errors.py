@@ -227,7 +227,8 @@ class Whereabouts:
     Attributes:
         id: The message's id.
         state: ``leased``, ``ready``, ``scheduled`` or ``exhausted`` while it is live; the outcome
-            when it is in the archive; ``gone`` when it is in neither.
+            when it is in the archive; ``gone`` when it is in neither; ``given up`` by a consumer
+            whose handler took too long, or did not end in time when the consumer stopped.
         read_ct: The attempts counted by now.
         worker_id: Who holds it, if that is a registered worker.
         until: When the present lease, or the wait, ends.

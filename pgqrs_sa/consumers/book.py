@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -36,6 +36,11 @@ class Held:
     settling: bool = False
     timed_out: bool = False
     clock: Callable[[], float] = time.monotonic
+
+    @property
+    def given_up(self) -> bool:
+        """True when its attempt has failed, or its lease was given back or lost, in its call."""
+        return self.lost or self.timed_out
 
     def is_lost(self) -> bool:
         """True when it is known to be gone, or must have run out unrenewed."""
@@ -116,6 +121,29 @@ class Book:
             if (held := self.get(one)) is not None:
                 held.settling = True
 
+    def committing(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Note, as `settling` does, that a handler's transaction is about to commit.
+
+        Returns:
+            Those that were given up before: if there are any, it must not, and nothing is noted.
+        """
+        with self._lock:  # so that an attempt either has failed by its timeout, or may commit
+            held = [self.get(delivery) for delivery in deliveries]
+            pairs = zip(deliveries, held, strict=True)
+            gone = [one for one, known in pairs if known is None or known.given_up]
+            if not gone:
+                for known in held:
+                    known.settling = True  # type: ignore[union-attr]
+            return gone
+
+    def give_up(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
+        """Note that the calls of these go on, but may not commit; return those that are held."""
+        with self._lock:
+            held = [known for one in deliveries if (known := self.get(one)) is not None]
+            for known in held:
+                known.lost = True
+        return [known.delivery for known in held]
+
     def remove(self, deliveries: Iterable[Delivery]) -> list[Held]:
         """Forget leases that are settled or lost; return those that were not forgotten before.
 
@@ -158,9 +186,10 @@ class Book:
 
     def overdue(self, now: float) -> list[Held]:
         """Return the leases whose handler has taken too long, each of them once."""
-        found = [one for one in self.all() if one.overdue(now) and not one.timed_out]
-        for one in found:
-            one.timed_out = True
+        with self._lock:
+            found = [one for one in self._held.values() if one.overdue(now) and not one.timed_out]
+            for one in found:
+                one.timed_out = True
         return found
 
     def renewed(self, held: Iterable[Held], asked_at: float) -> None:

@@ -14,13 +14,16 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from .. import routing
-from ..errors import LeaseLost
+from ..errors import LeaseLost, Whereabouts
 from ..operations import consume, settlements
 from ..operations.context import Context
 from ..types import Delivery
 from . import results
+from .book import Book
+from .calls import Calls, CallTransaction
 from .handlers import Handler, Unit
 from .injection import MisfitsError
+from .settings import refuse_autocommit
 from .troubles import sqlstate, transient
 from .verdicts import Verdict, of_error, of_result
 
@@ -28,14 +31,12 @@ __all__ = [
     "FORGIVEN",
     "after_error",
     "after_return",
-    "hold",
+    "begin",
+    "commit_within",
     "is_fatal",
-    "isolation",
-    "keeps_snapshots",
     "settle_within",
 ]
 
-_SNAPSHOTS = ("REPEATABLE READ", "SERIALIZABLE")
 _CONFLICTS = ("40001", "40P01")
 """Transactions that stood in each other's way: it is nobody's fault, and all was rolled back. "The
 transaction might succeed if retried", says PostgreSQL, which sees such conflicts where there are
@@ -50,18 +51,7 @@ class _NotBegun(Exception):
     """Trouble that passes, before the handler was called: the attempt is not charged for it."""
 
 
-def isolation(session: Session, context: Context) -> str:
-    """Return the isolation level of a handler's transactions."""
-    connection = routing.connect(session, {"mapper": context.mapper})
-    return str(connection.get_isolation_level()).upper()
-
-
-def keeps_snapshots(level: str) -> bool:
-    """Return whether such a transaction cannot archive what was renewed since it began."""
-    return level in _SNAPSHOTS
-
-
-def hold(session: Session, context: Context, unit: Unit) -> None:
+def _hold(session: Session, context: Context, unit: Unit) -> None:
     """Lock the messages, in a transaction that keeps one snapshot: see `consume.hold`."""
     try:
         consume.hold(session, context, unit.deliveries)
@@ -69,6 +59,44 @@ def hold(session: Session, context: Context, unit: Unit) -> None:
         if transient(error):  # as when a renewal has come in between
             raise _NotBegun from error
         raise
+
+
+def begin(
+    session: Session, context: Context, unit: Unit, calls: Calls, transaction: CallTransaction
+) -> None:
+    """Prepare the transaction of a handler whose commit is the acknowledgement.
+
+    A message that the transaction could not archive after a renewal is locked first.
+
+    Raises:
+        InvalidArgument: the session's connection is in AUTOCOMMIT.
+    """
+    connection = routing.connect(session, {"mapper": context.mapper})
+    if routing.commits_by_itself(connection):
+        refuse_autocommit([unit.handler])
+    transaction.use(connection)
+    if calls.keep_snapshots(connection):
+        transaction.locks_messages()
+        _hold(session, context, unit)
+
+
+def commit_within(
+    session: Session,
+    context: Context,
+    unit: Unit,
+    result: Any,
+    book: Book,
+    transaction: CallTransaction,
+) -> list[Verdict]:
+    """Do as `settle_within`, unless the attempt has failed by its timeout, or was given up.
+
+    Raises:
+        LeaseLost: it has, even if the message is still locked here, and the lease valid.
+    """
+    if gone := book.committing(unit.deliveries):
+        raise LeaseLost({one.id: Whereabouts(one.id, "given up", one.read_ct) for one in gone})
+    transaction.locks_messages()
+    return settle_within(session, context, unit, result)
 
 
 def settle_within(session: Session, context: Context, unit: Unit, result: Any) -> list[Verdict]:

@@ -47,6 +47,7 @@ class _Waiting:
     handler: Handler
     not_before: float = 0.0
     alone_at: float = 0.0  # from when it is settled even if nothing is leased
+    busy: bool = False  # whether its row was locked
 
 
 class Desk:
@@ -62,6 +63,7 @@ class Desk:
         begin: Takes in what was leased.
         lost: Hears of leases that are gone.
         wake: Has a thread of a handler that has nothing to do come for `help`; False if none can.
+        end_call: Ends the connection of a message's call that goes on, if it keeps that locked.
         until_empty: Stop when nothing is left.
         listening: Ask producers for notifications when idle.
     """
@@ -77,6 +79,7 @@ class Desk:
         begin: Callable[[Sequence[Unit]], None],
         lost: Callable[[Sequence[Held]], None],
         wake: Callable[[], bool],
+        end_call: Callable[[Delivery], None],
         *,
         until_empty: bool,
         listening: bool,
@@ -89,6 +92,7 @@ class Desk:
         self._reporter = reporter
         self._begin = begin
         self._lost = lost
+        self._end_call = end_call
         self._until_empty = until_empty
         self._listening = listening
         self._verdicts: dict[int, _Waiting] = {}
@@ -433,7 +437,7 @@ class Desk:
             id_ = one.verdict.delivery.id
             word = outcome[id_]
             if word == "busy":
-                one.not_before = time.monotonic() + _BUSY_AGAIN
+                self._wait_for_lock(one)
                 continue
             self._verdicts.pop(id_, None)
             if word == "lost":
@@ -441,6 +445,16 @@ class Desk:
             else:
                 told.append(one)
         self._report(told, outcome)
+
+    def _wait_for_lock(self, waiting: _Waiting) -> None:
+        """Try again soon; not for ever, if it is the message's own call that keeps it locked.
+
+        Such a call took too long, or was given up. Its COMMIT may be on its way: hence not at once.
+        """
+        waiting.not_before = time.monotonic() + _BUSY_AGAIN
+        if waiting.busy:
+            self._end_call(waiting.verdict.delivery)
+        waiting.busy = True
 
     def _looked_up(self, missing: Sequence[_Waiting]) -> Mapping[int, str]:
         deliveries = [one.verdict.delivery for one in missing]

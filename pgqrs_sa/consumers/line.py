@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from .. import commits
 from ..operations import consume
 from ..operations.context import Context
 from ..routing import commits_by_itself
+from .calls import shut_down
 from .troubles import patient, transient, unsaid
 
 __all__ = ["AsyncPlug", "Line", "Plug", "SyncPlug"]
@@ -84,10 +83,8 @@ class SyncPlug:
     def cut(self) -> None:
         """See `Plug`: both psycopg's connections tell their socket."""
         connection = self._connection
-        with contextlib.suppress(Exception):
-            raw: Any = connection.connection.dbapi_connection if connection else None
-            with socket.socket(fileno=os.dup(raw.fileno())) as wire:
-                wire.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(Exception):  # it is closed already
+            shut_down(connection.connection.driver_connection if connection else None)
 
 
 class AsyncPlug:

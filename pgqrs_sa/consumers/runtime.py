@@ -21,6 +21,7 @@ from ..errors import EventLoopLost
 from ..operations import workers
 from ..types import WorkerInfo
 from .book import Book, Held
+from .calls import Calls
 from .desk import Desk
 from .handlers import Handler, Unit
 from .hooks import Reporter
@@ -152,6 +153,7 @@ class Runtime:
         self._cleanup: list[Callable[[], None]] = []
         self.context = settings.context()
         self.book = Book()
+        self.calls = Calls()
         self.reporter = Reporter(settings.hooks)
         self.worker: WorkerInfo | None = None
         self._shortest = min((h.lease.total_seconds() for h in handlers if h.lease), default=30.0)
@@ -220,6 +222,7 @@ class Runtime:
             self._begin,
             self.keeper.lose,
             self._crew.wake,
+            self.calls.end,
             until_empty=self._until_empty,
             listening=self._make_listener is not None,
         )
@@ -506,10 +509,8 @@ class Runtime:
         with self._lock:
             unfinished = list(self._running.values())
         for unit in unfinished:
-            held = [h for one in unit.deliveries if (h := self.book.get(one)) is not None]
-            for one in held:
-                one.lost = True
-            self.desk.settle(unit.handler, [Verdict(one.delivery, "release") for one in held])
+            held = self.book.give_up(unit.deliveries)
+            self.desk.settle(unit.handler, [Verdict(delivery, "release") for delivery in held])
         self.desk.close()
         self._join(self._threads[0], lambda: self.desk.left > 0 and not hurried())
         self.keeper.close()

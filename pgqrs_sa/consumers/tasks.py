@@ -30,12 +30,11 @@ from .calling import (
     FORGIVEN,
     after_error,
     after_return,
-    hold,
+    begin,
+    commit_within,
     is_fatal,
-    isolation,
-    keeps_snapshots,
-    settle_within,
 )
+from .calls import CallTransaction
 from .handlers import Unit
 from .line import AsyncPlug
 from .runtime import Outcome, Runtime
@@ -280,7 +279,6 @@ class _Tasks:
         self._engine = engine
         self._loop = loop
         self._context = copy_context()  # of whoever starts the consumer: each call gets a copy
-        self._lock_first: bool | None = None
         self._by_attempt: dict[tuple[int, int], asyncio.Task[bool]] = {}
         self.runtime: Runtime
         self.running: set[asyncio.Task[bool]] = set()
@@ -413,31 +411,35 @@ class _Tasks:
         return after_return(unit, result)
 
     async def _called_in_session(self, unit: Unit, payloads: list[Any]) -> list[Verdict]:
-        call, context = unit.handler.call, self.runtime.context
-        async with self._sessionmaker() as session, session.begin():
-            refuse_elsewhere(session.sync_session, context, self._engine)
-            if unit.handler.acknowledge == "commit" and await self._needs_lock(session):
-                await session.run_sync(hold, context, unit)
-            service = AsyncQueueService(
-                session,
-                models=context.models,
-                codec=context.codec,
-                worker=context.worker,
-                notify=self.runtime.settings.notify,
-            )
-            arguments = call.arguments(unit.deliveries, payloads, session, service)
-            with kept_open(session.sync_session, unit.handler):
-                result = await call.awaited(arguments)
-            if unit.handler.acknowledge == "first":
-                return after_return(unit, result)
-            self.runtime.book.settling(unit.deliveries)
-            return await session.run_sync(settle_within, context, unit, result)
+        with self.runtime.calls.transaction(unit) as transaction:
+            async with self._sessionmaker() as session, session.begin():
+                return await self._called_in_transaction(unit, payloads, session, transaction)
 
-    async def _needs_lock(self, session: AsyncSession) -> bool:
-        if self._lock_first is None:
-            level = await session.run_sync(isolation, self.runtime.context)
-            self._lock_first = keeps_snapshots(level)
-        return self._lock_first
+    async def _called_in_transaction(
+        self,
+        unit: Unit,
+        payloads: list[Any],
+        session: AsyncSession,
+        transaction: CallTransaction,
+    ) -> list[Verdict]:
+        call, context = unit.handler.call, self.runtime.context
+        refuse_elsewhere(session.sync_session, context, self._engine)
+        if unit.handler.acknowledge == "commit":
+            await session.run_sync(begin, context, unit, self.runtime.calls, transaction)
+        service = AsyncQueueService(
+            session,
+            models=context.models,
+            codec=context.codec,
+            worker=context.worker,
+            notify=self.runtime.settings.notify,
+        )
+        arguments = call.arguments(unit.deliveries, payloads, session, service)
+        with kept_open(session.sync_session, unit.handler):
+            result = await call.awaited(arguments)
+        if unit.handler.acknowledge == "first":
+            return after_return(unit, result)
+        book = self.runtime.book
+        return await session.run_sync(commit_within, context, unit, result, book, transaction)
 
 
 def _cancelled_by_others(unit: Unit, error: BaseException) -> bool:

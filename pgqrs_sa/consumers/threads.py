@@ -21,11 +21,9 @@ from .book import Held
 from .calling import (
     after_error,
     after_return,
-    hold,
+    begin,
+    commit_within,
     is_fatal,
-    isolation,
-    keeps_snapshots,
-    settle_within,
 )
 from .handlers import Unit
 from .line import SyncPlug
@@ -303,7 +301,6 @@ class _Threads:
         self._begun = 0
         self._idle = 0
         self._leaving = False
-        self._lock_first: bool | None = None
         self._threads: list[threading.Thread] = []
         self.runtime: Runtime
         self.failure: BaseException | None = None
@@ -397,10 +394,15 @@ class _Threads:
         call, context = unit.handler.call, self.runtime.context
         payloads = call.payloads(unit.deliveries)
         settings = self.runtime.settings
-        with self._sessionmaker() as session, session.begin():
+        calls = self.runtime.calls
+        with (
+            calls.transaction(unit) as transaction,
+            self._sessionmaker() as session,
+            session.begin(),
+        ):
             refuse_elsewhere(session, context, self._engine)
-            if self._needs_lock(session) and unit.handler.acknowledge == "commit":
-                hold(session, context, unit)
+            if unit.handler.acknowledge == "commit":
+                begin(session, context, unit, calls, transaction)
             service = QueueService(
                 session,
                 models=context.models,
@@ -412,10 +414,5 @@ class _Threads:
                 result = call.run(call.arguments(unit.deliveries, payloads, session, service))
             if unit.handler.acknowledge == "first":
                 return after_return(unit, result)
-            self.runtime.book.settling(unit.deliveries)
-            return settle_within(session, context, unit, result)
-
-    def _needs_lock(self, session: Session) -> bool:
-        if self._lock_first is None:
-            self._lock_first = keeps_snapshots(isolation(session, self.runtime.context))
-        return self._lock_first
+            book = self.runtime.book
+            return commit_within(session, context, unit, result, book, transaction)

@@ -110,6 +110,28 @@ def test_what_is_settling_is_not_overdue_and_is_renewed(book, clock):
     assert book.next_renewal() == 1010.0
 
 
+def test_an_attempt_commits_or_has_failed_by_its_timeout_and_never_both(book, clock):
+    first, second = entered(book, clock, 1, 2, timeout=20)
+    book.start([first, second], None)
+    assert book.committing([first]) == []
+    (late,) = book.overdue(2000.0)
+    assert late.delivery is second
+    assert book.committing([second]) == [second]
+
+
+def test_what_was_given_up_settled_or_lost_may_not_commit_nor_its_batch(book, clock):
+    given_up, lost, settled, good = entered(book, clock, 1, 2, 3, 4)
+    book.start([given_up, lost, settled, good], None)
+    book.lose([lost])
+    book.remove([settled])
+    assert book.give_up([given_up, lost]) == [given_up]
+    assert given_up.lease_lost
+    assert book.committing([given_up, lost, settled, good]) == [given_up, lost, settled]
+    assert not book.get(good).settling
+    assert book.committing([good]) == []
+    assert book.get(good).settling
+
+
 def test_the_moments_at_which_a_lease_and_a_handler_s_time_end_belong_to_them(book, clock):
     (one,) = entered(book, clock, 1, lease=60, timeout=20)
     book.start([one], None)

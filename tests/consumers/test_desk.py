@@ -136,6 +136,7 @@ class Office:
         )  # fmt: skip
         self.line = FakeLine()
         self.ready: list[Unit] = []
+        self.ended_calls: list[Delivery] = []
         self.idle = False  # whether a thread of a handler has nothing to do
         context = replace(settings.context(), worker=1)
         schedule = Schedule(concurrency, 60, jitter=lambda: 0.5)
@@ -144,6 +145,7 @@ class Office:
         self.desk = Desk(
             self.line, lambda: context, self.book, schedule, {"mail": dt.timedelta(hours=1)},
             Reporter(()), self.ready.extend, lambda _held: None, lambda: self.idle,
+            self.ended_calls.append,
             until_empty=False, listening=listening,
         )  # fmt: skip
         self.thread = threading.Thread(target=self.desk.run, daemon=True)

@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from bench import QUICK, Kit
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+import sqlalchemy as sa
+from bench import QUICK, Kit, effect
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
 from waiting import PATIENCE, until, until_awaited
 
 from pgqrs_sa import AsyncConsumer, Delivery, EventLoopLost
@@ -117,6 +120,72 @@ def test_a_consumer_whose_loop_does_not_run_for_as_long_as_a_lease_ends(tasks, l
         loop.run_until_complete(lonely.start())
         assert loop.run_until_complete(lonely.stop()) == 0
     assert len(tasks.archive()) == 20
+
+
+def sleeps(_kit: Any, engine: Any) -> AsyncConsumer:
+    """A handler keeps a snapshot, and its message locked for that."""
+    consumer = AsyncConsumer(async_sessionmaker(engine), **QUICK)
+    consumer.begun = []
+
+    @consumer.on("mail", lease=SHORT)
+    async def handler(session: AsyncSession, delivery: Delivery) -> None:
+        consumer.begun.append(delivery.id)
+        await asyncio.Event().wait()
+
+    return consumer
+
+
+def commits(kit: Any, engine: Any) -> AsyncConsumer:
+    """A handler has archived its message, and its COMMIT has not been sent."""
+
+    class Hanging(Session):
+        """Never commits."""
+
+    maker = async_sessionmaker(engine, sync_session_class=Hanging)
+    consumer = AsyncConsumer(maker, **QUICK)
+    consumer.begun = []
+
+    @sa.event.listens_for(Hanging, "before_commit")
+    def hang(_session: Session) -> None:
+        consumer.begun.append(None)
+        await_only(asyncio.Event().wait())
+
+    @consumer.on("mail", lease=SHORT)
+    async def handler(session: AsyncSession, delivery: Delivery) -> None:
+        await session.run_sync(effect, delivery)
+
+    return consumer
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "stopped"])
+@pytest.mark.parametrize(
+    ("made", "level"),
+    [
+        (sleeps, "REPEATABLE READ"),
+        (sleeps, "SERIALIZABLE"),
+        (commits, "READ COMMITTED"),
+        (commits, "REPEATABLE READ"),
+    ],
+)
+def test_a_loop_that_is_lost_keeps_no_message_that_a_handler_has_locked(tasks, made, level, closed):
+    ids = tasks.send(*range(6))
+    engine = create_async_engine(tasks._async_url, isolation_level=level)
+    consumer = made(tasks, engine)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(started(consumer))
+    if closed:
+        loop.close()
+    until(lambda: all_are_back(tasks), "everything is given back")
+    nothing_was_charged(tasks)
+    worked_off_by_another(tasks, ids)
+    if not closed:
+        with pytest.raises(EventLoopLost):
+            loop.run_until_complete(consumer.stop())
+        loop.run_until_complete(engine.dispose())
+        loop.close()
+    assert tasks.effects() == []
+    engine.sync_engine.dispose(close=False)
 
 
 def test_a_loop_that_runs_piece_by_piece_loses_no_message(tasks, lonely, caplog):

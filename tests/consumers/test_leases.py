@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 import time
@@ -141,6 +142,115 @@ def test_a_handler_that_takes_too_long_has_failed_and_cannot_commit(kit):
     assert late == ([] if kit.is_async else [id_])  # a task is cancelled, a thread goes on
     assert ear.names() == ["on_start", "on_retry"]
     assert isinstance(ear.heard[1][1].error, HandlerTimeout)
+
+
+def deaf(kit, go):
+    """Wait in a handler that neither its timeout nor the end of the consumer can stop."""
+    end = time.monotonic() + PATIENCE
+    while not go.is_set() and time.monotonic() < end:
+        with contextlib.suppress(asyncio.CancelledError):
+            kit.wait_a_moment()
+
+
+def works_on_all_connections(kit, engine):
+    """Say whether each connection of an engine's pool works, as it is after a consumer."""
+    if not kit.is_async:
+        return works(engine)
+    return asyncio.run_coroutine_threadsafe(works_awaited(engine), kit._loop).result(PATIENCE)
+
+
+def works(engine):
+    with contextlib.ExitStack() as stack:
+        taken = [stack.enter_context(engine.connect()) for _ in range(engine.pool.checkedin())]
+        return all(connection.scalar(sa.text("SELECT true")) for connection in taken)
+
+
+async def works_awaited(engine):
+    async with contextlib.AsyncExitStack() as stack:
+        taken = [
+            await stack.enter_async_context(engine.connect())
+            for _ in range(engine.pool.checkedin())
+        ]
+        return all([await connection.scalar(sa.text("SELECT true")) for connection in taken])
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_handler_that_keeps_its_row_locked_gives_it_up_at_its_timeout(kit, level):
+    (id_,) = kit.send({})
+    engine = kit.app_engine(isolation_level=level)
+    consumer = kit.consumer(engine=engine, retry=Retry(backoff="constant", base=0, jitter=0))
+    go, begun = threading.Event(), []
+
+    @consumer.on("mail", timeout=LIMIT)
+    def handler(session, delivery):
+        effect(session, delivery)
+        begun.append(delivery.read_ct)
+        if delivery.read_ct == 1:
+            deaf(kit, go)
+
+    consumer.start()
+    until(lambda: id_ in kit.archive(), "another attempt is made while the first one goes on")
+    assert (consumer.runtime.busy, begun) == (1, [1, 2])
+    go.set()
+    until(lambda: not consumer.runtime.busy, "the first one has ended")
+    assert consumer.stop() == 0
+    assert kit.effects() == [(id_, 2)]
+    assert "took longer than its timeout" in kit.archive()[id_].last_error
+    assert works_on_all_connections(kit, engine)
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_handler_that_keeps_its_row_locked_gives_it_up_at_the_end_of_the_drain(kit, level):
+    (id_,) = kit.send({})
+    engine = kit.app_engine(isolation_level=level)
+    consumer = kit.consumer(engine=engine, drain_timeout=0.1)
+    go, begun = threading.Event(), threading.Event()
+
+    @consumer.on("mail", lease=600)
+    def handler(session, delivery):
+        effect(session, delivery)
+        begun.set()
+        deaf(kit, go)
+
+    consumer.start()
+    assert begun.wait(PATIENCE)
+    runtime = consumer.runtime
+    assert consumer.stop() == 1
+    row = kit.live()[id_]
+    assert (row.read_ct, row.max_read_ct, row.dequeued_at) == (1, 6, None)
+    go.set()
+    until(lambda: not runtime.busy, "the handler has ended")
+    assert kit.effects() == []
+    assert list(kit.live()) == [id_]
+    assert works_on_all_connections(kit, engine)
+
+
+def test_the_connection_of_a_handler_that_does_not_lock_its_row_outlives_its_timeout(kit):
+    """Though the row is locked, by somebody else."""
+    (id_,) = kit.send({})
+    engine = kit.app_engine()
+    tries = settlements(getattr(engine, "sync_engine", engine))
+    consumer = kit.consumer(engine=engine, retry=Retry(base=1000))
+    go, begun = threading.Event(), threading.Event()
+    worked = []
+
+    @consumer.on("mail", timeout=LIMIT)
+    def handler(session, delivery):
+        effect(session, delivery)
+        begun.set()
+        deaf(kit, go)
+        worked.append(session.scalar(sa.text("SELECT true")))
+
+    consumer.start()
+    assert begun.wait(PATIENCE)
+    with kit.engine.begin() as blocker:
+        blocker.execute(sa.text("SELECT 1 FROM pgqrs_messages FOR UPDATE"))
+        until(lambda: len(tries) > 3, "to note the failure is tried, and tried again")
+    until(lambda: kit.live()[id_].last_error, "the attempt has failed")
+    go.set()
+    until(lambda: not consumer.runtime.busy, "the handler has ended")
+    assert consumer.stop() == 0
+    assert (worked, kit.effects()) == ([True], [])
 
 
 def test_the_stack_of_a_thread_that_takes_too_long_is_kept_and_is_the_handlers(threads):
@@ -671,29 +781,28 @@ def test_a_retry_of_a_row_that_is_locked_waits_for_it_and_does_not_bury_it(threa
     assert threads.live()[id_].last_error.startswith("ValueError: once")
 
 
-def test_hooks_hear_of_a_locked_row_that_its_handler_archived_once(threads):
-    """It takes too long, but commits before the failure can be noted: it is done."""
-    (id_,) = threads.send({})
+def test_a_handler_that_locked_its_row_itself_and_takes_too_long_commits_nothing(kit):
+    """Its failure cannot be noted as long as it runs; what it returns then does not count."""
+    (id_,) = kit.send({})
     ear = Ear()
-    engine = threads.app_engine()
-    tries = settlements(engine)
-    consumer = threads.consumer(engine=engine, hooks=[ear])
+    engine = kit.app_engine()
+    tries = settlements(getattr(engine, "sync_engine", engine))
+    consumer = kit.consumer(engine=engine, hooks=[ear], retry=Retry(base=1000))
     go = threading.Event()
 
-    def handler(session: Session, service: QueueService, delivery: Delivery) -> None:
+    @consumer.on("mail", timeout=LIMIT)
+    def handler(session, delivery):
         effect(session, delivery)
-        session.execute(sa.text("SELECT 1 FROM pgqrs_messages WHERE id = 1 FOR UPDATE"))
-        assert go.wait(PATIENCE)
+        session.execute(sa.text("SELECT 1 FROM pgqrs_messages FOR UPDATE"))
+        deaf(kit, go)
 
-    consumer.consumer.on("mail", timeout=LIMIT)(handler)
     consumer.start()
     until(lambda: len(tries) > 1, "it is overdue: to note that is tried, and tried again")
     go.set()
-    until(lambda: id_ in threads.archive(), "it is archived")
-    until(lambda: "on_success" in ear.names(), "that is told")
+    until(lambda: "on_retry" in ear.names(), "the failure is noted")
     assert consumer.stop() == 0
-    assert ear.names() == ["on_start", "on_success"]
-    assert threads.effects() == [(id_, 1)]
+    assert ear.names() == ["on_start", "on_retry"]
+    assert (kit.effects(), list(kit.live())) == ([], [id_])
 
 
 def test_a_consumer_refuses_what_is_not_a_sessionmaker_of_its_kind(threads, async_engine):
