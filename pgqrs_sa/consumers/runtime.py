@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -158,6 +159,10 @@ class Runtime:
         self.worker: WorkerInfo | None = None
         self._shortest = min((h.lease.total_seconds() for h in handlers if h.lease), default=30.0)
         self._starting: Line | None = None
+        # Added to the leases that the consumer asks for. A handler may lease from the same queue,
+        # by the same worker and for as long, while the reply to such a lease is lost: by its exact
+        # length `hand_back` then knows which was not the handler's.
+        self._mark = timedelta(microseconds=random.randint(1, 999))  # noqa: S311 - no secret
 
     # ---------------------------------------------------------------------------- starting
 
@@ -217,7 +222,7 @@ class Runtime:
             lambda: self.context,
             self.book,
             schedule,
-            leases,
+            {queue: lease + self._mark for queue, lease in leases.items()},
             self.reporter,
             self._begin,
             self.keeper.lose,

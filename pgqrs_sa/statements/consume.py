@@ -103,7 +103,8 @@ def _found(what: str, name: sa.ColumnElement[str]) -> Any:
 def hand_back(models: Models) -> Executable:
     """Give back, uncharged, what a worker has leased by a statement whose reply it did not get.
 
-    Such a lease began while the worker waited for the reply, and nobody has extended it since.
+    Such a lease began while the worker waited for the reply, and nobody has extended it since. Its
+    length is that of no other lease: each run of a consumer adds some microseconds of its own.
 
     Binds: worker_id, queue, lease, since, until (between which moments it began), known (the
     fencing tokens of leases that are left alone).

@@ -239,6 +239,57 @@ def test_leases_that_were_taken_or_extended_by_hand_outlive_a_broken_connection(
     assert kit.archive()[third].read_ct == 2
 
 
+def test_a_lease_that_a_handler_takes_while_one_of_the_consumer_hangs_outlives_that(kit):
+    """By the consumer's worker, in its queue, for as long, and at that time."""
+    (first,) = kit.send(1)
+    engine = kit.app_engine()
+    kit.lose_replies = True
+    begun, asked, took, go = (threading.Event() for _ in range(4))
+    taken: list[Delivery] = []
+
+    @sa.event.listens_for(getattr(engine, "sync_engine", engine), "before_cursor_execute")
+    def hang(connection, _cursor, statement, *_more):
+        if begun.is_set() and "pq_leased" in statement and is_own(connection):
+            asked.set()
+            assert took.wait(PATIENCE)
+
+    def wanted(_number, text):
+        hung = took.is_set() and "pq_leased" in text and not cutter.cut
+        return hung and len(kit.held()) > 2
+
+    cutter = Cutter(kit, engine, "after", wanted)
+    consumer = kit.consumer(engine=engine, concurrency=2, poll_interval=0.05)
+
+    @consumer.on("mail", lease=600)
+    def handler(session, delivery):
+        if delivery.id == first:
+            begun.set()
+            kit.wait(asked)
+            with Session(kit.engine) as own, own.begin():
+                service = QueueService(own)
+                service.enqueue("mail", 2)
+                taken.extend(service.dequeue("mail", lease=600, worker=delivery.worker_id))
+            took.set()
+            kit.wait(go)
+        effect(session, delivery)
+
+    consumer.start()
+    assert begun.wait(PATIENCE)
+    kit.send(3)
+    assert took.wait(PATIENCE)
+    before = kit.live()[taken[0].id]
+    until(lambda: cutter.cut, "a lease, whose reply is lost")
+    until(kit.archive, "what it leased came back, and is done")
+    after = kit.live()
+    assert after.keys() == {first, taken[0].id}
+    assert after[taken[0].id] == before
+    go.set()
+    until(lambda: first in kit.archive(), "the first is done")
+    with Session(kit.engine) as session, session.begin():
+        QueueService(session).archive(taken[0])
+    assert consumer.stop() == 0
+
+
 def test_an_archive_whose_reply_was_lost_is_success_and_told_once(kit):
     """Without a session the desk archives; it looks the message up by its id and attempt."""
     ids = kit.send(*range(4))
