@@ -10,6 +10,7 @@ from contextvars import copy_context
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
 from ..codecs import Codec
 from ..declared import DeclaredQueue, QueueSource
@@ -24,12 +25,13 @@ from .hooks import Hooks
 from .runtime import Waker
 from .scopes import CallContext, call_context_of, check_call_context
 from .sessions import engine_of, factory_of, maker_of, opened
-from .settings import Settings
+from .settings import Settings, refuse_autocommit_session
 
 __all__ = ["BaseConsumer"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _S = TypeVar("_S")
+_T = TypeVar("_T")
 
 
 class BaseConsumer(ABC, Generic[_S]):
@@ -220,14 +222,24 @@ class BaseConsumer(ABC, Generic[_S]):
 
     def _engine_of_sessions(self) -> Engine:
         """Return the engine of the sessions that are made in calls."""
-        return self._own(copy_context().run(self._found_engine))
+        context = self._settings.context()
+        return self._own(self._asked(lambda session: engine_of(session, context)))
 
-    def _found_engine(self) -> Engine:
-        with call_context_of(self._call_context)():
-            made = opened(self._new_session(), asynchronous=self._asynchronous)
-            with made.sync_session if self._asynchronous else made as session:
-                engine = engine_of(session, self._settings.context())
-        return engine
+    def _refuse_autocommit(self) -> None:
+        """Raise if the sessions that are made in calls set AUTOCOMMIT, and a handler takes one."""
+        self._asked(lambda session: refuse_autocommit_session(session, self.handlers))
+
+    def _asked(self, ask: Callable[[Session], _T]) -> _T:
+        """Return what a function finds out about a session, as one is made in a call."""
+
+        def asked() -> _T:
+            with call_context_of(self._call_context)():
+                made = opened(self._new_session(), asynchronous=self._asynchronous)
+                with made.sync_session if self._asynchronous else made as session:
+                    found = ask(session)
+            return found
+
+        return copy_context().run(asked)
 
     def _own(self, engine: Engine) -> Engine:
         """Return an engine whose pool belongs to this process."""

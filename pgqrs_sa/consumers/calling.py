@@ -23,7 +23,7 @@ from .book import Book
 from .calls import Calls, CallTransaction
 from .handlers import Handler, Unit
 from .injection import MisfitsError
-from .settings import refuse_autocommit
+from .settings import AutocommitSession, refuse_autocommit
 from .troubles import sqlstate, transient
 from .verdicts import Verdict, of_error, of_result
 
@@ -69,7 +69,7 @@ def begin(
     A message that the transaction could not archive after a renewal is locked first.
 
     Raises:
-        InvalidArgument: the session's connection is in AUTOCOMMIT.
+        AutocommitSession: what the handler writes would not be rolled back.
     """
     connection = routing.connect(session, {"mapper": context.mapper})
     if routing.commits_by_itself(connection):
@@ -128,8 +128,10 @@ def after_error(unit: Unit, error: BaseException, *, stopping: bool) -> list[Ver
     if unit.handler.acknowledge == "first":
         return [Verdict(one, "keep", error=error) for one in unit.deliveries]
     told_to_stop = stopping or any(one.lease_lost for one in unit.deliveries)
-    if isinstance(error, KeyboardInterrupt) or (told_to_stop and not isinstance(error, Exception)):
-        # Not the message's fault: somebody wants this process, or this task, to end.
+    not_its_own = (KeyboardInterrupt, AutocommitSession)
+    if isinstance(error, not_its_own) or (told_to_stop and not isinstance(error, Exception)):
+        # Not the message's fault: somebody wants this process, or this task, to end; or the
+        # sessions are such that no handler may be called.
         return [Verdict(one, "release", error=error) for one in unit.deliveries]
     if isinstance(error, _NotBegun):
         return [Verdict(one, "release", error=error.__cause__) for one in unit.deliveries]
@@ -167,4 +169,4 @@ def _of_conflict(handler: Handler, delivery: Delivery, error: BaseException) -> 
 
 def is_fatal(error: BaseException) -> bool:
     """Return whether an error of a handler ends the consumer, once its message is settled."""
-    return isinstance(error, (KeyboardInterrupt, SystemExit))
+    return isinstance(error, (KeyboardInterrupt, SystemExit, AutocommitSession))

@@ -21,7 +21,14 @@ from ..types import Seconds
 from .handlers import Handler
 from .hooks import Hooks
 
-__all__ = ["Settings", "check_database", "check_pool", "refuse_autocommit"]
+__all__ = [
+    "AutocommitSession",
+    "Settings",
+    "check_database",
+    "check_pool",
+    "refuse_autocommit",
+    "refuse_autocommit_session",
+]
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
@@ -192,18 +199,32 @@ def _synchronized(
     return {queue.name: queue for queue in declared if queue.name in missing}
 
 
+class AutocommitSession(InvalidArgument):
+    """A session that commits each statement by itself: the consumer ends before it is used."""
+
+
 def refuse_autocommit(handlers: Sequence[Handler]) -> None:
-    """Raise for a handler with a session, where the engine's connections are in AUTOCOMMIT.
+    """Raise for a handler with a session, where the sessions' connections are in AUTOCOMMIT.
 
     What it writes would be there although its attempt has failed, and again after the next.
     """
     names = [handler.name for handler in handlers if handler.call.needs_session]
     if names:
-        raise InvalidArgument(
-            f"the engine is in AUTOCOMMIT, and {', '.join(names)} takes a session, whose writes "
-            "commit together with the end of the message: make the sessionmaker with a "
-            'transactional engine, as with execution_options(isolation_level="READ COMMITTED")'
+        raise AutocommitSession(
+            f"the sessions are in AUTOCOMMIT, and {', '.join(names)} takes a session, whose writes "
+            "commit together with the end of the message: make sessionmaker and engine "
+            'transactional, as with execution_options(isolation_level="READ COMMITTED")'
         )
+
+
+def refuse_autocommit_session(session: Session, handlers: Sequence[Handler]) -> None:
+    """Do as `refuse_autocommit` if a new session is to set AUTOCOMMIT, whatever its engine is in.
+
+    SQLAlchemy 2.1 has ``sessionmaker(engine, execution_options=...)``.
+    """
+    options: Any = getattr(session, "execution_options", {})
+    if options.get("isolation_level") == "AUTOCOMMIT":
+        refuse_autocommit(handlers)
 
 
 def check_pool(pool: Any, needed: int, why: str) -> None:

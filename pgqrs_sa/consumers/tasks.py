@@ -153,6 +153,7 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
     async def _made(self, *, until_empty: bool) -> _Run:
         await check_scopes_of_tasks(self._registry, self._call_context)
         engine = self._engine()
+        self._refuse_autocommit()
         needed = self._connections_needed()
         check_pool(engine.pool, needed, "one for each handler that runs at the same time")
         crew = _Tasks(

@@ -216,6 +216,7 @@ class Consumer(BaseConsumer[Session]):
         check_pool(engine.pool, needed + _OWN_CONNECTIONS, why)
 
     def _made(self, engine: Engine, *, until_empty: bool) -> _Run:
+        self._refuse_autocommit()
         crew = _Threads(self._sessionmaker, engine, call_context_of(self._call_context))
         crew.runtime = Runtime(
             self._settings,

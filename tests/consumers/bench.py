@@ -180,9 +180,13 @@ class Kit:
 
     def made(self, settings: dict[str, Any]) -> Any:
         settings = dict(settings)
-        engine = settings.pop("engine", None) or self.app_engine()
-        maker: Any = async_sessionmaker(engine) if self.is_async else sessionmaker(engine)
+        engine, maker = settings.pop("engine", None), settings.pop("maker", None)
+        maker = maker or self.maker(engine or self.app_engine())
         return (AsyncConsumer if self.is_async else Consumer)(maker, **settings)
+
+    def maker(self, engine: Any, **options: Any) -> Any:
+        """The sessionmaker of the consumer's kind."""
+        return (async_sessionmaker if self.is_async else sessionmaker)(engine, **options)
 
     def consumer(self, **settings: Any) -> Driver:
         driver = Driver(self, settings)

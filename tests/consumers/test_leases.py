@@ -748,7 +748,7 @@ def settlements(engine):
 
     @sa.event.listens_for(engine, "before_cursor_execute")
     def note(_connection, _cursor, statement, *_more):
-        if "pq_held" in statement:
+        if "pq_held" in statement and "pq_leased" not in statement:
             tries.append(statement)
 
     return tries

@@ -242,6 +242,44 @@ def test_an_engine_in_autocommit_is_refused_for_a_handler_with_a_session(kit, ho
     assert kit.outcomes() == {id_: "archived"}
 
 
+@pytest.mark.skipif(sa.__version__ < "2.1", reason="a sessionmaker takes no such options")
+def test_a_sessionmaker_in_autocommit_is_refused_for_a_handler_with_a_session(kit):
+    (id_,) = kit.send({})
+    options = {"execution_options": {"isolation_level": "AUTOCOMMIT"}}
+    for begin in (lambda one: one.run(), lambda one: kit.call(one.consumer.check)):
+        consumer = kit.consumer(maker=kit.maker(kit.app_engine(), **options))
+        consumer.on("mail")(effect)
+        with pytest.raises(InvalidArgument, match=r"AUTOCOMMIT, and .* takes a session"):
+            begin(consumer)
+    assert (kit.effects(), list(kit.live()), kit.workers()) == ([], [id_], [])
+
+    without = kit.consumer(maker=kit.maker(kit.app_engine(), **options))
+    without.on("mail", session=False)(nothing)
+    assert without.run() == 0
+    assert kit.outcomes() == {id_: "archived"}
+
+
+def test_a_session_that_turns_out_to_be_in_autocommit_ends_the_consumer(kit):
+    """No handler is called with it, and no attempt is charged."""
+    (id_,) = kit.send({})
+    engine, made = kit.app_engine(), []
+    good = kit.maker(engine)
+    bad = kit.maker(engine.execution_options(isolation_level="AUTOCOMMIT"))
+
+    def factory():
+        made.append(None)  # two are asked for at the start, the third is for the handler
+        return (good if len(made) < 3 else bad)()
+
+    consumer = kit.consumer(maker=factory)
+    consumer.on("mail")(effect)
+    with pytest.raises(InvalidArgument, match=r"AUTOCOMMIT, and .* takes a session"):
+        consumer.run(until_empty=False)
+    assert kit.effects() == []
+    row = kit.live()[id_]
+    assert (row.max_read_ct - row.read_ct, row.dequeued_at, row.last_error) == (5, None, None)
+    assert [one.status for one in kit.workers()] == ["stopped"]
+
+
 def test_a_database_that_is_set_to_read_only_is_refused_at_the_start(kit):
     kit.sql("ALTER DATABASE " + kit.engine.url.database + " SET default_transaction_read_only = on")
     try:
