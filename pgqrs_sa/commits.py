@@ -43,7 +43,7 @@ class Waiting(NamedTuple):
     strict: bool
 
 
-_outer: WeakKeyDictionary[sa.Connection, dict[Hashable, partial[None]]] = WeakKeyDictionary()
+_outer: WeakKeyDictionary[sa.Connection, dict[Hashable, Waiting]] = WeakKeyDictionary()
 """What waits for the commit of a connection of the application's."""
 
 
@@ -78,13 +78,23 @@ def when_committed(
     return joined
 
 
-def when_connection_commits(connection: sa.Connection, key: Hashable, call: partial[None]) -> None:
-    """Do something when a connection commits; the last call for a key counts."""
+def when_connection_commits(
+    connection: sa.Connection, key: Hashable, call: partial[None], *, strict: bool = False
+) -> None:
+    """Do something when a connection commits; the last call for a key counts.
+
+    Args:
+        connection: Which.
+        key: Each is done once.
+        call: What is to be done. It must not raise.
+        strict: Forget it when a savepoint is rolled back, whatever was done in that.
+    """
     if connection not in _outer:
         _outer[connection] = {}
         event.listen(connection, "commit", _outer_commit)
         event.listen(connection, "rollback", _outer_rollback)
-    _outer[connection][key] = call
+        event.listen(connection, "rollback_savepoint", _outer_rollback_savepoint)
+    _outer[connection][key] = Waiting(call, None, strict)
 
 
 def now(session: Session) -> None:
@@ -101,7 +111,7 @@ def committed(session: Session) -> None:
     noted: dict[Hashable, Waiting] = session.info.pop(_WAITING, {})
     for key, one in noted.items():
         if one.joined is not None and one.joined.in_transaction():
-            when_connection_commits(one.joined, key, one.call)
+            when_connection_commits(one.joined, key, one.call, strict=one.strict)
         else:
             one.call()
 
@@ -109,6 +119,10 @@ def committed(session: Session) -> None:
 def rolled_back(session: Session) -> None:
     """Forget what may have been undone: a transaction, or a savepoint, was rolled back."""
     noted: dict[Hashable, Waiting] = session.info.get(_WAITING, {})
+    _forget_strict(noted)
+
+
+def _forget_strict(noted: dict[Hashable, Waiting]) -> None:
     for key in [key for key, one in noted.items() if one.strict]:
         del noted[key]
 
@@ -130,13 +144,17 @@ def _joined(session: Session, mapper: Mapper[Any]) -> sa.Connection | None:
 
 
 def _outer_commit(connection: sa.Connection) -> None:
-    calls = list(_outer.get(connection, {}).values())
+    noted = list(_outer.get(connection, {}).values())
     _outer_rollback(connection)
-    for call in calls:
-        call()
+    for one in noted:
+        one.call()
 
 
 def _outer_rollback(connection: sa.Connection) -> None:
     # Emptied and not removed: the listeners stay, and are not to be added again.
-    if calls := _outer.get(connection):
-        calls.clear()
+    if noted := _outer.get(connection):
+        noted.clear()
+
+
+def _outer_rollback_savepoint(connection: sa.Connection, _name: str, _context: object) -> None:
+    _forget_strict(_outer.get(connection, {}))

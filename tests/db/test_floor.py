@@ -325,6 +325,24 @@ def test_only_the_outermost_commit_of_a_joined_session_moves_a_place(
     assert take(2) == ([4, 5] if end == "commit" else [2, 3])
 
 
+@pytest.mark.parametrize("mode", JOINED)
+def test_a_savepoint_of_a_connection_that_is_rolled_back_moves_no_place(
+    engine, service, session, take, clock, mode
+):
+    """After the session that was joined to it has committed."""
+    service.enqueue_many("mail", list(range(9)))
+    session.commit()
+    assert take(2) == [0, 1]
+    with engine.begin() as connection:
+        savepoint = connection.begin_nested()
+        with Session(connection, join_transaction_mode=mode) as joined:
+            assert [one.payload for one in QueueService(joined).dequeue("mail", 2)] == [2, 3]
+            joined.commit()
+        savepoint.rollback()
+    assert place(0) == 2
+    assert take(2) == [2, 3]
+
+
 def place(level: int) -> int:
     """The id of the last message that was leased, of the one queue that there is."""
     ((_, by_key),) = floors._floors._by_pool.items()
