@@ -198,6 +198,7 @@ MESSAGES = {
     "metrics": [{"visits": 0}],
     "exports": [{}],
     "payments": [],  # the document enqueues one
+    "totals": [[1, 2, 3], ["x"]],
     "reports.daily": ["2026-11-28"],
     "reports.hourly": [{}],
 }
@@ -247,6 +248,7 @@ def test_the_blocks_about_consumers_run_one_after_the_other(
         "metrics": (2, 0),
         "exports": (1, 0),
         "payments": (1, 0),
+        "totals": (1, 1),  # one does not fit
         "reports.daily": (1, 1),
         "reports.hourly": (1, 1),
     }
