@@ -955,3 +955,18 @@ def test_a_row_that_is_locked_holds_up_no_other():
         one.desk._round()
         assert [*one.desk._verdicts] == [1]
         assert one.line.settled == [2]
+
+
+def test_a_call_that_keeps_its_message_locked_is_ended_when_that_is_found_again():
+    """Not at once: its COMMIT may be on its way."""
+    with office(working=False) as one:
+        one.line.fates = {1: "busy"}
+        one.desk._add(one.handler, [Verdict(delivery(1), "release")], 0.0)
+        for ended in ([], [1], [1, 1]):
+            one.desk._verdicts[1].not_before = 0.0
+            one.desk._round()
+            assert [call.id for call in one.ended_calls] == ended
+        one.line.fates = {}
+        one.desk._verdicts[1].not_before = 0.0
+        one.desk._round()
+        assert one.line.settled == [1]
