@@ -30,7 +30,8 @@ class CallTransaction:
     """The transaction of one call: its connection as long as the call has it, and no longer."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # The collector of garbage may return a connection whose event loop is gone, in any thread.
+        self._lock = threading.RLock()
         self._driver: Any = None
         self._entry: Any = None  # of the pool
         self._ended = False

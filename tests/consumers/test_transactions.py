@@ -464,7 +464,7 @@ def test_a_message_that_does_not_fit_its_handler_is_alone_in_that_also_in_a_batc
     assert {most - read for _, read, most in calls} == {1}
     letter = kit.archive()[ids[1]]
     assert letter.read_ct == 2
-    assert "must be dict" in letter.last_error
+    assert "payload must be an object, not str" in letter.last_error
 
 
 def test_a_message_of_another_queue_that_was_lost_is_an_ordinary_error(kit):
