@@ -24,10 +24,10 @@ from pgqrs_sa import (
 )
 from pgqrs_sa.consumers.calling import (
     FORGIVEN,
+    _hold,
     _NotBegun,
     after_error,
     after_return,
-    hold,
     is_fatal,
     keeps_snapshots,
 )
@@ -366,9 +366,9 @@ def test_a_lock_that_cannot_be_had_is_told_apart_from_a_lease_that_was_lost(
     monkeypatch.setattr(consume, "hold", hold_messages)
     one = unit(2, batch=2)
     if raised is None:
-        hold(None, None, one)
+        _hold(None, None, one)
     else:
         with pytest.raises(raised) as caught:
-            hold(None, None, one)
+            _hold(None, None, one)
         assert error in (caught.value, caught.value.__cause__)
     assert asked == [one.deliveries]

@@ -1309,7 +1309,7 @@ def test_criteria_that_only_name_another_table_are_refused(service, session, eng
 @pytest.mark.parametrize(
     "where",
     [True, False, [Message.id > 0, False], [None], [5], [lambda: Message.id > 0], "priority = 1"],
-    ids=repr,
+    ids=["true", "false", "false among criteria", "none", "number", "function", "text"],
 )
 def test_criteria_that_are_no_sql_are_refused(service, where):
     """A comparison in Python: it would match every message, or none."""
