@@ -253,6 +253,7 @@ RANKS = {
     "encoding": 0,
     "codecs": 0,
     "decisions": 0,
+    "dsns": 0,
     "declared": 0,
     "retry": 0,
     "types": 0,

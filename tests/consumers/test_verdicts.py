@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from types import TracebackType
+from unittest.mock import Mock
 
 import pytest
 from sqlalchemy.orm import Session
@@ -29,8 +30,8 @@ from pgqrs_sa.consumers.calling import (
     after_error,
     after_return,
     is_fatal,
-    keeps_snapshots,
 )
+from pgqrs_sa.consumers.calls import Calls
 from pgqrs_sa.consumers.handlers import Handlers, Unit
 from pgqrs_sa.consumers.policy import Schedule
 from pgqrs_sa.consumers.verdicts import (
@@ -342,7 +343,10 @@ def test_a_message_may_be_given_up_without_a_reason():
     [("READ COMMITTED", False), ("REPEATABLE READ", True), ("SERIALIZABLE", True)],
 )
 def test_what_keeps_a_snapshot_holds_its_messages_locked(level, keeps):
-    assert keeps_snapshots(level) is keeps
+    connection = Mock(get_isolation_level=Mock(return_value=level))
+    calls = Calls()
+    assert [calls.keep_snapshots(connection) for _ in range(2)] == [keeps, keeps]
+    connection.get_isolation_level.assert_called_once_with()
 
 
 @pytest.mark.parametrize(
