@@ -19,6 +19,7 @@ has none.
     python -m tests.mutation statements --all     # boundaries, orders and the like as well
     python -m tests.mutation --results folder     # a line each, as they come; goes on from there
     python -m tests.mutation --results folder --again  # and tries survivors again
+    python -m tests.mutation lease --only 56 --only renew  # those of a line, or of a function
     python -m tests.mutation --list
 """
 
@@ -57,14 +58,18 @@ class Task(NamedTuple):
     mutant: Mutant
 
 
-def picked(names: Sequence[str], *, everything: bool) -> Iterator[Task]:
-    """Yield the mutants of groups and modules, in the order of their names, or of all groups."""
+def picked(names: Sequence[str], *, everything: bool, only: Sequence[str] = ()) -> Iterator[Task]:
+    """Yield the mutants of groups and modules, in the order of their names, or of all groups.
+
+    With ``only``, those of these lines or functions.
+    """
     for wanted in names or GROUPS:
         for name, group in GROUPS.items():
             for module in group.modules:
                 if wanted in (name, module, module.rpartition("/")[2]):
                     for one in group.mutants(module, everything=everything):
-                        yield Task(name, module, one)
+                        if not only or {str(one.line), one.function} & {*only}:
+                            yield Task(name, module, one)
 
 
 class Results:
@@ -173,11 +178,18 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="every kind of mutant of statements")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
     parser.add_argument("--longest", type=float, default=_LONGEST, help="seconds for a mutant")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="LINE|NAME",
+        help="only the mutants of a line or of a function, such as Line.watch",
+    )
     parser.add_argument("--list", action="store_true", help="only print the mutants")
     parser.add_argument("--results", type=Path, help="a folder that keeps what was found")
     parser.add_argument("--again", action="store_true", help="try survivors of the folder again")
     given = parser.parse_args()
-    todo = [*picked(given.names, everything=given.all)]
+    todo = [*picked(given.names, everything=given.all, only=given.only)]
     if given.list:
         for group, module, one in todo:
             print(f"{group}: {module}.py:{one.line} {one.function}(): {one.kind}: {one.what}")

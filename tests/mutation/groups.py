@@ -81,7 +81,8 @@ GROUPS: Mapping[str, Group] = {
         },
         (
             *("tests/consumers/test_book.py", "tests/consumers/test_keeper.py"),
-            "tests/unit/test_consume.py",
+            *("tests/unit/test_consume.py", "tests/db/test_undecodable.py"),
+            "tests/db/test_settlements.py",
         ),
     ),
     "results": Group(
@@ -97,7 +98,10 @@ GROUPS: Mapping[str, Group] = {
     ),
     "settling": Group(
         dict.fromkeys(("operations/settle", "operations/settlements"), ()),
-        ("tests/db/test_leases_and_fences.py",),
+        (
+            *("tests/db/test_forgotten_objects.py", "tests/db/test_undecodable.py"),
+            *("tests/db/test_settlements.py", "tests/db/test_leases_and_fences.py"),
+        ),
     ),
     "purge": Group(
         {
@@ -106,8 +110,9 @@ GROUPS: Mapping[str, Group] = {
             "operations/workers": ("purge", "reclaim"),
         },
         (
-            "tests/db/test_forgotten_objects.py",
-            "tests/db/test_queues_reading_archive_workers.py",
+            *("tests/db/test_forgotten_objects.py", "tests/cli/test_what_was_counted.py"),
+            *("tests/db/test_requeue_races.py", "tests/db/test_queues_reading_archive_workers.py"),
+            "tests/db/test_bad_input.py",
         ),
     ),
 }
@@ -132,6 +137,7 @@ _FILES = {
         ),
         *("signatures", "transactions", "troubles", "verdicts", "workers"),
     ),
+    "cli": ("what_was_counted",),
     "db": (
         *(
             "bad_input",
@@ -150,7 +156,7 @@ _FILES = {
             "plans",
         ),
         *("plans_of_readers", "plans_of_uneven_tables", "queues_reading_archive_workers"),
-        *("requeue_races", "session_rules", "several_databases", "undecodable"),
+        *("requeue_races", "session_rules", "settlements", "several_databases", "undecodable"),
     ),
     "doctor": ("doctor",),
     "model": ("statements", "holes", "machine"),
