@@ -65,10 +65,10 @@ def requeue(
 
 
 def _moved(session: Session, context: Context, values: Mapping[str, Any]) -> Sequence[Row[Any]]:
-    """Move them, or raise what stands against it, without loss to the caller's transaction.
+    """Move them, or none of them, without loss to the caller's transaction.
 
     Another transaction that is just enqueueing one of the keys cannot be seen; the INSERT waits
-    for it, and fails if it commits.
+    for it, and fails if it commits. The next try sees the key, and moves nothing.
     """
     connection = routing.connect(session, {"mapper": context.mapper})
     alone = routing.commits_by_itself(connection)
@@ -77,7 +77,6 @@ def _moved(session: Session, context: Context, values: Mapping[str, Any]) -> Seq
             with nullcontext() if alone else connection.begin_nested():
                 return run(session, context, statements.requeue(context.models), values).all()
         except IntegrityError:
-            _originals(session, context, values["ids"])
             if tried == _TRIES:  # by a snapshot, which does not show who has the key
                 raise
     raise AssertionError

@@ -59,6 +59,19 @@ def line(request, migrated):
     line.close()
 
 
+def test_a_server_whose_default_is_another_level_gets_read_committed(migrated):
+    """A statement outside of a transaction would have the server's default."""
+    options = {"options": "-c default_transaction_isolation=serializable"}
+    engine = sa.create_engine(migrated.direct.url, poolclass=sa.NullPool, connect_args=options)
+    line = Line(SyncPlug(engine), threading.Event(), deadline=30)
+
+    def level(session, context):
+        return session.scalar(sa.text("SHOW transaction_isolation"))
+
+    assert [line.once(CONTEXT, level), line.transaction(CONTEXT, level)] == ["read committed"] * 2
+    line.close()
+
+
 def create(session, context):
     queues = QueueService(session, allow_autocommit=True)
     queues.queues.create("mail")

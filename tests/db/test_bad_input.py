@@ -478,6 +478,12 @@ def test_an_unknown_queue_is_refused_with_the_name_that_was_meant(caller, method
     caller.is_unharmed()
 
 
+def test_an_unknown_queue_is_refused_before_an_unknown_worker(caller):
+    caller.refuses(
+        lambda s: s.dequeue("mial", worker=99), QueueNotFound, "there is no queue 'mial'"
+    )
+
+
 def test_an_unknown_queue_like_no_other_is_refused_with_the_way_to_create_it(caller):
     refused = caller.refuses(
         lambda s: s.enqueue("zzz", 1), QueueNotFound, "create it first with service.queues.create"

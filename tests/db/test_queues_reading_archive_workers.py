@@ -223,6 +223,18 @@ def test_pausing_one_queue_pauses_no_other(service):
     assert service.dequeue("other")
 
 
+def test_a_queue_that_holds_something_is_refused_without_a_wait_for_who_enqueues(
+    engine, service, session
+):
+    service.enqueue("mail", 1)
+    session.commit()
+    with Session(engine) as other:
+        QueueService(other).enqueue("mail", 2)
+        session.execute(sa.text("SET LOCAL lock_timeout = '50ms'"))
+        with pytest.raises(QueueNotEmpty):
+            service.queues.delete("mail")
+
+
 def test_a_purge_deletes_every_live_message_and_nothing_else(service, states):
     service.queues.create("other")
     service.enqueue("other", 1)
@@ -244,6 +256,28 @@ def test_a_purge_with_a_limit_deletes_the_oldest(service):
     assert service.queues.purge("mail", limit=2) == 2
     assert [one.payload for one in service.messages.find("mail")] == [2, 3, 4]
     assert service.queues.purge("mail", limit=99) == 3
+
+
+def fencing_tokens(session: Session) -> dict[int, int]:
+    """The fencing token of each live message by its id."""
+    rows = session.execute(sa.select(Message.id, Message.fencing_token))
+    return {row.id: row.fencing_token for row in rows}
+
+
+def test_a_purge_of_named_messages_spares_those_that_have_changed(session, service):
+    service.enqueue_many("mail", ["a", "b", "c"])
+    before = fencing_tokens(session)
+    (held,) = service.dequeue("mail")
+    assert service.queues.purge("mail", tokens=before) == 2
+    assert [one.id for one in service.messages.find("mail")] == [held.id]
+
+
+@pytest.mark.parametrize("bound", [{"limit": 1}, {"up_to": 1}])
+def test_a_purge_of_named_messages_has_no_other_bound(session, service, bound):
+    service.enqueue("mail", 1)
+    with pytest.raises(InvalidArgument, match="give neither limit nor up_to"):
+        service.queues.purge("mail", tokens=fencing_tokens(session), **bound)
+    assert service.messages.count("mail") == 1
 
 
 def test_a_lease_on_a_purged_message_is_lost(service):

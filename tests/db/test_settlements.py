@@ -1,0 +1,114 @@
+"""Settlements in detail: what is kept, what is left to others, and what is executed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from pgqrs_sa import ArchivedMessage, Delivery, Message, QueueService
+from pgqrs_sa.consumers.verdicts import Verdict
+from pgqrs_sa.operations import consume, settlements
+
+LOCK = sa.text("SELECT FROM pgqrs_messages FOR UPDATE")
+UNDECODABLE = sa.text(
+    "INSERT INTO pgqrs_messages (queue_id, payload)"
+    " SELECT id, repeat('9', 5000)::jsonb FROM pgqrs_queues"
+)
+
+
+@pytest.fixture
+def engine(migrated: Any) -> Iterator[sa.Engine]:
+    """As everywhere, but whoever waits for a lock fails soon."""
+    engine = sa.create_engine(migrated.url, connect_args={"options": "-c lock_timeout=50ms"})
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def delivery(service: QueueService, session: Session) -> Delivery:
+    service.enqueue("mail", 1)
+    (delivery,) = service.dequeue("mail")
+    session.commit()
+    return delivery
+
+
+def test_no_reason_is_made_up_for_what_is_archived(service, session, delivery):
+    service.archive(delivery)
+    row = session.execute(sa.select(ArchivedMessage.reason, ArchivedMessage.last_error)).one()
+    assert row == (None, None)
+
+
+def test_the_reason_is_kept_of_what_is_discarded(service, session, delivery):
+    service.archive(delivery, outcome="discarded", reason="why")
+    assert session.scalars(sa.select(ArchivedMessage.reason)).one() == "why"
+
+
+@pytest.mark.parametrize(
+    "put_back",
+    [
+        lambda service, one: service.release(one, delay=60),
+        lambda service, one: service.fail(one, "error", delay=60),
+        lambda service, one: service.fail(one, "error"),
+    ],
+    ids=["release", "fail", "fail_with_backoff"],
+)
+def test_what_is_put_back_for_later_takes_one_statement(
+    session: Session, delivery: Delivery, put_back: Callable[[QueueService, Delivery], Any]
+) -> None:
+    """Nobody is asked for who waits, as nothing can be seen yet."""
+    sent: list[str] = []
+    event.listen(
+        session.connection(), "after_cursor_execute", lambda _c, _cur, sql, *_: sent.append(sql)
+    )
+    put_back(QueueService(session, notify=True), delivery)
+    assert len(sent) == 1
+
+
+def test_an_undecodable_message_that_is_locked_meanwhile_stays_leased(engine, service, session):
+    """Where each statement commits by itself, others may lock it before it is a dead letter."""
+    session.execute(UNDECODABLE)
+    session.commit()
+    alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with engine.connect() as holder, Session(alone) as own:
+
+        def lock(_connection: Any, _cursor: Any, sql: str, *_: Any) -> None:
+            if "pgqrs_messages" in sql and not holder.in_transaction():
+                holder.execute(LOCK)
+
+        event.listen(own.connection(), "after_cursor_execute", lock)
+        assert QueueService(own).dequeue("mail") == []
+        assert holder.in_transaction()
+    assert service.archived.find("mail") == []
+    session.execute(sa.update(Message).values(vt=sa.func.now() - timedelta(seconds=1)))
+    session.commit()
+    assert service.dequeue("mail") == []
+    assert [one.outcome for one in service.archived.find("mail")] == ["dead"]
+
+
+def test_a_failure_that_has_met_a_lock_is_no_dead_letter(engine, service, session, delivery):
+    """With attempts left it is tried again later, also if the lock is given up meanwhile."""
+    with engine.connect() as holder:
+        holder.execute(LOCK)
+        event.listen(session.connection(), "after_cursor_execute", lambda *_: holder.rollback())
+        wanted = [Verdict(delivery, "retry")]
+        assert settlements.apply(session, service._context, wanted, strict=False) == {}
+        assert not holder.in_transaction()
+    session.commit()
+    assert service.archived.find("mail") == []
+    assert service.try_archive(delivery)
+
+
+def test_a_renewal_leaves_a_row_that_is_locked_alone(engine, service, session, delivery):
+    def renewed() -> frozenset[int]:
+        return consume.renew(session, service._context, [delivery], timedelta(minutes=1))
+
+    with engine.connect() as holder:
+        holder.execute(LOCK)
+        assert renewed() == frozenset()
+    assert renewed() == {delivery.id}
