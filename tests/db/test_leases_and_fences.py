@@ -36,8 +36,6 @@ from pgqrs_sa import (
     WorkerNotReady,
     metadata,
 )
-from pgqrs_sa.consumers.verdicts import Verdict
-from pgqrs_sa.operations import settlements
 from pgqrs_sa.operations.settle import lease_lost
 
 
@@ -1364,29 +1362,3 @@ def test_the_error_names_what_was_lost_also_if_it_is_held_again_by_then(service,
     deliveries = lease(service, 2)
     error = lease_lost(session, service._context, deliveries)
     assert error.ids == tuple(one.id for one in deliveries)
-
-
-SETTLED = {
-    "archive": "archived",
-    "discard": "discarded",
-    "retry": "retry",
-    "dead": "dead",
-    "release": "released",
-}
-
-
-@pytest.mark.parametrize("kind", SETTLED)
-def test_a_settlement_leaves_a_row_that_is_locked_alone_unless_it_is_strict(
-    engine, service, session, kind
-):
-    delivery = lease(service)
-    wanted = [Verdict(delivery, kind, reason="why")]
-    with Session(engine) as holder:
-        holder.execute(sa.text("SELECT FROM pgqrs_messages FOR UPDATE"))
-        assert settlements.apply(session, service._context, wanted, strict=False) == {}
-        session.execute(sa.text("SET LOCAL lock_timeout = '50ms'"))
-        with pytest.raises(sa.exc.OperationalError):
-            settlements.apply(session, service._context, wanted, strict=True)
-        session.rollback()
-    settled = settlements.apply(session, service._context, wanted, strict=False)
-    assert settled == {delivery.id: SETTLED[kind]}

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from pgqrs_sa import ArchivedMessage, Delivery, Message, QueueService
+from pgqrs_sa import ArchivedMessage, Delivery, LeaseLost, Message, QueueService
 from pgqrs_sa.consumers.verdicts import Verdict
 from pgqrs_sa.operations import consume, settlements
 
@@ -112,3 +112,41 @@ def test_a_renewal_leaves_a_row_that_is_locked_alone(engine, service, session, d
         holder.execute(LOCK)
         assert renewed() == frozenset()
     assert renewed() == {delivery.id}
+
+
+SETTLED = {
+    "archive": "archived",
+    "discard": "discarded",
+    "retry": "retry",
+    "dead": "dead",
+    "release": "released",
+}
+
+
+@pytest.mark.parametrize("kind", SETTLED)
+def test_a_settlement_leaves_a_row_that_is_locked_alone_unless_it_is_strict(
+    engine, service, session, delivery, kind
+):
+    wanted = [Verdict(delivery, kind, reason="why")]
+    with engine.connect() as holder:
+        holder.execute(LOCK)
+        assert settlements.apply(session, service._context, wanted, strict=False) == {}
+        with pytest.raises(sa.exc.OperationalError):
+            settlements.apply(session, service._context, wanted, strict=True)
+        session.rollback()
+    settled = settlements.apply(session, service._context, wanted, strict=False)
+    assert settled == {delivery.id: SETTLED[kind]}
+
+
+def test_a_batch_of_which_a_lease_is_lost_is_left_as_it_is_also_when_that_is_caught(
+    service, session
+):
+    service.enqueue_many("mail", [1, 2])
+    deliveries = service.dequeue("mail", 2)
+    session.commit()
+    service.delete(deliveries[0])
+    with pytest.raises(LeaseLost):
+        service.archive_many(deliveries)
+    session.commit()
+    assert service.messages.count("mail") == 1
+    assert service.try_archive_many(deliveries) == [False, True]
