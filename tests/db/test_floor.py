@@ -262,6 +262,8 @@ def test_a_child_of_a_fork_waits_for_no_thread_of_its_parent(engine):
         ("f1", None, True),
         ("t1", None, False),  # whose rows depend on who asks
         ("t1", "acme", True),
+        ("repef1", "acme", False),  # what keeps a snapshot does not see what came since
+        ("serit1", "acme", False),
     ],
 )
 def test_places_are_remembered_of_tables_whose_rows_are_the_same_for_all_or_by_key(
