@@ -51,12 +51,12 @@ def dequeue(
         "worker": holder,
         "attempts": None,
     }
-    found, dead = _leased(session, context, queue, criteria, values)
-    for _ in range(_MOST_TRIES - 1):
+    found: list[Delivery] = []
+    for _ in range(_MOST_TRIES):
+        found, dead = _leased(session, context, queue, criteria, values)
         if found or not dead:
             break
-        found, dead = _leased(session, context, queue, criteria, values)
-    if not (found or dead):
+    if not found:
         explain_nothing(session, context, queue, holder)
     return found
 

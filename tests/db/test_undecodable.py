@@ -112,6 +112,27 @@ def test_a_dequeue_makes_only_so_many_dead_letters(service, session, monkeypatch
     assert len(letters(service)) == 4
 
 
+@pytest.mark.parametrize("payload", [None, "good"])
+def test_a_dequeue_that_meets_nothing_undecodable_leases_once(
+    service, session, monkeypatch, payload
+):
+    if payload is not None:
+        service.enqueue("mail", payload)
+    session.commit()
+    leases: list[str] = []
+    explained: list[object] = []
+
+    def note(_c: Any, _cur: Any, sql: str, *_rest: Any) -> None:
+        if "fencing_token" in sql:
+            leases.append(sql)
+
+    sa.event.listen(session.connection(), "before_cursor_execute", note)
+    monkeypatch.setattr(lease_operations, "explain_nothing", lambda *given: explained.append(given))
+    deliveries = service.dequeue("mail")
+    assert [one.payload for one in deliveries] == ([] if payload is None else ["good"])
+    assert (len(leases), len(explained)) == (1, 1 if payload is None else 0)
+
+
 def test_criteria_meet_undecodable_messages_as_well(service, session, poisoned):
     assert service.dequeue("mail", 1, where=Message.id.in_(poisoned.values())) == []
     assert set(letters(service)) == set(poisoned.values())

@@ -96,10 +96,6 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
     ("consumers/seat", "Seat.help", "operand", "and: not self._news.is_set()"): (
         "What is set can be set again: asking first only saves the lock of the event."
     ),
-    ("operations/lease", "dequeue", "loop", "break"): (
-        "The condition before it holds in each of the rounds that are left, as nothing is leased"
-        " in them: they do nothing."
-    ),
     ("operations/settlements", "_retry", "operand", "and: limit is not None"): (
         f"{_TYPES} A lease returns the limit of the message, of the consumer or of the queue."
     ),
