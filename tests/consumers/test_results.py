@@ -259,6 +259,39 @@ def test_a_huge_result_costs_a_bounded_look():
     assert Endless.made <= 1_000
 
 
+class Text(str):
+    __slots__ = ()
+
+
+def test_what_comes_again_and_the_letters_of_a_text_are_not_looked_at():
+    """Or what stands beside them would not be: only so many values are."""
+    shared = [[n] for n in range(results.LOOKED_AT // 4)]
+    for value in ([shared] * 8, [Text("x" * results.LOOKED_AT)]):
+        with pytest.raises(InvalidResult):
+            of_result(unit(), [*value, [[[Snooze]]]])
+
+
+def test_the_members_of_a_field_are_judged_as_the_field_is():
+    assert [one.kind for one in of_result(unit(), Wrapper([print, Snooze]))] == ["archive"]
+
+
+@dataclasses.dataclass
+class Later:
+    """A class whose attribute is a decision: the default of its instances."""
+
+    decision: object = Snooze(60)
+
+
+def test_a_class_in_a_field_is_not_looked_at():
+    assert [one.kind for one in of_result(unit(), Wrapper(Later))] == ["archive"]
+
+
+def test_what_is_read_once_is_not_read_by_the_look():
+    stream = io.StringIO("one\ntwo\n")
+    of_result(unit(), stream)
+    assert stream.readline() == "one\n"
+
+
 class Broken(Endless):
     def __iter__(self):
         raise RuntimeError("not now")
