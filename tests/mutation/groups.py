@@ -123,7 +123,7 @@ MODULES = tuple(dict.fromkeys(module for one in GROUPS.values() for module in on
 
 _FILES = {
     "consumers": (
-        *("book", "bounds", "connections", "declared_queues", "desk", "event_loop"),
+        *("book", "bounds", "calls", "connections", "declared_queues", "desk", "event_loop"),
         *(
             "idle_queues",
             "keeper",
@@ -135,7 +135,7 @@ _FILES = {
             "running",
             "runtime",
         ),
-        *("signatures", "transactions", "troubles", "verdicts", "workers"),
+        *("scopes", "signatures", "transactions", "troubles", "verdicts", "workers"),
     ),
     "cli": ("what_was_counted",),
     "db": (

@@ -63,6 +63,10 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
         "None of the cases below is about a plain value; it comes first so that the usual results"
         " are compared with none of them. A decision is told apart before this is asked."
     ),
+    ("consumers/results", "_wrong", "operand", "or: type(value) in _ATOMS"): (
+        "Nothing below is about a plain value, and it contains nothing. It comes first, as most"
+        " values are plain."
+    ),
     ("consumers/runtime", "Runtime.finished", "operand", "and: not self._running"): (
         "Who is told too often looks again, and goes on waiting: it is told for nothing."
     ),
