@@ -68,7 +68,14 @@ def require(name: str) -> None:
 
 
 def _not_installed(name: str) -> list[str]:
-    return [library for library in _NEEDS.get(name, ()) if find_spec(library) is None]
+    return [library for library in _NEEDS.get(name, ()) if not _is_installed(library)]
+
+
+def _is_installed(library: str) -> bool:
+    try:
+        return find_spec(library) is not None
+    except (ImportError, ValueError):  # an import hook, or None in sys.modules, hides it
+        return False
 
 
 def stand_in(name: str, error: ImportError) -> type[Any]:
