@@ -6,6 +6,7 @@ tables, the queue ``mail`` and the table of orders.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -551,10 +552,14 @@ def test_a_consumer_works_on_the_shard_that_its_sessions_are_fixed_to(first, sec
 
 def test_a_handler_whose_session_is_of_another_database_changes_nothing(first, second):
     """The message was leased in one; a settlement in the other could meet another message."""
-    engines = iter([first, second])
     with Session(first) as session, session.begin():
         QueueService(session).enqueue("mail", 1, max_read_ct=1)
-    consumer = Consumer(lambda: Session(next(engines)), concurrency=1)
+
+    def make() -> Session:
+        called = threading.current_thread().name.startswith("pgqrs-handler")
+        return Session(second if called else first)
+
+    consumer = Consumer(make, concurrency=1)
 
     @consumer.on("mail")
     def handle(payload: int, session: Session) -> None:
