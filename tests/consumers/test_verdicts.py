@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -29,6 +30,7 @@ from pgqrs_sa.consumers.calling import (
     _NotBegun,
     after_error,
     after_return,
+    commit_within,
     is_fatal,
 )
 from pgqrs_sa.consumers.calls import Calls
@@ -376,3 +378,13 @@ def test_a_lock_that_cannot_be_had_is_told_apart_from_a_lease_that_was_lost(
             _hold(None, None, one)
         assert error in (caught.value, caught.value.__cause__)
     assert asked == [one.deliveries]
+
+
+def test_what_was_given_up_is_not_settled_in_the_handlers_transaction():
+    """Also if its lease is valid, and its message locked there."""
+    one: Any = unit(2, batch=2)
+    book: Any = SimpleNamespace(committing=lambda deliveries: list(deliveries[1:]))
+    nothing: Any = None
+    with pytest.raises(LeaseLost) as lost:
+        commit_within(nothing, nothing, one, None, book, nothing)
+    assert lost.value.ids == (one.deliveries[1].id,)
