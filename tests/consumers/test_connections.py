@@ -202,7 +202,7 @@ def test_leases_that_were_taken_or_extended_by_hand_outlive_a_broken_connection(
 
     def wanted(_number, text):
         # Only the statement that has leased something: the reply of another one is no loss.
-        return armed.is_set() and "pq_leased" in text and len(kit.held()) > 2
+        return armed.is_set() and "cursor_table" in text and len(kit.held()) > 2
 
     cutter = Cutter(kit, engine, "after", wanted)
     consumer = kit.consumer(engine=engine, concurrency=2, poll_interval=0.05)
