@@ -73,8 +73,7 @@ def check_names(extras: set[str]) -> None:
         try:
             names[name](None)
         except ImportError as error:
-            helps = [f"pip install 'pgqrs-sa[{extra}]'" in str(error) for extra in missing]
-            if not any(helps):
+            if f"pip install 'pgqrs-sa[{','.join(sorted(missing))}]'" not in str(error):
                 raise
         except pgqrs_sa.InvalidArgument:
             assert not missing, name
