@@ -40,7 +40,7 @@ def check_call_context(given: CallContext | None) -> CallContext | None:
 def call_context_of(given: CallContext | None) -> CallContext:
     """Return what each call of a run is made in, for a run that is started here and now.
 
-    Calls copy the context variables of whoever starts the run, and with them Flask's application
+    Calls copy the context variables of the caller of run(), and with them Flask's application
     context, by whose identity Flask-SQLAlchemy tells sessions apart. Each call gets an application
     context of its own, therefore, and what was given is entered within it.
     """
@@ -73,7 +73,7 @@ def refuse_suppression() -> NoReturn:
 
 
 def check_scopes(registry: Any, given: CallContext | None) -> None:
-    """Raise unless calls that run at once in threads, and whoever starts them, are kept apart.
+    """Raise unless concurrent calls in threads, and the caller of run(), have different scopes.
 
     Args:
         registry: A registry of sessions, or None.
@@ -113,7 +113,7 @@ async def check_scopes_of_tasks(registry: Any, given: CallContext | None) -> Non
 
 
 class _Scopes:
-    """The scopes of whoever starts a consumer, and of calls."""
+    """The scopes of the caller of run(), and of calls."""
 
     def __init__(self, registry: Any, call_context: CallContext) -> None:
         self._call_context = call_context
@@ -121,7 +121,7 @@ class _Scopes:
         self._found: list[Hashable] = []
         try:
             self._found.append(self._scope())
-        except Exception:  # noqa: BLE001 - whoever starts the consumer needs no session
+        except Exception:  # noqa: BLE001 - the caller of run() needs no session
             self._found.append(object())
 
     @contextmanager

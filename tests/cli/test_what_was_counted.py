@@ -141,13 +141,8 @@ def test_a_queue_is_not_deleted_with_what_arrived_meanwhile(pgqrs, work, engine,
     pgqrs("queue", "get", "mail", code=3)
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["archive delete mail", "archive prune --older-than 0", "dead discard --all"],
-)
-def test_what_is_settled_meanwhile_stays_in_the_archive(
-    pgqrs, work, engine, asked, open_transaction, command
-):
+def three_dead_and_one_uncommitted(pgqrs, work, open_transaction) -> list[int]:
+    """Make dead letters; the open transaction has made one as well, with a smaller id."""
     pgqrs("queue", "create", "mail")
     with work() as service:
         service.enqueue("mail", "late", max_read_ct=1)
@@ -155,6 +150,17 @@ def test_what_is_settled_meanwhile_stays_in_the_archive(
     dead = [bury(work, "mail", n) for n in range(2)]
     QueueService(open_transaction).fail_many(first, "no")
     dead.append(bury(work, "mail", 2))
+    return dead
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["archive delete mail", "archive prune --older-than 0", "dead discard --all"],
+)
+def test_what_is_settled_meanwhile_stays_in_the_archive(
+    pgqrs, work, engine, asked, open_transaction, command
+):
+    dead = three_dead_and_one_uncommitted(pgqrs, work, open_transaction)
 
     def meanwhile() -> None:
         open_transaction.commit()
@@ -169,13 +175,7 @@ def test_what_is_settled_meanwhile_stays_in_the_archive(
 
 
 def test_a_bulk_retry_takes_what_was_counted(pgqrs, work, engine, asked, open_transaction):
-    pgqrs("queue", "create", "mail")
-    with work() as service:
-        service.enqueue("mail", "late", max_read_ct=1)
-        first = service.dequeue("mail")
-    dead = [bury(work, "mail", n) for n in range(2)]
-    QueueService(open_transaction).fail_many(first, "no")
-    dead.append(bury(work, "mail", 2))
+    dead = three_dead_and_one_uncommitted(pgqrs, work, open_transaction)
 
     def meanwhile() -> None:
         open_transaction.commit()
