@@ -143,7 +143,7 @@ class Delivery(_Content):
         fencing_token: The number of this lease. No other lease has it, and each further lease of
             the message has a greater one, whatever was rolled back in between. Give it to a system
             that refuses a number smaller than the greatest it has seen for the message. A failover
-            that loses commits may give a number again: see docs/high-availability.md.
+            that loses commits may give a number again: see docs/how-to/high-availability.md.
         worker_id: The registered worker that leased it, or None.
         watch: What `lease_lost` asks; a consumer's own, for the deliveries that it renews.
     """

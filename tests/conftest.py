@@ -3,7 +3,7 @@
 ``PGQRS_TEST_DSN`` runs the suite on another server (its user must be allowed to create
 databases), ``PGQRS_TEST_PG_BIN`` on other binaries; otherwise those of the wheel are used.
 ``PGQRS_TEST_PGBOUNCER=1`` puts PgBouncer in front, in transaction mode, and gives every engine
-the settings of docs/pgbouncer.md.
+the settings of docs/how-to/pgbouncer.md.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _BACKENDS = "it is about the server's own connections: how many, whose, with wha
 _DEFAULTS = "it changes what new connections begin with, and PgBouncer keeps those that it has"
 _CANCEL = "it cancels statements, of which PgBouncer 1.18 dies: FATAL, bad client state"
 _ROUNDS = "asyncpg in AUTOCOMMIT prepares and executes in two rounds, which go to two servers"
-_LISTEN = "LISTEN does not go through PgBouncer, as docs/pgbouncer.md says"
+_LISTEN = "LISTEN does not go through PgBouncer, as docs/how-to/pgbouncer.md says"
 _OWN_ENGINES = "its processes make engines of their own, without the settings"
 DIRECT = {
     "tests/wakeup/test_listener.py": _LISTEN,

@@ -646,7 +646,7 @@ def test_no_two_errors_share_a_code():
 
 
 def test_every_code_is_documented():
-    page = (PACKAGE.parent / "docs/errors.md").read_text()
+    page = (PACKAGE.parent / "docs/reference/errors.md").read_text()
     listed = dict(re.findall(r"^\| `(PGQ-\d{3})` \| `(\w+)`", page, re.MULTILINE))
     codes = {one.code: one.__name__ for one in error_classes() if "code" in vars(one)}
     assert listed == codes

@@ -1,7 +1,7 @@
 """The command line, ``pgqrs``; ``python -m pgqrs_sa`` is the same. It needs the extra ``cli``.
 
-The commands are described in ``docs/cli.md`` and by ``pgqrs --help``. The group can be mounted in
-a host's own click program, for example Flask's::
+The commands are described in ``docs/reference/cli.md`` and by ``pgqrs --help``. The group can be
+mounted in a host's own click program, for example Flask's::
 
     import pgqrs_sa.cli
 

@@ -1,4 +1,4 @@
-"""Values of the service as rows. Their keys are documented in ``docs/cli.md`` and stay."""
+"""Values of the service as rows. ``docs/reference/cli.md`` lists their keys, which stay."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ _UNANSWERED = 2.0
 _GOODBYE = 1.0
 """Seconds for what need not be said before a process ends, and for each way of ending a thread.
 
-With the last words that makes 11 seconds at the most: docs/consumers.md says so."""
+With the last words that makes 11 seconds at the most: docs/reference/consumers.md says so."""
 
 
 class GivenUp(Exception):

@@ -12,7 +12,7 @@ Programs written for pgqrs run with only their import changed::
 
 Every call is a transaction of its own, on connections of its own. To enqueue and settle in the
 transaction that writes your rows, which is what this package is for, use `pgqrs_sa.QueueService`;
-``docs/pgqrs-to-own-session.md`` names the equivalent of everything here.
+``docs/how-to/pgqrs-to-own-session.md`` names the equivalent of everything here.
 
 Needs the extras ``asyncio`` and a driver, and ``alembic`` for `Admin.install`.
 """

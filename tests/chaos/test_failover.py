@@ -1,7 +1,7 @@
 """A standby is promoted while consumers and producers work, on one URL that names both servers.
 
 Synchronous replication loses nothing that was acknowledged, and gives no fencing token twice.
-Asynchronous replication may do both: see docs/high-availability.md.
+Asynchronous replication may do both: see docs/how-to/high-availability.md.
 """
 
 from __future__ import annotations

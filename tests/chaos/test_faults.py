@@ -326,7 +326,7 @@ def test_the_server_crashes_and_comes_back(own, ground, results, operation, driv
 @pytest.mark.parametrize("point", POINTS)
 @quick(("enqueue", "psycopg"), ("archive", "asyncpg"))
 def test_pgbouncer_restarts(ground, pooler, results, operation, driver, point):
-    """F29: in transaction mode, with the settings of docs/pgbouncer.md."""
+    """F29: in transaction mode, with the settings of docs/how-to/pgbouncer.md."""
     case = Case(ground, operation)
     outcome = happen(case, pooler.address, driver, point, pooler.restart, bouncer.SETTINGS[driver])
     # With NullPool, which asyncpg needs here, no connection is left to be found dead.

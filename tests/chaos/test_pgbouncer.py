@@ -1,6 +1,6 @@
 """Through PgBouncer in transaction mode, with fewer connections than clients.
 
-The blocks of docs/pgbouncer.md are run as they stand; what the page says goes wrong without its
+The blocks of docs/how-to/pgbouncer.md are run unchanged. What the page says goes wrong without its
 settings is shown to go wrong. The whole suite through PgBouncer::
 
     PGQRS_TEST_PGBOUNCER=1 pytest tests/db tests/guide tests/migrations tests/doctor tests/cli
@@ -35,7 +35,7 @@ from pgqrs_sa import AsyncQueueService, QueueService
 pytestmark = pytest.mark.pgbouncer
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "pgbouncer.md").read_text()
+PAGE = (ROOT / "docs/how-to/pgbouncer.md").read_text()
 BLOCKS = dict(re.findall(r'^```python title="(.+?)"\n(.*?)^```$', PAGE, re.MULTILINE | re.DOTALL))
 (INI,) = re.findall(r"^```ini\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 SETTINGS = dict(re.findall(r"^(\w+) = (.+)$", INI, re.MULTILINE))
@@ -58,7 +58,7 @@ def pooled(pooler: PgBouncer, address: Address) -> Address:
 
 def run_block(title: str, url: str) -> dict[str, Any]:
     names: dict[str, Any] = {"url": url}
-    exec(compile(BLOCKS[title], f"docs/pgbouncer.md, {title}", "exec"), names)  # noqa: S102
+    exec(compile(BLOCKS[title], f"docs/how-to/pgbouncer.md, {title}", "exec"), names)  # noqa: S102
     return names
 
 

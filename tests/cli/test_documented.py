@@ -1,4 +1,4 @@
-"""Every command of docs/cli.md runs, and gives the keys that stand there."""
+"""Every command of docs/reference/cli.md runs, and gives the keys that stand there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pgqrs_sa.cli import group
 
 from .conftest import bury
 
-DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
+DOCS = Path(__file__).parents[2] / "docs/reference/cli.md"
 ROW = re.compile(
     r"^\| `(?P<command>[^`]+)` \| (?P<gives>one|list) \| (?P<keys>.+) \|$", re.MULTILINE
 )

@@ -159,7 +159,7 @@ def test_every_option_that_a_hint_or_the_documentation_names_exists():
         for module in sorted((ROOT / "pgqrs_sa" / "cli").rglob("*.py"))
         for text in texts_of(module)
     ]
-    texts.append(("cli.md", (ROOT / "docs" / "cli.md").read_text()))
+    texts.append(("cli.md", (ROOT / "docs/reference/cli.md").read_text()))
     for page in PAGES:
         texts += [(page.name, line) for line in re.findall(r"pgqrs [^`\n]*", page.read_text())]
     named = {(place, option) for place, text in texts for option in OPTION.findall(text)}

@@ -590,7 +590,7 @@ def test_a_handler_may_end_the_transaction_of_what_it_acknowledges_itself(kit):
 
 
 def test_a_handler_s_own_key_is_taken_until_its_message_is_settled(kit):
-    """Under its own key a run schedules nothing, and the chain ends: docs/consumers.md says so."""
+    """Under its own key a run schedules nothing, as docs/reference/consumers.md says."""
     receipts = []
     with Session(kit.engine) as session, session.begin():
         first = QueueService(session).enqueue("mail", {"run": 1}, key="report")
@@ -624,7 +624,7 @@ def keep_the_key(queue, delivery, run):
     [("commit", name_the_run), ("manual", archive_first), ("first", keep_the_key)],
 )
 def test_a_handler_schedules_its_next_run(kit, acknowledge, schedule):
-    """Each of the ways that docs/consumers.md names."""
+    """Each of the ways that docs/reference/consumers.md names."""
     with Session(kit.engine) as session, session.begin():
         QueueService(session).enqueue("mail", {"run": 1}, key="report-1")
     consumer = kit.consumer()

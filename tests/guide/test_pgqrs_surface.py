@@ -502,7 +502,7 @@ async def test_a_session_of_the_applications_own_sees_the_same_messages(
 
 async def test_the_block_in_the_docs_runs(database, admin) -> None:
     await admin.create_queue("receipts")
-    text = (ROOT / "docs" / "pgqrs-to-own-session.md").read_text()
+    text = (ROOT / "docs/how-to/pgqrs-to-own-session.md").read_text()
     (block,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     Base = declarative_base()  # noqa: N806
     order = type(
@@ -520,7 +520,7 @@ async def test_the_block_in_the_docs_runs(database, admin) -> None:
 
 
 def test_the_table_in_the_docs_names_everything() -> None:
-    lines = (ROOT / "docs" / "pgqrs-to-own-session.md").read_text().splitlines()
+    lines = (ROOT / "docs/how-to/pgqrs-to-own-session.md").read_text().splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith("| `")]
     assert all(len(row) == 3 for row in rows)
     named = [name for row in rows for name in re.findall(r"`([^`]+)`", row[0])]

@@ -4,7 +4,7 @@
 
     python -m tests.proof run --out results                # all parts: hours
     python -m tests.proof run chaos model --out results    # some
-    python -m tests.proof report results --docs docs/reliability.md
+    python -m tests.proof report results --docs docs/explanation/reliability.md
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ say why, are prose: a person wrote them. All figures were computed when the page
 ```
 pip install -e '.[dev]' && apt-get install pgbouncer
 python -m tests.proof run --out results
-python -m tests.proof report results --docs docs/reliability.md
+python -m tests.proof report results --docs docs/explanation/reliability.md
 ```
 
 > Anyone can run the parts again: each by its command, or all of them, which takes hours.

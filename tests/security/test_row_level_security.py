@@ -1,4 +1,4 @@
-"""The template of ``docs/row-level-security.md``: its blocks are run, and its traps set off."""
+"""Run the template of ``docs/how-to/row-level-security.md``, and fall into its traps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pgqrs_sa.grants import grants
 from pgqrs_sa.operations.context import Context
 from pgqrs_sa.operations.doctor import diagnose
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "row-level-security.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/how-to/row-level-security.md"
 FENCE = re.compile(
     r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,

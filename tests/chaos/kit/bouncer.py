@@ -7,7 +7,7 @@
         bouncer.restart()     # as a deployment does it
         bouncer.crash()       # by SIGKILL
 
-`SETTINGS` are the engine's arguments that docs/pgbouncer.md tells people to use.
+`SETTINGS` are the engine's arguments that docs/how-to/pgbouncer.md tells people to use.
 """
 
 from __future__ import annotations

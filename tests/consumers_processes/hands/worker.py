@@ -105,7 +105,7 @@ def _may_fail(payload: dict[str, Any], delivery: Delivery) -> None:
 
 
 def _engine(args: dict[str, Any]) -> dict[str, Any]:
-    """An engine's arguments, with those of docs/pgbouncer.md where they are needed."""
+    """An engine's arguments, with those of docs/how-to/pgbouncer.md where they are needed."""
     driver = "asyncpg" if args["kind"] == "asyncpg" else "psycopg"
     return {**(bouncer.SETTINGS[driver] if args["pooled"] else {}), **args["engine"]}
 
