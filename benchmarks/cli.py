@@ -248,7 +248,7 @@ def _pages(console: Console, run: records.Run, folder: Path) -> None:
     try:
         pictures = plots.draw(run, folder)
     except ModuleNotFoundError as error:
-        console.print(f"no pictures: {error}; pip install 'pgqrs-sa[bench]'", markup=False)
+        console.print(f"no pictures: {error}; pip install --group bench", markup=False)
         pictures = []
     (folder / "report.html").write_text(page.html(run, pictures), encoding="utf-8")
     console.print(f"wrote {folder / 'report.html'}")

@@ -40,7 +40,7 @@ VERSIONS = ["2.0", "2.1"]
 INCLUDED = {"embedded": {"psycopg", "alembic", "cli"}}
 """What an extra brings of the others."""
 
-NOT_TRIED = {"dev", "bench"}
+NOT_TRIED = {"dev"}
 """For a checkout."""
 
 
