@@ -1,4 +1,4 @@
-"""The vocabulary of pgqrs 0.5, on this package: ``from pgqrs_sa import pgqrs``.
+"""The names of pgqrs 0.5, on this package: ``from pgqrs_sa import pgqrs``.
 
 Programs written for pgqrs run with only their import changed::
 
@@ -17,10 +17,15 @@ transaction that writes your rows, which is what this package is for, use `pgqrs
 Needs the extras ``asyncio`` and a driver, and ``alembic`` for `Admin.install`.
 """
 
+# ruff: noqa: E402 - the extra is checked before the imports that need it
+
 from __future__ import annotations
 
+from .. import extras
+
+extras.require("pgqrs_sa.pgqrs")
+
 from ..settings import Validation
-from . import required as _required  # noqa: F401 - before the others, which fail without it
 from .admin import Admin
 from .config import Config
 from .consumer import Consumer

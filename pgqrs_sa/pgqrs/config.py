@@ -1,4 +1,4 @@
-"""`Config`: the settings of the package, under the names and ways to load that pgqrs has."""
+"""`Config`: the settings of the package, with pgqrs' names and ways to load them."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class _Setting(Generic[_T]):
 
 
 class Config:
-    """Where the queues are, and the defaults of those who work with them.
+    """The database of the queues, and the defaults of producers and consumers.
 
     See `pgqrs_sa.settings` for the defaults, the environment variables, the files and their order.
-    An `Admin` takes what a Config says when the Admin is made; later changes do not reach it.
-    A value that is not valid is refused when it is set, with `InvalidArgument`.
+    An `Admin` copies the settings when it is constructed; later changes do not affect it.
+    Setting an invalid value raises `InvalidArgument`.
 
     Args:
         settings: A PostgreSQL URL, with the defaults for everything else; or all settings.
-        schema: Where the tables are, before what the settings say.
+        schema: The schema of the tables, in place of the settings'.
 
     Attributes:
         settings: The same, as one frozen value.
@@ -81,24 +81,24 @@ class Config:
 
     @classmethod
     def from_env(cls) -> Config:
-        """Return what the environment says; a file says only what that leaves open."""
+        """Load the environment, then the default files for what it does not set."""
         return cls(Settings.load())
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Config:
-        """Return what a YAML or TOML file says, whatever the environment does."""
+        """Load a YAML or TOML file; the environment is not read."""
         return cls(Settings.load(config=path, environ={}))
 
     @classmethod
     def load(cls) -> Config:
-        """Return what the environment and the default files say."""
+        """Load the environment and the default files."""
         return cls(Settings.load())
 
     @classmethod
     def load_with_options(
         cls, dsn: str | None = None, config_path: str | os.PathLike[str] | None = None
     ) -> Config:
-        """Return what the arguments, the environment and a file say, in that order."""
+        """Load the arguments, the environment and a file, in that order."""
         return cls(Settings.load(dsn=dsn, config=config_path))
 
     @classmethod
@@ -108,5 +108,5 @@ class Config:
         schema: str | None = None,
         config_path: str | os.PathLike[str] | None = None,
     ) -> Config:
-        """Return what the arguments, the environment and a file say, in that order."""
+        """Load the arguments, the environment and a file, in that order."""
         return cls(Settings.load(dsn=dsn, schema=schema, config=config_path))

@@ -1,4 +1,4 @@
-"""An async engine for each event loop, closed with it, and the registrations that wait for one.
+"""An async engine for each event loop, closed with it, and calls that are transactions.
 
 pgqrs' guides close nothing, and a script may call ``asyncio.run`` twice with one `Admin`. A pool
 must not outlive its loop: its connections could neither be used nor closed any more. So each loop
@@ -27,18 +27,18 @@ from ..models import Models
 from ..settings import Settings, database_url
 from .errors import translated
 
-__all__ = ["Database", "models_in"]
+__all__ = ["Connected", "Database", "models_in"]
 
 _TIMEOUTS: dict[str, tuple[str, Callable[[float], float]]] = {
     "psycopg": ("connect_timeout", math.ceil),
     "psycopg_async": ("connect_timeout", math.ceil),
     "asyncpg": ("timeout", float),
 }
-"""What each driver calls the time to wait for a connection, and in what numbers."""
+"""The argument of each driver for the time to wait for a connection, and its type."""
 
 
 def models_in(schema: str | None) -> Models:
-    """Return the four classes for a schema, or the ready-made ones for the default one."""
+    """Return the four classes for a schema, or the ready-made classes for the default schema."""
     return Models() if schema is None else released.models_in(schema)
 
 
@@ -54,7 +54,7 @@ def _async_url(dsn: str) -> sa.URL:
 
 @dataclass(frozen=True)
 class _Attached:
-    """What belongs to one event loop."""
+    """The objects of one event loop."""
 
     engine: AsyncEngine
     closing: AsyncGenerator[None, None]
@@ -72,7 +72,7 @@ class Database:
     """Sessions on one database, for whichever event loop is running.
 
     Args:
-        settings: Where it is, and how large the pool may become.
+        settings: The DSN, the schema, and the size of the pool.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -85,11 +85,11 @@ class Database:
     async def _attached(self) -> _Attached:
         loop = asyncio.get_running_loop()
         if (attached := self._loops.get(loop)) is None:
-            # A generator holds on to its loop, so weak references would not drop those that ended.
-            self._loops = {one: it for one, it in self._loops.items() if not one.is_closed()}
+            # A generator refers to its loop, so weak references would keep loops that ended.
+            self._loops = {loop: it for loop, it in self._loops.items() if not loop.is_closed()}
             engine = self._engine()
             attached = self._loops[loop] = _Attached(engine, _closing(engine))
-            await anext(attached.closing)  # from here on, the loop knows the generator
+            await anext(attached.closing)  # registers the generator with the loop
         return attached
 
     def _engine(self) -> AsyncEngine:
@@ -102,8 +102,8 @@ class Database:
             pool_size=settings.max_connections,
             max_overflow=0,
             pool_timeout=settings.connection_timeout_seconds,
-            # A worker lives for long: after a restart of the server it must not fail once for
-            # each connection that it had.
+            # After a restart of the server, a long-lived worker must not fail once for each
+            # connection of its pool.
             pool_pre_ping=True,
             connect_args=given if name in self._url.query else timeout | given,
         )
@@ -123,7 +123,7 @@ class Database:
     async def register_pending(self) -> None:
         """Register the workers that were constructed since the last call.
 
-        One that fails is dropped here; its own next call tries it again.
+        A registration that fails is dropped here; that worker's next call tries it again.
         """
         if self.pending:
             async with self.registering():
@@ -132,7 +132,7 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction without a session, for the schema."""
+        """Open a transaction without a session, for the schema."""
         attached = await self._attached()
         with translated():
             async with attached.engine.begin() as connection:
@@ -140,7 +140,7 @@ class Database:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:
-        """One transaction, committed at the end of the block unless that raises."""
+        """Open a transaction, committed at the end of the block unless that raises."""
         attached = await self._attached()
         with translated():
             async with AsyncSession(attached.engine) as session, session.begin():
@@ -149,13 +149,36 @@ class Database:
     def bind(
         self, session: AsyncSession, *, worker: int | None = None, codec: Codec | None = None
     ) -> AsyncQueueService:
-        """Return the service in a session of this database."""
+        """Return the service for a session of this database."""
         return AsyncQueueService(session, models=self.models, worker=worker, codec=codec)
 
     @asynccontextmanager
     async def service(
         self, *, worker: int | None = None, codec: Codec | None = None
     ) -> AsyncIterator[AsyncQueueService]:
-        """One transaction with the service in it: see `session`."""
+        """Open a transaction with the service in it: see `session`."""
         async with self.session() as session:
             yield self.bind(session, worker=worker, codec=codec)
+
+
+class Connected:
+    """A handle on a database; each call is a transaction of its own.
+
+    Args:
+        database: The database.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the Config with which the Admin was made."""
+        return self._database.settings
+
+    @asynccontextmanager
+    async def _service(self) -> AsyncIterator[AsyncQueueService]:
+        """Open a transaction, after registering the workers that wait for it."""
+        await self._database.register_pending()
+        async with self._database.service() as service:
+            yield service

@@ -1,8 +1,8 @@
-"""What the pgqrs module raises: the package's own errors, in the kinds that pgqrs raised.
+"""The errors of the pgqrs module: the package's own, as subclasses of what pgqrs raises.
 
-pgqrs has no exception classes: a queue or worker that is not there is a ``ValueError``, everything
-else a ``RuntimeError``. Each class here is one of those too, so that code written for pgqrs still
-catches it, and a `pgqrs_sa.PgqrsError`, so that it can be told apart::
+pgqrs has no exception classes: a missing queue or worker is a ``ValueError``, everything else a
+``RuntimeError``. Each class here is a subclass of the same, so that code written for pgqrs still
+catches it, and of `pgqrs_sa.PgqrsError`, so that it can be told apart::
 
     ValueError      InvalidArgument, DelayError, PayloadError (as they are in pgqrs_sa.errors)
                     QueueNotFound, WorkerNotFound
@@ -53,7 +53,7 @@ __all__ = [
 
 
 class QueueNotFound(core.QueueNotFound, ValueError):
-    """No queue has this name; carries the names that come close."""
+    """No queue has this name; carries similar names."""
 
 
 class WorkerNotFound(core.WorkerNotFound, ValueError):
@@ -61,11 +61,11 @@ class WorkerNotFound(core.WorkerNotFound, ValueError):
 
 
 class MessageNotFound(core.MessageNotFound, RuntimeError):
-    """No such message is where it was looked for."""
+    """The message does not exist where it was looked for."""
 
 
 class MessageLeased(core.MessageLeased, RuntimeError):
-    """A consumer is working on the message."""
+    """A consumer holds a lease on the message."""
 
 
 class DuplicateMessage(core.DuplicateMessage, RuntimeError):
@@ -89,7 +89,7 @@ class SchemaVersionError(core.SchemaVersionError, RuntimeError):
 
 
 class InvalidDsn(InvalidArgument, TypeError):
-    """An Admin was given neither a DSN nor a Config; or a worker not even an Admin."""
+    """An Admin needs a DSN or a Config; a producer or consumer one of these or an Admin."""
 
     code = "PGQ-020"
 
@@ -105,7 +105,7 @@ class QueueExists(PgqrsError, RuntimeError):
 
 
 class QueueInUse(PgqrsError, RuntimeError):
-    """Workers that were heard of lately work on the queue; it was not deleted."""
+    """Workers with a recent heartbeat work on the queue; it was not deleted."""
 
     code = "PGQ-022"
 
@@ -120,7 +120,7 @@ class InvalidStateTransition(PgqrsError, RuntimeError):
 
     Attributes:
         origin: Its state.
-        target: The state that was asked for.
+        target: The requested state.
     """
 
     code = "PGQ-023"
@@ -163,7 +163,7 @@ class RateLimited(PgqrsError, RuntimeError):
     """A producer has used up its rate; nothing was sent.
 
     Attributes:
-        retry_after: Seconds until the same call is let through, if nothing else is sent before.
+        retry_after: Seconds until the same call succeeds, if nothing else is sent before.
     """
 
     code = "PGQ-027"
@@ -183,10 +183,10 @@ class SchemaNotOurs(PgqrsError, RuntimeError):
 
 
 class NotIntact(PgqrsError, RuntimeError):
-    """`verify` found tables missing, or rows that refer to rows which are not there.
+    """`verify` found missing tables, or rows that refer to missing rows.
 
     Attributes:
-        findings: How many there are of each kind.
+        findings: The number of findings of each kind.
     """
 
     code = "PGQ-029"
@@ -198,7 +198,7 @@ class NotIntact(PgqrsError, RuntimeError):
 
 
 class NotRegistered(PgqrsError, RuntimeError):
-    """This Admin has no worker of its own."""
+    """This Admin is not registered as a worker."""
 
     code = "PGQ-030"
 
@@ -225,14 +225,14 @@ _KINDS: dict[type[PgqrsError], type[PgqrsError]] = {
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise the package's errors in the kinds that pgqrs raised, data and all."""
+    """Raise the package's errors as the classes of this module, with the same data."""
     try:
         yield
     except PgqrsError as error:
         kind = _KINDS.get(type(error))
         if kind is None:
             raise
-        # Their constructors compose the message from parts; it is composed already.
+        # Not through the constructor, which would compose the message again.
         same = kind.__new__(kind, *error.args)
         same.__dict__.update(error.__dict__)
         raise same.with_traceback(error.__traceback__) from error.__cause__

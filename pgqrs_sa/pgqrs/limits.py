@@ -1,4 +1,4 @@
-"""What a producer refuses beyond what the queue refuses: shape, size and rate."""
+"""The limits of a producer beyond those of the queue: shape, size and rate of payloads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["RateLimitStatus", "TokenBucket", "ValidatingCodec"]
 class ValidatingCodec(JsonCodec):
     """Strict JSON that refuses what the validation settings do not allow.
 
-    As a codec it sees each payload once, and its errors get their place in a batch.
+    As a codec it sees each payload once, and its errors name the place in a batch.
     """
 
     def __init__(self, validation: Validation) -> None:
@@ -81,12 +81,12 @@ class ValidatingCodec(JsonCodec):
 
 @dataclass(frozen=True, slots=True)
 class RateLimitStatus:
-    """How much a producer may send now.
+    """How many messages a producer may send now.
 
     Attributes:
         available: Messages that may be sent at once.
-        burst: How many that is at most.
-        per_second: How fast they come back.
+        burst: The maximum of ``available``.
+        per_second: The rate at which ``available`` grows, in messages a second.
     """
 
     available: float
@@ -125,10 +125,10 @@ class RateLimitStatus:
 
 
 class TokenBucket:
-    """Lets ``burst`` messages through at once, and ``per_second`` of them from then on.
+    """Allows ``burst`` messages at once, and ``per_second`` messages a second from then on.
 
-    A batch larger than the burst is let through when the bucket is full, and leaves it in debt:
-    the rate holds over time, and no batch is refused for ever.
+    A batch larger than the burst is allowed when the bucket is full, and makes its level negative:
+    the rate holds over time, and every batch is allowed eventually.
     """
 
     def __init__(self, per_second: float, burst: int) -> None:
@@ -146,7 +146,7 @@ class TokenBucket:
         self._tokens -= count
 
     def status(self) -> RateLimitStatus:
-        """Return how much may be sent now."""
+        """Return how many messages may be sent now."""
         self._refill()
         return RateLimitStatus(max(0.0, self._tokens), self._burst, self._per_second)
 

@@ -1,4 +1,4 @@
-"""`Producer`: puts messages into one queue."""
+"""`Producer`: enqueues messages into one queue."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any
 
 from ..settings import Validation
 from ..types import Item, Seconds
-from .admin import Admin
+from .admin import Admin, replay
 from .config import Config
 from .limits import RateLimitStatus, TokenBucket, ValidatingCodec
 from .types import QueueMessage
-from .upkeep import replay
 from .worker import QueueWorker
 
 __all__ = ["Producer"]
@@ -48,8 +47,9 @@ class Producer(QueueWorker):
             headers: A dict kept beside the payload.
 
         Raises:
-            QueueNotFound: with the names that come close.
-            PayloadError: not strict JSON, or against the validation settings; names the place.
+            QueueNotFound: with similar names.
+            PayloadError: not strict JSON, or not allowed by the validation settings; names the
+                place.
             RateLimited: with the time to wait; nothing was sent.
         """
         return await self.enqueue_delayed(payload, 0, headers=headers)
@@ -82,17 +82,17 @@ class Producer(QueueWorker):
             The messages in the order of the payloads; an empty list for an empty list.
 
         Raises:
-            PayloadError: One of them is wrong; names its place.
+            PayloadError: A payload is invalid; names its place.
             QueueNotFound, RateLimited: see `enqueue`.
         """
         if not payloads:
             return []
         self._admit(payloads)
         async with self._service(self._codec) as service:
-            # As items, so that none is taken for one.
+            # Wrapped, so that a payload that is an Item itself is not taken for the wrapper.
             items = [Item(payload) for payload in payloads]
             receipts = await service.enqueue_many(self.queue, items)
-        # Visible at once means at the time at which it was enqueued.
+        # They are visible at once, so ``vt`` is the time of the enqueue.
         return [
             QueueMessage(receipt.id, self._queue_id, payload, None, 0, receipt.vt, receipt.vt)
             for receipt, payload in zip(receipts, payloads, strict=True)
@@ -100,24 +100,24 @@ class Producer(QueueWorker):
 
     def _admit(self, payloads: Sequence[Any]) -> None:
         if self._bucket is not None:
-            # What would be refused anyway must not cost tokens.
+            # An invalid payload must not consume tokens.
             for index, payload in enumerate(payloads):
                 self._codec.dumps(payload, path=f"items[{index}].payload")
             self._bucket.take(len(payloads))
 
     async def replay_dlq(self, archived_id: int) -> QueueMessage | None:
-        """Put a dead letter of this queue back, with fresh attempts, under the id that it had.
+        """Requeue a dead letter of this queue with its attempts reset, under its original id.
 
         Returns:
-            The message, visible now; None when no dead letter of it has this id in the archive.
+            The message, visible now; None when no dead letter of this queue has this archive id.
         """
         async with self._service() as service:
             return await replay(service, archived_id, self.queue)
 
     def validation_config(self) -> Validation:
-        """Return what this producer refuses."""
+        """Return the limits of this producer's payloads."""
         return self._database.settings.validation
 
     def rate_limit_status(self) -> RateLimitStatus | None:
-        """Return how much may be sent now; None when there is no limit."""
+        """Return how many messages may be sent now; None when there is no limit."""
         return None if self._bucket is None else self._bucket.status()

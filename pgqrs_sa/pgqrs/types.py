@@ -1,4 +1,4 @@
-"""The values that the pgqrs module returns, under pgqrs' names.
+"""The values that the pgqrs module returns, with pgqrs' names.
 
 Times that pgqrs gives as text (RFC 3339) are text here too; those that it does not give at all,
 ``vt`` and ``enqueued_at`` of a `QueueMessage`, are aware datetimes.
@@ -6,6 +6,7 @@ Times that pgqrs gives as text (RFC 3339) are text here too; those that it does 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
@@ -29,7 +30,7 @@ __all__ = [
 
 
 class WorkerStatus(StrEnum):
-    """What a worker is doing: ready and suspended may change to and fro, stopped is the end."""
+    """The status of a worker: ready or suspended, and at the end stopped."""
 
     Ready = "ready"
     Suspended = "suspended"
@@ -52,7 +53,7 @@ class QueueInfo:
 
     @classmethod
     def of(cls, info: core.QueueInfo) -> QueueInfo:
-        """Return what the service says of a queue."""
+        """Convert the service's value."""
         return cls(info.id, info.name, info.created_at.isoformat())
 
 
@@ -80,9 +81,9 @@ class QueueMessage(_Content):
         id: The message's id.
         queue_id: The id of its queue.
         payload: The payload, decoded.
-        headers: What the producer put beside the payload, or None.
+        headers: The producer's headers, or None.
         read_ct: How often it was dequeued; 1 in the first attempt.
-        vt: When it becomes visible; of a message that was dequeued, when it does so again.
+        vt: When it becomes visible (again, if it was dequeued).
         enqueued_at: When it was enqueued, by the database's clock.
     """
 
@@ -91,7 +92,7 @@ class QueueMessage(_Content):
 
     @classmethod
     def of(cls, queue_id: int, message: core.Delivery | core.MessageInfo) -> QueueMessage:
-        """Return what the service says of a message."""
+        """Convert the service's value."""
         return cls(
             message.id,
             queue_id,
@@ -112,7 +113,7 @@ class ArchivedMessage(_Content):
         original_msg_id: The id that the message had.
         outcome: ``archived``, ``dead``, ``cancelled`` or ``discarded``.
         reason: Why, for all but ``archived``.
-        last_error: What its last failed attempt failed with, or None.
+        last_error: The error of its last failed attempt, or None.
     """
 
     original_msg_id: int
@@ -128,7 +129,7 @@ class ArchivedMessage(_Content):
 
     @classmethod
     def of(cls, queue_id: int, message: core.ArchivedInfo) -> ArchivedMessage:
-        """Return what the service says of an archived message."""
+        """Convert the service's value."""
         return cls(
             message.id,
             queue_id,
@@ -155,13 +156,13 @@ class WorkerInfo:
     Attributes:
         id: The worker's id.
         name: ``producer``, ``consumer`` or ``admin``, for those that this module registers.
-        hostname: What it gave as its host.
-        port: What it gave as its port.
-        queue_id: The queue that it works on; None for an admin, or when the queue is gone.
+        hostname: The host that it registered with.
+        port: The port that it registered with.
+        queue_id: The queue that it works on; None for an admin, or when the queue was deleted.
         queues: The names of all the queues that it works on.
-        status: What it is doing.
+        status: Its status.
         started_at: When it registered.
-        heartbeat_at: When it was last heard of.
+        heartbeat_at: When its last heartbeat was recorded.
         shutdown_at: When it stopped, or None.
     """
 
@@ -178,13 +179,13 @@ class WorkerInfo:
 
     @classmethod
     def of(cls, queue_ids: Mapping[str, int], info: core.WorkerInfo) -> WorkerInfo:
-        """Return what the service says of a worker."""
+        """Convert the service's value; ``queue_ids`` are the queues' ids by their names."""
         return cls(
             id=info.id,
             name=info.name,
             hostname=info.hostname,
             port=info.port,
-            queue_id=next((queue_ids[one] for one in info.queues if one in queue_ids), None),
+            queue_id=next((queue_ids[name] for name in info.queues if name in queue_ids), None),
             queues=tuple(info.queues),
             status=WorkerStatus(info.status),
             started_at=info.started_at.isoformat(),
@@ -193,12 +194,47 @@ class WorkerInfo:
         )
 
 
+class _MessageCounts:
+    """pgqrs' names for messages by state."""
+
+    __slots__ = ()
+
+    ready: int
+    scheduled: int
+    leased: int
+    exhausted: int
+    archived: int
+    dead: int
+    cancelled: int
+    discarded: int
+
+    @property
+    def total_messages(self) -> int:
+        """All live messages."""
+        return self.pending_messages + self.leased
+
+    @property
+    def pending_messages(self) -> int:
+        """Live messages that are not leased: ready, scheduled or exhausted."""
+        return self.ready + self.scheduled + self.exhausted
+
+    @property
+    def locked_messages(self) -> int:
+        """Messages under a lease that has not expired."""
+        return self.leased
+
+    @property
+    def archived_messages(self) -> int:
+        """All settled messages; a lower bound where a queue's outcome was counted up to its cap."""
+        return self.archived + self.dead + self.cancelled + self.discarded
+
+
 @dataclass(frozen=True, slots=True)
-class QueueMetrics(core.QueueMetrics):
-    """Counts of one queue at one moment, under the names of `pgqrs_sa.QueueMetrics` and pgqrs'.
+class QueueMetrics(_MessageCounts, core.QueueMetrics):
+    """Counts of one queue at one moment, with the names of `pgqrs_sa.QueueMetrics` and pgqrs'.
 
     Attributes:
-        oldest_pending_message: When the oldest message that nobody holds was enqueued; None if
+        oldest_pending_message: When the oldest message that is not leased was enqueued; None if
             there is none, and always from `Admin.all_queues_metrics`, which does not read it.
         newest_message: When the newest live message was enqueued; None likewise.
     """
@@ -213,8 +249,8 @@ class QueueMetrics(core.QueueMetrics):
         oldest_pending_message: datetime | None = None,
         newest_message: datetime | None = None,
     ) -> QueueMetrics:
-        """Return what the service counted, with the times that were read besides."""
-        names = (one.name for one in fields(core.QueueMetrics))
+        """Convert the service's counts, and add two times."""
+        names = (field.name for field in fields(core.QueueMetrics))
         counted: dict[str, Any] = {name: getattr(counts, name) for name in names}
         return cls(
             **counted,
@@ -227,32 +263,13 @@ class QueueMetrics(core.QueueMetrics):
         """The queue's name."""
         return self.queue
 
-    @property
-    def total_messages(self) -> int:
-        """All live messages."""
-        return self.live
-
-    @property
-    def pending_messages(self) -> int:
-        """Live messages that nobody holds: ready, scheduled or exhausted."""
-        return self.live - self.leased
-
-    @property
-    def locked_messages(self) -> int:
-        """Messages under a lease that has not expired."""
-        return self.leased
-
-    @property
-    def archived_messages(self) -> int:
-        """All settled messages; a lower bound if ``capped`` is not empty."""
-        return self.archived + self.dead + self.cancelled + self.discarded
-
 
 @dataclass(frozen=True, slots=True)
-class SystemStats:
+class SystemStats(_MessageCounts):
     """Counts of everything at one moment; see `pgqrs_sa.QueueMetrics` for the states.
 
-    pgqrs' names are properties. Its schema version is a text, here a number: that of our tables.
+    pgqrs' names are properties. ``schema_version`` is a number here, the version of our tables;
+    pgqrs has a text.
     """
 
     queues: int
@@ -270,6 +287,25 @@ class SystemStats:
     stopped_workers: int
     schema_version: int | None
 
+    @classmethod
+    def of(
+        cls,
+        metrics: Sequence[core.QueueMetrics],
+        workers: Sequence[core.WorkerInfo],
+        schema_version: int | None,
+    ) -> SystemStats:
+        """Add up the counts of all queues and workers."""
+        return cls(
+            queues=len(metrics),
+            **{
+                state: sum(getattr(counts, state) for counts in metrics)
+                for state in _MessageCounts.__annotations__
+            },
+            workers=len(workers),
+            **{f"{status}_workers": count for status, count in _by_status(workers).items()},
+            schema_version=schema_version,
+        )
+
     @property
     def total_queues(self) -> int:
         """The number of queues."""
@@ -285,32 +321,12 @@ class SystemStats:
         """The number of workers that are ready."""
         return self.ready_workers
 
-    @property
-    def total_messages(self) -> int:
-        """All live messages."""
-        return self.pending_messages + self.locked_messages
-
-    @property
-    def pending_messages(self) -> int:
-        """Live messages that nobody holds."""
-        return self.ready + self.scheduled + self.exhausted
-
-    @property
-    def locked_messages(self) -> int:
-        """Messages under a lease that has not expired."""
-        return self.leased
-
-    @property
-    def archived_messages(self) -> int:
-        """All settled messages, each outcome of a queue counted up to its cap."""
-        return self.archived + self.dead + self.cancelled + self.discarded
-
 
 class _WorkerCounts:
     """pgqrs' names for workers by state.
 
-    A worker that polls is ready, and an interrupted one is suspended or stopped: these two states
-    of pgqrs do not exist here, and their counts are 0.
+    Two states of pgqrs do not exist here, and their counts are 0: a polling worker is ready, and
+    an interrupted worker is suspended or stopped.
     """
 
     __slots__ = ()
@@ -332,7 +348,7 @@ class _WorkerCounts:
 
     @property
     def polling_workers(self) -> int:
-        """Always 0: a worker that polls is ready."""
+        """Always 0: a polling worker is ready."""
         return 0
 
     @property
@@ -356,12 +372,12 @@ class WorkerHealthStats(_WorkerCounts):
     """The workers of a queue, or all of them, by state.
 
     Attributes:
-        queue: The queue's name; None for all, or for workers that work on none.
-        total: How many there are.
-        ready: How many are ready.
-        suspended: How many are suspended.
-        stopped: How many are stopped.
-        stale: How many are not stopped, yet have been silent for longer than was asked.
+        queue: The queue's name; None for all queues, or for workers without a queue.
+        total: The number of workers.
+        ready: The number of ready workers.
+        suspended: The number of suspended workers.
+        stopped: The number of stopped workers.
+        stale: The number of workers that are not stopped and have no recent heartbeat.
     """
 
     queue: str | None
@@ -370,6 +386,30 @@ class WorkerHealthStats(_WorkerCounts):
     suspended: int
     stopped: int
     stale: int
+
+    @classmethod
+    def all_of(
+        cls,
+        workers: Sequence[core.WorkerInfo],
+        known: Sequence[core.WorkerHealth],
+        *,
+        by_queue: bool,
+    ) -> list[WorkerHealthStats]:
+        """Return the counts of all workers, or those of each queue by its name."""
+        silent = {health.worker.id for health in known if not health.healthy}
+
+        def counted(queue: str | None, some: Sequence[core.WorkerInfo]) -> WorkerHealthStats:
+            stale = sum(worker.id in silent for worker in some)
+            return cls(queue, len(some), **_by_status(some), stale=stale)
+
+        if not by_queue:
+            return [counted(None, workers)]
+        names = sorted({name for worker in workers for name in worker.queues})
+        found = [
+            counted(name, [worker for worker in workers if name in worker.queues]) for name in names
+        ]
+        idle = [worker for worker in workers if not worker.queues]
+        return [*found, counted(None, idle)] if idle else found
 
     @property
     def queue_name(self) -> str:
@@ -388,13 +428,13 @@ class WorkerStats(_WorkerCounts):
 
     Attributes:
         queue: The queue's name.
-        total: How many there are.
-        ready: How many are ready.
-        suspended: How many are suspended.
-        stopped: How many are stopped.
-        leases: How many messages of the queue are leased, whoever holds them.
-        shortest_silence: How long ago the last heartbeat of any of them was, or None.
-        oldest_worker_age: How long ago the first of those that are not stopped registered, or None.
+        total: The number of workers.
+        ready: The number of ready workers.
+        suspended: The number of suspended workers.
+        stopped: The number of stopped workers.
+        leases: The number of leased messages of the queue.
+        shortest_silence: The time since the last heartbeat of any worker, or None.
+        oldest_worker_age: The time since the first worker that is not stopped registered, or None.
     """
 
     queue: str
@@ -406,6 +446,31 @@ class WorkerStats(_WorkerCounts):
     shortest_silence: timedelta | None
     oldest_worker_age: timedelta | None = None
 
+    @classmethod
+    def of(
+        cls,
+        counted: core.QueueMetrics,
+        workers: Sequence[core.WorkerInfo],
+        known: Sequence[core.WorkerHealth],
+    ) -> WorkerStats:
+        """Return the counts of one queue's workers."""
+        alive = [health for health in known if counted.queue in health.worker.queues]
+        return cls(
+            counted.queue,
+            len(workers),
+            **_by_status(workers),
+            leases=counted.leased,
+            shortest_silence=min((health.silent_for for health in alive), default=None),
+            # The last heartbeat plus the silence is now, by the database's clock.
+            oldest_worker_age=max(
+                (
+                    health.worker.heartbeat_at + health.silent_for - health.worker.started_at
+                    for health in alive
+                ),
+                default=None,
+            ),
+        )
+
     @property
     def average_messages_per_worker(self) -> float:
         """`leases` divided by the number of workers in any state; 0.0 without workers."""
@@ -415,6 +480,15 @@ class WorkerStats(_WorkerCounts):
     def newest_heartbeat_age(self) -> timedelta | None:
         """The time since the last heartbeat of any worker, or None."""
         return self.shortest_silence
+
+
+def _by_status(workers: Sequence[core.WorkerInfo]) -> dict[str, int]:
+    counted = Counter(worker.status for worker in workers)
+    return {
+        "ready": counted["ready"],
+        "suspended": counted["suspended"],
+        "stopped": counted["stopped"],
+    }
 
 
 def _text(moment: datetime | None) -> str | None:

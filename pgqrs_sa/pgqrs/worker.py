@@ -1,4 +1,4 @@
-"""What producers and consumers have in common: a queue, a row in the register, a heartbeat."""
+"""`QueueWorker`: the base of producers and consumers, a registered worker of one queue."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from typing import Self
 
 from ..aio import AsyncQueueService
 from ..codecs import Codec
-from .admin import Admin
+from .admin import Admin, RegisteredWorker
 from .config import Config
 from .errors import InvalidDsn, WorkerNotFound
-from .lifecycle import Lifecycle
 
 __all__ = ["QueueWorker"]
 
 
-class QueueWorker(Lifecycle):
+class QueueWorker(RegisteredWorker):
     """One start of a producer or consumer.
 
-    It registers with the next awaited call of it, or of its Admin, and each start is a row of its
-    own: another with the same host and port, alive or dead, is not in the way.
+    It registers with its next awaited call, or its Admin's. Each start is a row of its own:
+    another worker with the same host and port, alive or dead, does not matter.
     """
 
     _kind: str
@@ -37,14 +36,14 @@ class QueueWorker(Lifecycle):
                 f"{type(self).__name__} takes an Admin, a Config or a DSN, "
                 f"not a {type(admin).__name__}"
             )
-        super().__init__(admin._database)  # noqa: SLF001 - one module in several files
+        super().__init__(admin._database)  # noqa: SLF001 - the parts of one package
         self._admin = admin
         self.queue = queue
         self.hostname = hostname
         self.port = port
         self._worker_id: int | None = None
         self._queue_id = 0
-        self._stopped = False  # by itself: then it does not register again
+        self._stopped = False  # by itself; it does not register again then
         self._database.pending.append(self._register)
 
     def __repr__(self) -> str:
@@ -73,7 +72,7 @@ class QueueWorker(Lifecycle):
         try:
             if self._worker_id is not None:
                 await self._leave()
-                with suppress(WorkerNotFound):  # purged: it was taken for dead long ago
+                with suppress(WorkerNotFound):  # purged as a dead worker
                     async with self._database.service() as service:
                         await service.workers.stop(self._worker_id)
             elif self._register in self._database.pending:
@@ -83,7 +82,7 @@ class QueueWorker(Lifecycle):
                 await self._admin.close()
 
     async def _leave(self) -> None:
-        """Do what has to be done before this worker stops."""
+        """Release what this worker holds, before it stops."""
 
     async def _register(self) -> None:
         async with self._database.service() as service:
@@ -95,18 +94,18 @@ class QueueWorker(Lifecycle):
                 port=self.port,
                 pid=os.getpid(),
             )
-        self._worker_id, self._heard_of_at = info.id, time.monotonic()
+        self._worker_id, self._heartbeat_at = info.id, time.monotonic()
 
     async def _register_again(self) -> bool:
-        """Register as a new row if others stopped this worker, or purged it; return whether so.
+        """Register as a new row if others stopped or purged this worker; return whether it did.
 
-        Somebody who took a silent worker for dead has stopped it and given back what it held. A
-        worker that is suspended, or that stopped itself, stays as it is.
+        A silent worker that was considered dead was stopped, and its messages were released. A
+        worker that is suspended, or that stopped itself, is left as it is.
         """
         async with self._database.registering():
             if self._stopped or self._worker_id is None:
                 return False
-            with suppress(WorkerNotFound):  # purged, so that it was stopped before
+            with suppress(WorkerNotFound):  # purged, so it was stopped before
                 async with self._database.service() as service:
                     if (await service.workers.get(self._worker_id)).status != "stopped":
                         return False
@@ -114,7 +113,7 @@ class QueueWorker(Lifecycle):
         return True
 
     async def shutdown(self) -> None:
-        """See `Lifecycle.shutdown`."""
+        """Stop for good: see `RegisteredWorker.shutdown`."""
         await super().shutdown()
         self._stopped = True
 
@@ -131,7 +130,7 @@ class QueueWorker(Lifecycle):
     async def _service(self, codec: Codec | None = None) -> AsyncIterator[AsyncQueueService]:
         id_ = await self._registered()
         async with self._database.service(worker=id_, codec=codec) as service:
-            await self._heard_of(service, id_)
+            await self._heartbeat_if_due(service, id_)
             yield service
 
     @asynccontextmanager

@@ -352,10 +352,10 @@ async def test_r2_a_consumer_cannot_settle_by_a_lease_that_it_lost_to_itself(
 ) -> None:
     id_ = await producer.enqueue(1)
     await consumer.dequeue_delay(0.05)
-    first = consumer._held.get(id_)
+    first = consumer._leases.get(id_)
     await asyncio.sleep(0.1)
     await consumer.dequeue()
-    consumer._held.add([first], 1)
+    consumer._leases.add([first], 1)
     assert await consumer.archive(id_) is False
 
 
@@ -607,17 +607,17 @@ async def test_r14_the_default_limits_surprise_nobody(producer) -> None:
 
 
 async def test_a_consumer_forgets_what_is_long_over(producer, consumer, monkeypatch) -> None:
-    from pgqrs_sa.pgqrs import held
+    from pgqrs_sa.pgqrs import consumer as module
 
     await producer.enqueue_batch([1, 2])
     await consumer.dequeue_delay(0.05)
-    monkeypatch.setattr(held, "KEPT_SECONDS", 0.0)
-    consumer._held._tidied_at -= 2
+    monkeypatch.setattr(module, "KEPT_SECONDS", 0.0)
+    consumer._leases._pruned_at -= 2
     await asyncio.sleep(0.1)
     (second,) = await consumer.dequeue()
-    assert len(consumer._held) == 1
+    assert len(consumer._leases) == 1
     assert await consumer.archive(second.id)
-    assert len(consumer._held) == 0
+    assert len(consumer._leases) == 0
 
 
 async def test_archive_lists_begin_with_the_newest_a_page_at_a_time(admin, producer, consumer):
