@@ -22,6 +22,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
+from properties import load_profile
 from pytest_postgresql import factories
 from pytest_postgresql.executors import NoopExecutor
 from pytest_postgresql.janitor import DatabaseJanitor
@@ -31,6 +32,8 @@ from sqlalchemy.orm import Session
 from pgqrs_sa import AsyncQueueService, QueueService, embedded, metadata
 
 ROOT = Path(__file__).parents[1]
+
+load_profile()
 
 
 def pytest_configure(config: pytest.Config) -> None:

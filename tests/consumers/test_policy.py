@@ -6,8 +6,9 @@ from collections import Counter
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import at_least
 
 from pgqrs_sa import Delivery, Retry
 from pgqrs_sa.consumers.handlers import Handlers, Unit
@@ -72,7 +73,7 @@ HANDLERS = st.lists(
 )
 
 
-@settings(max_examples=70, deadline=None)
+@at_least(50)
 @given(HANDLERS, st.integers(1, 8), st.data())
 def test_never_more_is_leased_than_may_run_or_wait(wanted, slots, data):
     made = handlers(*wanted)
@@ -106,7 +107,6 @@ def test_never_more_is_leased_than_may_run_or_wait(wanted, slots, data):
         assert plan.in_hand == in_hand.total()
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=5))
 def test_queues_that_are_always_full_get_shares_by_their_weights(weights):
     plan = schedule(handlers(*({"weight": one} for one in weights), concurrency=1), slots=1)
@@ -164,7 +164,6 @@ def test_a_queue_that_was_empty_for_long_does_not_make_up_for_it():
     assert sorted(chosen) == ["q0"] * 5 + ["q1"] * 5
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1), st.integers(1, 30))
 def test_an_idle_queue_is_asked_less_and_less_within_the_jitter(draw, times):
     plan = schedule(handlers({}), jitter=lambda: draw)
@@ -397,7 +396,7 @@ def test_a_store_ahead_is_filled_when_half_is_used_up():
     assert plan.next(0.0).limit == 5
 
 
-@settings(max_examples=70, deadline=None)
+@at_least(50)
 @given(HANDLERS, st.integers(1, 8), st.data())
 def test_no_more_runs_than_may_and_each_handlers_calls_begin_in_order(wanted, slots, data):
     made = handlers(*wanted)

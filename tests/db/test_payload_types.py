@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import at_least
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import InvalidArgument, Item, JsonCodec, Message, PayloadError, QueueService
@@ -73,7 +74,7 @@ def same(found: Any, wanted: list[float]) -> None:
     assert [one.hex() for one in found] == [one.hex() for one in wanted]
 
 
-@settings(max_examples=500, deadline=None)
+@at_least(100)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_float_comes_back_from_what_jsonb_makes_of_it(number):
     back = json.loads(jsonb(codec.dumps(number)))
@@ -83,7 +84,7 @@ def test_every_float_comes_back_from_what_jsonb_makes_of_it(number):
     assert json.loads(jsonb(codec.dumps_each([number])[0])) == back
 
 
-@settings(max_examples=200, deadline=None)
+@at_least(50)
 @given(st.integers() | st.integers(-(10**400), 10**400))
 def test_every_integer_comes_back_from_what_jsonb_makes_of_it(number):
     back = json.loads(jsonb(codec.dumps(number)))

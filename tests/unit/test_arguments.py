@@ -9,15 +9,17 @@ from types import MappingProxyType, SimpleNamespace
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from cases import each_case
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import at_least
 
 from pgqrs_sa import DelayError, InvalidArgument, PayloadError, Worker, arguments
 
 SECOND = timedelta(seconds=1)
 NEW_YORK = ZoneInfo("America/New_York")
 HUGE = 10**5000  # Python refuses to print it
-quick = settings(max_examples=100, deadline=None)
+quick = at_least(50)
 
 
 class Level(enum.IntEnum):
@@ -34,7 +36,7 @@ class Nowhere(tzinfo):
 # ------------------------------------------------------------------------------- durations
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("value", "problem"),
     [
         (True, "must be seconds or a timedelta, not True"),
@@ -62,8 +64,8 @@ class Nowhere(tzinfo):
         (timedelta(days=366 * 8000), "ends past year 9998"),
     ],
 )
-@pytest.mark.parametrize("positive", [False, True])
-@pytest.mark.parametrize("name", ["delay", "items[3].lease"])
+@each_case("positive", [False, True])
+@each_case("name", ["delay", "items[3].lease"])
 def test_a_duration_that_cannot_be_is_refused(value, problem, positive, name):
     with pytest.raises(DelayError) as caught:
         arguments.duration(value, name, positive=positive)
@@ -74,7 +76,7 @@ def test_a_duration_that_cannot_be_is_refused(value, problem, positive, name):
     assert caught.value.code == "PGQ-002"
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("value", "span"),
     [
         (0, timedelta(0)),
@@ -97,13 +99,13 @@ def test_a_duration_is_seconds_or_a_timedelta(value, span):
     assert type(result) is timedelta
 
 
-@pytest.mark.parametrize("value", [0, 0.0, -0.0, timedelta(0), 1e-9, 4e-7])
+@each_case("value", [0, 0.0, -0.0, timedelta(0), 1e-9, 4e-7])
 def test_a_duration_that_rounds_to_nothing_is_refused_where_it_must_be_positive(value):
     with pytest.raises(DelayError, match="lease must be more than 0 seconds, not"):
         arguments.duration(value, "lease", positive=True)
 
 
-@pytest.mark.parametrize("value", [1e-6, 1, SECOND])
+@each_case("value", [1e-6, 1, SECOND])
 def test_a_duration_above_nothing_is_positive(value):
     assert arguments.duration(value, positive=True) > timedelta(0)
 
@@ -130,7 +132,7 @@ def test_any_number_is_a_span_that_ends_in_time_or_a_delay_error(value):
 # --------------------------------------------------------------------------------- moments
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("value", "problem"),
     [
         (datetime(2026, 1, 1), "naive"),  # noqa: DTZ001
@@ -154,7 +156,7 @@ def test_any_number_is_a_span_that_ends_in_time_or_a_delay_error(value):
         ),
     ],
 )
-@pytest.mark.parametrize("name", ["at", "items[3].at"])
+@each_case("name", ["at", "items[3].at"])
 def test_a_moment_that_is_not_one_is_refused(value, problem, name):
     with pytest.raises(DelayError) as caught:
         arguments.moment(value, name)
@@ -164,7 +166,7 @@ def test_a_moment_that_is_not_one_is_refused(value, problem, name):
     assert repr(value) in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@each_case(
     "value",
     [
         datetime(1970, 1, 1, tzinfo=UTC),
@@ -187,7 +189,7 @@ def test_an_aware_moment_is_the_same_moment_in_utc(value):
     assert result.tzinfo is UTC
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("wall", "fold", "utc"),
     [
         # 2026-11-01 01:30 happens twice in New York, and 2026-03-08 02:30 not at all.
@@ -224,7 +226,7 @@ def test_a_delay_and_a_time_together_contradict_each_other():
     assert repr(at) in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("delay", "at", "both"),
     [
         (None, None, (timedelta(0), None)),
@@ -236,9 +238,7 @@ def test_at_most_one_of_delay_and_time_is_given(delay, at, both):
     assert arguments.delay_or_at(delay, at) == both
 
 
-@pytest.mark.parametrize(
-    ("delay", "at", "name"), [(-1, None, "items[7].delay"), (None, "soon", "items[7].at")]
-)
+@each_case(("delay", "at", "name"), [(-1, None, "items[7].delay"), (None, "soon", "items[7].at")])
 def test_the_place_of_a_delay_or_time_is_named(delay, at, name):
     with pytest.raises(DelayError) as caught:
         arguments.delay_or_at(delay, at, "items[7].")
@@ -249,7 +249,7 @@ def test_the_place_of_a_delay_or_time_is_named(delay, at, name):
 # ----------------------------------------------------------------------------- queue names
 
 
-@pytest.mark.parametrize(
+@each_case(
     "name",
     ["mail", "a", "0", "A-z_0.9:/x", "a" * 128, "orders/eu/high", "select", "v1.2:dead", "a--"],
 )
@@ -257,7 +257,7 @@ def test_a_queue_name_is_letters_digits_and_a_little_punctuation(name):
     assert arguments.check_queue_name(name) == name
 
 
-@pytest.mark.parametrize(
+@each_case(
     "name",
     [
         "",
@@ -308,7 +308,7 @@ def test_a_string_that_is_no_queue_name_is_refused_and_shown(name):
     str(caught.value).encode()
 
 
-@pytest.mark.parametrize("name", [None, 1, b"mail", ["mail"], True, object])
+@each_case("name", [None, 1, b"mail", ["mail"], True, object])
 def test_a_queue_name_that_is_no_string_is_refused_and_shown(name):
     with pytest.raises(InvalidArgument) as caught:
         arguments.check_queue_name(name)
@@ -319,14 +319,14 @@ def test_a_queue_name_that_is_no_string_is_refused_and_shown(name):
 # ------------------------------------------------------------------------------------ keys
 
 
-@pytest.mark.parametrize(
+@each_case(
     "key", ["k", "k" * 255, "é" * 255, "😀" * 255, " ", "order:7", "'; --", "a\nb"], ids=ascii
 )
 def test_a_key_is_text_of_1_to_255_characters(key):
     assert arguments.check_key(key) == key
 
 
-@pytest.mark.parametrize("key", ["", "k" * 256, None, 7, b"k", True, ["k"], 1.5])
+@each_case("key", ["", "k" * 256, None, 7, b"k", True, ["k"], 1.5])
 def test_a_key_that_is_no_such_text_is_refused_and_shown(key):
     with pytest.raises(InvalidArgument, match=r"items\[2\]\.key must be a string of 1 to 255") as e:
         arguments.check_key(key, "items[2].")
@@ -334,7 +334,7 @@ def test_a_key_that_is_no_such_text_is_refused_and_shown(key):
     assert repr(key) in str(e.value)
 
 
-@pytest.mark.parametrize(("key", "problem"), [("a\0", "NUL"), ("\ud83d", "lone surrogate")])
+@each_case(("key", "problem"), [("a\0", "NUL"), ("\ud83d", "lone surrogate")])
 def test_a_key_that_cannot_be_stored_is_refused(key, problem):
     with pytest.raises(PayloadError, match=problem) as caught:
         arguments.check_key(key, "items[2].")
@@ -345,7 +345,7 @@ def test_a_key_that_cannot_be_stored_is_refused(key, problem):
 # --------------------------------------------------------------------------------- headers
 
 
-@pytest.mark.parametrize(
+@each_case(
     "value",
     [[("a", 1)], "a", 1, 1.5, True, [], (), {"a"}, object()],
     ids=lambda v: type(v).__name__,
@@ -357,7 +357,7 @@ def test_headers_that_are_no_dict_are_refused(value):
     assert str(caught.value) == f"items[4].headers must be a dict, not a {type(value).__name__}"
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("value", "path"),
     [
         ({"trace": math.nan}, "headers.trace"),
@@ -374,7 +374,7 @@ def test_headers_with_something_that_is_not_json_are_refused_by_the_place(value,
     assert caught.value.path == path
 
 
-@pytest.mark.parametrize("character", ["a", "é", "😀"])
+@each_case("character", ["a", "é", "😀"])
 def test_headers_are_at_most_64_kib_counted_in_bytes(character):
     size = len(character.encode())
     room = 65_536 - len(b'{"h":""}')
@@ -400,7 +400,7 @@ INTEGERS = {
     "id": (arguments.checked_id, 1, 9_223_372_036_854_775_807),
     "worker": (arguments.worker_id, 1, 9_223_372_036_854_775_807),
 }
-integers = pytest.mark.parametrize("name", list(INTEGERS))
+integers = each_case("name", list(INTEGERS))
 
 
 @integers
@@ -420,9 +420,7 @@ def test_an_integer_beyond_the_borders_of_its_column_is_refused_and_shown(name):
 
 
 @integers
-@pytest.mark.parametrize(
-    "value", [True, False, 1.0, "1", b"1", math.nan, [1], SECOND, 1j, object()]
-)
+@each_case("value", [True, False, 1.0, "1", b"1", math.nan, [1], SECOND, 1j, object()])
 def test_what_is_no_integer_is_refused_and_shown(name, value):
     with pytest.raises(InvalidArgument) as caught:
         INTEGERS[name][0](value)
@@ -430,13 +428,13 @@ def test_what_is_no_integer_is_refused_and_shown(name, value):
     assert str(caught.value) == f"{name} must be an integer, not {value!r}"
 
 
-@pytest.mark.parametrize("check", [arguments.check_priority, arguments.check_max_read_ct])
+@each_case("check", [arguments.check_priority, arguments.check_max_read_ct])
 def test_the_place_of_an_integer_is_named(check):
     with pytest.raises(InvalidArgument, match=r"^items\[5\]\."):
         check("x", "items[5].")
 
 
-@pytest.mark.parametrize("worker", [7, Worker(id=7)])
+@each_case("worker", [7, Worker(id=7)])
 def test_a_worker_is_given_by_its_id_or_by_its_row(worker):
     assert arguments.worker_id(worker) == 7
 
@@ -458,7 +456,7 @@ def test_a_worker_row_that_was_never_flushed_has_no_id_to_give():
 # ------------------------------------------------------------------------------- the rest
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("error", "text"),
     [
         (ValueError("no such order"), "ValueError: no such order"),
@@ -479,8 +477,8 @@ def test_an_error_becomes_text_that_postgresql_can_store(error, text):
     assert arguments.error_text(error) == text
 
 
-@pytest.mark.parametrize("character", ["x", "é", "😀", "\0", "\ud83d"], ids=ascii)
-@pytest.mark.parametrize("length", [8_192, 8_193, 100_000])
+@each_case("character", ["x", "é", "😀", "\0", "\ud83d"], ids=ascii)
+@each_case("length", [8_192, 8_193, 100_000])
 def test_the_text_of_an_error_is_bounded(character, length):
     text = arguments.error_text(character * length)
 
@@ -498,15 +496,13 @@ def test_an_error_whose_text_cannot_be_made_is_still_an_error_to_keep():
     assert arguments.error_text(Broken()).startswith("Broken")
 
 
-@pytest.mark.parametrize(
-    "values", ["abc", b"abc", {"a": 1}, "", 7, None, object(), MappingProxyType({})]
-)
+@each_case("values", ["abc", b"abc", {"a": 1}, "", 7, None, object(), MappingProxyType({})])
 def test_what_is_no_list_is_refused_by_name(values):
     with pytest.raises(InvalidArgument, match=r"^items must be a list, not "):
         arguments.as_list(values, "items")
 
 
-@pytest.mark.parametrize("values", [[], (), iter(()), set(), range(0)])
+@each_case("values", [[], (), iter(()), set(), range(0)])
 def test_an_empty_list_is_a_list(values):
     assert arguments.as_list(values, "items") == []
 
@@ -515,9 +511,7 @@ def test_a_list_may_be_any_iterable_and_is_read_once():
     assert list(arguments.as_list((n for n in range(3)), "items")) == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("where", "several"), [(None, ()), ("c", ("c",)), (["a", "b"], ("a", "b")), ((), ())]
-)
+@each_case(("where", "several"), [(None, ()), ("c", ("c",)), (["a", "b"], ("a", "b")), ((), ())])
 def test_criteria_are_one_several_or_none(where, several):
     assert arguments.criteria(where) == several
 
@@ -545,7 +539,7 @@ OVERSIZED = {
 }
 
 
-@pytest.mark.parametrize("refused", OVERSIZED.values(), ids=list(OVERSIZED))
+@each_case("refused", OVERSIZED)
 def test_a_value_that_is_far_too_large_is_refused_in_a_few_words(refused):
     with pytest.raises(InvalidArgument) as caught:
         refused()

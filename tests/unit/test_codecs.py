@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from cases import each_case
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import at_least
 
 from pgqrs_sa import InvalidArgument, JsonCodec, PayloadError
 from pgqrs_sa.codecs import MAX_DEPTH
@@ -107,7 +109,7 @@ BAD_LEAVES = {
     "minus 4301 digits": (-(10**4300), "more than 4300 digits"),
     "5000 digits": (10**4999, "more than 4300 digits"),
 }
-leaves = pytest.mark.parametrize(("leaf", "problem"), BAD_LEAVES.values(), ids=list(BAD_LEAVES))
+leaves = each_case(("leaf", "problem"), BAD_LEAVES)
 
 
 @leaves
@@ -135,7 +137,7 @@ def test_the_error_is_a_value_error_with_a_code():
     assert error.code == "PGQ-003"
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("value", "path"),
     [
         ({"items": [1, 2, 3, {"price": math.nan}]}, "payload.items[3].price"),
@@ -175,11 +177,11 @@ def test_the_first_offending_value_is_the_one_that_is_named():
     assert refusal([{"x": 1}, {"x": {2}}, {"x": math.inf}]).path == "payload[1].x"
 
 
-@pytest.mark.parametrize(
+@each_case(
     "key",
     [1, 0, -5, None, True, False, 1.5, math.nan, (1, 2), (), b"a", Level.HIGH, uuid.UUID(int=1)],
 )
-@pytest.mark.parametrize("around", [lambda x: x, lambda x: [{"deep": x}]], ids=["top", "inside"])
+@each_case("around", {"top": lambda x: x, "inside": lambda x: [{"deep": x}]})
 def test_a_key_that_is_no_string_is_refused_although_json_would_rename_it(key, around):
     error = refusal(around({"first": 1, key: 2}))
 
@@ -192,7 +194,7 @@ def test_two_keys_that_json_would_merge_are_refused():
     assert "has the key 1" in refusal({"1": "a", 1: "b"}).problem
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("key", "path", "problem"),
     [
         ("a\0b", "payload['a\\x00b']", "NUL"),
@@ -210,7 +212,7 @@ def test_a_key_that_cannot_be_stored_is_refused_and_shown_in_escapes(key, path, 
     assert "\0" not in str(error)
 
 
-@pytest.mark.parametrize("kind", ["list", "dict", "mixed", "tuple"])
+@each_case("kind", ["list", "dict", "mixed", "tuple"])
 def test_nesting_of_200_is_kept_and_of_201_is_refused(kind):
     deep = nested(MAX_DEPTH, kind)
 
@@ -219,8 +221,8 @@ def test_nesting_of_200_is_kept_and_of_201_is_refused(kind):
     assert "nested deeper than 200 levels" in refusal(nested(MAX_DEPTH + 1, kind)).problem
 
 
-@pytest.mark.parametrize("kind", ["list", "dict", "mixed", "tuple"])
-@pytest.mark.parametrize("levels", [500, 5_000, 100_000])
+@each_case("kind", ["list", "dict", "mixed", "tuple"])
+@each_case("levels", [500, 5_000, 100_000])
 def test_nesting_that_overflows_the_stack_is_refused_with_a_short_path(kind, levels):
     error = refusal(nested(levels, kind))
 
@@ -235,7 +237,7 @@ def test_breadth_and_brackets_inside_strings_are_not_depth():
     assert codec.loads(codec.dumps(value)) == value
 
 
-@pytest.mark.parametrize("kind", [list, dict])
+@each_case("kind", [list, dict])
 def test_a_value_that_contains_itself_is_refused(kind):
     loop = kind()
     if isinstance(loop, list):
@@ -246,7 +248,7 @@ def test_a_value_that_contains_itself_is_refused(kind):
     assert "nested deeper" in refusal(loop).problem
 
 
-@pytest.mark.parametrize("sign", [1, -1])
+@each_case("sign", [1, -1])
 def test_an_integer_of_4300_digits_is_kept_to_the_last(sign):
     number = sign * (10**4300 - 1)
 
@@ -254,7 +256,7 @@ def test_an_integer_of_4300_digits_is_kept_to_the_last(sign):
     assert codec.loads(codec.dumps((number,))) == [number]
 
 
-@pytest.mark.parametrize("number", [2**53 + 1, 2**63, -(2**64), 10**40])
+@each_case("number", [2**53 + 1, 2**63, -(2**64), 10**40])
 def test_an_integer_beyond_64_bits_does_not_become_a_float(number):
     back = codec.loads(codec.dumps([number]))
 
@@ -262,7 +264,7 @@ def test_an_integer_beyond_64_bits_does_not_become_a_float(number):
     assert type(back[0]) is int
 
 
-@pytest.mark.parametrize(
+@each_case(
     "number",
     [1e308, -1e308, 1.7976931348623157e308, 5e-324, 2.2250738585072014e-308, 0.1, 1e16, -0.0, 1e22],
 )
@@ -273,7 +275,7 @@ def test_a_float_comes_back_bit_for_bit(number):
     assert back.hex() == number.hex()
 
 
-@pytest.mark.parametrize("value", [None, True, False, 0, 1.5, "", "text", [], {}])
+@each_case("value", [None, True, False, 0, 1.5, "", "text", [], {}])
 def test_a_bare_value_is_a_payload(value):
     back = codec.loads(codec.dumps(value))
 
@@ -281,7 +283,7 @@ def test_a_bare_value_is_a_payload(value):
     assert type(back) is type(value)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("value", "back"),
     [
         ((), []),
@@ -306,7 +308,7 @@ def test_a_subclass_of_a_json_type_is_stored_as_that_type(value, back):
     assert type(stored) is type(back)
 
 
-@pytest.mark.parametrize(
+@each_case(
     "text",
     [
         "\\u0000",
@@ -345,7 +347,7 @@ def test_the_value_given_is_not_changed():
     assert value == before
 
 
-@pytest.mark.parametrize("text", ["", "{", "nul", "[1,]", "{'a': 1}", "1 2", '"\\ud8"'])
+@each_case("text", ["", "{", "nul", "[1,]", "{'a': 1}", "1 2", '"\\ud8"'])
 def test_loads_raises_value_error_for_what_is_not_json(text):
     with pytest.raises(ValueError, match=r"."):
         codec.loads(text)
@@ -375,7 +377,7 @@ scalars = (
 values = st.recursive(
     scalars, lambda inner: st.lists(inner) | st.dictionaries(strings, inner), max_leaves=20
 )
-quick = settings(max_examples=100, deadline=None)
+quick = at_least(50)
 
 
 @quick
@@ -446,7 +448,7 @@ def test_many_values_at_once_are_written_as_each_by_itself_or_left_to_that(value
     assert codec.dumps_each(values) is None
 
 
-@pytest.mark.parametrize("odd", ["\0", ',"\0",', [1, "\0", 2], {"a": ["", "\0", ""]}])
+@each_case("odd", ["\0", ',"\0",', [1, "\0", 2], {"a": ["", "\0", ""]}])
 def test_a_value_that_looks_like_the_end_of_one_is_left_to_a_closer_look(odd):
     assert codec.dumps_each([1, odd, 2]) is None
     assert codec.dumps_each([odd]) is None
@@ -467,6 +469,6 @@ def test_many_texts_at_once_are_read_as_each_by_itself(values):
     assert codec.loads_each(texts) == [codec.loads(one) for one in texts]
 
 
-@pytest.mark.parametrize("odd", ["", "1, 2", "] [", "nope", "[" * 100_000 + "]" * 100_000])
+@each_case("odd", ["", "1, 2", "] [", "nope", "[" * 100_000 + "]" * 100_000])
 def test_texts_of_which_one_is_odd_are_left_to_a_closer_look(odd):
     assert codec.loads_each(["1", odd, "[2]"]) is None

@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 import sqlalchemy as sa
+from cases import each_case
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Message, commits
@@ -40,7 +41,7 @@ def test_a_session_that_has_begun_the_transaction_of_its_connection_commits_it(c
         assert done == ["done"]
 
 
-@pytest.mark.parametrize("end", ["commit", "rollback"])
+@each_case("end", ["commit", "rollback"])
 def test_a_session_in_a_transaction_of_the_application_waits_for_that(connection, end):
     done: list[str] = []
     outer = connection.begin()
@@ -54,8 +55,8 @@ def test_a_session_in_a_transaction_of_the_application_waits_for_that(connection
     assert len(done) <= 1
 
 
-@pytest.mark.parametrize("end", ["rollback", "close"])
-@pytest.mark.parametrize("strict", [True, False])
+@each_case("end", ["rollback", "close"])
+@each_case("strict", [True, False])
 def test_what_was_not_committed_is_forgotten(connection, end, strict):
     done: list[str] = []
     session = Session(connection)

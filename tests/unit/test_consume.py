@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cases import each_case
 
 from pgqrs_sa import Delivery, LeaseLost
 from pgqrs_sa.operations import consume
@@ -68,7 +69,7 @@ def test_messages_are_locked_all_together_or_the_lease_is_lost(monkeypatch):
     assert caught.value is lost
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("rows", "fate"),
     [
         ([], "lost"),

@@ -11,8 +11,10 @@ import asyncpg
 import psycopg
 import pytest
 import sqlalchemy as sa
+from cases import each_case
 from hypothesis import given
 from hypothesis import strategies as st
+from properties import at_least
 from psycopg.conninfo import conninfo_to_dict
 
 from pgqrs_sa import InvalidArgument, routing
@@ -100,26 +102,26 @@ def as_libpq_writes_it(arguments: dict[str, object]) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("dsn", [*SEVERAL, *SINGLE])
+@each_case("dsn", [*SEVERAL, *SINGLE])
 def test_a_dsn_means_what_libpq_reads_in_it(dsn):
     ours = as_libpq_writes_it(given_to_the_driver(dsn))
     theirs = as_libpq_writes_it(conninfo_to_dict(dsn))
     assert ours == theirs
 
 
-@pytest.mark.parametrize(("dsn", "wanted"), [*(SEVERAL | SINGLE | ONLY_OURS).items()])
+@each_case(("dsn", "wanted"), [*(SEVERAL | SINGLE | ONLY_OURS).items()])
 def test_each_form_names_the_same_servers(dsn, wanted):
     arguments = given_to_the_driver(dsn)
     assert {name: str(arguments[name]) for name in wanted} == wanted
 
 
-@pytest.mark.parametrize("dsn", [*SEVERAL, *SINGLE, *ONLY_OURS])
+@each_case("dsn", [*SEVERAL, *SINGLE, *ONLY_OURS])
 def test_a_url_that_was_read_reads_the_same_again(dsn):
     url = database_url(dsn)
     assert database_url(url.render_as_string(hide_password=False)) == url
 
 
-@pytest.mark.parametrize(
+@each_case(
     "url",
     [
         sa.URL.create("postgresql", host="a,b", port=7),
@@ -131,7 +133,7 @@ def test_a_url_is_read_like_its_text(url):
     assert servers(database_url(url)) == [("a", "7"), ("b", "7")]
 
 
-@pytest.mark.parametrize("dsn", [dsn for dsn in SEVERAL if "hostaddr" not in dsn])
+@each_case("dsn", [dsn for dsn in SEVERAL if "hostaddr" not in dsn])
 def test_asyncpg_gets_lists_of_hosts_and_ports(dsn):
     arguments = given_to_the_driver(dsn, "asyncpg")
     hosts = SEVERAL[dsn]["host"].split(",")
@@ -142,16 +144,14 @@ def test_asyncpg_gets_lists_of_hosts_and_ports(dsn):
     assert not {"dbname", "hostaddr"} & set(arguments)
 
 
-@pytest.mark.parametrize(
-    "dsn", ["postgresql://u:p@h:1/db", "host=h port=1 user=u password=p dbname=db"]
-)
+@each_case("dsn", ["postgresql://u:p@h:1/db", "host=h port=1 user=u password=p dbname=db"])
 def test_asyncpg_gets_its_own_names(dsn):
     wanted = {"host": "h", "port": 1, "user": "u", "password": "p", "database": "db"}
     found = given_to_the_driver(dsn, "asyncpg")
     assert {name: found[name] for name in wanted} == wanted
 
 
-@pytest.mark.parametrize(("driver", "ports"), [("psycopg", "7,7"), ("asyncpg", [7, 7])])
+@each_case(("driver", "ports"), [("psycopg", "7,7"), ("asyncpg", [7, 7])])
 def test_the_default_port_is_that_of_the_environment(monkeypatch, driver, ports):
     monkeypatch.setenv("PGPORT", "7")
     assert given_to_the_driver("host=a,b", driver)["port"] == ports
@@ -163,7 +163,7 @@ def test_each_driver_gets_its_own_word_for_tls():
     assert (url.drivername, url.query["sslmode"]) == ("postgresql+psycopg", "require")
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("options", "wanted"),
     [
         ("connect_timeout=5", {"timeout": 5.0}),
@@ -184,7 +184,7 @@ def test_asyncpg_gets_what_libpq_calls_by_another_name(options, wanted):
     inspect.signature(asyncpg.connect).bind(**arguments)
 
 
-@pytest.mark.parametrize("name", ["keepalives", "sslrootcert", "hostaddr", "nonsense"])
+@each_case("name", ["keepalives", "sslrootcert", "hostaddr", "nonsense"])
 def test_an_option_that_asyncpg_does_not_have_is_refused(name, refusing):
     dsn = f"postgresql+asyncpg://u:s3cret@h/d?{name}=cret"
     for read in (database_url, Settings):
@@ -205,7 +205,7 @@ def test_libpq_gets_its_own_word_for_the_timeout():
     assert connect_args(url) == (url, {})
 
 
-@pytest.mark.parametrize("secret", ["password=s3cret", "sslpassword=s3cret"])
+@each_case("secret", ["password=s3cret", "sslpassword=s3cret"])
 def test_no_password_in_a_query_is_shown(secret):
     engine = sa.create_engine(f"postgresql+psycopg://u:s3cret@h/d?{secret}&sslkey=k")
     place = routing._place(SimpleNamespace(engine=engine))
@@ -214,7 +214,7 @@ def test_no_password_in_a_query_is_shown(secret):
     assert shown(sa.make_url("postgresql://u@h/d")) == "postgresql://u@h/d"
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg_async"])
+@each_case("driver", ["psycopg2", "psycopg_async"])
 def test_the_other_drivers_of_libpq_take_several_hosts(driver):
     assert servers(database_url("postgresql://a:1,b:2/db", driver)) == [("a", "1"), ("b", "2")]
 
@@ -234,6 +234,7 @@ def in_quotes(value: object) -> str:
     return "'" + str(value).replace("\\", r"\\").replace("'", r"\'") + "'"
 
 
+@at_least(50)
 @given(places=SERVERS, user=TEXT, password=TEXT, database=TEXT, application=TEXT)
 def test_whatever_stands_in_a_dsn_means_what_libpq_reads(
     places, user, password, database, application
@@ -255,6 +256,7 @@ def test_whatever_stands_in_a_dsn_means_what_libpq_reads(
         assert as_libpq_writes_it(given_to_the_driver(dsn)) == wanted
 
 
+@at_least(100)
 @given(text=st.text(st.sampled_from("ab1:,@/?[]=&% '\\#+"), max_size=30))
 def test_any_text_behind_the_user_is_read_or_refused(text):
     for dsn in (f"postgresql://{text}", f"postgresql://u:s3cret@{text}", text):
@@ -294,7 +296,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("dsn", "says"), [*WRONG.items()])
+@each_case(("dsn", "says"), [*WRONG.items()])
 def test_an_error_says_what_is_wrong_and_repeats_nothing(dsn, says):
     with pytest.raises(InvalidArgument, match=says) as caught:
         Settings(dsn)
@@ -302,7 +304,7 @@ def test_an_error_says_what_is_wrong_and_repeats_nothing(dsn, says):
     assert "cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("dsn", [*SEVERAL])
+@each_case("dsn", [*SEVERAL])
 def test_the_password_is_not_shown(dsn):
     url = database_url(dsn.replace("u:p@", "u:s3cret@").replace("password=p", "password=s3cret"))
     shown = f"{Settings(dsn)!r} {url!r} {url}"
@@ -321,7 +323,7 @@ def refusing(monkeypatch):
     assert not opened
 
 
-@pytest.mark.parametrize("dsn", [*WRONG])
+@each_case("dsn", [*WRONG])
 def test_a_wrong_dsn_is_refused_by_pgqrs_names_and_the_listener(dsn, refusing):
     from pgqrs_sa.listener import Listener
     from pgqrs_sa.pgqrs import Config

@@ -18,8 +18,10 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pydantic
 import pytest
+from cases import each_case
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from properties import at_least
 
 from pgqrs_sa import JsonCodec, PayloadError
 from pgqrs_sa.arguments import headers_text
@@ -27,7 +29,6 @@ from pgqrs_sa.consumers.payloads import converter
 
 codec = JsonCodec()
 BERLIN = ZoneInfo("Europe/Berlin")
-quick = settings(max_examples=100, deadline=None)
 
 
 def through(value: Any, annotation: Any = None) -> Any:
@@ -239,12 +240,11 @@ composites = {
     Tagged: st.builds(Tagged, st.dates(), st.none() | structs),
 }
 everything = fields_of_leaf | composites
-kinds = pytest.mark.parametrize("kind", everything, ids=lambda kind: kind.__name__)
+kinds = each_case("kind", list(everything), ids=lambda kind: kind.__name__)
 
 
 @kinds
 def test_an_object_comes_back_equal_from_the_annotation_of_its_class(kind):
-    @quick
     @given(everything[kind])
     def check(value):
         back = through(value)
@@ -283,14 +283,12 @@ def test_an_object_comes_back_equal_from_within_what_annotations_can_say(kind):
     check()
 
 
-@quick
 @given(st.decimals(allow_nan=False))
 def test_a_decimal_keeps_its_digits_its_sign_and_its_exponent(value):
     back = through(value)
     assert back.as_tuple() == value.as_tuple()
 
 
-@quick
 @given(moments)
 def test_a_time_that_exists_once_comes_back_and_another_is_refused(value):
     """A time in a zone with a name that comes twice equals none with a plain offset."""
@@ -306,7 +304,7 @@ def test_a_time_that_exists_once_comes_back_and_another_is_refused(value):
         assert "not come back equal" in refusal({"at": value}).problem
 
 
-@pytest.mark.parametrize(
+@each_case(
     "value",
     [
         dt.datetime(2026, 10, 25, 2, 30, tzinfo=BERLIN),
@@ -436,13 +434,13 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("value", "path"), REFUSED.values(), ids=list(REFUSED))
+@each_case(("value", "path"), REFUSED)
 def test_an_object_that_would_not_come_back_equal_is_refused_at_its_field(value, path):
     assert refusal(value).path == f"payload{path}"
     assert refusal({"a": [value]}).path == f"payload.a[0]{path}"
 
 
-@pytest.mark.parametrize(
+@each_case(
     "value",
     [
         Kept(names={"a"}, data=b"x"),
@@ -476,7 +474,7 @@ def test_a_model_whose_two_aliases_differ_is_written_by_its_names_if_it_reads_th
     assert refusal(Aliased(**{"in": "x"})).path == "payload"
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("annotation", "value"),
     [
         (uuid.UUID | str, uuid.UUID(int=5)),
@@ -529,7 +527,7 @@ members: dict[Any, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(max_examples=400, deadline=None)
+@at_least(100)
 @given(st.data(), st.lists(st.sampled_from(list(members)), min_size=2, max_size=6, unique=True))
 def test_a_union_of_types_in_any_order_gives_the_type_that_was_sent(data, kinds):
     value = data.draw(members[data.draw(st.sampled_from(kinds))])
@@ -552,7 +550,7 @@ class Row(TypedDict):
     number: int
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("annotation", "value", "path", "problem"),
     [
         (list[int], [1, "x"], "payload[1]", "must be int, not str"),
@@ -617,7 +615,7 @@ def test_an_object_within_others_is_read_back_once_however_deep_it_is():
     assert Counted.made == 51
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("annotation", "value", "path"),
     [
         (list[uuid.UUID], ["0" * 32, "x"], "payload[1]"),
@@ -645,7 +643,7 @@ def test_a_payload_that_does_not_fit_says_where(annotation, value, path):
     assert caught.value.path == path
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("written", "seconds"),
     [
         ("PT0S", 0), ("P1DT0.5S", 86_400.5), ("-PT1M", -60), ("P1W", 604_800), ("PT1H2M3S", 3723),
@@ -656,7 +654,7 @@ def test_durations_of_others_are_read(written, seconds):
     assert converter(dt.timedelta)(written) == dt.timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize(("written", "value"), [(1, "1"), (1.1, "1.1"), ("1.10", "1.10")])
+@each_case(("written", "value"), [(1, "1"), (1.1, "1.1"), ("1.10", "1.10")])
 def test_numbers_of_others_are_read_as_decimals(written, value):
     assert str(converter(Decimal)(written)) == value
 

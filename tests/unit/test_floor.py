@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import example, given, settings
+from cases import each_case
+from hypothesis import example, given
 from hypothesis import strategies as st
+from properties import at_least
 
 from pgqrs_sa.floor import Floor, Moves, Start, interval
 
@@ -162,7 +164,7 @@ def test_a_more_urgent_level_than_those_remembered_is_seen_at_once():
         queue.add(5)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("took", "expected"),
     [(0.0, 1.0), (0.05, 1.0), (0.1, 2.0), (0.2, 4.0), (0.5, 4.5), (3.0, 2.0), (4.5, 1.0), (60, 1)],
 )
@@ -352,7 +354,7 @@ NEW_LEVEL = [  # comes to lie between one that a full sweep has reached and one 
 ]
 
 
-@settings(max_examples=400, deadline=None)
+@at_least(100)
 @example(NEW_LEVEL)
 @given(st.lists(steps, max_size=120))
 def test_nothing_is_passed_over_for_longer_than_the_interval(plan):

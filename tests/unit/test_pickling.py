@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
+from cases import each_case
 
 import pgqrs_sa
 from pgqrs_sa import pgqrs
@@ -81,7 +81,7 @@ ROADS: dict[str, Callable[[Any], Any]] = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
 }
-roads = pytest.mark.parametrize("road", ROADS.values(), ids=ROADS)
+roads = each_case("road", ROADS)
 
 
 def made(kind: type[BaseException]) -> BaseException:
@@ -92,7 +92,7 @@ def made(kind: type[BaseException]) -> BaseException:
 
 
 @roads
-@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+@each_case("kind", ERRORS, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
 def test_an_error_or_decision_comes_back_with_its_text_and_attributes(kind, road):
     error = made(kind)
     back = road(error)
@@ -131,7 +131,7 @@ VALUES = [
 
 
 @roads
-@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+@each_case("value", VALUES, ids=lambda value: type(value).__name__)
 def test_a_value_comes_back_equal(value, road):
     back = road(value)
     assert type(back) is type(value)

@@ -8,12 +8,12 @@ from datetime import timedelta
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from cases import each_case
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pgqrs_sa import DEFAULT_BACKOFF, Backoff, InvalidArgument
 
-quick = settings(max_examples=150, deadline=None)
 MICROSECOND = timedelta(microseconds=1)
 
 seconds = st.floats(0, 1e6)
@@ -32,7 +32,6 @@ def exact(backoff: Backoff, attempt: int) -> float:
     return float(min(Fraction(backoff.cap), wait))
 
 
-@quick
 @given(seconds, factors, seconds, st.floats(0, 1), attempts)
 def test_a_wait_is_never_negative_and_never_beyond_the_cap_and_its_jitter(
     base, factor, cap, jitter, attempt
@@ -42,7 +41,6 @@ def test_a_wait_is_never_negative_and_never_beyond_the_cap_and_its_jitter(
     assert timedelta(0) <= wait <= timedelta(seconds=cap * (1 + jitter)) + MICROSECOND
 
 
-@quick
 @given(st.floats(0.001, 1e4), st.floats(1, 10), st.floats(0.001, 1e6), attempts)
 def test_a_wait_is_the_base_times_the_factor_for_each_further_attempt(base, factor, cap, attempt):
     backoff = Backoff(base, factor, cap, jitter=0)
@@ -52,7 +50,6 @@ def test_a_wait_is_the_base_times_the_factor_for_each_further_attempt(base, fact
     )
 
 
-@quick
 @given(seconds, factors, seconds, st.integers(1, 1000))
 def test_without_jitter_no_attempt_waits_less_than_the_one_before(base, factor, cap, attempt):
     backoff = Backoff(base, factor, cap, jitter=0)
@@ -60,7 +57,6 @@ def test_without_jitter_no_attempt_waits_less_than_the_one_before(base, factor, 
     assert backoff.delay(attempt) <= backoff.delay(attempt + 1)
 
 
-@quick
 @given(st.floats(1, 1e5), st.floats(0, 1), st.integers(1, 10))
 def test_jitter_moves_a_wait_by_at_most_its_share(base, jitter, attempt):
     plain = Backoff(base, 2, 1e9, 0).delay(attempt)
@@ -69,7 +65,7 @@ def test_jitter_moves_a_wait_by_at_most_its_share(base, jitter, attempt):
     assert abs(moved - plain) <= plain * jitter + MICROSECOND
 
 
-@pytest.mark.parametrize("attempt", [1, 5, 1_000])
+@each_case("attempt", [1, 5, 1_000])
 def test_jitter_moves_waits_both_ways_and_apart(attempt):
     plain = Backoff(jitter=0).delay(attempt)
     waits = [Backoff(jitter=0.5).delay(attempt) for _ in range(200)]
@@ -79,13 +75,13 @@ def test_jitter_moves_waits_both_ways_and_apart(attempt):
     assert abs(sum(waits, timedelta(0)) / len(waits) - plain) < plain * 0.1
 
 
-@pytest.mark.parametrize("attempt", [64, 65, 1_024, 2_147_483_647, 10**100], ids="{:.0e}".format)
-@pytest.mark.parametrize("factor", [1.5, 2, 2.0, 10.0, 1e5, 1e10, 1e300])
+@each_case("attempt", [64, 65, 1_024, 2_147_483_647, 10**100], ids="{:.0e}".format)
+@each_case("factor", [1.5, 2, 2.0, 10.0, 1e5, 1e10, 1e300])
 def test_any_number_of_attempts_waits_for_the_cap_and_does_not_overflow(attempt, factor):
     assert Backoff(10.0, factor, 3_600.0, 0).delay(attempt) == timedelta(hours=1)
 
 
-@pytest.mark.parametrize("factor", [1.01, 1.05, 1.1])
+@each_case("factor", [1.01, 1.05, 1.1])
 def test_a_gentle_factor_reaches_the_cap_too(factor):
     assert Backoff(10.0, factor, 3_600.0, 0).delay(1_000) == timedelta(hours=1)
 
@@ -98,7 +94,7 @@ def test_a_base_above_the_cap_waits_for_the_cap():
     assert Backoff(base=100, cap=5, jitter=0).delay(1) == timedelta(seconds=5)
 
 
-@pytest.mark.parametrize("backoff", [Backoff(base=0), Backoff(cap=0)])
+@each_case("backoff", [Backoff(base=0), Backoff(cap=0)])
 def test_a_base_or_cap_of_nothing_waits_for_nothing(backoff):
     assert backoff.delay(9) == timedelta(0)
 
@@ -123,7 +119,7 @@ def test_the_default_doubles_from_ten_seconds_up_to_an_hour():
     assert DEFAULT_BACKOFF.jitter == 0.1
 
 
-@pytest.mark.parametrize(
+@each_case(
     "wrong",
     [
         {"base": -1},

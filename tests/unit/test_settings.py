@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from cases import each_case
 
 from pgqrs_sa import InvalidArgument
 from pgqrs_sa.settings import Settings, Validation, database_url
@@ -26,11 +27,12 @@ def test_an_argument_wins_over_the_environment_and_that_over_a_file(elsewhere):
     assert (settings.schema, settings.max_read_ct, settings.max_connections) == ("argument", 8, 3)
 
 
-@pytest.mark.parametrize("name", ["pgqrs.yaml", "pgqrs.yml", "pgqrs.toml"])
+@each_case("name", ["pgqrs.yaml", "pgqrs.yml", "pgqrs.toml"])
 def test_a_file_of_the_current_folder_is_read(elsewhere, name):
     line = 'schema = "x"' if name.endswith("toml") else "schema: x"
     (elsewhere / name).write_text(line)
     assert load().schema == "x"
+    (elsewhere / name).unlink()
 
 
 def test_the_file_that_is_named_is_read_instead(elsewhere):
@@ -40,7 +42,7 @@ def test_the_file_that_is_named_is_read_instead(elsewhere):
     assert load(config="other.toml").schema == "there"
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("variable", "text", "says"),
     [
         ("PGQRS_MAX_READ_CT", "five", "PGQRS_MAX_READ_CT must be a whole number, not 'five'"),
@@ -57,7 +59,7 @@ def test_a_malformed_value_is_an_error_that_names_its_place(variable, text, says
         load({variable: text})
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("text", "says"),
     [
         ("max_read = 3", "settings that nobody reads: max_read"),
@@ -73,7 +75,7 @@ def test_a_malformed_file_is_an_error_that_names_its_place(elsewhere, text, says
         load()
 
 
-@pytest.mark.parametrize(
+@each_case(
     "dsn",
     [
         "nonsense",
@@ -92,7 +94,7 @@ def test_settings_do_not_show_the_password():
     assert "s3cret" not in repr(load())
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("dsn", "driver"),
     [
         ("postgres://h/d", "postgresql+psycopg"),
