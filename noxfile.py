@@ -54,7 +54,7 @@ def compat(session: nox.Session) -> None:
     """
     if session.posargs:
         session.install("-e", ".[dev]")
-        session.run("python", "-m", "tests.compat", *session.posargs)
+        session.run("python", "-m", "tools.compat", *session.posargs)
         return
     session.install("-e", ".[dev]", "sqlalchemy[asyncio]==2.0.*")
     session.run("pytest", "@.ci/sqlalchemy20.txt")
@@ -80,14 +80,14 @@ def docs(session: nox.Session) -> None:
 def proof(session: nox.Session) -> None:
     """Run the long suites, or parts such as ``-- run chaos --out results``. They take hours."""
     session.install("-e", ".[dev]")
-    session.run("python", "-m", "tests.proof", *(session.posargs or ["run", "--out", "results"]))
+    session.run("python", "-m", "tools.proof", *(session.posargs or ["run", "--out", "results"]))
 
 
 @nox.session
 def mutation(session: nox.Session) -> None:
     """Change the code, and see a test fail: hours; ``-- cursor`` tries one group."""
     session.install("-e", ".[dev]")
-    session.run("python", "-m", "tests.mutation", *session.posargs)
+    session.run("python", "-m", "tools.mutation", *session.posargs)
 
 
 @nox.session

@@ -1,4 +1,4 @@
-"""Conditions of statements that no other test missed when they were gone: see `tests.mutation`.
+"""Conditions of statements that no other test missed when they were gone: see `tools.mutation`.
 
 Most of them only show when a statement is looked at by itself, or next to another session.
 """

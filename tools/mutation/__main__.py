@@ -1,26 +1,26 @@
-"""``python -m tests.mutation``: change one thing in a module, and see a test fail.
+"""``python -m tools.mutation``: change one thing in a module, and see a test fail.
 
 In builders of statements a condition, an assignment or a lock is taken out; in Python that decides
 by itself (the cursor, dispatching, leases, results of handlers, settling, purging) a comparison,
-an operand, a call and the like is changed: see `tests.mutation.groups`.
+an operand, a call and the like is changed: see `tools.mutation.groups`.
 
 The tests are collected once in a copy of the checkout, for each job with a server of its own, and
 run once, to note which of them run which lines; a folder of results has these notes, and is of one
 state of the package and its tests. Each mutant is then tried in a fork of that
 process, by the tests that run its lines, until one fails; a test that takes ten times as long as
 usual, and 20 seconds at least, has failed. It prints every survivor with the reason why no test
-can find it out (`tests.mutation.reasons`), and the score by group and kind; it fails if a survivor
+can find it out (`tools.mutation.reasons`), and the score by group and kind; it fails if a survivor
 has none.
 
 ::
 
-    python -m tests.mutation                      # all groups
-    python -m tests.mutation cursor purge         # groups, or modules such as lease
-    python -m tests.mutation statements --all     # boundaries, orders and the like as well
-    python -m tests.mutation --results folder     # a line each, as they come; goes on from there
-    python -m tests.mutation --results folder --again  # and tries survivors again
-    python -m tests.mutation lease --only 56 --only renew  # those of a line, or of a function
-    python -m tests.mutation --list
+    python -m tools.mutation                      # all groups
+    python -m tools.mutation cursor purge         # groups, or modules such as lease
+    python -m tools.mutation statements --all     # boundaries, orders and the like as well
+    python -m tools.mutation --results folder     # a line each, as they come; goes on from there
+    python -m tools.mutation --results folder --again  # and tries survivors again
+    python -m tools.mutation lease --only 56 --only renew  # those of a line, or of a function
+    python -m tools.mutation --list
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _score(what: str, trials: Sequence[Trial], by: Callable[[Trial], str]) -> No
 
 def main() -> None:
     """Read the command line, and try the mutants."""
-    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.mutation", description=__doc__)
     parser.add_argument("names", nargs="*", help="groups or modules: cursor, settle; default: all")
     parser.add_argument("--all", action="store_true", help="every kind of mutant of statements")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time")

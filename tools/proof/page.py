@@ -6,20 +6,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tests.compat.combinations import COMBINATIONS
+from tools.compat.combinations import COMBINATIONS
 
 from . import history
 from .results import Outcome, Row, lines, mutants, versions
 
 _HEAD = """# Reliability: what was tested, and what came of it
 
-Written by `python -m tests.proof report` from the results of runs. Block quotes, and columns that
+Written by `python -m tools.proof report` from the results of runs. Block quotes, and columns that
 say why, are prose: a person wrote them. All figures were computed when the page was built.
 
 ```
 pip install -e '.[dev]' && apt-get install pgbouncer
-python -m tests.proof run --out results
-python -m tests.proof report results --docs docs/explanation/reliability.md
+python -m tools.proof run --out results
+python -m tools.proof report results --docs docs/explanation/reliability.md
 ```
 
 > Anyone can run the parts again: each by its command, or all of them, which takes hours.

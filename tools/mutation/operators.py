@@ -1,6 +1,6 @@
 """A module's source with one decision changed: each comparison, operand, call and so on in turn.
 
-For Python that decides by itself; what builds statements has `tests.mutation.mutants`. Texts of
+For Python that decides by itself; what builds statements has `tools.mutation.mutants`. Texts of
 errors and of the log are left as they are, and so is what a constructor assigns.
 """
 

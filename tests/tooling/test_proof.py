@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from . import __main__ as program
-from . import history
-from .page import page
-from .parts import PARTS, Part
-from .results import read
-from .running import ran
+from tools.proof import __main__ as program
+from tools.proof import history
+from tools.proof.page import page
+from tools.proof.parts import PARTS, Part
+from tools.proof.results import read
+from tools.proof.running import ran
 
 JUNIT = """<testsuites><testsuite time="2.5" timestamp="2026-01-02T03:04:05">
 <testcase classname="tests.x" name="test_that_passes"/>
@@ -56,38 +56,30 @@ def test_with_no_results_every_part_is_said_not_to_have_run(tmp_path):
     assert text.count("\n\nNot run.") == 8
 
 
-def test_the_counts_of_pytest_are_told(tmp_path):
+def test_the_counts_of_pytest_and_what_failed_are_told(tmp_path):
+    """A failure, an error, a file that is cut off and an exit code: each fails its part."""
     left(tmp_path, "security/junit.xml", JUNIT.format(more=""))
     left(tmp_path, "security/part.json", {"seconds": 61.2, "exit_code": 0, "command": "run it"})
+    left(tmp_path, "model/junit.xml", JUNIT.format(more=BROKEN + ERROR))
+    left(tmp_path, "chaos/junit.xml", JUNIT.format(more=""))
+    left(tmp_path, "chaos/part.json", {"exit_code": 3, "note": "some of them\nwere slow"})
+    left(tmp_path, "migrations/part.json", {"exit_code": 0})
+    left(tmp_path, "consumers/junit.xml", "<testsuites><testsuite")
+    left(tmp_path, "pgbouncer/junit.xml", "")
     text = written(tmp_path)
     assert line(text, "| security |") == (
         "| security | `run it` | 2 | 1 | 0 | 1 | 61 | passed | unknown | unknown |"
     )
     assert "| date | 2026-01-02 |" in text
-
-
-def test_a_test_that_failed_is_named_and_its_part_has_failed(tmp_path):
-    left(tmp_path, "model/junit.xml", JUNIT.format(more=BROKEN + ERROR))
-    text = written(tmp_path)
     assert line(text, "| model |").endswith("| 4 | 1 | 2 | 1 | 2 | FAILED | unknown | unknown |")
+    for name in ("chaos", "consumers", "pgbouncer"):
+        assert line(text, f"| {name} |").endswith("FAILED | unknown | unknown |")
     assert "- model: tests.x::test_that_fails" in text
     assert "- model: tests.x::test_that_errs" in text
-
-
-@pytest.mark.parametrize("xml", ["<testsuites><testsuite", ""])
-def test_a_file_that_is_cut_off_is_a_failure(tmp_path, xml):
-    left(tmp_path, "model/junit.xml", xml)
-    assert line(written(tmp_path), "| model |").endswith("FAILED | unknown | unknown |")
-
-
-def test_a_part_that_ended_badly_has_failed_though_no_test_did(tmp_path):
-    left(tmp_path, "chaos/junit.xml", JUNIT.format(more=""))
-    left(tmp_path, "chaos/part.json", {"exit_code": 3})
-    left(tmp_path, "model/part.json", {"exit_code": 0})
-    text = written(tmp_path)
-    assert line(text, "| chaos |").endswith("FAILED | unknown | unknown |")
     assert "- chaos: exit code 3" in text
-    assert "- model: it left no counts" in text
+    assert "- migrations: it left no counts" in text
+    assert "> Notes:\n>\n> - chaos: some of them\n> were slow" in text
+    assert "> - chaos: faults of connections" in text
 
 
 def test_the_page_says_on_what_it_was_run(tmp_path):
@@ -141,39 +133,22 @@ def test_the_page_says_how_far_the_package_has_moved_on_since_each_part(tmp_path
     assert line(text, "| chaos |").endswith(f"| passed | {old} | 2 |")
 
 
-def test_prose_is_marked_as_such(tmp_path):
-    left(tmp_path, "model/junit.xml", JUNIT.format(more=""))
-    left(tmp_path, "model/part.json", {"note": "one of them\nwas slow"})
-    text = written(tmp_path)
-    assert "> Notes:\n>\n> - model: one of them\n> was slow" in text
-    assert "> - chaos: faults of connections" in text
-
-
-def test_what_a_part_without_a_record_was_run_on_is_read_from_its_results(tmp_path):
-    left(tmp_path, "chaos/standby.jsonl", [{"title": "standby", "postgresql": "16.3"}])
-    left(tmp_path, "chaos/junit.xml", JUNIT.format(more=""))
-    assert "| PostgreSQL | 16.3 |" in written(tmp_path)
-
-
-def test_faults_are_added_up_by_fault_operation_and_driver(tmp_path):
+def test_faults_and_standbys_are_added_up(tmp_path):
     row = {"fault": "crash", "operation": "archive", "driver": "psycopg", "acknowledged": 1}
     rows = [row, {**row, "doubled": 1}, {**row, "driver": "asyncpg", "lost": 2}]
     left(tmp_path, "chaos/faults.jsonl", [{"title": "faults"}, *rows])
     left(tmp_path, "chaos/faults-2.jsonl", [{"title": "faults"}, {**row, "operation": "enqueue"}])
+    head = {"title": "standby", "counts": ["acknowledged", "lost"], "postgresql": "16.3"}
+    rows = [{"mode": "asynchronous", "acknowledged": 9, "lost": n} for n in (2, 3)]
+    left(tmp_path, "chaos/standby.jsonl", [head, *rows])
     left(tmp_path, "chaos/junit.xml", JUNIT.format(more=""))
     text = written(tmp_path)
     assert "| fault | operation | psycopg | asyncpg |" in text
     assert "| crash | archive | 2 / 0 / 1 (2) | 1 / 2 / 0 (1) |" in text
     assert "| crash | enqueue | 1 / 0 / 0 (1) | - |" in text
     assert "| crash | 4 | 4 | 2 | 1 |\n| all | 4 | 4 | 2 | 1 |" in text
-
-
-def test_the_standby_is_counted_by_mode(tmp_path):
-    head = {"title": "standby", "counts": ["acknowledged", "lost"]}
-    rows = [{"mode": "asynchronous", "acknowledged": 9, "lost": n} for n in (2, 3)]
-    left(tmp_path, "chaos/standby.jsonl", [head, *rows])
-    left(tmp_path, "chaos/junit.xml", JUNIT.format(more=""))
-    assert "| asynchronous | 2 | 18 | 5 |" in written(tmp_path)
+    assert "| asynchronous | 2 | 18 | 5 |" in text
+    assert "| PostgreSQL | 16.3 |" in text  # of a part without a record: from its results
 
 
 def combination(name: str, **more: Any) -> dict[str, Any]:
@@ -182,7 +157,7 @@ def combination(name: str, **more: Any) -> dict[str, Any]:
     return {**common, "postgresql": "14.2", "exit_code": 0, **counts, **more}
 
 
-def test_each_combination_has_a_row_and_its_last_run_counts(tmp_path):
+def test_the_last_run_of_each_combination_counts_and_one_that_failed_fails_the_part(tmp_path):
     rows = [combination("pg14", failed=1, exit_code=1), combination("pg14", python="3.11.7")]
     left(tmp_path, "compat/versions.jsonl", rows)
     text = written(tmp_path)
@@ -190,72 +165,49 @@ def test_each_combination_has_a_row_and_its_last_run_counts(tmp_path):
     assert line(text, "| compat |").endswith("passed | unknown | unknown |")
     assert "With each of these: `tests/db`." in text
     assert "Not run: pg15, pg16, pg17, pg18, oldest," in text
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
+    failed = [
         (combination("pg14", failed=1, failures=["tests.x::y"], exit_code=1), "pg14: tests.x::y"),
         (combination("pg14", exit_code=2), "pg14: exit code 2"),
         (combination("pg14", not_run="no npm"), "pg14 was not run: no npm"),
-    ],
-)
-def test_a_combination_that_failed_or_was_not_to_be_had_fails_the_part(tmp_path, row, said):
-    left(tmp_path, "compat/versions.jsonl", [row, combination("pg15")])
-    text = written(tmp_path)
-    assert line(text, "| compat |").endswith("FAILED | unknown | unknown |")
-    assert f"{said}" in text
+    ]
+    for row, said in failed:
+        left(tmp_path, "compat/versions.jsonl", [row, combination("pg15")])
+        text = written(tmp_path)
+        assert line(text, "| compat |").endswith("FAILED | unknown | unknown |")
+        assert said in text
 
 
-def test_mutants_are_scored_and_survivors_have_their_reasons(tmp_path):
+def test_mutants_are_scored_and_a_survivor_needs_a_reason(tmp_path):
     rows = [
         {**MUTANT, "what": "FOR UPDATE", "found_by": "tests/db/a.py"},
         {**MUTANT, "what": "a | b", "found_by": None, "reason": "the same"},
+        {**MUTANT, "what": "x", "found_by": None},
+        {**MUTANT, "what": "x", "found_by": "tests/a.py"},  # tried again: counts once
     ]
-    left(tmp_path, "mutation/mutants.json", rows)
+    left(tmp_path, "mutation/results.jsonl", rows)
     text = written(tmp_path)
-    assert "1 of 2 mutants were found out by a test (50.0%)" in text
+    assert "2 of 3 mutants were found out by a test (66.7%)" in text
     assert "| settle.py:3 | `build` | lock | `a \\| b` | the same |" in text
-    assert line(text, "| mutation |").endswith("| 2 | 1 | 0 | 1 | 2 | passed | unknown | unknown |")
-
-
-def test_a_mutant_that_was_tried_again_counts_once(tmp_path):
-    row = {**MUTANT, "what": "x", "found_by": None}
-    left(tmp_path, "mutation/results.jsonl", [row, {**row, "found_by": "tests/a.py"}])
-    text = written(tmp_path)
-    assert "1 of 1 mutants" in text
-    assert "Survivors" not in text
-
-
-def test_a_survivor_without_a_reason_is_a_failure(tmp_path):
-    left(tmp_path, "mutation/mutants-1.json", [{**MUTANT, "what": "x", "found_by": None}])
+    assert line(text, "| mutation |").endswith("| 3 | 2 | 0 | 1 | 3 | passed | unknown | unknown |")
+    left(tmp_path, "mutation/mutants-1.json", [{**MUTANT, "what": "y", "found_by": None}])
     text = written(tmp_path)
     assert "NO REASON GIVEN" in text
     assert line(text, "| mutation |").endswith("FAILED | unknown | unknown |")
 
 
-@pytest.mark.parametrize(
-    ("said", "state"), [("the audit is clean", "passed"), ("the audit fails: lost 1", "FAILED")]
-)
-def test_the_audit_of_the_endurance_run_decides(tmp_path, said, state):
-    left(tmp_path, "endurance/output.txt", f"20 messages\n{said}\n")
-    text = written(tmp_path)
-    assert line(text, "| endurance |").endswith(f"{state} | unknown | unknown |")
-    assert f"20 messages\n{said}\n```" in text
-
-
-def test_the_model_tells_how_much_it_did(tmp_path):
+def test_the_model_pgbouncer_and_the_audit_of_the_endurance_run_are_told(tmp_path):
     row = {"test": "test_x", "examples": 450, "steps": 27, "seed": 5, "seen": {"a lease": 3}}
     left(tmp_path, "model/model.jsonl", [row, {**row, "test": "test_y"}])
-    left(tmp_path, "model/junit.xml", JUNIT.format(more=""))
-    text = written(tmp_path)
+    for name in ("model", "pgbouncer"):
+        left(tmp_path, f"{name}/junit.xml", JUNIT.format(more=""))
+    for said, state in [("the audit is clean", "passed"), ("the audit fails: lost 1", "FAILED")]:
+        left(tmp_path, "endurance/output.txt", f"20 messages\n{said}\n")
+        text = written(tmp_path)
+        assert line(text, "| endurance |").endswith(f"{state} | unknown | unknown |")
+        assert f"20 messages\n{said}\n```" in text
     assert "| test_x | 450 | 27 | 5 |" in text
     assert "how often: a lease 6." in text
-
-
-def test_what_does_not_go_through_pgbouncer_is_told_with_the_reason(tmp_path):
-    left(tmp_path, "pgbouncer/junit.xml", JUNIT.format(more=""))
-    assert "| `test_a` | for a reason |" in written(tmp_path)
+    assert "| `test_a` | for a reason |" in text
 
 
 # --- the commands --------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.proof.counts import counted
+from tools.proof.counts import counted
 
 from .servers import MAJORS, NoServer, Server, found
 

@@ -1,6 +1,6 @@
 """Mutants that no test can find out, and why: what they change makes no difference.
 
-`tests/mutation/test_mutants.py` checks that each is still a mutant, and a run says when one that
+`tests/tooling/test_mutation.py` checks that each is still a mutant, and a run says when one that
 is listed here was found out after all.
 """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.mutation.reasons import REASONS
+from tools.mutation.reasons import REASONS
 
 from .counts import Counts, counted
 from .parts import PARTS, Part

@@ -24,7 +24,7 @@ class Part:
 
     @property
     def typed(self) -> str:
-        """What a reader types to run it without ``tests.proof``."""
+        """What a reader types to run it without ``tools.proof``."""
         kept = {name: value for name, value in self.environment.items() if OUT not in value}
         words = [f"{name}={value}" for name, value in kept.items()]
         return " ".join([*words, *(f'"{one}"' if " " in one else one for one in self.command)])
@@ -34,7 +34,7 @@ def _pytest(*arguments: str) -> tuple[str, ...]:
     return ("python", "-m", "pytest", *arguments)
 
 
-_OWN_SERVERS = ("chaos", "consumers_processes", "embedded", "mutation", "proof")
+_OWN_SERVERS = ("chaos", "consumers_processes", "embedded", "tooling")
 """Their tests start what they need, so that there is nothing to put PgBouncer in front of."""
 
 _LONG = ("-m", "long or not long")
@@ -83,7 +83,7 @@ PARTS = [
     Part(
         "compat",
         "PostgreSQL 14 to 18, old and new SQLAlchemy and drivers",
-        ("python", "-m", "tests.compat"),
+        ("python", "-m", "tools.compat"),
         keeps=("--out", OUT),
     ),
     Part(
@@ -96,7 +96,7 @@ PARTS = [
     Part(
         "mutation",
         "one thing changed in a statement or a decision, and a test must fail",
-        ("python", "-m", "tests.mutation"),
+        ("python", "-m", "tools.mutation"),
         keeps=("--results", OUT),
     ),
 ]

@@ -1,10 +1,10 @@
-"""``python -m tests.proof``: run what the promises are tested by, and write the page about it.
+"""``python -m tools.proof``: run what the promises are tested by, and write the page about it.
 
 ::
 
-    python -m tests.proof run --out results                # all parts: hours
-    python -m tests.proof run chaos model --out results    # some
-    python -m tests.proof report results --docs docs/explanation/reliability.md
+    python -m tools.proof run --out results                # all parts: hours
+    python -m tools.proof run chaos model --out results    # some
+    python -m tools.proof report results --docs docs/explanation/reliability.md
 """
 
 from __future__ import annotations
@@ -73,4 +73,4 @@ def _told(outcomes: list[Outcome]) -> bool:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m tests.proof")
+    main(prog_name="python -m tools.proof")

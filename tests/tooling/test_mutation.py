@@ -5,13 +5,11 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-import pytest
-
-from .groups import GROUPS, MODULES, PACKAGE, TESTS
-from .mutants import ESSENTIAL, KINDS, mutants
-from .operators import DECISIONS, decisions
-from .reasons import REASONS
-from .witness import chosen
+from tools.mutation.groups import GROUPS, MODULES, PACKAGE, TESTS
+from tools.mutation.mutants import ESSENTIAL, KINDS, mutants
+from tools.mutation.operators import DECISIONS, decisions
+from tools.mutation.reasons import REASONS
+from tools.mutation.witness import chosen
 
 SOURCE = """
 def build(models, wanted):
@@ -117,49 +115,41 @@ def test_classes_and_functions_can_be_chosen() -> None:
     assert [*decisions(DECISION, ["free"])] == everything[-2:]
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_mutant_of_a_module_is_a_module(module: str) -> None:
-    (group,) = (one for one in GROUPS.values() if module in one.modules)
-    source = (PACKAGE / f"{module}.py").read_text()
-    found = [*group.mutants(module, everything=True)]
-    assert sum(one.kind in ESSENTIAL for one in found) >= 5 if group.builds else found
-    for one in found:
-        assert one.kind in (KINDS if group.builds else DECISIONS)
-        assert one.source != source
-        compile(one.source, module, "exec")
+def test_every_mutant_of_a_module_compiles_and_every_reason_is_about_one() -> None:
+    explained = set()
+    for group in GROUPS.values():
+        for module in group.modules:
+            source = (PACKAGE / f"{module}.py").read_text()
+            found = [*group.mutants(module, everything=True)]
+            essential = sum(mutant.kind in ESSENTIAL for mutant in found)
+            assert essential >= 5 if group.builds else found, module
+            for mutant in found:
+                assert mutant.kind in (KINDS if group.builds else DECISIONS), module
+                assert mutant.source != source, mutant
+                compile(mutant.source, module, "exec")
+                explained.add((module, mutant.function, mutant.kind, mutant.what))
+    assert {*REASONS} - explained == set()
+    assert [key for key, reason in REASONS.items() if len(reason) <= 40] == [], "say why"
 
 
 def test_every_module_that_has_something_to_take_out_is_tried() -> None:
     statements = (PACKAGE / "statements").glob("*.py")
-    having = {f"statements/{one.stem}" for one in statements if [*mutants(one.read_text())]}
+    having = {f"statements/{path.stem}" for path in statements if [*mutants(path.read_text())]}
     assert having <= {*MODULES}
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_what_is_chosen_is_there(group: str) -> None:
+def test_what_is_chosen_exists() -> None:
     """A function or a file of tests that gets another name is not left out by that."""
-    assert {*GROUPS[group].first} <= {*TESTS}
-    for module, names in GROUPS[group].modules.items():
-        tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-        top = {one.name: one for one in tree.body if hasattr(one, "name")}
-        for name in names:
-            outer, _, inner = name.partition(".")
-            methods = {getattr(one, "name", "") for one in getattr(top[outer], "body", ())}
-            assert not inner or inner in methods, name
-
-
-@pytest.mark.parametrize("file", TESTS)
-def test_every_file_of_tests_is_there(file: str) -> None:
-    assert (PACKAGE.parent / file).exists()
-
-
-@pytest.mark.parametrize("key", REASONS, ids=lambda key: ".".join(key[:2]))
-def test_what_is_said_to_be_without_a_test_is_still_a_mutant(key: tuple[str, ...]) -> None:
-    module, *rest = key
-    (group,) = (one for one in GROUPS.values() if module in one.modules)
-    found = group.mutants(module, everything=True)
-    assert rest in [[one.function, one.kind, one.what] for one in found]
-    assert len(REASONS[key]) > 40, "say why"
+    assert [file for file in TESTS if not (PACKAGE.parent / file).exists()] == []
+    for group in GROUPS.values():
+        assert {*group.first} <= {*TESTS}
+        for module, names in group.modules.items():
+            tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+            top = {node.name: node for node in tree.body if hasattr(node, "name")}
+            for name in names:
+                outer, _, inner = name.partition(".")
+                methods = {getattr(node, "name", "") for node in getattr(top[outer], "body", ())}
+                assert not inner or inner in methods, name
 
 
 def test_a_mutant_is_tried_by_those_that_run_it_the_quickest_first() -> None:

@@ -42,7 +42,7 @@ class Trial:
     """A mutant, and what became of it.
 
     Attributes:
-        group: What its module is about: one of `tests.mutation.groups.GROUPS`.
+        group: What its module is about: one of `tools.mutation.groups.GROUPS`.
         module: Its module below ``pgqrs_sa``, such as ``statements/lease``.
         mutant: The change.
         found_by: The test that found it out, or None if it survived.
@@ -82,7 +82,7 @@ class Trial:
 
 
 class Bench:
-    """The copy, and a pytest in it that forks for each mutant: see `tests.mutation.forks`."""
+    """The copy, and a pytest in it that forks for each mutant: see `tools.mutation.forks`."""
 
     def __init__(self, folder: Path, server: embedded.EmbeddedServer) -> None:
         self._dsn = dsn = (
@@ -102,7 +102,7 @@ class Bench:
             forks.FDS: f"{requests},{answers}",
             forks.TARGETS: ",".join(MODULES),
         }
-        options = ("-q", "-n0", "-s", "-p", "no:cacheprovider", "-p", "tests.mutation.forks")
+        options = ("-q", "-n0", "-s", "-p", "no:cacheprovider", "-p", "tools.mutation.forks")
         self._said = folder / "said.txt"
         with self._said.open("w") as said:
             self._process = subprocess.Popen(
