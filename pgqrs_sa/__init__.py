@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .aio import AsyncQueueService
     from .codecs import Codec, JsonCodec
-    from .consumers.hooks import Event, Hooks
-    from .consumers.tasks import AsyncConsumer
-    from .consumers.threads import Consumer
+    from .consumer.events import Event, Hooks
+    from .consumer.tasks import AsyncConsumer
+    from .consumer.threads import Consumer
     from .decisions import DeadLetter, Decision, Discard, RetryIn, Snooze
     from .declared import DeclaredQueue, declare_queues
     from .errors import (
@@ -195,9 +195,9 @@ _HOMES = {
         "WorkerMixin",
         "metadata",
     ),
-    "consumers.hooks": ("Event", "Hooks"),
-    "consumers.tasks": ("AsyncConsumer",),
-    "consumers.threads": ("Consumer",),
+    "consumer.events": ("Event", "Hooks"),
+    "consumer.tasks": ("AsyncConsumer",),
+    "consumer.threads": ("Consumer",),
     "decisions": ("DeadLetter", "Decision", "Discard", "RetryIn", "Snooze"),
     "declared": ("DeclaredQueue", "declare_queues"),
     "retry": ("DEFAULT_BACKOFF", "Backoff", "Retry"),

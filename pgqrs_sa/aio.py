@@ -19,13 +19,13 @@ from typing import Any, Literal
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.sql.expression import SelectBase
 
-from . import aio_facets, extras
+from . import aio_resources, extras
+from ._core import enqueue, integrity, schema, settle
+from ._core import lease as lease_operations
+from ._core.context import Context
+from ._core.sessions import asynchronous
 from .codecs import Codec
 from .models import Models
-from .operations import enqueue, integrity, schema, settle
-from .operations import lease as lease_operations
-from .operations.context import Context
-from .sessions import asynchronous
 from .types import Criteria, Delivery, Failure, Item, Receipt, Seconds
 
 __all__ = ["AsyncQueueService"]
@@ -33,7 +33,7 @@ __all__ = ["AsyncQueueService"]
 extras.require("AsyncQueueService")  # SQLAlchemy 2.0 finds out only when it is used
 
 
-class AsyncQueueService(aio_facets.Facet):
+class AsyncQueueService(aio_resources.Facet):
     """`QueueService` for an ``AsyncSession``, with the same parameters."""
 
     def __init__(
@@ -63,24 +63,24 @@ class AsyncQueueService(aio_facets.Facet):
         return self._context.represented(type(self), self._session.sync_session)
 
     @property
-    def queues(self) -> aio_facets.Queues:
+    def queues(self) -> aio_resources.Queues:
         """See `QueueService.queues`."""
-        return aio_facets.Queues(self._session, self._context)
+        return aio_resources.Queues(self._session, self._context)
 
     @property
-    def messages(self) -> aio_facets.Messages:
+    def messages(self) -> aio_resources.Messages:
         """See `QueueService.messages`."""
-        return aio_facets.Messages(self._session, self._context)
+        return aio_resources.Messages(self._session, self._context)
 
     @property
-    def archived(self) -> aio_facets.Archived:
+    def archived(self) -> aio_resources.Archived:
         """See `QueueService.archived`."""
-        return aio_facets.Archived(self._session, self._context)
+        return aio_resources.Archived(self._session, self._context)
 
     @property
-    def workers(self) -> aio_facets.Workers:
+    def workers(self) -> aio_resources.Workers:
         """See `QueueService.workers`."""
-        return aio_facets.Workers(self._session, self._context)
+        return aio_resources.Workers(self._session, self._context)
 
     async def check_schema(self) -> None:
         """See `QueueService.check_schema`."""

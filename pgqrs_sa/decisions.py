@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from . import arguments
+from . import validation
 from .errors import Copyable
 from .types import Seconds
 
@@ -27,7 +27,7 @@ class RetryIn(Decision):
     """
 
     def __init__(self, delay: Seconds) -> None:
-        self.delay: timedelta = arguments.duration(delay)
+        self.delay: timedelta = validation.duration(delay)
         super().__init__(f"again in {self.delay.total_seconds():g} s")
 
 
@@ -39,7 +39,7 @@ class Snooze(Decision):
     """
 
     def __init__(self, delay: Seconds) -> None:
-        self.delay: timedelta = arguments.duration(delay)
+        self.delay: timedelta = validation.duration(delay)
         super().__init__(f"not for {self.delay.total_seconds():g} s")
 
 

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import MetaData
 
-from . import arguments
+from . import validation
 from .errors import InvalidArgument, shown
 from .types import Seconds
 
@@ -60,13 +60,13 @@ class DeclaredQueue:
     max_payload_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        arguments.check_queue_name(self.name)
+        validation.check_queue_name(self.name)
         self.settings()
 
     def settings(self) -> Mapping[str, float | int]:
         """Return the declared settings by their columns, durations in seconds."""
         values = {each.name: getattr(self, each.name) for each in fields(self)[1:]}
-        return arguments.queue_settings({k: v for k, v in values.items() if v is not None})
+        return validation.queue_settings({k: v for k, v in values.items() if v is not None})
 
     @property
     def lease_at_creation(self) -> timedelta:
@@ -107,7 +107,7 @@ def declared_in(source: QueueSource, name: str = "queues") -> tuple[DeclaredQueu
         given = given.info.get(_INFO, ())
     elif isinstance(given, DeclaredQueue):
         given = (given,)
-    listed: list[Any] = arguments.as_list(given, name)
+    listed: list[Any] = validation.as_list(given, name)
     for index, queue in enumerate(listed):
         if not isinstance(queue, DeclaredQueue):
             raise InvalidArgument(f"{name}[{index}] must be a DeclaredQueue, not {shown(queue)}")

@@ -33,21 +33,21 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.functions import next_value
 
-from .errors import InvalidArgument
-from .models import Models
-from .statements import (
+from ._core.sql import (
     archive,
     enqueue,
     flush,
     health,
     lease,
+    queries,
     queues,
-    reading,
     settle,
     wakeup,
     workers,
 )
-from .statements.parts import tables
+from ._core.sql.fragments import tables
+from .errors import InvalidArgument
+from .models import Models
 
 __all__ = ["ROLES", "RoleKind", "grants"]
 
@@ -240,7 +240,7 @@ def _dashboard(models: Models) -> Iterator[Any]:
     yield sa.select(*queue.c, *worker.c)
     for table in (message, archived):
         yield sa.select(*(column for column in table.c if column.name not in _PRIVATE))
-    yield reading.metrics(models, one_queue=False)
+    yield queries.metrics(models, one_queue=False)
     yield from (health.backlog(models), health.overview(models), health.outflow(models))
 
 

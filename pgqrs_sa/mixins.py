@@ -22,10 +22,11 @@ from sqlalchemy.orm import Mapped, declared_attr, mapped_column, validates
 from sqlalchemy.schema import conv
 from sqlalchemy.sql import ColumnElement
 
-from . import arguments, states
+from . import validation
+from ._core import states
+from ._core.representation import loaded
 from .codecs import JsonCodec
 from .errors import InvalidArgument, PayloadError, shown
-from .represented import loaded
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -48,7 +49,7 @@ _timestamp = sa.DateTime(timezone=True)
 _clock = func.statement_timestamp()
 _identity = sa.Identity(always=False)
 _vt_range = "vt >= '1970-01-01 00:00:00+00' AND vt < '9999-01-01 00:00:00+00'"
-_queue_name_rule = f"queue_name ~ '{arguments.QUEUE_NAME_PATTERN}'"
+_queue_name_rule = f"queue_name ~ '{validation.QUEUE_NAME_PATTERN}'"
 _has_attempts = "max_read_ct IS NULL OR read_ct < max_read_ct"
 _strict = JsonCodec()
 _T = TypeVar("_T")
@@ -91,11 +92,11 @@ def _options(cls: object, comment: str, **options: Any) -> dict[str, Any]:
 
 
 _OPTION_CHECKS: dict[str, Callable[[Any], object]] = {
-    "headers": arguments.headers_text,
-    "priority": arguments.check_priority,
-    "max_read_ct": arguments.check_max_read_ct,
-    "dedup_key": arguments.check_key,
-    "vt": arguments.row_time,
+    "headers": validation.headers_text,
+    "priority": validation.check_priority,
+    "max_read_ct": validation.check_max_read_ct,
+    "dedup_key": validation.check_key,
+    "vt": validation.row_time,
 }
 
 
@@ -205,7 +206,7 @@ def _payload_text(value: Any) -> str | None:
 
 
 def _headers_text(value: Any) -> str | None:
-    return _refusing(arguments.headers_text, None if isinstance(value, sa.Null) else value)
+    return _refusing(validation.headers_text, None if isinstance(value, sa.Null) else value)
 
 
 def _refusing(dumps: Callable[[Any], _T], value: Any) -> _T:
@@ -339,7 +340,7 @@ class MessageMixin(_ContentMixin):
             ),
             _check("jsonb_typeof(headers) = 'object'", "pgqrs_messages_headers_check"),
             _check(
-                f"char_length(dedup_key) BETWEEN 1 AND {arguments.MAX_KEY_LENGTH}",
+                f"char_length(dedup_key) BETWEEN 1 AND {validation.MAX_KEY_LENGTH}",
                 "pgqrs_messages_dedup_key_check",
             ),
             sa.Index(
@@ -404,7 +405,7 @@ class MessageMixin(_ContentMixin):
         said.update({name: value for name, value in given.items() if value is not None})
         if not said:
             return
-        span, moment = arguments.delay_or_at(said.get("delay"), said.get("at"))
+        span, moment = validation.delay_or_at(said.get("delay"), said.get("at"))
         # An SQL expression as a value: the database's clock does the sum, in the INSERT.
         expression: Any = func.statement_timestamp() + span
         if moment is not None:
@@ -427,7 +428,7 @@ class MessageMixin(_ContentMixin):
             raise InvalidArgument(
                 f"queue_name={value!r} is for a message that is not flushed yet: set queue_id"
             )
-        self.__dict__["_pgqrs_queue_name"] = arguments.check_queue_name(value)
+        self.__dict__["_pgqrs_queue_name"] = validation.check_queue_name(value)
 
     @queue_name.inplace.comparator
     @classmethod

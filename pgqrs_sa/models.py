@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase
 
-from . import listeners as _listeners  # noqa: F401 - they make session.add() an enqueue
+from ._core import orm_events as _listeners  # noqa: F401 - they make session.add() an enqueue
 from .errors import InvalidArgument
 from .mixins import (
     SCHEMA_VERSION,

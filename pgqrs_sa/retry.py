@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
-from . import arguments
+from . import validation
 from .decisions import Decision, RetryIn
 from .errors import InvalidArgument, shown
 from .types import Delivery
@@ -113,7 +113,7 @@ class Retry:
                 f"backoff must be 'constant', 'linear' or 'exponential', not {self.backoff!r}"
             )
         if self.max_attempts is not None:
-            arguments.checked_limit(self.max_attempts, "max_attempts")
+            validation.checked_limit(self.max_attempts, "max_attempts")
         if not isinstance(self.on, Mapping):
             raise InvalidArgument(
                 f"on must be a dict of decisions by exception class, not {shown(self.on)}"

@@ -29,13 +29,13 @@ from typing import Any, Literal
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.sql.expression import SelectBase
 
-from . import facets
+from . import resources
+from ._core import enqueue, integrity, schema, settle
+from ._core import lease as lease_operations
+from ._core.context import Context
+from ._core.sessions import synchronous
 from .codecs import Codec
 from .models import Models
-from .operations import enqueue, integrity, schema, settle
-from .operations import lease as lease_operations
-from .operations.context import Context
-from .sessions import synchronous
 from .types import Criteria, Delivery, Failure, Item, Receipt, Seconds
 
 __all__ = ["QueueService"]
@@ -97,24 +97,24 @@ class QueueService:
         return self._context.represented(type(self), self._session)
 
     @property
-    def queues(self) -> facets.Queues:
+    def queues(self) -> resources.Queues:
         """The queues themselves: create, pause, purge and so on."""
-        return facets.Queues(self._session, self._context)
+        return resources.Queues(self._session, self._context)
 
     @property
-    def messages(self) -> facets.Messages:
+    def messages(self) -> resources.Messages:
         """Messages that nobody needs a lease for: look, count, cancel, reschedule."""
-        return facets.Messages(self._session, self._context)
+        return resources.Messages(self._session, self._context)
 
     @property
-    def archived(self) -> facets.Archived:
+    def archived(self) -> resources.Archived:
         """What became of messages: browse, requeue, prune."""
-        return facets.Archived(self._session, self._context)
+        return resources.Archived(self._session, self._context)
 
     @property
-    def workers(self) -> facets.Workers:
+    def workers(self) -> resources.Workers:
         """The register of processes."""
-        return facets.Workers(self._session, self._context)
+        return resources.Workers(self._session, self._context)
 
     def check_schema(self) -> None:
         """Raise unless the database's queue schema is the one that this release needs.

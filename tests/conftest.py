@@ -60,7 +60,7 @@ _LISTEN = "LISTEN does not go through PgBouncer, as docs/how-to/pgbouncer.md say
 _OWN_ENGINES = "its processes make engines of their own, without the settings"
 DIRECT = {
     "tests/wakeup/test_listener.py": _LISTEN,
-    "tests/consumers/test_line.py": "it compares engines with the settings and without",
+    "tests/consumer/test_consumer_connection.py": "it compares engines, with and without settings",
     "tests/doctor/test_grants.py": _ROLES,
     "test_tidying_up_that_is_denied_does_no_harm": _ROLES,
     "test_a_consumer_that_cannot_settle_any_more_logs_no_secret": _LOGINS,
@@ -68,7 +68,7 @@ DIRECT = {
     "tests/security/test_roles.py": _LOGINS,
     "tests/security/test_row_level_security.py": _LOGINS,
     "test_a_schema_that_exists_needs_no_right_to_create_schemas": _ROLES,
-    "tests/consumers/test_connections.py": _BACKENDS,
+    "tests/consumer/test_connections.py": _BACKENDS,
     "test_a_consumer_that_is_cancelled_at_any_moment_leaves_no_lease_behind": _CANCEL,
     "test_autocommit_is_refused[asyncpg": _ROUNDS,
     "test_autocommit_is_refused_to_a_host_that_listens_as_well[asyncpg": _ROUNDS,

@@ -30,7 +30,7 @@ from pgqrs_sa import (
     RetryIn,
     Snooze,
 )
-from pgqrs_sa.consumers.base import BaseConsumer
+from pgqrs_sa.consumer.base import BaseConsumer
 from pgqrs_sa.dsns import servers
 from pgqrs_sa.settings import database_url
 

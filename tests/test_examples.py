@@ -23,7 +23,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Message, QueueNotFound, QueueService, SchemaVersionError
-from pgqrs_sa.consumers import runtime, tasks
+from pgqrs_sa.consumer import runtime, tasks
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

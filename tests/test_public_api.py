@@ -25,14 +25,14 @@ from pgqrs_sa import (
     AsyncQueueService,
     QueueService,
     aio,
-    aio_facets,
+    aio_resources,
     errors,
-    facets,
     models,
+    resources,
     service,
-    statements,
     types,
 )
+from pgqrs_sa._core import sql
 
 PACKAGE = Path(pgqrs_sa.__file__).parent
 FACETS = ["queues", "messages", "archived", "workers"]
@@ -92,7 +92,7 @@ def _is_error(value: object) -> bool:
 def test_every_module_lists_what_it_exports():
     # ruff checks that the names exist (F822) and are sorted (RUF022).
     for name, tree in TREES.items():
-        if name.partition(".")[0] in ("cli", "__main__") or name.startswith("statements"):
+        if name.partition(".")[0] in ("cli", "__main__") or name.startswith("_core.sql"):
             continue
         functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         defined = [node.name for node in tree.body if isinstance(node, functions)]
@@ -133,7 +133,13 @@ def test_everything_public_is_documented():
 
 
 def test_every_parameter_of_a_documented_method_is_one_that_it_has():
-    for cls in (QueueService, facets.Queues, facets.Messages, facets.Archived, facets.Workers):
+    for cls in (
+        QueueService,
+        resources.Queues,
+        resources.Messages,
+        resources.Archived,
+        resources.Workers,
+    ):
         for name, method in inspect.getmembers(cls, inspect.isfunction):
             doc = inspect.getdoc(method) or ""
             if name.startswith("_") or "Args:" not in doc:
@@ -162,7 +168,7 @@ def test_every_awaited_method_refers_to_its_documented_twin():
 def twins() -> list[tuple[type, type]]:
     """The asynchronous classes with the synchronous ones that they mirror."""
     pairs = [(AsyncQueueService, QueueService)]
-    return pairs + [(getattr(aio_facets, n), getattr(facets, n)) for n in facets.__all__]
+    return pairs + [(getattr(aio_resources, n), getattr(resources, n)) for n in resources.__all__]
 
 
 def own_methods(cls: type) -> dict[str, object]:
@@ -206,7 +212,7 @@ def test_the_services_are_made_alike_and_have_the_same_facets():
         "Session | scoped_session[Any]",
     )
     assert properties[0] == properties[1] == set(FACETS)
-    assert facets.__all__ == aio_facets.__all__
+    assert resources.__all__ == aio_resources.__all__
 
 
 def test_settling_comes_in_four_forms_with_the_same_options():
@@ -367,16 +373,16 @@ def test_everything_can_be_imported_by_a_star():
 
 # ----------------------------------------------------------------------------- statements
 
-PARTS = {"statements.parts", "statements.counts"}
-BUILDERS = [n for n in sorted(TREES) if n.startswith("statements.") and n not in PARTS]
+PARTS = {"_core.sql.fragments", "_core.sql.counts"}
+BUILDERS = [n for n in sorted(TREES) if n.startswith("_core.sql.") and n not in PARTS]
 
 BUILT_ANEW = {
     "enqueue.from_select",  # by the caller's query
     "enqueue.largest",
-    "reading.count",  # of a find
-    "reading.find",  # by the caller's criteria
-    "reading.find_archived",
-    "scheduled.cancel_where",
+    "queries.count",  # of a find
+    "queries.find",  # by the caller's criteria
+    "queries.find_archived",
+    "messages.cancel_where",
     "lease.dequeue_where",
     "queues.columns_of",  # no statement
     "queues.holds_nothing",  # a part of others
@@ -392,7 +398,7 @@ def test_a_statement_is_built_once_for_each_shape():
         for node in TREES[name].body:
             if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
                 continue
-            short = f"{name.removeprefix('statements.')}.{node.name}"
+            short = f"{name.removeprefix('_core.sql.')}.{node.name}"
             cached = hasattr(getattr(module, node.name), "cache_info")
             assert cached != (short in BUILT_ANEW), short
 
@@ -407,13 +413,13 @@ def test_statements_execute_nothing():
 
 
 def test_what_is_built_anew_is_said_to_be():
-    assert "cached" in statements.__doc__
+    assert "cached" in sql.__doc__
     for short in BUILT_ANEW:
         module, _, function = short.partition(".")
-        assert hasattr(import_module(f"pgqrs_sa.statements.{module}"), function)
+        assert hasattr(import_module(f"pgqrs_sa._core.sql.{module}"), function)
 
 
-SQL = [n for n in sorted(TREES) if n.startswith(("statements", "operations")) or n == "states"]
+SQL = [n for n in sorted(TREES) if n.startswith("_core.")]
 
 
 def test_no_statement_about_our_tables_is_written_as_text():

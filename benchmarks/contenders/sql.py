@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGCompiler_psycopg, PGDialect
 from sqlalchemy.sql import Executable
 
 from pgqrs_sa import Models
-from pgqrs_sa.statements import enqueue, lease, settle
+from pgqrs_sa._core.sql import enqueue, lease, settle
 
 from .base import QUEUE
 

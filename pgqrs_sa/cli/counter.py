@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ..consumers.hooks import Event, Hooks
+from ..consumer.events import Event, Hooks
 from ..types import WorkerInfo
 
 __all__ = ["Counter"]

@@ -15,7 +15,7 @@ from .output import Column
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from ..findings import Finding
+    from ..doctor.findings import Finding
 
 __all__ = ["doctor", "examine"]
 
@@ -56,8 +56,8 @@ def examine(app: App, only: tuple[str, ...] = ()) -> list[Finding]:
     """Return what is wrong with the database of a command."""
     from sqlalchemy.orm import Session  # noqa: PLC0415 - only now: it takes a while
 
-    from ..operations.context import Context  # noqa: PLC0415
-    from ..operations.doctor import diagnose  # noqa: PLC0415
+    from .._core.context import Context  # noqa: PLC0415
+    from ..doctor.queue_checks import diagnose  # noqa: PLC0415
 
     context = Context.of(None, None, None, allow_autocommit=True)
     schema = app.settings.schema
@@ -69,7 +69,7 @@ def examine(app: App, only: tuple[str, ...] = ()) -> list[Finding]:
 
 
 def _list_checks(app: App) -> None:
-    from ..operations.doctor import CHECKS  # noqa: PLC0415
+    from ..doctor.queue_checks import CHECKS  # noqa: PLC0415
 
     rows: list[dict[str, Any]] = []
     for name, check in CHECKS.items():

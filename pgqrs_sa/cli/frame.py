@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from ..operations.live import QueueActivity
+    from .._core.activity import QueueActivity
     from ..types import WorkerHealth
     from .app import App
 
@@ -65,8 +65,8 @@ class Frame:
 
     def refresh(self) -> None:
         """Ask the database."""
-        from ..operations.context import Context  # noqa: PLC0415 - SQLAlchemy takes a while
-        from ..operations.live import activity  # noqa: PLC0415
+        from .._core.activity import activity  # noqa: PLC0415
+        from .._core.context import Context  # noqa: PLC0415 - SQLAlchemy takes a while
 
         context = Context.of(None, None, None, allow_autocommit=False)
         with self.app.begin() as work:

@@ -134,8 +134,8 @@ def _checks(app: App) -> Iterator[dict[str, Any]]:
 
 
 def _tables(work: Work, schema: str | None) -> Iterator[dict[str, Any]]:
-    from ..operations.catalogue import TABLES, installed  # noqa: PLC0415
-    from ..operations.context import Context  # noqa: PLC0415
+    from .._core.context import Context  # noqa: PLC0415
+    from ..doctor.catalog import TABLES, installed  # noqa: PLC0415
 
     context = Context.of(None, None, None, allow_autocommit=True)
     there = installed(work.session, context, schema)

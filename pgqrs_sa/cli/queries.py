@@ -16,10 +16,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from .._core.sql.fragments import array_bind
+from .._core.states import now as clock
 from ..models import ArchivedMessage, Message, Queue, Worker
 from ..service import QueueService
-from ..statements.parts import array_bind
-from ..states import now as clock
 from ..types import Delivery, MessageInfo
 
 __all__ = [

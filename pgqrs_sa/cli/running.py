@@ -17,9 +17,9 @@ from .output import Column, Row, span
 from .params import DURATION
 
 if TYPE_CHECKING:
-    from ..consumers.handlers import Handler
-    from ..consumers.tasks import AsyncConsumer
-    from ..consumers.threads import Consumer
+    from ..consumer.handlers import Handler
+    from ..consumer.tasks import AsyncConsumer
+    from ..consumer.threads import Consumer
     from ..types import WorkerInfo
     from .counter import Counter
 
@@ -156,7 +156,7 @@ def _reaching() -> Iterator[None]:
     """Tell that there is no connection from all other errors."""
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - it takes a while
 
-    from ..consumers.troubles import sqlstate  # noqa: PLC0415
+    from ..consumer.retrying import sqlstate  # noqa: PLC0415
 
     try:
         yield
@@ -173,7 +173,7 @@ def _reaching() -> Iterator[None]:
 
 
 def _run(consumer: AnyConsumer, *, until_empty: bool) -> int:
-    from ..consumers.threads import Consumer  # noqa: PLC0415
+    from ..consumer.threads import Consumer  # noqa: PLC0415
 
     if isinstance(consumer, Consumer):
         try:
@@ -191,7 +191,7 @@ def _run(consumer: AnyConsumer, *, until_empty: bool) -> int:
 
 
 def _check(consumer: AnyConsumer) -> dict[str, timedelta]:
-    from ..consumers.threads import Consumer  # noqa: PLC0415
+    from ..consumer.threads import Consumer  # noqa: PLC0415
 
     if isinstance(consumer, Consumer):
         try:

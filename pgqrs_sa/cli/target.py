@@ -16,8 +16,8 @@ from ..extras import missing_extra
 from .failures import USAGE, Failed
 
 if TYPE_CHECKING:
-    from ..consumers.tasks import AsyncConsumer
-    from ..consumers.threads import Consumer
+    from ..consumer.tasks import AsyncConsumer
+    from ..consumer.threads import Consumer
     from ..declared import DeclaredQueue
 
 __all__ = ["load", "load_queues"]
@@ -53,7 +53,7 @@ def load_queues(target: str) -> tuple[DeclaredQueue, ...]:
     Raises:
         Failed: as `load`; or with exit code 2 when the target declares no queue.
     """
-    from ..consumers.base import BaseConsumer  # noqa: PLC0415 - SQLAlchemy takes a while
+    from ..consumer.base import BaseConsumer  # noqa: PLC0415 - SQLAlchemy takes a while
     from ..declared import declared_in  # noqa: PLC0415
     from ..errors import InvalidArgument  # noqa: PLC0415
 
@@ -138,7 +138,7 @@ def _meant(before: str, given: str, names: list[str]) -> str:
 
 def _found_in(module: ModuleType) -> str:
     """Say which consumers a module has."""
-    from ..consumers.base import BaseConsumer  # noqa: PLC0415 - SQLAlchemy takes a while
+    from ..consumer.base import BaseConsumer  # noqa: PLC0415 - SQLAlchemy takes a while
 
     there = [name for name, one in vars(module).items() if isinstance(one, BaseConsumer)]
     if not there:
@@ -147,7 +147,7 @@ def _found_in(module: ModuleType) -> str:
 
 
 def _made(module: ModuleType, target: str, value: Any) -> Consumer | AsyncConsumer:
-    from ..consumers.base import BaseConsumer  # noqa: PLC0415 - SQLAlchemy takes a while
+    from ..consumer.base import BaseConsumer  # noqa: PLC0415 - SQLAlchemy takes a while
 
     what, value = _called(target, value)
     if isinstance(value, BaseConsumer):

@@ -6,7 +6,7 @@ import shlex
 
 import sqlalchemy as sa
 
-from ..statements import catalog
+from .._core.sql import catalog
 
 __all__ = ["command", "elsewhere", "install_command"]
 

@@ -28,7 +28,8 @@ from alembic.autogenerate.render import renderers
 from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.schema import CreateSchema
 
-from .. import migrations, routing
+from .. import migrations
+from .._core import routing
 from ..errors import InvalidArgument, SchemaVersionError
 from ..models import VERSION_COMMENT
 from . import schemas

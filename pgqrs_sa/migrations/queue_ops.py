@@ -23,9 +23,9 @@ from alembic.autogenerate.render import renderers
 from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.dialects.postgresql import insert
 
-from .. import released
+from .. import schema_models
+from .._core.sql.queues import LockTable, holds_nothing
 from ..declared import DeclaredQueue
-from ..statements.queues import LockTable, holds_nothing
 from ..types import Seconds
 from . import ops, schemas
 
@@ -143,7 +143,7 @@ def _begun(operations: Operations, schema: str | None) -> Iterator[dict[str, sa.
 
 def _tables(schema: str | None) -> dict[str, sa.Table]:
     # A pristine copy, without what a host has added.
-    found = released.tables_in("pg_temp" if schema is None else schema)
+    found = schema_models.tables_in("pg_temp" if schema is None else schema)
     if schema is not None:
         return dict(found)
     metadata, unnamed = sa.MetaData(), cast("Any", None)  # SQLAlchemy takes it, its types do not

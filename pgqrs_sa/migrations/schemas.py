@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from .._core.sql.fragments import tables
 from ..errors import IncompleteSchema, InvalidArgument
 from ..models import Models
-from ..statements.parts import tables
 
 __all__ = [
     "KEEP_PATH",

@@ -13,17 +13,17 @@ from typing import Self
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from .. import migrations, states
+from .. import migrations
+from .._core import integrity, states
+from .._core.context import Context
+from .._core.sql.fragments import tables
 from ..aio import AsyncQueueService
+from ..doctor.catalog import installed
 from ..errors import MessageNotFound as CoreMessageNotFound
 from ..errors import QueueNotFound as CoreQueueNotFound
 from ..errors import SchemaVersionError, WorkerNotReady
 from ..migrations import schemas
 from ..models import Models
-from ..operations import integrity
-from ..operations.catalogue import installed
-from ..operations.context import Context
-from ..statements.parts import tables
 from ..types import Seconds
 from .config import Config
 from .database import Connected, Database

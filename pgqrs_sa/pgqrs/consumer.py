@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from ..arguments import duration
 from ..errors import InvalidArgument
 from ..types import Delivery, Seconds
+from ..validation import duration
 from .admin import Admin
 from .config import Config
 from .errors import WorkerNotFound, WorkerNotReady

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from datetime import datetime
 from typing import Any, TypeVar
 
-from .. import arguments
+from .. import validation
 from ..aio import AsyncQueueService
 from ..errors import InvalidArgument
 from ..errors import MessageNotFound as CoreMessageNotFound
@@ -293,8 +293,8 @@ class Archive(Connected):
     async def _newest(
         self, limit: int, offset: int, **criteria: Any
     ) -> builtins.list[ArchivedMessage]:
-        arguments.checked_limit(limit)
-        arguments.check_number(offset, "offset")
+        validation.checked_limit(limit)
+        validation.check_number(offset, "offset")
         async with self._service() as service:
             newest = await service.archived.find(
                 limit=limit + offset, newest_first=True, **criteria

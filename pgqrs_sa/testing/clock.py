@@ -12,13 +12,13 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import Executable
 
-from .. import arguments, states
+from .. import validation
+from .._core import cursors, states
+from .._core import queues as queue_operations
+from .._core.context import Context, refresh, run
+from .._core.sql.fragments import MOVED, array_bind, elapsed, span, tables, timestamp
+from .._core.states import now
 from ..models import Models
-from ..operations import floors
-from ..operations import queues as queue_operations
-from ..operations.context import Context, refresh, run
-from ..statements.parts import MOVED, array_bind, elapsed, span, tables, timestamp
-from ..states import now
 from ..types import Seconds
 from .sessions import SessionLike, perform
 
@@ -66,7 +66,7 @@ def advance(
         DelayError: a time that is negative.
     """
     context = Context.of(models, None, None, allow_autocommit=True)
-    length = arguments.duration(by, "by")
+    length = validation.duration(by, "by")
 
     def work(session: Session) -> int:
         session.flush()
@@ -86,7 +86,7 @@ def shift(
     if queues is not None:
         values["queues"] = list(queues)
     rows = run(session, context, statement, values).all()
-    floors.forget()  # what was passed is not what a dequeue has come to any more
+    cursors.forget()  # what was passed is not what a dequeue has come to any more
     refresh(session, context.models.message, rows, MOVED)
     return len(rows)
 

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any, overload
 from sqlalchemy import util
 from sqlalchemy.orm import Session
 
-from .. import arguments
-from ..consumers.handlers import Handler, Unit
-from ..consumers.hooks import Reporter
-from ..consumers.injection import Call
-from ..consumers.settings import Settings, check_database
-from ..consumers.transactions import kept_open
-from ..consumers.verdicts import OURS, Verdict
+from .. import validation
+from .._core import archive, settlements
+from .._core.context import Context, forget, refresh, run
+from .._core.lease import decodable, deliveries, in_order
+from .._core.sql import lease as statements
+from .._core.sql.fragments import MOVED
+from ..consumer.disposition import OURS, Verdict
+from ..consumer.events import Reporter
+from ..consumer.handlers import Handler, Unit
+from ..consumer.options import Settings, check_database
+from ..consumer.session_guard import kept_open
+from ..consumer.signature import Call
 from ..decisions import Decision
 from ..errors import InvalidArgument, LeaseLost, shown
-from ..operations import archive, settlements
-from ..operations.context import Context, forget, refresh, run
-from ..operations.lease import decodable, deliveries, in_order
 from ..service import QueueService
-from ..statements import lease as statements
-from ..statements.parts import MOVED
 from ..types import Delivery
 from .clock import next_due, shift
 from .sessions import SessionLike, is_async, opened, perform
@@ -35,9 +35,9 @@ from .sessions import SessionLike, is_async, opened, perform
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from ..consumers.base import BaseConsumer
-    from ..consumers.tasks import AsyncConsumer
-    from ..consumers.threads import Consumer
+    from ..consumer.base import BaseConsumer
+    from ..consumer.tasks import AsyncConsumer
+    from ..consumer.threads import Consumer
     from .sessions import AsyncSessionLike
 
 __all__ = ["Drained", "chosen", "drain"]
@@ -132,7 +132,9 @@ def drain(
     __tracebackhide__ = True
     given = opened(session)
     handlers = chosen(consumer, queues, is_async=is_async(given))
-    limits = _Limits(scheduled, arguments.checked_limit(max_messages, "max_messages"), raise_errors)
+    limits = _Limits(
+        scheduled, validation.checked_limit(max_messages, "max_messages"), raise_errors
+    )
 
     def work(session: Session) -> Drained:
         __tracebackhide__ = True
@@ -245,7 +247,7 @@ class _Drain:
 
     def _work(self, unit: Unit) -> list[Verdict]:
         __tracebackhide__ = True
-        from ..consumers import calling  # noqa: PLC0415 - needs the extra of those who consume
+        from ..consumer import invocation  # noqa: PLC0415 - needs the extra of those who consume
 
         self._reporter.started(unit)
         started_at = time.monotonic()
@@ -255,26 +257,26 @@ class _Drain:
             verdicts = self._call(unit)
         except Exception as error:  # noqa: BLE001 - its Retry decides about it
             # What is kept of an error, and what a test shows of it, begins with the handler.
-            verdicts = calling.after_error(unit, _of_handler(error), stopping=False)
+            verdicts = invocation.after_error(unit, _of_handler(error), stopping=False)
         self._carry_out(verdicts, unit, started_at)
         return verdicts
 
     def _call(self, unit: Unit) -> list[Verdict]:
-        from ..consumers import calling  # noqa: PLC0415
+        from ..consumer import invocation  # noqa: PLC0415
 
         call = unit.handler.call
         payloads = call.payloads(unit.deliveries)
         if not call.needs_session:
-            arguments = call.arguments(unit.deliveries, payloads, None, None)
-            return calling.after_return(unit, called(call, arguments))
+            validation = call.arguments(unit.deliveries, payloads, None, None)
+            return invocation.after_return(unit, called(call, validation))
         with self._session.begin_nested():
             service = service_of(self._given, self._context, self._settings)
-            arguments = call.arguments(unit.deliveries, payloads, self._given, service)
+            validation = call.arguments(unit.deliveries, payloads, self._given, service)
             with kept_open(self._session, unit.handler):
-                result = called(call, arguments)
+                result = called(call, validation)
             if unit.handler.acknowledge == "first":
-                return calling.after_return(unit, result)
-            return calling.settle_within(self._session, self._context, unit, result)
+                return invocation.after_return(unit, result)
+            return invocation.settle_within(self._session, self._context, unit, result)
 
     def _carry_out(self, verdicts: Sequence[Verdict], unit: Unit, started_at: float) -> None:
         """Settle what the handler's own savepoint has not, and count."""

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, overload
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from .. import arguments
+from .. import validation
+from .._core import queries
+from .._core.context import Context, run
+from .._core.states import now
 from ..codecs import Codec
 from ..models import Models
-from ..operations import reading
-from ..operations.context import Context, run
-from ..states import now
 from ..types import MessageInfo
 from .matching import Wanted, checked, differences, report
 from .sessions import SessionLike, perform
@@ -133,7 +133,7 @@ def assert_enqueued(
     __tracebackhide__ = True
     context = Context.of(models, codec, None, allow_autocommit=True)
     if count is not None:
-        arguments.check_number(count, "count")
+        validation.check_number(count, "count")
     expected = checked(wanted, context.codec)
 
     def judge(seen: _Seen) -> list[MessageInfo]:
@@ -206,7 +206,7 @@ def refute_enqueued(
 
 def _look(session: Session, context: Context, queue: str | None) -> _Seen:
     session.flush()  # whatever the session's autoflush is set to
-    messages = reading.find(session, context, queue, None, None, None, 0, _ALL, newest_first=False)
+    messages = queries.find(session, context, queue, None, None, None, 0, _ALL, newest_first=False)
     return _Seen(messages, run(session, context, sa.select(now())).scalar_one())
 
 

@@ -10,8 +10,8 @@ from sqlalchemy import Connection, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
+from .._core.context import Context
 from ..models import Models
-from ..operations.context import Context
 from .sessions import SessionLike, plain
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from .sessions import SessionLike
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from ..consumers.tasks import AsyncConsumer
-    from ..consumers.threads import Consumer
+    from ..consumer.tasks import AsyncConsumer
+    from ..consumer.threads import Consumer
     from .sessions import AsyncSessionLike
 
 __all__ = ["AsyncInspector", "Inspector"]

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypedDict
 
-from .. import arguments
+from .. import validation
+from .._core.context import decoded, encoded
 from ..codecs import Codec, JsonCodec
 from ..errors import PayloadError, shown
-from ..operations.context import decoded, encoded
 from ..types import MessageInfo, Seconds
 
 __all__ = ["Wanted", "checked", "differences", "lacks", "report", "same"]
@@ -62,13 +62,13 @@ def checked(wanted: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
         if name in values:
             values[name] = _through(codec, values[name], name)
     if "headers__contains" in values:
-        text = arguments.headers_text(values["headers__contains"])
+        text = validation.headers_text(values["headers__contains"])
         values["headers__contains"] = _strict.loads(text or "{}")
-    values["tolerance"] = arguments.duration(values.get("tolerance", _TOLERANCE), "tolerance")
+    values["tolerance"] = validation.duration(values.get("tolerance", _TOLERANCE), "tolerance")
     if isinstance(values.get("delay"), (int, float, timedelta)):
-        values["delay"] = arguments.duration(values["delay"])
+        values["delay"] = validation.duration(values["delay"])
     if "at" in values:
-        values["at"] = arguments.moment(values["at"])
+        values["at"] = validation.moment(values["at"])
     return values
 
 

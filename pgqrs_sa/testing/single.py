@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, overload
 
-from .. import arguments
-from ..consumers.handlers import Handler, Unit
-from ..consumers.injection import inspect_handler
-from ..consumers.settings import Settings
-from ..consumers.transactions import kept_open
-from ..consumers.verdicts import of_result
+from .. import validation
+from .._core.context import Context, decoded, encoded
+from ..consumer.disposition import of_result
+from ..consumer.handlers import Handler, Unit
+from ..consumer.options import Settings
+from ..consumer.session_guard import kept_open
+from ..consumer.signature import inspect_handler
 from ..decisions import Decision
 from ..errors import InvalidArgument
-from ..operations.context import Context, decoded, encoded
 from ..retry import Retry
 from ..types import Delivery
 from .draining import service_of
@@ -23,8 +23,8 @@ from .sessions import SessionLike, is_async, opened, plain
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from ..consumers.tasks import AsyncConsumer
-    from ..consumers.threads import Consumer
+    from ..consumer.tasks import AsyncConsumer
+    from ..consumer.threads import Consumer
     from .sessions import AsyncSessionLike
 
 __all__ = ["work_one"]
@@ -126,7 +126,7 @@ def _found(handler: Any, queue: str | None) -> tuple[Handler, Settings | None]:
         one = handler.handlers[0] if queue is None else handler.handler(queue)
         return one, handler._settings  # noqa: SLF001 - one package
     call = inspect_handler(handler, many=False)
-    name = "test" if queue is None else arguments.check_queue_name(queue)
+    name = "test" if queue is None else validation.check_queue_name(queue)
     return Handler(name, call, None, 1, 0, None, Retry(), 1, 1, "commit"), None
 
 
@@ -153,9 +153,9 @@ def _delivery(
     attempt: int,
 ) -> Delivery:
     text = encoded(context.codec, payload)
-    value, extra = decoded(context.codec, 1, text, arguments.headers_text(headers))
+    value, extra = decoded(context.codec, 1, text, validation.headers_text(headers))
     now = datetime.now(UTC)
-    number = arguments.checked_limit(attempt, "attempt")
+    number = validation.checked_limit(attempt, "attempt")
     return Delivery(
         id=1,
         queue=handler.queue,

@@ -29,10 +29,10 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from pgqrs_sa import AsyncConsumer, AsyncQueueService, Consumer, Delivery, QueueService
-from pgqrs_sa.consumers.troubles import transient
-from pgqrs_sa.listener import Listener
+from pgqrs_sa._core.sql.wakeup import channel
+from pgqrs_sa.consumer.retrying import transient
 from pgqrs_sa.settings import database_url
-from pgqrs_sa.statements.wakeup import channel
+from pgqrs_sa.wakeup.listener import Listener
 
 LONG = 120.0
 """Seconds after which something that should have happened did not."""

@@ -20,7 +20,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Delivery, Item, QueueService
-from pgqrs_sa.operations import floors
+from pgqrs_sa._core import cursors
 
 FILL = """
 INSERT INTO pgqrs_messages (queue_id, payload, vt, priority)
@@ -182,7 +182,7 @@ def cycle(engine: sa.Engine, rounds: int, *, forget: bool = False) -> float:
             service.enqueue_many("mail", range(BATCH))
             session.commit()
             if forget:
-                floors._floors.clear()
+                cursors._floors.clear()
             service.archive_many(service.dequeue("mail", BATCH))
             session.commit()
     return rounds * BATCH / (time.perf_counter() - began)
@@ -223,7 +223,7 @@ def test_a_transaction_held_open_slows_a_drain_down_but_does_not_stop_it(address
         holder.execute(sa.text("SELECT count(*) FROM pgqrs_messages"))
         for number in (1, 2, 3):
             measure(f"held, {number}0,000 on")
-        measure("held, 40,000 on, without `pgqrs_sa.floor`", forget=True)
+        measure("held, 40,000 on, without `pgqrs_sa._core.cursor`", forget=True)
     run_sql(address, "VACUUM pgqrs_messages")
     assert measure("after") <= 3
     pooled.dispose()

@@ -30,7 +30,7 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import AsyncQueueService, QueueService
 from pgqrs_sa.cli import group
-from pgqrs_sa.listener import Listener
+from pgqrs_sa.wakeup.listener import Listener
 
 READ_ONLY = "25006"
 WRITES: dict[str, Callable[[Any], Any]] = {
@@ -78,7 +78,7 @@ def test_a_standby_refuses_to_listen_and_the_listener_says_so(replica, caplog):
         run_sql(replica, "LISTEN mail")
     assert caught.value.orig.sqlstate == READ_ONLY
     listener = Listener(sa.create_engine(replica.url()), lambda _: None)
-    with caplog.at_level(logging.WARNING, "pgqrs_sa.listener"):
+    with caplog.at_level(logging.WARNING, "pgqrs_sa.wakeup.listener"):
         listener.start()
         until(lambda: "cannot execute LISTEN during recovery" in caplog.text, "it says why")
     assert not listener.connected

@@ -120,7 +120,7 @@ def test_a_purge_keeps_the_archive_and_the_workers(pgqrs, full, counts):
 
 
 def test_an_interrupted_purge_keeps_what_was_committed(pgqrs, work, counts, monkeypatch):
-    from pgqrs_sa.facets import Queues
+    from pgqrs_sa.resources import Queues
 
     with work() as service:
         service.queues.create("mail")
@@ -141,7 +141,7 @@ def test_an_interrupted_purge_keeps_what_was_committed(pgqrs, work, counts, monk
 
 
 def test_a_long_job_leaves_alone_what_comes_later(pgqrs, work, counts, monkeypatch):
-    from pgqrs_sa.facets import Queues
+    from pgqrs_sa.resources import Queues
 
     with work() as service:
         service.queues.create("mail")
@@ -178,7 +178,7 @@ def test_a_purge_does_not_make_up_for_messages_that_were_settled_meanwhile(
 
 @pytest.mark.parametrize("command", ["delete", "purge"])
 def test_emptying_a_queue_commits_chunk_by_chunk(pgqrs, work, counts, monkeypatch, command):
-    from pgqrs_sa.facets import Queues
+    from pgqrs_sa.resources import Queues
 
     with work() as service:
         service.queues.create("mail")

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from pgqrs_sa._core.activity import QueueActivity
 from pgqrs_sa.cli import output, views
 from pgqrs_sa.cli.fitting import GAP, Space, fit
 from pgqrs_sa.cli.frame import Frame
-from pgqrs_sa.operations.live import QueueActivity
 
 WIDTHS = [200, 120, 80, 50, 30]
 ANSI = re.compile(r"\x1b\[[0-9;]*m")

@@ -35,7 +35,7 @@ from pgqrs_sa import (
     WorkerNotReady,
     errors,
 )
-from pgqrs_sa.operations import enqueue as enqueue_operation
+from pgqrs_sa._core import enqueue as enqueue_operation
 
 LATER = datetime(2030, 1, 1, tzinfo=UTC)
 NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001

@@ -20,8 +20,8 @@ from pgqrs_sa import (
     QueueService,
     ReadTimeout,
 )
-from pgqrs_sa.operations.context import Context
-from pgqrs_sa.operations.live import activity
+from pgqrs_sa._core.activity import activity
+from pgqrs_sa._core.context import Context
 
 SLEEPS = sa.text("pg_sleep(30) IS NOT NULL")
 SOON = timedelta(milliseconds=200)

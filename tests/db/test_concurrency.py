@@ -39,8 +39,8 @@ from pgqrs_sa import (
     Worker,
     WorkerNotReady,
 )
-from pgqrs_sa.operations import doctor
-from pgqrs_sa.operations.context import Context
+from pgqrs_sa._core.context import Context
+from pgqrs_sa.doctor import queue_checks
 
 
 class AppBase(DeclarativeBase):
@@ -846,7 +846,7 @@ def test_what_gets_into_a_queue_that_only_an_old_snapshot_has_is_found_by_the_do
     assert left == (0 if level == "READ COMMITTED" else 1)
     with Session(engine) as session:
         context = Context.of(None, None, None, allow_autocommit=False)
-        findings = doctor.diagnose(session, context, only=["orphans"])
+        findings = queue_checks.diagnose(session, context, only=["orphans"])
     assert len(findings) == left
 
 

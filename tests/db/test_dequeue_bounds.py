@@ -20,7 +20,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 from waiting import PATIENCE
 
-from pgqrs_sa import Item, QueueService, floor, metadata
+from pgqrs_sa import Item, QueueService, metadata
+from pgqrs_sa._core import cursor
 
 BOUND = 5.0
 """Seconds."""
@@ -81,8 +82,8 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
         took.append(seconds)
         return asked(seconds)
 
-    asked = floor.interval
-    monkeypatch.setattr(floor, "interval", interval)
+    asked = cursor.interval
+    monkeypatch.setattr(cursor, "interval", interval)
     return lambda: min(BOUND, max(one + max(1.0, 20 * one) for one in took))
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import DuplicateMessage, Item, Message, QueueService, Receipt
-from pgqrs_sa.operations import enqueue as enqueue_operation
+from pgqrs_sa._core import enqueue as enqueue_operation
 
 ZERO = timedelta(0)
 MICROSECOND = timedelta(microseconds=1)

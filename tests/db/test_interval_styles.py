@@ -11,10 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import AsyncQueueService, Message, Queue, QueueService, Worker
-from pgqrs_sa.findings import Limits
-from pgqrs_sa.operations.context import Context
-from pgqrs_sa.operations.doctor import diagnose
-from pgqrs_sa.operations.live import activity
+from pgqrs_sa._core.activity import activity
+from pgqrs_sa._core.context import Context
+from pgqrs_sa.doctor.findings import Limits
+from pgqrs_sa.doctor.queue_checks import diagnose
 
 STYLES = ("postgres", "postgres_verbose", "sql_standard", "iso_8601")
 LONG = timedelta(days=40, hours=3, minutes=2, seconds=1)

@@ -36,7 +36,7 @@ from pgqrs_sa import (
     WorkerNotReady,
     metadata,
 )
-from pgqrs_sa.operations.settle import lease_lost
+from pgqrs_sa._core.settle import lease_lost
 
 
 class AppBase(DeclarativeBase):

@@ -31,8 +31,8 @@ from pgqrs_sa import (
     QueueService,
     WorkerMixin,
 )
+from pgqrs_sa._core.flush import ALLOW_AUTOCOMMIT
 from pgqrs_sa.errors import DelayError, PgqrsError
-from pgqrs_sa.flush import ALLOW_AUTOCOMMIT
 
 
 def own_models(schema: str) -> Models:

@@ -17,8 +17,8 @@ from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Models, QueueService
-from pgqrs_sa.floor import Place, Start
-from pgqrs_sa.statements import archive, consume, enqueue, lease, scheduled, settle
+from pgqrs_sa._core.cursor import Place, Start
+from pgqrs_sa._core.sql import archive, consume, enqueue, lease, messages, settle
 
 BACKLOG = 20_000
 FILL = (
@@ -316,12 +316,12 @@ def test_a_turn_reads_what_it_settles_by_id_and_what_it_leases_from_the_order_in
 
 
 BY_ID: dict[str, tuple[Callable[[], Any], Callable[[list[int]], dict[str, Any]]]] = {
-    "cancel": (lambda: scheduled.cancel(MODELS), lambda ids: {"ids": ids, "reason": None}),
+    "cancel": (lambda: messages.cancel(MODELS), lambda ids: {"ids": ids, "reason": None}),
     "reschedule": (
-        lambda: scheduled.reschedule(MODELS),
+        lambda: messages.reschedule(MODELS),
         lambda ids: {"message_id": ids[0], "delay": SPAN, "at": None},
     ),
-    "leased until": (lambda: scheduled.leased_until(MODELS), lambda ids: {"ids": ids}),
+    "leased until": (lambda: messages.leased_until(MODELS), lambda ids: {"ids": ids}),
 }
 
 

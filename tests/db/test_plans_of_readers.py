@@ -14,8 +14,8 @@ import pytest
 import sqlalchemy as sa
 
 from pgqrs_sa import Models
-from pgqrs_sa.statements import counts, health, reading
-from pgqrs_sa.statements.parts import tables
+from pgqrs_sa._core.sql import counts, health, queries
+from pgqrs_sa._core.sql.fragments import tables
 
 from .test_plans import explain, nodes
 
@@ -127,7 +127,7 @@ def test_all_queues_are_counted_by_one_read_of_the_messages(
     wanted, connection = loaded
     whole = pages_of(connection, "pgqrs_messages")
     for statement in (
-        reading.metrics(MODELS, one_queue=False),
+        queries.metrics(MODELS, one_queue=False),
         health.overview(MODELS),
         health.backlog(MODELS),
     ):
@@ -156,7 +156,7 @@ def test_what_flowed_out_just_now_is_read_by_one_look_for_each_queue(
 
 def test_one_queue_is_counted_by_its_own_entries(loaded: tuple[Size, sa.Connection]) -> None:
     wanted, connection = loaded
-    statement = reading.metrics(MODELS, one_queue=True)
+    statement = queries.metrics(MODELS, one_queue=True)
     plan = explain(connection, statement, {"queue_id": 2})
     own = wanted.rows // wanted.queues
     scans, rows = looked_at(plan, "pgqrs_messages")
@@ -171,9 +171,9 @@ def test_counting_the_messages_of_a_queue_reads_that_queue(
     loaded: tuple[Size, sa.Connection], state: Any
 ) -> None:
     wanted, connection = loaded
-    found = reading.find(MODELS, in_queue=True, state=state, by_payload=False, where=())
+    found = queries.find(MODELS, in_queue=True, state=state, by_payload=False, where=())
     values = {"queue_id": 2, "after": 0, "limit": None}
-    plan = explain(connection, reading.count(found), values)
+    plan = explain(connection, queries.count(found), values)
     scans, rows = looked_at(plan, "pgqrs_messages")
     # Its entries twice: both halves of the order index's predicate lead to it.
     assert (scans, rows <= 2 * (wanted.rows // wanted.queues) + 10) == (0, True), rows
@@ -184,7 +184,7 @@ def test_what_is_exhausted_is_found_without_a_look_at_the_rest(
     loaded: tuple[Size, sa.Connection], in_queue: bool
 ) -> None:
     wanted, connection = loaded
-    found = reading.find(MODELS, in_queue=in_queue, state="exhausted", by_payload=False, where=())
+    found = queries.find(MODELS, in_queue=in_queue, state="exhausted", by_payload=False, where=())
     given = {"after": 0, "limit": 100} | ({"queue_id": 2} if in_queue else {})
     plan = explain(connection, found, given)
     there = wanted.rows * 2 // 97 // (wanted.queues if in_queue else 1)

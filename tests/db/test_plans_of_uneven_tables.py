@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from pgqrs_sa.statements import archive, counts, health, reading
+from pgqrs_sa._core.sql import archive, counts, health, queries
 
 from .test_plans import explain
 from .test_plans_of_readers import (
@@ -48,11 +48,11 @@ def unequal(kept: Any) -> Iterator[sa.Connection]:
 def test_a_small_queue_beside_a_large_one_is_counted_by_its_own_entries(
     unequal: sa.Connection,
 ) -> None:
-    plan = explain(unequal, reading.metrics(MODELS, one_queue=True), {"queue_id": 2})
+    plan = explain(unequal, queries.metrics(MODELS, one_queue=True), {"queue_id": 2})
     scans, rows = looked_at(plan, "pgqrs_messages")
     assert (scans, rows <= 300) == (0, True), rows
-    found = reading.find(MODELS, in_queue=True, state=None, by_payload=False, where=())
-    plan = explain(unequal, reading.count(found), {"queue_id": 2, "after": 0, "limit": None})
+    found = queries.find(MODELS, in_queue=True, state=None, by_payload=False, where=())
+    plan = explain(unequal, queries.count(found), {"queue_id": 2, "after": 0, "limit": None})
     assert looked_at(plan, "pgqrs_messages")[0] == 0
 
 
@@ -68,7 +68,7 @@ def test_dead_letters_of_one_queue_are_not_looked_for_in_the_others(
         connection.exec_driver_sql("UPDATE pgqrs_archive SET outcome = 'dead'")
         if analysed:
             connection.exec_driver_sql("ANALYZE pgqrs_archive")
-        for statement in (reading.metrics(MODELS, one_queue=False), health.overview(MODELS)):
+        for statement in (queries.metrics(MODELS, one_queue=False), health.overview(MODELS)):
             given = {key: STEP[key] for key in STEP if key in statement.compile().params}
             plan = explain(connection, statement, given)
             scans, rows = looked_at(plan, "pgqrs_archive")

@@ -57,8 +57,8 @@ from pgqrs_sa import (
     WorkerMixin,
     WorkerNotReady,
     embedded,
-    facets,
     metadata,
+    resources,
 )
 
 DRIVERS = ["psycopg", "psycopg_async", "asyncpg"]
@@ -333,10 +333,10 @@ def test_the_whole_api_is_what_whole_api_calls():
     source = "".join(map(inspect.getsource, (whole_api, _settling, _waiting, _archive, _workers)))
     places = {
         "queue": QueueService,
-        "queue.queues": facets.Queues,
-        "queue.messages": facets.Messages,
-        "queue.archived": facets.Archived,
-        "queue.workers": facets.Workers,
+        "queue.queues": resources.Queues,
+        "queue.messages": resources.Messages,
+        "queue.archived": resources.Archived,
+        "queue.workers": resources.Workers,
     }
     for place, cls in places.items():
         for name in vars(cls):

@@ -12,8 +12,9 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import ArchivedMessage, Delivery, LeaseLost, Message, QueueService
-from pgqrs_sa.consumers.verdicts import Verdict
-from pgqrs_sa.operations import consume, settlements
+from pgqrs_sa._core import settlements
+from pgqrs_sa.consumer import store
+from pgqrs_sa.consumer.disposition import Verdict
 
 LOCK = sa.text("SELECT FROM pgqrs_messages FOR UPDATE")
 UNDECODABLE = sa.text(
@@ -106,7 +107,7 @@ def test_a_failure_that_has_met_a_lock_is_no_dead_letter(engine, service, sessio
 
 def test_a_renewal_leaves_a_row_that_is_locked_alone(engine, service, session, delivery):
     def renewed() -> frozenset[int]:
-        return consume.renew(session, service._context, [delivery], timedelta(minutes=1))
+        return store.renew(session, service._context, [delivery], timedelta(minutes=1))
 
     with engine.connect() as holder:
         holder.execute(LOCK)

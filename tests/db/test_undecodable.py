@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import ArchivedInfo, Item, JsonCodec, Message, PayloadError, QueueService
-from pgqrs_sa.operations import lease as lease_operations
+from pgqrs_sa._core import lease as lease_operations
 
 UNDECODABLE = {  # Python 3.13 reads up to 10,000 levels, PostgreSQL stores over 12,000
     "nested": sa.text("(repeat('[', 12000) || repeat(']', 12000))::jsonb"),

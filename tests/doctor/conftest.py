@@ -8,9 +8,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from pgqrs_sa.findings import Finding, Limits
-from pgqrs_sa.operations.context import Context
-from pgqrs_sa.operations.doctor import diagnose
+from pgqrs_sa._core.context import Context
+from pgqrs_sa.doctor.findings import Finding, Limits
+from pgqrs_sa.doctor.queue_checks import diagnose
 
 CONTEXT = Context.of(None, None, None, allow_autocommit=True)
 

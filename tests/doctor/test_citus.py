@@ -9,8 +9,8 @@ from datetime import timedelta
 
 import pytest
 
-from pgqrs_sa.operations.catalogue import TABLES
-from pgqrs_sa.operations.repairs import TableRepairs
+from pgqrs_sa.doctor.catalog import TABLES
+from pgqrs_sa.doctor.fixes import TableRepairs
 
 EXTENSION = (
     "INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion)"
@@ -95,8 +95,8 @@ def test_a_part_of_a_distributed_transaction_is_for_citus_to_end(prefix):
     """A rollback here, where another node has committed, would tear it apart."""
     from types import SimpleNamespace
 
-    from pgqrs_sa.findings import Limits
-    from pgqrs_sa.operations.server import prepared
+    from pgqrs_sa.doctor.findings import Limits
+    from pgqrs_sa.doctor.server_checks import prepared
 
     row = SimpleNamespace(name=f"{prefix}1", role="r", age=timedelta(days=2))
     visit = SimpleNamespace(

@@ -14,12 +14,12 @@ from sqlalchemy.orm import Session
 from waiting import until
 
 from pgqrs_sa import QueueService, embedded, metadata
+from pgqrs_sa._core.context import Context
+from pgqrs_sa.doctor import queue_checks as doctor_module
+from pgqrs_sa.doctor import server_checks
+from pgqrs_sa.doctor.findings import Limits
+from pgqrs_sa.doctor.queue_checks import CHECKS, diagnose
 from pgqrs_sa.errors import InvalidArgument
-from pgqrs_sa.findings import Limits
-from pgqrs_sa.operations import doctor as doctor_module
-from pgqrs_sa.operations import server as server_checks
-from pgqrs_sa.operations.context import Context
-from pgqrs_sa.operations.doctor import CHECKS, diagnose
 
 NOTHING = timedelta(0)
 CONTEXT = Context.of(None, None, None, allow_autocommit=True)

@@ -14,9 +14,9 @@ from pgqrs_sa import (
     WorkerMixin,
     metadata,
 )
-from pgqrs_sa.findings import Limits
-from pgqrs_sa.operations.context import Context
-from pgqrs_sa.operations.doctor import diagnose
+from pgqrs_sa._core.context import Context
+from pgqrs_sa.doctor.findings import Limits
+from pgqrs_sa.doctor.queue_checks import diagnose
 
 
 def test_a_migrated_database_is_healthy(doctor):

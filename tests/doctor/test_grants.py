@@ -17,12 +17,12 @@ from pgqrs_sa import (
     WorkerMixin,
     metadata,
 )
+from pgqrs_sa._core.context import Context
 from pgqrs_sa.cli.messages import STATES
 from pgqrs_sa.cli.queries import count_live
+from pgqrs_sa.doctor.queue_checks import diagnose
 from pgqrs_sa.errors import InvalidArgument
 from pgqrs_sa.grants import ROLES, grants
-from pgqrs_sa.operations.context import Context
-from pgqrs_sa.operations.doctor import diagnose
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import sqlalchemy as sa
 
 from pgqrs_sa import QueueService
-from pgqrs_sa.operations.context import Context
-from pgqrs_sa.operations.doctor import diagnose
+from pgqrs_sa._core.context import Context
+from pgqrs_sa.doctor.queue_checks import diagnose
 
 CONTEXT = Context.of(None, None, None, allow_autocommit=False)
 

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import Item, Message, QueueService, Retry, SchemaVersionError, migrations
 
-CONSUMERS = str(Path(__file__).parents[1] / "consumers")
+CONSUMERS = str(Path(__file__).parents[1] / "consumer")
 if CONSUMERS not in sys.path:
     sys.path.insert(0, CONSUMERS)
 

@@ -289,7 +289,7 @@ class QueueMachine(RuleBasedStateMachine):
         taken = [one.id for one in deliveries]
         if which is None:
             # It may go on from where this process was, and pass over what lies before: see
-            # `pgqrs_sa.floor`. What it takes comes in order, and there is some if there is any.
+            # `_core.cursor`. What it takes comes in order, and there is some if there is any.
             assert taken == [id_ for id_ in ready if id_ in taken][:limit]
             assert bool(taken) == bool(ready)
             self.seen["a dequeue that passes over some"] += taken != ready[:limit]

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from waiting import PATIENCE, until_blocked
 
 from pgqrs_sa import ArchivedMessage, Message, Models, metadata
-from pgqrs_sa.statements import archive, consume, lease, queues, scheduled, settle, workers
+from pgqrs_sa._core.sql import archive, consume, lease, messages, queues, settle, workers
 
 from . import scene
 
@@ -220,11 +220,11 @@ def test_a_batch_of_which_one_is_requeued_this_very_moment_is_not_requeued_at_al
 
 CANCEL = {
     "cancel": (
-        lambda: scheduled.cancel(MODELS),
+        lambda: messages.cancel(MODELS),
         {"ids": [scene.READY, scene.LATER], "reason": None},
     ),
     "cancel where": (
-        lambda: scheduled.cancel_where(MODELS, (Message.id.in_([1, 4]),), by_payload=False),
+        lambda: messages.cancel_where(MODELS, (Message.id.in_([1, 4]),), by_payload=False),
         {"queue": "mail", "reason": None},
     ),
 }

@@ -16,19 +16,19 @@ from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Models
-from pgqrs_sa.statements import (
+from pgqrs_sa._core.sql import (
     archive,
     consume,
     counts,
     enqueue,
     flush,
+    fragments,
     health,
     integrity,
     lease,
-    parts,
+    messages,
+    queries,
     queues,
-    reading,
-    scheduled,
     settle,
     wakeup,
     workers,
@@ -38,7 +38,7 @@ from . import scene
 from .scene import MAIL, OTHER, Seen
 
 MODELS = Models()
-TABLES = parts.tables(MODELS)
+TABLES = fragments.tables(MODELS)
 SPAN = timedelta(minutes=10)
 HELD = ("dequeued_at", "consumer_worker_id")  # the fencing token stays: each lease sets a new one
 
@@ -564,7 +564,7 @@ def test_only_a_worker_that_is_stopped_and_holds_nothing_is_deleted(
 def test_messages_are_cancelled_unless_somebody_holds_them(session: Session) -> None:
     asked = [scene.READY, scene.LEASED, scene.LATER, scene.LAPSED, scene.NOBODYS, 999]
     values = {"ids": asked, "reason": "no more"}
-    seen = Seen(session, scheduled.cancel(MODELS), values)
+    seen = Seen(session, messages.cancel(MODELS), values)
     assert seen.gone == {"messages": {scene.READY, scene.LATER, scene.LAPSED}}
     assert {(row["outcome"], row["reason"]) for row in seen.new} == {("cancelled", "no more")}
 
@@ -572,10 +572,10 @@ def test_messages_are_cancelled_unless_somebody_holds_them(session: Session) -> 
 def test_the_messages_of_a_queue_that_match_are_cancelled(session: Session) -> None:
     where = (TABLES.message.c.id != scene.LATER,)
     values = {"queue": "mail", "reason": None, "contains": "{}"}
-    statement = scheduled.cancel_where(MODELS, where, by_payload=True)
+    statement = messages.cancel_where(MODELS, where, by_payload=True)
     assert Seen(session, statement, values).gone == {"messages": {scene.READY}}
     session.rollback()
-    statement = scheduled.cancel_where(MODELS, where, by_payload=False)
+    statement = messages.cancel_where(MODELS, where, by_payload=False)
     unheld = {*TAKEN, scene.SPENT, scene.HALF}
     assert Seen(session, statement, values).gone == {"messages": unheld}
 
@@ -594,7 +594,7 @@ def test_a_message_is_rescheduled_unless_somebody_holds_it(
     session: Session, id_: int, columns: tuple[str, ...] | None
 ) -> None:
     values = {"message_id": id_, "delay": SPAN, "at": None}
-    seen = Seen(session, scheduled.reschedule(MODELS), values)
+    seen = Seen(session, messages.reschedule(MODELS), values)
     assert seen.changed == ({} if columns is None else {"messages": {id_}})
     if columns is not None:
         assert seen.columns("messages", id_) == set(columns)
@@ -604,7 +604,7 @@ def test_a_message_is_rescheduled_unless_somebody_holds_it(
 
 def test_until_when_these_messages_are_leased(session: Session) -> None:
     asked = {"ids": [scene.READY, scene.LEASED, scene.LAPSED, scene.LATER, 999]}
-    rows = session.execute(scheduled.leased_until(MODELS), asked).all()
+    rows = session.execute(messages.leased_until(MODELS), asked).all()
     assert {row.id: row.until is not None for row in rows} == {
         scene.READY: False,
         scene.LEASED: True,
@@ -819,7 +819,7 @@ def test_a_queue_is_created_under_its_name_with_its_settings(session: Session) -
 
 
 def test_a_peek_is_what_a_dequeue_would_take(session: Session) -> None:
-    rows = session.execute(reading.peek(MODELS), {"queue": "mail", "limit": 9}).all()
+    rows = session.execute(queries.peek(MODELS), {"queue": "mail", "limit": 9}).all()
     assert [row.id for row in rows] == TAKEN
     assert {row.queue for row in rows} == {"mail"}
 
@@ -831,7 +831,7 @@ def paged(**more: Any) -> dict[str, Any]:
 def test_what_is_found_is_what_was_asked_for(session: Session) -> None:
     def find(values: dict[str, Any], **options: Any) -> list[int]:
         given = {"in_queue": False, "state": None, "by_payload": False, "where": ()} | options
-        statement = reading.find(MODELS, **given)
+        statement = queries.find(MODELS, **given)
         binds = statement.compile().params.keys()
         rows = session.execute(statement, {k: v for k, v in values.items() if k in binds})
         return [row.id for row in rows]
@@ -850,7 +850,7 @@ def test_what_is_found_is_what_was_asked_for(session: Session) -> None:
 def test_what_is_found_in_the_archive_is_what_was_asked_for(session: Session) -> None:
     def find(values: dict[str, Any], **options: Any) -> list[int]:
         given = {"in_queue": False, "outcome": None, "by_payload": False, "where": ()} | options
-        statement = reading.find_archived(MODELS, **given)
+        statement = queries.find_archived(MODELS, **given)
         binds = statement.compile().params.keys()
         rows = session.execute(statement, {k: v for k, v in values.items() if k in binds})
         return [row.id for row in rows]
@@ -864,9 +864,9 @@ def test_what_is_found_in_the_archive_is_what_was_asked_for(session: Session) ->
 
 
 def test_one_message_and_one_archived_message_are_read(session: Session) -> None:
-    (row,) = session.execute(reading.message_by_id(MODELS), {"id": scene.ELSEWHERE}).all()
+    (row,) = session.execute(queries.message_by_id(MODELS), {"id": scene.ELSEWHERE}).all()
     assert (row.id, row.queue, row.state) == (scene.ELSEWHERE, "other", "ready")
-    (row,) = session.execute(reading.archived_by_id(MODELS), {"id": scene.DEAD}).all()
+    (row,) = session.execute(queries.archived_by_id(MODELS), {"id": scene.DEAD}).all()
     assert (row.id, row.queue, row.outcome) == (scene.DEAD, "mail", "dead")
 
 
@@ -887,16 +887,16 @@ def test_metrics_are_those_of_each_queue(session: Session) -> None:
             name: (*live, settled - dead, dead) for name, (*live, settled, dead) in found.items()
         }
 
-    rows = session.execute(reading.metrics(MODELS, one_queue=False)).all()
+    rows = session.execute(queries.metrics(MODELS, one_queue=False)).all()
     assert told(rows) == COUNTS
     assert {row.most for row in rows} == {10_000}
-    exact = session.execute(reading.metrics(MODELS, one_queue=False, exact=True)).all()
+    exact = session.execute(queries.metrics(MODELS, one_queue=False, exact=True)).all()
     assert told(exact) == COUNTS
     assert {row.most for row in exact} == {None}
     ages = {row.queue: row.oldest_ready_age and row.oldest_ready_age.days for row in rows}
     assert ages == {"mail": 9, "other": 6, "paused": 4, "short": None}
     for exact in (False, True):
-        one = reading.metrics(MODELS, one_queue=True, exact=exact)
+        one = queries.metrics(MODELS, one_queue=True, exact=exact)
         rows = session.execute(one, {"queue_id": OTHER}).all()
         assert told(rows) == {"other": COUNTS["other"]}
         assert rows[0].oldest_ready_age.days == 6

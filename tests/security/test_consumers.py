@@ -21,12 +21,12 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import DeadLetter, Delivery, Discard, QueueService, Retry, RetryIn, Snooze
-from pgqrs_sa.consumers import registering
-from pgqrs_sa.operations import consume, wakeup
-from pgqrs_sa.operations.context import Context
-from pgqrs_sa.statements.wakeup import channel
+from pgqrs_sa._core.context import Context
+from pgqrs_sa._core.sql.wakeup import channel
+from pgqrs_sa.consumer import registration, store
+from pgqrs_sa.wakeup import notify
 
-CONSUMERS = str(Path(__file__).parents[1] / "consumers")
+CONSUMERS = str(Path(__file__).parents[1] / "consumer")
 if CONSUMERS not in sys.path:
     sys.path.insert(0, CONSUMERS)
 
@@ -265,23 +265,23 @@ def test_what_a_consumer_executes_only_in_trouble_needs_no_more_rights(
         QueueService(session).enqueue_many("mail", range(4))
     context = Context.of(None, None, None, allow_autocommit=True)
     with Session(login("consumer", more=())) as session, session.begin():
-        assert consume.look_around(session, context) == "read committed"
+        assert store.look_around(session, context) == "read committed"
         service = QueueService(session)
         worker = service.workers.register("w", queues=["mail"])
         context = Context.of(None, None, worker.id, allow_autocommit=True)
-        assert consume.look(session, context, ["mail"]).ready == {"mail"}
-        turn = consume.turn(session, context, [], "mail", 1, timedelta(minutes=1), None)
-        again = consume.turn(session, context, turn.leased, "mail", 2, timedelta(minutes=1), 3)
+        assert store.look(session, context, ["mail"]).ready == {"mail"}
+        turn = store.turn(session, context, [], "mail", 1, timedelta(minutes=1), None)
+        again = store.turn(session, context, turn.leased, "mail", 2, timedelta(minutes=1), 3)
         assert again.settled == {turn.leased[0].id}
-        assert consume.renew(session, context, again.leased, timedelta(minutes=2))
-        consume.hold(session, context, again.leased)
-        assert set(consume.fates(session, context, turn.leased).values()) == {"archived"}
-        consume.turn(session, context, [], "mail", 1, timedelta(minutes=1), None)
+        assert store.renew(session, context, again.leased, timedelta(minutes=2))
+        store.hold(session, context, again.leased)
+        assert set(store.fates(session, context, turn.leased).values()) == {"archived"}
+        store.turn(session, context, [], "mail", 1, timedelta(minutes=1), None)
         now = time.monotonic()
-        lost = consume.Unanswered(worker.id, "mail", timedelta(minutes=1), now - 60, now)
-        assert consume.hand_back(session, context, [lost], [again.leased[0].fencing_token]) == 1
-        assert consume.tidying(session, context)
-        wakeup.set_waiting(session, context, worker.id, None)
+        lost = store.Unanswered(worker.id, "mail", timedelta(minutes=1), now - 60, now)
+        assert store.hand_back(session, context, [lost], [again.leased[0].fencing_token]) == 1
+        assert store.tidying(session, context)
+        notify.set_waiting(session, context, worker.id, None)
         double = service.workers.register("w", queues=["mail"])
-        registering._stop_doubles(session, context, double, timedelta(minutes=1))
+        registration._stop_doubles(session, context, double, timedelta(minutes=1))
         assert service.workers.get(worker.id).status == "stopped"

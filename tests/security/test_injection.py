@@ -15,12 +15,12 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import InvalidArgument, Item, Message, QueueService, metadata, migrations
+from pgqrs_sa._core.context import Context
 from pgqrs_sa.cli.schema import script
-from pgqrs_sa.findings import Limits
+from pgqrs_sa.doctor.findings import Limits
+from pgqrs_sa.doctor.queue_checks import diagnose
 from pgqrs_sa.grants import grants
 from pgqrs_sa.migrations.install import install, uninstall
-from pgqrs_sa.operations.context import Context
-from pgqrs_sa.operations.doctor import diagnose
 from pgqrs_sa.pgqrs.database import models_in
 
 TEXTS = [

@@ -24,7 +24,7 @@ from pgqrs_sa import (
     WorkerHealth,
     WorkerInfo,
 )
-from pgqrs_sa.aio_facets import Archived, Messages, Queues, Workers
+from pgqrs_sa.aio_resources import Archived, Messages, Queues, Workers
 
 
 async def enqueue(session: AsyncSession) -> None:

@@ -31,7 +31,7 @@ from pgqrs_sa import (
     WorkerHealth,
     WorkerInfo,
 )
-from pgqrs_sa.facets import Archived, Messages, Queues, Workers
+from pgqrs_sa.resources import Archived, Messages, Queues, Workers
 
 
 def make(session: Session) -> QueueService:

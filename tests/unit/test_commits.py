@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from cases import each_case
 from sqlalchemy.orm import Session
 
-from pgqrs_sa import Message, commits
+from pgqrs_sa import Message
+from pgqrs_sa._core import commits
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from properties import at_least
 from psycopg.conninfo import conninfo_to_dict
 
-from pgqrs_sa import InvalidArgument, routing
+from pgqrs_sa import InvalidArgument
+from pgqrs_sa._core import routing
 from pgqrs_sa.dsns import connect_args, servers, shown
 from pgqrs_sa.settings import Settings, database_url
 
@@ -325,8 +326,8 @@ def refusing(monkeypatch):
 
 @each_case("dsn", [*WRONG])
 def test_a_wrong_dsn_is_refused_by_pgqrs_names_and_the_listener(dsn, refusing):
-    from pgqrs_sa.listener import Listener
     from pgqrs_sa.pgqrs import Config
+    from pgqrs_sa.wakeup.listener import Listener
 
     engine = sa.create_engine("postgresql+psycopg:///x")
     with pytest.raises(InvalidArgument):

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from properties import at_least
 
 from pgqrs_sa import JsonCodec, PayloadError
-from pgqrs_sa.arguments import headers_text
-from pgqrs_sa.consumers.payloads import converter
+from pgqrs_sa.consumer.payloads import converter
+from pgqrs_sa.validation import headers_text
 
 codec = JsonCodec()
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -686,7 +686,7 @@ def test_neither_pydantic_nor_msgspec_is_imported_for_plain_values():
 
     script = (
         "import sys; from pgqrs_sa import JsonCodec; import uuid;"
-        "from pgqrs_sa.consumers.payloads import converter;"
+        "from pgqrs_sa.consumer.payloads import converter;"
         "converter(uuid.UUID)(JsonCodec().loads(JsonCodec().dumps(uuid.uuid4())));"
         "print('pydantic' in sys.modules, 'msgspec' in sys.modules)"
     )

@@ -12,10 +12,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from pgqrs_sa import QueueService, nudge
-from pgqrs_sa.operations.context import Context
-from pgqrs_sa.operations.wakeup import set_waiting
-from pgqrs_sa.statements.wakeup import channel
+from pgqrs_sa import QueueService
+from pgqrs_sa._core.context import Context
+from pgqrs_sa._core.sql.wakeup import channel
+from pgqrs_sa.wakeup import local
+from pgqrs_sa.wakeup.notify import set_waiting
 
 CONTEXT = Context.of(None, None, None, allow_autocommit=False)
 
@@ -90,7 +91,7 @@ class Nudged:
 @pytest.fixture
 def nudged() -> Iterator[Nudged]:
     nudged = Nudged()
-    unsubscribe = nudge.subscribe(nudged.names.append)
+    unsubscribe = local.subscribe(nudged.names.append)
     yield nudged
     unsubscribe()
-    assert not nudge.subscribed()
+    assert not local.subscribed()

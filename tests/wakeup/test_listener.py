@@ -26,8 +26,8 @@ from sqlalchemy.orm import Session
 from waiting import PATIENCE, until
 
 from pgqrs_sa import InvalidArgument, Message, QueueService
-from pgqrs_sa.listener import Listener
-from pgqrs_sa.statements.wakeup import channel
+from pgqrs_sa._core.sql.wakeup import channel
+from pgqrs_sa.wakeup.listener import Listener
 
 CHANNEL = channel(None)
 AT_ONCE = 60.0
@@ -306,7 +306,7 @@ def test_a_connection_that_has_fallen_silent_is_noticed_and_replaced(
     woken.until("mail")
     assert proxy.accepted == 1
 
-    with caplog.at_level(logging.WARNING, "pgqrs_sa.listener"):
+    with caplog.at_level(logging.WARNING, "pgqrs_sa.wakeup.listener"):
         proxy.deaf.set()
         until(lambda: not listener.connected)
     assert "nothing was heard for 3 s" in caplog.text

@@ -23,7 +23,7 @@ from .servers import MAJORS, NoServer, Server, found
 ROOT = Path(__file__).parents[2]
 SELECTION = tuple(
     f"tests/{name}"
-    for name in ("consumers", "db", "doctor", "guide", "migrations", "security", "unit", "wakeup")
+    for name in ("consumer", "db", "doctor", "guide", "migrations", "security", "unit", "wakeup")
 )
 """What is run with each; the whole suite runs with the newest of all, in CI."""
 

@@ -41,10 +41,10 @@ class Group:
 
 
 _BUILDERS = (
-    *(f"statements/{name}" for name in ("settle", "lease", "consume", "archive", "workers")),
-    *(f"statements/{name}" for name in ("scheduled", "wakeup", "enqueue", "flush", "queues")),
-    "states",
-    *(f"statements/{name}" for name in ("parts", "integrity", "reading", "counts", "health")),
+    *(f"_core/sql/{name}" for name in ("settle", "lease", "consume", "archive", "workers")),
+    *(f"_core/sql/{name}" for name in ("messages", "wakeup", "enqueue", "flush", "queues")),
+    "_core/states",
+    *(f"_core/sql/{name}" for name in ("fragments", "integrity", "queries", "counts", "health")),
 )
 _RUNTIME = (
     *("_keep_watch", "_watch_crew", "_pause", "_end_by_itself", "_begin", "_return_waiting"),
@@ -60,44 +60,44 @@ GROUPS: Mapping[str, Group] = {
         builds=True,
     ),
     "cursor": Group(
-        dict.fromkeys(("floor", "operations/floors", "commits"), ()),
-        ("tests/unit/test_floor.py", "tests/unit/test_commits.py"),
+        dict.fromkeys(("_core/cursor", "_core/cursors", "_core/commits"), ()),
+        ("tests/unit/test_cursor.py", "tests/unit/test_commits.py"),
     ),
     "dispatching": Group(
         {
-            **dict.fromkeys(("consumers/policy", "consumers/seat", "consumers/desk"), ()),
-            "consumers/line": ("Line", "_in_two_parts"),
-            "consumers/runtime": tuple(f"Runtime.{name}" for name in _RUNTIME),
+            **dict.fromkeys(("consumer/scheduler", "consumer/leader", "consumer/dispatcher"), ()),
+            "consumer/connection": ("Line", "_in_two_parts"),
+            "consumer/runtime": tuple(f"Runtime.{name}" for name in _RUNTIME),
         },
         (
-            *("tests/consumers/test_policy.py", "tests/consumers/test_desk.py"),
-            *("tests/consumers/test_runtime.py", "tests/consumers/test_line.py"),
+            *("tests/consumer/test_scheduler.py", "tests/consumer/test_dispatcher.py"),
+            *("tests/consumer/test_runtime.py", "tests/consumer/test_consumer_connection.py"),
         ),
     ),
     "leases": Group(
         {
-            **dict.fromkeys(("consumers/book", "consumers/keeper"), ()),
-            **dict.fromkeys(("operations/lease", "operations/consume"), ()),
+            **dict.fromkeys(("consumer/leases", "consumer/renewer"), ()),
+            **dict.fromkeys(("_core/lease", "consumer/store"), ()),
         },
         (
-            *("tests/consumers/test_book.py", "tests/consumers/test_keeper.py"),
-            *("tests/unit/test_consume.py", "tests/db/test_undecodable.py"),
+            *("tests/consumer/test_lease_table.py", "tests/consumer/test_renewer.py"),
+            *("tests/unit/test_store.py", "tests/db/test_undecodable.py"),
             "tests/db/test_settlements.py",
         ),
     ),
     "results": Group(
         {
-            **dict.fromkeys((f"consumers/{name}" for name in ("results", "verdicts")), ()),
-            **dict.fromkeys((f"consumers/{name}" for name in ("troubles", "calling")), ()),
+            **dict.fromkeys((f"consumer/{name}" for name in ("results", "disposition")), ()),
+            **dict.fromkeys((f"consumer/{name}" for name in ("retrying", "invocation")), ()),
             **dict.fromkeys(("decisions", "retry"), ()),
         },
         (
-            *("tests/unit/test_retry.py", "tests/consumers/test_verdicts.py"),
-            *("tests/consumers/test_troubles.py", "tests/consumers/test_results.py"),
+            *("tests/unit/test_retry.py", "tests/consumer/test_disposition.py"),
+            *("tests/consumer/test_retrying.py", "tests/consumer/test_results.py"),
         ),
     ),
     "settling": Group(
-        dict.fromkeys(("operations/settle", "operations/settlements"), ()),
+        dict.fromkeys(("_core/settle", "_core/settlements"), ()),
         (
             *("tests/db/test_forgotten_objects.py", "tests/db/test_undecodable.py"),
             *("tests/db/test_settlements.py", "tests/db/test_leases_and_fences.py"),
@@ -105,9 +105,9 @@ GROUPS: Mapping[str, Group] = {
     ),
     "purge": Group(
         {
-            "operations/queues": ("purge", "delete", "_refuse_unless_empty", "_one"),
-            "operations/archive": (),
-            "operations/workers": ("purge", "reclaim"),
+            "_core/queues": ("purge", "delete", "_refuse_unless_empty", "_one"),
+            "_core/archive": (),
+            "_core/workers": ("purge", "reclaim"),
         },
         (
             *("tests/db/test_forgotten_objects.py", "tests/cli/test_what_was_counted.py"),
@@ -122,20 +122,21 @@ MODULES = tuple(dict.fromkeys(module for one in GROUPS.values() for module in on
 """All that have mutants."""
 
 _FILES = {
-    "consumers": (
-        *("book", "bounds", "calls", "connections", "declared_queues", "desk", "event_loop"),
+    "consumer": (
+        *("lease_table", "bounds", "call_transactions", "connections", "declared_queues"),
+        *("dispatcher", "event_loop"),
         *(
             "idle_queues",
-            "keeper",
+            "renewer",
             "leases",
-            "line",
-            "policy",
+            "consumer_connection",
+            "scheduler",
             "results",
             "retries",
             "running",
             "runtime",
         ),
-        *("scopes", "signatures", "transactions", "troubles", "verdicts", "workers"),
+        *("scopes", "signatures", "transactions", "retrying", "disposition", "workers"),
     ),
     "cli": ("what_was_counted",),
     "db": (
@@ -149,7 +150,7 @@ _FILES = {
         ),
         *(
             "enqueue_ways",
-            "floor",
+            "cursor",
             "forgotten_objects",
             "leases_and_fences",
             "messages_as_objects",
@@ -161,8 +162,8 @@ _FILES = {
     "doctor": ("doctor",),
     "model": ("statements", "holes", "machine"),
     "testing": ("draining", "single"),
-    "unit": ("commits", "consume", "floor", "pickling", "retry"),
-    "wakeup": ("notify", "nudge"),
+    "unit": ("commits", "store", "cursor", "pickling", "retry"),
+    "wakeup": ("notify", "local"),
 }
 TESTS = tuple(
     f"tests/{folder}/test_{name}.py" for folder, names in _FILES.items() for name in names

@@ -18,25 +18,25 @@ _TYPES = "For the type checker: at this place it is never None."
 
 REASONS: Mapping[tuple[str, str, str, str], str] = {
     (
-        "consumers/desk",
+        "consumer/dispatcher",
         "Desk._ask_for_notifications",
         "boundary",
         "self._schedule.idle_for(now) < _IDLE_AFTER -> self._schedule.idle_for(now) <= _IDLE_AFTER",
     ): _MOMENT,
     (
-        "consumers/desk",
+        "consumer/dispatcher",
         "Desk._step",
         "boundary",
         "one.not_before <= now -> one.not_before < now",
     ): _MOMENT,
-    ("consumers/keeper", "Keeper._end_overdue", "operand", "or: timedelta(0)"): (
+    ("consumer/renewer", "Keeper._end_overdue", "operand", "or: timedelta(0)"): (
         f"{_TYPES} Only a handler with a timeout is overdue."
     ),
-    ("consumers/keeper", "Keeper._say_goodbye", "operand", "or: 0"): (
+    ("consumer/renewer", "Keeper._say_goodbye", "operand", "or: 0"): (
         f"{_TYPES} Without a worker the loop has no rounds."
     ),
     (
-        "consumers/line",
+        "consumer/connection",
         "Line._ready",
         "operand",
         "or: self._session.bind is not connection",
@@ -45,17 +45,17 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
         " that was closed is not used again: each of the two would do alone."
     ),
     (
-        "consumers/line",
+        "consumer/connection",
         "Line.watch",
         "boundary",
         "time.monotonic() - since > self._deadline -> time.monotonic() - since >= self._deadline",
     ): _MOMENT,
-    ("consumers/line", "Line._timed", "removed", "self._session = None"): (
+    ("consumer/connection", "Line._timed", "removed", "self._session = None"): (
         "The connection is thrown away with it, and a session is only used with its own: this lets"
         " go of the broken one sooner."
     ),
     (
-        "consumers/results",
+        "consumer/results",
         "_problem",
         "case",
         "case None | bool() | int() | float() | str() | bytes() | Decision()",
@@ -63,18 +63,18 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
         "None of the cases below is about a plain value; it comes first so that the usual results"
         " are compared with none of them. A decision is told apart before this is asked."
     ),
-    ("consumers/results", "_wrong", "operand", "or: type(value) in _ATOMS"): (
+    ("consumer/results", "_wrong", "operand", "or: type(value) in _ATOMS"): (
         "Nothing below is about a plain value, and it contains nothing. It comes first, as most"
         " values are plain."
     ),
-    ("consumers/runtime", "Runtime.finished", "operand", "and: not self._running"): (
+    ("consumer/runtime", "Runtime.finished", "operand", "and: not self._running"): (
         "Who is told too often looks again, and goes on waiting: it is told for nothing."
     ),
-    ("consumers/runtime", "Runtime.finished", "operand", "and: self._draining"): (
+    ("consumer/runtime", "Runtime.finished", "operand", "and: self._draining"): (
         "Nobody waits for that before it drains: it is told for nothing."
     ),
     (
-        "consumers/seat",
+        "consumer/leader",
         "Seat._sit_down",
         "boundary",
         (
@@ -83,13 +83,13 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
         ),
     ): _MOMENT,
     (
-        "consumers/seat",
+        "consumer/leader",
         "Seat._sleep",
         "boundary",
         "now >= self._asleep_until -> now > self._asleep_until",
     ): _MOMENT,
     (
-        "consumers/seat",
+        "consumer/leader",
         "Seat._sleep",
         "boundary",
         (
@@ -97,17 +97,17 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
             "(spare := (self._since + LINGER - now)) >= 0"
         ),
     ): _MOMENT,
-    ("consumers/seat", "Seat.help", "operand", "and: not self._news.is_set()"): (
+    ("consumer/leader", "Seat.help", "operand", "and: not self._news.is_set()"): (
         "What is set can be set again: asking first only saves the lock of the event."
     ),
-    ("operations/settlements", "_retry", "operand", "and: limit is not None"): (
+    ("_core/settlements", "_retry", "operand", "and: limit is not None"): (
         f"{_TYPES} A lease returns the limit of the message, of the consumer or of the queue."
     ),
     ("retry", "Backoff.delay", "sign", "1 + spread -> 1 - spread"): (
         "The spread is drawn evenly from both sides of nothing, so that its sign says nothing."
     ),
     (
-        "statements/counts",
+        "_core/sql/counts",
         "not_done",
         "conjunct",
         """archived.c.outcome != sa.literal_column("'archived'", sa.Text)""",
@@ -115,20 +115,20 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
         "What has another outcome is not 'archived'. It is the predicate of the partial index, said"
         " word for word so that the planner may use that."
     ),
-    ("statements/lease", "_levels", "order", "order by message.c.priority"): (
+    ("_core/sql/lease", "_levels", "order", "order by message.c.priority"): (
         "The index that has the levels has them in this order, and PostgreSQL reads it so without"
         " being told."
     ),
     (
-        "statements/lease",
+        "_core/sql/lease",
         "_lease",
         "boundary",
         "levels.c.level > _BEFORE_ALL -> levels.c.level >= _BEFORE_ALL",
     ): "No message can have the level at which the search for levels begins.",
-    ("statements/lease", "_lease", "join", "any_level"): (
+    ("_core/sql/lease", "_lease", "join", "any_level"): (
         "The same. It saves one look into the index for each dequeue."
     ),
-    ("statements/parts", "among", "conjunct", "message.c.id == func.any(ids_of(rows))"): (
+    ("_core/sql/fragments", "among", "conjunct", "message.c.id == func.any(ids_of(rows))"): (
         "The join beside it says the same. It is there for the plan on tables whose statistics are"
         " wrong; PostgreSQL 18 does without it in every state that tests/db/test_plans.py has."
     ),

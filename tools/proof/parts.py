@@ -34,7 +34,7 @@ def _pytest(*arguments: str) -> tuple[str, ...]:
     return ("python", "-m", "pytest", *arguments)
 
 
-_OWN_SERVERS = ("chaos", "consumers_processes", "embedded", "tooling")
+_OWN_SERVERS = ("chaos", "processes", "embedded", "tooling")
 """Their tests start what they need, so that there is nothing to put PgBouncer in front of."""
 
 _LONG = ("-m", "long or not long")
@@ -72,13 +72,13 @@ PARTS = [
     Part(
         "consumers",
         "consumers in processes of their own: kills, signals, forks, silence",
-        _pytest("tests/consumers_processes", *_LONG, "-n", "0"),
+        _pytest("tests/processes", *_LONG, "-n", "0"),
         keeps=_JUNIT,
     ),
     Part(
         "endurance",
         "20,000 messages, while workers are killed and the server crashes",
-        ("python", "-m", "tests.consumers_processes.endurance"),
+        ("python", "-m", "tests.processes.endurance"),
     ),
     Part(
         "compat",

@@ -1,0 +1,126 @@
+"""What becomes of settled messages: requeue, delete, prune; and burying the exhausted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Row
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from .. import validation
+from ..errors import DuplicateMessage, InvalidArgument, MessageNotFound
+from ..types import Receipt
+from ..wakeup.notify import announce
+from . import routing
+from .context import Context, forget, forget_all, run
+from .queues import get as get_queue
+from .sql import archive as statements
+
+__all__ = ["bury", "delete", "prune", "requeue"]
+
+_TRIES = 10  # a key that is settled between two statements is free; this never ends otherwise
+
+
+def bury(session: Session, context: Context, queue: str, limit: int) -> int:
+    """Archive as dead what is out of attempts and in nobody's hands; return how many."""
+    validation.check_queue_name(queue)
+    values = {"queue": queue, "limit": validation.checked_limit(limit)}
+    ids = run(session, context, statements.bury(context.models), values).scalars().all()
+    if not ids:
+        get_queue(session, context, queue)
+    forget(session, context.models.message, ids)
+    return len(ids)
+
+
+def requeue(
+    session: Session,
+    context: Context,
+    ids: Iterable[int],
+    delay: float | timedelta,
+    attempts: int | None,
+) -> list[Receipt]:
+    """Move archived messages back, all of them or none."""
+    listed = [validation.checked_id(id_) for id_ in validation.as_list(ids, "ids")]
+    wanted = sorted(set(listed))
+    values = {
+        "ids": wanted,
+        "delay": validation.duration(delay),
+        "attempts": None if attempts is None else validation.check_max_read_ct(attempts),
+        "required": len(wanted),
+    }
+    if not wanted:
+        return []
+    original = _originals(session, context, wanted)
+    moved = {row.id: Receipt(row.id, row.vt) for row in _moved(session, context, values)}
+    forget(session, context.models.archived, wanted if moved else ())
+    announce(session, context, list(moved))
+    if not moved:
+        # Since then one was taken from the archive, or its key came alive; or two share a key.
+        _originals(session, context, wanted)
+        raise InvalidArgument(f"archived messages {wanted} share a key: requeue one of them")
+    return [moved[original[id_]] for id_ in listed]
+
+
+def _moved(session: Session, context: Context, values: Mapping[str, Any]) -> Sequence[Row[Any]]:
+    """Move them, or none of them, without loss to the caller's transaction.
+
+    Another transaction that is just enqueueing one of the keys cannot be seen; the INSERT waits
+    for it, and fails if it commits. The next try sees the key, and moves nothing.
+    """
+    connection = routing.connect(session, {"mapper": context.mapper})
+    alone = routing.commits_by_itself(connection)
+    for tried in range(1, _TRIES + 1):
+        try:
+            with nullcontext() if alone else connection.begin_nested():
+                return run(session, context, statements.requeue(context.models), values).all()
+        except IntegrityError:
+            if tried == _TRIES:  # by a snapshot, which does not show who has the key
+                raise
+    raise AssertionError
+
+
+def _originals(session: Session, context: Context, wanted: Sequence[int]) -> dict[int, int]:
+    """Return the message ids by archive id, or raise for the first that cannot be moved."""
+    rows = run(session, context, statements.movable(context.models), {"ids": wanted}).all()
+    if missing := sorted(set(wanted) - {row.id for row in rows}):
+        raise MessageNotFound(missing, "is in the archive: these are the archive's own ids")
+    for row in rows:
+        if row.live_id is not None:
+            raise DuplicateMessage(row.dedup_key, row.live_id)
+    return {row.id: row.original_msg_id for row in rows}
+
+
+def delete(session: Session, context: Context, ids: Iterable[int]) -> int:
+    """Delete archived messages by the archive's ids; return how many there were."""
+    listed = [validation.checked_id(id_) for id_ in validation.as_list(ids, "ids")]
+    if not listed:
+        return 0
+    rows = run(session, context, statements.delete(context.models), {"ids": listed})
+    gone = rows.scalars().all()
+    forget(session, context.models.archived, gone)
+    return len(gone)
+
+
+def prune(
+    session: Session,
+    context: Context,
+    older_than: float | timedelta | None,
+    queue: str | None,
+    limit: int,
+) -> int:
+    """Delete a chunk of what was archived long enough ago; return how many."""
+    values: dict[str, Any] = {"limit": validation.checked_limit(limit)}
+    if older_than is not None:
+        values["older_than"] = validation.age(older_than, "older_than")
+    if queue is not None:
+        values["queue"] = get_queue(session, context, queue).name
+    statement = statements.prune(
+        context.models, one_queue=queue is not None, by_retention=older_than is None
+    )
+    result: Any = run(session, context, statement, values)
+    forget_all(session, context.models.archived)
+    return int(result.rowcount)

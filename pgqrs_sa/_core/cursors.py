@@ -1,0 +1,141 @@
+"""The places of this process: for each pool of connections, set of tables, queue and key.
+
+A lease that is not committed is not a place to go on from: what a session has leased moves a place
+only when its outermost transaction commits.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+from sqlalchemy.sql import Executable
+
+from . import commits
+from .context import Context, connect
+from .cursor import Floor, Start
+from .sql.fragments import tables
+
+__all__ = ["Taking", "forget"]
+
+_MOST = 1_000
+"""Queues of a pool that are remembered, those that were leased from last."""
+
+
+class _Floors:
+    """The floors of each pool. Pools are not kept alive for it."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._lock = threading.Lock()
+        self._by_pool: WeakKeyDictionary[sa.Pool, OrderedDict[Hashable, Floor]] = (
+            WeakKeyDictionary()
+        )
+
+    clear = reset
+
+    def get(self, pool: sa.Pool, key: Hashable) -> Floor | None:
+        with self._lock:
+            floors = self._by_pool.get(pool)
+            if floors is None or key not in floors:
+                return None
+            floors.move_to_end(key)
+            return floors[key]
+
+    def made(self, pool: sa.Pool, key: Hashable) -> Floor:
+        """Return the floor that is there by now, or make one."""
+        with self._lock:
+            floors = self._by_pool.setdefault(pool, OrderedDict())
+            floor = floors.setdefault(key, Floor())
+            if len(floors) > _MOST:
+                floors.popitem(last=False)
+            return floor
+
+
+_floors = _Floors()
+if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows
+    os.register_at_fork(after_in_child=_floors.reset)
+
+
+def forget() -> None:
+    """Let every dequeue begin at the beginning, as after messages were moved back in time."""
+    _floors.reset()
+
+
+class Taking:
+    """One dequeue: where it is to begin, and what it has found.
+
+    The connection is taken from the pool at once, so that a wait for it is not part of the time.
+
+    Args:
+        session: Whose transaction it is.
+        context: The settings.
+        statement: What is going to be executed.
+        values: Its parameters, but for `binds`.
+    """
+
+    def __init__(
+        self, session: Session, context: Context, statement: Executable, values: Mapping[str, Any]
+    ) -> None:
+        connection, _ = connect(session, context, statement, values)
+        schemas = [connection.schema_for_object(one) for one in tables(context.models)[:2]]
+        self._session = session
+        self._context = context
+        self._limit = values["limit"]
+        self._pool = connection.engine.pool
+        self._key = (context.models, values["queue"], context.cursor_key, *schemas)
+        self._floor = _floors.get(self._pool, self._key)
+        self._start: Start | None = None if self._floor is None else self._floor.start()
+        self._began_at = 0.0
+
+    def binds(self) -> dict[str, Any]:
+        """Return the parameters that say where to begin. From now on the time is taken."""
+        self._began_at = time.monotonic()
+        start = self._start
+        return {"cursor": None if start is None else start.as_json()}
+
+    def took(self, rows: Sequence[Any]) -> bool:
+        """Note what was leased, to count when its transaction has committed.
+
+        Args:
+            rows: In the order of the queue.
+
+        Returns:
+            False when there may be something before the place where it began: ask once more.
+        """
+        seconds = time.monotonic() - self._began_at
+        start, self._start = self._start, None
+        if not rows:
+            if start is None and self._floor is not None:
+                self._floor.emptied()
+            return start is None
+        table = rows[0].cursor_table
+        if self._may_remember(table):
+            floor = self._floor or _floors.made(self._pool, self._key)
+            full = len(rows) == self._limit
+            moves = floor.took(table, rows, start, full=full, seconds=seconds)
+            earlier = commits.waiting(self._session, floor)
+            if earlier is not None:
+                moves = moves.after(earlier.call.args[0])
+            call = partial(floor.moved, moves)
+            commits.when_committed(self._session, self._context.mapper, floor, call, strict=True)
+        return True
+
+    def _may_remember(self, table: str) -> bool:
+        """Whether what this session sees is what others with the same key see: see `statements`.
+
+        ``f`` and the number of the table; ``t`` where row-level security is active; something else
+        in a transaction that keeps one snapshot.
+        """
+        keyed = self._context.cursor_key is not None
+        return len(table) > 1 and (table[0] == "f" or (table[0] == "t" and keyed))

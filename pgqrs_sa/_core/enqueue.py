@@ -1,0 +1,422 @@
+"""Putting messages into a queue."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+from sqlalchemy.sql import Executable, visitors
+from sqlalchemy.sql.expression import SelectBase
+
+from .. import validation
+from ..codecs import JsonCodec
+from ..errors import DelayError, InvalidArgument, PayloadError, PgqrsError, shown
+from ..types import Item, Receipt
+from ..wakeup import local
+from ..wakeup import notify as wakeup
+from . import routing
+from .context import Context, encoded, queue_not_found, refuse_our_binds, run
+from .queues import UNCHANGED
+from .queues import create as create_queue
+from .sql import enqueue as statements
+from .sql import queues
+
+__all__ = ["CHUNK_BYTES", "CHUNK_ROWS", "from_query", "many", "one"]
+
+CHUNK_ROWS = 5_000
+CHUNK_BYTES = 8 * 1024 * 1024
+"""A batch is sent in statements of at most so many rows, and about so many bytes."""
+
+_T = TypeVar("_T")
+
+_COMMON_LIMIT = 1_048_576  # the default of a queue: larger payloads are asked about first
+_TRIES = 100  # a key that is settled between two statements frees itself; this never ends otherwise
+_NO_OPTIONS = ",null,null,0,null,null,null]"
+
+
+class _Encoded(NamedTuple):
+    """An item that has passed every check, as it travels."""
+
+    place: int
+    text: str
+    size: int
+    key: str | None
+    headers_size: int = 0
+    delayed: bool = False
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes it takes in a statement."""
+        return self.size + self.headers_size
+
+
+def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
+    """Insert one message, or find the live one that has its key."""
+    validation.check_queue_name(queue)
+    payload = encoded(context.codec, item.payload)
+    delay, at = validation.delay_or_at(item.delay, item.at)
+    key = None if item.key is None else validation.check_key(item.key)
+    size = _size(payload)
+    values = {
+        "queue": queue,
+        "payload": payload,
+        "size": size,
+        "delay": delay,
+        "at": at,
+        "priority": validation.check_priority(item.priority),
+        "headers": validation.headers_text(item.headers),
+        "max_read_ct": _checked_attempts(item),
+        "key": key,
+        "producer": context.worker,
+    }
+    values |= (channel := wakeup.channel(session, context))
+    statement = statements.one(context.models, keyed=key is not None, notify=bool(channel))
+    if size > _COMMON_LIMIT:
+        check_size(queue, size, _limit(session, context, queue))
+    for _ in range(_TRIES):
+        row = run(session, context, statement, values, atomic=True).one_or_none()
+        if row is not None:
+            if not delay:
+                local.note(session, queue, context.mapper)
+            return Receipt(row.id, row.vt)
+        if key is not None and (found := _live(session, context, queue, [key])):
+            return found[key]
+        # Refused for a reason that is raised here; or the key was settled this very moment.
+        check_size(queue, size, _limit(session, context, queue))
+    raise _rows_vanish(queue) if key is None else _never_found(queue, key)
+
+
+def many(session: Session, context: Context, queue: str, items: Iterable[Any]) -> list[Receipt]:
+    """Insert payloads or items, one statement a chunk; receipts come in the order given."""
+    validation.check_queue_name(queue)
+    # All are checked before the first is sent: a bad one at the end leaves nothing behind.
+    if not (listed := validation.as_list(items, "items")):
+        return []
+    channel = wakeup.channel(session, context)
+    if (texts := _plain_texts(context, listed)) is not None:
+        batch = _Batch(session, context, queue, list(map(_size, texts)), channel)
+        batch.check_what_is_large()
+        return [
+            receipt
+            for chunk in _chunks(texts, batch.sizes)
+            for receipt in batch.insert(f"[{','.join(chunk)}]", len(chunk), plain=True)
+        ]
+    encoded = [_encode(context, item, index) for index, item in enumerate(listed)]
+    batch = _Batch(session, context, queue, [one.size for one in encoded], channel)
+    batch.check_what_is_large()
+    receipts: dict[int, Receipt] = {}
+    for part in _chunks_of([one for one in encoded if one.key is None]):
+        delayed = all(item.delayed for item in part)
+        found = batch.insert(_array(part), len(part), delayed=delayed)
+        receipts |= {item.place: receipt for item, receipt in zip(part, found, strict=True)}
+    # In the order of their keys, so that two batches with the same keys cannot deadlock: each
+    # waits at the first key that the other has.
+    for part in _chunks_of(sorted((one for one in encoded if one.key is not None), key=_by_key)):
+        receipts |= batch.insert_keyed(part)
+    return [receipts[index] for index in range(len(encoded))]
+
+
+def from_query(session: Session, context: Context, queue: str, query: SelectBase) -> int:
+    """Insert what a query returns, without a row passing through Python; return how many."""
+    validation.check_queue_name(queue)
+    _check_columns(query)
+    routing.refuse_foreign_tables(session, context.mapper, query)
+    if context.create_queues:
+        _limit(session, context, queue)
+    channel = wakeup.channel(session, context)
+    statement = statements.from_select(context.models, query, notify=bool(channel))
+    values = {"queue": queue, "producer": context.worker, **channel}
+    result: Any = run(session, context, statement, values, atomic=True)
+    inserted: int = result.one().inserted if channel else result.rowcount
+    if inserted == 0:
+        limit = _limit(session, context, queue)
+        check_size(queue, run(session, context, statements.largest(query)).scalar_one(), limit)
+    else:
+        local.note(session, queue, context.mapper)
+    return inserted
+
+
+def _plain_texts(context: Context, items: Sequence[Any]) -> list[str] | None:
+    """Return the payloads' texts, of a batch without options that can be checked together."""
+    codec = context.codec
+    if type(codec) is not JsonCodec or any(isinstance(one, Item) for one in items):
+        return None
+    return codec.dumps_each(items)
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _encode(context: Context, item: Any, index: int) -> _Encoded:
+    path = f"items[{index}]."
+    payload = item.payload if isinstance(item, Item) else item
+    text = encoded(context.codec, payload, f"{path}payload")
+    size = _size(text)
+    if not isinstance(item, Item):
+        return _Encoded(index, f"[{text}{_NO_OPTIONS}", size, None)
+    delay, at = validation.delay_or_at(item.delay, item.at, path)
+    key = None if item.key is None else validation.check_key(item.key, path)
+    options = (
+        delay.total_seconds(),
+        None if at is None else at.isoformat(),
+        validation.check_priority(item.priority, path),
+    )
+    headers = validation.headers_text(item.headers, path) or "null"
+    tail = f"{headers},{json.dumps(_checked_attempts(item, path))},{json.dumps(key)}"
+    whole = f"[{text},{json.dumps(options)[1:-1]},{tail}]"
+    return _Encoded(index, whole, size, key, len(headers), bool(delay))
+
+
+def _checked_attempts(item: Item, path: str = "") -> int | None:
+    return (
+        None if item.max_read_ct is None else validation.check_max_read_ct(item.max_read_ct, path)
+    )
+
+
+def _by_key(item: _Encoded) -> tuple[str, int]:
+    return item.key or "", item.place
+
+
+def _chunks(listed: Sequence[_T], weights: Sequence[int]) -> Iterator[Sequence[_T]]:
+    """Cut what is sent into what one statement may have."""
+    begin = weight = 0
+    for place, more in enumerate(weights):
+        if place > begin and (place - begin == CHUNK_ROWS or weight + more > CHUNK_BYTES):
+            yield listed[begin:place]
+            begin, weight = place, 0
+        weight += more
+    if listed:
+        yield listed[begin:]
+
+
+def _chunks_of(encoded: Sequence[_Encoded]) -> Iterator[Sequence[_Encoded]]:
+    return _chunks(encoded, [one.weight for one in encoded])
+
+
+def _array(items: Iterable[_Encoded]) -> str:
+    return f"[{','.join(item.text for item in items)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """One call of `many`, whose chunks get in together or not at all.
+
+    Each statement asks whether the queue accepts the largest payload of the whole batch, so that
+    no chunk gets in before a later one is refused.
+    """
+
+    session: Session
+    context: Context
+    queue: str
+    sizes: Sequence[int]
+    channel: Mapping[str, str]
+
+    @property
+    def largest(self) -> int:
+        return max(self.sizes)
+
+    def check_what_is_large(self) -> None:
+        """Raise before anything is sent for what a queue of the usual kind would not take."""
+        if self.largest > _COMMON_LIMIT:
+            self.check_accepted()
+
+    def check_accepted(self) -> None:
+        """Raise for the first item that the queue would not take, if there is one."""
+        limit = _limit(self.session, self.context, self.queue)
+        for index, size in enumerate(self.sizes):
+            check_size(self.queue, size, limit, f"items[{index}].")
+
+    def insert(
+        self, items: str, count: int, *, plain: bool = False, delayed: bool = False
+    ) -> list[Receipt]:
+        """Insert so many items without keys, given as a JSON array."""
+        models, notify = self.context.models, bool(self.channel)
+        if plain:
+            statement = statements.plain(models, notify=notify)
+        else:
+            statement = statements.many(models, keyed=False, notify=notify)
+        for _ in range(_TRIES):
+            if rows := self._run(statement, items):
+                break
+            self.check_accepted()  # returns if the queue was created this very moment
+        else:
+            raise _rows_vanish(self.queue)
+        if len(rows) != count:
+            raise _rows_vanish(self.queue, f"{len(rows)} of {count} messages")
+        self._note(delayed=delayed)
+        # Ids are drawn in the order of the array, so that sorting them restores it.
+        return [Receipt(row[0], row[1]) for row in sorted(rows, key=itemgetter(0))]
+
+    def insert_keyed(self, chunk: Sequence[_Encoded]) -> dict[int, Receipt]:
+        """Insert items in the order of their keys, or find the live messages that have these.
+
+        A key that somebody commits while the INSERT runs, and settles before it is looked up, is
+        neither inserted nor found. It is tried again, together with all that come after it:
+        inserted by itself it would come after keys that it goes before, and the batch of somebody
+        else, who has it and waits for one of these, could not go on (a deadlock). Each time that
+        happens fewer are sent at once, so that other keys do not take part in it for long.
+        """
+        statement = statements.many(self.context.models, keyed=True, notify=bool(self.channel))
+        receipts: dict[int, Receipt] = {}
+        if self.context.create_queues:
+            self.check_accepted()  # creates the queue where no savepoint takes it back
+        left, size, tries = list(chunk), len(chunk), 0
+        while left:
+            part = left[:size]
+            found = self._all_or_none(statement, part)
+            receipts |= found
+            # Without a transaction no key is held any longer: those that are in stay there.
+            missing = [item for item in part if item.place not in found]
+            left = missing + left[size:]
+            size = max(1, size // 2) if missing else 2 * size
+            tries = 0 if found else tries + 1
+            if tries == _TRIES:
+                raise _never_found(self.queue, part[0].key)
+        return receipts
+
+    def _all_or_none(self, statement: Executable, items: Sequence[_Encoded]) -> dict[int, Receipt]:
+        """Return the receipts of all items, or of none if a key was neither free nor found.
+
+        Where each statement commits by itself, those of the others are returned.
+        """
+        with self._savepoint(statement, needed=len(items) > 1) as savepoint:
+            found = self._inserted_or_found(statement, items)
+            if savepoint is not None and len(found) < len(items):
+                savepoint.rollback()
+                return {}
+            return found
+
+    @contextmanager
+    def _savepoint(
+        self, statement: Executable, *, needed: bool
+    ) -> Iterator[sa.NestedTransaction | None]:
+        """A savepoint of the caller's transaction, which gives back the keys inserted since.
+
+        None where each statement commits by itself, or when none is needed.
+        """
+        self.session._autoflush()  # noqa: SLF001 - what is pending must not go back with it
+        where = {"mapper": self.context.mapper, "clause": statement}
+        connection = routing.connect(self.session, where)
+        if not needed or routing.commits_by_itself(connection):
+            yield None
+            return
+        with connection.begin_nested() as savepoint:
+            yield savepoint
+
+    def _inserted_or_found(
+        self, statement: Executable, items: Sequence[_Encoded]
+    ) -> dict[int, Receipt]:
+        """Return receipts by place; those are missing whose key has just become free."""
+        keys = {item.key for item in items}
+        fresh: dict[str | None, Receipt] = {}
+        there: dict[str | None, Receipt] = {}
+        for row in self._run(statement, _array(items), keys=list(keys)):
+            found = there if row.duplicate else fresh
+            found[row.dedup_key] = Receipt(row.id, row.vt, row.duplicate)
+        if fresh:
+            self._note(delayed=all(item.delayed for item in items))
+        if missing := keys - fresh.keys() - there.keys():
+            there |= _live(self.session, self.context, self.queue, missing)
+            if missing - there.keys():
+                self.check_accepted()
+        receipts: dict[int, Receipt] = {}
+        for item in items:
+            if item.key in there:
+                receipts[item.place] = there[item.key]
+            elif item.key in fresh:
+                receipts[item.place] = first = fresh[item.key]
+                there[item.key] = Receipt(first.id, first.vt, duplicate=True)
+        return receipts
+
+    def _run(self, statement: Executable, items: str, **more: object) -> Sequence[Any]:
+        values = {
+            "queue": self.queue,
+            "items": items,
+            "size": self.largest,
+            "producer": self.context.worker,
+            **self.channel,
+            **more,
+        }
+        return run(self.session, self.context, statement, values, atomic=True).all()
+
+    def _note(self, *, delayed: bool) -> None:
+        """Wake consumers of this process, once it is committed, for what is visible."""
+        if not delayed:
+            local.note(self.session, self.queue, self.context.mapper)
+
+
+def _rows_vanish(queue: str, taken: str = f"no message in {_TRIES} tries") -> PgqrsError:
+    return PgqrsError(
+        f"queue {queue!r} took {taken}, though nothing stands against it: "
+        "look for a trigger or a rule on pgqrs_messages"
+    )
+
+
+def _never_found(queue: str, key: str | None) -> PgqrsError:
+    return PgqrsError(
+        f"the key {key!r} of queue {queue!r} was neither free nor found in {_TRIES} tries: its "
+        "messages are settled and enqueued again all the time. Try again. If nobody else uses the "
+        "key, look for a trigger or a rule on pgqrs_messages"
+    )
+
+
+def _live(
+    session: Session, context: Context, queue: str, keys: Collection[str | None]
+) -> dict[str | None, Receipt]:
+    values = {"queue": queue, "keys": list(keys)}
+    rows = run(session, context, statements.live_keys(context.models), values)
+    return {row.dedup_key: Receipt(row.id, row.vt, duplicate=True) for row in rows}
+
+
+def _limit(session: Session, context: Context, queue: str) -> int:
+    """Return the size of the largest payload that a queue accepts."""
+    create = context.create_queues  # and not where the message itself would be refused
+    found = run(session, context, queues.get(context.models), {"queue": queue}, atomic=create)
+    row = found.one_or_none()
+    if row is not None:
+        return int(row.max_payload_bytes)
+    if not create:
+        raise queue_not_found(session, context, queue)
+    settings = (UNCHANGED, UNCHANGED, UNCHANGED, UNCHANGED)
+    return create_queue(session, context, queue, *settings).max_payload_bytes
+
+
+def check_size(queue: str, size: int, limit: int, path: str = "") -> None:
+    """Raise when a payload is larger than its queue accepts."""
+    if size > limit:
+        raise PayloadError(
+            f"{path}payload",
+            f"takes {size} bytes, queue {queue!r} accepts {limit}: store the data elsewhere and "
+            "send a reference, or raise max_payload_bytes of the queue",
+        )
+
+
+def _check_columns(query: SelectBase) -> None:
+    if not isinstance(query, SelectBase):
+        raise InvalidArgument(f"query must be a select(), not {shown(query)}")
+    refuse_our_binds(query)
+    columns = list(query.selected_columns)
+    names = [column.key for column in columns]
+    if any(isinstance(one, sa.UpdateBase) for one in visitors.iterate(query)):
+        raise InvalidArgument("the query writes, and may be run twice: execute that part before")
+    if len(names) == 1:
+        return
+    unknown = [name for name in names if name not in statements.SELECTABLE]
+    if unknown or "payload" not in names:
+        raise InvalidArgument(
+            f"the query returns {names}: label its columns payload (needed) and any of "
+            f"{', '.join(statements.SELECTABLE[1:])}"
+        )
+    at = next((column.type for column in columns if column.key == "at"), None)
+    if isinstance(at, sa.DateTime) and not at.timezone:
+        raise DelayError(
+            "the query's column at has no time zone, so which moments it means is unknown: "
+            "use a timestamptz, for example func.timezone('UTC', column)"
+        )

@@ -1,0 +1,96 @@
+"""Cancelling and rescheduling messages that nobody is working on."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from .. import validation
+from ..errors import InvalidArgument, MessageLeased, MessageNotFound
+from ..types import Criteria, Receipt
+from ..wakeup.notify import announce
+from .context import Context, criteria_on, encoded, forget, queue_not_found, refresh, run
+from .sql import messages as statements
+from .sql import queues
+from .sql.fragments import MOVED, tables
+
+__all__ = ["cancel", "cancel_where", "reschedule"]
+
+
+def cancel(
+    session: Session,
+    context: Context,
+    id: int,
+    reason: str | None,
+    strict: bool,
+) -> bool:
+    """Move one message to the archive as cancelled, unless somebody holds it."""
+    validation.checked_id(id)
+    values = {"ids": [id], "reason": _text(reason)}
+    row = run(session, context, statements.cancel(context.models), values).one_or_none()
+    if row is None and strict:
+        raise _refusal(session, context, id)
+    forget(session, context.models.message, [] if row is None else [id])
+    return row is not None
+
+
+def cancel_where(
+    session: Session,
+    context: Context,
+    queue: str,
+    where: Criteria,
+    payload: Any,
+    reason: str | None,
+) -> int:
+    """Cancel what matches and nobody holds; return how many."""
+    validation.check_queue_name(queue)
+    criteria = criteria_on(where, tables(context.models).message)
+    if not criteria and payload is None:
+        raise InvalidArgument(
+            "cancel_where needs criteria or payload=...: to empty a queue use queues.purge()"
+        )
+    by_payload = payload is not None
+    values = {"queue": queue, "reason": _text(reason)}
+    if by_payload:
+        values["contains"] = encoded(context.codec, payload)
+    statement = statements.cancel_where(context.models, criteria, by_payload=by_payload)
+    ids = run(session, context, statement, values).scalars().all()
+    if not ids and not run(session, context, queues.get(context.models), {"queue": queue}).all():
+        raise queue_not_found(session, context, queue)
+    forget(session, context.models.message, ids)
+    return len(ids)
+
+
+def reschedule(
+    session: Session,
+    context: Context,
+    id: int,
+    delay: float | timedelta | None,
+    at: datetime | None,
+) -> Receipt:
+    """Move a message that nobody holds to another time."""
+    validation.checked_id(id)
+    if delay is None and at is None:
+        raise InvalidArgument("reschedule needs delay=... or at=...")
+    span, moment = validation.delay_or_at(delay, at)
+    values = {"message_id": id, "delay": span, "at": moment}
+    row = run(session, context, statements.reschedule(context.models), values).one_or_none()
+    if row is None:
+        raise _refusal(session, context, id)
+    refresh(session, context.models.message, [row], MOVED)
+    announce(session, context, [row.id])
+    return Receipt(row.id, row.vt)
+
+
+def _refusal(session: Session, context: Context, id: int) -> MessageLeased | MessageNotFound:
+    statement = statements.leased_until(context.models)
+    row = run(session, context, statement, {"ids": [id]}).one_or_none()
+    if row is None or row.until is None:
+        return MessageNotFound([id], "is live: it was settled or cancelled, or never was")
+    return MessageLeased(id, row.until)
+
+
+def _text(reason: str | None) -> str | None:
+    return None if reason is None else validation.error_text(reason)

@@ -1,0 +1,282 @@
+"""Settling deliveries: archive, delete, extend, release, fail.
+
+Each takes several deliveries and, when ``strict``, either settles them all or raises `LeaseLost`
+with none of them changed. Otherwise it settles what it can, and says of each whether it did.
+An empty list is settled without a statement.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, Literal, NamedTuple
+
+from sqlalchemy.orm import Session
+from sqlalchemy.sql import Executable
+
+from .. import validation
+from ..errors import InvalidArgument, LeaseLost, Whereabouts
+from ..retry import DEFAULT_BACKOFF
+from ..types import Delivery, Failure
+from ..wakeup.notify import announce
+from .context import Context, forget, refresh, run
+from .sql import settle as statements
+from .sql.fragments import MOVED
+
+__all__ = [
+    "archive",
+    "bury_undecodable",
+    "delete",
+    "extend",
+    "fail",
+    "fence",
+    "lease_lost",
+    "release",
+]
+
+
+class _How(NamedTuple):
+    """All or none, and whether a row that is locked just now is left as it is."""
+
+    strict: bool
+    skip_locked: bool
+
+
+def archive(
+    session: Session,
+    context: Context,
+    deliveries: Iterable[Delivery],
+    outcome: Literal["archived", "discarded"],
+    reason: str | None,
+    strict: bool,
+    *,
+    skip_locked: bool = False,
+) -> list[bool]:
+    """Move messages to the archive, as done or as given up on purpose."""
+    if outcome not in ("archived", "discarded"):
+        raise InvalidArgument(f"outcome must be 'archived' or 'discarded', not {outcome!r}")
+    held = _checked(deliveries)
+    if not held:
+        return []
+    how = _How(strict, skip_locked)
+    if reason is None:
+        return _move(session, context, held, outcome, how)
+    reasons, errors = [validation.error_text(reason)] * len(held), [None] * len(held)
+    return _move(session, context, held, outcome, how, reasons=reasons, errors=errors)
+
+
+def delete(
+    session: Session, context: Context, deliveries: Iterable[Delivery], strict: bool
+) -> list[bool]:
+    """Delete messages, keeping nothing."""
+    held = _checked(deliveries)
+    if not held:
+        return []
+    values = fence(held, required=_required(held, strict))
+    rows = run(session, context, statements.delete(context.models), values).all()
+    gone = {row.id for row in rows}
+    forget(session, context.models.message, gone)
+    return _outcome(session, context, held, gone, strict)
+
+
+def extend(
+    session: Session,
+    context: Context,
+    deliveries: Iterable[Delivery],
+    lease: float | timedelta,
+    strict: bool,
+) -> list[Delivery | None]:
+    """Let leases run out ``lease`` from now; return the deliveries with their new ``vt``."""
+    span = validation.duration(lease, "lease", positive=True)
+    held = _checked(deliveries)
+    if not held:
+        return []
+    values = fence(held, required=_required(held, strict), lease=span)
+    moved = _moved(session, context, statements.extend(context.models), values)
+    _outcome(session, context, held, moved, strict)
+    return [replace(one, vt=moved[one.id]) if one.id in moved else None for one in held]
+
+
+def release(
+    session: Session,
+    context: Context,
+    deliveries: Iterable[Delivery],
+    delay: float | timedelta,
+    strict: bool,
+    *,
+    skip_locked: bool = False,
+) -> list[bool]:
+    """Give leases back without charging the attempt."""
+    span = validation.duration(delay)
+    held = _checked(deliveries)
+    if not held:
+        return []
+    values = fence(held, required=_required(held, strict), delay=span)
+    statement = statements.release(context.models, skip_locked=skip_locked)
+    moved = _moved(session, context, statement, values)
+    _announce(session, context, moved, span)
+    return _outcome(session, context, held, moved, strict)
+
+
+def fail(
+    session: Session,
+    context: Context,
+    deliveries: Iterable[Delivery],
+    error: BaseException | str,
+    delay: float | timedelta | None,
+    reason: str | None,
+    dead: bool,
+    strict: bool,
+    *,
+    skip_locked: bool = False,
+) -> list[Failure | None]:
+    """Put messages back for another attempt, or among the dead when that was the last."""
+    held = _checked(deliveries)
+    text = validation.error_text(error)
+    wait: Callable[[Delivery], timedelta] = lambda one: DEFAULT_BACKOFF.delay(one.read_ct)  # noqa: E731
+    if delay is not None:
+        span = validation.duration(delay)
+        wait = lambda _: span  # noqa: E731
+    if not held:
+        return []
+    moved: dict[int, datetime] = {}
+    if not dead:
+        values = fence(
+            held,
+            required=_required(held, strict),
+            errors=[text] * len(held),
+            delays=[wait(one) for one in held],
+        )
+        statement = statements.reschedule_failed(context.models, skip_locked=skip_locked)
+        moved = _moved(session, context, statement, values)
+        _announce(session, context, moved, delay)
+    # What was not put back has no attempt left, or is not held any more: the fence tells.
+    spent = [one for one in held if one.id not in moved]
+    how = _How(strict, skip_locked)
+    buried = _bury(session, context, spent, text, reason, how) if spent else set[int]()
+    return [
+        Failure(one.id, one.id in buried, moved.get(one.id))
+        if one.id in buried or one.id in moved
+        else None
+        for one in held
+    ]
+
+
+def bury_undecodable(
+    session: Session, context: Context, deliveries: Sequence[Delivery]
+) -> set[int]:
+    """Make dead letters of deliveries whose ``decoded`` is the error; return their ids."""
+    reasons = ["cannot be decoded"] * len(deliveries)
+    errors = [validation.error_text(delivery.decoded) for delivery in deliveries]
+    how = _How(strict=False, skip_locked=True)
+    done = _move(session, context, deliveries, "dead", how, reasons=reasons, errors=errors)
+    return {delivery.id for delivery, ok in zip(deliveries, done, strict=True) if ok}
+
+
+def _announce(
+    session: Session,
+    context: Context,
+    moved: Mapping[int, datetime],
+    delay: float | timedelta | None,
+) -> None:
+    """Wake consumers for what was put back without a delay."""
+    if delay is not None and not delay:
+        announce(session, context, list(moved))
+
+
+def _bury(
+    session: Session,
+    context: Context,
+    spent: Sequence[Delivery],
+    error: str,
+    reason: str | None,
+    how: _How,
+) -> set[int]:
+    reasons = [
+        validation.error_text(reason)
+        if reason is not None
+        else f"attempt {one.read_ct} of {one.max_read_ct} failed"
+        for one in spent
+    ]
+    errors = [error] * len(spent)
+    done = _move(session, context, spent, "dead", how, reasons=reasons, errors=errors)
+    return {one.id for one, ok in zip(spent, done, strict=True) if ok}
+
+
+def _move(
+    session: Session,
+    context: Context,
+    held: Sequence[Delivery],
+    outcome: str,
+    how: _How,
+    **why: Sequence[str | None],
+) -> list[bool]:
+    values = fence(held, required=_required(held, how.strict), outcome=outcome, **why)
+    statement = statements.archive(context.models, explained=bool(why), skip_locked=how.skip_locked)
+    rows = run(session, context, statement, values).all()
+    gone = {row.id for row in rows}
+    forget(session, context.models.message, gone)
+    return _outcome(session, context, held, gone, how.strict)
+
+
+def _checked(deliveries: Iterable[Delivery]) -> Sequence[Delivery]:
+    listed = validation.as_list(deliveries, "deliveries")
+    for index, one in enumerate(listed):
+        if not isinstance(one, Delivery):
+            raise InvalidArgument(f"deliveries[{index}] must come from dequeue(), not be {one!r}")
+    counts = Counter(one.id for one in listed)
+    if len(counts) < len(listed):
+        (twice, _), *_ = counts.most_common(1)
+        raise InvalidArgument(f"message {twice} is among the deliveries twice: settle it once")
+    return listed
+
+
+def _required(held: Sequence[Delivery], strict: bool) -> int:
+    return len(held) if strict else 0
+
+
+def fence(held: Sequence[Delivery], **values: Any) -> dict[str, Any]:
+    """Return the parameters that say which leases are meant."""
+    return {
+        "ids": [one.id for one in held],
+        "tokens": [one.fencing_token for one in held],
+        **values,
+    }
+
+
+def _moved(
+    session: Session, context: Context, statement: Executable, values: dict[str, Any]
+) -> dict[int, datetime]:
+    """Run an update of live messages, and return their new times by id."""
+    rows = run(session, context, statement, values).all()
+    refresh(session, context.models.message, rows, MOVED)
+    return {row.id: row.vt for row in rows}
+
+
+def _outcome(
+    session: Session,
+    context: Context,
+    held: Sequence[Delivery],
+    settled: Collection[int],
+    strict: bool,
+) -> list[bool]:
+    if strict and len(settled) < len(held):
+        raise lease_lost(session, context, held)
+    return [one.id in settled for one in held]
+
+
+def lease_lost(session: Session, context: Context, held: Sequence[Delivery]) -> LeaseLost:
+    """Return the error that says where the messages are which are not the caller's any more."""
+    fences = {one.id: one for one in held}
+    rows = run(session, context, statements.whereabouts(context.models), {"ids": list(fences)})
+    found = {row.id: row for row in rows}
+    lost = {}
+    for id_, delivery in fences.items():
+        row = found.get(id_)
+        if row is None:
+            lost[id_] = Whereabouts(id_, "gone")
+        elif not row.held or row.fencing_token != delivery.fencing_token:
+            lost[id_] = Whereabouts(id_, row.state, row.read_ct, row.worker_id, row.until)
+    return LeaseLost(lost or {one.id: Whereabouts(one.id, "gone") for one in held})

@@ -1,0 +1,180 @@
+"""The archive: bury, requeue, prune."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import func
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import aliased
+from sqlalchemy.sql import Executable
+
+from ...models import Models
+from .. import states
+from ..states import now
+from .fragments import (
+    array_bind,
+    capped,
+    chosen,
+    ids_of,
+    kept,
+    move_to_archive,
+    queue_id,
+    seconds,
+    span,
+    tables,
+)
+
+EXHAUSTED_REASON = "no attempts left: the last lease ran out"
+
+
+@cache
+def bury(models: Models) -> Executable:
+    """Archive as dead what is out of attempts and in nobody's hands.
+
+    Their last holder cannot say so: it died, or it never came back.
+
+    Binds: queue, limit.
+    """
+    message = tables(models).message
+    rows = (
+        sa.select(message.c.id)
+        .where(message.c.queue_id == queue_id(models), states.exhausted(message.c))
+        .order_by(message.c.vt, message.c.id)
+        .limit(sa.bindparam("limit", type_=sa.Integer))
+        .with_for_update(skip_locked=True)
+    )
+    return move_to_archive(
+        models,
+        chosen(rows, "pgqrs_rows"),
+        outcome=sa.literal("dead", sa.Text),
+        reason=sa.literal(EXHAUSTED_REASON, sa.Text),
+    )
+
+
+@cache
+def requeue(models: Models) -> Executable:
+    """Move archived messages back, under the ids that they had, with further attempts.
+
+    ``read_ct`` stays and the limit is raised. The fencing token is a new number, greater than that
+    of any lease before. If the key of one is live again, or used twice among them, none is moved.
+    They are inserted in the order of their keys, like those of `enqueue.many`: no two deadlock.
+
+    Binds: ids, attempts (None for the queue's limit), delay, required (how many ids).
+    """
+    queue, message, archived, _ = tables(models)
+    live = sa.exists().where(
+        message.c.queue_id == archived.c.queue_id, message.c.dedup_key == archived.c.dedup_key
+    )
+    ids = array_bind("ids", sa.BigInteger)
+    other: Any = aliased(archived)
+    first = sa.not_(
+        sa.exists().where(
+            other.c.id == func.any(ids),
+            other.c.id < archived.c.id,
+            other.c.queue_id == archived.c.queue_id,
+            other.c.dedup_key == archived.c.dedup_key,
+        )
+    )
+    chosen_rows = (
+        sa.select(archived.c.id, queue.c.max_read_ct)
+        .join(queue, queue.c.id == archived.c.queue_id)
+        .where(archived.c.id == func.any(ids), sa.not_(live), first)
+        .order_by(archived.c.id)
+        .with_for_update(of=archived)
+    )
+    rows = chosen(chosen_rows, "pgqrs_rows")
+    changed = ("vt", "max_read_ct", "dequeued_at", "consumer_worker_id", "fencing_token")
+    unchanged = tuple(name for name in kept(models) if name not in changed)
+    gone = (
+        sa.delete(archived)
+        .where(
+            archived.c.id == rows.c.id,
+            sa.select(func.count()).select_from(rows).scalar_subquery()
+            == sa.bindparam("required", type_=sa.BigInteger),
+        )
+        .returning(
+            archived.c.original_msg_id,
+            *(archived.c[name] for name in unchanged),
+            rows.c.max_read_ct.label("attempts"),
+        )
+        .cte("pq_gone")
+    )
+    attempts = func.coalesce(sa.bindparam("attempts", type_=sa.Integer), gone.c.attempts)
+    source = sa.select(
+        gone.c.original_msg_id,
+        *(gone.c[name] for name in unchanged),
+        now() + span("delay"),
+        capped(sa.cast(gone.c.read_ct, sa.BigInteger) + attempts),
+    ).order_by(sa.collate(gone.c.dedup_key, "C"), gone.c.queue_id)
+    return (
+        insert(message)
+        .from_select(("id", *unchanged, "vt", "max_read_ct"), source)
+        .returning(message.c.id.label("id"), message.c.vt.label("vt"))
+    )
+
+
+@cache
+def movable(models: Models) -> Executable:
+    """The ids that archived messages had, and which live message has the key of one, or NULL.
+
+    Binds: ids.
+    """
+    _, message, archived, _ = tables(models)
+    return (
+        sa.select(
+            archived.c.id,
+            archived.c.original_msg_id,
+            archived.c.dedup_key,
+            message.c.id.label("live_id"),
+        )
+        .outerjoin(
+            message,
+            sa.and_(
+                message.c.queue_id == archived.c.queue_id,
+                message.c.dedup_key == archived.c.dedup_key,
+            ),
+        )
+        .where(archived.c.id == func.any(array_bind("ids", sa.BigInteger)))
+    )
+
+
+@cache
+def prune(models: Models, *, one_queue: bool, by_retention: bool) -> Executable:
+    """Delete what was archived long enough ago, a chunk at a time, the oldest first.
+
+    Binds: limit; older_than (a timedelta) unless ``by_retention``; queue when ``one_queue``.
+    """
+    queue, _, archived, _ = tables(models)
+    # A retention beyond a thousand years would leave the range of timestamps.
+    kept_for = func.least(queue.c.retention_seconds, 365_000 * 86_400.0, type_=sa.Double)
+    # NULL keeps for ever: the comparison is then NULL as well.
+    lasts = seconds(kept_for) if by_retention else span("older_than")
+    limit = sa.bindparam("limit", type_=sa.Integer)
+    # Lateral, so that nothing is read of a queue but what goes.
+    oldest = (
+        sa.select(archived.c.id)
+        .where(archived.c.queue_id == queue.c.id, archived.c.archived_at < now() - lasts)
+        .order_by(archived.c.archived_at, archived.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .lateral("oldest")
+    )
+    rows = sa.select(oldest.c.id).select_from(queue.join(oldest, sa.true())).limit(limit)
+    if one_queue:
+        rows = rows.where(queue.c.queue_name == sa.bindparam("queue"))
+    chunk = chosen(rows, "pgqrs_rows")
+    return sa.delete(archived).where(archived.c.id == func.any(ids_of(chunk)))
+
+
+@cache
+def delete(models: Models) -> Executable:
+    """Delete archived messages. Binds: ids."""
+    archived: Any = tables(models).archived
+    return (
+        sa.delete(archived)
+        .where(archived.c.id == func.any(array_bind("ids", sa.BigInteger)))
+        .returning(archived.c.id)
+    )

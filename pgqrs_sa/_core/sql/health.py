@@ -1,0 +1,193 @@
+"""SELECT: what the doctor and the live view ask about queues, messages and workers."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import func
+from sqlalchemy.sql import ColumnElement, Executable
+
+from ...models import Models
+from .. import states
+from ..states import now
+from . import counts
+from .fragments import elapsed, seconds, span, tables
+
+BUCKETS = 8
+"""How many spans of time `outflow` tells apart."""
+
+
+@cache
+def backlog(models: Models) -> Executable:
+    """Each queue, how many messages are ready and exhausted, and since when the oldest are."""
+    queue, message, _, _ = tables(models)
+    live = counts.live_by_queue(
+        models,
+        counts.of_state(message.c, "ready"),
+        counts.age(message.c, "ready", "ready_age"),
+        counts.of_state(message.c, "exhausted"),
+        counts.age(message.c, "exhausted", "exhausted_age"),
+    )
+    return (
+        sa.select(
+            queue.c.queue_name.label("queue"),
+            elapsed(now() - queue.c.paused_at).label("paused_age"),
+            func.coalesce(live.c.ready, 0).label("ready"),
+            live.c.ready_age,
+            func.coalesce(live.c.exhausted, 0).label("exhausted"),
+            live.c.exhausted_age,
+        )
+        .select_from(queue.outerjoin(live, live.c.queue_id == queue.c.id))
+        .order_by(queue.c.queue_name)
+    )
+
+
+@cache
+def stuck_leases(models: Models) -> Executable:
+    """What is leased for long to workers that are stopped or gone. Binds: ahead."""
+    _, message, _, worker = tables(models)
+    alive = sa.exists().where(
+        worker.c.id == message.c.consumer_worker_id, worker.c.status != sa.literal("stopped")
+    )
+    return (
+        sa.select(
+            message.c.consumer_worker_id.label("worker_id"),
+            func.count().label("leases"),
+            func.max(message.c.vt).label("until"),
+        )
+        .where(
+            states.leased(message.c),
+            message.c.vt > now() + span("ahead"),
+            message.c.consumer_worker_id.is_not(None),
+            sa.not_(alive),
+        )
+        .group_by(message.c.consumer_worker_id)
+        .order_by(message.c.consumer_worker_id)
+    )
+
+
+@cache
+def give_back(models: Models) -> Executable:
+    """Make visible what a worker holds, whether or not it is registered. Binds: worker_id."""
+    message = tables(models).message
+    return (
+        sa.update(message)
+        .where(
+            states.leased(message.c),
+            message.c.consumer_worker_id == sa.bindparam("worker_id", type_=sa.BigInteger),
+        )
+        .values(vt=now(), dequeued_at=sa.null(), consumer_worker_id=sa.null())
+    )
+
+
+@cache
+def silent_workers(models: Models) -> Executable:
+    """Workers that are not stopped and were not heard of for so long. Binds: silence."""
+    worker = tables(models).worker
+    silence = now() - worker.c.heartbeat_at
+    return (
+        sa.select(worker.c.id, worker.c.name, worker.c.hostname, elapsed(silence).label("silence"))
+        .where(worker.c.status != sa.literal("stopped"), silence > span("silence"))
+        .order_by(worker.c.id)
+    )
+
+
+@cache
+def highest_ids(models: Models) -> Executable:
+    """The highest id of each of the four tables, by the table's name."""
+    return sa.select(*(sa.select(func.max(t.c.id)).scalar_subquery().label(t.name)
+                       for t in tables(models)))  # fmt: skip
+
+
+@cache
+def kept_for_ever(models: Models) -> Executable:
+    """The queues without a retention that have settled messages: one look into the index each."""
+    queue, _, archived, _ = tables(models)
+    settled = sa.exists().where(archived.c.queue_id == queue.c.id)
+    return (
+        sa.select(queue.c.id, queue.c.queue_name.label("queue"))
+        .where(queue.c.retention_seconds.is_(None), settled)
+        .order_by(queue.c.queue_name)
+    )
+
+
+_NEWEST = 1000
+
+
+@cache
+def newest_token(models: Models) -> Executable:
+    """The greatest fencing token of the newest rows: a look at all would take too long."""
+    _, message, archived, _ = tables(models)
+
+    def greatest(table: sa.Table) -> ColumnElement[Any]:
+        newest = sa.select(table.c.fencing_token).order_by(table.c.id.desc()).limit(_NEWEST)
+        return sa.select(func.max(newest.subquery().c.fencing_token)).scalar_subquery()
+
+    return sa.select(func.greatest(greatest(message), greatest(archived)).label("token"))
+
+
+@cache
+def overview(models: Models) -> Executable:
+    """Each queue with its live messages by state, and its dead letters.
+
+    Of these there are up to one more than ``most``. The rest of the archive is not counted: it
+    may be large, and this runs every two seconds.
+
+    Binds: since (a timedelta: what counts as having come in just now).
+    """
+    queue, message, _, _ = tables(models)
+    arrived = func.count().filter(message.c.enqueued_at > now() - span("since"))
+    live = counts.live_by_queue(
+        models,
+        *(counts.of_state(message.c, state) for state in counts.STATES),
+        counts.age(message.c, "ready", "oldest"),
+        arrived.label("arrived"),
+    )
+    most = counts.cap(models)
+    dead = counts.not_done(models, "dead", most)
+    return (
+        sa.select(
+            queue.c.id,
+            queue.c.queue_name.label("queue"),
+            queue.c.paused_at.is_not(None).label("paused"),
+            *(func.coalesce(live.c[name], 0).label(name) for name in (*counts.STATES, "arrived")),
+            live.c.oldest,
+            dead.c.found.label("dead"),
+            most.label("most"),
+        )
+        .select_from(queue.outerjoin(live, live.c.queue_id == queue.c.id).join(dead, sa.true()))
+        .order_by(queue.c.queue_name)
+    )
+
+
+@cache
+def outflow(models: Models) -> Executable:
+    """What was settled in each of the last `BUCKETS` spans of time, 0 being the latest.
+
+    ``arrived`` are those that were enqueued in the latest span as well. What was deleted rather
+    than archived left no trace, and is not counted.
+
+    Binds: step (a timedelta), step_seconds (the same).
+    """
+    queue, _, archived, _ = tables(models)
+    age = sa.extract("epoch", now() - archived.c.archived_at)
+    step = sa.bindparam("step_seconds", type_=sa.Double)
+    bucket = sa.cast(func.floor(age / step), sa.Integer).label("bucket")
+    # Lateral, so that each queue is a look into the index, however many queues there are.
+    flow = (
+        sa.select(
+            bucket,
+            func.count().label("settled"),
+            func.count().filter(archived.c.enqueued_at > now() - span("step")).label("arrived"),
+        )
+        .where(
+            archived.c.queue_id == queue.c.id,
+            archived.c.archived_at > now() - seconds(step * sa.literal_column(str(BUCKETS))),
+            archived.c.archived_at <= now(),
+        )
+        .group_by(sa.literal_column("bucket"))
+        .lateral("flow")
+    )
+    return sa.select(queue.c.id.label("queue_id"), *flow.c).join_from(queue, flow, sa.true())

@@ -1,0 +1,111 @@
+"""Changing a message that nobody is working on: cancel and reschedule, and why one could not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import func
+from sqlalchemy.sql import Executable, Select
+
+from ...models import Models
+from .fragments import (
+    MOVED,
+    array_bind,
+    chosen,
+    in_no_hands,
+    json_bind,
+    move_to_archive,
+    queue_id,
+    span,
+    tables,
+    timestamp,
+    when,
+)
+
+
+def _cancelled(models: Models, unheld: Select[Any]) -> Executable:
+    """Move the rows of ``unheld`` (ids, locked in their order) to the archive.
+
+    Binds: reason, and those of ``unheld``.
+    """
+    return move_to_archive(
+        models,
+        chosen(unheld, "pgqrs_unheld"),
+        outcome=sa.literal("cancelled", sa.Text),
+        reason=sa.bindparam("reason", type_=sa.Text),
+    )
+
+
+@cache
+def cancel(models: Models) -> Executable:
+    """Archive messages as cancelled, unless somebody holds them.
+
+    Binds: ids, reason.
+    """
+    message = tables(models).message
+    unheld = (
+        sa.select(message.c.id)
+        .where(message.c.id == func.any(array_bind("ids", sa.BigInteger)), in_no_hands(message))
+        .order_by(message.c.id)
+        .with_for_update()
+    )
+    return _cancelled(models, unheld)
+
+
+def cancel_where(
+    models: Models, criteria: Sequence[sa.ColumnExpressionArgument[bool]], *, by_payload: bool
+) -> Executable:
+    """Archive the messages of a queue that match and that nobody holds, as cancelled.
+
+    Binds: queue, reason, and contains (JSON text) when ``by_payload``.
+    """
+    message = tables(models).message
+    unheld = (
+        sa.select(message.c.id)
+        .where(message.c.queue_id == queue_id(models), in_no_hands(message), *criteria)
+        .order_by(message.c.id)
+        .with_for_update(of=message)
+    )
+    if by_payload:
+        unheld = unheld.where(message.c.payload.contains(json_bind("contains")))
+    return _cancelled(models, unheld)
+
+
+@cache
+def reschedule(models: Models) -> Executable:
+    """Move a message that nobody holds to another time; one out of attempts gets another.
+
+    Binds: message_id, delay, at.
+    """
+    message = tables(models).message
+    return (
+        sa.update(message)
+        .where(
+            message.c.id == sa.bindparam("message_id", type_=sa.BigInteger), in_no_hands(message)
+        )
+        .values(
+            vt=when(span("delay"), sa.bindparam("at", type_=timestamp)),
+            max_read_ct=sa.case(
+                (message.c.max_read_ct <= message.c.read_ct, message.c.read_ct + 1),
+                else_=message.c.max_read_ct,
+            ),
+            dequeued_at=None,
+            consumer_worker_id=None,
+        )
+        .returning(message.c.id, *(message.c[name] for name in MOVED))
+    )
+
+
+@cache
+def leased_until(models: Models) -> Executable:
+    """Which of these messages are live, and until when each is leased (NULL: it is not).
+
+    Binds: ids.
+    """
+    message = tables(models).message
+    return sa.select(
+        message.c.id, sa.case((sa.not_(in_no_hands(message)), message.c.vt)).label("until")
+    ).where(message.c.id == func.any(array_bind("ids", sa.BigInteger)))

@@ -1,0 +1,199 @@
+"""SELECT: views of live and archived messages, and counts. Nothing here locks or writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, TypeAlias
+
+import sqlalchemy as sa
+from sqlalchemy import func
+from sqlalchemy.sql import ColumnElement, Executable, Select
+
+from ...models import Models
+from ...types import MessageState, Outcome
+from .. import states
+from . import counts
+from .fragments import QUEUE_ID, chosen, content, ids_of, json_bind, outline, queue_id, tables
+
+_Shown: TypeAlias = Callable[[sa.Table], Sequence[ColumnElement[Any]]]
+
+_AFTER = sa.bindparam("after", type_=sa.BigInteger)
+_LIMIT = sa.bindparam("limit", type_=sa.Integer)
+
+
+def _live(models: Models, shown: _Shown = content) -> Select[Any]:
+    queue, message, _, _ = tables(models)
+    return sa.select(
+        *shown(message), states.state(message.c).label("state"), queue.c.queue_name.label("queue")
+    ).join(queue, queue.c.id == message.c.queue_id)
+
+
+@cache
+def peek(models: Models) -> Executable:
+    """What the next dequeue of a queue would see, without taking it.
+
+    Binds: queue, limit.
+    """
+    message = tables(models).message
+    return (
+        _live(models)
+        .where(message.c.queue_id == queue_id(models), states.ready(message.c))
+        .order_by(message.c.priority, message.c.vt, message.c.id)
+        .limit(_LIMIT)
+    )
+
+
+def find(
+    models: Models,
+    *,
+    in_queue: bool,
+    state: MessageState | None,
+    by_payload: bool,
+    where: Sequence[sa.ColumnExpressionArgument[bool]],
+    newest_first: bool = False,
+    whole: bool = True,
+) -> Select[Any]:
+    """Live messages by id, a page at a time; with their content if ``whole``.
+
+    Binds: after, limit; queue_id when ``in_queue``; contains (JSON text) when ``by_payload``.
+    """
+    message = tables(models).message
+    statement = _live(models, content if whole else outline).where(*where)
+    if state == "exhausted":
+        statement = statement.where(_among_exhausted(models, in_queue=in_queue))
+    elif state is not None:
+        statement = statement.where(getattr(states, state)(message.c))
+    if in_queue:
+        statement = statement.where(counts.in_queue(message.c))
+    if by_payload:
+        statement = statement.where(_contains(message))
+    return _page(statement, message, newest_first=newest_first)
+
+
+def _among_exhausted(models: Models, *, in_queue: bool) -> ColumnElement[bool]:
+    """It is one of the exhausted, which are found first.
+
+    There are few, and the planner thinks that every third message is one: left to itself it
+    looks for them at all live messages, in the order of the page.
+    """
+    message = tables(models).message
+    ids = sa.select(message.c.id).where(states.exhausted(message.c))
+    if in_queue:
+        ids = ids.where(message.c.queue_id == QUEUE_ID)
+    found = chosen(ids, "pgqrs_exhausted")
+    return message.c.id == func.any(ids_of(found))
+
+
+def find_archived(
+    models: Models,
+    *,
+    in_queue: bool,
+    outcome: Outcome | None,
+    by_payload: bool,
+    where: Sequence[sa.ColumnExpressionArgument[bool]],
+    newest_first: bool = False,
+    whole: bool = True,
+) -> Select[Any]:
+    """Archived messages by id, a page at a time; with their content if ``whole``.
+
+    Binds: after, limit; queue_id when ``in_queue``; contains (JSON text) when ``by_payload``.
+    """
+    archived = tables(models).archived
+    statement = _settled(models, content if whole else outline).where(*where)
+    if whole:
+        statement = statement.add_columns(archived.c.reason)
+    if outcome is not None:
+        statement = statement.where(archived.c.outcome == outcome)
+    if in_queue:
+        statement = statement.where(archived.c.queue_id == QUEUE_ID)
+    if by_payload:
+        statement = statement.where(_contains(archived))
+    return _page(statement, archived, newest_first=newest_first)
+
+
+def _page(statement: Select[Any], table: sa.Table, *, newest_first: bool) -> Select[Any]:
+    if newest_first:
+        before = sa.or_(_AFTER == 0, table.c.id < _AFTER)
+        return statement.where(before).order_by(table.c.id.desc()).limit(_LIMIT)
+    return statement.where(table.c.id > _AFTER).order_by(table.c.id).limit(_LIMIT)
+
+
+def count(found: Select[Any]) -> Executable:
+    """How many rows the pages of a `find` have, without reading their content."""
+    return found.with_only_columns(func.count(), maintain_column_froms=True).order_by(None)
+
+
+def _contains(table: sa.Table) -> ColumnElement[bool]:
+    return table.c.payload.contains(json_bind("contains"))
+
+
+def _settled(models: Models, shown: _Shown = content) -> Select[Any]:
+    queue, _, archived, _ = tables(models)
+    return sa.select(
+        *shown(archived),
+        archived.c.original_msg_id.label("original_msg_id"),
+        archived.c.outcome.label("outcome"),
+        archived.c.archived_at.label("archived_at"),
+        queue.c.queue_name.label("queue"),
+    ).join(queue, queue.c.id == archived.c.queue_id)
+
+
+@cache
+def message_by_id(models: Models) -> Executable:
+    """One live message. Binds: id."""
+    return _live(models).where(
+        tables(models).message.c.id == sa.bindparam("id", type_=sa.BigInteger)
+    )
+
+
+@cache
+def archived_by_id(models: Models) -> Executable:
+    """One archived message. Binds: id."""
+    archived = tables(models).archived
+    found = _settled(models).add_columns(archived.c.reason)
+    return found.where(archived.c.id == sa.bindparam("id", type_=sa.BigInteger))
+
+
+@cache
+def metrics(models: Models, *, one_queue: bool, exact: bool = False) -> Executable:
+    """Counts by state and outcome for each queue, or for one.
+
+    ``settled`` and each outcome are counted up to one more than ``most``; with ``exact`` they are
+    counted whole, and ``most`` is NULL.
+
+    Binds: queue_id when ``one_queue``.
+    """
+    queue = tables(models).queue
+    columns: list[ColumnElement[Any]] = [
+        queue.c.queue_name.label("queue"),
+        queue.c.paused_at.is_not(None).label("paused"),
+    ]
+    if one_queue:
+        live = counts.live_of_queue(models)
+        source = queue.join(live, sa.true())
+    else:
+        message = tables(models).message
+        live = counts.live_by_queue(
+            models,
+            *(counts.of_state(message.c, state) for state in counts.STATES),
+            counts.age(message.c, "ready", "oldest_ready_age"),
+        )
+        source = queue.outerjoin(live, live.c.queue_id == queue.c.id)
+    columns += [func.coalesce(live.c[state], 0).label(state) for state in counts.STATES]
+    columns.append(live.c.oldest_ready_age)
+    if exact:
+        history = counts.outcomes(models, one_queue=one_queue)
+        source = source.outerjoin(history, history.c.queue_id == queue.c.id)
+        names = ("settled", *counts.NOT_DONE)
+        columns += [func.coalesce(history.c[name], 0).label(name) for name in names]
+        columns.append(sa.null().label("most"))
+    else:
+        most = sa.literal(counts.MOST, sa.Integer) if one_queue else counts.cap(models)
+        others = [counts.not_done(models, name, most) for name in counts.NOT_DONE]
+        for found in (*others, counts.settled(models, most, others)):
+            source = source.join(found, sa.true())
+            columns.append(found.c.found.label(found.name))
+        columns.append(most.label("most"))
+    statement = sa.select(*columns).select_from(source).order_by(queue.c.queue_name)
+    return statement.where(queue.c.id == QUEUE_ID) if one_queue else statement

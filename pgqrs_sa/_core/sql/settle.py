@@ -1,0 +1,232 @@
+"""Settling a delivery: every statement here carries the fence, and changes nothing without it.
+
+The fence is ``(id, fencing_token)`` of a message that is still held. Each lease has a token of its
+own from a sequence, which no rollback takes back: neither a lease that was lost nor one that was
+never committed can be mistaken for the present one. ``dequeued_at`` is emptied when a lease is
+given up, so a delivery cannot be settled twice either. A lease that ran out, but that nobody took,
+still counts as held.
+
+``required`` makes a batch all or nothing: with fewer rows held than that, none is touched. Pass
+the number of deliveries, or 0 to settle what can be settled.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import func
+from sqlalchemy.sql import ColumnElement, Executable
+
+from ...models import Models
+from .. import states
+from ..states import now
+from .fragments import (
+    MOVED,
+    among,
+    array_bind,
+    capped,
+    chosen,
+    move_to_archive,
+    short,
+    span,
+    tables,
+    unseen,
+    written_bind,
+)
+
+
+def held(
+    models: Models,
+    *extra: ColumnElement[Any],
+    skip_locked: bool = False,
+    attempts: bool = False,
+) -> sa.CTE:
+    """The rows that the deliveries still hold, locked in the order of their ids.
+
+    With ``skip_locked`` those that another transaction is just changing are left out: a consumer
+    renews many leases at once, and must not wait for the one that is being settled.
+
+    With ``attempts`` the column ``more`` says whether another attempt is allowed. It is read here,
+    and not in the WHERE of the UPDATE: there it is the predicate of a partial index, which the
+    planner has then used to find the rows (measured on a table that was emptied and filled again:
+    170 to 200 us a message, and 27 like this).
+
+    Binds: ids, tokens, and those of ``extra``.
+    """
+    message = short(tables(models).message)
+    names = [f"extra_{n}" for n in range(len(extra))]
+    given = (
+        func.unnest(
+            unseen(written_bind("ids", sa.BigInteger)),
+            unseen(written_bind("tokens", sa.BigInteger)),
+            *map(unseen, extra),
+        )
+        .table_valued("id", "token", *names)
+        .render_derived("given")
+    )
+    # Who waits for locks takes them in one order; who skips what is locked cannot be in a deadlock.
+    lease: Any = given if skip_locked else sa.select(given).order_by(given.c.id).subquery("lease")
+    # A look-up for each, whatever the statistics say: as a join it has compared every row with
+    # every lease (measured with 1000 of them and a generic plan: 148 ms, and 4 ms like this).
+    more = [states.has_attempts(message.c).label("more")] if attempts else []
+    mine = (
+        sa.select(message.c.id, *more)
+        .where(
+            message.c.id == lease.c.id,
+            message.c.fencing_token == lease.c.token,
+            message.c.dequeued_at.is_not(None),
+        )
+        .with_for_update(of=message, skip_locked=skip_locked)
+        .lateral("mine")
+    )
+    rows = sa.select(*mine.c, *(lease.c[name] for name in names)).join_from(lease, mine, sa.true())
+    return chosen(rows, "pq_held")
+
+
+def _enough(rows: sa.CTE) -> ColumnElement[bool]:
+    count = sa.select(func.count()).select_from(rows).scalar_subquery()
+    return count >= sa.bindparam("required", type_=sa.BigInteger)
+
+
+@cache
+def archive(models: Models, *, explained: bool = True, skip_locked: bool = False) -> Executable:
+    """Move messages to the archive: one statement deletes and inserts.
+
+    Binds: ids, tokens, outcome, required; reasons and errors when ``explained``.
+    """
+    extra = (array_bind("reasons", sa.Text), array_bind("errors", sa.Text)) if explained else ()
+    rows = held(models, *extra, skip_locked=skip_locked)
+    return move_to_archive(
+        models,
+        rows,
+        _enough(rows),
+        outcome=sa.bindparam("outcome", type_=sa.Text),
+        reason=rows.c.extra_0 if explained else sa.cast(sa.null(), sa.Text),
+        last_error=rows.c.extra_1 if explained else None,
+    )
+
+
+@cache
+def archive_plainly(models: Models) -> Executable:
+    """Move to the archive what is held and not locked, as done.
+
+    Binds: ids, tokens.
+    """
+    return move_to_archive(
+        models,
+        held(models, skip_locked=True),
+        outcome=sa.literal("archived"),
+        reason=sa.cast(sa.null(), sa.Text),
+    )
+
+
+@cache
+def delete(models: Models, *, skip_locked: bool = False) -> Executable:
+    """Delete messages, keeping nothing.
+
+    Binds: ids, tokens, required.
+    """
+    message = tables(models).message
+    rows = held(models, skip_locked=skip_locked)
+    return (
+        sa.delete(message)
+        .where(among(message, rows), _enough(rows))
+        .returning(message.c.id.label("id"))
+    )
+
+
+@cache
+def extend(models: Models, *, skip_locked: bool = False) -> Executable:
+    """Let the leases run out this much later than now.
+
+    Binds: ids, tokens, lease, required.
+    """
+    return _update(models, held(models, skip_locked=skip_locked), vt=now() + span("lease"))
+
+
+@cache
+def release(models: Models, *, skip_locked: bool = False) -> Executable:
+    """Give leases back, without charging the attempt.
+
+    ``read_ct`` only ever grows, so the limit is raised instead.
+
+    Binds: ids, tokens, delay, required.
+    """
+    message = tables(models).message
+    return _update(
+        models,
+        held(models, skip_locked=skip_locked),
+        vt=now() + span("delay"),
+        max_read_ct=capped(sa.cast(message.c.max_read_ct, sa.BigInteger) + 1),
+        dequeued_at=None,
+        consumer_worker_id=None,
+    )
+
+
+@cache
+def reschedule_failed(models: Models, *, skip_locked: bool = False) -> Executable:
+    """Put failed messages back for another attempt, those that have one left.
+
+    Binds: ids, tokens, errors, delays, required.
+    """
+    rows = held(
+        models,
+        array_bind("errors", sa.Text),
+        array_bind("delays", sa.Interval),
+        skip_locked=skip_locked,
+        attempts=True,
+    )
+    return _update(
+        models,
+        rows,
+        rows.c.more,
+        vt=now() + rows.c.extra_1,
+        last_error=rows.c.extra_0,
+        dequeued_at=None,
+        consumer_worker_id=None,
+    )
+
+
+def _update(
+    models: Models, rows: sa.CTE, *conditions: sa.ColumnExpressionArgument[bool], **values: Any
+) -> Executable:
+    message = tables(models).message
+    return (
+        sa.update(message)
+        .where(among(message, rows), _enough(rows), *conditions)
+        .values(**values)
+        .returning(message.c.id, *(message.c[name] for name in MOVED))
+    )
+
+
+@cache
+def whereabouts(models: Models) -> Executable:
+    """Where messages are now, live or archived.
+
+    Binds: ids.
+    """
+    _, message, archived, _ = tables(models)
+    ids = array_bind("ids", sa.BigInteger)
+    live = sa.select(
+        message.c.id.label("id"),
+        states.state(message.c).label("state"),
+        message.c.read_ct.label("read_ct"),
+        message.c.consumer_worker_id.label("worker_id"),
+        message.c.fencing_token.label("fencing_token"),
+        sa.case((message.c.vt > now(), message.c.vt)).label("until"),
+        message.c.dequeued_at.is_not(None).label("held"),
+        sa.false().label("settled"),
+    ).where(message.c.id == func.any(ids))
+    settled = sa.select(
+        archived.c.original_msg_id,
+        archived.c.outcome,
+        archived.c.read_ct,
+        archived.c.consumer_worker_id,
+        archived.c.fencing_token,
+        sa.null(),
+        sa.false(),
+        sa.true(),
+    ).where(archived.c.original_msg_id == func.any(ids))
+    return live.union_all(settled)

@@ -1,0 +1,273 @@
+"""What `Consumer` and `AsyncConsumer` share: their settings, and the registration of handlers."""
+
+from __future__ import annotations
+
+import os
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from .._core.representation import represented
+from .._core.sessions import registry_of
+from ..codecs import Codec
+from ..declared import DeclaredQueue, QueueSource
+from ..errors import InvalidArgument, shown
+from ..models import Models
+from ..retry import Retry
+from ..types import Seconds
+from .call_context import CallContext, call_context_of, check_call_context
+from .events import Hooks
+from .handlers import Acknowledge, Handler, Handlers
+from .options import Settings, refuse_autocommit_session
+from .runtime import Waker
+from .sessions import engine_of, factory_of, maker_of, opened
+
+__all__ = ["BaseConsumer"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_S = TypeVar("_S")
+_T = TypeVar("_T")
+
+
+class BaseConsumer(ABC, Generic[_S]):
+    """Handlers by queue, and how they are to be run. See `Consumer` for the settings."""
+
+    _asynchronous = False
+
+    def __init__(
+        self,
+        sessionmaker: Callable[[], _S],
+        *,
+        concurrency: int = 10,
+        retry: Retry | None = None,
+        poll_interval: Seconds = 0.5,
+        drain_timeout: Seconds = 18,
+        heartbeat: Seconds = 10,
+        housekeeping: Seconds | None = 60,
+        name: str | None = None,
+        version: str | None = None,
+        models: Models | None = None,
+        codec: Codec | None = None,
+        notify: bool = False,
+        cursor_key: str | None = None,
+        listen_dsn: str | None = None,
+        hooks: Sequence[Hooks] = (),
+        queues: QueueSource = (),
+        call_context: CallContext | None = None,
+    ) -> None:
+        self._pid = os.getpid()
+        self._inherited: object = None
+        self._sessionmaker: Any = maker_of(
+            sessionmaker, type(self).__name__, asynchronous=self._asynchronous
+        )
+        self._new_session: Any = factory_of(sessionmaker)
+        self._registry: Any = registry_of(sessionmaker)
+        self._call_context = check_call_context(call_context)
+        self._settings = Settings.checked(
+            name=socket.gethostname() if name is None else name,
+            concurrency=concurrency,
+            poll_interval=poll_interval,
+            drain_timeout=drain_timeout,
+            heartbeat=heartbeat,
+            housekeeping=housekeeping,
+            version=version,
+            models=models,
+            codec=codec,
+            notify=notify,
+            cursor_key=cursor_key,
+            listen_dsn=listen_dsn,
+            hooks=hooks,
+            queues=queues,
+        )
+        if retry is not None and not isinstance(retry, Retry):
+            raise InvalidArgument(f"retry must be a Retry, not {shown(retry)}")
+        self._handlers = Handlers(
+            self._settings.concurrency, retry or Retry(), asynchronous=self._asynchronous
+        )
+        self._prepare()
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Make what a consumer of this kind needs to be started and stopped."""
+
+    def __repr__(self) -> str:
+        return represented(
+            type(self),
+            name=self._settings.name,
+            queues=[handler.queue for handler in self.handlers],
+            concurrency=self.concurrency,
+        )
+
+    @property
+    def handlers(self) -> tuple[Handler, ...]:
+        """The handlers, in the order of their registration."""
+        return tuple(self._handlers)
+
+    @property
+    def declared_queues(self) -> tuple[DeclaredQueue, ...]:
+        """The queues that it creates when it starts, where they are missing, by name."""
+        return self._settings.queues
+
+    @property
+    def concurrency(self) -> int:
+        """How many calls may run at the same time."""
+        return self._settings.concurrency
+
+    def handler(self, queue: str) -> Handler:
+        """Return the handler of a queue.
+
+        Raises:
+            InvalidArgument: there is none.
+        """
+        return self._handlers.get(queue)
+
+    def on(
+        self,
+        queue: str | DeclaredQueue,
+        *,
+        lease: Seconds | None = None,
+        concurrency: int | None = None,
+        prefetch: int = 0,
+        timeout: Seconds | None = None,
+        retry: Retry | None = None,
+        batch: int | None = None,
+        weight: int = 1,
+        acknowledge: Acknowledge = "commit",
+        payload: Any = None,
+    ) -> Callable[[_F], _F]:
+        """Register the decorated function as the handler of a queue.
+
+        What it is called with, its annotations say: a ``Session`` (``AsyncSession``), whose
+        commit writes what the handler wrote and archives the message, both or neither; a
+        `Delivery`; a `QueueService` (`AsyncQueueService`) in that session; and the payload, as a
+        pydantic model, a msgspec struct, a dataclass or plain JSON.
+
+        It returns None, or a decision: `RetryIn`, `Snooze`, `Discard`, `DeadLetter`. Returned,
+        a decision commits with the handler's writes; raised, it rolls them back first.
+
+        Args:
+            queue: The name of a queue that exists when the consumer starts, or a `DeclaredQueue`,
+                which is created then if it is missing.
+            lease: Seconds, or a timedelta; the queue's ``lease_seconds`` unless given. It is
+                renewed while the handler runs: it only bounds how long a message of a process
+                that died waits for the next attempt.
+            concurrency: How many calls of this handler may run at the same time; the consumer's
+                unless given.
+            prefetch: How many messages more than that to lease ahead: fewer round trips for quick
+                handlers, at the price of messages waiting here that another consumer could work on.
+            timeout: Seconds, or a timedelta, after which the attempt counts as failed, and its
+                lease is given up. A task is cancelled; a thread goes on, but cannot commit.
+            retry: What becomes of a message whose handler raised; the consumer's unless given.
+            batch: Call it with lists of up to so many messages.
+            weight: Its share of the consumer when several queues have messages.
+            acknowledge: ``commit``: with the handler's transaction, or after it has returned when
+                it takes no session. ``first``: before it is called, at most once. ``manual``: by
+                the handler itself, with its service, within the lease.
+            payload: The payload's type, when no annotation says it.
+
+        Raises:
+            InvalidArgument: the handler's signature, or one of these, cannot be.
+        """
+        name = queue.name if isinstance(queue, DeclaredQueue) else queue
+        if isinstance(queue, DeclaredQueue):
+            self._settings = self._settings.declaring(queue)
+
+        def register(function: _F) -> _F:
+            return self._handlers.add(
+                name,
+                function,
+                lease=lease,
+                concurrency=concurrency,
+                prefetch=prefetch,
+                timeout=timeout,
+                retry=retry,
+                batch=batch,
+                weight=weight,
+                acknowledge=acknowledge,
+                payload=payload,
+            )
+
+        return register
+
+    def only(self, *queues: str) -> None:
+        """Work on these queues alone, of those that have a handler."""
+        self._handlers.only(queues)
+
+    def configure(
+        self,
+        *,
+        concurrency: int | None = None,
+        drain_timeout: Seconds | None = None,
+        hooks: Sequence[Hooks] = (),
+    ) -> None:
+        """Change how it works before it starts, as ``pgqrs worker run`` does with its options.
+
+        Args:
+            concurrency: How many calls may run at the same time, also of the handlers that have no
+                number of their own.
+            drain_timeout: Seconds, or a timedelta, that running handlers get when it stops.
+            hooks: More of them.
+
+        Raises:
+            InvalidArgument: one of these cannot be.
+        """
+        self._settings = self._settings.changed(concurrency, drain_timeout, hooks)
+        if concurrency is not None:
+            self._handlers.run_as_many(concurrency)
+
+    def _engine_of_sessions(self) -> Engine:
+        """Return the engine of the sessions that are made in calls."""
+        context = self._settings.context()
+        return self._own(self._asked(lambda session: engine_of(session, context)))
+
+    def _refuse_autocommit(self) -> None:
+        """Raise if the sessions that are made in calls set AUTOCOMMIT, and a handler takes one."""
+        self._asked(lambda session: refuse_autocommit_session(session, self.handlers))
+
+    def _asked(self, ask: Callable[[Session], _T]) -> _T:
+        """Return what a function finds out about a session, as one is made in a call."""
+
+        def asked() -> _T:
+            with call_context_of(self._call_context)():
+                made = opened(self._new_session(), asynchronous=self._asynchronous)
+                with made.sync_session if self._asynchronous else made as session:
+                    found = ask(session)
+            return found
+
+        return copy_context().run(asked)
+
+    def _own(self, engine: Engine) -> Engine:
+        """Return an engine whose pool belongs to this process."""
+        if self._pid != os.getpid():
+            # Connections that the parent process opened are the parent's: using them here as well
+            # would mix up what they say (https://docs.sqlalchemy.org/en/20/core/pooling.html).
+            # They are kept: asyncpg's, when collected, take their sockets from the loop that the
+            # parent may be waiting in, whose epoll both processes share.
+            self._inherited = engine.pool
+            engine.dispose(close=False)
+            self._pid = os.getpid()
+        return engine
+
+    @staticmethod
+    def _refuse_twice(run: Any) -> None:
+        if run is not None and not (run.runtime.forked or run.runtime.closed):
+            raise InvalidArgument("this consumer works already: stop it first, or make another one")
+
+    def _connections_needed(self) -> int:
+        """How many sessions of handlers may be open at a time."""
+        wanted = sum(one.concurrency for one in self._handlers if one.call.needs_session)
+        return min(self._settings.concurrency, wanted)
+
+    def _listener(self, engine: Any) -> Callable[[Callable[[str | None], None]], Waker] | None:
+        if not self._settings.notify:
+            return None
+        from ..wakeup.listener import Listener  # noqa: PLC0415 - only who asked for it pays for it
+
+        models = self._settings.context().models
+        dsn = self._settings.listen_dsn
+        return lambda on_wake: Listener(engine, on_wake, models=models, listen_dsn=dsn)

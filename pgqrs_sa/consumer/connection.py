@@ -1,0 +1,351 @@
+"""The consumer's own connections: one statement, one commit, whatever the application's are.
+
+A `Line` holds a connection in AUTOCOMMIT, if it can, as long as it works, and takes another one
+when it does not. Its session is used by one thread alone. That is also so in an `AsyncConsumer`:
+there the thread has an event loop of its own, and a connection that belongs to that, so that
+neither a blocked loop nor a cancelled task of the application can keep a lease from being renewed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session
+
+from .._core import commits
+from .._core.context import Context
+from .._core.routing import commits_by_itself
+from . import store
+from .call_transactions import shut_down
+from .retrying import patient, transient, unsaid
+
+__all__ = ["AsyncPlug", "Line", "Plug", "SyncPlug"]
+
+log = logging.getLogger("pgqrs_sa.consumer")
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class Plug(Protocol):
+    """How a thread reaches the database."""
+
+    def run(self, work: Callable[[Connection], _T]) -> _T:
+        """Do something with a connection, which is opened if there is none."""
+        ...
+
+    def drop(self) -> None:
+        """Throw the connection away: it is broken."""
+
+    def close(self) -> None:
+        """Give the connection back."""
+
+    def cut(self) -> None:
+        """End a call that hangs, from another thread."""
+
+
+class SyncPlug:
+    """A connection of the application's engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: Connection | None = None
+
+    def run(self, work: Callable[[Connection], _T]) -> _T:
+        """See `Plug`."""
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        return work(self._connection)
+
+    def drop(self) -> None:
+        """See `Plug`."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.invalidate()
+            with contextlib.suppress(Exception):
+                connection.close()
+
+    def close(self) -> None:
+        """See `Plug`."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.close()
+
+    def cut(self) -> None:
+        """See `Plug`: both psycopg's connections tell their socket."""
+        connection = self._connection
+        with contextlib.suppress(Exception):  # it is closed already
+            shut_down(connection.connection.driver_connection if connection else None)
+
+
+class AsyncPlug:
+    """A connection like those of the application's async engine, in a loop of this thread's."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = _sibling(engine)
+        self._connection: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    def run(self, work: Callable[[Connection], _T]) -> _T:
+        """See `Plug`."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        result: _T = self._loop.run_until_complete(self._cancellable(self._run(work)))
+        return result
+
+    async def _cancellable(self, work: Any) -> Any:
+        task = self._task = asyncio.ensure_future(work)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise TimeoutError("the server did not answer in time") from None
+        finally:
+            self._task = None
+
+    async def _run(self, work: Callable[[Connection], _T]) -> _T:
+        if self._connection is None:
+            self._connection = await self._engine.connect()
+        result: _T = await self._connection.run_sync(work)
+        return result
+
+    def drop(self) -> None:
+        """See `Plug`."""
+        self._end(broken=True)
+
+    def close(self) -> None:
+        """See `Plug`."""
+        self._end(broken=False)
+        if self._loop is not None:
+            with contextlib.suppress(Exception):
+                self._loop.run_until_complete(self._engine.dispose())
+            self._loop.run_until_complete(_rest_ended())
+            self._loop.close()
+            self._loop = None
+
+    def _end(self, *, broken: bool) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None or self._loop is None:
+            return
+
+        async def end() -> None:
+            if broken:
+                with contextlib.suppress(Exception):
+                    await connection.invalidate()
+            with contextlib.suppress(Exception):
+                await connection.close()
+
+        self._loop.run_until_complete(end())
+
+    def cut(self) -> None:
+        """See `Plug`."""
+        task, loop = self._task, self._loop
+        if task is not None and loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+                loop.call_soon_threadsafe(task.cancel)
+
+
+async def _rest_ended() -> None:
+    """End what calls that were cut have left in this loop.
+
+    SQLAlchemy closes the connection of a cancelled call in a task of its own, which a second
+    cancellation does not reach: without a loop to end in, its socket would stay open. Such a task
+    has a second before it is cancelled, as asyncpg before 0.32 then leaves its socket open.
+    """
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    if rest:
+        _, late = await asyncio.wait(rest, timeout=1)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+
+def _sibling(engine: Any) -> Any:
+    """Return an async engine with a pool of its own, for another event loop.
+
+    It connects as the application's does: with its dialect, its creator and the events of its
+    pool and of its engine.
+    """
+    from sqlalchemy.ext.asyncio import AsyncEngine  # noqa: PLC0415 - needs greenlet
+
+    original = engine.sync_engine
+    twin: Any = Engine(original.pool.recreate(), original.dialect, original.url)
+    # As engine.execution_options() does, and so of an engine that it returned, too.
+    twin.dispatch = twin.dispatch._join(original.dispatch)  # noqa: SLF001
+    twin._has_events = original._has_events  # noqa: SLF001 - or none of them is called
+    return AsyncEngine(twin.execution_options(**original.get_execution_options()))
+
+
+class Line:
+    """A connection in AUTOCOMMIT, which is replaced when it breaks.
+
+    Args:
+        plug: How to reach the database.
+        stopping: Ends the waiting for a database that does not answer.
+        deadline: Seconds after which a call is taken for dead, and its connection cut: see `watch`.
+    """
+
+    def __init__(self, plug: Plug, stopping: threading.Event, deadline: float) -> None:
+        self._plug = plug
+        self._stopping = stopping
+        self._deadline = deadline
+        self._since: float | None = None
+        self._isolation: str | None = None
+        self.commits_by_itself = False  # the application's connections: known after the first call
+        self._session: Session | None = None
+        self.on_trouble: Callable[[], None] = lambda: None
+
+    def call(
+        self,
+        what: str,
+        context: Context,
+        operation: Callable[Concatenate[Session, Context, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Run an operation, again and again while the trouble is one that passes."""
+        return self.call_until(self._stopping, what, context, operation, *args, **kwargs)
+
+    def call_until(
+        self,
+        stopping: threading.Event,
+        what: str,
+        context: Context,
+        operation: Callable[Concatenate[Session, Context, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Run an operation that is not worth repeating any more once ``stopping`` is set."""
+        try:
+            return self.once(context, operation, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - it is the first attempt's below
+            failed = [error]
+        # Only now is made what waits and counts: it takes a twentieth of the time of a quick call.
+        for attempt in patient(stopping, what, context.worker):
+            with attempt:
+                if failed:
+                    raise failed.pop()
+                return self.once(context, operation, *args, **kwargs)
+        raise AssertionError("a retry ends with a result or an error")
+
+    def once(
+        self,
+        context: Context,
+        operation: Callable[Concatenate[Session, Context, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Run an operation once; after an error the connection is not used again."""
+
+        def work(connection: Connection) -> _T:
+            session = self._ready(connection, context)
+            result = operation(session, context, *args, **kwargs)
+            if self._isolation == "AUTOCOMMIT":  # each statement has committed by itself
+                commits.now(session)
+                return result
+            session.commit()
+            return result
+
+        return self._timed(work)
+
+    def transaction(
+        self,
+        context: Context,
+        operation: Callable[Concatenate[Session, Context, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Run an operation once, in a READ COMMITTED transaction of its own."""
+
+        def work(connection: Connection) -> _T:
+            if self._session is not None:
+                self._session.close()
+                self._session = None
+            _set(connection, "READ COMMITTED")
+            with Session(connection) as session, session.begin():
+                return operation(session, context, *args, **kwargs)
+
+        return self._timed(work)
+
+    def _timed(self, work: Callable[[Connection], _T]) -> _T:
+        self._since = time.monotonic()
+        try:
+            return self._plug.run(work)
+        except BaseException:
+            self._session = None
+            self._plug.drop()
+            self.on_trouble()
+            raise
+        finally:
+            self._since = None
+
+    def _ready(self, connection: Connection, context: Context) -> Session:
+        """Return the session of a connection, which is kept as long as that."""
+        if self._session is None or self._session.bind is not connection:
+            if self._isolation is None:
+                self.commits_by_itself = commits_by_itself(connection)
+                # In AUTOCOMMIT the server's own default rules, which may be another than this.
+                with Session(connection) as session:
+                    default = store.look_around(session, context)
+                alone = default == "read committed" and not _in_two_parts(connection)
+                self._isolation = "AUTOCOMMIT" if alone else "READ COMMITTED"
+            _set(connection, self._isolation)
+            self._session = Session(connection)
+        return self._session
+
+    @property
+    def stopping(self) -> threading.Event:
+        """Set when there is no more time to wait for the database."""
+        return self._stopping
+
+    @property
+    def hurried(self) -> bool:
+        """True when there is no more time to wait for the database."""
+        return self._stopping.is_set()
+
+    def lament(self, error: BaseException, worker: int | None) -> None:
+        """Log an error that has ended the thread whose line this is."""
+        if self.hurried and transient(error):
+            name = type(error).__name__
+            log.warning("the database is away: %s", name, extra={"worker": worker})
+        else:
+            what = "the consumer cannot go on"
+            log.error(what, exc_info=unsaid(error), extra={"worker": worker})
+
+    def watch(self) -> None:
+        """Cut the connection if a call has been waiting for too long. From another thread."""
+        since = self._since
+        if since is not None and time.monotonic() - since > self._deadline:
+            self._plug.cut()
+
+    def cut(self) -> None:
+        """Cut the connection, whatever it is doing. From another thread."""
+        self._plug.cut()
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._plug.close()
+
+
+def _in_two_parts(connection: Connection) -> bool:
+    """Return whether a statement is prepared by one message and executed by the next.
+
+    asyncpg does that when it keeps no statements, as behind PgBouncer, where each message outside
+    of a transaction may come to another connection of the server, which does not know the first.
+    """
+    raw: Any = connection.connection.dbapi_connection
+    keeps = getattr(raw, "_prepared_statement_cache", None) is not None
+    return connection.dialect.driver == "asyncpg" and not keeps
+
+
+def _set(connection: Connection, isolation: str) -> None:
+    connection.execution_options(isolation_level=isolation)

@@ -1,0 +1,179 @@
+"""What a consumer tells of its work: to the log, and to hooks.
+
+The log is the standard library's, under ``pgqrs_sa.consumer``, one line a message at DEBUG and
+failures at WARNING, with ``extra`` for structured handlers: ``queue``, ``msg_id``, ``attempt``,
+``worker``, ``outcome``, ``duration_ms``, ``error`` (its type) and ``delay_ms`` (until the next
+attempt). No payload is ever in it, nor the text of an application's error, which may repeat it; and
+no handler is installed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from ..types import Delivery, WorkerInfo
+from .disposition import Verdict
+from .handlers import Handler, Unit
+from .log_messages import sentence
+
+__all__ = ["Event", "Hooks", "Reporter"]
+
+log = logging.getLogger("pgqrs_sa.consumer")
+
+_HOOKS = {
+    "archived": "on_success",
+    "discarded": "on_success",
+    "retry": "on_retry",
+    "released": "on_retry",
+    "dead": "on_dead",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened to one message.
+
+    Attributes:
+        delivery: Which message, and which attempt.
+        outcome: ``started``, or what the message is now: ``archived``, ``discarded``, ``retry``,
+            ``released`` (snoozed, or given back), ``dead`` or ``lease lost``.
+        handler: The handler's name.
+        worker: The worker's id.
+        duration: Since its handler began, or None when it has not.
+        error: What the handler raised, if it did.
+        delay: Until the next attempt, of a retry or a snooze.
+        reason: Of a dead letter, or of one that was discarded.
+    """
+
+    delivery: Delivery
+    outcome: str
+    handler: str
+    worker: int | None
+    duration: timedelta | None = None
+    error: BaseException | None = None
+    delay: timedelta | None = None
+    reason: str | None = None
+
+
+class Hooks:
+    """Override what you want to hear of, and give an instance to ``Consumer(hooks=[...])``.
+
+    They are called from the consumer's threads, after the database has the outcome (`on_start`:
+    before the handler begins). Be quick, and safe for threads. What a hook raises is logged.
+    """
+
+    def on_heartbeat(self, worker: WorkerInfo) -> None:
+        """The consumer lives, and the database has noted it: at its start, and ever so often."""
+
+    def on_start(self, event: Event) -> None:
+        """A handler begins."""
+
+    def on_success(self, event: Event) -> None:
+        """A message is settled as its handler wanted: archived, or discarded (with a reason)."""
+
+    def on_retry(self, event: Event) -> None:
+        """An attempt failed, or put the message off: it comes again after ``delay``."""
+
+    def on_dead(self, event: Event) -> None:
+        """A message has become a dead letter."""
+
+    def on_lease_lost(self, event: Event) -> None:
+        """A lease is gone: somebody else has the message, or it was given back."""
+
+
+class Reporter:
+    """Tells the log and the hooks."""
+
+    def __init__(self, hooks: Sequence[Hooks]) -> None:
+        self._hooks = tuple(hooks)
+        self.worker: int | None = None
+
+    def started(self, unit: Unit) -> None:
+        """A handler begins."""
+        if self._hooks:
+            for one in unit.deliveries:
+                event = Event(one, "started", unit.handler.name, self.worker)
+                self._tell("on_start", event)
+
+    def lives(self, worker: WorkerInfo) -> None:
+        """The consumer has registered, or given a sign of life."""
+        self._tell("on_heartbeat", worker)
+
+    def settled(
+        self, handler: Handler, verdict: Verdict, word: str, started_at: float | None
+    ) -> None:
+        """A verdict has been carried out; ``word`` is what the message is now."""
+        if word == "archived" and not (self._hooks or log.isEnabledFor(logging.DEBUG)):
+            return  # nobody would hear of it
+        success = word in ("archived", "discarded")
+        self.ended(
+            _HOOKS[word],
+            word,
+            handler,
+            verdict.delivery,
+            started_at,
+            error=None if success else verdict.error,
+            delay=verdict.delay if word in ("retry", "released") else None,
+            reason=verdict.reason,
+        )
+
+    def ended(
+        self,
+        name: str,
+        outcome: str,
+        handler: Handler,
+        delivery: Delivery,
+        started_at: float | None,
+        *,
+        error: BaseException | None = None,
+        delay: timedelta | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """A message has been settled, or lost.
+
+        Args:
+            name: The hook.
+            outcome: For the log.
+            handler: Whose message it is.
+            delivery: Which.
+            started_at: When the handler began, by the monotonic clock.
+            error: See `Event`, like what follows.
+            delay: Until the next attempt.
+            reason: Of a dead letter.
+        """
+        took = None if started_at is None else time.monotonic() - started_at
+        level = logging.DEBUG if name == "on_success" or error is None else logging.WARNING
+        if name in ("on_dead", "on_lease_lost"):
+            level = logging.WARNING
+        if log.isEnabledFor(level):
+            log.log(
+                level,
+                "%s",
+                sentence(delivery, outcome, error, delay),
+                extra={
+                    "queue": delivery.queue,
+                    "msg_id": delivery.id,
+                    "attempt": delivery.read_ct,
+                    "worker": self.worker,
+                    "outcome": outcome,
+                    "duration_ms": None if took is None else round(took * 1000, 3),
+                    "error": None if error is None else type(error).__qualname__,
+                    "delay_ms": None if delay is None else round(delay.total_seconds() * 1000, 3),
+                },
+            )
+        if self._hooks:
+            span = None if took is None else timedelta(seconds=took)
+            event = Event(delivery, outcome, handler.name, self.worker, span, error, delay, reason)
+            self._tell(name, event)
+
+    def _tell(self, name: str, what: Event | WorkerInfo) -> None:
+        for hooks in self._hooks:
+            try:
+                getattr(hooks, name)(what)
+            except BaseException:
+                # Whatever it is: raised here, it would end a thread that has a message in hand.
+                log.exception("%s of %r failed", name, hooks)

@@ -1,0 +1,171 @@
+"""What happens around a handler's call, apart from waiting for it.
+
+Shared by threads and tasks: settling in the handler's session, and reading what a call's end means.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from .._core import routing, settlements
+from .._core.context import Context
+from ..errors import LeaseLost, Whereabouts
+from ..types import Delivery
+from . import results, store
+from .call_transactions import Calls, CallTransaction
+from .disposition import Verdict, of_error, of_result
+from .handlers import Handler, Unit
+from .leases import Book
+from .options import AutocommitSession, refuse_autocommit
+from .retrying import sqlstate, transient
+from .signature import MisfitsError
+
+__all__ = [
+    "FORGIVEN",
+    "after_error",
+    "after_return",
+    "begin",
+    "commit_within",
+    "is_fatal",
+    "settle_within",
+]
+
+_CONFLICTS = ("40001", "40P01")
+"""Transactions that stood in each other's way: it is nobody's fault, and all was rolled back. "The
+transaction might succeed if retried", says PostgreSQL, which sees such conflicts where there are
+none, too: https://www.postgresql.org/docs/current/transaction-iso.html"""
+_SOON = 0.2  # seconds, at most, until the next attempt then: they should not meet again
+FORGIVEN = 20
+"""Attempts that may end so: a message that meets a conflict at each of them is met by no chance,
+and is to become a dead letter one day. Chosen, not measured."""
+
+
+class _NotBegun(Exception):
+    """Trouble that passes, before the handler was called: the attempt is not charged for it."""
+
+
+def _hold(session: Session, context: Context, unit: Unit) -> None:
+    """Lock the messages, in a transaction that keeps one snapshot: see `consume.hold`."""
+    try:
+        store.hold(session, context, unit.deliveries)
+    except Exception as error:
+        if transient(error):  # as when a renewal has come in between
+            raise _NotBegun from error
+        raise
+
+
+def begin(
+    session: Session, context: Context, unit: Unit, calls: Calls, transaction: CallTransaction
+) -> None:
+    """Prepare the transaction of a handler whose commit is the acknowledgement.
+
+    A message that the transaction could not archive after a renewal is locked first.
+
+    Raises:
+        AutocommitSession: what the handler writes would not be rolled back.
+    """
+    connection = routing.connect(session, {"mapper": context.mapper})
+    if routing.commits_by_itself(connection):
+        refuse_autocommit([unit.handler])
+    transaction.use(connection)
+    if calls.keep_snapshots(connection):
+        transaction.locks_messages()
+        _hold(session, context, unit)
+
+
+def commit_within(
+    session: Session,
+    context: Context,
+    unit: Unit,
+    result: Any,
+    book: Book,
+    transaction: CallTransaction,
+) -> list[Verdict]:
+    """Do as `settle_within`, unless the attempt has failed by its timeout, or was given up.
+
+    Raises:
+        LeaseLost: it has, even if the message is still locked here, and the lease valid.
+    """
+    if gone := book.committing(unit.deliveries):
+        raise LeaseLost({one.id: Whereabouts(one.id, "given up", one.read_ct) for one in gone})
+    transaction.locks_messages()
+    return settle_within(session, context, unit, result)
+
+
+def settle_within(session: Session, context: Context, unit: Unit, result: Any) -> list[Verdict]:
+    """Settle in the handler's transaction what it returned; `LeaseLost` rolls everything back."""
+    verdicts = of_result(unit, result)
+    words = settlements.apply(session, context, verdicts, strict=True)
+    return [
+        replace(one, word=words[one.delivery.id]) if one.delivery.id in words else one
+        for one in verdicts
+    ]
+
+
+def after_return(unit: Unit, result: Any) -> list[Verdict]:
+    """Return what becomes of the messages of a handler without a session, which returned."""
+    if unit.handler.acknowledge == "first":
+        results.read(unit, result)  # too late to settle, but not to say that nothing has run
+        return [Verdict(one, "keep") for one in unit.deliveries]
+    return of_result(unit, result)
+
+
+def after_error(unit: Unit, error: BaseException, *, stopping: bool) -> list[Verdict]:
+    """Return what becomes of the messages of a handler that raised, and was rolled back.
+
+    Args:
+        unit: What it worked on.
+        error: What it raised; or what its COMMIT did, where the outcome is then looked up.
+        stopping: True while the consumer stops, and may have caused it.
+    """
+    if unit.handler.acknowledge == "first":
+        return [Verdict(one, "keep", error=error) for one in unit.deliveries]
+    told_to_stop = stopping or any(one.lease_lost for one in unit.deliveries)
+    not_its_own = (KeyboardInterrupt, AutocommitSession)
+    if isinstance(error, not_its_own) or (told_to_stop and not isinstance(error, Exception)):
+        # Not the message's fault: somebody wants this process, or this task, to end; or the
+        # sessions are such that no handler may be called.
+        return [Verdict(one, "release", error=error) for one in unit.deliveries]
+    if isinstance(error, _NotBegun):
+        return [Verdict(one, "release", error=error.__cause__) for one in unit.deliveries]
+    if unit.handler.call.needs_session and sqlstate(error) in _CONFLICTS:
+        return [_of_conflict(unit.handler, one, error) for one in unit.deliveries]
+    if errors := _of_some(unit, error):
+        # The others go back at once, as if not taken.
+        return [
+            of_error(unit.handler, delivery, errors[delivery.id])
+            if delivery.id in errors
+            else Verdict(delivery, "release", error=error)
+            for delivery in unit.deliveries
+        ]
+    return [of_error(unit.handler, one, error) for one in unit.deliveries]
+
+
+def _of_some(unit: Unit, error: BaseException) -> Mapping[int, BaseException]:
+    """Return the errors of some messages of a batch, by id, where the others have no part in it."""
+    if isinstance(error, MisfitsError):
+        return error.errors
+    if not isinstance(error, LeaseLost):
+        return {}
+    # Those that seem to be lost are tried to be failed: a handler that has settled its message
+    # itself, where the consumer does, holds it again after the rollback, and must not do so for
+    # ever.
+    return {delivery.id: error for delivery in unit.deliveries if delivery.id in error.ids}
+
+
+def _of_conflict(handler: Handler, delivery: Delivery, error: BaseException) -> Verdict:
+    if delivery.read_ct > FORGIVEN:
+        return of_error(handler, delivery, error)
+    soon = timedelta(seconds=random.uniform(0, _SOON))  # noqa: S311 - jitter, not a secret
+    return Verdict(delivery, "release", soon, error=error)
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Return whether an error of a handler ends the consumer, once its message is settled."""
+    return isinstance(error, (KeyboardInterrupt, SystemExit, AutocommitSession))

@@ -1,0 +1,236 @@
+"""The thread that keeps what is held: renewals, timeouts, the heartbeat, and tidying up.
+
+It has a connection of its own and waits for nobody's lock, so that neither a long statement of
+the other thread nor a handler that holds its message locked delays the renewal of the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+from sqlalchemy.orm import Session
+
+from .._core import archive, workers
+from .._core.context import Context
+from ..errors import HandlerTimeout, QueueNotFound, WorkerNotFound, WorkerNotReady
+from ..types import WorkerInfo
+from . import store
+from .connection import Line
+from .disposition import Verdict, of_error
+from .events import Reporter
+from .leases import Book, Held
+from .retrying import sqlstate, transient, unsaid
+
+__all__ = ["Keeper"]
+
+log = logging.getLogger("pgqrs_sa.consumer")
+
+_SHORTEST_REST = 0.02  # seconds
+_LATER = 0.5  # seconds until a lease whose row was locked is tried again
+_CHUNK = 1_000  # rows of the archive that one round of tidying deletes at most
+_WORKERS_KEPT = timedelta(days=7)
+_DENIED = "42501"
+
+
+class Keeper:
+    """Renews leases, and tells the database that this consumer lives.
+
+    Args:
+        line: Its connection.
+        context: Returns the context.
+        book: The leases held.
+        reporter: Hears of leases that are lost.
+        register: Registers this consumer anew, after it was taken for dead.
+        time_out: Settles a delivery whose handler took too long.
+        abandon: Tells a handler that is running to stop, if that is possible.
+        stack: Says where a handler is that is running, if that is known.
+        heartbeat: Seconds between two signs of life.
+        grace: Seconds that a handler may stop by itself in, once its time is over.
+        housekeeping: Seconds between two rounds of tidying up, or None for none.
+        silent_for: How long another worker may be silent before it is taken for dead.
+        longest_rest: Seconds after which new leases are looked at.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        context: Callable[[], Context],
+        book: Book,
+        reporter: Reporter,
+        register: Callable[[], WorkerInfo],
+        time_out: Callable[[Held, Verdict], None],
+        abandon: Callable[[Sequence[Held]], None],
+        stack: Callable[[Held], str | None],
+        *,
+        queues: Sequence[str],
+        heartbeat: float,
+        grace: float,
+        housekeeping: float | None,
+        silent_for: float,
+        longest_rest: float = 1.0,
+    ) -> None:
+        self._line = line
+        self._context = context
+        self._book = book
+        self._reporter = reporter
+        self._register = register
+        self._time_out = time_out
+        self._abandon = abandon
+        self._stack = stack
+        self._queues = queues
+        self._heartbeat = heartbeat
+        self._grace = grace
+        self._housekeeping = housekeeping
+        self._silent_for = silent_for
+        self._longest_rest = longest_rest
+        self._closed = threading.Event()
+        self._status = "ready"
+        now = time.monotonic()
+        self._beats_at = now + heartbeat
+        # The first round comes soon, but not from all consumers of a deployment at once.
+        self._tidies_at = now + (housekeeping or 0.0) * (id(self) % 97) / 97
+        self.fatal: BaseException | None = None
+
+    def close(self) -> None:
+        """End after the present step."""
+        self._closed.set()
+
+    def run(self) -> None:
+        """Keep until closed."""
+        try:
+            while not self._closed.wait(self._rest()):
+                self._renew()
+                self._end_overdue()
+                self._beat()
+                self._tidy()
+        except BaseException as error:  # noqa: BLE001 - it is kept
+            self.fatal = error  # whoever runs the consumer raises it; if nobody waits, it is here
+            self._line.lament(error, self._context().worker)
+        finally:
+            self._say_goodbye()
+
+    def _rest(self) -> float:
+        moments = [self._book.next_renewal(), self._beats_at]
+        rest = min(min(moments) - time.monotonic(), self._longest_rest)
+        return max(_SHORTEST_REST, rest)
+
+    def _renew(self) -> None:
+        by_span: dict[float, list[Held]] = {}
+        for held in self._book.due(time.monotonic()):
+            by_span.setdefault(held.lease, []).append(held)
+        for span, group in by_span.items():
+            self._renew_group(span, group)
+
+    def _renew_group(self, span: float, group: Sequence[Held]) -> None:
+        deliveries = [one.delivery for one in group]
+        asked_at = time.monotonic()
+        kept = self._line.call(
+            "a renewal", self._context(), store.renew, deliveries, timedelta(seconds=span)
+        )
+        self._book.renewed([one for one in group if one.delivery.id in kept], asked_at)
+        missing = [one for one in deliveries if one.id not in kept]
+        if not missing:
+            return
+        known = self._line.call("a look", self._context(), store.fates, missing)
+        for held in group:
+            held.renew_at = time.monotonic() + min(_LATER, span / 6)
+            if known.get(held.delivery.id) == "busy":
+                # Locked, by its own handler as a rule: nobody can take it while that lasts.
+                held.good_until = max(held.good_until, time.monotonic() + 2 * _LATER)
+        # Of what is being settled, whoever does that tells. A handler may also have archived its
+        # message by itself, and not have returned yet.
+        self.lose(
+            [
+                one
+                for one in group
+                if known.get(one.delivery.id) in ("lost", "dead")
+                and not (one.settling or one.timed_out)
+            ]
+        )
+
+    def lose(self, gone: Sequence[Held]) -> None:
+        """Note that leases are gone, and tell their handlers."""
+        lost = self._book.lose([one.delivery for one in gone])
+        if lost:
+            self._abandon(lost)
+        for one in lost:
+            self._reporter.ended(
+                "on_lease_lost", "lease lost", one.handler, one.delivery, one.started_at
+            )
+
+    def _end_overdue(self) -> None:
+        for held in self._book.overdue(time.monotonic() - self._grace):
+            limit = held.handler.timeout or timedelta(0)
+            error = HandlerTimeout(held.handler.name, limit.total_seconds(), self._stack(held))
+            log.error("%s", error, extra={"msg_id": held.delivery.id, "queue": held.handler.queue})
+            self._time_out(held, of_error(held.handler, held.delivery, error))
+            self._abandon([held])
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        worker = self._context().worker
+        if now < self._beats_at or worker is None:
+            return
+        self._beats_at = now + self._heartbeat
+        try:
+            info = self._line.call(
+                "a heartbeat", self._context(), workers.heartbeat, worker, len(self._book.tokens())
+            )
+        except (WorkerNotReady, WorkerNotFound) as error:
+            log.warning("taken for dead: %s", error, extra={"worker": worker})
+            self.lose(self._book.all())
+            info = self._register()
+        self._reporter.lives(info)
+        if info.status != self._status:
+            self._status = info.status
+            log.info("worker %d is %s", worker, info.status, extra={"worker": worker})
+
+    def _tidy(self) -> None:
+        now = time.monotonic()
+        if self._housekeeping is None or now < self._tidies_at:
+            return
+        self._tidies_at = now + self._housekeeping
+        # Each in a transaction of its own: a consumer's role may do the first two alone.
+        for job in (self._reclaim, self._bury, self._prune, self._forget):
+            try:
+                self._line.transaction(self._context(), job)
+            except Exception as error:
+                if not (transient(error) or sqlstate(error) == _DENIED):
+                    name = type(error).__name__
+                    log.warning("tidying up failed: %s", name, exc_info=unsaid(error))
+                else:
+                    log.info("tidying up was not possible: %s", type(error).__name__)
+
+    def _reclaim(self, session: Session, context: Context) -> None:
+        if store.tidying(session, context):
+            workers.reclaim(session, context, self._silent_for, None, holding=False)
+
+    def _bury(self, session: Session, context: Context) -> None:
+        if store.tidying(session, context):
+            for queue in self._queues:
+                with contextlib.suppress(QueueNotFound):  # the desk says so
+                    archive.bury(session, context, queue, _CHUNK)
+
+    def _prune(self, session: Session, context: Context) -> None:
+        if store.tidying(session, context):
+            archive.prune(session, context, None, None, _CHUNK)
+
+    def _forget(self, session: Session, context: Context) -> None:
+        if store.tidying(session, context):
+            workers.purge(session, context, _WORKERS_KEPT)
+
+    def _say_goodbye(self) -> None:
+        worker = self._context().worker
+        # Twice: the connection may have been lost since it was last used.
+        for _ in range(2 if worker is not None else 0):
+            try:
+                self._line.once(self._context(), workers.set_status, worker or 0, "stopped")
+                break
+            except Exception as error:  # noqa: BLE001 - the row then shows its silence
+                log.info("worker %d was not noted as stopped: %s", worker, type(error).__name__)
+        self._line.close()

@@ -1,0 +1,223 @@
+"""What a consumer does on its own connection, beside what `QueueService` offers.
+
+Nothing here waits for a lock: a row that another transaction is just changing is left as it is,
+and reported as busy. One consumer has many leases, and one of them must not hold up the others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy.orm import Session
+
+from .._core import cursors, settle
+from .._core.context import Context, run
+from .._core.lease import decodable, in_order
+from .._core.lease import deliveries as deliveries_of
+from .._core.sql import consume as statements
+from .._core.sql import lease as leasing
+from .._core.sql import settle as settling
+from ..errors import ReadOnlyDatabase
+from ..types import Delivery
+
+__all__ = [
+    "Fate",
+    "Findings",
+    "Turn",
+    "Unanswered",
+    "fates",
+    "hand_back",
+    "hold",
+    "look",
+    "look_around",
+    "renew",
+    "tidying",
+    "turn",
+]
+
+Fate = Literal["archived", "dead", "discarded", "busy", "lost"]
+"""What became of a delivery that could not be settled: it is settled already, as this; its row is
+locked just now; or somebody else has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one turn brought.
+
+    Attributes:
+        settled: The ids that were archived.
+        leased: The new deliveries, in queue order.
+        undecodable: Those that were leased, and are dead letters now.
+    """
+
+    settled: frozenset[int]
+    leased: list[Delivery]
+    undecodable: list[Delivery] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """A turn whose reply was lost: it may have leased messages that nobody knows of.
+
+    Attributes:
+        worker: For whom.
+        queue: From which queue.
+        lease: For how long.
+        since: The monotonic clock before it was sent.
+        until: The monotonic clock after it was given up.
+    """
+
+    worker: int
+    queue: str
+    lease: timedelta
+    since: float
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a look at some queues has found.
+
+    Attributes:
+        ready: Queues with a message that this worker could lease, were it not locked.
+        exhausted: Queues with messages whose attempts are used up.
+        missing: Names that no queue has.
+    """
+
+    ready: frozenset[str]
+    exhausted: frozenset[str]
+    missing: frozenset[str]
+
+
+def turn(
+    session: Session,
+    context: Context,
+    done: Sequence[Delivery],
+    queue: str,
+    limit: int,
+    lease: timedelta,
+    attempts: int | None,
+) -> Turn:
+    """Archive what is done, and lease up to ``limit`` messages of a queue, in one statement."""
+    values = {
+        **settle.fence(done),
+        "queue": queue,
+        "limit": limit,
+        "lease": lease,
+        "worker": context.worker,
+        "attempts": attempts,
+    }
+    statement = statements.turn(context.models)
+    taking = cursors.Taking(session, context, statement, values)
+    rows = run(session, context, statement, values | taking.binds()).all()
+    taken = in_order(row for row in rows if row.id is not None)
+    (settled,) = (row.settled for row in rows if row.id is None)
+    if not taking.took(taken):
+        beginning = leasing.dequeue(context.models, by_worker=True)
+        taken = in_order(run(session, context, beginning, values | taking.binds()))
+        taking.took(taken)
+    found = deliveries_of(context, queue, taken, context.worker)
+    return Turn(frozenset(settled or ()), *decodable(session, context, found))
+
+
+def renew(
+    session: Session, context: Context, held: Sequence[Delivery], lease: timedelta
+) -> frozenset[int]:
+    """Let leases run out ``lease`` from now; return the ids for which that was possible."""
+    values = settle.fence(held, required=0, lease=lease)
+    statement = settling.extend(context.models, skip_locked=True)
+    return frozenset(row.id for row in run(session, context, statement, values))
+
+
+def fates(session: Session, context: Context, deliveries: Sequence[Delivery]) -> dict[int, Fate]:
+    """Say what became of deliveries that were just not settled.
+
+    A row in the archive with the delivery's own fencing token is the delivery's own work, the
+    reply to whose COMMIT was lost on the way; or, when it is dead, that of whoever buried it.
+    """
+    values = {"ids": [one.id for one in deliveries]}
+    rows = run(session, context, settling.whereabouts(context.models), values).all()
+    by_id: dict[int, list[Any]] = {}
+    for row in rows:
+        by_id.setdefault(row.id, []).append(row)
+    return {one.id: _fate(one, by_id.get(one.id, ())) for one in deliveries}
+
+
+def _fate(delivery: Delivery, rows: Iterable[Any]) -> Fate:
+    for row in rows:
+        if row.fencing_token == delivery.fencing_token:
+            fate: Fate = "busy" if row.held else row.state if row.settled else "lost"
+            return fate
+    return "lost"
+
+
+def look(session: Session, context: Context, queues: Sequence[str]) -> Findings:
+    """Return which of these queues have something for this worker, in one statement."""
+    values = {"queues": list(queues), "worker": context.worker}
+    found: dict[str, set[str]] = {"ready": set(), "exhausted": set(), "missing": set()}
+    for row in run(session, context, statements.look(context.models), values):
+        found[row.found].add(row.queue)
+    return Findings(**{what: frozenset(names) for what, names in found.items()})
+
+
+def hand_back(
+    session: Session, context: Context, turns: Sequence[Unanswered], known: Iterable[int]
+) -> int:
+    """Give back what turns have leased whose replies were lost; return how many messages.
+
+    Args:
+        session: In whose transaction.
+        context: Of the consumer.
+        turns: Those without a reply.
+        known: The fencing tokens of leases that the consumer has been told of.
+    """
+    listed, count = sorted(known), 0
+    sent = time.monotonic()
+    at: datetime = run(session, context, statements.clock()).scalar_one()
+    told = time.monotonic()
+    for unanswered in turns:
+        values = {
+            "worker_id": unanswered.worker,
+            "queue": unanswered.queue,
+            "lease": unanswered.lease,
+            # The server read its clock between the two moments of ours: the turn began neither
+            # before nor after these.
+            "since": at - timedelta(seconds=told - unanswered.since),
+            "until": at - timedelta(seconds=sent - unanswered.until),
+            "known": listed,
+        }
+        count += len(run(session, context, statements.hand_back(context.models), values).all())
+    return count
+
+
+def hold(session: Session, context: Context, deliveries: Sequence[Delivery]) -> None:
+    """Lock deliveries until the transaction ends, or raise `LeaseLost`.
+
+    For transactions that keep one snapshot (REPEATABLE READ, SERIALIZABLE): there a renewal by
+    another transaction would make the acknowledgement fail. A locked message needs no renewal.
+    """
+    values = settle.fence(deliveries)
+    if len(run(session, context, statements.hold(context.models), values).all()) < len(deliveries):
+        raise settle.lease_lost(session, context, deliveries)
+
+
+def tidying(session: Session, context: Context) -> bool:
+    """Return whether this transaction is the one that tidies up now."""
+    return bool(run(session, context, statements.house_free(context.models)).scalar_one())
+
+
+def look_around(session: Session, context: Context) -> str:
+    """Return the server's default isolation level, or raise if nothing can be leased there.
+
+    Raises:
+        ReadOnlyDatabase: a standby, or a database that is set to read only.
+    """
+    row = run(session, context, statements.surroundings()).one()
+    if row.read_only:  # as every transaction of a standby is
+        raise ReadOnlyDatabase(standby=row.standby)
+    isolation: str = row.isolation
+    return isolation

@@ -1,0 +1,454 @@
+"""`AsyncConsumer`: handlers as tasks of one event loop, each with a session of its own.
+
+Leasing, settling and renewing happen in threads with event loops of their own: a handler that
+blocks the application's loop loses no lease, and a task that is cancelled leaves none behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from ..aio import AsyncQueueService
+from ..errors import HandlerTimeout
+from . import stacks
+from .base import BaseConsumer
+from .call_context import CallContext, call_context_of, check_scopes_of_tasks, refuse_suppression
+from .call_transactions import CallTransaction
+from .connection import AsyncPlug
+from .disposition import Verdict
+from .handlers import Unit
+from .invocation import FORGIVEN, after_error, after_return, begin, commit_within, is_fatal
+from .leases import Held
+from .options import check_pool
+from .runtime import Outcome, Runtime
+from .session_guard import kept_open
+from .sessions import refuse_elsewhere
+from .startup import PATIENCE, Start
+
+__all__ = ["AsyncConsumer"]
+
+_GRACE = 1.0  # seconds that a task has to end by itself, after its timeout has cancelled it
+_CANCELLED = 2.0  # seconds that cancelled tasks have to end when the consumer stops
+
+
+class AsyncConsumer(BaseConsumer[AsyncSession]):
+    """Calls handlers with messages, as tasks; a handler's commit is the acknowledgement.
+
+    ::
+
+        consumer = AsyncConsumer(async_sessionmaker(engine))
+
+        @consumer.on("receipts", timeout=120)
+        async def send_receipt(session: AsyncSession, order: Order, delivery: Delivery) -> None:
+            session.add(Receipt(order=order.id))
+
+        await consumer.run()
+
+    It takes what `Consumer` takes. Only handlers use the engine's pool; the consumer itself
+    connects in the same way, but beside it, twice.
+    """
+
+    _asynchronous = True
+
+    def _prepare(self) -> None:
+        self._run: _Run | None = None
+        self._ending: asyncio.Task[Outcome] | None = None
+        self._outcome = Outcome()
+        self._stop = asyncio.Event()
+        self._now = asyncio.Event()
+
+    async def check(self) -> dict[str, timedelta]:
+        """See `Consumer.check`."""
+        run = await self._made(until_empty=False)
+        return await asyncio.to_thread(run.runtime.check)
+
+    async def run(self, *, until_empty: bool = False) -> int:
+        """See `Consumer.run`; cancelling it gives the messages of running handlers back."""
+        with _signals(self._on_signal):
+            await self.start(until_empty=until_empty)
+            try:
+                while (run := self._run) and not (self._stop.is_set() or run.over):
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._stop.wait(), 0.02 if until_empty else 0.1)
+            except asyncio.CancelledError:
+                await self._abort()
+                raise
+            return await self._end()
+
+    async def start(self, *, until_empty: bool = False) -> None:
+        """See `Consumer.start`."""
+        self._refuse_twice(self._run)
+        self._stop, self._now = asyncio.Event(), asyncio.Event()  # of this loop
+        run = await self._made(until_empty=until_empty)
+        start = Start(run.runtime)
+        # Cancelled or not: threads that were started are to be ended.
+        begun = asyncio.ensure_future(self._begun(start))
+        cancelled = await _done(begun, start.give_up)
+        if not cancelled:
+            self._run = run if begun.result() else None
+            return
+        if begun.exception() is None and begun.result():
+            self._run = run
+            await self._abort()
+        raise asyncio.CancelledError
+
+    async def _begun(self, start: Start) -> bool:
+        """Wait for a start; False when told to stop before that was done."""
+        until = math.inf
+        while not start.wait(0) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+            if until == math.inf and (self._stop.is_set() or start.given_up):
+                start.give_up()
+                until = time.monotonic() + PATIENCE
+        return start.began()
+
+    async def stop(self) -> int:
+        """See `Consumer.stop`."""
+        self._stop.set()
+        run = self._run
+        if run is not None and asyncio.current_task() in run.crew.running:
+            run.runtime.drain()
+            return 0
+        return await self._end()
+
+    async def dispose(self) -> None:
+        """See `Consumer.dispose`."""
+        await self._engine().dispose()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _where: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    def _engine(self) -> AsyncEngine:
+        return AsyncEngine(self._engine_of_sessions())
+
+    async def _made(self, *, until_empty: bool) -> _Run:
+        await check_scopes_of_tasks(self._registry, self._call_context)
+        engine = self._engine()
+        self._refuse_autocommit()
+        needed = self._connections_needed()
+        check_pool(engine.pool, needed, "one for each handler that runs at the same time")
+        crew = _Tasks(
+            self._sessionmaker,
+            engine.sync_engine,
+            asyncio.get_running_loop(),
+            call_context_of(self._call_context),
+        )
+        crew.runtime = Runtime(
+            self._settings,
+            self.handlers,
+            crew,
+            lambda: AsyncPlug(engine),
+            listener=self._listener(engine),
+            until_empty=until_empty,
+            grace=_GRACE,
+        )
+        return _Run(crew.runtime, crew)
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            self._now.set()
+        self._stop.set()
+
+    async def _abort(self) -> None:
+        """End at once; whoever waits is cancelled already."""
+        self._now.set()
+        with contextlib.suppress(Exception):
+            await self._end()
+
+    async def _end(self) -> int:
+        run = self._run
+        if run is None or run.runtime.forked:
+            return self._outcome.code()
+        # One task, for `run` and `stop` together, which is not cancelled with either of them.
+        ending = self._ending
+        if ending is None or ending.get_loop() is not asyncio.get_running_loop():
+            ending = self._ending = asyncio.ensure_future(self._ended(run))
+        cancelled = await _done(ending, self._now.set)
+        self._run, self._ending, self._outcome = None, None, ending.result()
+        if cancelled:
+            raise asyncio.CancelledError
+        return self._outcome.code()
+
+    async def _ended(self, run: _Run) -> Outcome:
+        runtime, crew = run
+        runtime.drain()
+        finished = await self._waited(run, self._settings.drain_timeout)
+        if not finished:
+            await crew.cancel_all(_CANCELLED)
+        clean = await asyncio.to_thread(runtime.close, self._now.is_set)
+        return Outcome(clean and finished, crew.failure or runtime.fatal)
+
+    async def _waited(self, run: _Run, seconds: float) -> bool:
+        """Wait for the running handlers, unless somebody is in a hurry; True when all ended."""
+        end = time.monotonic() + seconds
+        hurry = asyncio.ensure_future(self._now.wait())
+        while not (run.runtime.idle or run.runtime.fatal or hurry.done()):
+            if (left := end - time.monotonic()) <= 0:
+                break
+            await asyncio.wait(
+                {hurry, *run.crew.here()},
+                timeout=min(left, 0.05),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        hurry.cancel()
+        return run.runtime.idle or not run.crew.running
+
+
+@contextlib.contextmanager
+def _signals(handle: Callable[[], None]) -> Iterator[None]:
+    """Handle SIGTERM and SIGINT in the running loop, in the main thread."""
+    before: dict[signal.Signals, Any] = {}
+    loop = asyncio.get_running_loop()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            was = signal.getsignal(number)
+            with contextlib.suppress(NotImplementedError):  # Windows
+                loop.add_signal_handler(number, handle)
+                before[number] = was
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            loop.remove_signal_handler(number)
+            if earlier is not None:  # asyncio.run has one for SIGINT
+                signal.signal(number, earlier)
+
+
+async def _done(task: asyncio.Future[Any], on_cancel: Callable[[], None]) -> bool:
+    """Wait until a task is done, also when the waiting is cancelled; return whether it was."""
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+            on_cancel()
+    return cancelled
+
+
+class _Run(NamedTuple):
+    runtime: Runtime
+    crew: _Tasks
+
+    @property
+    def over(self) -> bool:
+        """True when there is nothing left to wait for."""
+        return self.runtime.over or self.crew.failure is not None
+
+
+class _Tasks:
+    """Tasks that call handlers, in the application's loop."""
+
+    def __init__(
+        self,
+        sessionmaker: Callable[[], AsyncSession],
+        engine: Engine,
+        loop: asyncio.AbstractEventLoop,
+        call_context: CallContext,
+    ) -> None:
+        self._sessionmaker = sessionmaker
+        self._call_context = call_context
+        self._engine = engine
+        self._loop = loop
+        self._context = copy_context()  # of whoever starts the consumer: each call gets a copy
+        self._by_attempt: dict[tuple[int, int], asyncio.Task[bool]] = {}
+        self.runtime: Runtime
+        self.running: set[asyncio.Task[bool]] = set()
+        self.failure: BaseException | None = None
+        self._asked_at: float | None = None  # when the loop was asked whether it runs
+
+    def begin(self, count: int) -> None:
+        """See `Crew`. Called from the desk's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: `silent_for` says so
+            self._loop.call_soon_threadsafe(self._begin, count)
+
+    def _begin(self, count: int) -> None:
+        for _ in range(count):
+            task = self._loop.create_task(self._work(), context=self._context.copy())
+            self.running.add(task)
+            task.add_done_callback(self._ended)
+
+    def wake(self) -> bool:
+        """See `Crew`: the application's loop does not wait for a lease."""
+        return False
+
+    def silent_for(self) -> float:
+        """See `Crew`: since the loop was asked for an answer, which takes a turn of it."""
+        now, asked_at = time.monotonic(), self._asked_at
+        if asked_at is None:
+            asked_at = self._asked_at = now
+            with contextlib.suppress(RuntimeError):  # it is closed, and will not answer
+                self._loop.call_soon_threadsafe(self._answer)
+        return math.inf if self._loop.is_closed() else now - asked_at
+
+    def _answer(self) -> None:
+        self._asked_at = None
+
+    @property
+    def gone(self) -> bool:
+        """See `Crew`: a loop that is blocked runs."""
+        return not self._loop.is_running()
+
+    def here(self) -> set[asyncio.Task[bool]]:
+        """Return the tasks that run, if this is called in their loop, and can wait for them."""
+        return set(self.running) if self._loop is asyncio.get_running_loop() else set()
+
+    def abandon(self, held: Sequence[Held]) -> None:
+        """See `Crew`: cancel the tasks, from whatever thread."""
+
+        def cancel() -> None:
+            for one in held:
+                task = self._by_attempt.get((one.delivery.id, one.delivery.read_ct))
+                if task is not None:
+                    task.cancel()
+
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(cancel)
+
+    def stack(self, held: Held) -> str | None:
+        """See `Crew`."""
+        task = self._by_attempt.get((held.delivery.id, held.delivery.read_ct))
+        return None if task is None else stacks.of_task(task, held.thread)
+
+    async def cancel_all(self, seconds: float) -> None:
+        """Cancel what runs, and wait a moment for it to end."""
+        tasks = self.here()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+
+    async def _work(self) -> bool:
+        """Do the next unit, if one may run now; False if none may."""
+        # Claimed here, not by who makes the task: the loop may be blocked between the two.
+        unit = self.runtime.next_ready()
+        if unit is None:
+            return False
+        attempts = [(one.id, one.read_ct) for one in unit.deliveries]
+        if (task := asyncio.current_task()) is not None:
+            task.set_name(f"pgqrs-{unit.handler.name}")
+            self._by_attempt.update(dict.fromkeys(attempts, task))
+        try:
+            self.runtime.finished(unit, await self._call(unit))
+        finally:
+            for attempt in attempts:
+                self._by_attempt.pop(attempt, None)
+        return True
+
+    def _ended(self, task: asyncio.Task[bool]) -> None:
+        self.running.discard(task)
+        # Cancelled: before its first step, as nothing else gets out of that.
+        if self.runtime.waiting and (task.cancelled() or task.result()):
+            self._begin(1)
+
+    async def _call(self, unit: Unit) -> list[Verdict]:
+        limit = unit.handler.timeout
+        seconds = None if limit is None else limit.total_seconds()
+        clock = asyncio.timeout(seconds)
+        try:
+            async with clock:
+                try:
+                    with self._call_context():
+                        return await self._called(unit)
+                    refuse_suppression()
+                except TimeoutError as error:
+                    raise _Raised(error) from error  # the handler's own, not the clock's
+        except _Raised as raised:
+            return self._after(unit, raised.error)
+        except TimeoutError as error:
+            if clock.expired() and seconds is not None:
+                cause = error.__cause__  # the CancelledError, which was raised where it waited
+                where = None if cause is None else stacks.of_traceback(cause.__traceback__)
+                late = HandlerTimeout(unit.handler.name, seconds, where)
+                late.__cause__ = cause
+                return self._after(unit, late)
+            return self._after(unit, error)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, no lease is left behind
+            return self._after(unit, error)
+
+    def _after(self, unit: Unit, error: BaseException) -> list[Verdict]:
+        stopping = self.runtime.stopping or _cancelled_by_others(unit, error)
+        verdicts = after_error(unit, error, stopping=stopping)
+        if is_fatal(error):
+            self.failure = self.failure or error
+            self.runtime.drain()  # or it would be leased again at once
+        return verdicts
+
+    async def _called(self, unit: Unit) -> list[Verdict]:
+        call = unit.handler.call
+        payloads = call.payloads(unit.deliveries)
+        if call.needs_session:
+            return await self._called_in_session(unit, payloads)
+        result = await call.awaited(call.arguments(unit.deliveries, payloads, None, None))
+        return after_return(unit, result)
+
+    async def _called_in_session(self, unit: Unit, payloads: list[Any]) -> list[Verdict]:
+        with self.runtime.calls.transaction(unit) as transaction:
+            async with self._sessionmaker() as session, session.begin():
+                return await self._called_in_transaction(unit, payloads, session, transaction)
+
+    async def _called_in_transaction(
+        self,
+        unit: Unit,
+        payloads: list[Any],
+        session: AsyncSession,
+        transaction: CallTransaction,
+    ) -> list[Verdict]:
+        call, context = unit.handler.call, self.runtime.context
+        refuse_elsewhere(session.sync_session, context, self._engine)
+        if unit.handler.acknowledge == "commit":
+            await session.run_sync(begin, context, unit, self.runtime.calls, transaction)
+        service = AsyncQueueService(
+            session,
+            models=context.models,
+            codec=context.codec,
+            worker=context.worker,
+            notify=self.runtime.settings.notify,
+        )
+        arguments = call.arguments(unit.deliveries, payloads, session, service)
+        with kept_open(session.sync_session, unit.handler):
+            result = await call.awaited(arguments)
+        if unit.handler.acknowledge == "first":
+            return after_return(unit, result)
+        book = self.runtime.book
+        return await session.run_sync(commit_within, context, unit, result, book, transaction)
+
+
+def _cancelled_by_others(unit: Unit, error: BaseException) -> bool:
+    """Return whether a task was cancelled from outside, as all are when a loop ends.
+
+    Not for ever: a handler that cancels its own task looks the same, and is charged one day.
+    """
+    task = asyncio.current_task()
+    asked = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()
+    return bool(asked) and all(one.read_ct <= FORGIVEN for one in unit.deliveries)
+
+
+class _Raised(Exception):
+    """A TimeoutError of the handler's own."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error

@@ -1,0 +1,111 @@
+"""What the checks of the doctor have in common."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Row
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import Session
+
+from .._core import routing
+from .._core.context import Context, run
+from .._core.sql import catalog
+from .catalog import DIALECT, Table, installed
+from .findings import Limits
+from .fixes import TableRepairs
+
+__all__ = ["Visit", "text_of"]
+
+_TEMPLATE = postgresql.dialect(paramstyle="pyformat")  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One run of the doctor.
+
+    Attributes:
+        session: The session to ask through.
+        context: The service's settings.
+        limits: From when on something is a finding.
+        connection: The connection of the session.
+        schema: Where the tables are meant to be; None follows the search path.
+        facts: The row of `pgqrs_sa._core.sql.catalog.facts`.
+        tables: Those of the four tables that are there.
+    """
+
+    session: Session
+    context: Context
+    limits: Limits
+    connection: sa.Connection
+    schema: str | None
+    facts: Row[Any]
+    tables: Mapping[str, Table]
+    _seen: dict[Any, list[Row[Any]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, session: Session, context: Context, limits: Limits) -> Visit:
+        """Return a visit to the database of a session."""
+        connection = routing.connect(session, {"mapper": context.mapper})
+        declared: Any = sa.inspect(context.models.queue).local_table
+        mapped = connection.get_execution_options().get("schema_translate_map") or {}
+        schema: str | None = mapped.get(declared.schema, declared.schema)
+        facts = run(session, context, catalog.facts).one()
+        there = installed(session, context, schema)
+        return cls(session, context, limits, connection, schema, facts, there)
+
+    def rows(self, statement: Any, **values: Any) -> list[Row[Any]]:
+        """Return the rows of a statement."""
+        return list(run(self.session, self.context, statement, values).all())
+
+    def rows_once(self, statement: Any) -> list[Row[Any]]:
+        """Return the rows of a statement that several checks look at."""
+        if statement not in self._seen:
+            self._seen[statement] = self.rows(statement)
+        return self._seen[statement]
+
+    @property
+    def oids(self) -> list[int]:
+        """The ids of the tables."""
+        return [table.oid for table in self.tables.values()]
+
+    @property
+    def place(self) -> str | None:
+        """The schema that the tables are in, or else belong in."""
+        return next((table.schema for table in self.tables.values()), self.schema)
+
+    def repairs(self, name: str) -> TableRepairs:
+        """Return what mends a table."""
+        return TableRepairs(name, self.place, citus=self.facts.citus)
+
+    def command(self, *words: str) -> str:
+        """Return a command of ours for this schema, ready for a shell."""
+        schema = () if self.schema is None else ("--schema", self.schema)
+        return shlex.join(("pgqrs", *schema, *words))
+
+    def sql(self, statement: Any, **values: object) -> str:
+        """Return a statement as one line, with its values and the schema written out."""
+        options = self.connection.get_execution_options()
+        compiled = statement.compile(
+            dialect=_TEMPLATE,
+            schema_translate_map={None: self.place, **(options.get("schema_translate_map") or {})},
+            render_schema_translate=True,
+        )
+        # params() refuses an UPDATE, so the values are put into the text.
+        texts = {
+            name: sa.literal(value, compiled.binds[name].type).compile(
+                dialect=DIALECT, compile_kwargs={"literal_binds": True}
+            )
+            for name, value in compiled.construct_params(values).items()
+        }
+        return f"{' '.join((str(compiled) % texts).split())};"
+
+
+def text_of(age: timedelta | None) -> str:
+    """Return a span of time for people."""
+    return "never" if age is None else str(age - timedelta(microseconds=age.microseconds))

@@ -1,0 +1,68 @@
+"""What the doctor finds, and from when on it calls something a finding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+__all__ = ["Finding", "Limits", "Severity"]
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong, and how to put it right.
+
+    Attributes:
+        check: The check that found it, one of `pgqrs_sa.doctor.queue_checks.CHECKS`.
+        severity: ``error`` when messages cannot be worked on as promised, else ``warning``.
+        subject: What it is about: a table, an index, a queue, a process of the server.
+        problem: What is wrong, in a sentence.
+        mend: The SQL or the command that mends it, one statement a line, ready to paste.
+    """
+
+    check: str
+    severity: Severity
+    subject: str
+    problem: str
+    mend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """From when on something is a finding. Nothing is reported at a limit, only beyond it.
+
+    Attributes:
+        clock_skew: Between this computer's clock and the database's.
+        transaction_age: How long a transaction may hold back vacuum; prepared ones, too.
+        slot_age: How many transactions a replication slot that nobody reads may hold back.
+        dead_rows: Dead rows of a table that vacuum has not been at for ``vacuum_age``.
+        archived_rows: Rows of the archive, as PostgreSQL estimates them, while there are queues
+            without a retention.
+        vacuum_age: Since the last vacuum of a table that has so many dead rows.
+        lease_ahead: How far in the future a lease may end whose worker is stopped or gone.
+        exhausted_age: How long a message without attempts may lie about.
+        paused_age: How long a queue with messages that are ready may be paused.
+        ready_age: How long a message of a queue that is not paused may wait to be taken.
+        worker_silence: Since the last heartbeat of a worker that is not stopped.
+        notifications: The share of the server's notification queue that is in use.
+        connections: The share of the connections that is in use.
+        sequence: The share of its numbers that a sequence has given out.
+    """
+
+    clock_skew: timedelta = timedelta(seconds=1)
+    transaction_age: timedelta = timedelta(minutes=5)
+    slot_age: int = 100_000
+    dead_rows: int = 10_000
+    archived_rows: int = 1_000_000
+    vacuum_age: timedelta = timedelta(minutes=10)
+    lease_ahead: timedelta = timedelta(minutes=5)
+    exhausted_age: timedelta = timedelta(minutes=10)
+    paused_age: timedelta = timedelta(hours=1)
+    ready_age: timedelta = timedelta(minutes=15)
+    worker_silence: timedelta = timedelta(minutes=5)
+    notifications: float = 0.5
+    connections: float = 0.9
+    sequence: float = 0.8

@@ -1,0 +1,216 @@
+"""What the database's tables are, against what they should be; see `catalogue` for how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .._core.sql import catalog
+from .catalog import TABLES, Column, Constraint, Index, Table, expected
+from .check_context import Visit
+from .findings import Finding, Severity
+from .fixes import TableRepairs, lines, quoted, replacing
+
+__all__ = ["compare", "promises"]
+
+_MESSAGES = ("pgqrs_messages", "pgqrs_archive")
+_ON_DELETE_FAILS = {"a", "r"}
+_OUR_CONSTRAINTS = frozenset(
+    str(constraint.name) for table in TABLES.values() for constraint in table.constraints
+)
+
+
+def compare(visit: Visit, *, exact: bool) -> Iterator[Finding]:
+    """Yield what differs from the models.
+
+    Args:
+        visit: The run of the doctor.
+        exact: Expressions, too, which needs temporary tables.
+    """
+    for name, wanted in expected(visit.session, visit.context, exact=exact).items():
+        repairs = visit.repairs(name)
+        if name not in visit.tables:
+            problem = "the table is missing"
+            yield _drift("error", repairs.name, problem, repairs.create(wanted.options))
+        else:
+            there = visit.tables[name]
+            yield from _columns(repairs, wanted, there)
+            yield from _indexes(repairs, wanted, there)
+            yield from _constraints(repairs, wanted, there)
+            yield from _storage(repairs, wanted, there)
+
+
+def _drift(severity: Severity, subject: str, problem: str, mend: str) -> Finding:
+    return Finding("drift", severity, subject, problem, mend)
+
+
+def _columns(repairs: TableRepairs, wanted: Table, there: Table) -> Iterator[Finding]:
+    for name, column in wanted.columns.items():
+        subject = f"{repairs.name}.{quoted(name)}"
+        if name not in there.columns:
+            yield _drift("error", subject, "the column is missing", repairs.add_column(name))
+        else:
+            yield from _column(repairs, subject, name, column, there.columns[name])
+
+
+def _column(
+    repairs: TableRepairs, subject: str, name: str, wanted: Column, there: Column
+) -> Iterator[Finding]:
+    if there.type != wanted.type:
+        action = f"TYPE {wanted.type} USING CAST({quoted(name)} AS {wanted.type})"
+        problem = f"the type is {there.type}, and should be {wanted.type}"
+        yield _drift("error", subject, problem, lines(repairs.alter_column(name, action)))
+    if there.nullable and not wanted.nullable:
+        mend = lines(repairs.alter_column(name, "SET NOT NULL"))
+        yield _drift("error", subject, "the column may be NULL, and should not", mend)
+    if wanted.nullable and not there.nullable:
+        mend = lines(repairs.alter_column(name, "DROP NOT NULL"))
+        yield _drift("error", subject, "the column may not be NULL, and should", mend)
+    if wanted.identity and not there.identity:
+        mend = repairs.identity(name, has_default=there.default is not None)
+        yield _drift("error", subject, "the column is not an identity column", mend)
+    elif _differs(there.default, wanted.default):
+        problem = f"the default is {there.default or 'missing'}, and should be {wanted.default}"
+        problem = problem.replace("be Ellipsis", "be the models'").replace("be None", "be none")
+        yield _drift("error", subject, problem, lines(repairs.default(name)))
+
+
+def _differs(there: Any, wanted: Any) -> bool:
+    return there is None if wanted is ... else bool(there != wanted)
+
+
+def _indexes(repairs: TableRepairs, wanted: Table, there: Table) -> Iterator[Finding]:
+    for name, index in wanted.indexes.items():
+        found = there.indexes.get(name)
+        if found is not None and not found.valid:
+            broken = "the index is invalid: building it was interrupted"
+            yield _drift("error", name, broken, repairs.reindex(name))
+        if index.of_constraint:
+            continue
+        if found is None:
+            mend = repairs.index(name, replaces=False)
+            yield _drift("error", name, f"the index of {repairs.name} is missing", mend)
+        elif (problem := _index_problem(index, found)) is not None:
+            yield _drift("error", name, problem, repairs.index(name, replaces=True))
+
+
+def _index_problem(wanted: Index, there: Index) -> str | None:
+    if there.keys != wanted.keys:
+        is_, should = ", ".join(there.keys), ", ".join(wanted.keys)
+        return f"the index is on ({is_}), and should be on ({should})"
+    if there.unique != wanted.unique:
+        return "the index is unique, and should not be" if there.unique else "it is not unique"
+    if wanted.definition is None:
+        if there.partial == wanted.partial:
+            return None
+        return f"the index should {'' if wanted.partial else 'not '}be partial"
+    if there.definition != wanted.definition:
+        return f"the index is {there.definition}, and should be {wanted.definition}"
+    return None
+
+
+def _constraints(repairs: TableRepairs, wanted: Table, there: Table) -> Iterator[Finding]:
+    for name, constraint in wanted.constraints.items():
+        found = there.constraints.get(name)
+        if found is None:
+            yield _missing(repairs, name, constraint, there)
+        elif found.kind != constraint.kind or _body_differs(found, constraint):
+            yield _changed(repairs, name, constraint, found)
+
+
+def _body_differs(there: Constraint, wanted: Constraint) -> bool:
+    if wanted.body is None:
+        return (there.body or "").endswith(" NOT VALID")
+    return there.body != wanted.body
+
+
+def _missing(repairs: TableRepairs, name: str, wanted: Constraint, there: Table) -> Finding:
+    for other, found in there.constraints.items():
+        same = found.body == wanted.body or wanted.kind == "p"
+        if found.kind == wanted.kind and other not in _OUR_CONSTRAINTS and same:
+            problem = f"the constraint of {repairs.name} is called {other}"
+            return _drift("warning", name, problem, repairs.rename_constraint(other, name))
+    mend = repairs.constraint(name, replaces=False)
+    return _drift("error", name, f"the constraint of {repairs.name} is missing", mend)
+
+
+def _changed(repairs: TableRepairs, name: str, wanted: Constraint, there: Constraint) -> Finding:
+    if wanted.body is None or there.body == f"{wanted.body} NOT VALID":
+        problem = "rows from before the constraint were never checked"
+        return _drift("warning", name, problem, lines(repairs.validate(name)))
+    problem = f"the constraint is {there.body}, and should be {wanted.body}"
+    return _drift("error", name, problem, repairs.constraint(name, replaces=True))
+
+
+def _storage(repairs: TableRepairs, wanted: Table, there: Table) -> Iterator[Finding]:
+    if there.persistence != "p":
+        mend = lines(repairs.alter("SET LOGGED"))
+        yield _drift("error", repairs.name, "the table is unlogged: a crash empties it", mend)
+    off = {name: value for name, value in wanted.options.items() if not _same(there, name, value)}
+    if off:
+        listed = ", ".join(f"{name} is {there.options.get(name, 'not set')}" for name in off)
+        mend = lines(repairs.set_options(off))
+        yield _drift("warning", repairs.name, f"autovacuum comes too late: {listed}", mend)
+
+
+def _same(there: Table, name: str, value: str) -> bool:
+    return name in there.options and float(there.options[name]) == float(value)
+
+
+def promises(visit: Visit) -> Iterator[Finding]:
+    """Yield what was added to the tables that breaks a promise of the queue."""
+    names = {table.oid: name for name, table in visit.tables.items()}
+    oids = [table.oid for name, table in visit.tables.items() if name in _MESSAGES]
+    for row in visit.rows(catalog.triggers, oids=oids):
+        mend = lines(f"DROP TRIGGER {quoted(row.name)} ON {visit.repairs(names[row.oid]).name}")
+        problem = "a trigger on messages: it slows every statement, and its error fails them"
+        yield Finding("promises", "warning", row.name, problem, mend)
+    for row in visit.rows(catalog.foreign_keys, oids=oids):
+        if finding := _foreign_key(row, names, citus=visit.facts.citus):
+            yield finding
+    for name, table in visit.tables.items():
+        yield from _required(visit, name, table)
+
+
+def _foreign_key(row: Any, names: dict[int, str], *, citus: bool) -> Finding | None:
+    drop = f"ALTER TABLE {row.table} DROP CONSTRAINT {quoted(row.name)}"
+    own = names.get(row.oid)
+    if own in _MESSAGES and set(row.columns) & set(TABLES[own].columns.keys()):
+        problem = (
+            f"a foreign key on {own}: it locks what it refers to with every message, "
+            "and keeps queues and workers from being deleted"
+        )
+        return Finding("promises", "warning", row.name, problem, lines(drop))
+    referred = names.get(row.referred)
+    if row.on_delete not in _ON_DELETE_FAILS or referred not in _MESSAGES:
+        return None
+    what = "pruned or requeued" if referred == "pgqrs_archive" else "settled"
+    problem = f"the foreign key keeps what {row.table} refers to in {referred} from being {what}"
+    mend = [drop]
+    if not row.required:
+        body = _set_null(row.body.replace(" ON DELETE RESTRICT", ""))
+        mend = replacing(row.table, row.name, f"{quoted(row.name)} {body}", citus=citus)
+    return Finding("promises", "error", row.name, problem, lines(*mend))
+
+
+def _set_null(body: str) -> str:
+    """Return a foreign key's definition with ON DELETE SET NULL, before what may follow it."""
+    for following in (" DEFERRABLE", " NOT VALID", " NOT ENFORCED"):
+        head, separator, tail = body.partition(following)
+        if separator:
+            return f"{head} ON DELETE SET NULL{separator}{tail}"
+    return f"{body} ON DELETE SET NULL"
+
+
+def _required(visit: Visit, name: str, table: Table) -> Iterator[Finding]:
+    """Yield columns of a host that statements of the library would leave empty, and must not."""
+    along = visit.tables["pgqrs_messages"].columns if name == "pgqrs_archive" else {}
+    for column, found in table.columns.items():
+        filled = found.default is not None or found.identity or column in along
+        if column in TABLES[name].columns or found.nullable or filled:
+            continue
+        repairs = visit.repairs(name)
+        subject = f"{repairs.name}.{quoted(column)}"
+        problem = "the added column may not be NULL and has no default: nothing can be inserted"
+        mend = lines(repairs.alter_column(column, "DROP NOT NULL"))
+        yield Finding("promises", "error", subject, problem, mend)

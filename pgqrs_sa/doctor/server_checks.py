@@ -1,0 +1,250 @@
+"""What the doctor asks the server about: clocks, vacuum, transactions, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row
+
+from .._core.sql import catalog, health
+from ..mixins import FENCING_TOKEN, fencing_sequence
+from .catalog import TABLES
+from .check_context import Visit, text_of
+from .findings import Finding
+from .fixes import lines, literal, quoted
+
+__all__ = ["SERVER_CHECKS", "TABLE_CHECKS"]
+
+_BIGGEST = 2**63 - 1
+_MOST_SHOWN = 10
+_FOR_MESSAGES = ("pgqrs_messages", "pgqrs_archive")
+
+
+def rights(visit: Visit) -> Iterator[Finding]:
+    """Yield that this role is not shown what other sessions do."""
+    if not visit.facts.sees_others:
+        yield Finding(
+            "rights",
+            "warning",
+            visit.facts.role,
+            "this role is not shown the transactions of others: those checks saw nothing",
+            lines(f"GRANT pg_read_all_stats TO {quoted(visit.facts.role)}"),
+        )
+
+
+def read_only(visit: Visit) -> Iterator[Finding]:
+    """Yield that this is no server to write to."""
+    database = visit.facts.database
+    if visit.facts.standby:
+        yield Finding(
+            "read_only",
+            "error",
+            database,
+            "this is a standby: nothing can be enqueued or leased here",
+            "add target_session_attrs=read-write to the DSN, and list the primary in it",
+        )
+    for row in visit.rows(catalog.settings):
+        # A session that is read-only on purpose, like a doctor's, says nothing about the others.
+        ours = row.source in {"session", "user", "client", "override"}
+        if row.name == "default_transaction_read_only" and row.setting == "on" and not ours:
+            reset = "RESET default_transaction_read_only"
+            mend = lines(f"ALTER SYSTEM {reset}", "SELECT pg_reload_conf()")
+            if "database" in row.source:
+                mend = lines(f"ALTER DATABASE {quoted(database)} {reset}")
+            problem = "transactions are read-only: nothing can be enqueued or leased"
+            yield Finding("read_only", "error", database, problem, mend)
+
+
+def clock(visit: Visit) -> Iterator[Finding]:
+    """Yield that the clocks of this computer and of the database differ."""
+    before = _now()
+    at: datetime = visit.rows(catalog.clock)[0].at
+    after = _now()
+    # Somewhere between the two the database looked at its clock.
+    skew = before - at if at < before else max(at - after, timedelta(0))
+    if skew > visit.limits.clock_skew:
+        ahead = "behind" if at < before else "ahead of"
+        yield Finding(
+            "clock",
+            "warning",
+            "clock",
+            f"the database's clock is {skew.total_seconds():.3f} s {ahead} this computer's: "
+            "times that the application computes (at=...) are off by that",
+            "sudo chronyc makestep",
+        )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def transactions(visit: Visit) -> Iterator[Finding]:
+    """Yield transactions that keep vacuum from removing dead messages."""
+    rows = visit.rows(catalog.transactions, longest=visit.limits.transaction_age)
+    for row in rows[:_MOST_SHOWN]:
+        started = "never" if row.query_start is None else row.query_start.isoformat()
+        yield Finding(
+            "transactions",
+            "warning",
+            f"pid {row.pid}",
+            f"a transaction of {row.role or row.kind} ({row.application or 'unnamed'}, "
+            f"{row.state or 'no state'}) is {text_of(row.age)} old, its last query began "
+            f"{started}: no dead message since then can be vacuumed",
+            lines(f"SELECT pg_terminate_backend({row.pid})"),
+        )
+
+
+def slots(visit: Visit) -> Iterator[Finding]:
+    """Yield replication slots that keep vacuum from removing dead messages."""
+    for row in visit.rows(catalog.slots, most=visit.limits.slot_age):
+        yield Finding(
+            "slots",
+            "warning",
+            row.name,
+            f"nobody reads the {row.kind} replication slot, and it holds back vacuum by "
+            f"{row.age} transactions, and the log",
+            lines(f"SELECT pg_drop_replication_slot({literal(row.name)})"),
+        )
+
+
+def prepared(visit: Visit) -> Iterator[Finding]:
+    """Yield prepared transactions that nobody has ended."""
+    longest = visit.limits.transaction_age
+    for row in visit.rows(catalog.prepared_transactions, longest=longest):
+        mend = f"ROLLBACK PREPARED {literal(row.name)}"
+        if visit.facts.citus and row.name.startswith("citus_"):
+            # Only Citus knows whether the other nodes have committed theirs.
+            mend = "SELECT recover_prepared_transactions()"
+        yield Finding(
+            "prepared",
+            "warning",
+            row.name,
+            f"the transaction that {row.role} prepared {text_of(row.age)} ago was never ended: "
+            "it keeps its locks, and vacuum from removing dead messages",
+            lines(mend),
+        )
+
+
+def notifications(visit: Visit) -> Iterator[Finding]:
+    """Yield that a listener lets notifications pile up."""
+    used = visit.facts.notifications
+    if used is not None and used > visit.limits.notifications:
+        yield Finding(
+            "notifications",
+            "error",
+            "notification queue",
+            f"{used:.0%} of it is in use: a session that listens has a transaction open. When it "
+            "is full, commits that notify fail",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE state LIKE 'idle in transaction%' ORDER BY xact_start LIMIT 1;",
+        )
+
+
+def connections(visit: Visit) -> Iterator[Finding]:
+    """Yield that the server is about to refuse connections."""
+    used, most = visit.facts.connections, visit.facts.most_connections
+    if used > most * visit.limits.connections:
+        yield Finding(
+            "connections",
+            "warning",
+            "connections",
+            f"{used} of {most} are in use: lower the pools' sizes, or put PgBouncer between; "
+            "more of them take effect when the server is restarted",
+            lines(f"ALTER SYSTEM SET max_connections = {most * 2}"),
+        )
+
+
+def autovacuum(visit: Visit) -> Iterator[Finding]:
+    """Yield that nothing removes dead messages."""
+    for row in visit.rows(catalog.settings):
+        if row.name in {"autovacuum", "track_counts"} and row.setting == "off":
+            mend = lines(f"ALTER SYSTEM SET {row.name} = on", "SELECT pg_reload_conf()")
+            problem = "is off on this server: dead messages are never removed"
+            yield Finding("autovacuum", "error", row.name, f"{row.name} {problem}", mend)
+    for name, table in visit.tables.items():
+        if table.options.get("autovacuum_enabled") in {"false", "off", "0", "no"}:
+            repairs = visit.repairs(name)
+            mend = lines(repairs.alter("RESET (autovacuum_enabled)"))
+            problem = "autovacuum is switched off for the table"
+            yield Finding("autovacuum", "error", repairs.name, problem, mend)
+
+
+def vacuum(visit: Visit) -> Iterator[Finding]:
+    """Yield tables that are full of dead rows."""
+    names = {visit.tables[name].oid: name for name in _FOR_MESSAGES if name in visit.tables}
+    for row in visit.rows(catalog.vacuum, oids=list(names)):
+        fresh = row.age is not None and row.age <= visit.limits.vacuum_age
+        if row.dead > visit.limits.dead_rows and not fresh:
+            repairs = visit.repairs(names[row.oid])
+            problem = f"{row.dead} dead rows; last vacuumed: {text_of(row.age)}"
+            problem += "" if row.age is None else " ago"
+            mend = lines(f"VACUUM (ANALYZE) {repairs.name}")
+            yield Finding("vacuum", "warning", repairs.name, problem, mend)
+
+
+def sequences(visit: Visit) -> Iterator[Finding]:
+    """Yield sequences that run out of numbers, or give out some that are taken."""
+    if visit.facts.citus:
+        return  # each node has a range of its own: the highest id says nothing about this sequence
+    highest = visit.rows(health.highest_ids(visit.context.models))[0]
+    names = {table.oid: name for name, table in visit.tables.items()}
+    for row in visit.rows(catalog.sequences, oids=visit.oids):
+        if row.column == FENCING_TOKEN:
+            yield from _tokens(visit, row)
+        if row.last is None:
+            continue
+        name, taken = names[row.oid], getattr(highest, names[row.oid]) or 0
+        if row.last > row.highest * visit.limits.sequence:
+            mend = f"ALTER SEQUENCE {row.name} AS bigint MAXVALUE {_BIGGEST}"
+            problem = f"{row.last} of its {row.highest} numbers are given out"
+            yield Finding("sequences", "error", row.name, problem, lines(mend))
+        if row.column == "id" and row.last < taken:
+            problem = (
+                f"the next id is {row.last + 1}, and {name} has {taken} already: "
+                "inserts will fail (rows were restored without their sequence)"
+            )
+            mend = f"SELECT setval({literal(row.name)}, {taken})"
+            yield Finding("sequences", "error", row.name, problem, lines(mend))
+
+
+def _tokens(visit: Visit, row: Row[Any]) -> Iterator[Finding]:
+    """Yield why fencing tokens would repeat, or not grow, or not be found."""
+    wanted = fencing_sequence(TABLES["pgqrs_messages"]).name
+    if row.short_name != wanted:
+        rename = f"ALTER SEQUENCE {row.name} RENAME TO {quoted(wanted)}"
+        problem = f"a dequeue draws its fencing token from {wanted}, and cannot find it"
+        yield Finding("sequences", "error", row.name, problem, lines(rename))
+    for wrong, problem, setting in (
+        (row.cycle, "begins again after its last number: fencing tokens would repeat", "NO CYCLE"),
+        (row.cache > 1, "is cached by each session: fencing tokens would not grow", "CACHE 1"),
+        (row.increment < 1, "counts down: fencing tokens would not grow", "INCREMENT BY 1"),
+    ):
+        if wrong:
+            mend = f"ALTER SEQUENCE {row.name} {setting}"
+            yield Finding("sequences", "error", row.name, f"the sequence {problem}", lines(mend))
+    newest = visit.rows(health.newest_token(visit.context.models))[0].token
+    if row.last is not None and row.last < (newest or 0):
+        problem = (
+            f"the next fencing token is {row.last + 1}, and a message has {newest} already: "
+            "tokens would repeat (rows were restored without their sequence)"
+        )
+        mend = visit.repairs("pgqrs_messages").count_on(FENCING_TOKEN)
+        yield Finding("sequences", "error", row.name, problem, lines(mend))
+
+
+SERVER_CHECKS = {
+    "rights": rights,
+    "read_only": read_only,
+    "clock": clock,
+    "transactions": transactions,
+    "slots": slots,
+    "prepared": prepared,
+    "notifications": notifications,
+    "connections": connections,
+}
+"""Checks that need no table of ours."""
+
+TABLE_CHECKS = {"autovacuum": autovacuum, "vacuum": vacuum, "sequences": sequences}
+"""Checks of the tables, of whatever version they are."""

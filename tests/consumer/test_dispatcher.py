@@ -1,0 +1,972 @@
+"""The desk's seat: who settles and leases when several threads could, and who is woken for it.
+
+With a line that has no database behind it, so that each can be held up where it matters.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Self
+
+import pytest
+from waiting import PATIENCE, until
+
+from pgqrs_sa import Delivery, QueueNotFound, Retry
+from pgqrs_sa._core.lease import explain_nothing
+from pgqrs_sa.consumer import store
+from pgqrs_sa.consumer.dispatcher import Desk
+from pgqrs_sa.consumer.disposition import Verdict
+from pgqrs_sa.consumer.events import Reporter
+from pgqrs_sa.consumer.handlers import Handlers, Unit
+from pgqrs_sa.consumer.leader import LINGER, Seat
+from pgqrs_sa.consumer.leases import Book
+from pgqrs_sa.consumer.options import Settings
+from pgqrs_sa.consumer.scheduler import Schedule, Take
+from pgqrs_sa.consumer.store import Findings, Turn, Unanswered
+
+NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+
+def delivery(id_: int) -> Delivery:
+    return Delivery(id_, "mail", "{}", {}, None, 0, NOW, NOW, 1, 5, None, None, id_, None)
+
+
+class FakeLine:
+    """Settles whatever it is told to, and leases what it has been given."""
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self.hurried = False
+        self.settled: list[int] = []
+        self.supply: list[Delivery] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.leasing = threading.Event()
+        self.closed = threading.Event()
+        self.error: Exception | None = None
+        self.noted: list[dt.timedelta | None] = []
+        self.trouble: Callable[[], None] | None = None  # instead of the answer to a lease
+        self.strays: list[tuple[list[Unanswered], list[int]]] = []
+        self.fates: dict[int, str] = {}  # of what cannot be settled
+        self.explained: list[str] = []
+        self.asked: list[tuple[str, threading.Event, dict[str, object]]] = []
+        self.lamented: list[tuple[BaseException, int | None]] = []
+        self.findings: Findings | None = None  # of the next look
+        self.gone: Exception | None = None
+
+    def call(self, what, context, operation, *args, **kwargs):
+        return self.call_until(self.stopping, what, context, operation, *args, **kwargs)
+
+    def call_until(self, until, what, context, operation, *args, **kwargs):
+        del context
+        self.asked.append((what, until, kwargs))
+        if self.error is not None:
+            raise self.error
+        by_operation = {store.fates: self._fates, explain_nothing: self._explained}
+        by_name = {
+            "a settlement": self._settles,
+            "a lease": self._leases,
+            "a look": self._looks,
+            "a look for strays": lambda *asked: self.strays.append(asked),
+            "a note": lambda _worker, span: self.noted.append(span),
+        }
+        return (by_operation.get(operation) or by_name[what])(*args)
+
+    def _fates(self, deliveries):
+        return {one.id: self.fates[one.id] for one in deliveries}
+
+    def _explained(self, queue, _worker):
+        self.explained.append(queue)
+        if self.gone is not None:
+            raise self.gone
+
+    def _settles(self, verdicts):
+        done = [one.delivery.id for one in verdicts if one.delivery.id not in self.fates]
+        self.settled += done
+        return dict.fromkeys(done, "archived")
+
+    def _leases(self, done, _queue, limit, *_):
+        self.settled += [one.id for one in done]
+        self.leasing.set()
+        if self.trouble is not None:
+            trouble, self.trouble = self.trouble, None
+            self.on_trouble()
+            trouble()
+            raise OSError
+        assert self.go_on.wait(PATIENCE)
+        taken, self.supply = self.supply[:limit], self.supply[limit:]
+        return Turn(frozenset(one.id for one in done), taken)
+
+    def _looks(self, queues):
+        found = Findings(frozenset(queues if self.supply else ()), frozenset(), frozenset())
+        findings, self.findings = self.findings or found, None
+        return findings
+
+    def lament(self, error, worker) -> None:
+        self.lamented.append((error, worker))
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class Office:
+    """A desk, its thread, and what was leased and not started."""
+
+    def __init__(self, *, concurrency: int, prefetch: int, listening: bool) -> None:
+        handlers = Handlers(concurrency, Retry(), asynchronous=False)
+
+        def work(delivery: Delivery) -> None:
+            """Never called."""
+
+        handlers.add(
+            "mail", work, lease=None, concurrency=None, prefetch=prefetch, timeout=None,
+            retry=None, batch=None, weight=1, acknowledge="commit", payload=None,
+        )  # fmt: skip
+        (self.handler,) = handlers
+        settings = Settings.checked(
+            name="w", concurrency=concurrency, poll_interval=60, drain_timeout=1, heartbeat=10,
+            housekeeping=None, version=None, models=None, codec=None, notify=False,
+            listen_dsn=None, hooks=(),
+        )  # fmt: skip
+        self.line = FakeLine()
+        self.ready: list[Unit] = []
+        self.ended_calls: list[Delivery] = []
+        self.idle = False  # whether a thread of a handler has nothing to do
+        context = replace(settings.context(), worker=1)
+        schedule = Schedule(concurrency, 60, jitter=lambda: 0.5)
+        schedule.work_on([self.handler])
+        self.book = Book()
+        self.desk = Desk(
+            self.line, lambda: context, self.book, schedule, {"mail": dt.timedelta(hours=1)},
+            Reporter(()), self.ready.extend, lambda _held: None, lambda: self.idle,
+            self.ended_calls.append,
+            until_empty=False, listening=listening,
+        )  # fmt: skip
+        self.thread = threading.Thread(target=self.desk.run, daemon=True)
+
+    def look(self) -> Unit | None:
+        return self.ready.pop(0) if self.ready else None
+
+    def finish(self, unit: Unit) -> None:
+        verdicts = [Verdict(one, "archive") for one in unit.deliveries]
+        self.desk.finished(unit, verdicts, quietly=True)
+
+
+@contextmanager
+def office(
+    *, concurrency: int = 1, prefetch: int = 0, working: bool = True, listening: bool = False
+):
+    made = Office(concurrency=concurrency, prefetch=prefetch, listening=listening)
+    if working:
+        made.thread.start()
+    yield made
+    made.line.go_on.set()
+    made.desk.close()
+    if working:
+        made.thread.join(PATIENCE)
+        assert not made.thread.is_alive()
+
+
+def test_a_thread_that_has_nothing_to_do_settles_and_leases_by_itself():
+    with office(working=False) as one:
+        one.line.supply = [delivery(1), delivery(2)]
+        first = one.desk.help(one.look)
+        assert [d.id for d in first.deliveries] == [1]
+        one.finish(first)
+        second = one.desk.help(one.look)
+        assert [d.id for d in second.deliveries] == [2]
+        assert one.line.settled == [1]
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_a_call_is_left_to_a_thread_of_a_handlers_that_has_nothing_to_do_if_there_is_one(idle):
+    rounds: list[str] = []
+
+    def work() -> float:
+        seat.read()
+        rounds.append(threading.current_thread().name)
+        return 60.0
+
+    seat = Seat(work, lambda: 60.0, pytest.fail, lambda: idle, threading.Event())
+    news = seat._news = LateEvent()
+    news.may_go.set()
+    own = threading.Thread(target=seat.occupy, name="own", daemon=True)
+    own.start()
+    assert news.waits.wait(PATIENCE)  # it has done a round, and sleeps
+    assert rounds == ["own"]
+    called: list[str] = []
+    seat.call(lambda: called.append("called"))
+    if idle:
+        time.sleep(10 * LINGER)
+        assert called == []
+        assert seat.help(lambda: None) is None
+    until(lambda: called == ["called"])
+    assert rounds == ["own", threading.current_thread().name if idle else "own"]
+    seat.end()
+    seat.alarm()
+    own.join(PATIENCE)
+    assert not own.is_alive()
+
+
+class Rounds:
+    """A seat whose rounds do what the notes say, and note who has done them."""
+
+    def __init__(self, *rests: float, wake: bool = False) -> None:
+        self.by: list[str] = []
+        self.rests = list(rests)  # of each round; then an hour
+        self.seat = Seat(self.round, lambda: 3600.0, pytest.fail, lambda: wake, threading.Event())
+        self.own = threading.Thread(target=self.seat.occupy, name="own", daemon=True)
+
+    def round(self) -> float:
+        self.seat.read()
+        self.by.append(threading.current_thread().name)
+        return self.rests.pop(0) if self.rests else 3600.0
+
+    def __enter__(self) -> Self:
+        self.own.start()
+        until(lambda: self.by and self.seat._asleep_until and not self.seat._taken.locked())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seat.end()
+        self.seat.alarm()
+        self.own.join(PATIENCE)
+        assert not self.own.is_alive()
+
+
+def test_what_is_left_for_the_seat_is_done_by_its_own_thread_if_nobody_comes():
+    with Rounds() as rounds:
+        called: list[str] = []
+        rounds.seat.leave(lambda: called.append("done"))
+        until(lambda: called)
+        assert rounds.by == ["own", "own"]
+
+
+def test_what_is_left_quietly_waits_for_whoever_comes_from_the_first_note_on():
+    rounds = Rounds()
+    called: list[str] = []
+    before = time.monotonic()
+    rounds.seat.leave(lambda: called.append("first"), quietly=True)
+    since = rounds.seat._since
+    assert before <= since <= time.monotonic()
+    rounds.seat.leave(lambda: called.append("second"), quietly=True)
+    assert (rounds.seat._since, len(rounds.seat), called) == (since, 2, [])
+    assert not rounds.seat._alarm.is_set()
+    assert rounds.seat.help(lambda: None) is None
+    assert (called, len(rounds.seat)) == (["first", "second"], 0)
+    rounds.seat.leave(lambda: None, quietly=True)
+    assert rounds.seat._since >= since
+
+
+def test_who_finds_something_needs_no_seat_and_leaves_word_of_what_is_to_be_done():
+    with office(working=False) as one:
+        unit = Unit(one.handler, (delivery(1),))
+        seat = Rounds().seat
+        seat._taken = SimpleNamespace(acquire=lambda **_: pytest.fail("it waits"))
+        assert seat.help(lambda: unit) is unit
+        assert not seat._news.is_set()
+        seat.leave(lambda: None, quietly=True)
+        assert seat.help(lambda: unit) is unit
+        assert seat._news.is_set()
+
+
+def test_who_must_not_wait_does_not_wait_for_the_seat():
+    rounds = Rounds()
+    looks: list[None] = []
+    with rounds.seat._taken:
+        assert rounds.seat.help(lambda: rounds.seat._leaving.set() or looks.append(None)) is None
+    assert (len(looks), rounds.by) == (2, [])
+
+
+def test_its_own_thread_comes_when_a_round_of_another_says_so():
+    with Rounds(3600.0, 0.05) as rounds:
+        assert rounds.seat.help(lambda: None) is None
+        until(lambda: rounds.by == ["own", threading.current_thread().name, "own"])
+
+
+def test_its_own_thread_is_not_woken_for_what_it_comes_for_anyway():
+    rounds = Rounds(0.0)
+    rounds.seat._asleep_until = time.monotonic() + 1800.0
+    assert rounds.seat.help(lambda: None) is None
+    assert not rounds.seat._alarm.is_set()
+
+
+def test_its_own_thread_ends_after_the_last_round_of_another():
+    with Rounds() as rounds:
+        rounds.seat.leave(rounds.seat.end, quietly=True)
+        assert rounds.seat.help(lambda: None) is None
+        rounds.own.join(PATIENCE)
+        assert not rounds.own.is_alive()
+        assert rounds.by == ["own", threading.current_thread().name]
+
+
+def test_its_own_thread_does_not_sleep_after_the_last_round():
+    with Rounds() as rounds:
+        rounds.seat.leave(rounds.seat.end)
+        rounds.own.join(PATIENCE)
+        assert not rounds.own.is_alive()
+
+
+def test_a_round_that_has_more_to_do_is_followed_by_another():
+    with Rounds(0.0, 0.0, 3600.0) as rounds:
+        until(lambda: rounds.by == ["own"] * 3)
+
+
+def test_after_the_end_nobody_does_a_round():
+    rounds = Rounds()
+    rounds.seat.end()
+    assert rounds.seat.help(lambda: None) is None
+    rounds.seat.occupy()
+    assert rounds.by == []
+
+
+def test_a_handler_begins_before_producers_are_told_to_send_no_more_notifications():
+    with office(working=False, listening=True) as one:
+        news = one.desk._seat._news = LateEvent()
+        news.may_go.set()
+        one.thread.start()
+        until(lambda: one.line.noted and news.waiting)  # it has looked once more, and sleeps
+        assert one.line.noted[0] is not None
+        one.idle = True
+        one.line.leasing.clear()
+        one.line.supply = [delivery(1)]
+        one.desk.nudge("mail")
+        one.line.noted.clear()
+        noted_before = []
+
+        def look() -> Unit | None:
+            unit = one.look()
+            if unit is not None:
+                noted_before.extend(one.line.noted)
+            return unit
+
+        assert one.desk.help(look) is not None
+        assert noted_before == []
+        until(lambda: one.line.noted == [None])  # by the desk's own thread
+        one.desk.close()
+        one.thread.join(PATIENCE)
+        assert not one.thread.is_alive()
+
+
+def test_a_thread_that_has_more_to_start_leaves_the_rest_to_the_desks_own():
+    with office(prefetch=1) as one:
+        one.line.supply = [delivery(1), delivery(2)]
+        one.desk.nudge("mail")
+        until(lambda: len(one.ready) == 2)
+        first = one.desk.help(one.look)
+        one.finish(first)
+        assert one.desk.help(one.look) is not None  # and its handler takes an hour
+        until(lambda: one.line.settled == [1])
+
+
+def test_what_was_done_while_another_leased_is_settled_although_there_is_more_to_start():
+    with office(concurrency=2, prefetch=3) as one:
+        one.line.supply = [delivery(n) for n in range(1, 6)]  # as many as it may have in hand
+        one.desk.nudge("mail")
+        until(lambda: len(one.ready) == 5)
+        *units, last = [one.look() for _ in range(5)]
+        one.line.leasing.clear()
+        one.line.go_on.clear()
+        one.line.supply = [delivery(n) for n in range(6, 10)]
+        for unit in units:
+            one.finish(unit)
+        first = threading.Thread(target=one.desk.help, args=(one.look,))
+        first.start()
+        assert one.line.leasing.wait(PATIENCE)  # it has the seat, and the notes that were there
+        one.finish(last)
+        found = []
+        second = threading.Thread(target=lambda: found.append(one.desk.help(one.look)))
+        second.start()
+        one.line.go_on.set()
+        second.join(PATIENCE)
+        first.join(PATIENCE)
+        assert found != [None]  # its handler takes an hour
+        until(lambda: 5 in one.line.settled)
+
+
+class LateEvent(threading.Event):
+    """One whose waiter is only scheduled again when it may be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = threading.Event()
+        self.waiting = False
+        self.may_go = threading.Event()
+
+    def wait(self, timeout=None):
+        self.waiting = True
+        self.waits.set()
+        found = super().wait(timeout)
+        self.may_go.wait(PATIENCE)
+        self.waiting = False
+        return found
+
+
+def test_the_end_is_not_missed_when_a_handlers_thread_comes_to_the_seat_first():
+    with office(working=False) as one:
+        late = one.desk._seat._news = LateEvent()
+        late.may_go.set()
+        one.line.supply = [delivery(1)]
+        one.thread.start()
+        until(lambda: one.ready)
+        one.finish(one.look())
+        late.may_go.clear()
+        late.waits.clear()
+        one.desk.stop_leasing()  # its thread is woken, and does not come to the processor
+        one.desk.close()
+        assert one.desk.help(one.look) is None
+        assert one.line.settled == [1]
+        late.may_go.set()
+        assert one.desk.ended.wait(PATIENCE)
+        one.thread.join(PATIENCE)
+    assert one.line.closed.is_set()
+
+
+def test_a_seat_that_is_taken_for_long_keeps_no_thread_from_what_is_there():
+    with office(concurrency=2) as one:
+        one.line.go_on.clear()
+        one.desk.nudge("mail")
+        assert one.line.leasing.wait(PATIENCE)
+        found = []
+        waiting = threading.Thread(target=lambda: found.append(one.desk.help(one.look)))
+        waiting.start()
+        one.ready.append(Unit(one.handler, (delivery(9),)))
+        waiting.join(PATIENCE)
+        assert found[0].deliveries[0].id == 9
+        stopping = threading.Thread(target=one.desk.help, args=(one.look,))
+        stopping.start()
+        one.desk.stop_leasing()
+        stopping.join(PATIENCE)
+        assert not stopping.is_alive()
+
+
+@pytest.mark.parametrize("working", [True, False])
+def test_an_error_in_a_handlers_thread_is_kept_as_one_of_the_desks_own(working):
+    with office(working=False) as one:
+        one.line.error = ValueError("not one that passes")
+        assert one.desk.help(one.look) is None
+        assert one.desk.fatal is one.line.error
+        if working:
+            one.thread.start()
+            one.thread.join(PATIENCE)
+            assert one.desk.ended.is_set()
+            assert one.desk.resting.is_set()
+        assert one.line.lamented == [(one.line.error, 1)]
+        assert one.desk.help(one.look) is None
+
+
+def test_a_lease_without_an_answer_is_asked_about_before_the_end():
+    with office(working=False) as one:
+        one.line.supply = [delivery(1)]
+        one.line.trouble = one.desk.stop_leasing
+        before = time.monotonic()
+        assert one.desk.help(one.look) is None
+        assert one.line.strays == []
+        assert one.desk.help(one.look) is None
+        (([unanswered], known),) = one.line.strays
+        assert (unanswered.worker, unanswered.queue) == (1, "mail")
+        assert unanswered.lease == dt.timedelta(hours=1)
+        assert before <= unanswered.since <= unanswered.until <= time.monotonic()
+        assert known == []
+        assert one.desk.help(one.look) is None
+        assert len(one.line.strays) == 1
+        assert one.desk.fatal is None
+
+
+# ----------------------------------------------------------------- what the desk decides
+
+
+class Told:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.settlements: list[tuple[int, str]] = []
+        self.losses: list[int] = []
+        desk._reporter = self
+
+    def settled(self, _handler, verdict, word, _started_at) -> None:
+        self.settlements.append((verdict.delivery.id, word))
+
+    def ended(self, _hook, _what, _handler, lost, _started_at, **_) -> None:
+        self.losses.append(lost.id)
+
+
+def leased(one: Office, *ids: int) -> list[Delivery]:
+    """Let the desk hold messages, with nothing to lease."""
+    one.desk.nudge("mail")
+    one.line.supply = [delivery(id_) for id_ in ids]
+    while (unit := one.desk.help(one.look)) is not None:
+        one.ready.append(unit)
+        if len(one.ready) == len(ids):
+            break
+    found = [unit.deliveries[0] for unit in one.ready]
+    one.ready.clear()
+    assert sorted(found_.id for found_ in found) == sorted(ids)
+    return found
+
+
+def quiet(one: Office) -> None:
+    """Lease no more, so that rounds only settle."""
+    one.desk.pause(paused=True)
+
+
+@pytest.mark.parametrize(
+    ("fate", "left", "settlements", "losses"),
+    [
+        ("busy", 1, [], []),
+        ("lost", 0, [], [1]),
+        ("dead", 0, [(1, "dead")], []),
+        ("archived", 0, [(1, "archived")], []),
+    ],
+)
+def test_what_could_not_be_settled_is_looked_up(fate, left, settlements, losses):
+    with office(working=False) as one:
+        told = Told(one.desk)
+        (mine,) = leased(one, 1)
+        quiet(one)
+        one.line.fates = {1: fate}
+        one.desk.settle(one.handler, [Verdict(mine, "archive")])
+        before = time.monotonic()
+        rest = one.desk._round()
+        assert (one.desk.left, told.settlements, told.losses) == (left, settlements, losses)
+        assert mine.lease_lost is (fate != "busy")
+        assert one.line.settled == []
+        if fate == "busy":
+            assert rest == 0.0
+            (waiting,) = one.desk._verdicts.values()
+            assert 0.2 <= waiting.not_before - before <= 0.2 + time.monotonic() - before
+            assert 0.0 < one.desk._rest() <= 0.2
+            assert one.desk._round() > 0.0  # it is not its time yet
+            waiting.not_before = 0.0
+            one.line.fates = {}
+            one.desk._round()
+            assert (one.desk.left, told.settlements) == (0, [(1, "archived")])
+        one.desk.close()
+        one.desk._round()
+        assert one.desk._seat._over
+
+
+def test_what_others_have_told_of_is_told_once():
+    with office(working=False) as one:
+        told = Told(one.desk)
+        (mine,) = leased(one, 1)
+        quiet(one)
+        one.book.remove([mine])
+        for fate in ("lost", "archived"):
+            one.line.fates = {1: fate}
+            one.desk.settle(one.handler, [Verdict(mine, "archive")])
+            one.desk._round()
+        assert (told.settlements, told.losses, one.desk.left) == ([], [], 0)
+
+
+def test_the_first_verdict_of_the_newest_attempt_counts():
+    with office(working=False) as one:
+        quiet(one)
+        old, new = delivery(1), replace(delivery(1), fencing_token=9)
+        verdicts = [
+            Verdict(old, "retry"),
+            Verdict(new, "archive"),
+            Verdict(new, "dead"),
+            Verdict(old, "dead"),
+        ]
+        for verdict in verdicts:
+            one.desk._add(one.handler, [verdict], 0.0)
+        (waiting,) = one.desk._verdicts.values()
+        assert waiting.verdict == verdicts[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "lost", "joins"),
+    [
+        ("archive", False, True),
+        ("archive", True, False),
+        ("retry", False, False),
+    ],
+)
+def test_what_is_archived_and_still_held_joins_the_next_lease(kind, lost, joins):
+    with office(working=False) as one:
+        (mine,) = leased(one, 1)
+        if lost:
+            one.book.get(mine).lost = True
+        assert one.desk._may_join(Verdict(mine, kind)) is joins
+        one.book.remove([mine])
+        assert one.desk._may_join(Verdict(mine, kind)) is False
+
+
+def test_with_a_store_ahead_what_is_done_waits_a_moment_for_a_lease_to_join():
+    with office(working=False, prefetch=3) as one:
+        told = Told(one.desk)
+        first, *_ = leased(one, 1, 2)
+        one.line.supply = []
+        one.desk._schedule.took("mail", 3, 0, time.monotonic() + 1000)  # nothing to lease
+        now = time.monotonic()
+        one.desk._add(one.handler, [Verdict(first, "archive")], now)
+        (waiting,) = one.desk._verdicts.values()
+        assert waiting.alone_at == now + LINGER
+        waiting.alone_at = now + 1000
+        assert not one.desk._is_ripe([waiting], now)
+        assert one.desk._is_ripe([waiting], now + 1000)
+        quiet(one)
+        assert one.desk._is_ripe([waiting], now)
+        assert not one.desk._is_ripe([], now)
+        one.desk._round()
+        assert told.settlements == [(first.id, "archived")]
+
+
+def test_without_a_store_what_is_done_waits_for_nothing():
+    with office(working=False) as one:
+        (mine,) = leased(one, 1)
+        one.desk._add(one.handler, [Verdict(mine, "archive")], time.monotonic())
+        assert one.desk._verdicts[1].alone_at == 0.0
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_it_has_ended_when_all_is_empty_and_nothing_was_locked(locked):
+    with office(working=False) as one:
+        one.desk._until_empty = True
+        one.desk._schedule.took("mail", 1, 0, time.monotonic())
+        ready = frozenset(["mail"] if locked else [])
+        one.line.findings = Findings(ready, frozenset(), frozenset())
+        assert one.desk._round() == 0.0
+        assert one.desk.ended.is_set() is (not locked)
+        assert one.desk.empty is (not locked)
+        assert one.desk._schedule.drained is (not locked)
+        assert one.desk._leases_now is locked
+
+
+def test_it_has_not_ended_while_something_is_to_be_settled_or_it_is_to_go_on():
+    for until_empty, settling in ((True, True), (False, False)):
+        with office(working=False) as one:
+            one.desk._until_empty = until_empty
+            if settling:
+                one.desk._add(one.handler, [Verdict(delivery(1), "retry")], 0.0)
+                one.desk._verdicts[1].not_before = time.monotonic() + 1000
+            one.desk._schedule.took("mail", 1, 0, time.monotonic())
+            one.desk._round()
+            assert not one.desk.ended.is_set()
+
+
+def test_exhausted_messages_are_looked_at_once_in_a_second_and_a_queue_that_is_gone_is_left():
+    with office(working=False) as one:
+        now = time.monotonic()
+        one.desk._explain("mail", now)
+        one.desk._explain("mail", now + 0.9)
+        assert one.line.explained == ["mail"]
+        one.desk._explain("mail", now + 1.0)
+        assert one.line.explained == ["mail", "mail"]
+        one.line.gone = QueueNotFound("mail", ())
+        with pytest.raises(QueueNotFound):  # it was the last
+            one.desk._explain("mail", now + 2.0)
+        assert one.desk._schedule.queues == []
+
+
+def test_what_a_look_has_found_of_queues_is_explained():
+    with office(working=False) as one:
+        one.line.findings = Findings(frozenset(), frozenset(["mail"]), frozenset())
+        one.desk._look(["mail"])
+        one.line.findings = Findings(frozenset(), frozenset(), frozenset(["other"]))
+        one.desk._look(["other"])
+        assert one.line.explained == ["mail", "other"]
+
+
+def test_producers_are_asked_for_notifications_when_it_has_been_idle_and_only_then():
+    with office(working=False, listening=True) as one:
+        now = time.monotonic()
+        one.desk._schedule.took("mail", 1, 0, now)
+        assert not one.desk._ask_for_notifications(now + 0.04)
+        one.desk.pause(paused=True)
+        assert not one.desk._ask_for_notifications(now + 1.0)
+        one.desk.pause(paused=False)
+        assert one.desk._ask_for_notifications(now + 1.0)
+        span = dt.timedelta(seconds=240)  # of four looks
+        assert one.line.noted == [span]
+        assert one.desk._schedule.rest(now) == 0.0  # there may be something by now
+        one.desk._schedule.took("mail", 1, 0, now + 1.0)
+        assert not one.desk._ask_for_notifications(now + 120.9)
+        assert one.desk._ask_for_notifications(now + 121.0)
+        assert not one.desk._needs_no_notifications(now + 121.0)
+        one.desk._schedule.took("mail", 1, 1, now + 122.0)
+        assert one.desk._needs_no_notifications(now + 122.0)
+        assert one.desk._rest() == 0.0
+        one.desk._round()
+        assert one.line.noted == [span, span, None]
+        assert not one.desk._needs_no_notifications(now + 122.0)
+
+
+def test_who_does_not_listen_asks_for_no_notifications():
+    with office(working=False) as one:
+        one.desk._schedule.took("mail", 1, 0, time.monotonic())
+        assert not one.desk._ask_for_notifications(time.monotonic() + 1000)
+
+
+def test_it_rests_until_something_can_be_leased_or_settled():
+    with office(working=False) as one:
+        now = time.monotonic()
+        one.desk._schedule.took("mail", 1, 0, now + 1000)
+        assert 900 < one.desk._rest() < 1300
+        one.desk._add(one.handler, [Verdict(delivery(1), "archive")], now)
+        waiting = one.desk._verdicts[1]
+        waiting.not_before, waiting.alone_at = now + 50, now + 70
+        assert 60 < one.desk._rest() <= 70
+        quiet(one)
+        assert one.desk._rest() == 1.0
+        waiting.alone_at = 0.0
+        waiting.not_before = now + 0.9
+        assert 0.0 < one.desk._rest() <= 0.9
+        one.desk._verdicts.clear()
+        assert one.desk._rest() == 60.0
+
+
+@pytest.mark.parametrize("hurried", [True, False])
+def test_what_cannot_be_settled_keeps_it_from_the_end_until_there_is_no_time_left(hurried):
+    with office(working=False) as one:
+        one.desk._add(one.handler, [Verdict(delivery(1), "archive")], 0.0)
+        one.line.fates = {1: "busy"}
+        one.desk.stop_leasing()
+        one.desk.close()
+        one.line.hurried = hurried
+        one.desk._round()
+        assert one.desk.resting.is_set()
+        assert one.desk._seat._over is hurried
+        assert one.desk.left == 1
+
+
+@pytest.mark.parametrize(
+    ("leaving", "hurried", "error", "passes"),
+    [
+        (True, False, OSError(), True),
+        (True, True, OSError(), False),
+        (True, False, ValueError(), False),
+        (False, False, OSError(), False),
+    ],
+)
+def test_an_error_is_passed_over_only_when_it_passes_and_it_stops(leaving, hurried, error, passes):
+    with office(working=False) as one:
+        if leaving:
+            one.desk.stop_leasing()
+            one.desk._add(one.handler, [Verdict(delivery(1), "archive")], 0.0)
+        one.line.hurried, one.line.error = hurried, error
+        if passes:
+            assert one.desk._step_on() == 0.0
+        else:
+            with pytest.raises(type(error)):
+                one.desk._step_on()
+        one.line.hurried, one.line.error = False, None
+
+
+def test_dead_letters_that_were_leased_are_told_and_others_leased_at_once():
+    with office(working=False) as one:
+        told = Told(one.desk)
+        one.desk._schedule.took("mail", 1, 0, time.monotonic() + 1000)
+        one.desk._report_undecodable(one.handler, [delivery(1)])
+        assert told.settlements == [(1, "dead")]
+        assert isinstance(one.desk._schedule.next(time.monotonic()), Take)
+
+
+def test_its_own_thread_is_woken_for_whatever_changes():
+    with office(working=False) as one:
+        for change in (
+            lambda: one.desk.pause(paused=True),
+            lambda: one.desk.settle(one.handler, []),
+            one.desk.stop_leasing,
+            one.desk.close,
+        ):
+            one.desk._seat._alarm.clear()
+            change()
+            assert one.desk._seat._alarm.is_set()
+
+
+def test_leases_without_an_answer_are_noted_for_the_worker_from_one_try_to_the_next():
+    with office(working=False) as one:
+        one.desk._trouble()  # it was no lease
+        assert one.desk._unanswered == []
+        one.desk._asked = ("mail", dt.timedelta(hours=1), 5.0)
+        one.desk._trouble()
+        one.desk._trouble()
+        first, second = one.desk._unanswered
+        assert (first.since, second.since) == (5.0, first.until)
+        worker = one.desk._context()
+        one.desk._context = lambda: replace(worker, worker=None)
+        one.desk._trouble()
+        assert len(one.desk._unanswered) == 2
+
+
+def test_leases_without_an_answer_keep_it_from_the_end_until_they_were_looked_for():
+    with office(working=False) as one:
+        one.desk._unanswered = [Unanswered(1, "mail", dt.timedelta(hours=1), 0.0, 1.0)]
+        one.desk.stop_leasing()
+        one.desk.close()
+        assert one.desk._round() == 0.0
+        assert not one.desk._seat._over
+        assert len(one.line.strays) == 1
+        one.desk._round()
+        assert one.desk._seat._over
+        assert len(one.line.strays) == 1
+
+
+def test_who_only_drains_does_not_end_although_there_is_no_time_left():
+    with office(working=False) as one:
+        one.desk._add(one.handler, [Verdict(delivery(1), "archive")], 0.0)
+        one.line.fates = {1: "busy"}
+        one.desk.stop_leasing()
+        one.line.hurried = True
+        one.desk._round()
+        assert not one.desk._seat._over
+        one.desk.settle(one.handler, [])
+        assert one.desk.left == 2
+
+
+def test_what_is_leased_goes_to_whoever_has_the_seat_and_the_limit_is_the_schedules():
+    with office(working=False, concurrency=2) as one:
+        one.line.supply = [delivery(n) for n in range(1, 5)]
+        one.desk.nudge("mail")
+        one.desk._round()
+        assert [unit.deliveries[0].id for unit in one.ready] == [1, 2]
+        assert one.desk._schedule.in_hand == 2
+        one.desk.finished(one.ready[0], [Verdict(delivery(1), "retry")], quietly=True)
+        one.desk._seat.read()
+        assert one.desk._schedule.in_hand == 1
+        assert one.desk._verdicts[1].verdict.kind == "retry"
+
+
+class Counting(threading.Event):
+    """One that counts how often it was waited for."""
+
+    waits = 0
+
+    def wait(self, timeout=None):
+        self.waits += 1
+        return super().wait(timeout)
+
+
+def test_the_seat_sleeps_when_it_has_seen_the_news():
+    rounds = Rounds()
+    news = rounds.seat._news = Counting()
+    news.set()
+    rounds.seat._asleep_until = time.monotonic() + 0.05
+    rounds.seat._sleep()
+    assert news.waits <= 2
+    assert time.monotonic() >= rounds.seat._asleep_until
+
+
+def test_the_seat_lets_a_handlers_thread_come_first_for_what_is_left_quietly():
+    rounds = Rounds()
+    alarm = rounds.seat._alarm = Counting()
+    rounds.seat._asleep_until = time.monotonic() + 3600
+    rounds.seat.leave(lambda: None, quietly=True)
+    rounds.seat._since = time.monotonic()
+    rounds.seat._sleep()
+    assert alarm.waits >= 1
+    assert time.monotonic() >= rounds.seat._since + LINGER
+
+
+def test_it_has_not_ended_while_a_handler_runs():
+    with office(working=False, concurrency=2) as one:
+        leased(one, 1)
+        one.desk._until_empty = True
+        one.desk._schedule.took("mail", 1, 0, time.monotonic())
+        one.desk._round()
+        assert not one.desk.ended.is_set()
+
+
+def test_what_is_done_is_settled_at_once_if_no_handler_runs_that_could_join():
+    with office(working=False) as one:
+        now = time.monotonic()
+        one.desk._add(one.handler, [Verdict(delivery(1), "archive")], now)
+        (waiting,) = one.desk._verdicts.values()
+        waiting.alone_at = now + 1000
+        assert one.desk._is_ripe([waiting], now)
+
+
+def test_a_turn_settles_what_cannot_join_it_and_archives_the_rest():
+    with office(working=False, concurrency=5) as one:
+        told = Told(one.desk)
+        mine, other = leased(one, 1, 2)
+        one.desk._add(one.handler, [Verdict(mine, "archive"), Verdict(other, "retry")], 0.0)
+        one.line.supply = [delivery(3)]
+        one.desk.nudge("mail")
+        one.desk._round()
+        assert one.line.settled == [other.id, mine.id]
+        assert [id_ for id_, _ in told.settlements] == [other.id, mine.id]
+        assert [unit.deliveries[0].id for unit in one.ready] == [3]
+        one.desk._trouble()
+        assert one.desk._unanswered == []  # the lease was answered
+        assert one.line.strays == []
+        one.desk._unanswered = [Unanswered(1, "mail", dt.timedelta(hours=1), 0.0, 1.0)]
+        one.line.supply = [delivery(4)]
+        one.desk.nudge("mail")
+        one.desk._round()
+        ((_, known),) = one.line.strays
+        assert sorted(known) == [delivery(3).fencing_token, delivery(4).fencing_token]
+        assert one.desk._unanswered == []
+
+
+def test_a_lease_of_what_was_held_here_ends_the_earlier_one():
+    with office(working=False, concurrency=3) as one:
+        lost: list[list[int]] = []
+        one.desk._lost = lambda gone: lost.append([held.delivery.fencing_token for held in gone])
+        leased(one, 1)
+        assert lost == []
+        one.line.supply = [replace(delivery(1), fencing_token=77)]
+        one.desk.nudge("mail")
+        one.desk._round()
+        assert lost == [[delivery(1).fencing_token]]
+
+
+def test_acknowledged_first_what_was_archived_is_begun_and_the_rest_is_forgotten():
+    with office(working=False, concurrency=3) as one:
+        one.handler = replace(one.handler, acknowledge="first")
+        held = one.book.enter(
+            one.handler, [delivery(n) for n in (1, 2, 3)], dt.timedelta(hours=1), time.monotonic()
+        )
+        one.desk._schedule.took("mail", 3, 3, time.monotonic())
+        one.line.fates = {2: "archived", 3: "lost"}  # the reply for the second was lost
+        one.desk._start(one.handler, held)
+        assert [unit.deliveries[0].id for unit in one.ready] == [1, 2]
+        assert one.line.settled == [1]
+        assert one.book.all() == []
+        assert one.desk._schedule.in_hand == 2
+
+
+@pytest.mark.parametrize("resting", [True, False])
+def test_who_settles_waits_for_a_database_until_it_stops_or_is_to_rest(resting):
+    with office(working=False) as one:
+        quiet(one)
+        if resting:
+            one.desk.resting.set()
+        one.desk._add(one.handler, [Verdict(delivery(1), "archive")], 0.0)
+        one.desk._round()
+        until_ = one.line.stopping if resting else one.desk._leaving
+        assert one.line.asked == [("a settlement", until_, {"strict": False})]
+
+
+def test_a_row_that_is_locked_holds_up_no_other():
+    with office(working=False) as one:
+        quiet(one)
+        verdicts = [Verdict(delivery(n), "archive") for n in (1, 2)]
+        one.line.fates = {1: "busy"}
+        one.desk._add(one.handler, verdicts, 0.0)
+        one.desk._round()
+        assert [*one.desk._verdicts] == [1]
+        assert one.line.settled == [2]
+
+
+def test_a_call_that_keeps_its_message_locked_is_ended_when_that_is_found_again():
+    """Not at once: its COMMIT may be on its way."""
+    with office(working=False) as one:
+        one.line.fates = {1: "busy"}
+        one.desk._add(one.handler, [Verdict(delivery(1), "release")], 0.0)
+        for ended in ([], [1], [1, 1]):
+            one.desk._verdicts[1].not_before = 0.0
+            one.desk._round()
+            assert [call.id for call in one.ended_calls] == ended
+        one.line.fates = {}
+        one.desk._verdicts[1].not_before = 0.0
+        one.desk._round()
+        assert one.line.settled == [1]

@@ -1,0 +1,437 @@
+"""What is leased, when, and what is started next: rules that hold whatever happens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from properties import at_least
+
+from pgqrs_sa import Delivery, Retry
+from pgqrs_sa.consumer.handlers import Handlers, Unit
+from pgqrs_sa.consumer.scheduler import Look, Ready, Rest, Schedule, Take, units
+
+POLL = 0.5
+
+
+def handlers(*wanted, concurrency=4):
+    made = Handlers(concurrency, Retry(), asynchronous=False)
+    for number, options in enumerate(wanted):
+        made.add(
+            f"q{number}",
+            lambda payload: None,
+            **{
+                "lease": None,
+                "concurrency": None,
+                "prefetch": 0,
+                "timeout": None,
+                "retry": None,
+                "batch": None,
+                "weight": 1,
+                "acknowledge": "commit",
+                "payload": None,
+            }
+            | options,
+        )
+    return list(made)
+
+
+def schedule(wanted, *, slots=4, jitter=lambda: 0.5):
+    made = Schedule(slots, POLL, jitter)
+    made.work_on(wanted)
+    return made
+
+
+def next_lease(plan, now, *, ready=True):
+    """Return the next step that is no look; a look finds something everywhere, or nowhere."""
+    while isinstance(step := plan.next(now), Look):
+        plan.looked(step.queues, step.queues if ready else (), now)
+    return step
+
+
+def delivery(id_, read_ct=1):
+    now = datetime.now(UTC)
+    return Delivery(
+        id_, "q0", "1", 1, None, 0, now, now, read_ct, 5, None, None, 10 * id_ + read_ct, None
+    )
+
+
+HANDLERS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "concurrency": st.integers(1, 5),
+            "batch": st.none() | st.integers(1, 4),
+            "prefetch": st.integers(0, 6),
+            "weight": st.integers(1, 5),
+        }
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@at_least(50)
+@given(HANDLERS, st.integers(1, 8), st.data())
+def test_never_more_is_leased_than_may_run_or_wait(wanted, slots, data):
+    made = handlers(*wanted)
+    plan = schedule(made, slots=slots)
+    in_hand: Counter[str] = Counter()
+    now = 0.0
+    for _ in range(data.draw(st.integers(1, 40))):
+        step = plan.next(now)
+        if isinstance(step, Rest):
+            assert step.seconds >= 0
+            now += step.seconds + 0.01
+        elif isinstance(step, Look):
+            plan.looked(step.queues, data.draw(st.sets(st.sampled_from(step.queues))), now)
+        else:
+            queue = step.handler.queue
+            assert step.limit >= 1
+            got = data.draw(st.integers(0, step.limit))
+            in_hand[queue] += got
+            plan.took(queue, step.limit, got, now)
+            one = step.handler
+            most = min(one.concurrency, slots) * one.batch + one.prefetch
+            assert in_hand[queue] <= most
+        if not any(one.prefetch for one in made):
+            assert sum(-(-in_hand[one.queue] // one.batch) for one in made) <= slots
+        busy = [queue for queue, count in in_hand.items() if count]
+        if busy and data.draw(st.booleans()):
+            queue = data.draw(st.sampled_from(sorted(busy)))
+            ended = data.draw(st.integers(1, in_hand[queue]))
+            in_hand[queue] -= ended
+            plan.finished(queue, ended)
+        assert plan.in_hand == in_hand.total()
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=5))
+def test_queues_that_are_always_full_get_shares_by_their_weights(weights):
+    plan = schedule(handlers(*({"weight": one} for one in weights), concurrency=1), slots=1)
+    turns: Counter[str] = Counter()
+    last: dict[str, int] = {}
+    rounds = 40
+    for number in range(rounds * sum(weights)):
+        step = next_lease(plan, 0.0)
+        assert isinstance(step, Take)
+        queue = step.handler.queue
+        turns[queue] += 1
+        # Nobody starves: between two turns of a queue lie at most two rounds.
+        assert number - last.get(queue, 0) <= 2 * sum(weights)
+        last[queue] = number
+        plan.took(queue, step.limit, 1, 0.0)
+        plan.finished(queue, 1)
+    for number, weight in enumerate(weights):
+        assert abs(turns[f"q{number}"] - rounds * weight) <= max(weights)
+
+
+def test_a_queue_with_a_store_ahead_does_not_starve_the_others():
+    made = handlers({"prefetch": 20}, {"weight": 5}, {"prefetch": 5})
+    plan = schedule(made, slots=4)
+    ready = Ready(4)
+    turns: Counter[str] = Counter()
+    running: list[Unit] = []
+    for number in range(2000):
+        step = next_lease(plan, 0.0)
+        if isinstance(step, Take):
+            plan.took(step.handler.queue, step.limit, step.limit, 0.0)
+            ready.add(units(step.handler, [delivery(number)] * step.limit))
+        while (unit := ready.take()) is not None:
+            turns[unit.handler.queue] += 1
+            running.append(unit)
+        ended = running.pop(0)
+        ready.finished(ended)
+        plan.finished(ended.handler.queue, 1)
+    assert min(turns.values()) > 50
+
+
+def test_a_queue_that_was_empty_for_long_does_not_make_up_for_it():
+    plan = schedule(handlers({}, {}, concurrency=1), slots=1)
+    plan.looked(["q0"], ["q0"], 0.0)
+    plan.took("q1", 1, 0, 1e9)  # not due for very long
+    for _ in range(1000):
+        assert plan.next(0.0).handler.queue == "q0"
+        plan.took("q0", 1, 1, 0.0)
+        plan.finished("q0", 1)
+    plan.nudge("q1")
+    chosen = []
+    for _ in range(10):
+        chosen.append(plan.next(0.0).handler.queue)
+        plan.took(chosen[-1], 1, 1, 0.0)
+        plan.finished(chosen[-1], 1)
+    assert sorted(chosen) == ["q0"] * 5 + ["q1"] * 5
+
+
+@given(st.floats(0, 1), st.integers(1, 30))
+def test_an_idle_queue_is_asked_less_and_less_within_the_jitter(draw, times):
+    plan = schedule(handlers({}), jitter=lambda: draw)
+    now, waits = 0.0, []
+    for _ in range(times):
+        assert plan.next(now) == Look(("q0",))
+        plan.looked(["q0"], [], now)
+        step = plan.next(now)
+        assert isinstance(step, Rest)
+        waits.append(step.seconds)
+        now += step.seconds
+    for number, wait in enumerate(waits):
+        longest = min(0.02 * 2**number, POLL)
+        assert longest * 0.8 - 1e-9 <= wait <= longest * 1.2 + 1e-9
+    assert plan.idle_for(now) == pytest.approx(now)
+
+
+def test_a_nudge_makes_a_queue_due_and_a_strangers_does_not():
+    plan = schedule(handlers({}, {}))
+    for queue in ("q0", "q1"):
+        plan.took(queue, 4, 0, 100.0)
+    assert isinstance(plan.next(100.0), Rest)
+    plan.nudge("another")
+    assert isinstance(plan.next(100.0), Rest)
+    plan.nudge("q1")
+    assert plan.next(100.0).handler.queue == "q1"
+    plan.took("q1", 4, 0, 100.0)
+    plan.nudge(None)
+    assert plan.next(100.0) == Look(("q0", "q1"))
+
+
+def test_drained_is_when_all_were_empty_since_something_was_found_and_nothing_is_in_hand():
+    plan = schedule(handlers({}, {}))
+    assert not plan.drained
+    plan.took("q0", 4, 0, 0.0)
+    assert not plan.drained
+    plan.took("q1", 4, 1, 0.0)
+    assert not plan.drained  # what was found may enqueue for the other
+    plan.finished("q1", 1)
+    plan.took("q1", 3, 0, 0.0)
+    assert not plan.drained
+    plan.took("q0", 4, 0, 0.0)
+    assert plan.drained
+    plan.nudge("q0")
+    assert not plan.drained
+    plan.took("q0", 4, 0, 0.0)
+    assert plan.drained
+    plan.look_again(0.0)
+    assert not plan.drained
+    assert isinstance(plan.next(0.0), Rest)
+    assert isinstance(plan.next(0.1), Look)
+
+
+def test_a_look_at_empty_queues_drains_as_a_lease_does():
+    plan = schedule(handlers({}, {}))
+    plan.looked(["q0", "q1"], ["q1"], 0.0)
+    assert not plan.drained
+    plan.took("q1", 4, 0, 0.0)
+    assert plan.drained
+
+
+def test_idle_queues_are_looked_at_together_once_in_an_interval():
+    plan = schedule(handlers(*[{}] * 200), jitter=iter([0.0, 1.0] * 1000).__next__)
+    now, looks = 0.0, 0
+    while now < 100:
+        step = plan.next(now)
+        if isinstance(step, Look):
+            assert len(step.queues) == 200
+            looks += 1
+            plan.looked(step.queues, [], now)
+        else:
+            now += step.seconds
+    # Some at the beginning, which come quickly; then each POLL of time, moved by a fifth.
+    assert looks <= 6 + 100 / (0.8 * POLL)
+
+
+def test_only_the_queues_in_which_a_look_has_found_something_are_leased_from():
+    plan = schedule(handlers({}, {}, {}))
+    step = plan.next(0.0)
+    assert step == Look(("q0", "q1", "q2"))
+    plan.looked(step.queues, {"q0", "q2"}, 0.0)
+    asked = []
+    while isinstance(step := plan.next(0.0), Take):
+        asked.append(step.handler.queue)
+        plan.took(asked[-1], step.limit, 1, 0.0)
+    assert sorted(asked) == ["q0", "q2"]
+
+
+def test_a_queue_that_goes_on_having_something_is_not_looked_at():
+    plan = schedule(handlers({}))
+    plan.nudge("q0")
+    for number in range(10):
+        assert plan.next(float(number)) == Take(plan.next(float(number)).handler, 4)
+        plan.took("q0", 4, 1, float(number))
+        plan.finished("q0", 1)
+
+
+def test_a_queue_that_may_not_have_more_is_not_looked_at():
+    plan = schedule(handlers({"concurrency": 1}, {}), slots=2)
+    plan.looked(["q0"], ["q0"], 0.0)
+    plan.took("q0", 1, 1, 0.0)
+    plan.nudge(None)
+    assert plan.next(0.0) == Look(("q1",))
+
+
+def test_a_queue_that_is_dropped_is_asked_no_more():
+    plan = schedule(handlers({}, {}))
+    plan.drop("q0")
+    plan.finished("q0", 1)
+    assert plan.queues == ["q1"]
+    assert next_lease(plan, 0.0).handler.queue == "q1"
+    plan.drop("q1")
+    assert isinstance(plan.next(0.0), Rest)
+
+
+def test_a_batch_in_hand_is_one_call_of_those_that_may_run():
+    plan = schedule(handlers({"batch": 4}, {}))
+    plan.nudge("q1")
+    plan.took("q0", 16, 4, 0.0)
+    assert plan.next(0.0) == Take(plan.next(0.0).handler, 3)
+
+
+def test_what_a_queue_has_in_hand_itself_takes_no_calls_from_it():
+    plan = schedule(handlers({}))
+    plan.took("q0", 4, 1, 0.0)
+    assert plan.next(0.1) == Take(plan.next(0.1).handler, 3)
+
+
+def test_after_it_had_something_a_queue_is_asked_as_often_as_at_first():
+    plan = schedule(handlers({}))
+    for _ in range(5):
+        plan.took("q0", 4, 0, 0.0)
+    assert plan.rest(0.0) == pytest.approx(16 * 0.02)
+    plan.took("q0", 4, 1, 1.0)
+    plan.finished("q0", 1)
+    plan.took("q0", 4, 0, 2.0)
+    assert plan.rest(2.0) == pytest.approx(0.02)
+
+
+def test_a_queue_in_which_a_look_found_something_is_due_although_it_was_not_its_turn():
+    plan = schedule(handlers({}, {}))
+    for _ in range(5):
+        plan.took("q1", 4, 0, 0.0)
+    assert plan.next(0.1) == Look(("q0", "q1"))
+    plan.looked(["q0", "q1"], ["q1"], 0.1)
+    assert plan.next(0.1).handler.queue == "q1"
+
+
+def test_a_nudge_of_all_queues_lets_those_that_have_something_go_on():
+    plan = schedule(handlers({}))
+    plan.took("q0", 4, 1, 0.0)
+    plan.nudge(None)
+    assert plan.next(0.0) == Take(plan.next(0.0).handler, 3)
+
+
+def test_after_a_nudge_a_queue_is_asked_as_often_as_at_first():
+    plan = schedule(handlers({}))
+    for _ in range(5):
+        plan.took("q0", 4, 0, 0.0)
+    plan.nudge("q0")
+    plan.took("q0", 4, 0, 1.0)
+    assert plan.rest(1.0) == pytest.approx(0.02)
+
+
+def test_what_could_not_be_taken_is_asked_for_again_soon():
+    plan = schedule(handlers({}), jitter=lambda: 1.0)
+    for _ in range(5):
+        plan.took("q0", 4, 0, 0.0)
+    plan.look_again(0.0)
+    assert plan.rest(0.0) == pytest.approx(1.2 * 0.02)
+
+
+def test_it_is_idle_since_the_last_queue_had_something():
+    assert schedule([]).idle_for(5.0) == 0.0
+    plan = schedule(handlers({}, {}))
+    plan.took("q0", 4, 0, 1.0)
+    assert plan.idle_for(5.0) == 0.0
+    plan.took("q1", 4, 0, 2.0)
+    plan.took("q1", 4, 0, 3.0)
+    assert plan.idle_for(5.0) == 3.0
+    plan.took("q0", 4, 1, 6.0)
+    assert plan.idle_for(7.0) == 0.0
+
+
+def test_it_is_not_drained_while_something_is_in_hand():
+    plan = schedule(handlers({}))
+    plan.took("q0", 4, 1, 0.0)
+    plan.took("q0", 3, 0, 0.0)
+    assert not plan.drained
+    plan.finished("q0", 1)
+    assert plan.drained
+
+
+def test_it_rests_until_the_first_of_the_queues_is_due():
+    plan = schedule(handlers({}, {}))
+    plan.took("q0", 4, 0, 0.0)
+    plan.took("q1", 4, 0, 0.01)
+    assert plan.next(0.015) == Rest(pytest.approx(0.005))
+
+
+def test_beside_a_store_ahead_the_others_may_have_one_that_waits_and_the_store_no_more():
+    made = handlers({"prefetch": 1}, {}, {}, concurrency=1)
+    plan = schedule(made, slots=1)
+    plan.took("q0", 2, 2, 0.0)
+    plan.took("q2", 1, 0, 0.0)
+    plan.nudge("q1")
+    assert plan.next(0.0) == Take(made[1], 1)
+    plan = schedule(made, slots=1)
+    plan.took("q1", 1, 1, 0.0)
+    plan.took("q2", 1, 0, 0.0)
+    plan.nudge("q0")
+    assert plan.next(0.0) == Take(made[0], 1)
+
+
+def test_without_a_store_ahead_nothing_waits():
+    plan = schedule(handlers({}, {}, concurrency=1), slots=1)
+    plan.took("q0", 1, 1, 0.0)
+    plan.nudge("q1")
+    assert isinstance(plan.next(0.0), Rest)
+
+
+def test_a_store_ahead_is_filled_when_half_is_used_up():
+    plan = schedule(handlers({"prefetch": 10, "concurrency": 1}))
+    assert next_lease(plan, 0.0).limit == 11
+    plan.took("q0", 11, 11, 0.0)
+    for _ in range(4):
+        plan.finished("q0", 1)
+        assert isinstance(plan.next(0.0), Rest)
+    plan.finished("q0", 1)
+    assert plan.next(0.0).limit == 5
+
+
+@at_least(50)
+@given(HANDLERS, st.integers(1, 8), st.data())
+def test_no_more_runs_than_may_and_each_handlers_calls_begin_in_order(wanted, slots, data):
+    made = handlers(*wanted)
+    ready = Ready(slots)
+    running: list[Unit] = []
+    begun: dict[str, list[int]] = {}
+    for _ in range(data.draw(st.integers(1, 40))):
+        match data.draw(st.sampled_from(["add", "take", "finish"])):
+            case "add":
+                ready.add([Unit(data.draw(st.sampled_from(made)), (delivery(1),))])
+            case "take":
+                unit = ready.take()
+                if unit is None:
+                    waits = {one.handler.queue for one in ready._waiting}
+                    free = [
+                        one.queue
+                        for one in made
+                        if sum(r.handler is one for r in running) < one.concurrency
+                    ]
+                    assert len(running) == slots or not waits & set(free)
+                    continue
+                running.append(unit)
+                begun.setdefault(unit.handler.queue, []).append(unit.number)
+            case "finish" if running:
+                ready.finished(running.pop(data.draw(st.integers(0, len(running) - 1))))
+        assert len(running) <= slots
+        for one in made:
+            assert sum(r.handler is one for r in running) <= one.concurrency
+    assert all(numbers == sorted(numbers) for numbers in begun.values())
+    left = ready.clear()
+    assert ready.waiting == 0
+    assert [one.number for one in left] == sorted(one.number for one in left)
+
+
+def test_what_was_leased_is_cut_into_batches():
+    (handler,) = handlers({"batch": 3})
+    cut = units(handler, [delivery(n) for n in range(7)])
+    assert [[one.id for one in unit.deliveries] for unit in cut] == [[0, 1, 2], [3, 4, 5], [6]]

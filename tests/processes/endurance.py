@@ -1,0 +1,241 @@
+"""The big run: consumers under load, while processes are killed and the server crashes.
+
+    python -m tests.processes.endurance --messages 20000 --workers 8
+
+Producers enqueue with keys, each batch again until its commit was acknowledged. Workers are of all
+kinds in turn. One message in a hundred fails: half of these once, half each time, until it is a
+dead letter. Whatever happens, in the end every committed message has one effect or is dead, every
+attempt was counted before it began, and nothing is held. Exits with 1 if that is not so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from pgqrs_sa import Item, QueueService
+
+HERE = Path(__file__).parent
+for place in (HERE, HERE.parent / "chaos"):
+    if str(place) not in sys.path:
+        sys.path.insert(0, str(place))
+
+from hands.nursery import Nursery  # noqa: E402
+from hands.team import KINDS, Team, Worker  # noqa: E402
+from kit.books import Audit, Sent  # noqa: E402
+from kit.bouncer import PgBouncer  # noqa: E402
+from kit.servers import OwnServer, own_server, run_sql, until  # noqa: E402
+from kit.working import outliving  # noqa: E402
+
+_BATCH = 50  # messages that a producer commits together
+_ATTEMPTS = 10  # more than all kills and crashes together can cost a message
+
+
+@dataclass(frozen=True)
+class Options:
+    """How big it is; see ``--help``."""
+
+    messages: int = 20_000
+    workers: int = 8
+    concurrency: int = 4
+    producers: int = 2
+    restarts: int = 2
+    kills: int = 3
+    poolers: int = 0
+    lease: float = 5.0
+    timeout: float = 600.0
+
+    def payload(self, number: int) -> dict[str, object]:
+        """Return a message; number 13 of each two hundred is poison, number 113 fails once."""
+        what = {13: "poison", 113: "once"}.get(number % 200, "work")
+        return {"unit": number, "do": what}
+
+    @property
+    def poison(self) -> int:
+        return sum(self.payload(one)["do"] == "poison" for one in range(self.messages))
+
+    @property
+    def failing(self) -> int:
+        return sum(self.payload(one)["do"] != "work" for one in range(self.messages))
+
+
+@dataclass
+class Report:
+    """What came of it."""
+
+    options: Options
+    seconds: float = 0.0
+    events: list[str] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
+    audit: Audit | None = None
+    wrong: list[str] = field(default_factory=list)
+
+    def lines(self) -> Iterable[str]:
+        options = self.options
+        yield (
+            f"{options.workers} workers, {options.messages} messages, {options.failing} failing "
+            f"({options.poison} of them each time), {options.restarts} restarts -m immediate, "
+            f"{options.kills} SIGKILLs"
+            + (f", {options.poolers} SIGKILLs of PgBouncer" if options.poolers else "")
+        )
+        yield from self.events
+        if self.audit is not None:
+            yield from (f"  {name:<10} {value:>8}" for name, value in self.audit.as_dict().items())
+        yield f"exit codes of the workers: {self.codes}"
+        rate = options.messages / self.seconds
+        yield f"{self.seconds:.1f} s, {rate:.0f} messages a second"
+        yield "the audit fails: " + "; ".join(self.wrong) if self.wrong else "the audit is clean"
+
+
+def endure(server: OwnServer, nursery: Nursery, dbname: str, options: Options) -> Report:
+    """Do it all, and audit it."""
+    report = Report(options)
+    address = server.database(dbname)
+    engine = sa.create_engine(address.url(), pool_size=options.producers)
+    direct = sa.create_engine(address.url(), poolclass=sa.NullPool)
+    with ExitStack() as stack:
+        team = stack.enter_context(Team(address, direct, nursery))
+        pooler = stack.enter_context(PgBouncer(address)) if options.poolers else None
+        began = time.monotonic()
+        crew = [_hire(team, number, options, pooler) for number in range(options.workers)]
+        producers = _produce(engine, options)
+
+        def say(what: str) -> None:
+            share = _settled(team) / options.messages
+            report.events.append(f"{time.monotonic() - began:6.1f} s, {share:4.0%}: {what}")
+
+        for at, what in _plan(options):
+            _progressed(team, at, options.timeout)
+            if what == "restart":
+                server.crash()
+                say("the server has crashed and is back")
+            elif what == "pooler" and pooler is not None:
+                pooler.crash()
+                say("PgBouncer was killed and is back")
+            else:
+                one = crew.pop(0)
+                one.kill()
+                crew.append(_hire(team, len(team.workers), options, pooler))
+                say(f"{one.name} was killed, and replaced by {crew[-1].name}")
+        for one in producers:
+            one.join(options.timeout)
+        say("all is enqueued")
+        team.emptied(options.timeout)
+        for one in crew:
+            one.terminate()
+        report.codes = [one.wait(90) for one in crew]
+        report.seconds = time.monotonic() - began
+        _audit(team, report)
+    engine.dispose()
+    return report
+
+
+def _plan(options: Options) -> list[tuple[int, str]]:
+    """Return what happens after how many messages: spread over the first three quarters."""
+    turns = [
+        ["kill"] * options.kills,
+        ["restart"] * options.restarts,
+        ["pooler"] * options.poolers,
+    ]
+    order = []
+    while any(turns):
+        turns.sort(key=len)
+        order.append(turns[-1].pop())
+    step = options.messages * 3 // 4 // (len(order) + 1)
+    return [(step * place, what) for place, what in enumerate(order, 1)]
+
+
+def _hire(team: Team, number: int, options: Options, pooler: PgBouncer | None) -> Worker:
+    return team.hire(
+        KINDS[number % len(KINDS)],
+        consumer={"concurrency": options.concurrency, "housekeeping": 5, "heartbeat": 2},
+        on={"lease": options.lease, "prefetch": options.concurrency},
+        retry={"max_attempts": _ATTEMPTS},
+        **({"through": pooler.address, "pooled": True} if pooler else {}),
+    )
+
+
+def _produce(engine: sa.Engine, options: Options) -> list[threading.Thread]:
+    def produce(start: int) -> None:
+        numbers = list(range(start, options.messages, options.producers))
+        for at in range(0, len(numbers), _BATCH):
+            outliving(_batch(engine, options, numbers[at : at + _BATCH]))
+
+    threads = [
+        threading.Thread(target=produce, args=(start,), daemon=True)
+        for start in range(options.producers)
+    ]
+    for one in threads:
+        one.start()
+    return threads
+
+
+def _batch(engine: sa.Engine, options: Options, numbers: list[int]) -> Callable[[], None]:
+    def send() -> None:
+        items = [Item(options.payload(one), key=f"unit-{one}") for one in numbers]
+        with Session(engine) as session, session.begin():
+            for one in QueueService(session).enqueue_many("mail", items):
+                if not one.duplicate:
+                    session.add(Sent(message_id=one.id))
+
+    return send
+
+
+def _settled(team: Team) -> int:
+    ((count,),) = run_sql(team.address, "SELECT count(*) FROM pgqrs_archive")
+    return int(str(count))
+
+
+def _progressed(team: Team, count: int, timeout: float) -> None:
+    until(lambda: _settled(team) >= count, f"{count} messages are settled", timeout)
+
+
+def _audit(team: Team, report: Report) -> None:
+    try:
+        report.audit = team.audit()
+    except AssertionError as error:
+        report.wrong.append(str(error))
+        return
+    wanted = {
+        "committed": report.options.messages,
+        "archived": report.options.messages - report.options.poison,
+        "dead": report.options.poison,
+    }
+    report.wrong += [
+        f"{name}: {found}, not {value}"
+        for name, value in wanted.items()
+        if (found := getattr(report.audit, name)) != value
+    ]
+    if set(report.codes) != {0}:
+        report.wrong.append(f"exit codes {report.codes}")
+
+
+def main() -> int:
+    """Read the options, run, print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.processes.endurance", description=__doc__.split("\n\n")[2]
+    )
+    for name, default in vars(Options()).items():
+        parser.add_argument(
+            f"--{name}", type=type(default), default=default, help="default: %(default)s"
+        )
+    options = Options(**vars(parser.parse_args()))
+    nursery = Nursery()
+    with own_server() as server:
+        report = endure(server, nursery, "endurance", options)
+    nursery.close()
+    print(*report.lines(), sep="\n")
+    return 1 if report.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

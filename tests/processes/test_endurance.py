@@ -1,0 +1,26 @@
+"""The big run, small: see `tests/processes/endurance.py`."""
+
+from __future__ import annotations
+
+import pytest
+from endurance import Options, endure
+
+
+def test_nothing_is_lost_or_done_twice_while_processes_and_the_server_die(own, nursery):
+    options = Options(messages=1200, workers=4, concurrency=3, restarts=1, kills=1, lease=2)
+    report = endure(own, nursery, "endurance", options)
+    assert not report.wrong, "\n".join(report.lines())
+
+
+@pytest.mark.long
+def test_nothing_is_lost_or_done_twice_in_the_big_run(own, nursery):
+    report = endure(own, nursery, "endurance_long", Options())
+    assert not report.wrong, "\n".join(report.lines())
+
+
+@pytest.mark.long
+@pytest.mark.pgbouncer
+def test_nothing_is_lost_or_done_twice_behind_a_pgbouncer_that_dies_too(own, nursery):
+    options = Options(messages=6000, workers=6, restarts=1, kills=1, poolers=3)
+    report = endure(own, nursery, "endurance_pooled", options)
+    assert not report.wrong, "\n".join(report.lines())
