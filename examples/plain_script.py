@@ -91,7 +91,7 @@ def be_slow(engine: Engine) -> None:
 
 
 def repair(engine: Engine) -> None:
-    """Give the dead two more attempts tomorrow, when the handler is mended."""
+    """Give the dead two more attempts tomorrow, when the handler is fixed."""
     with Session(engine) as session, session.begin():
         archived = QueueService(session).archived
         for dead in archived.find(QUEUE, outcome="dead"):

@@ -33,7 +33,7 @@ __all__ = ["AsyncQueueService"]
 extras.require("AsyncQueueService")  # SQLAlchemy 2.0 finds out only when it is used
 
 
-class AsyncQueueService(aio_resources.Facet):
+class AsyncQueueService(aio_resources.AsyncResource):
     """`QueueService` for an ``AsyncSession``, with the same parameters."""
 
     def __init__(

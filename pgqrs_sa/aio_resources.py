@@ -36,8 +36,8 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-class Facet:
-    """Operations awaited in one session: what `AsyncQueueService` and its facets are."""
+class AsyncResource:
+    """Operations awaited in one session: what `AsyncQueueService` and its resources are."""
 
     def __init__(self, session: AsyncSession, context: Context) -> None:
         self._session = session
@@ -52,7 +52,7 @@ class Facet:
         return await self._session.run_sync(operation, self._context, *args, **kwargs)
 
 
-class Queues(Facet):
+class Queues(AsyncResource):
     """`pgqrs_sa.resources.Queues`, awaited."""
 
     async def create(
@@ -121,7 +121,7 @@ class Queues(Facet):
         await self._run(queues.delete, name, force)
 
 
-class Messages(Facet):
+class Messages(AsyncResource):
     """`pgqrs_sa.resources.Messages`, awaited."""
 
     async def get(self, id: int) -> MessageInfo:
@@ -209,7 +209,7 @@ class Messages(Facet):
         return await self._run(scheduled.reschedule, id, delay, at)
 
 
-class Archived(Facet):
+class Archived(AsyncResource):
     """`pgqrs_sa.resources.Archived`, awaited."""
 
     async def get(self, id: int) -> ArchivedInfo:
@@ -259,7 +259,7 @@ class Archived(Facet):
 
     async def bury(self, queue: str, *, limit: int = 1000) -> int:
         """See `Archived.bury`."""
-        return await self._run(archive.bury, queue, limit)
+        return await self._run(archive.dead_letter_exhausted, queue, limit)
 
     async def requeue(
         self,
@@ -292,7 +292,7 @@ class Archived(Facet):
         return await self._run(archive.prune, older_than, queue, limit)
 
 
-class Workers(Facet):
+class Workers(AsyncResource):
     """`pgqrs_sa.resources.Workers`, awaited."""
 
     async def register(

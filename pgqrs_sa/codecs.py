@@ -27,7 +27,7 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from . import encoding
-from .errors import PayloadError, shown
+from .errors import PayloadError, safe_repr
 
 __all__ = ["MAX_DEPTH", "Codec", "JsonCodec", "check_json", "strict_text"]
 
@@ -248,7 +248,7 @@ def _plain_members(value: Any, depth: int, *, rich: bool) -> Any:
     plain: list[tuple[Any, Any]] = []
     for step, item in value.items() if named else enumerate(value):
         if named and not isinstance(step, str):
-            raise _Fault(f"has the key {shown(step)}: keys must be strings")
+            raise _Fault(f"has the key {safe_repr(step)}: keys must be strings")
         try:
             if named:
                 _check_text(step)
@@ -279,7 +279,7 @@ def _plain_object(value: Any, depth: int, *, rich: bool) -> Any:
         raise _Fault(f"is a {kind} that cannot be written: {error}") from error
     if faults:
         raise faults[0]
-    raise _Fault(f"is a {kind}: {_mend(value)}")
+    raise _Fault(f"is a {kind}: {_fix(value)}")
 
 
 def _lost(value: Any, plain: Any) -> _Fault | None:
@@ -318,7 +318,7 @@ def _hint(value: object) -> str:
     return ""
 
 
-def _mend(value: object) -> str:
+def _fix(value: object) -> str:
     if isinstance(value, (date, time)):
         return "send value.isoformat()"
     if isinstance(value, (set, frozenset)):

@@ -27,7 +27,7 @@ class RetryIn(Decision):
     """
 
     def __init__(self, delay: Seconds) -> None:
-        self.delay: timedelta = validation.duration(delay)
+        self.delay: timedelta = validation.validate_duration(delay)
         super().__init__(f"again in {self.delay.total_seconds():g} s")
 
 
@@ -39,7 +39,7 @@ class Snooze(Decision):
     """
 
     def __init__(self, delay: Seconds) -> None:
-        self.delay: timedelta = validation.duration(delay)
+        self.delay: timedelta = validation.validate_duration(delay)
         super().__init__(f"not for {self.delay.total_seconds():g} s")
 
 

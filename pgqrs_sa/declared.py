@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import MetaData
 
 from . import validation
-from .errors import InvalidArgument, shown
+from .errors import InvalidArgument, safe_repr
 from .types import Seconds
 
 __all__ = ["DeclaredQueue", "QueueSource", "declare_queues", "declared_in", "joined"]
@@ -60,13 +60,15 @@ class DeclaredQueue:
     max_payload_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        validation.check_queue_name(self.name)
+        validation.validate_queue_name(self.name)
         self.settings()
 
     def settings(self) -> Mapping[str, float | int]:
         """Return the declared settings by their columns, durations in seconds."""
         values = {each.name: getattr(self, each.name) for each in fields(self)[1:]}
-        return validation.queue_settings({k: v for k, v in values.items() if v is not None})
+        return validation.validate_queue_settings(
+            {k: v for k, v in values.items() if v is not None}
+        )
 
     @property
     def lease_at_creation(self) -> timedelta:
@@ -89,7 +91,7 @@ def declare_queues(metadata: MetaData, *queues: DeclaredQueue) -> None:
         InvalidArgument: a queue of this name is declared with other settings.
     """
     if not isinstance(metadata, MetaData):
-        raise InvalidArgument(f"metadata must be a MetaData, not {shown(metadata)}")
+        raise InvalidArgument(f"metadata must be a MetaData, not {safe_repr(metadata)}")
     metadata.info[_INFO] = joined(metadata.info.get(_INFO, ()), queues)
 
 
@@ -110,7 +112,9 @@ def declared_in(source: QueueSource, name: str = "queues") -> tuple[DeclaredQueu
     listed: list[Any] = validation.as_list(given, name)
     for index, queue in enumerate(listed):
         if not isinstance(queue, DeclaredQueue):
-            raise InvalidArgument(f"{name}[{index}] must be a DeclaredQueue, not {shown(queue)}")
+            raise InvalidArgument(
+                f"{name}[{index}] must be a DeclaredQueue, not {safe_repr(queue)}"
+            )
     return joined((), listed)
 
 

@@ -42,7 +42,7 @@ from functools import lru_cache, partial
 from typing import Any, TypeAlias
 from uuid import UUID
 
-from .errors import PayloadError, shown
+from .errors import PayloadError, safe_repr
 
 __all__ = ["Made", "Read", "as_it_is", "lost", "read_at", "reader", "written"]
 
@@ -257,7 +257,7 @@ def _of_union(kinds: tuple[Any, ...]) -> Read:
                 problems.append(str(error))
         if float in plain and type(value) is int:
             return float(value)
-        raise PayloadError(path, f"fits none of {_names(kinds)}: {shown(problems or value)}")
+        raise PayloadError(path, f"fits none of {_names(kinds)}: {safe_repr(problems or value)}")
 
     return read
 
@@ -319,7 +319,9 @@ def _literal(choices: tuple[Any, ...], value: Any, path: str) -> Any:
         plain = choice.value if isinstance(choice, Enum) else choice
         if type(plain) is type(value) and plain == value:
             return choice
-    raise PayloadError(path, f"must be one of {', '.join(map(repr, choices))}, not {shown(value)}")
+    raise PayloadError(
+        path, f"must be one of {', '.join(map(repr, choices))}, not {safe_repr(value)}"
+    )
 
 
 def _enum(kind: type[Enum], value: Any, path: str) -> Any:
@@ -351,7 +353,7 @@ def _duration(kind: type[timedelta], value: Any, _path: str) -> timedelta:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return kind(seconds=value)
     if (found := _DURATION.fullmatch(str(value))) is None or str(value)[-1] in "PT":
-        raise ValueError(f"{shown(value)} is no duration: P1DT3.5S is one")
+        raise ValueError(f"{safe_repr(value)} is no duration: P1DT3.5S is one")
     parts = {
         name: int(found[name] or 0) for name in ("weeks", "days", "hours", "minutes", "seconds")
     }
@@ -367,7 +369,7 @@ def _datetime(kind: type[datetime], value: Any, path: str) -> datetime:
         date.fromisoformat(text)
     except ValueError:
         return kind.fromisoformat(text)
-    raise PayloadError(path, f"is {shown(text)}, a date without a time")
+    raise PayloadError(path, f"is {safe_repr(text)}, a date without a time")
 
 
 _MAKERS: dict[type[Any], Callable[[Any, Any, str], Any]] = {

@@ -142,7 +142,7 @@ class QueueNotFound(PgqrsError, LookupError):
             if suggestions
             else "create it first with service.queues.create(name)"
         )
-        super().__init__(f"there is no queue {shown(queue)}: {hint}")
+        super().__init__(f"there is no queue {safe_repr(queue)}: {hint}")
         self.queue = queue
         self.suggestions = tuple(suggestions)
 
@@ -296,8 +296,8 @@ class WorkerNotReady(PgqrsError):
     code = "PGQ-011"
 
     def __init__(self, id: int, status: str) -> None:
-        mend = "resume it first" if status == "suspended" else "register again: a row is one start"
-        super().__init__(f"worker {id} is {status}: {mend}")
+        fix = "resume it first" if status == "suspended" else "register again: a row is one start"
+        super().__init__(f"worker {id} is {status}: {fix}")
         self.id = id
         self.status = status
 
@@ -314,8 +314,8 @@ class WorkerInUse(PgqrsError):
 
     def __init__(self, id: int, status: str) -> None:
         what = "still holds messages" if status == "stopped" else f"is {status}"
-        mend = "wait for its leases" if status == "stopped" else "stop it first"
-        super().__init__(f"worker {id} {what}: {mend}, or release them")
+        fix = "wait for its leases" if status == "stopped" else "stop it first"
+        super().__init__(f"worker {id} {what}: {fix}, or release them")
         self.id = id
         self.status = status
 
@@ -504,7 +504,7 @@ def _listed(ids: Sequence[int], most: int = 10) -> str:
     return shown if len(ids) <= most else f"{shown} and {len(ids) - most} more"
 
 
-def shown(value: object, most: int = 500) -> str:
+def safe_repr(value: object, most: int = 500) -> str:
     """Return a value for an error message: bounded, and whatever its own repr does."""
     try:
         text = repr(value)

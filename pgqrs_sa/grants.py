@@ -215,7 +215,7 @@ def _consumer(models: Models) -> Iterator[Any]:
         settle.release,
         settle.reschedule_failed,
         settle.whereabouts,
-        archive.bury,
+        archive.dead_letter_exhausted,
         queues.get,
         queues.names,
         wakeup.waiting,

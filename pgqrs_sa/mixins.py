@@ -26,7 +26,7 @@ from . import validation
 from ._core import states
 from ._core.representation import loaded
 from .codecs import JsonCodec
-from .errors import InvalidArgument, PayloadError, shown
+from .errors import InvalidArgument, PayloadError, safe_repr
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -93,9 +93,9 @@ def _options(cls: object, comment: str, **options: Any) -> dict[str, Any]:
 
 _OPTION_CHECKS: dict[str, Callable[[Any], object]] = {
     "headers": validation.headers_text,
-    "priority": validation.check_priority,
-    "max_read_ct": validation.check_max_read_ct,
-    "dedup_key": validation.check_key,
+    "priority": validation.validate_priority,
+    "max_read_ct": validation.validate_max_read_ct,
+    "dedup_key": validation.validate_key,
     "vt": validation.row_time,
 }
 
@@ -269,7 +269,7 @@ class _QueueName(Comparator[str | None]):
     def _bulk_update_tuples(self, value: Any) -> Any:
         # Of SQLAlchemy: what an UPDATE or INSERT writes.
         raise InvalidArgument(
-            f"queue_name={shown(value)} is for a message that is not flushed yet: set queue_id"
+            f"queue_name={safe_repr(value)} is for a message that is not flushed yet: set queue_id"
         )
 
 
@@ -405,7 +405,7 @@ class MessageMixin(_ContentMixin):
         said.update({name: value for name, value in given.items() if value is not None})
         if not said:
             return
-        span, moment = validation.delay_or_at(said.get("delay"), said.get("at"))
+        span, moment = validation.validate_delay_or_at(said.get("delay"), said.get("at"))
         # An SQL expression as a value: the database's clock does the sum, in the INSERT.
         expression: Any = func.statement_timestamp() + span
         if moment is not None:
@@ -428,7 +428,7 @@ class MessageMixin(_ContentMixin):
             raise InvalidArgument(
                 f"queue_name={value!r} is for a message that is not flushed yet: set queue_id"
             )
-        self.__dict__["_pgqrs_queue_name"] = validation.check_queue_name(value)
+        self.__dict__["_pgqrs_queue_name"] = validation.validate_queue_name(value)
 
     @queue_name.inplace.comparator
     @classmethod

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from . import validation
 from .decisions import Decision, RetryIn
-from .errors import InvalidArgument, shown
+from .errors import InvalidArgument, safe_repr
 from .types import Delivery
 
 __all__ = ["DEFAULT_BACKOFF", "Backoff", "Decide", "Retry"]
@@ -113,10 +113,10 @@ class Retry:
                 f"backoff must be 'constant', 'linear' or 'exponential', not {self.backoff!r}"
             )
         if self.max_attempts is not None:
-            validation.checked_limit(self.max_attempts, "max_attempts")
+            validation.validate_limit(self.max_attempts, "max_attempts")
         if not isinstance(self.on, Mapping):
             raise InvalidArgument(
-                f"on must be a dict of decisions by exception class, not {shown(self.on)}"
+                f"on must be a dict of decisions by exception class, not {safe_repr(self.on)}"
             )
         for kind, decision in self.on.items():
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):

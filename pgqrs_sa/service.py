@@ -120,7 +120,7 @@ class QueueService:
         """Raise unless the database's queue schema is the one that this release needs.
 
         Raises:
-            SchemaVersionError: with the command that mends it.
+            SchemaVersionError: with the command that fixes it.
         """
         schema.check(self._session, self._context)
 

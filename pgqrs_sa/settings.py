@@ -86,10 +86,10 @@ class Validation:
     def __post_init__(self) -> None:
         for name in ("max_payload_size_bytes", "max_string_length", "max_object_depth"):
             if getattr(self, name) is not None:
-                _settle(self, name, _whole, "validation.")
+                _coerce(self, name, _whole, "validation.")
         if self.max_enqueue_per_second is not None:
-            _settle(self, "max_enqueue_per_second", _positive, "validation.")
-        _settle(self, "max_enqueue_burst", _whole, "validation.")
+            _coerce(self, "max_enqueue_per_second", _positive, "validation.")
+        _coerce(self, "max_enqueue_burst", _whole, "validation.")
         for name in ("forbidden_keys", "required_keys"):
             object.__setattr__(self, name, _names(getattr(self, name), f"validation.{name}"))
 
@@ -124,13 +124,13 @@ class Settings:
     def __post_init__(self) -> None:
         database_url(self.dsn)
         for name in ("max_connections", "default_max_batch_size", "max_read_ct"):
-            _settle(self, name, _whole)
+            _coerce(self, name, _whole)
         for name in (
             "connection_timeout_seconds",
             "default_lock_time_seconds",
             "heartbeat_interval_seconds",
         ):
-            _settle(self, name, _positive)
+            _coerce(self, name, _positive)
         if self.schema is not None:
             _check_schema(self.schema)
 
@@ -212,7 +212,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, variable in _ENVIRONMENT.items():
         if text := environ.get(variable):
-            found[name] = _READERS[name](text, variable)
+            found[name] = _PARSERS[name](text, variable)
     return found
 
 
@@ -254,10 +254,10 @@ def _checked(values: Any, place: str) -> dict[str, Any]:
             f"{place} has settings that nobody reads: {', '.join(unknown)}. "
             f"Known are {', '.join(sorted(known))}"
         )
-    return {name: _READERS[name](value, f"{place}: {name}") for name, value in values.items()}
+    return {name: _PARSERS[name](value, f"{place}: {name}") for name, value in values.items()}
 
 
-def _settle(settings: object, name: str, read: Callable[[Any, str], Any], prefix: str = "") -> None:
+def _coerce(settings: object, name: str, read: Callable[[Any, str], Any], prefix: str = "") -> None:
     """Put what a number was read as in its place: "5" is 5."""
     object.__setattr__(settings, name, read(getattr(settings, name), f"{prefix}{name}"))
 
@@ -312,7 +312,7 @@ def _validation(value: Any, place: str) -> Validation:
     return Validation(**value)
 
 
-_READERS: dict[str, Callable[[Any, str], Any]] = {
+_PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "dsn": _text,
     "schema": _text,
     "max_connections": _whole,

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from benchmarks.contenders.cursor import find_pgbench
+from benchmarks.executor import Assignment, ContenderFailed, Executor
 from click.testing import CliRunner
 
 from benchmarks import cli, machine, measure, page, quick, records, report
 from benchmarks.contenders import CONTENDERS, Contender, by_name, sql
 from benchmarks.contenders.base import QUEUE
-from benchmarks.contenders.floor import find_pgbench
-from benchmarks.crew import Assignment, ContenderFailed, Crew
 from benchmarks.place import Place
 from benchmarks.scenarios import SCENARIOS, Bench, Sizes
 from benchmarks.scenarios import by_name as scenario
@@ -90,29 +90,29 @@ class Silent:
 
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[Crew]:
-    with Crew(limit=60) as crew:
-        yield crew
+def executor() -> Iterator[Executor]:
+    with Executor(limit=60) as executor:
+        yield executor
 
 
 @pytest.fixture(scope="module")
-def server(pg_server, crew: Crew) -> Iterator[Server]:
+def server(pg_server, executor: Executor) -> Iterator[Server]:
     place = Place(
         pg_server.host, pg_server.port, pg_server.user, "postgres", str(pg_server.bin_dir)
     )
-    server = Server(place, crew)
+    server = Server(place, executor)
     yield server
     server.clear()
 
 
 def run_of(
-    server: Server, crew: Crew, scenarios: tuple, contenders: tuple, rounds: int = 1
+    server: Server, executor: Executor, scenarios: tuple, contenders: tuple, rounds: int = 1
 ) -> records.Run:
     plan = measure.Plan(scenarios, contenders, rounds, rounds, named=True)
     present, missing = measure.absent(contenders, server)
     head = machine.header(present, server.versions(), TINY, rounds, rounds)
     plan = replace(plan, contenders=present)
-    found = list(measure.run(plan, Bench(crew, TINY), server, Silent()))
+    found = list(measure.run(plan, Bench(executor, TINY), server, Silent()))
     return records.Run.of([head, *missing, *found])
 
 
@@ -124,17 +124,17 @@ needs_pgbench = pytest.mark.skipif(
 
 
 @needs_pgbench
-def test_the_quick_mode_measures_everything_that_its_thresholds_compare(server, crew) -> None:
+def test_the_quick_mode_measures_everything_that_its_thresholds_compare(server, executor) -> None:
     plan = quick.plan(1)
-    run = run_of(server, crew, plan.scenarios, plan.contenders)
+    run = run_of(server, executor, plan.scenarios, plan.contenders)
     assert not run.failures
     results = list(quick.checks(run))
     assert {one.threshold for one in results} == set(quick.THRESHOLDS)
     assert all(one.value is not None and one.value > 0 for one in results)
 
 
-def test_every_scenario_works_for_ours_and_leaves_numbers_behind(server, crew) -> None:
-    run = run_of(server, crew, SCENARIOS, (by_name("service"),))
+def test_every_scenario_works_for_ours_and_leaves_numbers_behind(server, executor) -> None:
+    run = run_of(server, executor, SCENARIOS, (by_name("service"),))
     assert not run.failures
     assert {one.scenario for one in run.samples} == {one.name for one in SCENARIOS}
     assert all(one.value > 0 for one in run.samples if one.unit == "msgs/s")
@@ -143,11 +143,11 @@ def test_every_scenario_works_for_ours_and_leaves_numbers_behind(server, crew) -
 
 
 @pytest.mark.parametrize("name", ["service-async-psycopg", "service-asyncpg", "bare"])
-def test_what_is_drained_is_in_the_archive_whoever_drains_it(server, crew, name: str) -> None:
+def test_what_is_drained_is_in_the_archive_whoever_drains_it(server, executor, name: str) -> None:
     contender = by_name(name)
     drain = scenario("drain")
     (point,) = drain.points(TINY)
-    bench = Bench(crew, TINY)
+    bench = Bench(executor, TINY)
     with server.fresh(contender, drain.preparation(point, TINY)) as place:
         drain.measure(bench, contender, place, point)
         engine = sa.create_engine(place.url(), poolclass=sa.NullPool)
@@ -165,12 +165,12 @@ def test_what_is_drained_is_in_the_archive_whoever_drains_it(server, crew, name:
 
 
 @needs_pgbench
-def test_pgbench_drains_a_backlog_by_the_same_statements(server, crew) -> None:
+def test_pgbench_drains_a_backlog_by_the_same_statements(server, executor) -> None:
     contender = by_name("pgbench")
     drain = scenario("drain")
     (point,) = drain.points(TINY)
     with server.fresh(contender, drain.preparation(point, TINY)) as place:
-        drain.measure(Bench(crew, TINY), contender, place, point)
+        drain.measure(Bench(executor, TINY), contender, place, point)
         engine = sa.create_engine(place.url(), poolclass=sa.NullPool)
         with engine.connect() as connection:
             assert connection.scalar(sa.text("SELECT count(*) FROM pgqrs_messages")) == 0
@@ -181,7 +181,7 @@ def test_in_every_round_each_has_a_turn_and_another_one_begins() -> None:
     plan = measure.Plan(
         (scenario("enqueue-open"),), (by_name("service"), by_name("bare")), 3, 1, named=True
     )
-    turns = measure.turns(plan, Bench(Crew(1), TINY))
+    turns = measure.turns(plan, Bench(Executor(1), TINY))
     names = [(one.round, one.contender.name) for one in turns]
     assert names == [
         (0, "service"),
@@ -193,8 +193,8 @@ def test_in_every_round_each_has_a_turn_and_another_one_begins() -> None:
     ]
 
 
-def test_a_peer_that_is_not_installed_is_reported_and_no_error(server, crew) -> None:
-    run = run_of(server, crew, (scenario("enqueue-open"),), (by_name("service"), Absent))
+def test_a_peer_that_is_not_installed_is_reported_and_no_error(server, executor) -> None:
+    run = run_of(server, executor, (scenario("enqueue-open"),), (by_name("service"), Absent))
     (missing,) = run.missing
     assert missing.contender == "absent"
     assert "pip install no-such-distribution-of-anybody" in missing.reason
@@ -216,7 +216,7 @@ def test_every_contender_says_whether_it_can_take_part(contender: type[Contender
 
 
 @needs_pgbench
-def test_what_pgbench_is_measured_by_has_been_prepared_before(server, crew) -> None:
+def test_what_pgbench_is_measured_by_has_been_prepared_before(server, executor) -> None:
     contender = by_name("pgbench")
     payload = payload_of(200)
     with server.fresh(contender) as place:
@@ -225,7 +225,7 @@ def test_what_pgbench_is_measured_by_has_been_prepared_before(server, crew) -> N
             ("in_transaction", {"count": 4}, 4),
             ("batches", {"count": 2, "size": 5}, 10),
         ):
-            done = contender.run(crew, place, work, [{**more, "payload": payload}])
+            done = contender.run(executor, place, work, [{**more, "payload": payload}])
             assert done.count == counted, work
         engine = sa.create_engine(place.url(), poolclass=sa.NullPool)
         with engine.connect() as connection:
@@ -235,31 +235,31 @@ def test_what_pgbench_is_measured_by_has_been_prepared_before(server, crew) -> N
 
 
 @pytest.mark.parametrize("name", ["service", "bare"])
-def test_everybody_is_warmed_up_alike_and_that_is_not_counted(server, crew, name: str) -> None:
+def test_everybody_is_warmed_up_alike_and_that_is_not_counted(server, executor, name: str) -> None:
     contender = by_name(name)
     with server.fresh(contender) as place:
         one, warm_up = ({"count": count, "payload": {}} for count in (3, 5))
-        assert contender.run(crew, place, "singles", [one], warm_up=warm_up).count == 3
+        assert contender.run(executor, place, "singles", [one], warm_up=warm_up).count == 3
         engine = sa.create_engine(place.url(), poolclass=sa.NullPool)
         with engine.connect() as connection:
             assert connection.scalar(sa.text("SELECT count(*) FROM pgqrs_messages")) == 8
 
 
-def test_who_works_beside_is_not_part_of_the_outcome(server, crew) -> None:
+def test_who_works_beside_is_not_part_of_the_outcome(server, executor) -> None:
     contender = by_name("service")
     one, many = ({"count": count, "payload": {}} for count in (3, 30))
     with server.fresh(contender) as place:
         beside = Assignment(contender, place, "singles", many, counted=False)
-        assert contender.run(crew, place, "singles", [one], beside=[beside]).count == 3
+        assert contender.run(executor, place, "singles", [one], beside=[beside]).count == 3
 
 
 @pytest.mark.parametrize(
     ("contender", "reason"), [(Broken, "cannot enqueue 6 of 2"), (Crashing, "the process died")]
 )
 def test_a_contender_that_fails_is_a_line_and_the_others_go_on(
-    server, crew, contender: type[Contender], reason: str
+    server, executor, contender: type[Contender], reason: str
 ) -> None:
-    run = run_of(server, crew, (scenario("enqueue-single"),), (contender, by_name("service")))
+    run = run_of(server, executor, (scenario("enqueue-single"),), (contender, by_name("service")))
     (failure,) = run.failures
     assert failure.contender == contender.name
     assert reason in failure.reason
@@ -267,8 +267,8 @@ def test_a_contender_that_fails_is_a_line_and_the_others_go_on(
 
 
 def test_a_measurement_that_never_ends_is_given_up(server) -> None:
-    with Crew(limit=0.0) as crew, pytest.raises(ContenderFailed, match="--limit"):
-        crew.run([Assignment(Broken, server.place, "singles")])
+    with Executor(limit=0.0) as executor, pytest.raises(ContenderFailed, match="--limit"):
+        executor.run([Assignment(Broken, server.place, "singles")])
 
 
 def test_a_progress_that_is_over_says_so_and_leaves_out_the_window_that_was_not_whole() -> None:
@@ -383,9 +383,9 @@ def test_a_target_is_met_only_when_the_rounds_agree(ours: list[float], met: bool
             *sample("chancy", [100.0] * 4, "enqueue-single", "1 producer", **facts),
         ]
     )
-    (verdict,) = report.judged(run)
-    assert verdict.met is met
-    row = dict(zip(report.TARGET_COLUMNS, report.target_row(verdict), strict=True))
+    (disposition,) = report.judged(run)
+    assert disposition.met is met
+    row = dict(zip(report.TARGET_COLUMNS, report.target_row(disposition), strict=True))
     assert row["rounds"] == "4"
     assert row["met"] == {True: "yes", False: "NO", None: "unclear"}[met]
 

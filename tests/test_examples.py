@@ -307,7 +307,7 @@ def test_gunicorn_finds_its_settings_and_waits_for_the_consumer(load, migrated):
 
 # Deployment
 
-LAST_WORDS = 4 * runtime._LAST_WORDS + tasks._CANCELLED
+LAST_WORDS = 4 * runtime.SETTLE_TIMEOUT + tasks._CANCELLED
 """Seconds that a consumer may need after its drain_timeout, if its connections hang."""
 
 

@@ -35,7 +35,7 @@ from pgqrs_sa import (
 from pgqrs_sa._core import sql
 
 PACKAGE = Path(pgqrs_sa.__file__).parent
-FACETS = ["queues", "messages", "archived", "workers"]
+RESOURCES = ["queues", "messages", "archived", "workers"]
 
 
 def module_name(path: Path) -> str:
@@ -198,7 +198,7 @@ def test_the_awaited_twins_have_the_same_methods_with_the_same_signatures():
             assert not inspect.iscoroutinefunction(theirs[name]), name
 
 
-def test_the_services_are_made_alike_and_have_the_same_facets():
+def test_the_services_are_made_alike_and_have_the_same_resources():
     ours, theirs = parameters(AsyncQueueService.__init__), parameters(QueueService.__init__)
     properties = [
         {name for name, value in vars(cls).items() if isinstance(value, property)}
@@ -211,7 +211,7 @@ def test_the_services_are_made_alike_and_have_the_same_facets():
         "AsyncSession | async_scoped_session[Any]",
         "Session | scoped_session[Any]",
     )
-    assert properties[0] == properties[1] == set(FACETS)
+    assert properties[0] == properties[1] == set(RESOURCES)
     assert resources.__all__ == aio_resources.__all__
 
 
@@ -343,7 +343,7 @@ def test_the_names_of_pgqrs_say_what_to_install_without_their_extra(statement):
     assert done.stdout.strip() == wanted, done.stderr
 
 
-def test_an_import_that_no_extra_would_mend_is_an_error():
+def test_an_import_that_no_extra_would_fix_is_an_error():
     done = run_python(
         "import sys; sys.modules['sqlalchemy'] = None\n"
         "import pgqrs_sa\n"

@@ -117,4 +117,4 @@ def dequeue() -> Statement:
 @cache
 def archive() -> Statement:
     """An acknowledgement. A call gives ids, tokens and required."""
-    return _statement(settle.archive(Models(), explained=False), outcome="archived")
+    return _statement(settle.archive(Models(), with_reason=False), outcome="archived")

@@ -16,23 +16,27 @@ from ..errors import DuplicateMessage, InvalidArgument, MessageNotFound
 from ..types import Receipt
 from ..wakeup.notify import announce
 from . import routing
-from .context import Context, forget, forget_all, run
+from .context import Context, execute, expire_all_deleted, expire_deleted
 from .queues import get as get_queue
 from .sql import archive as statements
 
-__all__ = ["bury", "delete", "prune", "requeue"]
+__all__ = ["dead_letter_exhausted", "delete", "prune", "requeue"]
 
 _TRIES = 10  # a key that is settled between two statements is free; this never ends otherwise
 
 
-def bury(session: Session, context: Context, queue: str, limit: int) -> int:
+def dead_letter_exhausted(session: Session, context: Context, queue: str, limit: int) -> int:
     """Archive as dead what is out of attempts and in nobody's hands; return how many."""
-    validation.check_queue_name(queue)
-    values = {"queue": queue, "limit": validation.checked_limit(limit)}
-    ids = run(session, context, statements.bury(context.models), values).scalars().all()
+    validation.validate_queue_name(queue)
+    values = {"queue": queue, "limit": validation.validate_limit(limit)}
+    ids = (
+        execute(session, context, statements.dead_letter_exhausted(context.models), values)
+        .scalars()
+        .all()
+    )
     if not ids:
         get_queue(session, context, queue)
-    forget(session, context.models.message, ids)
+    expire_deleted(session, context.models.message, ids)
     return len(ids)
 
 
@@ -44,19 +48,19 @@ def requeue(
     attempts: int | None,
 ) -> list[Receipt]:
     """Move archived messages back, all of them or none."""
-    listed = [validation.checked_id(id_) for id_ in validation.as_list(ids, "ids")]
+    listed = [validation.validate_id(id_) for id_ in validation.as_list(ids, "ids")]
     wanted = sorted(set(listed))
     values = {
         "ids": wanted,
-        "delay": validation.duration(delay),
-        "attempts": None if attempts is None else validation.check_max_read_ct(attempts),
+        "delay": validation.validate_duration(delay),
+        "attempts": None if attempts is None else validation.validate_max_read_ct(attempts),
         "required": len(wanted),
     }
     if not wanted:
         return []
     original = _originals(session, context, wanted)
     moved = {row.id: Receipt(row.id, row.vt) for row in _moved(session, context, values)}
-    forget(session, context.models.archived, wanted if moved else ())
+    expire_deleted(session, context.models.archived, wanted if moved else ())
     announce(session, context, list(moved))
     if not moved:
         # Since then one was taken from the archive, or its key came alive; or two share a key.
@@ -72,11 +76,11 @@ def _moved(session: Session, context: Context, values: Mapping[str, Any]) -> Seq
     for it, and fails if it commits. The next try sees the key, and moves nothing.
     """
     connection = routing.connect(session, {"mapper": context.mapper})
-    alone = routing.commits_by_itself(connection)
+    alone = routing.is_autocommit(connection)
     for tried in range(1, _TRIES + 1):
         try:
             with nullcontext() if alone else connection.begin_nested():
-                return run(session, context, statements.requeue(context.models), values).all()
+                return execute(session, context, statements.requeue(context.models), values).all()
         except IntegrityError:
             if tried == _TRIES:  # by a snapshot, which does not show who has the key
                 raise
@@ -85,7 +89,9 @@ def _moved(session: Session, context: Context, values: Mapping[str, Any]) -> Seq
 
 def _originals(session: Session, context: Context, wanted: Sequence[int]) -> dict[int, int]:
     """Return the message ids by archive id, or raise for the first that cannot be moved."""
-    rows = run(session, context, statements.movable(context.models), {"ids": wanted}).all()
+    rows = execute(
+        session, context, statements.requeue_candidates(context.models), {"ids": wanted}
+    ).all()
     if missing := sorted(set(wanted) - {row.id for row in rows}):
         raise MessageNotFound(missing, "is in the archive: these are the archive's own ids")
     for row in rows:
@@ -96,12 +102,12 @@ def _originals(session: Session, context: Context, wanted: Sequence[int]) -> dic
 
 def delete(session: Session, context: Context, ids: Iterable[int]) -> int:
     """Delete archived messages by the archive's ids; return how many there were."""
-    listed = [validation.checked_id(id_) for id_ in validation.as_list(ids, "ids")]
+    listed = [validation.validate_id(id_) for id_ in validation.as_list(ids, "ids")]
     if not listed:
         return 0
-    rows = run(session, context, statements.delete(context.models), {"ids": listed})
+    rows = execute(session, context, statements.delete(context.models), {"ids": listed})
     gone = rows.scalars().all()
-    forget(session, context.models.archived, gone)
+    expire_deleted(session, context.models.archived, gone)
     return len(gone)
 
 
@@ -113,14 +119,14 @@ def prune(
     limit: int,
 ) -> int:
     """Delete a chunk of what was archived long enough ago; return how many."""
-    values: dict[str, Any] = {"limit": validation.checked_limit(limit)}
+    values: dict[str, Any] = {"limit": validation.validate_limit(limit)}
     if older_than is not None:
-        values["older_than"] = validation.age(older_than, "older_than")
+        values["older_than"] = validation.validate_age(older_than, "older_than")
     if queue is not None:
         values["queue"] = get_queue(session, context, queue).name
     statement = statements.prune(
         context.models, one_queue=queue is not None, by_retention=older_than is None
     )
-    result: Any = run(session, context, statement, values)
-    forget_all(session, context.models.archived)
+    result: Any = execute(session, context, statement, values)
+    expire_all_deleted(session, context.models.archived)
     return int(result.rowcount)

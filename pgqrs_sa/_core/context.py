@@ -18,7 +18,7 @@ from sqlalchemy.sql.selectable import AliasedReturnsRows
 
 from .. import validation
 from ..codecs import Codec, JsonCodec, check_json
-from ..errors import InvalidArgument, NonAtomicEnqueue, PayloadError, QueueNotFound, shown
+from ..errors import InvalidArgument, NonAtomicEnqueue, PayloadError, QueueNotFound, safe_repr
 from ..models import Models
 from . import routing
 from .representation import database_of, represented
@@ -28,16 +28,16 @@ __all__ = [
     "Context",
     "connect",
     "criteria_on",
+    "decode_all",
     "decoded",
-    "decoded_each",
     "encoded",
-    "forget",
-    "forget_all",
+    "execute",
+    "expire_all_deleted",
+    "expire_deleted",
     "queue_not_found",
-    "refresh",
     "refuse_autocommit",
-    "refuse_our_binds",
-    "run",
+    "reject_reserved_binds",
+    "sync_loaded",
 ]
 
 
@@ -99,10 +99,10 @@ class Context:
         return cls(
             models or _READY_MADE,
             codec or _STRICT,
-            validation.worker_id(worker),
+            validation.validate_worker_id(worker),
             allow_autocommit,
             notify,
-            None if cursor_key is None else validation.check_text(cursor_key, "cursor_key"),
+            None if cursor_key is None else validation.validate_text(cursor_key, "cursor_key"),
             create_queues,
         )
 
@@ -115,7 +115,7 @@ def _mapper(models: Models) -> Mapper[Any]:
 
 def refuse_autocommit(connection: sa.Connection, unless: str) -> None:
     """Raise when a connection commits each statement by itself."""
-    if routing.commits_by_itself(connection):
+    if routing.is_autocommit(connection):
         raise NonAtomicEnqueue(unless)
 
 
@@ -127,7 +127,7 @@ _OUR_BINDS = frozenset(
 )
 
 
-def refuse_our_binds(*expressions: Any) -> None:
+def reject_reserved_binds(*expressions: Any) -> None:
     """Refuse bind parameters of the caller's that have the name of one of ours."""
     for expression in expressions:
         for one in visitors.iterate(expression):
@@ -144,7 +144,7 @@ def criteria_on(where: Any, table: sa.Table, *joined: sa.Table) -> tuple[Any, ..
     another table are refused: each message would match as soon as one row of that table does,
     and be leased or cancelled for it.
     """
-    criteria = validation.criteria(where)
+    criteria = validation.validate_criteria(where)
     if not criteria:
         return ()
     for criterion in criteria:
@@ -153,14 +153,14 @@ def criteria_on(where: Any, table: sa.Table, *joined: sa.Table) -> tuple[Any, ..
             criterion, ClauseElement
         ):
             raise InvalidArgument(
-                f"where must be criteria of SQLAlchemy, not {shown(criterion)}: compare columns "
-                "of the model, as in Message.priority > 0"
+                f"where must be criteria of SQLAlchemy, not {safe_repr(criterion)}: compare "
+                "columns of the model, as in Message.priority > 0"
             )
     try:
         froms = sa.select(table.c.id).where(*criteria).get_final_froms()
     except ArgumentError as error:
         raise InvalidArgument(f"where must be criteria of SQLAlchemy: {error}") from None
-    refuse_our_binds(*criteria)
+    reject_reserved_binds(*criteria)
     others = {one for one in froms if one not in {table, *joined}}
     if stray := others - _linked(criteria, table):
         names = ", ".join(sorted(map(_named, stray)))
@@ -199,7 +199,7 @@ def _linked(criteria: Sequence[Any], table: sa.Table) -> set[Any]:
 
 def queue_not_found(session: Session, context: Context, queue: str) -> QueueNotFound:
     """Return the error for a queue that is not there, with the names that come close."""
-    known: Sequence[str] = run(session, context, queues.names(context.models)).scalars().all()
+    known: Sequence[str] = execute(session, context, queues.names(context.models)).scalars().all()
     return QueueNotFound(queue, validation.suggestions(queue, known))
 
 
@@ -239,7 +239,7 @@ def encoded(codec: Codec, value: Any, path: str = "payload") -> str:
     return text
 
 
-def decoded_each(codec: Codec, rows: Sequence[Any]) -> Sequence[tuple[Any, Any]]:
+def decode_all(codec: Codec, rows: Sequence[Any]) -> Sequence[tuple[Any, Any]]:
     """Return what `decoded` does, of rows that begin with id, payload and headers."""
     if type(codec) is JsonCodec and not any(row[2] for row in rows):
         values = codec.loads_each([row[1] for row in rows])
@@ -248,7 +248,7 @@ def decoded_each(codec: Codec, rows: Sequence[Any]) -> Sequence[tuple[Any, Any]]
     return [decoded(codec, *row[:3]) for row in rows]
 
 
-def run(
+def execute(
     session: Session,
     context: Context,
     statement: Executable,
@@ -263,7 +263,7 @@ def run(
     connection, where = connect(session, context, statement, values)
     if atomic and not context.allow_autocommit:
         refuse_autocommit(connection, "QueueService(session, allow_autocommit=True)")
-    if _has_its_own_way(session):
+    if _session_is_customized(session):
         return session.execute(statement, values, bind_arguments=where)
     # What Session.execute() comes to for a statement of Core, at two thirds of its price.
     return connection.execute(statement, values)
@@ -282,7 +282,7 @@ def connect(
     return routing.connect(session, where, values), where
 
 
-def _has_its_own_way(session: Session) -> bool:
+def _session_is_customized(session: Session) -> bool:
     """Whether the host wants to see, or to change, what the session executes."""
     return bool(
         session.dispatch.do_orm_execute
@@ -291,7 +291,7 @@ def _has_its_own_way(session: Session) -> bool:
     )
 
 
-def refresh(
+def sync_loaded(
     session: Session, model: type[Any], rows: Iterable[Row[Any]], names: Iterable[str]
 ) -> None:
     """Bring loaded objects up to date with rows that a statement returned about them."""
@@ -305,14 +305,14 @@ def refresh(
                 set_committed_value(loaded, name, row._mapping[name])  # noqa: SLF001
 
 
-def forget(session: Session, model: type[Any], ids: Iterable[int]) -> None:
+def expire_deleted(session: Session, model: type[Any], ids: Iterable[int]) -> None:
     """Expire loaded objects whose rows a statement deleted."""
     for id_ in ids if session.identity_map else ():
         if (loaded := _loaded(session, model, id_)) is not None:
             _expire(session, loaded)
 
 
-def forget_all(session: Session, model: type[Any]) -> None:
+def expire_all_deleted(session: Session, model: type[Any]) -> None:
     """Expire all loaded objects of a class, when a statement does not say which it deleted."""
     for loaded in list(session.identity_map.values()):
         if isinstance(loaded, model):

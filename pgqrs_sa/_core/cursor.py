@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-__all__ = ["Floor", "Key", "Moves", "Place", "Start", "interval"]
+__all__ = ["CursorSnapshot", "CursorUpdate", "DequeueCursor", "Key", "Position", "interval"]
 
 _SHORTEST, _LONGEST = 1.0, 5.0  # seconds between two readings of a level from its beginning
 _SHARE = 20.0
@@ -56,7 +56,7 @@ class Key(Protocol):
         ...
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """The last message of a level that was leased.
 
     Attributes:
@@ -72,7 +72,7 @@ class Place(NamedTuple):
     due_at: float
 
 
-class Start(NamedTuple):
+class CursorSnapshot(NamedTuple):
     """Where a dequeue is to begin: in this table, behind these places, and else at the beginning.
 
     Attributes:
@@ -81,28 +81,28 @@ class Start(NamedTuple):
     """
 
     table: str
-    places: Mapping[int, Place]
+    positions: Mapping[int, Position]
 
     def as_json(self) -> str:
         """Return it as the statement takes it."""
         rows = (
             f'{{"level":{level},"vt":"{place.vt}","id":{place.id}}}'
-            for level, place in self.places.items()
+            for level, place in self.positions.items()
         )
         return f'{{"{self.table}":[{",".join(rows)}]}}'
 
 
-class Moves(NamedTuple):
+class CursorUpdate(NamedTuple):
     """The places that count once a lease is committed."""
 
     table: str
-    places: Mapping[int, Place]
+    positions: Mapping[int, Position]
 
-    def after(self, earlier: Moves | None) -> Moves:
+    def after(self, earlier: CursorUpdate | None) -> CursorUpdate:
         """Return these together with those of an earlier dequeue of the same transaction."""
         if earlier is None or earlier.table != self.table:
             return self
-        return Moves(self.table, {**earlier.places, **self.places})
+        return CursorUpdate(self.table, {**earlier.positions, **self.positions})
 
 
 def interval(took: float) -> float:
@@ -114,7 +114,7 @@ def interval(took: float) -> float:
     return min(max(_SHORTEST, _SHARE * took), max(_SHORTEST, _LONGEST - took))
 
 
-class Floor:
+class DequeueCursor:
     """The places of one queue, in one process. Safe for threads.
 
     Args:
@@ -125,19 +125,25 @@ class Floor:
         self._clock = clock
         self._lock = threading.Lock()
         self._table = ""
-        self._places: dict[int, Place] = {}
+        self._positions: dict[int, Position] = {}
         self._readings = 0
 
-    def start(self) -> Start | None:
+    def snapshot(self) -> CursorSnapshot | None:
         """Return where to begin, or None for the beginning of every level."""
         now = self._clock()
         with self._lock:
-            places = {level: one for level, one in self._places.items() if now < one.due_at}
-            return Start(self._table, places) if places else None
+            places = {level: one for level, one in self._positions.items() if now < one.due_at}
+            return CursorSnapshot(self._table, places) if places else None
 
-    def took(
-        self, table: str, rows: Sequence[Key], start: Start | None, *, full: bool, seconds: float
-    ) -> Moves:
+    def record(
+        self,
+        table: str,
+        rows: Sequence[Key],
+        start: CursorSnapshot | None,
+        *,
+        full: bool,
+        seconds: float,
+    ) -> CursorUpdate:
         """Note what a dequeue has leased, and return what counts once that is committed.
 
         Args:
@@ -147,21 +153,21 @@ class Floor:
             full: Whether it took as many as it was allowed to, and so read no further.
             seconds: How long the statement took.
         """
-        known = start.places if start is not None and start.table == table else {}
+        known = start.positions if start is not None and start.table == table else {}
         first = {row.priority: row for row in reversed(rows)}
         last = {row.priority: row for row in rows}
         due_at = self._clock() + interval(seconds)
         with self._lock:
             if table != self._table:
-                self._table, self._places = table, {}
+                self._table, self._positions = table, {}
             self._readings += 1
-            for level, place in self._places.items():
+            for level, place in self._positions.items():
                 if level not in known and not (full and level > rows[-1].priority):
-                    self._places[level] = self._read(place, first.get(level), due_at)
+                    self._positions[level] = self._read(place, first.get(level), due_at)
             readings = {level: known[level].reading for level in last if level in known}
             dues = {level: known[level].due_at for level in readings}
             places = {
-                level: Place(
+                level: Position(
                     row.was_visible_at,
                     row.id,
                     readings.get(level, self._readings),
@@ -169,34 +175,34 @@ class Floor:
                 )
                 for level, row in last.items()
             }
-        return Moves(table, places)
+        return CursorUpdate(table, places)
 
-    def _read(self, place: Place, first: Key | None, due_at: float) -> Place:
+    def _read(self, place: Position, first: Key | None, due_at: float) -> Position:
         """Return a place after its level was read from the beginning, uncommitted as it may be."""
         vt, id_ = place[:2]
         if first is not None:
             # There may be more behind what was found before the place.
             vt, id_ = min((vt, id_), (first.was_visible_at, first.id - 1))
-        return Place(vt, id_, self._readings, due_at)
+        return Position(vt, id_, self._readings, due_at)
 
-    def moved(self, moves: Moves) -> None:
+    def apply(self, moves: CursorUpdate) -> None:
         """Note that a lease was committed."""
         with self._lock:
             if moves.table != self._table:
                 return
-            for level, place in moves.places.items():
-                present = self._places.get(level)
+            for level, place in moves.positions.items():
+                present = self._positions.get(level)
                 if present is not None:
                     if present.reading > place.reading:
                         continue  # the level was read again meanwhile, and may have come down
                     if present.reading == place.reading:
                         place = max(present, place)  # noqa: PLW2901
-                    del self._places[level]  # the latest comes last
-                self._places[level] = place
-            for level in list(self._places)[:-_MOST_LEVELS]:
-                del self._places[level]
+                    del self._positions[level]  # the latest comes last
+                self._positions[level] = place
+            for level in list(self._positions)[:-_MOST_LEVELS]:
+                del self._positions[level]
 
-    def emptied(self) -> None:
+    def reset(self) -> None:
         """Note that a dequeue from the beginning has found nothing: there is no place in that."""
         with self._lock:
-            self._places = {}
+            self._positions = {}

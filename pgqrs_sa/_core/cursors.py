@@ -21,58 +21,58 @@ from sqlalchemy.sql import Executable
 
 from . import commits
 from .context import Context, connect
-from .cursor import Floor, Start
+from .cursor import CursorSnapshot, DequeueCursor
 from .sql.fragments import tables
 
-__all__ = ["Taking", "forget"]
+__all__ = ["CursorUse", "reset"]
 
 _MOST = 1_000
 """Queues of a pool that are remembered, those that were leased from last."""
 
 
-class _Floors:
-    """The floors of each pool. Pools are not kept alive for it."""
+class _CursorRegistry:
+    """The cursors of each pool. Pools are not kept alive for it."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         self._lock = threading.Lock()
-        self._by_pool: WeakKeyDictionary[sa.Pool, OrderedDict[Hashable, Floor]] = (
+        self._by_pool: WeakKeyDictionary[sa.Pool, OrderedDict[Hashable, DequeueCursor]] = (
             WeakKeyDictionary()
         )
 
     clear = reset
 
-    def get(self, pool: sa.Pool, key: Hashable) -> Floor | None:
+    def get(self, pool: sa.Pool, key: Hashable) -> DequeueCursor | None:
         with self._lock:
-            floors = self._by_pool.get(pool)
-            if floors is None or key not in floors:
+            cursors = self._by_pool.get(pool)
+            if cursors is None or key not in cursors:
                 return None
-            floors.move_to_end(key)
-            return floors[key]
+            cursors.move_to_end(key)
+            return cursors[key]
 
-    def made(self, pool: sa.Pool, key: Hashable) -> Floor:
-        """Return the floor that is there by now, or make one."""
+    def made(self, pool: sa.Pool, key: Hashable) -> DequeueCursor:
+        """Return the cursor that is there by now, or make one."""
         with self._lock:
-            floors = self._by_pool.setdefault(pool, OrderedDict())
-            floor = floors.setdefault(key, Floor())
-            if len(floors) > _MOST:
-                floors.popitem(last=False)
-            return floor
+            cursors = self._by_pool.setdefault(pool, OrderedDict())
+            cursor = cursors.setdefault(key, DequeueCursor())
+            if len(cursors) > _MOST:
+                cursors.popitem(last=False)
+            return cursor
 
 
-_floors = _Floors()
+_cursors = _CursorRegistry()
 if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows
-    os.register_at_fork(after_in_child=_floors.reset)
+    os.register_at_fork(after_in_child=_cursors.reset)
 
 
-def forget() -> None:
+def reset() -> None:
     """Let every dequeue begin at the beginning, as after messages were moved back in time."""
-    _floors.reset()
+    _cursors.reset()
 
 
-class Taking:
+class CursorUse:
     """One dequeue: where it is to begin, and what it has found.
 
     The connection is taken from the pool at once, so that a wait for it is not part of the time.
@@ -94,8 +94,10 @@ class Taking:
         self._limit = values["limit"]
         self._pool = connection.engine.pool
         self._key = (context.models, values["queue"], context.cursor_key, *schemas)
-        self._floor = _floors.get(self._pool, self._key)
-        self._start: Start | None = None if self._floor is None else self._floor.start()
+        self._cursor = _cursors.get(self._pool, self._key)
+        self._start: CursorSnapshot | None = (
+            None if self._cursor is None else self._cursor.snapshot()
+        )
         self._began_at = 0.0
 
     def binds(self) -> dict[str, Any]:
@@ -104,7 +106,7 @@ class Taking:
         start = self._start
         return {"cursor": None if start is None else start.as_json()}
 
-    def took(self, rows: Sequence[Any]) -> bool:
+    def record(self, rows: Sequence[Any]) -> bool:
         """Note what was leased, to count when its transaction has committed.
 
         Args:
@@ -116,19 +118,19 @@ class Taking:
         seconds = time.monotonic() - self._began_at
         start, self._start = self._start, None
         if not rows:
-            if start is None and self._floor is not None:
-                self._floor.emptied()
+            if start is None and self._cursor is not None:
+                self._cursor.reset()
             return start is None
         table = rows[0].cursor_table
         if self._may_remember(table):
-            floor = self._floor or _floors.made(self._pool, self._key)
+            cursor = self._cursor or _cursors.made(self._pool, self._key)
             full = len(rows) == self._limit
-            moves = floor.took(table, rows, start, full=full, seconds=seconds)
-            earlier = commits.waiting(self._session, floor)
+            moves = cursor.record(table, rows, start, full=full, seconds=seconds)
+            earlier = commits.waiting(self._session, cursor)
             if earlier is not None:
                 moves = moves.after(earlier.call.args[0])
-            call = partial(floor.moved, moves)
-            commits.when_committed(self._session, self._context.mapper, floor, call, strict=True)
+            call = partial(cursor.apply, moves)
+            commits.when_committed(self._session, self._context.mapper, cursor, call, strict=True)
         return True
 
     def _may_remember(self, table: str) -> bool:

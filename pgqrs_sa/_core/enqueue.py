@@ -16,12 +16,12 @@ from sqlalchemy.sql.expression import SelectBase
 
 from .. import validation
 from ..codecs import JsonCodec
-from ..errors import DelayError, InvalidArgument, PayloadError, PgqrsError, shown
+from ..errors import DelayError, InvalidArgument, PayloadError, PgqrsError, safe_repr
 from ..types import Item, Receipt
 from ..wakeup import local
 from ..wakeup import notify as wakeup
 from . import routing
-from .context import Context, encoded, queue_not_found, refuse_our_binds, run
+from .context import Context, encoded, execute, queue_not_found, reject_reserved_binds
 from .queues import UNCHANGED
 from .queues import create as create_queue
 from .sql import enqueue as statements
@@ -58,10 +58,10 @@ class _Encoded(NamedTuple):
 
 def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
     """Insert one message, or find the live one that has its key."""
-    validation.check_queue_name(queue)
+    validation.validate_queue_name(queue)
     payload = encoded(context.codec, item.payload)
-    delay, at = validation.delay_or_at(item.delay, item.at)
-    key = None if item.key is None else validation.check_key(item.key)
+    delay, at = validation.validate_delay_or_at(item.delay, item.at)
+    key = None if item.key is None else validation.validate_key(item.key)
     size = _size(payload)
     values = {
         "queue": queue,
@@ -69,7 +69,7 @@ def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
         "size": size,
         "delay": delay,
         "at": at,
-        "priority": validation.check_priority(item.priority),
+        "priority": validation.validate_priority(item.priority),
         "headers": validation.headers_text(item.headers),
         "max_read_ct": _checked_attempts(item),
         "key": key,
@@ -80,10 +80,10 @@ def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
     if size > _COMMON_LIMIT:
         check_size(queue, size, _limit(session, context, queue))
     for _ in range(_TRIES):
-        row = run(session, context, statement, values, atomic=True).one_or_none()
+        row = execute(session, context, statement, values, atomic=True).one_or_none()
         if row is not None:
             if not delay:
-                local.note(session, queue, context.mapper)
+                local.mark_enqueued(session, queue, context.mapper)
             return Receipt(row.id, row.vt)
         if key is not None and (found := _live(session, context, queue, [key])):
             return found[key]
@@ -94,7 +94,7 @@ def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
 
 def many(session: Session, context: Context, queue: str, items: Iterable[Any]) -> list[Receipt]:
     """Insert payloads or items, one statement a chunk; receipts come in the order given."""
-    validation.check_queue_name(queue)
+    validation.validate_queue_name(queue)
     # All are checked before the first is sent: a bad one at the end leaves nothing behind.
     if not (listed := validation.as_list(items, "items")):
         return []
@@ -124,7 +124,7 @@ def many(session: Session, context: Context, queue: str, items: Iterable[Any]) -
 
 def from_query(session: Session, context: Context, queue: str, query: SelectBase) -> int:
     """Insert what a query returns, without a row passing through Python; return how many."""
-    validation.check_queue_name(queue)
+    validation.validate_queue_name(queue)
     _check_columns(query)
     routing.refuse_foreign_tables(session, context.mapper, query)
     if context.create_queues:
@@ -132,13 +132,13 @@ def from_query(session: Session, context: Context, queue: str, query: SelectBase
     channel = wakeup.channel(session, context)
     statement = statements.from_select(context.models, query, notify=bool(channel))
     values = {"queue": queue, "producer": context.worker, **channel}
-    result: Any = run(session, context, statement, values, atomic=True)
+    result: Any = execute(session, context, statement, values, atomic=True)
     inserted: int = result.one().inserted if channel else result.rowcount
     if inserted == 0:
         limit = _limit(session, context, queue)
-        check_size(queue, run(session, context, statements.largest(query)).scalar_one(), limit)
+        check_size(queue, execute(session, context, statements.largest(query)).scalar_one(), limit)
     else:
-        local.note(session, queue, context.mapper)
+        local.mark_enqueued(session, queue, context.mapper)
     return inserted
 
 
@@ -161,12 +161,12 @@ def _encode(context: Context, item: Any, index: int) -> _Encoded:
     size = _size(text)
     if not isinstance(item, Item):
         return _Encoded(index, f"[{text}{_NO_OPTIONS}", size, None)
-    delay, at = validation.delay_or_at(item.delay, item.at, path)
-    key = None if item.key is None else validation.check_key(item.key, path)
+    delay, at = validation.validate_delay_or_at(item.delay, item.at, path)
+    key = None if item.key is None else validation.validate_key(item.key, path)
     options = (
         delay.total_seconds(),
         None if at is None else at.isoformat(),
-        validation.check_priority(item.priority, path),
+        validation.validate_priority(item.priority, path),
     )
     headers = validation.headers_text(item.headers, path) or "null"
     tail = f"{headers},{json.dumps(_checked_attempts(item, path))},{json.dumps(key)}"
@@ -176,7 +176,9 @@ def _encode(context: Context, item: Any, index: int) -> _Encoded:
 
 def _checked_attempts(item: Item, path: str = "") -> int | None:
     return (
-        None if item.max_read_ct is None else validation.check_max_read_ct(item.max_read_ct, path)
+        None
+        if item.max_read_ct is None
+        else validation.validate_max_read_ct(item.max_read_ct, path)
     )
 
 
@@ -304,7 +306,7 @@ class _Batch:
         self.session._autoflush()  # noqa: SLF001 - what is pending must not go back with it
         where = {"mapper": self.context.mapper, "clause": statement}
         connection = routing.connect(self.session, where)
-        if not needed or routing.commits_by_itself(connection):
+        if not needed or routing.is_autocommit(connection):
             yield None
             return
         with connection.begin_nested() as savepoint:
@@ -344,12 +346,12 @@ class _Batch:
             **self.channel,
             **more,
         }
-        return run(self.session, self.context, statement, values, atomic=True).all()
+        return execute(self.session, self.context, statement, values, atomic=True).all()
 
     def _note(self, *, delayed: bool) -> None:
         """Wake consumers of this process, once it is committed, for what is visible."""
         if not delayed:
-            local.note(self.session, self.queue, self.context.mapper)
+            local.mark_enqueued(self.session, self.queue, self.context.mapper)
 
 
 def _rows_vanish(queue: str, taken: str = f"no message in {_TRIES} tries") -> PgqrsError:
@@ -371,14 +373,14 @@ def _live(
     session: Session, context: Context, queue: str, keys: Collection[str | None]
 ) -> dict[str | None, Receipt]:
     values = {"queue": queue, "keys": list(keys)}
-    rows = run(session, context, statements.live_keys(context.models), values)
+    rows = execute(session, context, statements.live_keys(context.models), values)
     return {row.dedup_key: Receipt(row.id, row.vt, duplicate=True) for row in rows}
 
 
 def _limit(session: Session, context: Context, queue: str) -> int:
     """Return the size of the largest payload that a queue accepts."""
     create = context.create_queues  # and not where the message itself would be refused
-    found = run(session, context, queues.get(context.models), {"queue": queue}, atomic=create)
+    found = execute(session, context, queues.get(context.models), {"queue": queue}, atomic=create)
     row = found.one_or_none()
     if row is not None:
         return int(row.max_payload_bytes)
@@ -400,8 +402,8 @@ def check_size(queue: str, size: int, limit: int, path: str = "") -> None:
 
 def _check_columns(query: SelectBase) -> None:
     if not isinstance(query, SelectBase):
-        raise InvalidArgument(f"query must be a select(), not {shown(query)}")
-    refuse_our_binds(query)
+        raise InvalidArgument(f"query must be a select(), not {safe_repr(query)}")
+    reject_reserved_binds(query)
     columns = list(query.selected_columns)
     names = [column.key for column in columns]
     if any(isinstance(one, sa.UpdateBase) for one in visitors.iterate(query)):

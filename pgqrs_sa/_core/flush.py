@@ -139,7 +139,7 @@ def _check(mapper: Mapper[Any], connection: sa.Connection, added: Sequence[Messa
         check_size(row.queue_name, size, row.max_payload_bytes)
         message.queue_id = row.id
         if session is not None and not message.__dict__.get("_pgqrs_when", {}).get("delay"):
-            local.note(session, row.queue_name, mapper)
+            local.mark_enqueued(session, row.queue_name, mapper)
     _check_keys(mapper, connection, [one for one in added if one.dedup_key is not None])
 
 

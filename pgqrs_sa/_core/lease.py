@@ -15,15 +15,15 @@ from .. import validation
 from ..errors import PayloadError, WorkerNotFound, WorkerNotReady
 from ..types import Criteria, Delivery
 from . import cursors, settle
-from .archive import bury
-from .context import Context, criteria_on, decoded_each, queue_not_found, refresh, run
+from .archive import dead_letter_exhausted
+from .context import Context, criteria_on, decode_all, execute, queue_not_found, sync_loaded
 from .sql import lease as statements
 from .sql import queues, workers
 from .sql.fragments import MOVED, tables
 
 __all__ = ["decodable", "deliveries", "dequeue", "explain_nothing", "in_order"]
 
-_BURIED_AT_ONCE = 100
+_DEAD_LETTER_CHUNK = 100
 """A dequeue that finds nothing makes dead letters of so many messages that are out of attempts:
 their last holders died, and nobody else may be there to do it."""
 
@@ -41,13 +41,15 @@ def dequeue(
     where: Criteria,
 ) -> list[Delivery]:
     """Lease up to ``limit`` visible messages and count the attempt."""
-    holder = context.worker if worker is None else validation.worker_id(worker)
+    holder = context.worker if worker is None else validation.validate_worker_id(worker)
     criteria = criteria_on(where, tables(context.models).message)
-    validation.check_queue_name(queue)
+    validation.validate_queue_name(queue)
     values = {
         "queue": queue,
-        "limit": validation.checked_limit(limit),
-        "lease": None if lease is None else validation.duration(lease, "lease", positive=True),
+        "limit": validation.validate_limit(limit),
+        "lease": None
+        if lease is None
+        else validation.validate_duration(lease, "lease", positive=True),
         "worker": holder,
         "attempts": None,
     }
@@ -72,22 +74,22 @@ def _leased(
     by_worker = values["worker"] is not None
     if criteria:
         statement = statements.dequeue_where(context.models, criteria, by_worker=by_worker)
-        rows = in_order(run(session, context, statement, values))
+        rows = in_order(execute(session, context, statement, values))
     else:
         statement = statements.dequeue(context.models, by_worker=by_worker)
-        rows = _from_floor(session, context, statement, values)
-    refresh(session, context.models.message, rows, MOVED)
+        rows = _lease_from_cursor(session, context, statement, values)
+    sync_loaded(session, context.models.message, rows, MOVED)
     return decodable(session, context, deliveries(context, queue, rows, values["worker"]))
 
 
-def _from_floor(
+def _lease_from_cursor(
     session: Session, context: Context, statement: Executable, values: dict[str, Any]
 ) -> Sequence[Row[Any]]:
     """Lease from where this process was last, or from the beginning: see `_core.cursor`."""
-    taking = cursors.Taking(session, context, statement, values)
+    taking = cursors.CursorUse(session, context, statement, values)
     while True:
-        rows = in_order(run(session, context, statement, values | taking.binds()))
-        if taking.took(rows):
+        rows = in_order(execute(session, context, statement, values | taking.binds()))
+        if taking.record(rows):
             return rows
 
 
@@ -108,7 +110,7 @@ def deliveries(
     """Return what a lease of this worker returned."""
     return [
         Delivery(row[0], queue, row[1], payload, headers, *row[_REST], worker)  # type: ignore[call-arg]
-        for row, (payload, headers) in zip(rows, decoded_each(context.codec, rows), strict=True)
+        for row, (payload, headers) in zip(rows, decode_all(context.codec, rows), strict=True)
     ]
 
 
@@ -126,7 +128,7 @@ def decodable(
     undecodable = [delivery for delivery in leased if type(delivery.decoded) is PayloadError]
     if not undecodable:
         return leased, []
-    dead = settle.bury_undecodable(session, context, undecodable)
+    dead = settle.dead_letter_undecodable(session, context, undecodable)
     return (
         [delivery for delivery in leased if type(delivery.decoded) is not PayloadError],
         [delivery for delivery in undecodable if delivery.id in dead],
@@ -138,13 +140,16 @@ def explain_nothing(session: Session, context: Context, queue: str, worker: int 
 
     Otherwise there may be messages whose attempts are used up: make dead letters of some.
     """
-    if run(session, context, queues.get(context.models), {"queue": queue}).one_or_none() is None:
+    if (
+        execute(session, context, queues.get(context.models), {"queue": queue}).one_or_none()
+        is None
+    ):
         raise queue_not_found(session, context, queue)
     if worker is not None:
         values = {"worker_id": worker}
-        row = run(session, context, workers.get(context.models), values).one_or_none()
+        row = execute(session, context, workers.get(context.models), values).one_or_none()
         if row is None:
             raise WorkerNotFound(worker)
         if row.status != "ready":
             raise WorkerNotReady(worker, row.status)
-    bury(session, context, queue, _BURIED_AT_ONCE)
+    dead_letter_exhausted(session, context, queue, _DEAD_LETTER_CHUNK)

@@ -20,7 +20,7 @@ from ..types import (
     QueueMetrics,
     Seconds,
 )
-from .context import Context, criteria_on, decoded, encoded, queue_not_found, run
+from .context import Context, criteria_on, decoded, encoded, execute, queue_not_found
 from .queues import get as get_queue
 from .sql import counts, queues
 from .sql import queries as statements
@@ -42,17 +42,17 @@ __all__ = [
 
 def peek(session: Session, context: Context, queue: str, limit: int) -> list[MessageInfo]:
     """Return what the next dequeue would see, in its order."""
-    validation.check_queue_name(queue)
-    values = {"queue": queue, "limit": validation.checked_limit(limit)}
-    rows = run(session, context, statements.peek(context.models), values).all()
+    validation.validate_queue_name(queue)
+    values = {"queue": queue, "limit": validation.validate_limit(limit)}
+    rows = execute(session, context, statements.peek(context.models), values).all()
     _check_queue(session, context, queue if not rows else None)
     return [_message(context, row) for row in rows]
 
 
 def get(session: Session, context: Context, id: int) -> MessageInfo:
     """Return one live message."""
-    values = {"id": validation.checked_id(id)}
-    row = run(session, context, statements.message_by_id(context.models), values).one_or_none()
+    values = {"id": validation.validate_id(id)}
+    row = execute(session, context, statements.message_by_id(context.models), values).one_or_none()
     if row is None:
         raise MessageNotFound([id], "is live: look in the archive")
     return _message(context, row)
@@ -96,8 +96,8 @@ def count(
 
 def get_archived(session: Session, context: Context, id: int) -> ArchivedInfo:
     """Return one archived message, by the id of the archive's row."""
-    values = {"id": validation.checked_id(id)}
-    row = run(session, context, statements.archived_by_id(context.models), values).one_or_none()
+    values = {"id": validation.validate_id(id)}
+    row = execute(session, context, statements.archived_by_id(context.models), values).one_or_none()
     if row is None:
         raise MessageNotFound([id], "is in the archive: this is the archive's own id")
     return _archived(context, row)
@@ -143,7 +143,7 @@ def metrics(session: Session, context: Context, queue: str, *, exact: bool = Fal
     """Count the messages of one queue by state and outcome."""
     values = {"queue_id": get_queue(session, context, queue).id}
     statement = statements.metrics(context.models, one_queue=True, exact=exact)
-    row = run(session, context, statement, values).one_or_none()
+    row = execute(session, context, statement, values).one_or_none()
     if row is None:  # deleted since then
         raise queue_not_found(session, context, queue)
     return _metrics(row)
@@ -152,7 +152,7 @@ def metrics(session: Session, context: Context, queue: str, *, exact: bool = Fal
 def all_metrics(session: Session, context: Context, *, exact: bool = False) -> list[QueueMetrics]:
     """Count the messages of each queue by state and outcome."""
     statement = statements.metrics(context.models, one_queue=False, exact=exact)
-    return [_metrics(row) for row in run(session, context, statement)]
+    return [_metrics(row) for row in execute(session, context, statement)]
 
 
 def _metrics(row: Row[Any]) -> QueueMetrics:
@@ -228,7 +228,7 @@ def _page_of(
 ) -> Sequence[Row[Any]]:
     values = _page(session, context, queue, payload, after, limit)
     with within(session, context, timeout):
-        return run(session, context, statement, values).all()
+        return execute(session, context, statement, values).all()
 
 
 def _counted(
@@ -241,7 +241,7 @@ def _counted(
 ) -> int:
     values = _page(session, context, queue, payload, 0, 1) | {"limit": None}
     with within(session, context, timeout):
-        total: int = run(session, context, statements.count(found), values).scalar_one()
+        total: int = execute(session, context, statements.count(found), values).scalar_one()
     return total
 
 
@@ -256,8 +256,8 @@ def _page(
     session: Session, context: Context, queue: str | None, payload: Any, after: int, limit: int
 ) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "after": 0 if after == 0 else validation.checked_id(after, "after"),
-        "limit": validation.checked_limit(limit),
+        "after": 0 if after == 0 else validation.validate_id(after, "after"),
+        "limit": validation.validate_limit(limit),
     }
     if payload is not None:
         values["contains"] = encoded(context.codec, payload)
@@ -270,7 +270,10 @@ def _check_queue(session: Session, context: Context, queue: str | None) -> None:
     """Raise when a queue that returned nothing is not there at all."""
     if queue is None:
         return
-    if run(session, context, queues.get(context.models), {"queue": queue}).one_or_none() is None:
+    if (
+        execute(session, context, queues.get(context.models), {"queue": queue}).one_or_none()
+        is None
+    ):
         raise queue_not_found(session, context, queue)
 
 

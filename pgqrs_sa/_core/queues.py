@@ -13,7 +13,14 @@ from ..declared import DeclaredQueue, QueueSource, declared_in
 from ..errors import InvalidArgument, PgqrsError, QueueNotEmpty
 from ..types import QueueDifference, QueueInfo, SyncedQueue
 from ..wakeup import local
-from .context import Context, forget, forget_all, queue_not_found, refresh, run
+from .context import (
+    Context,
+    execute,
+    expire_all_deleted,
+    expire_deleted,
+    queue_not_found,
+    sync_loaded,
+)
 from .sql import queues as statements
 from .sql.fragments import tables
 
@@ -47,13 +54,13 @@ def create(
     max_payload_bytes: object,
 ) -> QueueInfo:
     """Return the queue of this name, created with these settings if it was not there."""
-    validation.check_queue_name(name)
+    validation.validate_queue_name(name)
     given = _checked(lease, max_read_ct, retention, max_payload_bytes)
     statement = statements.create(context.models, tuple(given))
     while True:
-        row = run(session, context, statement, _values(name, given)).one_or_none()
+        row = execute(session, context, statement, _values(name, given)).one_or_none()
         if row is None:
-            row = run(
+            row = execute(
                 session, context, statements.get(context.models), {"queue": name}
             ).one_or_none()
         if row is not None:
@@ -89,7 +96,7 @@ def _found(
     if not declared:
         return {}
     names = [queue.name for queue in declared]
-    rows = run(session, context, statements.named(context.models), {"names": names})
+    rows = execute(session, context, statements.named(context.models), {"names": names})
     return {row.queue_name: _info(row) for row in rows}
 
 
@@ -101,7 +108,7 @@ def _create_missing(
     found: dict[str, QueueInfo] = {}
     left = list(missing)
     for _ in range(_TRIES):
-        created = run(session, context, statement, statements.columns_of(left)).scalars().all()
+        created = execute(session, context, statement, statements.columns_of(left)).scalars().all()
         left = [queue for queue in left if queue.name not in created]
         if not left:
             return found
@@ -144,7 +151,7 @@ def get(session: Session, context: Context, name: str) -> QueueInfo:
 
 def everything(session: Session, context: Context) -> list[QueueInfo]:
     """Return all queues by name."""
-    return [_info(row) for row in run(session, context, statements.everything(context.models))]
+    return [_info(row) for row in execute(session, context, statements.everything(context.models))]
 
 
 def update(
@@ -160,7 +167,7 @@ def update(
     given = _checked(lease, max_read_ct, retention, max_payload_bytes)
     if not given:
         raise InvalidArgument("update needs at least one setting to change")
-    validation.check_queue_name(name)
+    validation.validate_queue_name(name)
     statement = statements.update(context.models, tuple(given))
     return _one(session, context, statement, name, _values(name, given))
 
@@ -173,7 +180,7 @@ def pause(session: Session, context: Context, name: str) -> QueueInfo:
 def resume(session: Session, context: Context, name: str) -> QueueInfo:
     """Let messages be leased from a queue again."""
     found = _one(session, context, statements.resume(context.models), name)
-    local.note(session, name, context.mapper)
+    local.mark_enqueued(session, name, context.mapper)
     return found
 
 
@@ -189,8 +196,8 @@ def purge(
     values: dict[str, Any] = {"queue": name}
     if tokens is None:
         statement = statements.purge(context.models)
-        values["limit"] = None if limit is None else validation.checked_limit(limit)
-        values["up_to"] = None if up_to is None else validation.checked_id(up_to)
+        values["limit"] = None if limit is None else validation.validate_limit(limit)
+        values["up_to"] = None if up_to is None else validation.validate_id(up_to)
     else:
         if limit is not None or up_to is not None:
             raise InvalidArgument(
@@ -199,8 +206,8 @@ def purge(
         statement = statements.purge_unchanged(context.models)
         values |= _read(tokens)
     get(session, context, name)
-    result: Any = run(session, context, statement, values)
-    forget_all(session, context.models.message)
+    result: Any = execute(session, context, statement, values)
+    expire_all_deleted(session, context.models.message)
     return int(result.rowcount)
 
 
@@ -210,8 +217,8 @@ def _read(tokens: object) -> dict[str, list[int]]:
             f"tokens must be a mapping of ids to fencing tokens, not a {type(tokens).__name__}"
         )
     return {
-        "ids": [validation.checked_id(id_) for id_ in tokens],
-        "tokens": [validation.checked_id(token, "token") for token in tokens.values()],
+        "ids": [validation.validate_id(id_) for id_ in tokens],
+        "tokens": [validation.validate_id(token, "token") for token in tokens.values()],
     }
 
 
@@ -222,22 +229,22 @@ def delete(session: Session, context: Context, name: str, force: bool) -> None:
         _refuse_unless_empty(session, context, name)
     # Before anything is deleted: an enqueue that waits for a key which this transaction has
     # freed keeps its lock on the table, and the two would deadlock.
-    run(session, context, statements.keep_writers_out(context.models))
+    execute(session, context, statements.lock_messages(context.models))
     values = {"queue": name}
     if not force:
         _refuse_unless_empty(session, context, name)  # what was being enqueued is there now
-    elif not run(session, context, statements.is_empty(context.models), values).scalar_one():
+    elif not execute(session, context, statements.is_empty(context.models), values).scalar_one():
         purge(session, context, name)
-        run(session, context, statements.delete_history(context.models), values)
-        forget_all(session, context.models.archived)
-    gone = run(session, context, statements.delete(context.models), values).scalars().all()
-    forget(session, context.models.queue, gone)
+        execute(session, context, statements.delete_history(context.models), values)
+        expire_all_deleted(session, context.models.archived)
+    gone = execute(session, context, statements.delete(context.models), values).scalars().all()
+    expire_deleted(session, context.models.queue, gone)
 
 
 def _refuse_unless_empty(session: Session, context: Context, name: str) -> None:
     values = {"queue": name}
-    if not run(session, context, statements.is_empty(context.models), values).scalar_one():
-        held = run(session, context, statements.holdings(context.models), values).one()
+    if not execute(session, context, statements.is_empty(context.models), values).scalar_one():
+        held = execute(session, context, statements.contents(context.models), values).one()
         raise QueueNotEmpty(name, held.messages, held.archived)
 
 
@@ -248,11 +255,11 @@ def _one(
     name: str,
     values: Mapping[str, Any] | None = None,
 ) -> QueueInfo:
-    validation.check_queue_name(name)
-    row = run(session, context, statement, values or {"queue": name}).one_or_none()
+    validation.validate_queue_name(name)
+    row = execute(session, context, statement, values or {"queue": name}).one_or_none()
     if row is None:
         raise queue_not_found(session, context, name)
-    refresh(session, context.models.queue, [row], row._fields)
+    sync_loaded(session, context.models.queue, [row], row._fields)
     return _info(row)
 
 
@@ -267,7 +274,7 @@ def _checked(
         "max_payload_bytes": max_payload_bytes,
     }
     given = {name: value for name, value in settings.items() if value is not UNCHANGED}
-    return validation.queue_settings(given)
+    return validation.validate_queue_settings(given)
 
 
 def _values(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

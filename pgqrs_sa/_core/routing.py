@@ -30,10 +30,10 @@ __all__ = [
     "ALLOW_SPLIT",
     "TOUCHED",
     "bind_of",
-    "commits_by_itself",
     "connect",
     "ended",
     "identity_token",
+    "is_autocommit",
     "is_plain",
     "refuse_dialect",
     "refuse_foreign_tables",
@@ -232,6 +232,6 @@ def refuse_foreign_tables(session: Session, mapper: Mapper[Any], query: Any) -> 
             )
 
 
-def commits_by_itself(connection: Connection) -> bool:
+def is_autocommit(connection: Connection) -> bool:
     """Return whether a connection commits each statement by itself."""
     return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))

@@ -11,7 +11,15 @@ from .. import validation
 from ..errors import InvalidArgument, MessageLeased, MessageNotFound
 from ..types import Criteria, Receipt
 from ..wakeup.notify import announce
-from .context import Context, criteria_on, encoded, forget, queue_not_found, refresh, run
+from .context import (
+    Context,
+    criteria_on,
+    encoded,
+    execute,
+    expire_deleted,
+    queue_not_found,
+    sync_loaded,
+)
 from .sql import messages as statements
 from .sql import queues
 from .sql.fragments import MOVED, tables
@@ -27,12 +35,12 @@ def cancel(
     strict: bool,
 ) -> bool:
     """Move one message to the archive as cancelled, unless somebody holds it."""
-    validation.checked_id(id)
+    validation.validate_id(id)
     values = {"ids": [id], "reason": _text(reason)}
-    row = run(session, context, statements.cancel(context.models), values).one_or_none()
+    row = execute(session, context, statements.cancel(context.models), values).one_or_none()
     if row is None and strict:
         raise _refusal(session, context, id)
-    forget(session, context.models.message, [] if row is None else [id])
+    expire_deleted(session, context.models.message, [] if row is None else [id])
     return row is not None
 
 
@@ -45,7 +53,7 @@ def cancel_where(
     reason: str | None,
 ) -> int:
     """Cancel what matches and nobody holds; return how many."""
-    validation.check_queue_name(queue)
+    validation.validate_queue_name(queue)
     criteria = criteria_on(where, tables(context.models).message)
     if not criteria and payload is None:
         raise InvalidArgument(
@@ -56,10 +64,13 @@ def cancel_where(
     if by_payload:
         values["contains"] = encoded(context.codec, payload)
     statement = statements.cancel_where(context.models, criteria, by_payload=by_payload)
-    ids = run(session, context, statement, values).scalars().all()
-    if not ids and not run(session, context, queues.get(context.models), {"queue": queue}).all():
+    ids = execute(session, context, statement, values).scalars().all()
+    if (
+        not ids
+        and not execute(session, context, queues.get(context.models), {"queue": queue}).all()
+    ):
         raise queue_not_found(session, context, queue)
-    forget(session, context.models.message, ids)
+    expire_deleted(session, context.models.message, ids)
     return len(ids)
 
 
@@ -71,22 +82,22 @@ def reschedule(
     at: datetime | None,
 ) -> Receipt:
     """Move a message that nobody holds to another time."""
-    validation.checked_id(id)
+    validation.validate_id(id)
     if delay is None and at is None:
         raise InvalidArgument("reschedule needs delay=... or at=...")
-    span, moment = validation.delay_or_at(delay, at)
+    span, moment = validation.validate_delay_or_at(delay, at)
     values = {"message_id": id, "delay": span, "at": moment}
-    row = run(session, context, statements.reschedule(context.models), values).one_or_none()
+    row = execute(session, context, statements.reschedule(context.models), values).one_or_none()
     if row is None:
         raise _refusal(session, context, id)
-    refresh(session, context.models.message, [row], MOVED)
+    sync_loaded(session, context.models.message, [row], MOVED)
     announce(session, context, [row.id])
     return Receipt(row.id, row.vt)
 
 
 def _refusal(session: Session, context: Context, id: int) -> MessageLeased | MessageNotFound:
     statement = statements.leased_until(context.models)
-    row = run(session, context, statement, {"ids": [id]}).one_or_none()
+    row = execute(session, context, statement, {"ids": [id]}).one_or_none()
     if row is None or row.until is None:
         return MessageNotFound([id], "is live: it was settled or cancelled, or never was")
     return MessageLeased(id, row.until)

@@ -21,13 +21,13 @@ from ..errors import InvalidArgument, LeaseLost, Whereabouts
 from ..retry import DEFAULT_BACKOFF
 from ..types import Delivery, Failure
 from ..wakeup.notify import announce
-from .context import Context, forget, refresh, run
+from .context import Context, execute, expire_deleted, sync_loaded
 from .sql import settle as statements
 from .sql.fragments import MOVED
 
 __all__ = [
     "archive",
-    "bury_undecodable",
+    "dead_letter_undecodable",
     "delete",
     "extend",
     "fail",
@@ -75,9 +75,9 @@ def delete(
     if not held:
         return []
     values = fence(held, required=_required(held, strict))
-    rows = run(session, context, statements.delete(context.models), values).all()
+    rows = execute(session, context, statements.delete(context.models), values).all()
     gone = {row.id for row in rows}
-    forget(session, context.models.message, gone)
+    expire_deleted(session, context.models.message, gone)
     return _outcome(session, context, held, gone, strict)
 
 
@@ -89,7 +89,7 @@ def extend(
     strict: bool,
 ) -> list[Delivery | None]:
     """Let leases run out ``lease`` from now; return the deliveries with their new ``vt``."""
-    span = validation.duration(lease, "lease", positive=True)
+    span = validation.validate_duration(lease, "lease", positive=True)
     held = _checked(deliveries)
     if not held:
         return []
@@ -109,7 +109,7 @@ def release(
     skip_locked: bool = False,
 ) -> list[bool]:
     """Give leases back without charging the attempt."""
-    span = validation.duration(delay)
+    span = validation.validate_duration(delay)
     held = _checked(deliveries)
     if not held:
         return []
@@ -137,7 +137,7 @@ def fail(
     text = validation.error_text(error)
     wait: Callable[[Delivery], timedelta] = lambda one: DEFAULT_BACKOFF.delay(one.read_ct)  # noqa: E731
     if delay is not None:
-        span = validation.duration(delay)
+        span = validation.validate_duration(delay)
         wait = lambda _: span  # noqa: E731
     if not held:
         return []
@@ -155,7 +155,7 @@ def fail(
     # What was not put back has no attempt left, or is not held any more: the fence tells.
     spent = [one for one in held if one.id not in moved]
     how = _How(strict, skip_locked)
-    buried = _bury(session, context, spent, text, reason, how) if spent else set[int]()
+    buried = _dead_letter(session, context, spent, text, reason, how) if spent else set[int]()
     return [
         Failure(one.id, one.id in buried, moved.get(one.id))
         if one.id in buried or one.id in moved
@@ -164,7 +164,7 @@ def fail(
     ]
 
 
-def bury_undecodable(
+def dead_letter_undecodable(
     session: Session, context: Context, deliveries: Sequence[Delivery]
 ) -> set[int]:
     """Make dead letters of deliveries whose ``decoded`` is the error; return their ids."""
@@ -186,7 +186,7 @@ def _announce(
         announce(session, context, list(moved))
 
 
-def _bury(
+def _dead_letter(
     session: Session,
     context: Context,
     spent: Sequence[Delivery],
@@ -214,10 +214,12 @@ def _move(
     **why: Sequence[str | None],
 ) -> list[bool]:
     values = fence(held, required=_required(held, how.strict), outcome=outcome, **why)
-    statement = statements.archive(context.models, explained=bool(why), skip_locked=how.skip_locked)
-    rows = run(session, context, statement, values).all()
+    statement = statements.archive(
+        context.models, with_reason=bool(why), skip_locked=how.skip_locked
+    )
+    rows = execute(session, context, statement, values).all()
     gone = {row.id for row in rows}
-    forget(session, context.models.message, gone)
+    expire_deleted(session, context.models.message, gone)
     return _outcome(session, context, held, gone, how.strict)
 
 
@@ -250,8 +252,8 @@ def _moved(
     session: Session, context: Context, statement: Executable, values: dict[str, Any]
 ) -> dict[int, datetime]:
     """Run an update of live messages, and return their new times by id."""
-    rows = run(session, context, statement, values).all()
-    refresh(session, context.models.message, rows, MOVED)
+    rows = execute(session, context, statement, values).all()
+    sync_loaded(session, context.models.message, rows, MOVED)
     return {row.id: row.vt for row in rows}
 
 
@@ -270,7 +272,7 @@ def _outcome(
 def lease_lost(session: Session, context: Context, held: Sequence[Delivery]) -> LeaseLost:
     """Return the error that says where the messages are which are not the caller's any more."""
     fences = {one.id: one for one in held}
-    rows = run(session, context, statements.whereabouts(context.models), {"ids": list(fences)})
+    rows = execute(session, context, statements.whereabouts(context.models), {"ids": list(fences)})
     found = {row.id: row for row in rows}
     lost = {}
     for id_, delivery in fences.items():

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from .. import validation
 from ..types import Delivery
 from . import settle
-from .context import Context, run
+from .context import Context, execute
 from .sql import settle as statements
 
 __all__ = ["Settlement", "apply"]
@@ -26,7 +26,7 @@ class Settlement(Protocol):
         ...
 
     @property
-    def kind(self) -> str:
+    def action(self) -> str:
         """``archive``, ``discard``, ``retry``, ``dead``, ``release`` or ``keep``."""
         ...
 
@@ -62,14 +62,14 @@ def apply(
         ``dead`` or ``released``. What is missing is not held, or is locked.
     """
     outcome: dict[int, str] = {}
-    archives = [one.delivery for one in wanted if one.kind == "archive"]
+    archives = [one.delivery for one in wanted if one.action == "archive"]
     if archives:
         done = settle.archive(
             session, context, archives, "archived", None, strict, skip_locked=not strict
         )
         outcome |= _those(archives, done, "archived")
     for one in wanted:
-        if (act := _ACTS.get(one.kind)) is not None and (
+        if (act := _ACTS.get(one.action)) is not None and (
             word := act(session, context, one, strict)
         ):
             outcome[one.delivery.id] = word
@@ -102,7 +102,7 @@ def _retry(session: Session, context: Context, one: Settlement, strict: bool) ->
     error = validation.error_text(one.error_text)
     values = settle.fence([one.delivery], required=0, errors=[error], delays=[one.delay])
     statement = statements.reschedule_failed(context.models, skip_locked=True)
-    return "retry" if run(session, context, statement, values).all() else None
+    return "retry" if execute(session, context, statement, values).all() else None
 
 
 def _fail(session: Session, context: Context, one: Settlement, strict: bool) -> str | None:
@@ -113,7 +113,7 @@ def _fail(session: Session, context: Context, one: Settlement, strict: bool) -> 
         one.error_text,
         one.delay,
         one.reason,
-        one.kind == "dead",
+        one.action == "dead",
         strict,
         skip_locked=not strict,
     )

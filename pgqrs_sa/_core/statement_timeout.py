@@ -51,7 +51,7 @@ def within(session: Session, context: Context, timeout: float | timedelta | None
     if timeout is None:
         yield
         return
-    span = validation.duration(timeout, "timeout", positive=True)
+    span = validation.validate_duration(timeout, "timeout", positive=True)
     if span > _LONGEST:
         raise InvalidArgument(
             f"timeout is {span.total_seconds():.0f} seconds, and PostgreSQL's statement_timeout "
@@ -60,7 +60,7 @@ def within(session: Session, context: Context, timeout: float | timedelta | None
     longest = span.total_seconds()
     session._autoflush()  # noqa: SLF001 - what is pending must not be rolled back with the limit
     connection = session.connection(bind_arguments={"mapper": context.mapper})
-    if routing.commits_by_itself(connection):
+    if routing.is_autocommit(connection):
         raise InvalidArgument("timeout needs a transaction, and this connection is in AUTOCOMMIT")
     savepoint = connection.begin_nested()
     begun = time.monotonic()

@@ -11,10 +11,10 @@ from typing import Any, get_args
 from sqlalchemy.orm import Session
 
 from .. import validation
-from ..errors import InvalidArgument, WorkerInUse, WorkerNotFound, WorkerNotReady, shown
+from ..errors import InvalidArgument, WorkerInUse, WorkerNotFound, WorkerNotReady, safe_repr
 from ..types import WorkerHealth, WorkerInfo, WorkerStatus
 from ..wakeup.notify import announce
-from .context import Context, forget, forget_all, refresh, run
+from .context import Context, execute, expire_all_deleted, expire_deleted, sync_loaded
 from .sql import workers as statements
 from .sql.fragments import MOVED
 
@@ -50,23 +50,23 @@ def register(
     if hostname is None:
         hostname, pid = socket.gethostname(), os.getpid() if pid is None else pid
     if isinstance(queues, str) or not isinstance(queues, Iterable):
-        raise InvalidArgument(f"queues must be a list of names, not {shown(queues)}")
+        raise InvalidArgument(f"queues must be a list of names, not {safe_repr(queues)}")
     values = {
-        "name": validation.check_text(name, "name"),
-        "hostname": validation.check_text(hostname, "hostname"),
-        "pid": None if pid is None else validation.check_number(pid, "pid"),
-        "port": None if port is None else validation.check_number(port, "port"),
-        "version": None if version is None else validation.check_text(version, "version"),
-        "queues": [validation.check_queue_name(queue) for queue in queues],
+        "name": validation.validate_text(name, "name"),
+        "hostname": validation.validate_text(hostname, "hostname"),
+        "pid": None if pid is None else validation.validate_number(pid, "pid"),
+        "port": None if port is None else validation.validate_number(port, "port"),
+        "version": None if version is None else validation.validate_text(version, "version"),
+        "queues": [validation.validate_queue_name(queue) for queue in queues],
         "leased": leased,
     }
-    return _info(run(session, context, statements.register(context.models), values).one())
+    return _info(execute(session, context, statements.register(context.models), values).one())
 
 
 def get(session: Session, context: Context, id: int) -> WorkerInfo:
     """Return one worker."""
-    values = {"worker_id": validation.checked_id(id, "worker")}
-    row = run(session, context, statements.get(context.models), values).one_or_none()
+    values = {"worker_id": validation.validate_id(id, "worker")}
+    row = execute(session, context, statements.get(context.models), values).one_or_none()
     if row is None:
         raise WorkerNotFound(id)
     return _info(row)
@@ -81,13 +81,13 @@ def everything(
             f"status must be one of {', '.join(get_args(WorkerStatus))}, not {status!r}"
         )
     statement = statements.everything(context.models, status=status, in_queue=queue is not None)
-    values = {} if queue is None else {"queue": validation.check_queue_name(queue)}
-    return [_info(row) for row in run(session, context, statement, values)]
+    values = {} if queue is None else {"queue": validation.validate_queue_name(queue)}
+    return [_info(row) for row in execute(session, context, statement, values)]
 
 
 def heartbeat(session: Session, context: Context, id: int, leased: int | None = None) -> WorkerInfo:
     """Note that a worker lives, and how much it holds; raise if it was stopped meanwhile."""
-    count = None if leased is None else validation.check_number(leased, "leased")
+    count = None if leased is None else validation.validate_number(leased, "leased")
     return _changed(session, context, statements.heartbeat(context.models), id, leased=count)
 
 
@@ -106,10 +106,10 @@ def set_status(
 
 def health(session: Session, context: Context, silent_for: float | timedelta) -> list[WorkerHealth]:
     """Return the workers that are not stopped, and whether each was heard of lately."""
-    longest = validation.duration(silent_for, "silent_for")
+    longest = validation.validate_duration(silent_for, "silent_for")
     return [
         WorkerHealth(_info(row), row.silent_for, row.silent_for <= longest, row.leased)
-        for row in run(session, context, statements.health(context.models))
+        for row in execute(session, context, statements.health(context.models))
     ]
 
 
@@ -121,14 +121,14 @@ def reclaim(
     holding: bool,
 ) -> int:
     """Stop the workers that fell silent and make visible what they hold; return how many."""
-    span = validation.age(silent_for, "silent_for", positive=True)
+    span = validation.validate_age(silent_for, "silent_for", positive=True)
     values: dict[str, Any] = {"silent_for": span}
     if queue is not None:
-        values["queue"] = validation.check_queue_name(queue)
+        values["queue"] = validation.validate_queue_name(queue)
     statement = statements.stop_silent(context.models, in_queue=queue is not None, holding=holding)
-    rows = run(session, context, statement, values).all()
+    rows = execute(session, context, statement, values).all()
     ids = [row.id for row in rows]
-    refresh(session, context.models.worker, rows, ("status", "shutdown_at"))
+    sync_loaded(session, context.models.worker, rows, ("status", "shutdown_at"))
     return _release(session, context, ids)
 
 
@@ -139,9 +139,9 @@ def release_leases(session: Session, context: Context, id: int) -> int:
 
 def purge(session: Session, context: Context, older_than: float | timedelta) -> int:
     """Delete workers that stopped long enough ago; return how many."""
-    values = {"older_than": validation.age(older_than, "older_than")}
-    result: Any = run(session, context, statements.purge(context.models), values)
-    forget_all(session, context.models.worker)
+    values = {"older_than": validation.validate_age(older_than, "older_than")}
+    result: Any = execute(session, context, statements.purge(context.models), values)
+    expire_all_deleted(session, context.models.worker)
     return int(result.rowcount)
 
 
@@ -149,17 +149,17 @@ def delete(session: Session, context: Context, id: int) -> None:
     """Delete the row of a worker that is stopped and holds nothing."""
     info = get(session, context, id)
     statement = statements.delete(context.models)
-    gone = run(session, context, statement, {"worker_id": id}).scalars().all()
+    gone = execute(session, context, statement, {"worker_id": id}).scalars().all()
     if not gone:
         raise WorkerInUse(id, info.status)
-    forget(session, context.models.worker, gone)
+    expire_deleted(session, context.models.worker, gone)
 
 
 def _release(session: Session, context: Context, ids: list[int]) -> int:
     if not ids:
         return 0
-    rows = run(session, context, statements.release_leases(context.models), {"ids": ids}).all()
-    refresh(session, context.models.message, rows, MOVED)
+    rows = execute(session, context, statements.release_leases(context.models), {"ids": ids}).all()
+    sync_loaded(session, context.models.message, rows, MOVED)
     announce(session, context, [row.id for row in rows])
     return len(rows)
 
@@ -167,11 +167,11 @@ def _release(session: Session, context: Context, ids: list[int]) -> int:
 def _changed(
     session: Session, context: Context, statement: Any, id: int, **values: Any
 ) -> WorkerInfo:
-    values["worker_id"] = validation.checked_id(id, "worker")
-    row = run(session, context, statement, values).one_or_none()
+    values["worker_id"] = validation.validate_id(id, "worker")
+    row = execute(session, context, statement, values).one_or_none()
     if row is None:
         raise WorkerNotReady(id, get(session, context, id).status)
-    refresh(session, context.models.worker, [row], row._fields)
+    sync_loaded(session, context.models.worker, [row], row._fields)
     return _info(row)
 
 

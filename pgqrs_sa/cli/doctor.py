@@ -1,4 +1,4 @@
-"""``pgqrs doctor``: what is wrong with a database, and what mends it."""
+"""``pgqrs doctor``: what is wrong with a database, and what fixes it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["doctor", "examine"]
 
 _STYLES = {"error": "bold red", "warning": "yellow"}
-_KEYS = ("check", "severity", "subject", "problem", "mend")
+_KEYS = ("check", "severity", "subject", "problem", "fix", "mend")  # mend: its former name
 
 
 @click.command(cls=Command)
@@ -28,10 +28,10 @@ _KEYS = ("check", "severity", "subject", "problem", "mend")
 @click.option("--list", "listed", is_flag=True, help="Name the checks and what they look for.")
 @pass_app
 def doctor(app: App, only: tuple[str, ...], listed: bool) -> None:
-    """Look for what is wrong, and say what mends it.
+    """Look for what is wrong, and say what fixes it.
 
     Ends with 1 when there is a finding, and with 0 when there is none. Nothing is changed. Each
-    finding has the keys check, severity (error or warning), subject, problem and mend; the mend
+    finding has the keys check, severity (error or warning), subject, problem and fix; the fix
     is SQL, a statement a line, or a command.
 
     Use this when something is wrong, or from a monitor. For the tables alone there are
@@ -42,7 +42,7 @@ def doctor(app: App, only: tuple[str, ...], listed: bool) -> None:
         return
     findings = examine(app, only)
     if app.output.format != "table":
-        app.emit([asdict(finding) for finding in findings], keys=_KEYS)
+        app.emit([asdict(finding) | {"mend": finding.mend} for finding in findings], keys=_KEYS)
     elif findings:
         _show(app, findings)
     if findings:
@@ -79,14 +79,14 @@ def _list_checks(app: App) -> None:
 
 
 def _show(app: App, findings: list[Finding]) -> None:
-    # Not a table: a mend must be copied whole, whatever the width of the terminal.
+    # Not a table: a fix must be copied whole, whatever the width of the terminal.
     if not app.output.file.isatty():
         app.output.lines(_plain(findings))
         return
     console = app.output.console
     for finding in findings:
         console.print(_heading(finding), soft_wrap=True)
-        for line in finding.mend.splitlines():
+        for line in finding.fix.splitlines():
             console.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
         console.print()
 
@@ -97,7 +97,7 @@ def _plain(findings: list[Finding]) -> Iterator[str]:
     for finding in findings:
         about = f"{finding.severity} {finding.check} {text(finding.subject)}"
         yield f"{about}: {text(finding.problem)}"
-        yield from (f"    {line}" for line in finding.mend.splitlines())
+        yield from (f"    {line}" for line in finding.fix.splitlines())
         yield ""
 
 

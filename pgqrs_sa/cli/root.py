@@ -21,7 +21,7 @@ COMMANDS = {
     "verify": (".install:verify", "Check that the tables are there and sound."),
     "admin": (".admin:admin", "Install, verify, statistics, reclaim."),
     "schema": (".schema:schema", "The schema as SQL, its drift, the rights it needs."),
-    "doctor": (".doctor:doctor", "Look for what is wrong, and say what mends it."),
+    "doctor": (".doctor:doctor", "Look for what is wrong, and say what fixes it."),
     "top": (".top:top", "A live view of queues and workers."),
     "demo": (".extras:demo", "A small shop on a throw-away server, from end to end."),
     "completion": (".extras:completion", "Print the completion script of a shell."),

@@ -81,7 +81,7 @@ def _schema_of(app: App) -> str | None:
 def check(app: App) -> None:
     """Check that the tables are there, of the version needed, and not changed since.
 
-    Ends with 1 when they are not, and prints the command or the SQL that mends it. Use this in a
+    Ends with 1 when they are not, and prints the command or the SQL that fixes it. Use this in a
     deployment, before the application starts: it is `doctor` for the tables alone. `verify` is a
     quicker check for complete tables and orphans.
     """
@@ -90,7 +90,7 @@ def check(app: App) -> None:
     findings = examine(app, ("schema", "drift", "promises"))
     for finding in findings:
         app.say(f"{finding.subject}: {finding.problem}")
-        click.echo(finding.mend, file=app.output.file)
+        click.echo(finding.fix, file=app.output.file)
     if findings:
         raise Failed(f"{len(findings)} problem(s) in {app.target}", code=PROBLEMS)
     app.say(f"the tables in {app.target} are as they should be")

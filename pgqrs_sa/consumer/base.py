@@ -16,16 +16,16 @@ from .._core.representation import represented
 from .._core.sessions import registry_of
 from ..codecs import Codec
 from ..declared import DeclaredQueue, QueueSource
-from ..errors import InvalidArgument, shown
+from ..errors import InvalidArgument, safe_repr
 from ..models import Models
 from ..retry import Retry
 from ..types import Seconds
 from .call_context import CallContext, call_context_of, check_call_context
 from .events import Hooks
 from .handlers import Acknowledge, Handler, Handlers
-from .options import Settings, refuse_autocommit_session
-from .runtime import Waker
-from .sessions import engine_of, factory_of, maker_of, opened
+from .options import ConsumerOptions, refuse_autocommit_session
+from .runtime import WakeupListener
+from .sessions import engine_of, factory_of, open_session, sessionmaker_for
 
 __all__ = ["BaseConsumer"]
 
@@ -62,13 +62,13 @@ class BaseConsumer(ABC, Generic[_S]):
     ) -> None:
         self._pid = os.getpid()
         self._inherited: object = None
-        self._sessionmaker: Any = maker_of(
+        self._sessionmaker: Any = sessionmaker_for(
             sessionmaker, type(self).__name__, asynchronous=self._asynchronous
         )
         self._new_session: Any = factory_of(sessionmaker)
         self._registry: Any = registry_of(sessionmaker)
         self._call_context = check_call_context(call_context)
-        self._settings = Settings.checked(
+        self._settings = ConsumerOptions.validated(
             name=socket.gethostname() if name is None else name,
             concurrency=concurrency,
             poll_interval=poll_interval,
@@ -85,7 +85,7 @@ class BaseConsumer(ABC, Generic[_S]):
             queues=queues,
         )
         if retry is not None and not isinstance(retry, Retry):
-            raise InvalidArgument(f"retry must be a Retry, not {shown(retry)}")
+            raise InvalidArgument(f"retry must be a Retry, not {safe_repr(retry)}")
         self._handlers = Handlers(
             self._settings.concurrency, retry or Retry(), asynchronous=self._asynchronous
         )
@@ -234,7 +234,7 @@ class BaseConsumer(ABC, Generic[_S]):
 
         def asked() -> _T:
             with call_context_of(self._call_context)():
-                made = opened(self._new_session(), asynchronous=self._asynchronous)
+                made = open_session(self._new_session(), asynchronous=self._asynchronous)
                 with made.sync_session if self._asynchronous else made as session:
                     found = ask(session)
             return found
@@ -263,7 +263,9 @@ class BaseConsumer(ABC, Generic[_S]):
         wanted = sum(one.concurrency for one in self._handlers if one.call.needs_session)
         return min(self._settings.concurrency, wanted)
 
-    def _listener(self, engine: Any) -> Callable[[Callable[[str | None], None]], Waker] | None:
+    def _listener(
+        self, engine: Any
+    ) -> Callable[[Callable[[str | None], None]], WakeupListener] | None:
         if not self._settings.notify:
             return None
         from ..wakeup.listener import Listener  # noqa: PLC0415 - only who asked for it pays for it

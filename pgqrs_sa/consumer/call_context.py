@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from typing import Any, NoReturn, TypeAlias
 
-from ..errors import InvalidArgument, PgqrsError, shown
+from ..errors import InvalidArgument, PgqrsError, safe_repr
 
 __all__ = [
     "CallContext",
@@ -32,7 +32,7 @@ def check_call_context(given: CallContext | None) -> CallContext | None:
     if given is not None and not callable(given):
         raise InvalidArgument(
             "call_context must be a function that returns a context manager, such as "
-            f"app.app_context, not {shown(given)}"
+            f"app.app_context, not {safe_repr(given)}"
         )
     return given
 
@@ -154,7 +154,7 @@ class _Scopes:
         if shared:
             raise InvalidArgument(
                 "calls of handlers would share a session of the registry, with each other or with "
-                f"the caller of run(), since its scope is {shown(shared[0])} in both: {_REMEDY}"
+                f"the caller of run(), since its scope is {safe_repr(shared[0])} in both: {_REMEDY}"
             )
 
 

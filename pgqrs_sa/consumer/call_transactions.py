@@ -19,9 +19,9 @@ from typing import Any
 from sqlalchemy import Connection
 
 from ..types import Delivery
-from .handlers import Unit
+from .handlers import Invocation
 
-__all__ = ["CallTransaction", "Calls", "shut_down"]
+__all__ = ["CallTransaction", "CallTransactions", "shut_down"]
 
 _SNAPSHOTS = ("REPEATABLE READ", "SERIALIZABLE")
 
@@ -66,7 +66,7 @@ class CallTransaction:
                 shut_down(self._driver)
 
 
-class Calls:
+class CallTransactions:
     """The transactions of the calls that run, by the fencing tokens of their messages."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Calls:
         return self._keep_snapshots
 
     @contextmanager
-    def transaction(self, unit: Unit) -> Iterator[CallTransaction]:
+    def transaction(self, unit: Invocation) -> Iterator[CallTransaction]:
         """Give a call its entry, until its session is closed."""
         transaction = CallTransaction()
         tokens = [delivery.fencing_token for delivery in unit.deliveries]

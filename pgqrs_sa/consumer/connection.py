@@ -21,12 +21,12 @@ from sqlalchemy.orm import Session
 
 from .._core import commits
 from .._core.context import Context
-from .._core.routing import commits_by_itself
+from .._core.routing import is_autocommit
 from . import store
 from .call_transactions import shut_down
-from .retrying import patient, transient, unsaid
+from .retrying import is_transient, retrying, without_parameters
 
-__all__ = ["AsyncPlug", "Line", "Plug", "SyncPlug"]
+__all__ = ["AsyncConnector", "Connector", "ConsumerConnection", "SyncConnector"]
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
@@ -34,24 +34,24 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-class Plug(Protocol):
+class Connector(Protocol):
     """How a thread reaches the database."""
 
     def run(self, work: Callable[[Connection], _T]) -> _T:
         """Do something with a connection, which is opened if there is none."""
         ...
 
-    def drop(self) -> None:
+    def discard(self) -> None:
         """Throw the connection away: it is broken."""
 
     def close(self) -> None:
         """Give the connection back."""
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """End a call that hangs, from another thread."""
 
 
-class SyncPlug:
+class SyncConnector:
     """A connection of the application's engine."""
 
     def __init__(self, engine: Engine) -> None:
@@ -59,13 +59,13 @@ class SyncPlug:
         self._connection: Connection | None = None
 
     def run(self, work: Callable[[Connection], _T]) -> _T:
-        """See `Plug`."""
+        """See `Connector`."""
         if self._connection is None:
             self._connection = self._engine.connect()
         return work(self._connection)
 
-    def drop(self) -> None:
-        """See `Plug`."""
+    def discard(self) -> None:
+        """See `Connector`."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(Exception):
@@ -74,30 +74,30 @@ class SyncPlug:
                 connection.close()
 
     def close(self) -> None:
-        """See `Plug`."""
+        """See `Connector`."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(Exception):
                 connection.close()
 
-    def cut(self) -> None:
-        """See `Plug`: both psycopg's connections tell their socket."""
+    def abort(self) -> None:
+        """See `Connector`: both psycopg's connections tell their socket."""
         connection = self._connection
         with contextlib.suppress(Exception):  # it is closed already
             shut_down(connection.connection.driver_connection if connection else None)
 
 
-class AsyncPlug:
+class AsyncConnector:
     """A connection like those of the application's async engine, in a loop of this thread's."""
 
     def __init__(self, engine: Any) -> None:
-        self._engine = _sibling(engine)
+        self._engine = _engine_for_thread(engine)
         self._connection: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
 
     def run(self, work: Callable[[Connection], _T]) -> _T:
-        """See `Plug`."""
+        """See `Connector`."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
         result: _T = self._loop.run_until_complete(self._cancellable(self._run(work)))
@@ -118,17 +118,17 @@ class AsyncPlug:
         result: _T = await self._connection.run_sync(work)
         return result
 
-    def drop(self) -> None:
-        """See `Plug`."""
+    def discard(self) -> None:
+        """See `Connector`."""
         self._end(broken=True)
 
     def close(self) -> None:
-        """See `Plug`."""
+        """See `Connector`."""
         self._end(broken=False)
         if self._loop is not None:
             with contextlib.suppress(Exception):
                 self._loop.run_until_complete(self._engine.dispose())
-            self._loop.run_until_complete(_rest_ended())
+            self._loop.run_until_complete(_finish_tasks())
             self._loop.close()
             self._loop = None
 
@@ -146,15 +146,15 @@ class AsyncPlug:
 
         self._loop.run_until_complete(end())
 
-    def cut(self) -> None:
-        """See `Plug`."""
+    def abort(self) -> None:
+        """See `Connector`."""
         task, loop = self._task, self._loop
         if task is not None and loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
                 loop.call_soon_threadsafe(task.cancel)
 
 
-async def _rest_ended() -> None:
+async def _finish_tasks() -> None:
     """End what calls that were cut have left in this loop.
 
     SQLAlchemy closes the connection of a cancelled call in a task of its own, which a second
@@ -169,7 +169,7 @@ async def _rest_ended() -> None:
         await asyncio.gather(*rest, return_exceptions=True)
 
 
-def _sibling(engine: Any) -> Any:
+def _engine_for_thread(engine: Any) -> Any:
     """Return an async engine with a pool of its own, for another event loop.
 
     It connects as the application's does: with its dialect, its creator and the events of its
@@ -185,26 +185,26 @@ def _sibling(engine: Any) -> Any:
     return AsyncEngine(twin.execution_options(**original.get_execution_options()))
 
 
-class Line:
+class ConsumerConnection:
     """A connection in AUTOCOMMIT, which is replaced when it breaks.
 
     Args:
-        plug: How to reach the database.
+        connector: How to reach the database.
         stopping: Ends the waiting for a database that does not answer.
         deadline: Seconds after which a call is taken for dead, and its connection cut: see `watch`.
     """
 
-    def __init__(self, plug: Plug, stopping: threading.Event, deadline: float) -> None:
-        self._plug = plug
+    def __init__(self, connector: Connector, stopping: threading.Event, deadline: float) -> None:
+        self._connector = connector
         self._stopping = stopping
         self._deadline = deadline
-        self._since: float | None = None
+        self._call_started_at: float | None = None
         self._isolation: str | None = None
-        self.commits_by_itself = False  # the application's connections: known after the first call
+        self.is_autocommit = False  # the application's connections: known after the first call
         self._session: Session | None = None
-        self.on_trouble: Callable[[], None] = lambda: None
+        self.on_failure: Callable[[], None] = lambda: None
 
-    def call(
+    def run(
         self,
         what: str,
         context: Context,
@@ -213,9 +213,9 @@ class Line:
         **kwargs: _P.kwargs,
     ) -> _T:
         """Run an operation, again and again while the trouble is one that passes."""
-        return self.call_until(self._stopping, what, context, operation, *args, **kwargs)
+        return self.run_until(self._stopping, what, context, operation, *args, **kwargs)
 
-    def call_until(
+    def run_until(
         self,
         stopping: threading.Event,
         what: str,
@@ -226,18 +226,18 @@ class Line:
     ) -> _T:
         """Run an operation that is not worth repeating any more once ``stopping`` is set."""
         try:
-            return self.once(context, operation, *args, **kwargs)
+            return self.run_once(context, operation, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - it is the first attempt's below
             failed = [error]
         # Only now is made what waits and counts: it takes a twentieth of the time of a quick call.
-        for attempt in patient(stopping, what, context.worker):
+        for attempt in retrying(stopping, what, context.worker):
             with attempt:
                 if failed:
                     raise failed.pop()
-                return self.once(context, operation, *args, **kwargs)
+                return self.run_once(context, operation, *args, **kwargs)
         raise AssertionError("a retry ends with a result or an error")
 
-    def once(
+    def run_once(
         self,
         context: Context,
         operation: Callable[Concatenate[Session, Context, _P], _T],
@@ -277,26 +277,26 @@ class Line:
         return self._timed(work)
 
     def _timed(self, work: Callable[[Connection], _T]) -> _T:
-        self._since = time.monotonic()
+        self._call_started_at = time.monotonic()
         try:
-            return self._plug.run(work)
+            return self._connector.run(work)
         except BaseException:
             self._session = None
-            self._plug.drop()
-            self.on_trouble()
+            self._connector.discard()
+            self.on_failure()
             raise
         finally:
-            self._since = None
+            self._call_started_at = None
 
     def _ready(self, connection: Connection, context: Context) -> Session:
         """Return the session of a connection, which is kept as long as that."""
         if self._session is None or self._session.bind is not connection:
             if self._isolation is None:
-                self.commits_by_itself = commits_by_itself(connection)
+                self.is_autocommit = is_autocommit(connection)
                 # In AUTOCOMMIT the server's own default rules, which may be another than this.
                 with Session(connection) as session:
-                    default = store.look_around(session, context)
-                alone = default == "read committed" and not _in_two_parts(connection)
+                    default = store.server_info(session, context)
+                alone = default == "read committed" and not _prepares_separately(connection)
                 self._isolation = "AUTOCOMMIT" if alone else "READ COMMITTED"
             _set(connection, self._isolation)
             self._session = Session(connection)
@@ -308,35 +308,35 @@ class Line:
         return self._stopping
 
     @property
-    def hurried(self) -> bool:
+    def stop_requested(self) -> bool:
         """True when there is no more time to wait for the database."""
         return self._stopping.is_set()
 
-    def lament(self, error: BaseException, worker: int | None) -> None:
+    def log_failure(self, error: BaseException, worker: int | None) -> None:
         """Log an error that has ended the thread whose line this is."""
-        if self.hurried and transient(error):
+        if self.stop_requested and is_transient(error):
             name = type(error).__name__
             log.warning("the database is away: %s", name, extra={"worker": worker})
         else:
             what = "the consumer cannot go on"
-            log.error(what, exc_info=unsaid(error), extra={"worker": worker})
+            log.error(what, exc_info=without_parameters(error), extra={"worker": worker})
 
-    def watch(self) -> None:
+    def abort_if_stuck(self) -> None:
         """Cut the connection if a call has been waiting for too long. From another thread."""
-        since = self._since
+        since = self._call_started_at
         if since is not None and time.monotonic() - since > self._deadline:
-            self._plug.cut()
+            self._connector.abort()
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Cut the connection, whatever it is doing. From another thread."""
-        self._plug.cut()
+        self._connector.abort()
 
     def close(self) -> None:
         """Give the connection back."""
-        self._plug.close()
+        self._connector.close()
 
 
-def _in_two_parts(connection: Connection) -> bool:
+def _prepares_separately(connection: Connection) -> bool:
     """Return whether a statement is prepared by one message and executed by the next.
 
     asyncpg does that when it keeps no statements, as behind PgBouncer, where each message outside

@@ -1,4 +1,4 @@
-"""Where messages are leased and settled, on one connection: in the thread that has the seat.
+"""Where messages are leased and settled, on one connection: in the thread that has the leader.
 
 Handlers end at any time; here all that is over is settled together with the next lease, in one
 statement where that is an archive: one round trip and one commit, however many they are.
@@ -21,38 +21,40 @@ from ..errors import QueueNotFound
 from ..types import Delivery
 from ..wakeup import notify
 from . import store
-from .connection import Line
-from .disposition import Verdict
-from .events import Reporter
-from .handlers import Handler, Unit
-from .leader import LINGER, Seat
-from .leases import Book, Held
-from .retrying import transient
-from .scheduler import Look, Schedule, Take, units
+from .connection import ConsumerConnection
+from .disposition import Disposition
+from .events import EventEmitter
+from .handlers import Handler, Invocation
+from .leader import LINGER, LeaderFollower
+from .leases import Lease, LeaseTable
+from .retrying import is_transient
+from .scheduler import CheckQueues, Fetch, Scheduler, invocations
 
-__all__ = ["Desk"]
+__all__ = ["Dispatcher"]
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
-_BUSY_AGAIN = 0.2  # seconds until a row that was locked is tried again
-_EXPLAIN_EVERY = 1.0  # seconds between two rounds of making dead letters in a queue
-_LONGEST_DELAY = 1.0  # seconds until a settlement that could not be carried out is looked at again
-_LONGEST_REST = 60.0  # seconds
+_LOCK_RETRY = 0.2  # seconds until a row that was locked is tried again
+_EXPLAIN_INTERVAL = 1.0  # seconds between two rounds of making dead letters in a queue
+_MAX_RETRY_DELAY = (
+    1.0  # seconds until a settlement that could not be carried out is looked at again
+)
+_MAX_IDLE = 60.0  # seconds
 _IDLE_AFTER = 0.05  # seconds without a message, after which notifications are asked for
 
 
 @dataclass(slots=True)
-class _Waiting:
-    """A verdict that could not be carried out yet, and when it is tried again."""
+class _PendingSettlement:
+    """A disposition that could not be carried out yet, and when it is tried again."""
 
-    verdict: Verdict
+    disposition: Disposition
     handler: Handler
     not_before: float = 0.0
-    alone_at: float = 0.0  # from when it is settled even if nothing is leased
+    settle_by: float = 0.0  # from when it is settled even if nothing is leased
     busy: bool = False  # whether its row was locked
 
 
-class Desk:
+class Dispatcher:
     """Leases for the handlers, and settles what they decided.
 
     Args:
@@ -72,146 +74,152 @@ class Desk:
 
     def __init__(
         self,
-        line: Line,
+        connection: ConsumerConnection,
         context: Callable[[], Context],
-        book: Book,
-        schedule: Schedule,
-        leases: dict[str, timedelta],
-        reporter: Reporter,
-        begin: Callable[[Sequence[Unit]], None],
-        lost: Callable[[Sequence[Held]], None],
-        wake: Callable[[], bool],
+        lease_table: LeaseTable,
+        scheduler: Scheduler,
+        lease_lengths: dict[str, timedelta],
+        events: EventEmitter,
+        begin: Callable[[Sequence[Invocation]], None],
+        on_lost: Callable[[Sequence[Lease]], None],
+        wake_worker: Callable[[], bool],
         end_call: Callable[[Delivery], None],
         *,
         until_empty: bool,
         listening: bool,
     ) -> None:
-        self._line = line
+        self._connection = connection
         self._context = context
-        self._book = book
-        self._schedule = schedule
-        self._leases = leases
-        self._reporter = reporter
+        self._lease_table = lease_table
+        self._scheduler = scheduler
+        self._lease_lengths = lease_lengths
+        self._events = events
         self._begin = begin
-        self._lost = lost
+        self._on_lost = on_lost
         self._end_call = end_call
         self._until_empty = until_empty
         self._listening = listening
-        self._verdicts: dict[int, _Waiting] = {}
+        self._pending: dict[int, _PendingSettlement] = {}
         self._mode: Literal["leasing", "draining", "closing"] = "leasing"
         self._paused = False
-        self._leaving = threading.Event()  # no lease is worth waiting for any more
-        self._seat = Seat(self._round, self._rest, self._break, wake, self._leaving)
+        self._stop_waiting = threading.Event()  # no lease is worth waiting for any more
+        self._leader = LeaderFollower(
+            self._run_round, self._idle_time, self._fail, wake_worker, self._stop_waiting
+        )
         self._explained_at: dict[str, float] = {}
         self._waiting_until = 0.0
-        self._asked: tuple[str, timedelta, float] | None = None  # a lease that is on its way
-        self._unanswered: list[store.Unanswered] = []
-        self.resting = threading.Event()
+        self._in_flight: tuple[str, timedelta, float] | None = None  # a lease that is on its way
+        self._unanswered: list[store.UnansweredLease] = []
+        self.stopped_leasing = threading.Event()
         self.ended = threading.Event()
         self.empty = False
         self.fatal: BaseException | None = None
-        line.on_trouble = self._trouble
+        connection.on_failure = self._on_failure
 
     # ------------------------------------------------------------ called from other threads
 
-    def finished(self, unit: Unit, verdicts: Sequence[Verdict], *, quietly: bool) -> None:
+    def finished(
+        self, invocation: Invocation, dispositions: Sequence[Disposition], *, quiet: bool
+    ) -> None:
         """A call has ended; what is not settled yet is settled here.
 
         Args:
-            unit: What it worked on.
-            verdicts: What becomes of each message.
-            quietly: Wake nobody; the caller goes on to `help`.
+            invocation: What it worked on.
+            dispositions: What becomes of each message.
+            quiet: Wake nobody; the caller goes on to `help`.
         """
         now = time.monotonic()
 
         def note() -> None:
-            self._schedule.finished(unit.handler.queue, len(unit.deliveries))
-            self._add(unit.handler, verdicts, now)
+            self._scheduler.finished(invocation.handler.queue, len(invocation.deliveries))
+            self._add_pending(invocation.handler, dispositions, now)
 
-        self._seat.leave(note, quietly=quietly)
+        self._leader.submit(note, quiet=quiet)
 
-    def help(self, look: Callable[[], Unit | None]) -> Unit | None:
+    def lead_or_claim(self, claim: Callable[[], Invocation | None]) -> Invocation | None:
         """Return what a handler's thread may start, after leasing that in it if need be.
 
         Args:
-            look: Returns what may be started, if there is something; without delay.
+            claim: Returns what may be started, if there is something; without delay.
         """
-        return self._seat.help(look)
+        return self._leader.try_lead(claim)
 
-    def settle(self, handler: Handler, verdicts: Sequence[Verdict]) -> None:
+    def settle(self, handler: Handler, dispositions: Sequence[Disposition]) -> None:
         """Settle deliveries whose call goes on: it took too long, or all stops."""
         now = time.monotonic()
-        self._seat.leave(lambda: self._add(handler, verdicts, now))
+        self._leader.submit(lambda: self._add_pending(handler, dispositions, now))
 
-    def nudge(self, queue: str | None) -> None:
+    def wake(self, queue: str | None) -> None:
         """There may be something in a queue (or in any)."""
-        self._seat.call(lambda: self._schedule.nudge(queue))
+        self._leader.submit_now(lambda: self._scheduler.wake(queue))
 
     def pause(self, *, paused: bool) -> None:
         """Lease nothing while paused; go on settling."""
         self._paused = paused
-        self._seat.alarm()
+        self._leader.wake()
 
     def stop_leasing(self) -> None:
         """Lease no more; go on settling."""
         self._mode = "draining" if self._mode == "leasing" else self._mode
-        self._leaving.set()
-        self._seat.alarm()
+        self._stop_waiting.set()
+        self._leader.wake()
 
     def close(self) -> None:
         """End when everything is settled."""
         self._mode = "closing"
-        self._seat.alarm()
+        self._leader.wake()
 
-    def _trouble(self) -> None:
+    def _on_failure(self) -> None:
         """A call has failed: if it was to lease, it may have done so."""
         worker = self._context().worker
-        if self._asked is not None and worker is not None:
-            queue, lease, since = self._asked
+        if self._in_flight is not None and worker is not None:
+            queue, lease, since = self._in_flight
             now = time.monotonic()
-            self._unanswered.append(store.Unanswered(worker, queue, lease, since, now))
-            self._asked = (queue, lease, now)  # from when it is tried again
+            self._unanswered.append(store.UnansweredLease(worker, queue, lease, since, now))
+            self._in_flight = (queue, lease, now)  # from when it is tried again
 
     # ---------------------------------------------------------------------- its own thread
 
     def run(self) -> None:
         """Work until closed; an error that does not pass is kept in ``fatal``."""
-        self._seat.occupy()
-        self._line.close()
-        self.resting.set()
+        self._leader.run()
+        self._connection.close()
+        self.stopped_leasing.set()
         self.ended.set()
 
-    def _break(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> None:
         self.fatal = error  # whoever runs the consumer raises it; if nobody waits, it is here
-        self._line.lament(error, self._context().worker)
+        self._connection.log_failure(error, self._context().worker)
 
-    # ------------------------------------------------------------------------ in the seat
+    # ------------------------------------------------------------------------ in the leader
 
-    def _round(self) -> float:
+    def _run_round(self) -> float:
         """Do one thing, if there is one; return for how many seconds there is nothing to do."""
         mode = self._mode  # before the notes: what they say when it closes counts
-        self._seat.read()
+        self._leader.run_tasks()
         if mode != "leasing":
-            self.resting.set()
-        if mode == "closing" and not (self._verdicts or self._unanswered):
-            self._seat.end()
+            self.stopped_leasing.set()
+        if mode == "closing" and not (self._pending or self._unanswered):
+            self._leader.stop()
             return 0.0
-        rest = self._step_on()
-        if mode == "closing" and self._line.hurried:
-            self._seat.end()
+        rest = self._try_step()
+        if mode == "closing" and self._connection.stop_requested:
+            self._leader.stop()
         return rest
 
     @property
-    def left(self) -> int:
+    def unsettled(self) -> int:
         """How many messages are not settled; at the end, their leases run out."""
-        return len(self._verdicts) + len(self._seat)
+        return len(self._pending) + len(self._leader)
 
-    def _step_on(self) -> float:
+    def _try_step(self) -> float:
         try:
             return self._step()
         except Exception as error:
             # Told to stop while the database was away: it is no use to wait for a lease then.
-            if self._line.hurried or not (self._leaving.is_set() and transient(error)):
+            if self._connection.stop_requested or not (
+                self._stop_waiting.is_set() and is_transient(error)
+            ):
                 raise
             return 0.0
 
@@ -221,167 +229,171 @@ class Desk:
 
     def _step(self) -> float:
         now = time.monotonic()
-        due = [one for one in self._verdicts.values() if one.not_before <= now]
+        due = [one for one in self._pending.values() if one.not_before <= now]
         if self._leases_now:
             if self._needs_no_notifications(now):
-                self._waiting(None)
+                self._advertise_waiting(None)
                 return 0.0
-            step = self._schedule.next(now)
-            if isinstance(step, Look):
-                self._look(step.queues)
-                step = self._schedule.next(now)
-            if isinstance(step, Take):
-                self._turn(step, due)
+            step = self._scheduler.next(now)
+            if isinstance(step, CheckQueues):
+                self._check_queues(step.queues)
+                step = self._scheduler.next(now)
+            if isinstance(step, Fetch):
+                self._settle_and_lease(step, due)
                 return 0.0
-            if self._until_empty and self._schedule.drained and not self._verdicts:
+            if self._until_empty and self._scheduler.drained and not self._pending:
                 self._drained(now)
                 return 0.0
-        if self._is_ripe(due, now):
+        if self._is_due(due, now):
             self._settle(due)
         elif self._unanswered:
-            self._hand_back(self._line.stopping)
+            self._release_unanswered(self._connection.stopping)
         elif not self._ask_for_notifications(now):
-            return self._rest()
+            return self._idle_time()
         return 0.0
 
-    def _rest(self) -> float:
+    def _idle_time(self) -> float:
         """For how many seconds there is nothing to do, unless there are news."""
         now = time.monotonic()
-        moments = [max(one.not_before, one.alone_at) for one in self._verdicts.values()]
-        rest = _LONGEST_DELAY if moments else _LONGEST_REST
+        moments = [max(one.not_before, one.settle_by) for one in self._pending.values()]
+        rest = _MAX_RETRY_DELAY if moments else _MAX_IDLE
         if self._leases_now:
-            rest = 0.0 if self._needs_no_notifications(now) else self._schedule.rest(now)
+            rest = 0.0 if self._needs_no_notifications(now) else self._scheduler.idle_time(now)
         return max(0.0, min(rest, *(one - now for one in moments))) if moments else rest
 
     def _drained(self, now: float) -> None:
         """End, as there is nothing left, unless somebody had it locked just then."""
-        queues = self._schedule.queues
-        if self._line.call("a look", self._context(), store.look, queues).ready:
-            self._schedule.look_again(now)
+        queues = self._scheduler.queues
+        if self._connection.run("a look", self._context(), store.check_queues, queues).ready:
+            self._scheduler.check_again(now)
             return
         self.empty = True
         self._mode = "draining"
         self.ended.set()
 
-    def _is_ripe(self, due: Sequence[_Waiting], now: float) -> bool:
+    def _is_due(self, due: Sequence[_PendingSettlement], now: float) -> bool:
         """Whether to settle now, without a lease to share the commit with."""
-        if self._leases_now and self._schedule.in_hand:
-            return any(one.alone_at <= now for one in due)
+        if self._leases_now and self._scheduler.in_hand:
+            return any(one.settle_by <= now for one in due)
         return bool(due)
 
-    def _turn(self, take: Take, due: Sequence[_Waiting]) -> None:
+    def _settle_and_lease(self, take: Fetch, due: Sequence[_PendingSettlement]) -> None:
         """Acknowledge what is done, and lease."""
-        done: list[_Waiting] = []
-        others: list[_Waiting] = []
+        done: list[_PendingSettlement] = []
+        others: list[_PendingSettlement] = []
         for one in due:
-            (done if self._may_join(one.verdict) else others).append(one)
+            (done if self._can_settle_with_lease(one.disposition) else others).append(one)
         if others:
             self._settle(others)
         handler = take.handler
-        lease = self._leases[handler.queue]
+        lease = self._lease_lengths[handler.queue]
         asked_at = time.monotonic()
-        self._asked = (handler.queue, lease, asked_at)
+        self._in_flight = (handler.queue, lease, asked_at)
         try:
-            turn = self._line.call_until(
-                self._leaving,
+            turn = self._connection.run_until(
+                self._stop_waiting,
                 "a lease",
                 self._context(),
-                store.turn,
-                [one.verdict.delivery for one in done],
+                store.settle_and_lease,
+                [one.disposition.delivery for one in done],
                 handler.queue,
                 take.limit,
                 lease,
                 handler.retry.max_attempts,
             )
         finally:
-            self._asked = None
-        if replaced := self._book.replaced(turn.leased):
-            self._lost(replaced)
-        leased = self._book.enter(handler, turn.leased, lease, asked_at)
-        self._schedule.took(handler.queue, take.limit, len(leased), time.monotonic())
+            self._in_flight = None
+        if replaced := self._lease_table.replaced(turn.leased):
+            self._on_lost(replaced)
+        leased = self._lease_table.add(handler, turn.leased, lease, asked_at)
+        self._scheduler.record_fetch(handler.queue, take.limit, len(leased), time.monotonic())
         if done:
-            self._settled(done, dict.fromkeys(turn.settled, "archived"))
+            self._record_settled(done, dict.fromkeys(turn.settled, "archived"))
         if turn.undecodable:
             self._report_undecodable(handler, turn.undecodable)
         if leased:
             self._start(handler, leased)
         if self._unanswered:
-            self._hand_back(self._leaving)
+            self._release_unanswered(self._stop_waiting)
 
     def _report_undecodable(self, handler: Handler, dead: Sequence[Delivery]) -> None:
         for delivery in dead:
-            verdict = Verdict(delivery, "dead", reason="cannot be decoded", error=delivery.decoded)
-            self._reporter.settled(handler, verdict, "dead", None)
-        self._schedule.nudge(handler.queue)  # they took the places of others: lease again at once
+            disposition = Disposition(
+                delivery, "dead", reason="cannot be decoded", error=delivery.decoded
+            )
+            self._events.settled(handler, disposition, "dead", None)
+        self._scheduler.wake(handler.queue)  # they took the places of others: lease again at once
 
-    def _hand_back(self, stopping: threading.Event) -> None:
+    def _release_unanswered(self, stopping: threading.Event) -> None:
         """Give back leases whose reply was lost."""
-        turns, known = list(self._unanswered), self._book.tokens()
-        self._line.call_until(
-            stopping, "a look for strays", self._context(), store.hand_back, turns, known
+        turns, known = list(self._unanswered), self._lease_table.tokens()
+        self._connection.run_until(
+            stopping, "a look for strays", self._context(), store.release_unanswered, turns, known
         )
         self._unanswered.clear()
 
-    def _may_join(self, verdict: Verdict) -> bool:
+    def _can_settle_with_lease(self, disposition: Disposition) -> bool:
         """Whether it can be archived by the statement that leases.
 
         A lease that may have run out could be taken again by that very statement.
         """
-        held = self._book.get(verdict.delivery)
-        return verdict.kind == "archive" and held is not None and not held.is_lost()
+        held = self._lease_table.get(disposition.delivery)
+        return disposition.action == "archive" and held is not None and not held.is_lost()
 
     def _start(self, handler: Handler, leased: list[Delivery]) -> None:
         if handler.acknowledge == "first":
             leased = self._acknowledged(handler, leased)
-        self._begin(units(handler, leased))
+        self._begin(invocations(handler, leased))
 
     def _acknowledged(self, handler: Handler, leased: list[Delivery]) -> list[Delivery]:
         """Archive before the handler is called; return what could be archived."""
-        verdicts = [Verdict(one, "archive") for one in leased]
-        done: set[int] = {*self._apply(verdicts, self._line.stopping)}
+        dispositions = [Disposition(one, "archive") for one in leased]
+        done: set[int] = {*self._apply(dispositions, self._connection.stopping)}
         lost = [one for one in leased if one.id not in done]
         if lost:
-            known = self._line.call("a look", self._context(), store.fates, lost)
+            known = self._connection.run("a look", self._context(), store.lookup_status, lost)
             done |= {one for one, fate in known.items() if fate == "archived"}
             lost = [one for one in lost if one.id not in done]
-        self._book.remove(leased)
-        self._schedule.finished(handler.queue, len(lost))
+        self._lease_table.remove(leased)
+        self._scheduler.finished(handler.queue, len(lost))
         return [one for one in leased if one.id in done]
 
-    def _look(self, queues: Sequence[str]) -> None:
+    def _check_queues(self, queues: Sequence[str]) -> None:
         """Ask which of the queues that had nothing have something now, in one statement."""
         asked_at = time.monotonic()
-        found = self._line.call_until(self._leaving, "a look", self._context(), store.look, queues)
-        self._schedule.looked(queues, found.ready, asked_at)
+        found = self._connection.run_until(
+            self._stop_waiting, "a look", self._context(), store.check_queues, queues
+        )
+        self._scheduler.record_check(queues, found.ready, asked_at)
         for queue in sorted(found.missing | found.exhausted):
-            self._explain(queue, asked_at)
+            self._explain_empty(queue, asked_at)
 
-    def _explain(self, queue: str, now: float) -> None:
+    def _explain_empty(self, queue: str, now: float) -> None:
         """Make dead letters of exhausted messages, and drop a queue that is gone."""
-        if now - self._explained_at.get(queue, 0.0) < _EXPLAIN_EVERY:
+        if now - self._explained_at.get(queue, 0.0) < _EXPLAIN_INTERVAL:
             return
         self._explained_at[queue] = now
         try:
-            self._line.call_until(
-                self._leaving, "a look", self._context(), explain_nothing, queue, None
+            self._connection.run_until(
+                self._stop_waiting, "a look", self._context(), explain_nothing, queue, None
             )
         except QueueNotFound as gone:
             log.error("%s", gone, extra={"queue": queue, "worker": self._context().worker})  # noqa: TRY400
-            self._schedule.drop(queue)
-            if not self._schedule.queues:
+            self._scheduler.remove(queue)
+            if not self._scheduler.queues:
                 raise
 
     def _ask_for_notifications(self, now: float) -> bool:
         """Say that we wait, once idle; True when that is news, and one more look is due."""
         if not (self._listening and self._leases_now) or now < self._waiting_until:
             return False
-        if self._schedule.idle_for(now) < _IDLE_AFTER:
+        if self._scheduler.idle_for(now) < _IDLE_AFTER:
             return False
-        span = timedelta(seconds=max(10.0, 4 * self._schedule.poll_interval))
-        self._waiting(span)
+        span = timedelta(seconds=max(10.0, 4 * self._scheduler.poll_interval))
+        self._advertise_waiting(span)
         self._waiting_until = now + span.total_seconds() / 2
         # What was enqueued before this was known has sent no notification.
-        self._schedule.nudge(None)
+        self._scheduler.wake(None)
         return True
 
     def _needs_no_notifications(self, now: float) -> bool:
@@ -389,20 +401,22 @@ class Desk:
 
         That is said in a round of its own, after the handlers have begun.
         """
-        return bool(self._waiting_until) and not self._schedule.idle_for(now)
+        return bool(self._waiting_until) and not self._scheduler.idle_for(now)
 
-    def _waiting(self, span: timedelta | None) -> None:
+    def _advertise_waiting(self, span: timedelta | None) -> None:
         context = self._context()
         self._waiting_until = 0.0
         if context.worker is not None:
-            self._line.call_until(
-                self._leaving, "a note", context, notify.set_waiting, context.worker, span
+            self._connection.run_until(
+                self._stop_waiting, "a note", context, notify.set_waiting, context.worker, span
             )
 
     # --------------------------------------------------------------------------- settling
 
-    def _add(self, handler: Handler, verdicts: Sequence[Verdict], since: float) -> None:
-        """Take in verdicts, one for each message, which were reached then.
+    def _add_pending(
+        self, handler: Handler, dispositions: Sequence[Disposition], since: float
+    ) -> None:
+        """Take in dispositions, one for each message, which were reached then.
 
         One that took too long is settled before its handler returns; and a message may be leased
         here again while the handler of an attempt that was lost goes on. The newest attempt
@@ -410,74 +424,78 @@ class Desk:
         """
         # With a store ahead, the others of it are soon done as well.
         alone_at = since + LINGER if handler.prefetch else 0.0
-        for one in verdicts:
-            known = self._verdicts.get(one.delivery.id)
+        for one in dispositions:
+            known = self._pending.get(one.delivery.id)
             token = one.delivery.fencing_token
-            if known is None or known.verdict.delivery.fencing_token < token:
-                self._verdicts[one.delivery.id] = _Waiting(one, handler, alone_at=alone_at)
+            if known is None or known.disposition.delivery.fencing_token < token:
+                self._pending[one.delivery.id] = _PendingSettlement(
+                    one, handler, settle_by=alone_at
+                )
 
-    def _apply(self, verdicts: Sequence[Verdict], until: threading.Event) -> dict[int, str]:
-        return self._line.call_until(
-            until, "a settlement", self._context(), settlements.apply, verdicts, strict=False
+    def _apply(self, dispositions: Sequence[Disposition], until: threading.Event) -> dict[int, str]:
+        return self._connection.run_until(
+            until, "a settlement", self._context(), settlements.apply, dispositions, strict=False
         )
 
-    def _settle(self, due: Sequence[_Waiting]) -> None:
+    def _settle(self, due: Sequence[_PendingSettlement]) -> None:
         # Whoever stops waits for this thread to rest, as a lease may be on its way. If it waited
         # for a database that is away, the end would take as long as running handlers may.
-        until = self._line.stopping if self.resting.is_set() else self._leaving
-        self._settled(due, self._apply([one.verdict for one in due], until))
+        until = self._connection.stopping if self.stopped_leasing.is_set() else self._stop_waiting
+        self._record_settled(due, self._apply([one.disposition for one in due], until))
 
-    def _settled(self, tried: Sequence[_Waiting], outcome: Mapping[int, str]) -> None:
+    def _record_settled(
+        self, tried: Sequence[_PendingSettlement], outcome: Mapping[int, str]
+    ) -> None:
         """Take note of what was settled, and of what became of the rest."""
-        missing = [one for one in tried if one.verdict.delivery.id not in outcome]
+        missing = [one for one in tried if one.disposition.delivery.id not in outcome]
         if missing:
-            outcome = {**outcome, **self._looked_up(missing)}
-        told: list[_Waiting] = []
+            outcome = {**outcome, **self._lookup_missing(missing)}
+        told: list[_PendingSettlement] = []
         for one in tried:
-            id_ = one.verdict.delivery.id
+            id_ = one.disposition.delivery.id
             word = outcome[id_]
             if word == "busy":
-                self._wait_for_lock(one)
+                self._retry_locked(one)
                 continue
-            self._verdicts.pop(id_, None)
+            self._pending.pop(id_, None)
             if word == "lost":
-                self._lose(one)
+                self._mark_lost(one)
             else:
                 told.append(one)
         self._report(told, outcome)
 
-    def _wait_for_lock(self, waiting: _Waiting) -> None:
+    def _retry_locked(self, waiting: _PendingSettlement) -> None:
         """Try again soon; not for ever, if it is the message's own call that keeps it locked.
 
         Such a call took too long, or was given up. Its COMMIT may be on its way: hence not at once.
         """
-        waiting.not_before = time.monotonic() + _BUSY_AGAIN
+        waiting.not_before = time.monotonic() + _LOCK_RETRY
         if waiting.busy:
-            self._end_call(waiting.verdict.delivery)
+            self._end_call(waiting.disposition.delivery)
         waiting.busy = True
 
-    def _looked_up(self, missing: Sequence[_Waiting]) -> Mapping[int, str]:
-        deliveries = [one.verdict.delivery for one in missing]
-        return self._line.call("a look", self._context(), store.fates, deliveries)
+    def _lookup_missing(self, missing: Sequence[_PendingSettlement]) -> Mapping[int, str]:
+        deliveries = [one.disposition.delivery for one in missing]
+        return self._connection.run("a look", self._context(), store.lookup_status, deliveries)
 
-    def _report(self, settled: Sequence[_Waiting], words: Mapping[int, str]) -> None:
-        known = self._book.remove([one.verdict.delivery for one in settled])
+    def _report(self, settled: Sequence[_PendingSettlement], words: Mapping[int, str]) -> None:
+        known = self._lease_table.remove([one.disposition.delivery for one in settled])
         by_id = {one.delivery.id: one for one in known}
         for one in settled:
-            if (held := by_id.get(one.verdict.delivery.id)) is not None:
+            if (held := by_id.get(one.disposition.delivery.id)) is not None:
                 held.lost = True  # if it took too long, its handler is running still, and may ask
-                word = words[one.verdict.delivery.id]
-                self._reporter.settled(one.handler, one.verdict, word, held.started_at)
+                word = words[one.disposition.delivery.id]
+                self._events.settled(one.handler, one.disposition, word, held.started_at)
 
-    def _lose(self, one: _Waiting) -> None:
-        held = self._book.lose([one.verdict.delivery])
+    def _mark_lost(self, one: _PendingSettlement) -> None:
+        held = self._lease_table.mark_lost([one.disposition.delivery])
         if not held:
-            return  # it was told already: the keeper saw it first, or the handler took too long
-        self._reporter.ended(
+            return  # it was told already: the renewer saw it first, or the handler took too long
+        self._events.ended(
             "on_lease_lost",
             "lease lost",
             one.handler,
-            one.verdict.delivery,
+            one.disposition.delivery,
             held[0].started_at,
-            error=one.verdict.error,
+            error=one.disposition.error,
         )

@@ -14,14 +14,21 @@ from ..decisions import DeadLetter, Decision, Discard, RetryIn, Snooze
 from ..errors import InvalidArgument, InvalidResult, PgqrsError
 from ..types import Delivery
 from . import results
-from .handlers import Handler, Unit
+from .handlers import Handler, Invocation
 
-__all__ = ["OURS", "Kind", "Verdict", "of_error", "of_result", "of_the_handler"]
+__all__ = [
+    "PACKAGE",
+    "Action",
+    "Disposition",
+    "disposition_for_error",
+    "dispositions_for_result",
+    "of_the_handler",
+]
 
-Kind: TypeAlias = Literal["archive", "discard", "retry", "dead", "release", "keep"]
+Action: TypeAlias = Literal["archive", "discard", "retry", "dead", "release", "keep"]
 """``retry`` charges the attempt and ``release`` does not; ``keep`` leaves it to the handler."""
 
-OURS = str(Path(__file__).parent)
+PACKAGE = str(Path(__file__).parent)
 """Where the files of the runtime are: what errors keep is about the handler's own."""
 
 _HEAD, _TAIL = 2_000, 5_500  # of an error's own text, and of its traceback
@@ -29,7 +36,7 @@ _MEMBERS = 20  # of an exception group
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Disposition:
     """How one delivery is settled.
 
     Attributes:
@@ -42,16 +49,16 @@ class Verdict:
     """
 
     delivery: Delivery
-    kind: Kind
+    action: Action
     delay: timedelta = timedelta(0)
     reason: str | None = None
     error: BaseException | None = None
-    word: str = ""
+    outcome: str = ""
 
     @property
     def settled(self) -> bool:
         """True when the handler's own transaction has done it."""
-        return bool(self.word)
+        return bool(self.outcome)
 
     @property
     def error_text(self) -> str:
@@ -69,7 +76,9 @@ class Verdict:
         return f"{head}\n{frames[-_TAIL:]}".strip()
 
 
-def of_error(handler: Handler, delivery: Delivery, error: BaseException) -> Verdict:
+def disposition_for_error(
+    handler: Handler, delivery: Delivery, error: BaseException
+) -> Disposition:
     """Return what becomes of a delivery whose handler raised."""
     try:
         return _carried_out(delivery, handler.retry.decide(error, delivery), error)
@@ -77,36 +86,36 @@ def of_error(handler: Handler, delivery: Delivery, error: BaseException) -> Verd
         return _carried_out(delivery, RetryIn(handler.retry.delay(delivery.read_ct)), broken)
 
 
-def of_result(unit: Unit, result: Any) -> list[Verdict]:
+def dispositions_for_result(unit: Invocation, result: Any) -> list[Disposition]:
     """Return what becomes of the deliveries of a handler that returned: see `results`.
 
     Raises:
         InvalidResult: what it returned means nothing.
     """
     if result is None and unit.handler.acknowledge == "commit":
-        return [Verdict(one, "archive") for one in unit.deliveries]
+        return [Disposition(one, "archive") for one in unit.deliveries]
     pairs = zip(unit.deliveries, results.read(unit, result), strict=True)
     return [_of_one(unit.handler, delivery, value) for delivery, value in pairs]
 
 
-def _of_one(handler: Handler, delivery: Delivery, result: Any) -> Verdict:
+def _of_one(handler: Handler, delivery: Delivery, result: Any) -> Disposition:
     if isinstance(result, Decision):
         return _carried_out(delivery, result, result)
     if isinstance(result, BaseException):
-        return of_error(handler, delivery, result)
-    return Verdict(delivery, "archive" if handler.acknowledge == "commit" else "keep")
+        return disposition_for_error(handler, delivery, result)
+    return Disposition(delivery, "archive" if handler.acknowledge == "commit" else "keep")
 
 
-def _carried_out(delivery: Delivery, decision: Decision, cause: BaseException) -> Verdict:
+def _carried_out(delivery: Delivery, decision: Decision, cause: BaseException) -> Disposition:
     match decision:
         case RetryIn():
-            return Verdict(delivery, "retry", delay=decision.delay, error=cause)
+            return Disposition(delivery, "retry", delay=decision.delay, error=cause)
         case Snooze():
-            return Verdict(delivery, "release", delay=decision.delay)
+            return Disposition(delivery, "release", delay=decision.delay)
         case Discard():
-            return Verdict(delivery, "discard", reason=decision.reason, error=cause)
+            return Disposition(delivery, "discard", reason=decision.reason, error=cause)
         case DeadLetter():
-            return Verdict(delivery, "dead", reason=decision.reason, error=cause)
+            return Disposition(delivery, "dead", reason=decision.reason, error=cause)
         case _:
             raise InvalidArgument(
                 f"{decision!r} is no decision: RetryIn, Snooze, Discard, DeadLetter, or None"
@@ -127,7 +136,7 @@ def _said(error: BaseException) -> str:
 def of_the_handler(trace: TracebackType | None) -> TracebackType | None:
     """Return a traceback from where the handler begins; all of it if the error is not its."""
     inner = trace
-    while inner is not None and inner.tb_frame.f_code.co_filename.startswith(OURS):
+    while inner is not None and inner.tb_frame.f_code.co_filename.startswith(PACKAGE):
         inner = inner.tb_next
     return inner or trace
 

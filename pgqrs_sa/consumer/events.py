@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from ..types import Delivery, WorkerInfo
-from .disposition import Verdict
-from .handlers import Handler, Unit
-from .log_messages import sentence
+from .disposition import Disposition
+from .handlers import Handler, Invocation
+from .log_messages import format_outcome
 
-__all__ = ["Event", "Hooks", "Reporter"]
+__all__ = ["Event", "EventEmitter", "Hooks"]
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
@@ -85,28 +85,28 @@ class Hooks:
         """A lease is gone: somebody else has the message, or it was given back."""
 
 
-class Reporter:
+class EventEmitter:
     """Tells the log and the hooks."""
 
     def __init__(self, hooks: Sequence[Hooks]) -> None:
         self._hooks = tuple(hooks)
         self.worker: int | None = None
 
-    def started(self, unit: Unit) -> None:
+    def started(self, unit: Invocation) -> None:
         """A handler begins."""
         if self._hooks:
             for one in unit.deliveries:
                 event = Event(one, "started", unit.handler.name, self.worker)
-                self._tell("on_start", event)
+                self._emit("on_start", event)
 
-    def lives(self, worker: WorkerInfo) -> None:
+    def heartbeat(self, worker: WorkerInfo) -> None:
         """The consumer has registered, or given a sign of life."""
-        self._tell("on_heartbeat", worker)
+        self._emit("on_heartbeat", worker)
 
     def settled(
-        self, handler: Handler, verdict: Verdict, word: str, started_at: float | None
+        self, handler: Handler, disposition: Disposition, word: str, started_at: float | None
     ) -> None:
-        """A verdict has been carried out; ``word`` is what the message is now."""
+        """A disposition has been carried out; ``word`` is what the message is now."""
         if word == "archived" and not (self._hooks or log.isEnabledFor(logging.DEBUG)):
             return  # nobody would hear of it
         success = word in ("archived", "discarded")
@@ -114,11 +114,11 @@ class Reporter:
             _HOOKS[word],
             word,
             handler,
-            verdict.delivery,
+            disposition.delivery,
             started_at,
-            error=None if success else verdict.error,
-            delay=verdict.delay if word in ("retry", "released") else None,
-            reason=verdict.reason,
+            error=None if success else disposition.error,
+            delay=disposition.delay if word in ("retry", "released") else None,
+            reason=disposition.reason,
         )
 
     def ended(
@@ -153,7 +153,7 @@ class Reporter:
             log.log(
                 level,
                 "%s",
-                sentence(delivery, outcome, error, delay),
+                format_outcome(delivery, outcome, error, delay),
                 extra={
                     "queue": delivery.queue,
                     "msg_id": delivery.id,
@@ -168,9 +168,9 @@ class Reporter:
         if self._hooks:
             span = None if took is None else timedelta(seconds=took)
             event = Event(delivery, outcome, handler.name, self.worker, span, error, delay, reason)
-            self._tell(name, event)
+            self._emit(name, event)
 
-    def _tell(self, name: str, what: Event | WorkerInfo) -> None:
+    def _emit(self, name: str, what: Event | WorkerInfo) -> None:
         for hooks in self._hooks:
             try:
                 getattr(hooks, name)(what)

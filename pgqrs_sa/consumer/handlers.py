@@ -9,12 +9,12 @@ from itertools import count
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from .. import validation
-from ..errors import InvalidArgument, shown
+from ..errors import InvalidArgument, safe_repr
 from ..retry import Retry
 from ..types import Delivery, Seconds
-from .signature import Call, inspect_handler
+from .signature import HandlerSignature, inspect_handler
 
-__all__ = ["Acknowledge", "Handler", "Handlers", "Unit"]
+__all__ = ["Acknowledge", "Handler", "Handlers", "Invocation"]
 
 Acknowledge: TypeAlias = Literal["commit", "first", "manual"]
 """When a message is settled: with the handler's commit (or its return), before it is called (at
@@ -28,7 +28,7 @@ class Handler:
     """A function and what it works on; see `Handlers.on` for the attributes."""
 
     queue: str
-    call: Call
+    call: HandlerSignature
     lease: timedelta | None
     concurrency: int
     prefetch: int
@@ -46,7 +46,7 @@ class Handler:
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class Invocation:
     """What one call of a handler works on: a message, or a batch."""
 
     handler: Handler
@@ -109,7 +109,7 @@ class Handlers:
         payload: Any,
     ) -> _F:
         """Register a handler, whose settings are documented at `Consumer.on`."""
-        validation.check_queue_name(queue)
+        validation.validate_queue_name(queue)
         if queue in self._by_queue:
             raise InvalidArgument(
                 f"the queue {queue!r} has a handler already: {self._by_queue[queue].name}"
@@ -119,9 +119,9 @@ class Handlers:
                 f"acknowledge must be 'commit', 'first' or 'manual', not {acknowledge!r}"
             )
         if retry is not None and not isinstance(retry, Retry):
-            raise InvalidArgument(f"retry must be a Retry, not {shown(retry)}")
+            raise InvalidArgument(f"retry must be a Retry, not {safe_repr(retry)}")
         if prefetch != 0:
-            validation.checked_limit(prefetch, "prefetch")
+            validation.validate_limit(prefetch, "prefetch")
         call = inspect_handler(
             function, many=batch is not None, payload=payload, asynchronous=self._asynchronous
         )
@@ -133,17 +133,19 @@ class Handlers:
         self._by_queue[queue] = Handler(
             queue=queue,
             call=call,
-            lease=None if lease is None else validation.duration(lease, "lease", positive=True),
+            lease=None
+            if lease is None
+            else validation.validate_duration(lease, "lease", positive=True),
             concurrency=self._concurrency
             if concurrency is None
-            else validation.checked_limit(concurrency, "concurrency"),
+            else validation.validate_limit(concurrency, "concurrency"),
             prefetch=prefetch,
             timeout=None
             if timeout is None
-            else validation.duration(timeout, "timeout", positive=True),
+            else validation.validate_duration(timeout, "timeout", positive=True),
             retry=retry or self._retry,
-            batch=1 if batch is None else validation.checked_limit(batch, "batch"),
-            weight=validation.checked_limit(weight, "weight"),
+            batch=1 if batch is None else validation.validate_limit(batch, "batch"),
+            weight=validation.validate_limit(weight, "weight"),
             acknowledge=acknowledge,
         )
         return function

@@ -18,13 +18,13 @@ from .._core.context import Context
 from ..errors import LeaseLost, Whereabouts
 from ..types import Delivery
 from . import results, store
-from .call_transactions import Calls, CallTransaction
-from .disposition import Verdict, of_error, of_result
-from .handlers import Handler, Unit
-from .leases import Book
+from .call_transactions import CallTransaction, CallTransactions
+from .disposition import Disposition, disposition_for_error, dispositions_for_result
+from .handlers import Handler, Invocation
+from .leases import LeaseTable
 from .options import AutocommitSession, refuse_autocommit
-from .retrying import sqlstate, transient
-from .signature import MisfitsError
+from .retrying import is_transient, sqlstate
+from .signature import DecodeErrors
 
 __all__ = [
     "FORGIVEN",
@@ -50,18 +50,22 @@ class _NotBegun(Exception):
     """Trouble that passes, before the handler was called: the attempt is not charged for it."""
 
 
-def _hold(session: Session, context: Context, unit: Unit) -> None:
+def _lock_messages(session: Session, context: Context, unit: Invocation) -> None:
     """Lock the messages, in a transaction that keeps one snapshot: see `consume.hold`."""
     try:
-        store.hold(session, context, unit.deliveries)
+        store.lock_messages(session, context, unit.deliveries)
     except Exception as error:
-        if transient(error):  # as when a renewal has come in between
+        if is_transient(error):  # as when a renewal has come in between
             raise _NotBegun from error
         raise
 
 
 def begin(
-    session: Session, context: Context, unit: Unit, calls: Calls, transaction: CallTransaction
+    session: Session,
+    context: Context,
+    unit: Invocation,
+    calls: CallTransactions,
+    transaction: CallTransaction,
 ) -> None:
     """Prepare the transaction of a handler whose commit is the acknowledgement.
 
@@ -71,52 +75,54 @@ def begin(
         AutocommitSession: what the handler writes would not be rolled back.
     """
     connection = routing.connect(session, {"mapper": context.mapper})
-    if routing.commits_by_itself(connection):
+    if routing.is_autocommit(connection):
         refuse_autocommit([unit.handler])
     transaction.use(connection)
     if calls.keep_snapshots(connection):
         transaction.locks_messages()
-        _hold(session, context, unit)
+        _lock_messages(session, context, unit)
 
 
 def commit_within(
     session: Session,
     context: Context,
-    unit: Unit,
+    unit: Invocation,
     result: Any,
-    book: Book,
+    book: LeaseTable,
     transaction: CallTransaction,
-) -> list[Verdict]:
+) -> list[Disposition]:
     """Do as `settle_within`, unless the attempt has failed by its timeout, or was given up.
 
     Raises:
         LeaseLost: it has, even if the message is still locked here, and the lease valid.
     """
-    if gone := book.committing(unit.deliveries):
+    if gone := book.begin_commit(unit.deliveries):
         raise LeaseLost({one.id: Whereabouts(one.id, "given up", one.read_ct) for one in gone})
     transaction.locks_messages()
     return settle_within(session, context, unit, result)
 
 
-def settle_within(session: Session, context: Context, unit: Unit, result: Any) -> list[Verdict]:
+def settle_within(
+    session: Session, context: Context, unit: Invocation, result: Any
+) -> list[Disposition]:
     """Settle in the handler's transaction what it returned; `LeaseLost` rolls everything back."""
-    verdicts = of_result(unit, result)
-    words = settlements.apply(session, context, verdicts, strict=True)
+    dispositions = dispositions_for_result(unit, result)
+    words = settlements.apply(session, context, dispositions, strict=True)
     return [
-        replace(one, word=words[one.delivery.id]) if one.delivery.id in words else one
-        for one in verdicts
+        replace(one, outcome=words[one.delivery.id]) if one.delivery.id in words else one
+        for one in dispositions
     ]
 
 
-def after_return(unit: Unit, result: Any) -> list[Verdict]:
+def after_return(unit: Invocation, result: Any) -> list[Disposition]:
     """Return what becomes of the messages of a handler without a session, which returned."""
     if unit.handler.acknowledge == "first":
         results.read(unit, result)  # too late to settle, but not to say that nothing has run
-        return [Verdict(one, "keep") for one in unit.deliveries]
-    return of_result(unit, result)
+        return [Disposition(one, "keep") for one in unit.deliveries]
+    return dispositions_for_result(unit, result)
 
 
-def after_error(unit: Unit, error: BaseException, *, stopping: bool) -> list[Verdict]:
+def after_error(unit: Invocation, error: BaseException, *, stopping: bool) -> list[Disposition]:
     """Return what becomes of the messages of a handler that raised, and was rolled back.
 
     Args:
@@ -125,31 +131,31 @@ def after_error(unit: Unit, error: BaseException, *, stopping: bool) -> list[Ver
         stopping: True while the consumer stops, and may have caused it.
     """
     if unit.handler.acknowledge == "first":
-        return [Verdict(one, "keep", error=error) for one in unit.deliveries]
+        return [Disposition(one, "keep", error=error) for one in unit.deliveries]
     told_to_stop = stopping or any(one.lease_lost for one in unit.deliveries)
     not_its_own = (KeyboardInterrupt, AutocommitSession)
     if isinstance(error, not_its_own) or (told_to_stop and not isinstance(error, Exception)):
         # Not the message's fault: somebody wants this process, or this task, to end; or the
         # sessions are such that no handler may be called.
-        return [Verdict(one, "release", error=error) for one in unit.deliveries]
+        return [Disposition(one, "release", error=error) for one in unit.deliveries]
     if isinstance(error, _NotBegun):
-        return [Verdict(one, "release", error=error.__cause__) for one in unit.deliveries]
+        return [Disposition(one, "release", error=error.__cause__) for one in unit.deliveries]
     if unit.handler.call.needs_session and sqlstate(error) in _CONFLICTS:
         return [_of_conflict(unit.handler, one, error) for one in unit.deliveries]
     if errors := _of_some(unit, error):
         # The others go back at once, as if not taken.
         return [
-            of_error(unit.handler, delivery, errors[delivery.id])
+            disposition_for_error(unit.handler, delivery, errors[delivery.id])
             if delivery.id in errors
-            else Verdict(delivery, "release", error=error)
+            else Disposition(delivery, "release", error=error)
             for delivery in unit.deliveries
         ]
-    return [of_error(unit.handler, one, error) for one in unit.deliveries]
+    return [disposition_for_error(unit.handler, one, error) for one in unit.deliveries]
 
 
-def _of_some(unit: Unit, error: BaseException) -> Mapping[int, BaseException]:
+def _of_some(unit: Invocation, error: BaseException) -> Mapping[int, BaseException]:
     """Return the errors of some messages of a batch, by id, where the others have no part in it."""
-    if isinstance(error, MisfitsError):
+    if isinstance(error, DecodeErrors):
         return error.errors
     if not isinstance(error, LeaseLost):
         return {}
@@ -159,11 +165,11 @@ def _of_some(unit: Unit, error: BaseException) -> Mapping[int, BaseException]:
     return {delivery.id: error for delivery in unit.deliveries if delivery.id in error.ids}
 
 
-def _of_conflict(handler: Handler, delivery: Delivery, error: BaseException) -> Verdict:
+def _of_conflict(handler: Handler, delivery: Delivery, error: BaseException) -> Disposition:
     if delivery.read_ct > FORGIVEN:
-        return of_error(handler, delivery, error)
+        return disposition_for_error(handler, delivery, error)
     soon = timedelta(seconds=random.uniform(0, _SOON))  # noqa: S311 - jitter, not a secret
-    return Verdict(delivery, "release", soon, error=error)
+    return Disposition(delivery, "release", soon, error=error)
 
 
 def is_fatal(error: BaseException) -> bool:

@@ -15,21 +15,21 @@ from datetime import timedelta
 from ..types import Delivery
 from .handlers import Handler
 
-__all__ = ["Book", "Held"]
+__all__ = ["Lease", "LeaseTable"]
 
 _RENEW_AT = 3  # a lease is renewed when a third of it is over: two renewals may fail
 
 
 @dataclass(slots=True, eq=False)
-class Held:
+class Lease:
     """A lease, as this process knows it."""
 
     delivery: Delivery
     handler: Handler
-    lease: float
+    length: float
     renew_at: float
-    good_until: float
-    begin_by: float
+    expires_at: float
+    start_by: float
     started_at: float | None = None
     thread: int | None = None
     lost: bool = False
@@ -38,17 +38,17 @@ class Held:
     clock: Callable[[], float] = time.monotonic
 
     @property
-    def given_up(self) -> bool:
+    def abandoned(self) -> bool:
         """True when its attempt has failed, or its lease was given back or lost, in its call."""
         return self.lost or self.timed_out
 
     def is_lost(self) -> bool:
         """True when it is known to be gone, or must have run out unrenewed."""
-        return self.lost or self.clock() > self.good_until
+        return self.lost or self.clock() > self.expires_at
 
-    def is_unbegun(self, now: float) -> bool:
+    def is_unstarted(self, now: float) -> bool:
         """True when no handler has begun with it within its length: it is kept no longer."""
-        return self.started_at is None and not self.settling and now >= self.begin_by
+        return self.started_at is None and not self.settling and now >= self.start_by
 
     def overdue(self, now: float) -> bool:
         """True when its handler has taken longer than it may."""
@@ -58,16 +58,16 @@ class Held:
         return now - self.started_at > limit.total_seconds()
 
 
-class Book:
+class LeaseTable:
     """All leases of a consumer, by message. Safe to use from several threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._held: dict[int, Held] = {}
-        self._left: dict[int, float] = {}
+        self._leases: dict[int, Lease] = {}
+        self._handed_over: dict[int, float] = {}
         self._lock = threading.Lock()
 
-    def enter(
+    def add(
         self, handler: Handler, leased: Iterable[Delivery], lease: timedelta, asked_at: float
     ) -> list[Delivery]:
         """Note new leases; return the deliveries, which ask this book whether they are lost.
@@ -83,29 +83,29 @@ class Book:
         with self._lock:
             for one in leased:
                 end = asked_at + span
-                held = Held(one, handler, span, asked_at + span / _RENEW_AT, end, end)
+                held = Lease(one, handler, span, asked_at + span / _RENEW_AT, end, end)
                 held.clock = self._clock
                 # Nobody else has it yet; a copy would take as long as all the rest of this.
                 object.__setattr__(one, "watch", held.is_lost)
-                self._held[one.id] = held
+                self._leases[one.id] = held
                 watched.append(one)
         return watched
 
-    def replaced(self, leased: Iterable[Delivery]) -> list[Held]:
+    def replaced(self, leased: Iterable[Delivery]) -> list[Lease]:
         """Return the leases that cannot be held any more, since these were taken after them."""
-        before = [self._held.get(one.id) for one in leased]
+        before = [self._leases.get(one.id) for one in leased]
         return [one for one in before if one is not None]
 
-    def get(self, delivery: Delivery) -> Held | None:
+    def get(self, delivery: Delivery) -> Lease | None:
         """Return the lease of a delivery, unless it is settled, or is another attempt's."""
-        held = self._held.get(delivery.id)
+        held = self._leases.get(delivery.id)
         if held is None or held.delivery.fencing_token != delivery.fencing_token:
             return None
         return held
 
-    def start(self, deliveries: Iterable[Delivery], thread: int | None) -> bool:
+    def mark_started(self, deliveries: Iterable[Delivery], thread: int | None) -> bool:
         """Note that a handler begins; False when a lease is lost, and it must not."""
-        begun: list[Held] = []
+        begun: list[Lease] = []
         for one in deliveries:
             if (held := self.get(one)) is None or held.is_lost():
                 return False
@@ -115,13 +115,13 @@ class Book:
             held.started_at, held.thread = now, thread
         return True
 
-    def settling(self, deliveries: Iterable[Delivery]) -> None:
+    def mark_settling(self, deliveries: Iterable[Delivery]) -> None:
         """Note that the handler has returned: its timeout does not count any more."""
         for one in deliveries:
             if (held := self.get(one)) is not None:
                 held.settling = True
 
-    def committing(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+    def begin_commit(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Note, as `settling` does, that a handler's transaction is about to commit.
 
         Returns:
@@ -130,13 +130,13 @@ class Book:
         with self._lock:  # so that an attempt either has failed by its timeout, or may commit
             held = [self.get(delivery) for delivery in deliveries]
             pairs = zip(deliveries, held, strict=True)
-            gone = [one for one, known in pairs if known is None or known.given_up]
+            gone = [one for one, known in pairs if known is None or known.abandoned]
             if not gone:
                 for known in held:
                     known.settling = True  # type: ignore[union-attr]
             return gone
 
-    def give_up(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
+    def abandon(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
         """Note that the calls of these go on, but may not commit; return those that are held."""
         with self._lock:
             held = [known for one in deliveries if (known := self.get(one)) is not None]
@@ -144,7 +144,7 @@ class Book:
                 known.lost = True
         return [known.delivery for known in held]
 
-    def remove(self, deliveries: Iterable[Delivery]) -> list[Held]:
+    def remove(self, deliveries: Iterable[Delivery]) -> list[Lease]:
         """Forget leases that are settled or lost; return those that were not forgotten before.
 
         Whoever gets one here is the one to tell what became of it: it is told once.
@@ -152,23 +152,23 @@ class Book:
         with self._lock:
             gone = [held for one in deliveries if (held := self.get(one)) is not None]
             for held in gone:
-                del self._held[held.delivery.id]
+                del self._leases[held.delivery.id]
         return gone
 
-    def lose(self, deliveries: Iterable[Delivery]) -> list[Held]:
+    def mark_lost(self, deliveries: Iterable[Delivery]) -> list[Lease]:
         """Note that leases are gone, so that their handlers may know; return as `remove`."""
         gone = self.remove(deliveries)
         for held in gone:
             held.lost = True
         return gone
 
-    def leave(self, deliveries: Iterable[Delivery]) -> None:
+    def hand_over(self, deliveries: Iterable[Delivery]) -> None:
         """Forget leases that somebody else settles by hand, before they run out."""
         for held in self.remove(deliveries):
             with self._lock:
-                self._left[held.delivery.fencing_token] = held.good_until
+                self._handed_over[held.delivery.fencing_token] = held.expires_at
 
-    def due(self, now: float) -> list[Held]:
+    def due(self, now: float) -> list[Lease]:
         """Return the leases to be renewed now.
 
         Those of an overdue handler run out, and those that no handler has begun with in time.
@@ -177,31 +177,33 @@ class Book:
             one
             for one in self.all()
             if one.renew_at <= now
-            and not (one.timed_out or one.overdue(now) or one.is_unbegun(now))
+            and not (one.timed_out or one.overdue(now) or one.is_unstarted(now))
         ]
 
-    def unbegun(self, now: float) -> set[int]:
+    def unstarted(self, now: float) -> set[int]:
         """Return the messages that no handler has begun with within the length of their lease."""
-        return {one.delivery.id for one in self.all() if one.is_unbegun(now)}
+        return {one.delivery.id for one in self.all() if one.is_unstarted(now)}
 
-    def overdue(self, now: float) -> list[Held]:
+    def overdue(self, now: float) -> list[Lease]:
         """Return the leases whose handler has taken too long, each of them once."""
         with self._lock:
-            found = [one for one in self._held.values() if one.overdue(now) and not one.timed_out]
+            found = [one for one in self._leases.values() if one.overdue(now) and not one.timed_out]
             for one in found:
                 one.timed_out = True
         return found
 
-    def renewed(self, held: Iterable[Held], asked_at: float) -> None:
+    def mark_renewed(self, held: Iterable[Lease], asked_at: float) -> None:
         """Note that the leases were renewed by a statement that was sent then."""
         for one in held:
-            one.renew_at = asked_at + one.lease / _RENEW_AT
-            one.good_until = asked_at + one.lease
+            one.renew_at = asked_at + one.length / _RENEW_AT
+            one.expires_at = asked_at + one.length
 
     def next_renewal(self) -> float:
         """Return when the first lease has to be renewed or its handler is overdue."""
         now = self._clock()
-        moments = [one.renew_at for one in self.all() if not (one.timed_out or one.is_unbegun(now))]
+        moments = [
+            one.renew_at for one in self.all() if not (one.timed_out or one.is_unstarted(now))
+        ]
         moments += [
             one.started_at + one.handler.timeout.total_seconds()
             for one in self.all()
@@ -211,17 +213,22 @@ class Book:
         ]
         return min(moments, default=float("inf"))
 
-    def all(self) -> list[Held]:
+    def all(self) -> list[Lease]:
         """Return all leases."""
         with self._lock:
-            return list(self._held.values())
+            return list(self._leases.values())
 
     def tokens(self) -> list[int]:
         """Return the fencing tokens of all leases, also of those left to be settled by hand."""
         now = self._clock()
         with self._lock:
-            self._left = {token: until for token, until in self._left.items() if until > now}
-            return [*(held.delivery.fencing_token for held in self._held.values()), *self._left]
+            self._handed_over = {
+                token: until for token, until in self._handed_over.items() if until > now
+            }
+            return [
+                *(held.delivery.fencing_token for held in self._leases.values()),
+                *self._handed_over,
+            ]
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._leases)

@@ -13,7 +13,7 @@ from ..errors import HandlerTimeout, InvalidResult, LeaseLost, PgqrsError, Trans
 from ..types import Delivery
 from .disposition import of_the_handler
 
-__all__ = ["described", "sentence"]
+__all__ = ["format_error", "format_outcome"]
 
 _OURS = (HandlerTimeout, InvalidResult, LeaseLost, TransactionRefused)
 """Errors whose text has no value of the application's in it."""
@@ -22,7 +22,7 @@ _LONGEST = 300  # characters of such a text
 _MEMBERS = 5  # of an exception group
 
 
-def sentence(
+def format_outcome(
     delivery: Delivery,
     outcome: str,
     error: BaseException | None = None,
@@ -43,7 +43,7 @@ def sentence(
         "released": "was given back, and is not counted",
         "lease lost": "has lost its lease",
     }.get(outcome, f"has ended: {outcome}")
-    why = "" if error is None else f": {described(error)}"
+    why = "" if error is None else f": {format_error(error)}"
     seconds = 0.0 if delay is None else delay.total_seconds()
     after = {
         "retry": f"; the next is in {seconds:.1f} s",
@@ -56,7 +56,7 @@ def sentence(
     )
 
 
-def described(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Return the type of an error, its SQLSTATE, and where in the handler it came from."""
     text = _named(error)
     if (state := getattr(getattr(error, "orig", None), "sqlstate", None)) is not None:

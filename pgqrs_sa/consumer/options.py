@@ -15,7 +15,7 @@ from .._core import queues, schema
 from .._core.context import Context
 from ..codecs import Codec
 from ..declared import DeclaredQueue, QueueSource, declared_in, joined
-from ..errors import InvalidArgument, PoolTooSmall, shown
+from ..errors import InvalidArgument, PoolTooSmall, safe_repr
 from ..models import Models
 from ..types import Seconds
 from . import store
@@ -24,7 +24,7 @@ from .handlers import Handler
 
 __all__ = [
     "AutocommitSession",
-    "Settings",
+    "ConsumerOptions",
     "check_database",
     "check_pool",
     "refuse_autocommit",
@@ -37,7 +37,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ConsumerOptions:
     """How a consumer works; see `Consumer` for the meaning of each."""
 
     name: str
@@ -56,7 +56,7 @@ class Settings:
     queues: tuple[DeclaredQueue, ...] = field(default=())
 
     @classmethod
-    def checked(
+    def validated(
         cls,
         *,
         name: str,
@@ -73,22 +73,24 @@ class Settings:
         listen_dsn: str | None,
         hooks: Sequence[Hooks],
         queues: QueueSource = (),
-    ) -> Settings:
+    ) -> ConsumerOptions:
         """Return settings, or raise `InvalidArgument` for the first that cannot be."""
 
         def seconds(value: Seconds, what: str) -> float:
-            return validation.duration(value, what, positive=True).total_seconds()
+            return validation.validate_duration(value, what, positive=True).total_seconds()
 
         if cursor_key is not None:
-            validation.check_text(cursor_key, "cursor_key")
+            validation.validate_text(cursor_key, "cursor_key")
         return cls(
-            name=validation.check_text(name, "name"),
-            concurrency=validation.checked_limit(concurrency, "concurrency"),
+            name=validation.validate_text(name, "name"),
+            concurrency=validation.validate_limit(concurrency, "concurrency"),
             poll_interval=seconds(poll_interval, "poll_interval"),
-            drain_timeout=validation.duration(drain_timeout, "drain_timeout").total_seconds(),
+            drain_timeout=validation.validate_duration(
+                drain_timeout, "drain_timeout"
+            ).total_seconds(),
             heartbeat=seconds(heartbeat, "heartbeat"),
             housekeeping=None if housekeeping is None else seconds(housekeeping, "housekeeping"),
-            version=None if version is None else validation.check_text(version, "version"),
+            version=None if version is None else validation.validate_text(version, "version"),
             models=None if models is None else _checked(models, Models, "models"),
             codec=None if codec is None else _checked_codec(codec),
             notify=_checked(notify, bool, "notify") or listen_dsn is not None,
@@ -98,20 +100,20 @@ class Settings:
             queues=declared_in(queues),
         )
 
-    def declaring(self, queue: DeclaredQueue) -> Settings:
+    def declaring(self, queue: DeclaredQueue) -> ConsumerOptions:
         """Return settings with one more declared queue."""
         return replace(self, queues=joined(self.queues, (queue,)))
 
     def changed(
         self, concurrency: int | None, drain_timeout: Seconds | None, hooks: Sequence[Hooks]
-    ) -> Settings:
+    ) -> ConsumerOptions:
         """Return settings with what is given, and more hooks."""
         new = replace(self, hooks=(*self.hooks, *_checked_hooks(hooks)))
         if concurrency is not None:
-            limit = validation.checked_limit(concurrency, "concurrency")
+            limit = validation.validate_limit(concurrency, "concurrency")
             new = replace(new, concurrency=limit)
         if drain_timeout is not None:
-            span = validation.duration(drain_timeout, "drain_timeout")
+            span = validation.validate_duration(drain_timeout, "drain_timeout")
             new = replace(new, drain_timeout=span.total_seconds())
         return new
 
@@ -124,7 +126,7 @@ class Settings:
 
 def _checked(value: object, kind: type[_T], name: str) -> _T:
     if not isinstance(value, kind):
-        raise InvalidArgument(f"{name} must be of type {kind.__name__}, not {shown(value)}")
+        raise InvalidArgument(f"{name} must be of type {kind.__name__}, not {safe_repr(value)}")
     return value
 
 
@@ -132,13 +134,15 @@ def _checked_codec(codec: Codec) -> Codec:
     if isinstance(codec, type) or not all(
         callable(getattr(codec, name, None)) for name in ("dumps", "loads")
     ):
-        raise InvalidArgument(f"codec must have the methods dumps and loads, not {shown(codec)}")
+        raise InvalidArgument(
+            f"codec must have the methods dumps and loads, not {safe_repr(codec)}"
+        )
     return codec
 
 
 def _checked_hooks(hooks: Sequence[Hooks]) -> tuple[Hooks, ...]:
     if not isinstance(hooks, Sequence) or not all(isinstance(one, Hooks) for one in hooks):
-        raise InvalidArgument(f"hooks must be a list of instances of Hooks, not {shown(hooks)}")
+        raise InvalidArgument(f"hooks must be a list of instances of Hooks, not {safe_repr(hooks)}")
     return tuple(hooks)
 
 
@@ -166,7 +170,7 @@ def check_database(
     """
     if not handlers:
         raise InvalidArgument("this consumer has no handler: decorate one with @consumer.on(queue)")
-    store.look_around(session, context)
+    store.server_info(session, context)
     schema.check(session, context)
     missing = _synchronized(session, context, declared, create=create)
     leases = {}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from .. import encoding
-from ..errors import InvalidArgument, shown
+from ..errors import InvalidArgument, safe_repr
 
 __all__ = ["Convert", "converter"]
 
@@ -37,5 +37,5 @@ def converter(kind: Any) -> Convert:
     raise InvalidArgument(
         f"a payload can be a pydantic model, a msgspec struct, a dataclass, a TypedDict, dict, "
         f"list, tuple, str, int, float, bool, UUID, date, datetime, time, timedelta, Decimal, an "
-        f"Enum, a union of these or Any, not {shown(kind)}"
+        f"Enum, a union of these or Any, not {safe_repr(kind)}"
     )

@@ -10,15 +10,15 @@ from sqlalchemy.orm import Session
 from .._core import workers
 from .._core.context import Context
 from ..types import WorkerInfo
-from .connection import Line
+from .connection import ConsumerConnection
 
-__all__ = ["register"]
+__all__ = ["register_worker"]
 
 _LONGER = 5.0  # seconds by which the database may count more of them than this process
 
 
-def register(
-    line: Line, context: Context, name: str, queues: list[str], version: str | None
+def register_worker(
+    line: ConsumerConnection, context: Context, name: str, queues: list[str], version: str | None
 ) -> WorkerInfo:
     """Register this start of a process, and return its row.
 
@@ -36,14 +36,14 @@ def register(
         tries += 1
         return workers.register(session, context, name, queues, None, None, None, version, leased=0)
 
-    info = line.call("the registration", context, once)
+    info = line.run("the registration", context, once)
     if tries > 1:
         span = timedelta(seconds=time.monotonic() - began + _LONGER)
-        line.call("a look for doubles", context, _stop_doubles, info, span)
+        line.run("a look for doubles", context, _stop_namesakes, info, span)
     return info
 
 
-def _stop_doubles(session: Session, context: Context, mine: WorkerInfo, span: timedelta) -> None:
+def _stop_namesakes(session: Session, context: Context, mine: WorkerInfo, span: timedelta) -> None:
     """Stop the rows that an attempt to register has left whose reply was lost.
 
     Nobody else has the process's number on this host, under its name and so shortly before.

@@ -20,24 +20,24 @@ from .._core.context import Context
 from ..errors import HandlerTimeout, QueueNotFound, WorkerNotFound, WorkerNotReady
 from ..types import WorkerInfo
 from . import store
-from .connection import Line
-from .disposition import Verdict, of_error
-from .events import Reporter
-from .leases import Book, Held
-from .retrying import sqlstate, transient, unsaid
+from .connection import ConsumerConnection
+from .disposition import Disposition, disposition_for_error
+from .events import EventEmitter
+from .leases import Lease, LeaseTable
+from .retrying import is_transient, sqlstate, without_parameters
 
-__all__ = ["Keeper"]
+__all__ = ["LeaseRenewer"]
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
-_SHORTEST_REST = 0.02  # seconds
+_MIN_IDLE = 0.02  # seconds
 _LATER = 0.5  # seconds until a lease whose row was locked is tried again
 _CHUNK = 1_000  # rows of the archive that one round of tidying deletes at most
 _WORKERS_KEPT = timedelta(days=7)
 _DENIED = "42501"
 
 
-class Keeper:
+class LeaseRenewer:
     """Renews leases, and tells the database that this consumer lives.
 
     Args:
@@ -58,26 +58,26 @@ class Keeper:
 
     def __init__(
         self,
-        line: Line,
+        connection: ConsumerConnection,
         context: Callable[[], Context],
-        book: Book,
-        reporter: Reporter,
+        lease_table: LeaseTable,
+        events: EventEmitter,
         register: Callable[[], WorkerInfo],
-        time_out: Callable[[Held, Verdict], None],
-        abandon: Callable[[Sequence[Held]], None],
-        stack: Callable[[Held], str | None],
+        time_out: Callable[[Lease, Disposition], None],
+        abandon: Callable[[Sequence[Lease]], None],
+        stack: Callable[[Lease], str | None],
         *,
         queues: Sequence[str],
         heartbeat: float,
         grace: float,
         housekeeping: float | None,
         silent_for: float,
-        longest_rest: float = 1.0,
+        max_idle: float = 1.0,
     ) -> None:
-        self._line = line
+        self._connection = connection
         self._context = context
-        self._book = book
-        self._reporter = reporter
+        self._lease_table = lease_table
+        self._events = events
         self._register = register
         self._time_out = time_out
         self._abandon = abandon
@@ -87,13 +87,13 @@ class Keeper:
         self._grace = grace
         self._housekeeping = housekeeping
         self._silent_for = silent_for
-        self._longest_rest = longest_rest
+        self._max_idle = max_idle
         self._closed = threading.Event()
         self._status = "ready"
         now = time.monotonic()
-        self._beats_at = now + heartbeat
+        self._heartbeat_at = now + heartbeat
         # The first round comes soon, but not from all consumers of a deployment at once.
-        self._tidies_at = now + (housekeeping or 0.0) * (id(self) % 97) / 97
+        self._maintenance_at = now + (housekeeping or 0.0) * (id(self) % 97) / 97
         self.fatal: BaseException | None = None
 
     def close(self) -> None:
@@ -103,48 +103,48 @@ class Keeper:
     def run(self) -> None:
         """Keep until closed."""
         try:
-            while not self._closed.wait(self._rest()):
+            while not self._closed.wait(self._idle_time()):
                 self._renew()
                 self._end_overdue()
-                self._beat()
-                self._tidy()
+                self._send_heartbeat()
+                self._run_maintenance()
         except BaseException as error:  # noqa: BLE001 - it is kept
             self.fatal = error  # whoever runs the consumer raises it; if nobody waits, it is here
-            self._line.lament(error, self._context().worker)
+            self._connection.log_failure(error, self._context().worker)
         finally:
-            self._say_goodbye()
+            self._mark_stopped()
 
-    def _rest(self) -> float:
-        moments = [self._book.next_renewal(), self._beats_at]
-        rest = min(min(moments) - time.monotonic(), self._longest_rest)
-        return max(_SHORTEST_REST, rest)
+    def _idle_time(self) -> float:
+        moments = [self._lease_table.next_renewal(), self._heartbeat_at]
+        rest = min(min(moments) - time.monotonic(), self._max_idle)
+        return max(_MIN_IDLE, rest)
 
     def _renew(self) -> None:
-        by_span: dict[float, list[Held]] = {}
-        for held in self._book.due(time.monotonic()):
-            by_span.setdefault(held.lease, []).append(held)
+        by_span: dict[float, list[Lease]] = {}
+        for held in self._lease_table.due(time.monotonic()):
+            by_span.setdefault(held.length, []).append(held)
         for span, group in by_span.items():
             self._renew_group(span, group)
 
-    def _renew_group(self, span: float, group: Sequence[Held]) -> None:
+    def _renew_group(self, span: float, group: Sequence[Lease]) -> None:
         deliveries = [one.delivery for one in group]
         asked_at = time.monotonic()
-        kept = self._line.call(
+        kept = self._connection.run(
             "a renewal", self._context(), store.renew, deliveries, timedelta(seconds=span)
         )
-        self._book.renewed([one for one in group if one.delivery.id in kept], asked_at)
+        self._lease_table.mark_renewed([one for one in group if one.delivery.id in kept], asked_at)
         missing = [one for one in deliveries if one.id not in kept]
         if not missing:
             return
-        known = self._line.call("a look", self._context(), store.fates, missing)
+        known = self._connection.run("a look", self._context(), store.lookup_status, missing)
         for held in group:
             held.renew_at = time.monotonic() + min(_LATER, span / 6)
             if known.get(held.delivery.id) == "busy":
                 # Locked, by its own handler as a rule: nobody can take it while that lasts.
-                held.good_until = max(held.good_until, time.monotonic() + 2 * _LATER)
+                held.expires_at = max(held.expires_at, time.monotonic() + 2 * _LATER)
         # Of what is being settled, whoever does that tells. A handler may also have archived its
         # message by itself, and not have returned yet.
-        self.lose(
+        self.mark_lost(
             [
                 one
                 for one in group
@@ -153,84 +153,90 @@ class Keeper:
             ]
         )
 
-    def lose(self, gone: Sequence[Held]) -> None:
+    def mark_lost(self, gone: Sequence[Lease]) -> None:
         """Note that leases are gone, and tell their handlers."""
-        lost = self._book.lose([one.delivery for one in gone])
+        lost = self._lease_table.mark_lost([one.delivery for one in gone])
         if lost:
             self._abandon(lost)
         for one in lost:
-            self._reporter.ended(
+            self._events.ended(
                 "on_lease_lost", "lease lost", one.handler, one.delivery, one.started_at
             )
 
     def _end_overdue(self) -> None:
-        for held in self._book.overdue(time.monotonic() - self._grace):
+        for held in self._lease_table.overdue(time.monotonic() - self._grace):
             limit = held.handler.timeout or timedelta(0)
             error = HandlerTimeout(held.handler.name, limit.total_seconds(), self._stack(held))
             log.error("%s", error, extra={"msg_id": held.delivery.id, "queue": held.handler.queue})
-            self._time_out(held, of_error(held.handler, held.delivery, error))
+            self._time_out(held, disposition_for_error(held.handler, held.delivery, error))
             self._abandon([held])
 
-    def _beat(self) -> None:
+    def _send_heartbeat(self) -> None:
         now = time.monotonic()
         worker = self._context().worker
-        if now < self._beats_at or worker is None:
+        if now < self._heartbeat_at or worker is None:
             return
-        self._beats_at = now + self._heartbeat
+        self._heartbeat_at = now + self._heartbeat
         try:
-            info = self._line.call(
-                "a heartbeat", self._context(), workers.heartbeat, worker, len(self._book.tokens())
+            info = self._connection.run(
+                "a heartbeat",
+                self._context(),
+                workers.heartbeat,
+                worker,
+                len(self._lease_table.tokens()),
             )
         except (WorkerNotReady, WorkerNotFound) as error:
             log.warning("taken for dead: %s", error, extra={"worker": worker})
-            self.lose(self._book.all())
+            self.mark_lost(self._lease_table.all())
             info = self._register()
-        self._reporter.lives(info)
+        self._events.heartbeat(info)
         if info.status != self._status:
             self._status = info.status
             log.info("worker %d is %s", worker, info.status, extra={"worker": worker})
 
-    def _tidy(self) -> None:
+    def _run_maintenance(self) -> None:
         now = time.monotonic()
-        if self._housekeeping is None or now < self._tidies_at:
+        if self._housekeeping is None or now < self._maintenance_at:
             return
-        self._tidies_at = now + self._housekeeping
+        self._maintenance_at = now + self._housekeeping
         # Each in a transaction of its own: a consumer's role may do the first two alone.
-        for job in (self._reclaim, self._bury, self._prune, self._forget):
+        for job in (self._reclaim, self._dead_letter_exhausted, self._prune, self._purge_workers):
             try:
-                self._line.transaction(self._context(), job)
+                self._connection.transaction(self._context(), job)
             except Exception as error:
-                if not (transient(error) or sqlstate(error) == _DENIED):
+                if not (is_transient(error) or sqlstate(error) == _DENIED):
                     name = type(error).__name__
-                    log.warning("tidying up failed: %s", name, exc_info=unsaid(error))
+                    log.warning("tidying up failed: %s", name, exc_info=without_parameters(error))
                 else:
                     log.info("tidying up was not possible: %s", type(error).__name__)
 
     def _reclaim(self, session: Session, context: Context) -> None:
-        if store.tidying(session, context):
+        if store.try_housekeeping_lock(session, context):
             workers.reclaim(session, context, self._silent_for, None, holding=False)
 
-    def _bury(self, session: Session, context: Context) -> None:
-        if store.tidying(session, context):
+    def _dead_letter_exhausted(self, session: Session, context: Context) -> None:
+        if store.try_housekeeping_lock(session, context):
             for queue in self._queues:
-                with contextlib.suppress(QueueNotFound):  # the desk says so
-                    archive.bury(session, context, queue, _CHUNK)
+                with contextlib.suppress(QueueNotFound):  # the dispatcher says so
+                    archive.dead_letter_exhausted(session, context, queue, _CHUNK)
 
     def _prune(self, session: Session, context: Context) -> None:
-        if store.tidying(session, context):
+        if store.try_housekeeping_lock(session, context):
             archive.prune(session, context, None, None, _CHUNK)
 
-    def _forget(self, session: Session, context: Context) -> None:
-        if store.tidying(session, context):
+    def _purge_workers(self, session: Session, context: Context) -> None:
+        if store.try_housekeeping_lock(session, context):
             workers.purge(session, context, _WORKERS_KEPT)
 
-    def _say_goodbye(self) -> None:
+    def _mark_stopped(self) -> None:
         worker = self._context().worker
         # Twice: the connection may have been lost since it was last used.
         for _ in range(2 if worker is not None else 0):
             try:
-                self._line.once(self._context(), workers.set_status, worker or 0, "stopped")
+                self._connection.run_once(
+                    self._context(), workers.set_status, worker or 0, "stopped"
+                )
                 break
             except Exception as error:  # noqa: BLE001 - the row then shows its silence
                 log.info("worker %d was not noted as stopped: %s", worker, type(error).__name__)
-        self._line.close()
+        self._connection.close()

@@ -53,7 +53,7 @@ from typing import Any
 from ..decisions import Decision
 from ..errors import InvalidResult
 from ..retry import Backoff, Retry
-from .handlers import Unit
+from .handlers import Invocation
 
 __all__ = ["LOOKED_AT", "read"]
 
@@ -75,7 +75,7 @@ _ATOMS = frozenset({*_TEXTS, type(None), bool, int, float, complex})
 """Types whose instances need no look. Most values of a large result are of these."""
 
 
-def read(unit: Unit, result: Any) -> list[Any]:
+def read(unit: Invocation, result: Any) -> list[Any]:
     """Return what a handler returned for each of its messages.
 
     Args:
@@ -102,7 +102,7 @@ def read(unit: Unit, result: Any) -> list[Any]:
     return results
 
 
-def _by_delivery(unit: Unit, result: Any) -> list[Any]:
+def _by_delivery(unit: Invocation, result: Any) -> list[Any]:
     name = unit.handler.name
     if isinstance(result, Mapping):
         by_id = {getattr(key, "id", key): value for key, value in result.items()}

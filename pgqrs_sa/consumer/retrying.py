@@ -15,7 +15,7 @@ from sqlalchemy import exc
 
 from ..errors import ReadOnlyDatabase
 
-__all__ = ["patient", "sqlstate", "transient", "unsaid"]
+__all__ = ["is_transient", "retrying", "sqlstate", "without_parameters"]
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
@@ -47,7 +47,7 @@ def sqlstate(error: BaseException | None) -> str | None:
     return None
 
 
-def unsaid(error: BaseException) -> BaseException:
+def without_parameters(error: BaseException) -> BaseException:
     """Return an error that prints no parameters any more, so that it may be logged.
 
     Those of a statement that settles have the text of what handlers raised, and that may repeat
@@ -61,8 +61,8 @@ def unsaid(error: BaseException) -> BaseException:
     return error
 
 
-def transient(error: BaseException) -> bool:
-    """Return whether the same may succeed later, without anybody mending anything."""
+def is_transient(error: BaseException) -> bool:
+    """Return whether the same may succeed later, without anybody fixing anything."""
     if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
         return True
     if (code := sqlstate(error)) is not None:
@@ -79,7 +79,7 @@ def transient(error: BaseException) -> bool:
     )
 
 
-def patient(stopping: threading.Event, what: str, worker: int | None) -> tenacity.Retrying:
+def retrying(stopping: threading.Event, what: str, worker: int | None) -> tenacity.Retrying:
     """Return a retry that waits longer and longer, at random, until it works or all stops.
 
     Args:
@@ -99,7 +99,7 @@ def patient(stopping: threading.Event, what: str, worker: int | None) -> tenacit
         )
 
     return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(transient),
+        retry=tenacity.retry_if_exception(is_transient),
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=10),
         stop=tenacity.stop_when_event_set(stopping),
         sleep=tenacity.sleep_using_event(stopping),

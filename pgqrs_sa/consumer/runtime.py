@@ -1,6 +1,6 @@
 """One run of a consumer: its threads, from the first check to the last settlement.
 
-The same for threads and for asyncio. What differs is the crew: how a call of a handler is begun,
+The same for threads and for asyncio. What differs is the executor: how a call of a handler begins,
 and how one that is running is told to stop.
 """
 
@@ -21,43 +21,43 @@ from .._core import workers
 from ..errors import EventLoopLost
 from ..types import WorkerInfo
 from ..wakeup import local
-from .call_transactions import Calls
-from .connection import Line, Plug
-from .dispatcher import Desk
-from .disposition import Verdict
-from .events import Reporter
-from .handlers import Handler, Unit
-from .leases import Book, Held
-from .options import Settings, check_database, refuse_autocommit
-from .registration import register
-from .renewer import Keeper
-from .retrying import transient
-from .scheduler import Ready, Schedule
+from .call_transactions import CallTransactions
+from .connection import Connector, ConsumerConnection
+from .dispatcher import Dispatcher
+from .disposition import Disposition
+from .events import EventEmitter
+from .handlers import Handler, Invocation
+from .leases import Lease, LeaseTable
+from .options import ConsumerOptions, check_database, refuse_autocommit
+from .registration import register_worker
+from .renewer import LeaseRenewer
+from .retrying import is_transient
+from .scheduler import RunQueue, Scheduler
 
-__all__ = ["Crew", "GivenUp", "Outcome", "Runtime", "Waker"]
+__all__ = ["Executor", "RunResult", "Runtime", "StartAborted", "WakeupListener"]
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
-_LAST_WORDS = 5.0
+SETTLE_TIMEOUT = 5.0
 """Seconds that the last settlements may take once all handlers are done or given up."""
 
-_UNANSWERED = 2.0
+LOOP_SILENCE = 2.0
 """Seconds for which an event loop may be silent before nothing more is leased for it."""
 
-_GOODBYE = 1.0
+JOIN_TIMEOUT = 1.0
 """Seconds for what need not be said before a process ends, and for each way of ending a thread.
 
 With the last words that makes 11 seconds at the most: docs/reference/consumers.md says so."""
 
 
-class GivenUp(Exception):
+class StartAborted(Exception):
     """A run was told to stop before it had begun."""
 
 
-class Crew(Protocol):
+class Executor(Protocol):
     """Who calls the handlers."""
 
-    def begin(self, count: int) -> None:
+    def submit(self, count: int) -> None:
         """So much may be started: ask `Runtime.next_unit` until it returns None.
 
         Where that must not wait: `Runtime.next_ready`.
@@ -72,19 +72,19 @@ class Crew(Protocol):
         ...
 
     @property
-    def gone(self) -> bool:
+    def is_dead(self) -> bool:
         """Whether no call goes on either, while it is silent."""
         ...
 
-    def abandon(self, held: Sequence[Held]) -> None:
+    def abandon(self, held: Sequence[Lease]) -> None:
         """Tell the handlers of these messages to stop, if they can be told."""
 
-    def stack(self, held: Held) -> str | None:
+    def stack(self, held: Lease) -> str | None:
         """Return where the handler of a message is just now, or None if that is not known."""
         ...
 
 
-class Waker(Protocol):
+class WakeupListener(Protocol):
     """What tells of notifications: see `pgqrs_sa.wakeup.listener`."""
 
     def start(self) -> None:
@@ -94,7 +94,7 @@ class Waker(Protocol):
         """Stop listening."""
 
 
-class Outcome(NamedTuple):
+class RunResult(NamedTuple):
     """How a run ended."""
 
     clean: bool = True
@@ -113,56 +113,58 @@ class Runtime:
     Args:
         settings: Of the consumer.
         handlers: Those that work.
-        crew: Who calls them.
-        plug: Makes a connection for one of the threads here.
+        executor: Who calls them.
+        connector: Makes a connection for one of the threads here.
         listener: Makes what calls back when a notification comes, or None.
         until_empty: End when nothing is left to lease.
-        grace: Seconds that the crew needs for ending a call by itself when its time is over.
+        grace: Seconds that the executor needs for ending a call by itself when its time is over.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ConsumerOptions,
         handlers: Sequence[Handler],
-        crew: Crew,
-        plug: Callable[[], Plug],
+        executor: Executor,
+        connector: Callable[[], Connector],
         *,
-        listener: Callable[[Callable[[str | None], None]], Waker] | None,
+        listener: Callable[[Callable[[str | None], None]], WakeupListener] | None,
         until_empty: bool,
         grace: float,
     ) -> None:
         self.settings = settings
         self._handlers = tuple(handlers)
-        self._crew = crew
-        self._plug = plug
+        self._executor = executor
+        self._connector = connector
         self._make_listener = listener
         self._until_empty = until_empty
         self._grace = grace
         self._pid = os.getpid()
-        self._ready = Ready(settings.concurrency)
-        self._running: dict[int, Unit] = {}
+        self._run_queue = RunQueue(settings.concurrency)
+        self._running: dict[int, Invocation] = {}
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
-        self._hurry = threading.Event()  # no more waiting for a database that is not there
+        self._stop_waiting = threading.Event()  # no more waiting for a database that is not there
         self._draining = False
         self._paused = False
-        self._lost: EventLoopLost | None = None
+        self._loop_lost: EventLoopLost | None = None
         self._closing = threading.Lock()
         self._clean: bool | None = None
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
         self._cleanup: list[Callable[[], None]] = []
         self.context = settings.context()
-        self.book = Book()
-        self.calls = Calls()
-        self.reporter = Reporter(settings.hooks)
+        self.lease_table = LeaseTable()
+        self.call_transactions = CallTransactions()
+        self.events = EventEmitter(settings.hooks)
         self.worker: WorkerInfo | None = None
-        self._shortest = min((h.lease.total_seconds() for h in handlers if h.lease), default=30.0)
-        self._starting: Line | None = None
+        self._shortest_lease = min(
+            (h.lease.total_seconds() for h in handlers if h.lease), default=30.0
+        )
+        self._starting: ConsumerConnection | None = None
         # Added to the leases that the consumer asks for. A handler may lease from the same queue,
         # by the same worker and for as long, while the reply to such a lease is lost: by its exact
         # length `hand_back` then knows which was not the handler's.
-        self._mark = timedelta(microseconds=random.randint(1, 999))  # noqa: S311 - no secret
+        self._lease_jitter = timedelta(microseconds=random.randint(1, 999))  # noqa: S311 - no secret
 
     # ---------------------------------------------------------------------------- starting
 
@@ -172,12 +174,12 @@ class Runtime:
         Args:
             create: Create the declared queues that are missing.
         """
-        line = self._starting = self._line()
+        line = self._starting = self._connect()
         try:
-            leases = line.once(
+            leases = line.run_once(
                 self.context, check_database, self._handlers, self.settings.queues, create=create
             )
-            if line.commits_by_itself:
+            if line.is_autocommit:
                 refuse_autocommit(self._handlers)
             return leases
         finally:
@@ -186,84 +188,88 @@ class Runtime:
     def start(self) -> None:
         """Check, register, and begin to lease."""
         leases = self.check(create=True)
-        self._shortest = min(one.total_seconds() for one in leases.values())
-        waker = self._make_listener(self._nudge) if self._make_listener else None
-        if self._hurry.is_set():  # told to stop meanwhile: there is nothing to undo yet
-            raise GivenUp
-        line = self._starting = self._line()
+        self._shortest_lease = min(one.total_seconds() for one in leases.values())
+        waker = self._make_listener(self._wake) if self._make_listener else None
+        if self._stop_waiting.is_set():  # told to stop meanwhile: there is nothing to undo yet
+            raise StartAborted
+        line = self._starting = self._connect()
         try:
             worker = self._register(line)
-            if self._hurry.is_set():  # told to stop meanwhile
-                line.once(self.context, workers.set_status, worker.id, "stopped")
-                raise GivenUp
+            if self._stop_waiting.is_set():  # told to stop meanwhile
+                line.run_once(self.context, workers.set_status, worker.id, "stopped")
+                raise StartAborted
         finally:
             line.close()
-        schedule = Schedule(self.settings.concurrency, self.settings.poll_interval)
-        schedule.work_on(self._handlers)
-        self._desk_line, self._keeper_line = self._line(), self._line()
-        self.keeper = Keeper(
-            self._keeper_line,
+        schedule = Scheduler(self.settings.concurrency, self.settings.poll_interval)
+        schedule.add_handlers(self._handlers)
+        self._dispatcher_connection, self._renewer_connection = self._connect(), self._connect()
+        self.renewer = LeaseRenewer(
+            self._renewer_connection,
             lambda: self.context,
-            self.book,
-            self.reporter,
-            lambda: self._register(self._keeper_line),
-            lambda held, verdict: self.desk.settle(held.handler, [verdict]),
-            self._crew.abandon,
-            self._crew.stack,
+            self.lease_table,
+            self.events,
+            lambda: self._register(self._renewer_connection),
+            lambda held, disposition: self.dispatcher.settle(held.handler, [disposition]),
+            self._executor.abandon,
+            self._executor.stack,
             queues=list(leases),
             heartbeat=self.settings.heartbeat,
             grace=self._grace,
             housekeeping=self.settings.housekeeping,
             silent_for=max(60.0, 6 * self.settings.heartbeat),
-            longest_rest=min(1.0, self._shortest / 6),
+            max_idle=min(1.0, self._shortest_lease / 6),
         )
-        self.desk = Desk(
-            self._desk_line,
+        self.dispatcher = Dispatcher(
+            self._dispatcher_connection,
             lambda: self.context,
-            self.book,
+            self.lease_table,
             schedule,
-            {queue: lease + self._mark for queue, lease in leases.items()},
-            self.reporter,
-            self._begin,
-            self.keeper.lose,
-            self._crew.wake,
-            self.calls.end,
+            {queue: lease + self._lease_jitter for queue, lease in leases.items()},
+            self.events,
+            self._accept,
+            self.renewer.mark_lost,
+            self._executor.wake,
+            self.call_transactions.end,
             until_empty=self._until_empty,
             listening=self._make_listener is not None,
         )
-        self._cleanup.append(local.subscribe(self.desk.nudge))
+        self._cleanup.append(local.subscribe(self.dispatcher.wake))
         if waker is not None:
             waker.start()
             self._cleanup.append(waker.stop)
-        work = {"desk": self.desk.run, "keeper": self.keeper.run, "watch": self._keep_watch}
+        work = {
+            "dispatcher": self.dispatcher.run,
+            "renewer": self.renewer.run,
+            "watch": self._watch,
+        }
         for what, run in work.items():
             thread = threading.Thread(target=run, name=f"pgqrs-{what}", daemon=True)
             thread.start()
             self._threads.append(thread)
-        self.reporter.lives(worker)
+        self.events.heartbeat(worker)
 
-    def _keep_watch(self) -> None:
+    def _watch(self) -> None:
         # In a thread of its own: who has started the consumer may do something else meanwhile.
-        while not self._closed.wait(min(0.5, self._shortest / 6)):
-            for line in (self._desk_line, self._keeper_line):
-                line.watch()
-            self._watch_crew()
-            if unbegun := self.book.unbegun(time.monotonic()):
-                self._return_waiting(unbegun)
+        while not self._closed.wait(min(0.5, self._shortest_lease / 6)):
+            for line in (self._dispatcher_connection, self._renewer_connection):
+                line.abort_if_stuck()
+            self._check_executor()
+            if unbegun := self.lease_table.unstarted(time.monotonic()):
+                self._release_unstarted(unbegun)
             if self.fatal is not None:
-                self._end_by_itself()
+                self._shut_down()
 
-    def _watch_crew(self) -> None:
+    def _check_executor(self) -> None:
         """Hold no message for handlers that cannot be called."""
-        silent = self._crew.silent_for()
-        if silent > self._shortest and self._crew.gone and self._lost is None:
+        silent = self._executor.silent_for()
+        if silent > self._shortest_lease and self._executor.is_dead and self._loop_lost is None:
             what = "is closed" if silent == math.inf else f"has not run for {silent:.1f} s"
-            self._lost = EventLoopLost(
+            self._loop_lost = EventLoopLost(
                 f"the event loop that calls the handlers {what}: the consumer ends, and gives back "
                 f"what it holds (await consumer.stop() before the loop ends)"
             )
-            log.error("%s", self._lost, extra={"worker": self.context.worker})
-        paused = silent > min(_UNANSWERED, self._shortest / 2)
+            log.error("%s", self._loop_lost, extra={"worker": self.context.worker})
+        paused = silent > min(LOOP_SILENCE, self._shortest_lease / 2)
         if paused != self._paused and not self._draining:
             self._pause(paused=paused)
 
@@ -271,149 +277,155 @@ class Runtime:
         """Lease nothing while no handler can be called, and give back what is not begun."""
         with self._lock:
             self._paused = paused
-        self.desk.pause(paused=paused)
+        self.dispatcher.pause(paused=paused)
         if paused:
             log.warning(
                 "the event loop is blocked, or does not run: nothing is leased until it answers",
                 extra={"worker": self.context.worker},
             )
-            self._return_waiting()
+            self._release_unstarted()
         else:
             log.info("the event loop answers again", extra={"worker": self.context.worker})
 
-    def _end_by_itself(self) -> None:
+    def _shut_down(self) -> None:
         """End a run that cannot go on, as whoever has started it may not wait for that."""
         if self._closing.locked():
             return  # somebody does that
-        if self._lost is not None:
-            self._crew.abandon(self.book.all())  # should the loop run again
+        if self._loop_lost is not None:
+            self._executor.abandon(self.lease_table.all())  # should the loop run again
         self.drain()
         self.close(lambda: False)
 
-    def _line(self) -> Line:
+    def _connect(self) -> ConsumerConnection:
         # A call that takes as long as a short lease would let all of them run out.
-        return Line(self._plug(), self._hurry, deadline=max(2.0, min(self._shortest / 3, 15.0)))
+        return ConsumerConnection(
+            self._connector(),
+            self._stop_waiting,
+            deadline=max(2.0, min(self._shortest_lease / 3, 15.0)),
+        )
 
-    def _register(self, line: Line) -> WorkerInfo:
+    def _register(self, line: ConsumerConnection) -> WorkerInfo:
         """Register this start, or this consumer anew after it was taken for dead."""
         queues = [one.queue for one in self._handlers]
         name, version = self.settings.name, self.settings.version
-        self.worker = register(line, self.context, name, queues, version)
+        self.worker = register_worker(line, self.context, name, queues, version)
         self.context = replace(self.context, worker=self.worker.id)
-        self.reporter.worker = self.worker.id
+        self.events.worker = self.worker.id
         return self.worker
 
     # ----------------------------------------------------------------------------- working
 
-    def _nudge(self, queue: str | None) -> None:
-        self.desk.nudge(queue)
+    def _wake(self, queue: str | None) -> None:
+        self.dispatcher.wake(queue)
 
-    def _begin(self, units: Sequence[Unit]) -> None:
+    def _accept(self, units: Sequence[Invocation]) -> None:
         with self._lock:
             # What was leased while the consumer was told to stop goes back; what is acknowledged
             # already would be lost with that.
             stopped = self._draining or self._paused
             late = [one for one in units if stopped and one.handler.acknowledge != "first"]
             wanted = [one for one in units if one not in late] if late else units
-            self._ready.add(wanted)
-        self._give_back(late)
+            self._run_queue.add(wanted)
+        self._release(late)
         if wanted:
-            self._crew.begin(len(wanted))
+            self._executor.submit(len(wanted))
 
-    def _return_waiting(self, ids: Collection[int] | None = None) -> None:
+    def _release_unstarted(self, ids: Collection[int] | None = None) -> None:
         """Give back what has not been started, unless it is acknowledged already.
 
         Args:
             ids: Of the messages; None for all.
         """
-        back: list[Unit] = []
-        rest: list[Unit] = []
+        back: list[Invocation] = []
+        rest: list[Invocation] = []
         with self._lock:
-            for unit in self._ready.clear():
+            for unit in self._run_queue.clear():
                 asked = ids is None or any(one.id in ids for one in unit.deliveries)
                 returns = asked and unit.handler.acknowledge != "first"
                 (back if returns else rest).append(unit)
-            self._ready.add(rest)
-        self._give_back(back)
+            self._run_queue.add(rest)
+        self._release(back)
 
-    def _give_back(self, unstarted: Sequence[Unit]) -> None:
+    def _release(self, unstarted: Sequence[Invocation]) -> None:
         for unit in unstarted:
-            releases = [Verdict(one, "release") for one in unit.deliveries]
-            self.desk.finished(unit, releases, quietly=False)
+            releases = [Disposition(one, "release") for one in unit.deliveries]
+            self.dispatcher.finished(unit, releases, quiet=False)
 
-    def next_unit(self) -> Unit | None:
+    def next_invocation(self) -> Invocation | None:
         """Return what may be started now, for a caller that can wait: it may lease that first."""
-        while (unit := self.desk.help(self._claimed)) is not None:
-            if self._begun(unit):
+        while (unit := self.dispatcher.lead_or_claim(self._claim)) is not None:
+            if self._mark_started(unit):
                 return unit
         return None
 
-    def next_ready(self) -> Unit | None:
+    def next_ready_invocation(self) -> Invocation | None:
         """Return what may be started now, if it has been leased already."""
-        while (unit := self._claimed()) is not None:
-            if self._begun(unit):
+        while (unit := self._claim()) is not None:
+            if self._mark_started(unit):
                 return unit
         return None
 
-    def _claimed(self) -> Unit | None:
+    def _claim(self) -> Invocation | None:
         """Return what may be started, which is then the caller's."""
         with self._lock:
-            unit = self._ready.take()
+            unit = self._run_queue.take()
             if unit is not None:
                 self._running[unit.number] = unit
         return unit
 
-    def _begun(self, unit: Unit) -> bool:
+    def _mark_started(self, unit: Invocation) -> bool:
         """Note that a call begins, and its timeout; False if its lease is not held any more."""
-        if unit.handler.acknowledge == "first" or self.book.start(
+        if unit.handler.acknowledge == "first" or self.lease_table.mark_started(
             unit.deliveries, threading.get_ident()
         ):
-            self.reporter.started(unit)
+            self.events.started(unit)
             return True
         # Waited for too long in this process: whoever has it now does the work.
-        self.finished(unit, [Verdict(one, "release") for one in unit.deliveries])
+        self.finished(unit, [Disposition(one, "release") for one in unit.deliveries])
         return False
 
-    def finished(self, unit: Unit, verdicts: Sequence[Verdict], *, quietly: bool = False) -> None:
+    def finished(
+        self, unit: Invocation, dispositions: Sequence[Disposition], *, quiet: bool = False
+    ) -> None:
         """Note how a call ended, and settle what its own transaction has not.
 
         Args:
             unit: What it worked on.
-            verdicts: What becomes of each message.
-            quietly: The caller asks for `next_unit` now, so that nobody has to be woken.
+            dispositions: What becomes of each message.
+            quiet: The caller asks for `next_unit` now, so that nobody has to be woken.
         """
-        self.book.settling(unit.deliveries)
-        for one in verdicts:
-            if one.settled or one.kind == "keep":
+        self.lease_table.mark_settling(unit.deliveries)
+        for one in dispositions:
+            if one.settled or one.action == "keep":
                 self._report(unit, one)
-        left = [v for v in verdicts if not (v.settled or v.kind == "keep")]
-        self.desk.finished(unit, left, quietly=quietly)
+        left = [v for v in dispositions if not (v.settled or v.action == "keep")]
+        self.dispatcher.finished(unit, left, quiet=quiet)
         with self._lock:
             self._running.pop(unit.number, None)
-            self._ready.finished(unit)
+            self._run_queue.finished(unit)
             if self._draining and not self._running:
                 self._idle.notify_all()
 
-    def _report(self, unit: Unit, verdict: Verdict) -> None:
-        if verdict.settled:
-            for held in self.book.remove([verdict.delivery]):
-                self.reporter.settled(unit.handler, verdict, verdict.word, held.started_at)
+    def _report(self, unit: Invocation, disposition: Disposition) -> None:
+        if disposition.settled:
+            for held in self.lease_table.remove([disposition.delivery]):
+                self.events.settled(unit.handler, disposition, disposition.outcome, held.started_at)
         elif unit.handler.acknowledge == "manual":
-            self.book.leave([verdict.delivery])
-        elif verdict.error is None:
-            self.reporter.settled(unit.handler, verdict, "archived", None)
+            self.lease_table.hand_over([disposition.delivery])
+        elif disposition.error is None:
+            self.events.settled(unit.handler, disposition, "archived", None)
         else:
             log.warning(
                 "message %d of %s failed after its acknowledgement: %s",
-                verdict.delivery.id,
-                verdict.delivery.queue,
-                type(verdict.error).__name__,
-                exc_info=verdict.error,
+                disposition.delivery.id,
+                disposition.delivery.queue,
+                type(disposition.error).__name__,
+                exc_info=disposition.error,
                 extra={
-                    "queue": verdict.delivery.queue,
-                    "msg_id": verdict.delivery.id,
-                    "attempt": verdict.delivery.read_ct,
-                    "worker": self.reporter.worker,
+                    "queue": disposition.delivery.queue,
+                    "msg_id": disposition.delivery.id,
+                    "attempt": disposition.delivery.read_ct,
+                    "worker": self.events.worker,
                 },
             )
 
@@ -422,15 +434,15 @@ class Runtime:
     @property
     def fatal(self) -> BaseException | None:
         """An error that ends the run, if there is one."""
-        if self._lost is not None:
-            return self._lost
-        return None if self._unreachable else self.desk.fatal or self.keeper.fatal
+        if self._loop_lost is not None:
+            return self._loop_lost
+        return None if self._unreachable else self.dispatcher.fatal or self.renewer.fatal
 
     @property
     def _unreachable(self) -> bool:
         """True when the last words could not be said: the leases run out by themselves."""
-        errors = [one for one in (self.desk.fatal, self.keeper.fatal) if one is not None]
-        return self._hurry.is_set() and all(map(transient, errors))
+        errors = [one for one in (self.dispatcher.fatal, self.renewer.fatal) if one is not None]
+        return self._stop_waiting.is_set() and all(map(is_transient, errors))
 
     @property
     def stopping(self) -> bool:
@@ -440,8 +452,8 @@ class Runtime:
     @property
     def over(self) -> bool:
         """True when there is nothing left to wait for: drained, or broken."""
-        ended = self.desk.ended.is_set() or self.keeper.fatal is not None
-        return ended or self._lost is not None
+        ended = self.dispatcher.ended.is_set() or self.renewer.fatal is not None
+        return ended or self._loop_lost is not None
 
     @property
     def closed(self) -> bool:
@@ -451,7 +463,7 @@ class Runtime:
     @property
     def waiting(self) -> bool:
         """True when something is leased that has not been started."""
-        return self._ready.waiting > 0
+        return self._run_queue.waiting > 0
 
     @property
     def busy(self) -> int:
@@ -463,34 +475,36 @@ class Runtime:
         if self._draining:
             return
         self._draining = True
-        self.desk.stop_leasing()
-        self._return_waiting()
+        self.dispatcher.stop_leasing()
+        self._release_unstarted()
 
     @property
     def idle(self) -> bool:
         """True when nothing runs, and nothing will, once it drains."""
-        return self.desk.resting.is_set() and not (self._running or self._ready.waiting)
+        return self.dispatcher.stopped_leasing.is_set() and not (
+            self._running or self._run_queue.waiting
+        )
 
     def wait_idle(self, seconds: float) -> bool:
         """Wait until no call is running; False when some are, after so many seconds."""
         end = time.monotonic() + seconds
-        self.desk.resting.wait(max(0.0, seconds))
+        self.dispatcher.stopped_leasing.wait(max(0.0, seconds))
         with self._idle:
             return self._idle.wait_for(lambda: self.idle, max(0.0, end - time.monotonic()))
 
     @property
-    def given_up(self) -> bool:
+    def aborted(self) -> bool:
         """True once no database is waited for any more."""
-        return self._hurry.is_set()
+        return self._stop_waiting.is_set()
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """Wait for no database any more: of a run that starts, which then raises."""
-        self._hurry.set()
+        self._stop_waiting.set()
 
-    def cut_start(self) -> None:
+    def abort_start(self) -> None:
         """End a call of a run that starts, because the database does not answer."""
         if self._starting is not None:
-            self._starting.cut()
+            self._starting.abort()
 
     def close(self, hurried: Callable[[], bool]) -> bool:
         """Settle what is left, hand unfinished leases back uncharged, and end the threads.
@@ -514,28 +528,30 @@ class Runtime:
         with self._lock:
             unfinished = list(self._running.values())
         for unit in unfinished:
-            held = self.book.give_up(unit.deliveries)
-            self.desk.settle(unit.handler, [Verdict(delivery, "release") for delivery in held])
-        self.desk.close()
-        self._join(self._threads[0], lambda: self.desk.left > 0 and not hurried())
-        self.keeper.close()
+            held = self.lease_table.abandon(unit.deliveries)
+            self.dispatcher.settle(
+                unit.handler, [Disposition(delivery, "release") for delivery in held]
+            )
+        self.dispatcher.close()
+        self._join(self._threads[0], lambda: self.dispatcher.unsettled > 0 and not hurried())
+        self.renewer.close()
         self._join(self._threads[1], lambda: False)
         self._closed.set()
-        return not (unfinished or self.desk.left)
+        return not (unfinished or self.dispatcher.unsettled)
 
     def _join(self, thread: threading.Thread, patient: Callable[[], bool]) -> None:
         began = time.monotonic()
         while thread.is_alive():
             thread.join(0.05)
-            if time.monotonic() - began > (_LAST_WORDS if patient() else _GOODBYE):
+            if time.monotonic() - began > (SETTLE_TIMEOUT if patient() else JOIN_TIMEOUT):
                 break
         if thread.is_alive():
-            self._hurry.set()
-            thread.join(_GOODBYE)
+            self._stop_waiting.set()
+            thread.join(JOIN_TIMEOUT)
         if thread.is_alive():
-            for line in (self._desk_line, self._keeper_line):
-                line.cut()
-            thread.join(_GOODBYE)
+            for line in (self._dispatcher_connection, self._renewer_connection):
+                line.abort()
+            thread.join(JOIN_TIMEOUT)
         if thread.is_alive():
             log.warning("%s hangs: its leases run out by themselves", thread.name)
 

@@ -14,16 +14,16 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..types import Delivery
-from .handlers import Handler, Unit
+from .handlers import Handler, Invocation
 
-__all__ = ["Look", "Ready", "Rest", "Schedule", "Take", "units"]
+__all__ = ["CheckQueues", "Fetch", "RunQueue", "Scheduler", "Wait", "invocations"]
 
 _SOON = 0.02
 """Seconds after which an empty queue is asked again first; it doubles up to the poll interval."""
 
 
 @dataclass(frozen=True, slots=True)
-class Take:
+class Fetch:
     """Lease up to ``limit`` messages of this handler's queue now."""
 
     handler: Handler
@@ -31,21 +31,21 @@ class Take:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class CheckQueues:
     """Find out which of these queues have something now: they had nothing the last time."""
 
     queues: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
+class Wait:
     """Nothing to lease for so many seconds, unless something happens."""
 
     seconds: float
 
 
 @dataclass(slots=True)
-class _Source:
+class _QueueState:
     handler: Handler
     in_hand: int = 0
     due: float = 0.0
@@ -75,7 +75,7 @@ class _Source:
 
 
 @dataclass(slots=True)
-class Schedule:
+class Scheduler:
     """Which queue is asked next: weighted, polled with jitter, never beyond what may run.
 
     A queue that had nothing is idle, and is looked at together with all others that are: one
@@ -91,36 +91,36 @@ class Schedule:
     slots: int
     poll_interval: float
     jitter: Callable[[], float] = random.random
-    _sources: dict[str, _Source] = field(default_factory=dict)
+    _queues: dict[str, _QueueState] = field(default_factory=dict)
 
-    def work_on(self, handlers: Iterable[Handler]) -> None:
+    def add_handlers(self, handlers: Iterable[Handler]) -> None:
         """Ask for the messages of these handlers."""
-        self._sources = {one.queue: _Source(one) for one in handlers}
+        self._queues = {one.queue: _QueueState(one) for one in handlers}
 
-    def next(self, now: float) -> Take | Look | Rest:
+    def next(self, now: float) -> Fetch | CheckQueues | Wait:
         """Return what to do now."""
         rooms = self._open()
         due = [one for one, _ in rooms if one.due <= now]
         if any(one.idle for one in due):
-            return Look(tuple(one.handler.queue for one, _ in rooms if one.idle))
+            return CheckQueues(tuple(one.handler.queue for one, _ in rooms if one.idle))
         if not due:
-            return Rest(self._rest(rooms, now))
+            return Wait(self._idle_time(rooms, now))
         chosen = self._fairest(due)
-        return Take(chosen.handler, next(room for one, room in rooms if one is chosen))
+        return Fetch(chosen.handler, next(room for one, room in rooms if one is chosen))
 
-    def rest(self, now: float) -> float:
+    def idle_time(self, now: float) -> float:
         """Return for how many seconds there is nothing to lease, unless something happens."""
-        return self._rest(self._open(), now)
+        return self._idle_time(self._open(), now)
 
-    def _rest(self, rooms: Sequence[tuple[_Source, int]], now: float) -> float:
+    def _idle_time(self, rooms: Sequence[tuple[_QueueState, int]], now: float) -> float:
         return max(0.0, min((one.due - now for one, _ in rooms), default=self.poll_interval))
 
-    def _open(self) -> list[tuple[_Source, int]]:
+    def _open(self) -> list[tuple[_QueueState, int]]:
         """Return the sources that may have more messages, and how many."""
-        calls = sum(one.calls for one in self._sources.values())
-        stores = sum(one.handler.prefetch > 0 for one in self._sources.values())
+        calls = sum(one.calls for one in self._queues.values())
+        stores = sum(one.handler.prefetch > 0 for one in self._queues.values())
         found = []
-        for one in self._sources.values():
+        for one in self._queues.values():
             # One that has a store ahead always has enough for all calls: the others may then have
             # one that waits for its turn, or they would never get any.
             least = 1 if stores > (one.handler.prefetch > 0) else 0
@@ -131,7 +131,7 @@ class Schedule:
         return found
 
     @staticmethod
-    def _fairest(due: list[_Source]) -> _Source:
+    def _fairest(due: list[_QueueState]) -> _QueueState:
         """Smooth weighted round robin: each gets its share, and none waits for long."""
         for one in due:
             one.credit += one.handler.weight
@@ -139,27 +139,27 @@ class Schedule:
         chosen.credit -= sum(one.handler.weight for one in due)
         return chosen
 
-    def took(self, queue: str, asked: int, got: int, now: float) -> None:
+    def record_fetch(self, queue: str, asked: int, got: int, now: float) -> None:
         """Note what a lease brought."""
-        source = self._sources[queue]
+        source = self._queues[queue]
         source.in_hand += got
         if not got:
             source.found_nothing(now, self._move(), self.poll_interval)
             return
-        for one in self._sources.values():
+        for one in self._queues.values():
             one.empty = False  # a handler may enqueue for any of them
         source.idle = False
         source.idle_since = None
         source.wait = _SOON
         source.due = now if got == asked else now + self._soon()
 
-    def looked(self, queues: Iterable[str], ready: Collection[str], now: float) -> None:
+    def record_check(self, queues: Iterable[str], ready: Collection[str], now: float) -> None:
         """Note which of the queues that were looked at have something.
 
         The others are due again together, so that the next look is one as well.
         """
         move = self._move()
-        for source in filter(None, map(self._sources.get, queues)):
+        for source in filter(None, map(self._queues.get, queues)):
             if source.handler.queue in ready:
                 source.idle = source.empty = False
                 source.due = 0.0
@@ -168,52 +168,52 @@ class Schedule:
 
     def finished(self, queue: str, count: int) -> None:
         """Note that a call has ended that had so many messages."""
-        if (source := self._sources.get(queue)) is not None:
+        if (source := self._queues.get(queue)) is not None:
             source.in_hand -= count
 
-    def nudge(self, queue: str | None) -> None:
+    def wake(self, queue: str | None) -> None:
         """Ask a queue (or all of them) again at once: there may be something.
 
         A queue that is named is leased from without a look.
         """
-        for one in self._sources.values():
+        for one in self._queues.values():
             if queue in (None, one.handler.queue):
                 one.due = 0.0
                 one.wait = _SOON
                 one.empty = False
                 one.idle = one.idle and queue is None
 
-    def look_again(self, now: float) -> None:
+    def check_again(self, now: float) -> None:
         """Ask all queues again soon: there is something that could not be taken."""
         due = now + self._soon()
-        for one in self._sources.values():
+        for one in self._queues.values():
             one.due = due
             one.empty = False
 
-    def drop(self, queue: str) -> None:
+    def remove(self, queue: str) -> None:
         """Ask a queue no more."""
-        self._sources.pop(queue, None)
+        self._queues.pop(queue, None)
 
     def idle_for(self, now: float) -> float:
         """For how many seconds no queue has had anything."""
-        since = [one.idle_since for one in self._sources.values()]
+        since = [one.idle_since for one in self._queues.values()]
         known = [one for one in since if one is not None]
         return now - max(known) if known and len(known) == len(since) else 0.0
 
     @property
     def queues(self) -> list[str]:
         """The queues that are asked."""
-        return list(self._sources)
+        return list(self._queues)
 
     @property
     def drained(self) -> bool:
         """True when every queue was empty the last time, and nothing is in hand."""
-        return all(one.empty and one.in_hand == 0 for one in self._sources.values())
+        return all(one.empty and one.in_hand == 0 for one in self._queues.values())
 
     @property
     def in_hand(self) -> int:
         """How many messages are leased and not worked off."""
-        return sum(one.in_hand for one in self._sources.values())
+        return sum(one.in_hand for one in self._queues.values())
 
     def _soon(self) -> float:
         return min(_SOON, self.poll_interval) * self._move()
@@ -223,19 +223,19 @@ class Schedule:
 
 
 @dataclass(slots=True)
-class Ready:
+class RunQueue:
     """Leased and not started yet, in order; each handler runs as often as it may."""
 
     slots: int
-    _waiting: deque[Unit] = field(default_factory=deque)
+    _waiting: deque[Invocation] = field(default_factory=deque)
     _running: Counter[str] = field(default_factory=Counter)
     _calls: int = 0
 
-    def add(self, units: Iterable[Unit]) -> None:
+    def add(self, invocations: Iterable[Invocation]) -> None:
         """Take in what was leased."""
-        self._waiting.extend(units)
+        self._waiting.extend(invocations)
 
-    def take(self) -> Unit | None:
+    def take(self) -> Invocation | None:
         """Return the first that may run now, if there is one: it counts as running from here."""
         if self._calls >= self.slots:
             return None
@@ -247,7 +247,7 @@ class Ready:
                 return unit
         return None
 
-    def finished(self, unit: Unit) -> None:
+    def finished(self, unit: Invocation) -> None:
         """Note that a call has ended."""
         self._running[unit.handler.queue] -= 1
         self._calls -= 1
@@ -257,17 +257,17 @@ class Ready:
         """How many have not been started."""
         return len(self._waiting)
 
-    def clear(self) -> list[Unit]:
+    def clear(self) -> list[Invocation]:
         """Return what was not started, and forget it."""
         left = list(self._waiting)
         self._waiting.clear()
         return left
 
 
-def units(handler: Handler, deliveries: Sequence[Delivery]) -> list[Unit]:
+def invocations(handler: Handler, deliveries: Sequence[Delivery]) -> list[Invocation]:
     """Cut what was leased into what single calls get."""
     size = handler.batch
     return [
-        Unit(handler, tuple(deliveries[start : start + size]))
+        Invocation(handler, tuple(deliveries[start : start + size]))
         for start in range(0, len(deliveries), size)
     ]

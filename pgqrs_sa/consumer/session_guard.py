@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session
 from ..errors import TransactionRefused
 from .handlers import Handler
 
-__all__ = ["kept_open"]
+__all__ = ["forbid_commit"]
 
 
 @contextmanager
-def kept_open(session: Session, handler: Handler) -> Iterator[None]:
+def forbid_commit(session: Session, handler: Handler) -> Iterator[None]:
     """Refuse the commit, rollback and close of a session while its handler is called.
 
     A commit would keep what the handler wrote although the message is not settled, and the next

@@ -14,10 +14,10 @@ from .._core.sessions import registry_of
 from ..errors import InvalidArgument
 from .call_context import scope_of
 
-__all__ = ["engine_of", "factory_of", "maker_of", "opened", "refuse_elsewhere"]
+__all__ = ["engine_of", "factory_of", "open_session", "refuse_elsewhere", "sessionmaker_for"]
 
 
-def maker_of(given: Any, consumer: str, *, asynchronous: bool) -> Any:
+def sessionmaker_for(given: Any, consumer: str, *, asynchronous: bool) -> Any:
     """Return what makes the session of one call: a context manager, which also ends it.
 
     Args:
@@ -104,7 +104,7 @@ class _InScope:
         return self._session
 
 
-def opened(made: Any, *, asynchronous: bool) -> Any:
+def open_session(made: Any, *, asynchronous: bool) -> Any:
     """Return what a maker of sessions has returned, unless it is one of the other kind."""
     if asynchronous != hasattr(made, "sync_session"):
         raise InvalidArgument(_WRONG_KIND[asynchronous])

@@ -34,12 +34,12 @@ from ..types import Delivery
 from .forking import end_child
 from .payloads import Convert, converter
 
-__all__ = ["Call", "MisfitsError", "inspect_handler"]
+__all__ = ["DecodeErrors", "HandlerSignature", "inspect_handler"]
 
 _NAMED = {"session": "session", "delivery": "delivery", "deliveries": "delivery"}
 
 
-class MisfitsError(Exception):
+class DecodeErrors(Exception):
     """Messages of a batch that are not what its handler takes, which is then not called.
 
     Attributes:
@@ -52,7 +52,7 @@ class MisfitsError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class HandlerSignature:
     """How to call a handler.
 
     Attributes:
@@ -131,7 +131,7 @@ class Call:
             except PayloadError as error:
                 misfits[delivery.id] = error
         if misfits:
-            raise MisfitsError(misfits)
+            raise DecodeErrors(misfits)
         return payloads
 
 
@@ -141,7 +141,7 @@ def inspect_handler(
     many: bool,
     payload: Any = None,
     asynchronous: bool = True,
-) -> Call:
+) -> HandlerSignature:
     """Read what a handler wants.
 
     Args:
@@ -179,7 +179,7 @@ def inspect_handler(
         parameters.append((one.name, kind))
     if payload is not None and convert is None:
         raise InvalidArgument(f"{name} has payload={payload!r}, but no parameter to put it in")
-    return Call(function, tuple(parameters), convert, many, is_async)
+    return HandlerSignature(function, tuple(parameters), convert, many, is_async)
 
 
 def _read(function: Any, name: str) -> tuple[inspect.Signature, dict[str, Any]]:

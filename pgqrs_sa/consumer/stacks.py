@@ -8,7 +8,7 @@ import traceback
 from types import FrameType, TracebackType
 from typing import Any
 
-from .disposition import OURS
+from .disposition import PACKAGE
 
 __all__ = ["of_task", "of_thread", "of_traceback"]
 
@@ -55,6 +55,6 @@ def _attribute(awaited: Any, name: str) -> Any:
 
 
 def _text(frames: traceback.StackSummary) -> str:
-    ours = [place for place, frame in enumerate(frames) if frame.filename.startswith(OURS)]
+    ours = [place for place, frame in enumerate(frames) if frame.filename.startswith(PACKAGE)]
     # What lies below the last frame of the runtime is the handler's.
     return "".join(traceback.format_list(frames[max(ours, default=-1) + 1 :][-_MOST:]))

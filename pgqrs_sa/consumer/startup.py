@@ -10,9 +10,9 @@ import threading
 
 from .runtime import Runtime
 
-__all__ = ["PATIENCE", "Start"]
+__all__ = ["START_GRACE", "Startup"]
 
-PATIENCE = 4.0
+START_GRACE = 4.0
 """Seconds that a start may take to end once it was given up; then its thread is left alone."""
 
 _BY_ITSELF = 3.0
@@ -20,7 +20,7 @@ _BY_ITSELF = 3.0
 that nobody stops: the row may have been committed, and its id is not known."""
 
 
-class Start:
+class Startup:
     """The start of a run, from now on."""
 
     def __init__(self, runtime: Runtime) -> None:
@@ -29,7 +29,7 @@ class Start:
         self._over = threading.Event()
         self._unwanted = False
         self._lock = threading.Lock()
-        self._cut = threading.Timer(_BY_ITSELF, runtime.cut_start)
+        self._cut = threading.Timer(_BY_ITSELF, runtime.abort_start)
         self._cut.daemon = True
         threading.Thread(target=self._run, name="pgqrs-start", daemon=True).start()
 
@@ -53,16 +53,16 @@ class Start:
         return self._over.wait(seconds)
 
     @property
-    def given_up(self) -> bool:
+    def aborted(self) -> bool:
         """Whether it was given up."""
-        return self._runtime.given_up
+        return self._runtime.aborted
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """Let it end soon, without a run, unless that has begun already."""
         with self._lock:
             first = not (self._unwanted or self._over.is_set())
             self._unwanted = self._unwanted or first
-        self._runtime.give_up()
+        self._runtime.abort()
         if first:
             self._cut.start()
 
@@ -73,6 +73,6 @@ class Start:
         """
         if self._unwanted:
             return False
-        if self._error is not None and not self._runtime.given_up:
+        if self._error is not None and not self._runtime.aborted:
             raise self._error
         return self._error is None

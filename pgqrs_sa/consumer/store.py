@@ -15,7 +15,7 @@ from typing import Any, Literal
 from sqlalchemy.orm import Session
 
 from .._core import cursors, settle
-from .._core.context import Context, run
+from .._core.context import Context, execute
 from .._core.lease import decodable, in_order
 from .._core.lease import deliveries as deliveries_of
 from .._core.sql import consume as statements
@@ -25,27 +25,27 @@ from ..errors import ReadOnlyDatabase
 from ..types import Delivery
 
 __all__ = [
-    "Fate",
-    "Findings",
-    "Turn",
-    "Unanswered",
-    "fates",
-    "hand_back",
-    "hold",
-    "look",
-    "look_around",
+    "QueueCheck",
+    "SettledAndLeased",
+    "SettledStatus",
+    "UnansweredLease",
+    "check_queues",
+    "lock_messages",
+    "lookup_status",
+    "release_unanswered",
     "renew",
-    "tidying",
-    "turn",
+    "server_info",
+    "settle_and_lease",
+    "try_housekeeping_lock",
 ]
 
-Fate = Literal["archived", "dead", "discarded", "busy", "lost"]
+SettledStatus = Literal["archived", "dead", "discarded", "busy", "lost"]
 """What became of a delivery that could not be settled: it is settled already, as this; its row is
 locked just now; or somebody else has it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class SettledAndLeased:
     """What one turn brought.
 
     Attributes:
@@ -60,7 +60,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Unanswered:
+class UnansweredLease:
     """A turn whose reply was lost: it may have leased messages that nobody knows of.
 
     Attributes:
@@ -79,7 +79,7 @@ class Unanswered:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class QueueCheck:
     """What a look at some queues has found.
 
     Attributes:
@@ -93,7 +93,7 @@ class Findings:
     missing: frozenset[str]
 
 
-def turn(
+def settle_and_lease(
     session: Session,
     context: Context,
     done: Sequence[Delivery],
@@ -101,7 +101,7 @@ def turn(
     limit: int,
     lease: timedelta,
     attempts: int | None,
-) -> Turn:
+) -> SettledAndLeased:
     """Archive what is done, and lease up to ``limit`` messages of a queue, in one statement."""
     values = {
         **settle.fence(done),
@@ -111,17 +111,17 @@ def turn(
         "worker": context.worker,
         "attempts": attempts,
     }
-    statement = statements.turn(context.models)
-    taking = cursors.Taking(session, context, statement, values)
-    rows = run(session, context, statement, values | taking.binds()).all()
+    statement = statements.settle_and_lease(context.models)
+    taking = cursors.CursorUse(session, context, statement, values)
+    rows = execute(session, context, statement, values | taking.binds()).all()
     taken = in_order(row for row in rows if row.id is not None)
     (settled,) = (row.settled for row in rows if row.id is None)
-    if not taking.took(taken):
+    if not taking.record(taken):
         beginning = leasing.dequeue(context.models, by_worker=True)
-        taken = in_order(run(session, context, beginning, values | taking.binds()))
-        taking.took(taken)
+        taken = in_order(execute(session, context, beginning, values | taking.binds()))
+        taking.record(taken)
     found = deliveries_of(context, queue, taken, context.worker)
-    return Turn(frozenset(settled or ()), *decodable(session, context, found))
+    return SettledAndLeased(frozenset(settled or ()), *decodable(session, context, found))
 
 
 def renew(
@@ -130,42 +130,44 @@ def renew(
     """Let leases run out ``lease`` from now; return the ids for which that was possible."""
     values = settle.fence(held, required=0, lease=lease)
     statement = settling.extend(context.models, skip_locked=True)
-    return frozenset(row.id for row in run(session, context, statement, values))
+    return frozenset(row.id for row in execute(session, context, statement, values))
 
 
-def fates(session: Session, context: Context, deliveries: Sequence[Delivery]) -> dict[int, Fate]:
+def lookup_status(
+    session: Session, context: Context, deliveries: Sequence[Delivery]
+) -> dict[int, SettledStatus]:
     """Say what became of deliveries that were just not settled.
 
     A row in the archive with the delivery's own fencing token is the delivery's own work, the
     reply to whose COMMIT was lost on the way; or, when it is dead, that of whoever buried it.
     """
     values = {"ids": [one.id for one in deliveries]}
-    rows = run(session, context, settling.whereabouts(context.models), values).all()
+    rows = execute(session, context, settling.whereabouts(context.models), values).all()
     by_id: dict[int, list[Any]] = {}
     for row in rows:
         by_id.setdefault(row.id, []).append(row)
-    return {one.id: _fate(one, by_id.get(one.id, ())) for one in deliveries}
+    return {one.id: _status(one, by_id.get(one.id, ())) for one in deliveries}
 
 
-def _fate(delivery: Delivery, rows: Iterable[Any]) -> Fate:
+def _status(delivery: Delivery, rows: Iterable[Any]) -> SettledStatus:
     for row in rows:
         if row.fencing_token == delivery.fencing_token:
-            fate: Fate = "busy" if row.held else row.state if row.settled else "lost"
+            fate: SettledStatus = "busy" if row.held else row.state if row.settled else "lost"
             return fate
     return "lost"
 
 
-def look(session: Session, context: Context, queues: Sequence[str]) -> Findings:
+def check_queues(session: Session, context: Context, queues: Sequence[str]) -> QueueCheck:
     """Return which of these queues have something for this worker, in one statement."""
     values = {"queues": list(queues), "worker": context.worker}
     found: dict[str, set[str]] = {"ready": set(), "exhausted": set(), "missing": set()}
-    for row in run(session, context, statements.look(context.models), values):
+    for row in execute(session, context, statements.check_queues(context.models), values):
         found[row.found].add(row.queue)
-    return Findings(**{what: frozenset(names) for what, names in found.items()})
+    return QueueCheck(**{what: frozenset(names) for what, names in found.items()})
 
 
-def hand_back(
-    session: Session, context: Context, turns: Sequence[Unanswered], known: Iterable[int]
+def release_unanswered(
+    session: Session, context: Context, turns: Sequence[UnansweredLease], known: Iterable[int]
 ) -> int:
     """Give back what turns have leased whose replies were lost; return how many messages.
 
@@ -177,7 +179,7 @@ def hand_back(
     """
     listed, count = sorted(known), 0
     sent = time.monotonic()
-    at: datetime = run(session, context, statements.clock()).scalar_one()
+    at: datetime = execute(session, context, statements.clock()).scalar_one()
     told = time.monotonic()
     for unanswered in turns:
         values = {
@@ -190,33 +192,39 @@ def hand_back(
             "until": at - timedelta(seconds=sent - unanswered.until),
             "known": listed,
         }
-        count += len(run(session, context, statements.hand_back(context.models), values).all())
+        count += len(
+            execute(session, context, statements.release_unanswered(context.models), values).all()
+        )
     return count
 
 
-def hold(session: Session, context: Context, deliveries: Sequence[Delivery]) -> None:
+def lock_messages(session: Session, context: Context, deliveries: Sequence[Delivery]) -> None:
     """Lock deliveries until the transaction ends, or raise `LeaseLost`.
 
     For transactions that keep one snapshot (REPEATABLE READ, SERIALIZABLE): there a renewal by
     another transaction would make the acknowledgement fail. A locked message needs no renewal.
     """
     values = settle.fence(deliveries)
-    if len(run(session, context, statements.hold(context.models), values).all()) < len(deliveries):
+    if len(execute(session, context, statements.lock_messages(context.models), values).all()) < len(
+        deliveries
+    ):
         raise settle.lease_lost(session, context, deliveries)
 
 
-def tidying(session: Session, context: Context) -> bool:
+def try_housekeeping_lock(session: Session, context: Context) -> bool:
     """Return whether this transaction is the one that tidies up now."""
-    return bool(run(session, context, statements.house_free(context.models)).scalar_one())
+    return bool(
+        execute(session, context, statements.try_housekeeping_lock(context.models)).scalar_one()
+    )
 
 
-def look_around(session: Session, context: Context) -> str:
+def server_info(session: Session, context: Context) -> str:
     """Return the server's default isolation level, or raise if nothing can be leased there.
 
     Raises:
         ReadOnlyDatabase: a standby, or a database that is set to read only.
     """
-    row = run(session, context, statements.surroundings()).one()
+    row = execute(session, context, statements.server_info()).one()
     if row.read_only:  # as every transaction of a standby is
         raise ReadOnlyDatabase(standby=row.standby)
     isolation: str = row.isolation

@@ -27,16 +27,16 @@ from . import stacks
 from .base import BaseConsumer
 from .call_context import CallContext, call_context_of, check_scopes_of_tasks, refuse_suppression
 from .call_transactions import CallTransaction
-from .connection import AsyncPlug
-from .disposition import Verdict
-from .handlers import Unit
+from .connection import AsyncConnector
+from .disposition import Disposition
+from .handlers import Invocation
 from .invocation import FORGIVEN, after_error, after_return, begin, commit_within, is_fatal
-from .leases import Held
+from .leases import Lease
 from .options import check_pool
-from .runtime import Outcome, Runtime
-from .session_guard import kept_open
+from .runtime import RunResult, Runtime
+from .session_guard import forbid_commit
 from .sessions import refuse_elsewhere
-from .startup import PATIENCE, Start
+from .startup import START_GRACE, Startup
 
 __all__ = ["AsyncConsumer"]
 
@@ -65,14 +65,14 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
 
     def _prepare(self) -> None:
         self._run: _Run | None = None
-        self._ending: asyncio.Task[Outcome] | None = None
-        self._outcome = Outcome()
+        self._ending: asyncio.Task[RunResult] | None = None
+        self._outcome = RunResult()
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
 
     async def check(self) -> dict[str, timedelta]:
         """See `Consumer.check`."""
-        run = await self._made(until_empty=False)
+        run = await self._make_run(until_empty=False)
         return await asyncio.to_thread(run.runtime.check)
 
     async def run(self, *, until_empty: bool = False) -> int:
@@ -92,11 +92,11 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
         """See `Consumer.start`."""
         self._refuse_twice(self._run)
         self._stop, self._now = asyncio.Event(), asyncio.Event()  # of this loop
-        run = await self._made(until_empty=until_empty)
-        start = Start(run.runtime)
+        run = await self._make_run(until_empty=until_empty)
+        start = Startup(run.runtime)
         # Cancelled or not: threads that were started are to be ended.
         begun = asyncio.ensure_future(self._begun(start))
-        cancelled = await _done(begun, start.give_up)
+        cancelled = await _done(begun, start.abort)
         if not cancelled:
             self._run = run if begun.result() else None
             return
@@ -105,21 +105,21 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
             await self._abort()
         raise asyncio.CancelledError
 
-    async def _begun(self, start: Start) -> bool:
+    async def _begun(self, start: Startup) -> bool:
         """Wait for a start; False when told to stop before that was done."""
         until = math.inf
         while not start.wait(0) and time.monotonic() < until:
             await asyncio.sleep(0.01)
-            if until == math.inf and (self._stop.is_set() or start.given_up):
-                start.give_up()
-                until = time.monotonic() + PATIENCE
+            if until == math.inf and (self._stop.is_set() or start.aborted):
+                start.abort()
+                until = time.monotonic() + START_GRACE
         return start.began()
 
     async def stop(self) -> int:
         """See `Consumer.stop`."""
         self._stop.set()
         run = self._run
-        if run is not None and asyncio.current_task() in run.crew.running:
+        if run is not None and asyncio.current_task() in run.executor.running:
             run.runtime.drain()
             return 0
         return await self._end()
@@ -143,28 +143,28 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
     def _engine(self) -> AsyncEngine:
         return AsyncEngine(self._engine_of_sessions())
 
-    async def _made(self, *, until_empty: bool) -> _Run:
+    async def _make_run(self, *, until_empty: bool) -> _Run:
         await check_scopes_of_tasks(self._registry, self._call_context)
         engine = self._engine()
         self._refuse_autocommit()
         needed = self._connections_needed()
         check_pool(engine.pool, needed, "one for each handler that runs at the same time")
-        crew = _Tasks(
+        executor = TaskExecutor(
             self._sessionmaker,
             engine.sync_engine,
             asyncio.get_running_loop(),
             call_context_of(self._call_context),
         )
-        crew.runtime = Runtime(
+        executor.runtime = Runtime(
             self._settings,
             self.handlers,
-            crew,
-            lambda: AsyncPlug(engine),
+            executor,
+            lambda: AsyncConnector(engine),
             listener=self._listener(engine),
             until_empty=until_empty,
             grace=_GRACE,
         )
-        return _Run(crew.runtime, crew)
+        return _Run(executor.runtime, executor)
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
@@ -184,23 +184,23 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
         # One task, for `run` and `stop` together, which is not cancelled with either of them.
         ending = self._ending
         if ending is None or ending.get_loop() is not asyncio.get_running_loop():
-            ending = self._ending = asyncio.ensure_future(self._ended(run))
+            ending = self._ending = asyncio.ensure_future(self._run_ended(run))
         cancelled = await _done(ending, self._now.set)
         self._run, self._ending, self._outcome = None, None, ending.result()
         if cancelled:
             raise asyncio.CancelledError
         return self._outcome.code()
 
-    async def _ended(self, run: _Run) -> Outcome:
-        runtime, crew = run
+    async def _run_ended(self, run: _Run) -> RunResult:
+        runtime, executor = run
         runtime.drain()
-        finished = await self._waited(run, self._settings.drain_timeout)
+        finished = await self._wait_for_run(run, self._settings.drain_timeout)
         if not finished:
-            await crew.cancel_all(_CANCELLED)
+            await executor.cancel_all(_CANCELLED)
         clean = await asyncio.to_thread(runtime.close, self._now.is_set)
-        return Outcome(clean and finished, crew.failure or runtime.fatal)
+        return RunResult(clean and finished, executor.failure or runtime.fatal)
 
-    async def _waited(self, run: _Run, seconds: float) -> bool:
+    async def _wait_for_run(self, run: _Run, seconds: float) -> bool:
         """Wait for the running handlers, unless somebody is in a hurry; True when all ended."""
         end = time.monotonic() + seconds
         hurry = asyncio.ensure_future(self._now.wait())
@@ -208,12 +208,12 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
             if (left := end - time.monotonic()) <= 0:
                 break
             await asyncio.wait(
-                {hurry, *run.crew.here()},
+                {hurry, *run.executor.here()},
                 timeout=min(left, 0.05),
                 return_when=asyncio.FIRST_COMPLETED,
             )
         hurry.cancel()
-        return run.runtime.idle or not run.crew.running
+        return run.runtime.idle or not run.executor.running
 
 
 @contextlib.contextmanager
@@ -250,15 +250,15 @@ async def _done(task: asyncio.Future[Any], on_cancel: Callable[[], None]) -> boo
 
 class _Run(NamedTuple):
     runtime: Runtime
-    crew: _Tasks
+    executor: TaskExecutor
 
     @property
     def over(self) -> bool:
         """True when there is nothing left to wait for."""
-        return self.runtime.over or self.crew.failure is not None
+        return self.runtime.over or self.executor.failure is not None
 
 
-class _Tasks:
+class TaskExecutor:
     """Tasks that call handlers, in the application's loop."""
 
     def __init__(
@@ -279,23 +279,23 @@ class _Tasks:
         self.failure: BaseException | None = None
         self._asked_at: float | None = None  # when the loop was asked whether it runs
 
-    def begin(self, count: int) -> None:
-        """See `Crew`. Called from the desk's thread."""
+    def submit(self, count: int) -> None:
+        """See `Executor`. Called from the dispatcher's thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: `silent_for` says so
-            self._loop.call_soon_threadsafe(self._begin, count)
+            self._loop.call_soon_threadsafe(self._submit, count)
 
-    def _begin(self, count: int) -> None:
+    def _submit(self, count: int) -> None:
         for _ in range(count):
             task = self._loop.create_task(self._work(), context=self._context.copy())
             self.running.add(task)
             task.add_done_callback(self._ended)
 
     def wake(self) -> bool:
-        """See `Crew`: the application's loop does not wait for a lease."""
+        """See `Executor`: the application's loop does not wait for a lease."""
         return False
 
     def silent_for(self) -> float:
-        """See `Crew`: since the loop was asked for an answer, which takes a turn of it."""
+        """See `Executor`: since the loop was asked for an answer, which takes a turn of it."""
         now, asked_at = time.monotonic(), self._asked_at
         if asked_at is None:
             asked_at = self._asked_at = now
@@ -307,16 +307,16 @@ class _Tasks:
         self._asked_at = None
 
     @property
-    def gone(self) -> bool:
-        """See `Crew`: a loop that is blocked runs."""
+    def is_dead(self) -> bool:
+        """See `Executor`: a loop that is blocked runs."""
         return not self._loop.is_running()
 
     def here(self) -> set[asyncio.Task[bool]]:
         """Return the tasks that run, if this is called in their loop, and can wait for them."""
         return set(self.running) if self._loop is asyncio.get_running_loop() else set()
 
-    def abandon(self, held: Sequence[Held]) -> None:
-        """See `Crew`: cancel the tasks, from whatever thread."""
+    def abandon(self, held: Sequence[Lease]) -> None:
+        """See `Executor`: cancel the tasks, from whatever thread."""
 
         def cancel() -> None:
             for one in held:
@@ -327,8 +327,8 @@ class _Tasks:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(cancel)
 
-    def stack(self, held: Held) -> str | None:
-        """See `Crew`."""
+    def stack(self, held: Lease) -> str | None:
+        """See `Executor`."""
         task = self._by_attempt.get((held.delivery.id, held.delivery.read_ct))
         return None if task is None else stacks.of_task(task, held.thread)
 
@@ -343,7 +343,7 @@ class _Tasks:
     async def _work(self) -> bool:
         """Do the next unit, if one may run now; False if none may."""
         # Claimed here, not by who makes the task: the loop may be blocked between the two.
-        unit = self.runtime.next_ready()
+        unit = self.runtime.next_ready_invocation()
         if unit is None:
             return False
         attempts = [(one.id, one.read_ct) for one in unit.deliveries]
@@ -351,7 +351,7 @@ class _Tasks:
             task.set_name(f"pgqrs-{unit.handler.name}")
             self._by_attempt.update(dict.fromkeys(attempts, task))
         try:
-            self.runtime.finished(unit, await self._call(unit))
+            self.runtime.finished(unit, await self._run(unit))
         finally:
             for attempt in attempts:
                 self._by_attempt.pop(attempt, None)
@@ -361,9 +361,9 @@ class _Tasks:
         self.running.discard(task)
         # Cancelled: before its first step, as nothing else gets out of that.
         if self.runtime.waiting and (task.cancelled() or task.result()):
-            self._begin(1)
+            self._submit(1)
 
-    async def _call(self, unit: Unit) -> list[Verdict]:
+    async def _run(self, unit: Invocation) -> list[Disposition]:
         limit = unit.handler.timeout
         seconds = None if limit is None else limit.total_seconds()
         clock = asyncio.timeout(seconds)
@@ -371,7 +371,7 @@ class _Tasks:
             async with clock:
                 try:
                     with self._call_context():
-                        return await self._called(unit)
+                        return await self._invoke(unit)
                     refuse_suppression()
                 except TimeoutError as error:
                     raise _Raised(error) from error  # the handler's own, not the clock's
@@ -388,38 +388,40 @@ class _Tasks:
         except BaseException as error:  # noqa: BLE001 - whatever it is, no lease is left behind
             return self._after(unit, error)
 
-    def _after(self, unit: Unit, error: BaseException) -> list[Verdict]:
+    def _after(self, unit: Invocation, error: BaseException) -> list[Disposition]:
         stopping = self.runtime.stopping or _cancelled_by_others(unit, error)
-        verdicts = after_error(unit, error, stopping=stopping)
+        dispositions = after_error(unit, error, stopping=stopping)
         if is_fatal(error):
             self.failure = self.failure or error
             self.runtime.drain()  # or it would be leased again at once
-        return verdicts
+        return dispositions
 
-    async def _called(self, unit: Unit) -> list[Verdict]:
+    async def _invoke(self, unit: Invocation) -> list[Disposition]:
         call = unit.handler.call
         payloads = call.payloads(unit.deliveries)
         if call.needs_session:
-            return await self._called_in_session(unit, payloads)
+            return await self._invoke_in_session(unit, payloads)
         result = await call.awaited(call.arguments(unit.deliveries, payloads, None, None))
         return after_return(unit, result)
 
-    async def _called_in_session(self, unit: Unit, payloads: list[Any]) -> list[Verdict]:
-        with self.runtime.calls.transaction(unit) as transaction:
+    async def _invoke_in_session(self, unit: Invocation, payloads: list[Any]) -> list[Disposition]:
+        with self.runtime.call_transactions.transaction(unit) as transaction:
             async with self._sessionmaker() as session, session.begin():
-                return await self._called_in_transaction(unit, payloads, session, transaction)
+                return await self._invoke_in_transaction(unit, payloads, session, transaction)
 
-    async def _called_in_transaction(
+    async def _invoke_in_transaction(
         self,
-        unit: Unit,
+        unit: Invocation,
         payloads: list[Any],
         session: AsyncSession,
         transaction: CallTransaction,
-    ) -> list[Verdict]:
+    ) -> list[Disposition]:
         call, context = unit.handler.call, self.runtime.context
         refuse_elsewhere(session.sync_session, context, self._engine)
         if unit.handler.acknowledge == "commit":
-            await session.run_sync(begin, context, unit, self.runtime.calls, transaction)
+            await session.run_sync(
+                begin, context, unit, self.runtime.call_transactions, transaction
+            )
         service = AsyncQueueService(
             session,
             models=context.models,
@@ -428,15 +430,15 @@ class _Tasks:
             notify=self.runtime.settings.notify,
         )
         arguments = call.arguments(unit.deliveries, payloads, session, service)
-        with kept_open(session.sync_session, unit.handler):
+        with forbid_commit(session.sync_session, unit.handler):
             result = await call.awaited(arguments)
         if unit.handler.acknowledge == "first":
             return after_return(unit, result)
-        book = self.runtime.book
+        book = self.runtime.lease_table
         return await session.run_sync(commit_within, context, unit, result, book, transaction)
 
 
-def _cancelled_by_others(unit: Unit, error: BaseException) -> bool:
+def _cancelled_by_others(unit: Invocation, error: BaseException) -> bool:
     """Return whether a task was cancelled from outside, as all are when a loop ends.
 
     Not for ever: a handler that cancels its own task looks the same, and is charged one day.

@@ -18,16 +18,16 @@ from ..service import QueueService
 from . import stacks
 from .base import BaseConsumer
 from .call_context import CallContext, call_context_of, check_scopes, refuse_suppression
-from .connection import SyncPlug
-from .disposition import Verdict
-from .handlers import Unit
+from .connection import SyncConnector
+from .disposition import Disposition
+from .handlers import Invocation
 from .invocation import after_error, after_return, begin, commit_within, is_fatal
-from .leases import Held
+from .leases import Lease
 from .options import check_pool
-from .runtime import Outcome, Runtime
-from .session_guard import kept_open
+from .runtime import RunResult, Runtime
+from .session_guard import forbid_commit
 from .sessions import refuse_elsewhere
-from .startup import PATIENCE, Start
+from .startup import START_GRACE, Startup
 
 __all__ = ["Consumer"]
 
@@ -83,7 +83,7 @@ class Consumer(BaseConsumer[Session]):
 
     def _prepare(self) -> None:
         self._run: _Run | None = None
-        self._outcome = Outcome()
+        self._outcome = RunResult()
         self._ending = threading.Lock()
         self._stop = threading.Event()
         self._signals = 0  # no Event: a signal may come while its lock is held
@@ -106,7 +106,7 @@ class Consumer(BaseConsumer[Session]):
         check_scopes(self._registry, self._call_context)
         engine = self._engine()
         self._check_pool(engine)
-        return self._made(engine, until_empty=False).runtime.check()
+        return self._make_run(engine, until_empty=False).runtime.check()
 
     def run(self, *, until_empty: bool = False) -> int:
         """Work until told to stop: by `stop`, SIGTERM or SIGINT.
@@ -144,29 +144,29 @@ class Consumer(BaseConsumer[Session]):
         check_scopes(self._registry, self._call_context)
         engine = self._engine()
         self._check_pool(engine)
-        run = self._made(engine, until_empty=until_empty)
+        run = self._make_run(engine, until_empty=until_empty)
         if self._begun(run):
-            run.crew.hire(
+            run.executor.start(
                 min(self._settings.concurrency, sum(one.concurrency for one in self.handlers))
             )
             self._run = run
 
     def _begun(self, run: _Run) -> bool:
         """Start a run; False when told to stop before that was done."""
-        start = Start(run.runtime)
+        start = Startup(run.runtime)
         try:
             while not (start.wait(0.05) or self._signals or self._stop.is_set()):
                 pass
         except BaseException:
-            start.give_up()
+            start.abort()
             if start.began():
-                self._ended(run)
+                self._run_ended(run)
             else:
-                start.wait(PATIENCE)  # the process may end now, and the start has to end before
+                start.wait(START_GRACE)  # the process may end now, and the start has to end before
             raise
         if not start.wait(0):
-            start.give_up()
-            start.wait(PATIENCE)
+            start.abort()
+            start.wait(START_GRACE)
         return start.began()
 
     def stop(self) -> int:
@@ -209,45 +209,45 @@ class Consumer(BaseConsumer[Session]):
         why = f"{needed} for handlers that run at the same time, {_OWN_CONNECTIONS} of its own"
         check_pool(engine.pool, needed + _OWN_CONNECTIONS, why)
 
-    def _made(self, engine: Engine, *, until_empty: bool) -> _Run:
+    def _make_run(self, engine: Engine, *, until_empty: bool) -> _Run:
         self._refuse_autocommit()
-        crew = _Threads(self._sessionmaker, engine, call_context_of(self._call_context))
-        crew.runtime = Runtime(
+        executor = ThreadExecutor(self._sessionmaker, engine, call_context_of(self._call_context))
+        executor.runtime = Runtime(
             self._settings,
             self.handlers,
-            crew,
-            lambda: SyncPlug(engine),
+            executor,
+            lambda: SyncConnector(engine),
             listener=self._listener(engine),
             until_empty=until_empty,
             grace=0.0,
         )
-        return _Run(crew.runtime, crew)
+        return _Run(executor.runtime, executor)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._signals += 1
 
     @property
-    def _hurried(self) -> bool:
+    def _stop_at_once(self) -> bool:
         """True after the second request to stop, if it is a signal."""
         return self._signals > (0 if self._stop.is_set() else 1)
 
     def _end(self) -> int:
         with self._ending:  # `run` waits for it too when `stop` is called in another thread
             if self._run is not None and not self._run.runtime.forked:
-                self._outcome = self._ended(self._run)
+                self._outcome = self._run_ended(self._run)
             self._run = None
         return self._outcome.code()
 
-    def _ended(self, run: _Run) -> Outcome:
+    def _run_ended(self, run: _Run) -> RunResult:
         runtime = run.runtime
         runtime.drain()
         end = time.monotonic() + self._settings.drain_timeout
-        while time.monotonic() < end and not self._hurried and not runtime.fatal:
+        while time.monotonic() < end and not self._stop_at_once and not runtime.fatal:
             if runtime.wait_idle(min(0.1, end - time.monotonic())):
                 break
-        clean = runtime.close(lambda: self._hurried)
-        run.crew.dismiss()
-        return Outcome(clean, run.crew.failure or runtime.fatal)
+        clean = runtime.close(lambda: self._stop_at_once)
+        run.executor.shutdown()
+        return RunResult(clean, run.executor.failure or runtime.fatal)
 
 
 class _Signals:
@@ -270,19 +270,19 @@ class _Signals:
 
 class _Run(NamedTuple):
     runtime: Runtime
-    crew: _Threads
+    executor: ThreadExecutor
 
     @property
     def over(self) -> bool:
         """True when there is nothing left to wait for."""
-        return self.runtime.over or self.crew.failure is not None
+        return self.runtime.over or self.executor.failure is not None
 
     def is_of(self, thread: threading.Thread) -> bool:
         """Return whether a thread is one of this run."""
-        return self.crew.is_of(thread) or self.runtime.is_of(thread)
+        return self.executor.is_of(thread) or self.runtime.is_of(thread)
 
 
-class _Threads:
+class ThreadExecutor:
     """Threads that call handlers. They are daemons: one that hangs does not keep the process."""
 
     def __init__(
@@ -292,28 +292,28 @@ class _Threads:
         self._engine = engine
         self._call_context = call_context
         self._context = copy_context()  # of whoever starts the consumer: each call gets a copy
-        self._news = threading.Condition()
+        self._work_ready = threading.Condition()
         self._begun = 0
         self._idle = 0
-        self._leaving = False
+        self._shutting_down = False
         self._threads: list[threading.Thread] = []
         self.runtime: Runtime
         self.failure: BaseException | None = None
 
-    def hire(self, count: int) -> None:
+    def start(self, count: int) -> None:
         """Start the threads."""
         for number in range(count):
             thread = threading.Thread(
-                target=self._toil, name=f"pgqrs-handler-{number}", daemon=True
+                target=self._worker, name=f"pgqrs-handler-{number}", daemon=True
             )
             thread.start()
             self._threads.append(thread)
-        self.begin(count)  # the desk may have been quicker
+        self.submit(count)  # the dispatcher may have been quicker
 
-    def dismiss(self) -> None:
+    def shutdown(self) -> None:
         """Let the threads end, once each has finished what it does."""
-        self._leaving = True
-        self.begin(len(self._threads))
+        self._shutting_down = True
+        self.submit(len(self._threads))
         for thread in self._threads:
             thread.join(0.5 if self.runtime.busy == 0 else 0.0)
 
@@ -321,75 +321,75 @@ class _Threads:
         """Return whether a thread is one of these."""
         return thread in self._threads
 
-    def begin(self, count: int) -> None:
-        """See `Crew`: a thread that is free wakes, and works until there is nothing to start."""
-        with self._news:
+    def submit(self, count: int) -> None:
+        """See `Executor`: a free thread wakes, and works until there is nothing to start."""
+        with self._work_ready:
             self._begun += 1
             # One that has leased for itself does not wait.
-            self._news.notify(count - self.is_of(threading.current_thread()))
+            self._work_ready.notify(count - self.is_of(threading.current_thread()))
 
     def wake(self) -> bool:
-        """See `Crew`."""
-        with self._news:
+        """See `Executor`."""
+        with self._work_ready:
             if self._idle:
                 self._begun += 1
-                self._news.notify()
+                self._work_ready.notify()
             return self._idle > 0
 
     def silent_for(self) -> float:
-        """See `Crew`: a thread always answers."""
+        """See `Executor`: a thread always answers."""
         return 0.0
 
     @property
-    def gone(self) -> bool:
-        """See `Crew`."""
+    def is_dead(self) -> bool:
+        """See `Executor`."""
         return False
 
-    def abandon(self, held: Sequence[Held]) -> None:
-        """See `Crew`: a thread cannot be stopped, but it can ask ``delivery.lease_lost``."""
+    def abandon(self, held: Sequence[Lease]) -> None:
+        """See `Executor`: a thread cannot be stopped, but it can ask ``delivery.lease_lost``."""
 
-    def stack(self, held: Held) -> str | None:
-        """See `Crew`."""
+    def stack(self, held: Lease) -> str | None:
+        """See `Executor`."""
         stack = stacks.of_thread(held.thread)
         return None if held.settling else stack  # its thread may be with another message by now
 
-    def _toil(self) -> None:
+    def _worker(self) -> None:
         seen = 0
-        while not self._leaving:
-            with self._news:
+        while not self._shutting_down:
+            with self._work_ready:
                 self._idle += 1
-                self._news.wait_for(lambda seen=seen: self._begun != seen)  # type: ignore[misc]
+                self._work_ready.wait_for(lambda seen=seen: self._begun != seen)  # type: ignore[misc]
                 self._idle -= 1
                 seen = self._begun
-            while not self._leaving and (unit := self.runtime.next_unit()) is not None:
-                verdicts = self._context.copy().run(self._call, unit)
-                self.runtime.finished(unit, verdicts, quietly=True)
+            while not self._shutting_down and (unit := self.runtime.next_invocation()) is not None:
+                dispositions = self._context.copy().run(self._run, unit)
+                self.runtime.finished(unit, dispositions, quiet=True)
 
-    def _call(self, unit: Unit) -> list[Verdict]:
+    def _run(self, unit: Invocation) -> list[Disposition]:
         try:
             with self._call_context():
-                return self._called(unit)
+                return self._invoke(unit)
             refuse_suppression()
         except BaseException as error:  # noqa: BLE001 - whatever it is, no lease is left behind
-            verdicts = after_error(unit, error, stopping=self.runtime.stopping)
+            dispositions = after_error(unit, error, stopping=self.runtime.stopping)
             if is_fatal(error):
                 self.failure = self.failure or error
                 self.runtime.drain()  # or it would be leased again at once
-            return verdicts
+            return dispositions
 
-    def _called(self, unit: Unit) -> list[Verdict]:
+    def _invoke(self, unit: Invocation) -> list[Disposition]:
         call = unit.handler.call
         if call.needs_session:
-            return self._call_in_session(unit)
+            return self._invoke_in_session(unit)
         payloads = call.payloads(unit.deliveries)
         arguments = call.arguments(unit.deliveries, payloads, None, None)
         return after_return(unit, call.run(arguments))
 
-    def _call_in_session(self, unit: Unit) -> list[Verdict]:
+    def _invoke_in_session(self, unit: Invocation) -> list[Disposition]:
         call, context = unit.handler.call, self.runtime.context
         payloads = call.payloads(unit.deliveries)
         settings = self.runtime.settings
-        calls = self.runtime.calls
+        calls = self.runtime.call_transactions
         with (
             calls.transaction(unit) as transaction,
             self._sessionmaker() as session,
@@ -405,9 +405,9 @@ class _Threads:
                 worker=context.worker,
                 notify=settings.notify,
             )
-            with kept_open(session, unit.handler):
+            with forbid_commit(session, unit.handler):
                 result = call.run(call.arguments(unit.deliveries, payloads, session, service))
             if unit.handler.acknowledge == "first":
                 return after_return(unit, result)
-            book = self.runtime.book
+            book = self.runtime.lease_table
             return commit_within(session, context, unit, result, book, transaction)

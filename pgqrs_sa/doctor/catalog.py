@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 
 from .. import schema_models
 from .._core import routing
-from .._core.context import Context, run
+from .._core.context import Context, execute
 from .._core.sql import catalog
 
 __all__ = ["DIALECT", "TABLES", "Column", "Constraint", "Index", "Table", "expected", "installed"]
@@ -119,15 +119,15 @@ def expected(session: Session, context: Context, *, exact: bool) -> dict[str, Ta
 def _read(session: Session, context: Context, schema: str | None) -> dict[str, Table]:
     names = {"schema": schema, "names": list(TABLES)}
     found: dict[str, Table] = {}
-    for row in run(session, context, catalog.relations, names):
+    for row in execute(session, context, catalog.relations, names):
         options = dict(option.split("=", 1) for option in row.options)
         found[row.name] = Table(row.oid, row.schema, row.persistence, options)
     by_oid = {table.oid: table for table in found.values()}
     oids = {"oids": list(by_oid)}
-    for row in run(session, context, catalog.columns, oids):
+    for row in execute(session, context, catalog.columns, oids):
         column = Column(row.type, row.nullable, row.default, row.identity)
         by_oid[row.oid].columns[row.name] = column
-    for row in run(session, context, catalog.indexes, oids):
+    for row in execute(session, context, catalog.indexes, oids):
         by_oid[row.oid].indexes[row.name] = Index(
             row.unique,
             row.partial,
@@ -136,7 +136,7 @@ def _read(session: Session, context: Context, schema: str | None) -> dict[str, T
             row.valid,
             row.of_constraint,
         )
-    for row in run(session, context, catalog.constraints, oids):
+    for row in execute(session, context, catalog.constraints, oids):
         by_oid[row.oid].constraints[row.name] = Constraint(row.kind, row.body)
     return found
 

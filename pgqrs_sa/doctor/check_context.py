@@ -14,19 +14,19 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from .._core import routing
-from .._core.context import Context, run
+from .._core.context import Context, execute
 from .._core.sql import catalog
 from .catalog import DIALECT, Table, installed
-from .findings import Limits
+from .findings import Thresholds
 from .fixes import TableRepairs
 
-__all__ = ["Visit", "text_of"]
+__all__ = ["CheckContext", "text_of"]
 
 _TEMPLATE = postgresql.dialect(paramstyle="pyformat")  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
+class CheckContext:
     """One run of the doctor.
 
     Attributes:
@@ -41,7 +41,7 @@ class Visit:
 
     session: Session
     context: Context
-    limits: Limits
+    limits: Thresholds
     connection: sa.Connection
     schema: str | None
     facts: Row[Any]
@@ -49,19 +49,19 @@ class Visit:
     _seen: dict[Any, list[Row[Any]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, session: Session, context: Context, limits: Limits) -> Visit:
+    def of(cls, session: Session, context: Context, limits: Thresholds) -> CheckContext:
         """Return a visit to the database of a session."""
         connection = routing.connect(session, {"mapper": context.mapper})
         declared: Any = sa.inspect(context.models.queue).local_table
         mapped = connection.get_execution_options().get("schema_translate_map") or {}
         schema: str | None = mapped.get(declared.schema, declared.schema)
-        facts = run(session, context, catalog.facts).one()
+        facts = execute(session, context, catalog.facts).one()
         there = installed(session, context, schema)
         return cls(session, context, limits, connection, schema, facts, there)
 
     def rows(self, statement: Any, **values: Any) -> list[Row[Any]]:
         """Return the rows of a statement."""
-        return list(run(self.session, self.context, statement, values).all())
+        return list(execute(self.session, self.context, statement, values).all())
 
     def rows_once(self, statement: Any) -> list[Row[Any]]:
         """Return the rows of a statement that several checks look at."""
@@ -80,7 +80,7 @@ class Visit:
         return next((table.schema for table in self.tables.values()), self.schema)
 
     def repairs(self, name: str) -> TableRepairs:
-        """Return what mends a table."""
+        """Return what fixes a table."""
         return TableRepairs(name, self.place, citus=self.facts.citus)
 
     def command(self, *words: str) -> str:

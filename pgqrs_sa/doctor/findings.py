@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
-__all__ = ["Finding", "Limits", "Severity"]
+__all__ = ["Finding", "Severity", "Thresholds"]
 
 Severity = Literal["error", "warning"]
 
@@ -20,18 +20,23 @@ class Finding:
         severity: ``error`` when messages cannot be worked on as promised, else ``warning``.
         subject: What it is about: a table, an index, a queue, a process of the server.
         problem: What is wrong, in a sentence.
-        mend: The SQL or the command that mends it, one statement a line, ready to paste.
+        fix: The SQL or the command that fixes it, one statement a line, ready to paste.
     """
 
     check: str
     severity: Severity
     subject: str
     problem: str
-    mend: str
+    fix: str
+
+    @property
+    def mend(self) -> str:
+        """The former name of ``fix``."""
+        return self.fix
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Thresholds:
     """From when on something is a finding. Nothing is reported at a limit, only beyond it.
 
     Attributes:

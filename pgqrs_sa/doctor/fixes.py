@@ -1,4 +1,4 @@
-"""The SQL that mends a table, as text to paste: one statement a line.
+"""The SQL that fixes a table, as text to paste: one statement a line.
 
 What can be done without keeping consumers out is done so: indexes are built concurrently, the old
 one staying in use until the new one is there, and a CHECK is validated after it was added.
@@ -50,7 +50,7 @@ def replacing(table: str, dropped: str, added: str, *, citus: bool) -> list[str]
 
 
 class TableRepairs:
-    """Mends one of the four tables, where a database has it.
+    """Fixes one of the four tables, where a database has it.
 
     Args:
         name: The table's name.

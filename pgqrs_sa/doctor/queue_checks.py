@@ -1,4 +1,4 @@
-"""Whether a database is fit to work with, and how to mend what is not.
+"""Whether a database is fit to work with, and how to fix what is not.
 
 Everything here only reads, and works in a read-only transaction; only the exact comparison of
 the schema wants temporary tables (see `catalogue`), and is less exact without. Run it in a
@@ -6,7 +6,7 @@ transaction of its own, which may be ended as one likes::
 
     with Session(engine) as session:
         for finding in diagnose(session, Context.of(None, None, None, allow_autocommit=True)):
-            print(finding.problem, finding.mend)
+            print(finding.problem, finding.fix)
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ..migrations import advice
 from ..models import VERSION_COMMENT
 from . import schema_diff
 from .catalog import TABLES
-from .check_context import Visit, text_of
-from .findings import Finding, Limits, Severity
+from .check_context import CheckContext, text_of
+from .findings import Finding, Severity, Thresholds
 from .fixes import lines, quoted
 from .server_checks import SERVER_CHECKS, TABLE_CHECKS
 
 __all__ = ["CHECKS", "diagnose"]
 
-_NO_LIMITS = Limits()
-_BURY_AT_ONCE = 10_000
+_NO_LIMITS = Thresholds()
+_DEAD_LETTER_CHUNK = 10_000
 _A_YEAR = 365.0 * 86_400
 
 
@@ -41,7 +41,7 @@ def diagnose(
     session: Session,
     context: Context,
     *,
-    limits: Limits = _NO_LIMITS,
+    limits: Thresholds = _NO_LIMITS,
     only: Collection[str] = (),
 ) -> list[Finding]:
     """Return what is wrong with a database, the errors first.
@@ -57,7 +57,7 @@ def diagnose(
     """
     if unknown := sorted(set(only) - set(CHECKS)):
         raise InvalidArgument(f"no check is called {unknown[0]!r}; there are {', '.join(CHECKS)}")
-    visit = Visit.of(session, context, limits)
+    visit = CheckContext.of(session, context, limits)
     found: list[Finding] = []
     for name, check in _possible(visit).items():
         if not only or name in only:
@@ -65,7 +65,7 @@ def diagnose(
     return sorted(found, key=lambda finding: finding.severity)
 
 
-def _possible(visit: Visit) -> Mapping[str, Callable[[Visit], Iterator[Finding]]]:
+def _possible(visit: CheckContext) -> Mapping[str, Callable[[CheckContext], Iterator[Finding]]]:
     """Return the checks that can be made with the tables that are there."""
     if not visit.tables:
         return {"schema": schema, **SERVER_CHECKS}
@@ -81,7 +81,7 @@ def _possible(visit: Visit) -> Mapping[str, Callable[[Visit], Iterator[Finding]]
     return CHECKS
 
 
-def schema(visit: Visit) -> Iterator[Finding]:
+def schema(visit: CheckContext) -> Iterator[Finding]:
     """Yield what is wrong with the version of the tables."""
     place = visit.schema
     found, version = migrations.read_stamp(visit.connection, visit.place)
@@ -111,7 +111,7 @@ def schema(visit: Visit) -> Iterator[Finding]:
         yield Finding("schema", severity, "schema", problem, upgrade)
 
 
-def compared(visit: Visit) -> Iterator[Finding]:
+def compared(visit: CheckContext) -> Iterator[Finding]:
     """Yield what differs from the models, if the tables are of their version."""
     _, version = migrations.read_stamp(visit.connection, visit.place)
     if version not in {None, migrations.LATEST}:
@@ -119,17 +119,17 @@ def compared(visit: Visit) -> Iterator[Finding]:
     reason = _inexact(visit)
     yield from schema_diff.compare(visit, exact=reason is None)
     if reason is not None:
-        problem, mend = reason
+        problem, fix = reason
         yield Finding(
             "drift",
             "warning",
             "comparison",
             f"{problem}, so that the words of defaults, predicates and CHECKs were not compared",
-            mend,
+            fix,
         )
 
 
-def _inexact(visit: Visit) -> tuple[str, str] | None:
+def _inexact(visit: CheckContext) -> tuple[str, str] | None:
     """Return why no temporary table can be made, and what to do about it."""
     role, database = quoted(visit.facts.role), quoted(visit.facts.database)
     if visit.facts.read_only:
@@ -137,12 +137,12 @@ def _inexact(visit: Visit) -> tuple[str, str] | None:
     if not visit.facts.temporary:
         grant = f"GRANT TEMPORARY ON DATABASE {database} TO {role}"
         return "this role may not make temporary tables", lines(grant)
-    if routing.commits_by_itself(visit.connection):
+    if routing.is_autocommit(visit.connection):
         return "the connection is in AUTOCOMMIT", "pgqrs doctor --only drift"
     return None
 
 
-def leases(visit: Visit) -> Iterator[Finding]:
+def leases(visit: CheckContext) -> Iterator[Finding]:
     """Yield leases that nobody is going to settle, and that end only far in the future."""
     models = visit.context.models
     for row in visit.rows(health.stuck_leases(models), ahead=visit.limits.lease_ahead):
@@ -152,42 +152,44 @@ def leases(visit: Visit) -> Iterator[Finding]:
             f"worker {row.worker_id}",
             f"it is stopped or gone, and {row.leases} message(s) are leased to it until "
             f"{row.until.isoformat()} at the latest",
-            visit.sql(health.give_back(models), worker_id=row.worker_id),
+            visit.sql(health.release_worker(models), worker_id=row.worker_id),
         )
 
 
-def backlog(visit: Visit) -> Iterator[Finding]:
+def backlog(visit: CheckContext) -> Iterator[Finding]:
     """Yield queues whose messages are not worked on."""
     models, limits = visit.context.models, visit.limits
     for row in visit.rows_once(health.backlog(models)):
         paused, waiting = row.paused_age, row.ready_age
         if paused is not None and paused > limits.paused_age and row.ready:
-            mend = visit.sql(queues.resume(models), queue=row.queue)
+            fix = visit.sql(queues.resume(models), queue=row.queue)
             problem = f"paused {text_of(paused)} ago, with {row.ready} message(s) ready"
-            yield Finding("backlog", "warning", row.queue, problem, mend)
+            yield Finding("backlog", "warning", row.queue, problem, fix)
         if paused is None and waiting is not None and waiting > limits.ready_age:
             problem = (
                 f"{row.ready} message(s) are ready, and the oldest has waited {text_of(waiting)}: "
                 "there are too few consumers; these are there"
             )
-            mend = visit.command("worker", "list", "--queue", row.queue)
-            yield Finding("backlog", "warning", row.queue, problem, mend)
+            fix = visit.command("worker", "list", "--queue", row.queue)
+            yield Finding("backlog", "warning", row.queue, problem, fix)
 
 
-def exhausted(visit: Visit) -> Iterator[Finding]:
+def exhausted(visit: CheckContext) -> Iterator[Finding]:
     """Yield messages that are out of attempts, and that nobody has made dead letters."""
     models = visit.context.models
     for row in visit.rows_once(health.backlog(models)):
         if row.exhausted_age is not None and row.exhausted_age > visit.limits.exhausted_age:
-            mend = visit.sql(archive.bury(models), queue=row.queue, limit=_BURY_AT_ONCE)
+            fix = visit.sql(
+                archive.dead_letter_exhausted(models), queue=row.queue, limit=_DEAD_LETTER_CHUNK
+            )
             problem = (
                 f"{row.exhausted} message(s) are out of attempts, the oldest since "
                 f"{text_of(row.exhausted_age)}, and were not made dead letters"
             )
-            yield Finding("exhausted", "warning", row.queue, problem, mend)
+            yield Finding("exhausted", "warning", row.queue, problem, fix)
 
 
-def retention(visit: Visit) -> Iterator[Finding]:
+def retention(visit: CheckContext) -> Iterator[Finding]:
     """Yield queues whose settled messages nothing deletes, once the archive is large."""
     oids = [visit.tables["pgqrs_archive"].oid]
     (archive_table,) = visit.rows(catalog.estimated_rows, oids=oids)
@@ -203,7 +205,7 @@ def retention(visit: Visit) -> Iterator[Finding]:
         yield Finding("retention", "warning", row.queue, problem, visit.sql(keep))
 
 
-def orphans(visit: Visit) -> Iterator[Finding]:
+def orphans(visit: CheckContext) -> Iterator[Finding]:
     """Yield messages whose queue is gone."""
     queue = tables(visit.context.models).queue
     places: dict[int, list[str]] = {}
@@ -218,7 +220,7 @@ def orphans(visit: Visit) -> Iterator[Finding]:
         yield Finding("orphans", "error", f"queue {id_}", problem, visit.sql(again))
 
 
-def workers(visit: Visit) -> Iterator[Finding]:
+def workers(visit: CheckContext) -> Iterator[Finding]:
     """Yield workers that are silent but not stopped."""
     worker = tables(visit.context.models).worker
     silence = visit.limits.worker_silence
@@ -229,10 +231,10 @@ def workers(visit: Visit) -> Iterator[Finding]:
         yield Finding("workers", "warning", f"worker {row.id}", problem, visit.sql(stop))
 
 
-CHECKS: Mapping[str, Callable[[Visit], Iterator[Finding]]] = {
+CHECKS: Mapping[str, Callable[[CheckContext], Iterator[Finding]]] = {
     "schema": schema,
     "drift": compared,
-    "promises": schema_diff.promises,
+    "promises": schema_diff.invariants,
     **SERVER_CHECKS,
     **TABLE_CHECKS,
     "leases": leases,

@@ -7,11 +7,11 @@ from typing import Any
 
 from .._core.sql import catalog
 from .catalog import TABLES, Column, Constraint, Index, Table, expected
-from .check_context import Visit
+from .check_context import CheckContext
 from .findings import Finding, Severity
 from .fixes import TableRepairs, lines, quoted, replacing
 
-__all__ = ["compare", "promises"]
+__all__ = ["compare", "invariants"]
 
 _MESSAGES = ("pgqrs_messages", "pgqrs_archive")
 _ON_DELETE_FAILS = {"a", "r"}
@@ -20,7 +20,7 @@ _OUR_CONSTRAINTS = frozenset(
 )
 
 
-def compare(visit: Visit, *, exact: bool) -> Iterator[Finding]:
+def compare(visit: CheckContext, *, exact: bool) -> Iterator[Finding]:
     """Yield what differs from the models.
 
     Args:
@@ -40,8 +40,8 @@ def compare(visit: Visit, *, exact: bool) -> Iterator[Finding]:
             yield from _storage(repairs, wanted, there)
 
 
-def _drift(severity: Severity, subject: str, problem: str, mend: str) -> Finding:
-    return Finding("drift", severity, subject, problem, mend)
+def _drift(severity: Severity, subject: str, problem: str, fix: str) -> Finding:
+    return Finding("drift", severity, subject, problem, fix)
 
 
 def _columns(repairs: TableRepairs, wanted: Table, there: Table) -> Iterator[Finding]:
@@ -61,14 +61,14 @@ def _column(
         problem = f"the type is {there.type}, and should be {wanted.type}"
         yield _drift("error", subject, problem, lines(repairs.alter_column(name, action)))
     if there.nullable and not wanted.nullable:
-        mend = lines(repairs.alter_column(name, "SET NOT NULL"))
-        yield _drift("error", subject, "the column may be NULL, and should not", mend)
+        fix = lines(repairs.alter_column(name, "SET NOT NULL"))
+        yield _drift("error", subject, "the column may be NULL, and should not", fix)
     if wanted.nullable and not there.nullable:
-        mend = lines(repairs.alter_column(name, "DROP NOT NULL"))
-        yield _drift("error", subject, "the column may not be NULL, and should", mend)
+        fix = lines(repairs.alter_column(name, "DROP NOT NULL"))
+        yield _drift("error", subject, "the column may not be NULL, and should", fix)
     if wanted.identity and not there.identity:
-        mend = repairs.identity(name, has_default=there.default is not None)
-        yield _drift("error", subject, "the column is not an identity column", mend)
+        fix = repairs.identity(name, has_default=there.default is not None)
+        yield _drift("error", subject, "the column is not an identity column", fix)
     elif _differs(there.default, wanted.default):
         problem = f"the default is {there.default or 'missing'}, and should be {wanted.default}"
         problem = problem.replace("be Ellipsis", "be the models'").replace("be None", "be none")
@@ -88,8 +88,8 @@ def _indexes(repairs: TableRepairs, wanted: Table, there: Table) -> Iterator[Fin
         if index.of_constraint:
             continue
         if found is None:
-            mend = repairs.index(name, replaces=False)
-            yield _drift("error", name, f"the index of {repairs.name} is missing", mend)
+            fix = repairs.index(name, replaces=False)
+            yield _drift("error", name, f"the index of {repairs.name} is missing", fix)
         elif (problem := _index_problem(index, found)) is not None:
             yield _drift("error", name, problem, repairs.index(name, replaces=True))
 
@@ -130,8 +130,8 @@ def _missing(repairs: TableRepairs, name: str, wanted: Constraint, there: Table)
         if found.kind == wanted.kind and other not in _OUR_CONSTRAINTS and same:
             problem = f"the constraint of {repairs.name} is called {other}"
             return _drift("warning", name, problem, repairs.rename_constraint(other, name))
-    mend = repairs.constraint(name, replaces=False)
-    return _drift("error", name, f"the constraint of {repairs.name} is missing", mend)
+    fix = repairs.constraint(name, replaces=False)
+    return _drift("error", name, f"the constraint of {repairs.name} is missing", fix)
 
 
 def _changed(repairs: TableRepairs, name: str, wanted: Constraint, there: Constraint) -> Finding:
@@ -144,27 +144,27 @@ def _changed(repairs: TableRepairs, name: str, wanted: Constraint, there: Constr
 
 def _storage(repairs: TableRepairs, wanted: Table, there: Table) -> Iterator[Finding]:
     if there.persistence != "p":
-        mend = lines(repairs.alter("SET LOGGED"))
-        yield _drift("error", repairs.name, "the table is unlogged: a crash empties it", mend)
+        fix = lines(repairs.alter("SET LOGGED"))
+        yield _drift("error", repairs.name, "the table is unlogged: a crash empties it", fix)
     off = {name: value for name, value in wanted.options.items() if not _same(there, name, value)}
     if off:
         listed = ", ".join(f"{name} is {there.options.get(name, 'not set')}" for name in off)
-        mend = lines(repairs.set_options(off))
-        yield _drift("warning", repairs.name, f"autovacuum comes too late: {listed}", mend)
+        fix = lines(repairs.set_options(off))
+        yield _drift("warning", repairs.name, f"autovacuum comes too late: {listed}", fix)
 
 
 def _same(there: Table, name: str, value: str) -> bool:
     return name in there.options and float(there.options[name]) == float(value)
 
 
-def promises(visit: Visit) -> Iterator[Finding]:
+def invariants(visit: CheckContext) -> Iterator[Finding]:
     """Yield what was added to the tables that breaks a promise of the queue."""
     names = {table.oid: name for name, table in visit.tables.items()}
     oids = [table.oid for name, table in visit.tables.items() if name in _MESSAGES]
     for row in visit.rows(catalog.triggers, oids=oids):
-        mend = lines(f"DROP TRIGGER {quoted(row.name)} ON {visit.repairs(names[row.oid]).name}")
+        fix = lines(f"DROP TRIGGER {quoted(row.name)} ON {visit.repairs(names[row.oid]).name}")
         problem = "a trigger on messages: it slows every statement, and its error fails them"
-        yield Finding("promises", "warning", row.name, problem, mend)
+        yield Finding("promises", "warning", row.name, problem, fix)
     for row in visit.rows(catalog.foreign_keys, oids=oids):
         if finding := _foreign_key(row, names, citus=visit.facts.citus):
             yield finding
@@ -186,11 +186,11 @@ def _foreign_key(row: Any, names: dict[int, str], *, citus: bool) -> Finding | N
         return None
     what = "pruned or requeued" if referred == "pgqrs_archive" else "settled"
     problem = f"the foreign key keeps what {row.table} refers to in {referred} from being {what}"
-    mend = [drop]
+    fix = [drop]
     if not row.required:
         body = _set_null(row.body.replace(" ON DELETE RESTRICT", ""))
-        mend = replacing(row.table, row.name, f"{quoted(row.name)} {body}", citus=citus)
-    return Finding("promises", "error", row.name, problem, lines(*mend))
+        fix = replacing(row.table, row.name, f"{quoted(row.name)} {body}", citus=citus)
+    return Finding("promises", "error", row.name, problem, lines(*fix))
 
 
 def _set_null(body: str) -> str:
@@ -202,7 +202,7 @@ def _set_null(body: str) -> str:
     return f"{body} ON DELETE SET NULL"
 
 
-def _required(visit: Visit, name: str, table: Table) -> Iterator[Finding]:
+def _required(visit: CheckContext, name: str, table: Table) -> Iterator[Finding]:
     """Yield columns of a host that statements of the library would leave empty, and must not."""
     along = visit.tables["pgqrs_messages"].columns if name == "pgqrs_archive" else {}
     for column, found in table.columns.items():
@@ -212,5 +212,5 @@ def _required(visit: Visit, name: str, table: Table) -> Iterator[Finding]:
         repairs = visit.repairs(name)
         subject = f"{repairs.name}.{quoted(column)}"
         problem = "the added column may not be NULL and has no default: nothing can be inserted"
-        mend = lines(repairs.alter_column(column, "DROP NOT NULL"))
-        yield Finding("promises", "error", subject, problem, mend)
+        fix = lines(repairs.alter_column(column, "DROP NOT NULL"))
+        yield Finding("promises", "error", subject, problem, fix)

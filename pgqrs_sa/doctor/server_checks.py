@@ -11,7 +11,7 @@ from sqlalchemy import Row
 from .._core.sql import catalog, health
 from ..mixins import FENCING_TOKEN, fencing_sequence
 from .catalog import TABLES
-from .check_context import Visit, text_of
+from .check_context import CheckContext, text_of
 from .findings import Finding
 from .fixes import lines, literal, quoted
 
@@ -22,7 +22,7 @@ _MOST_SHOWN = 10
 _FOR_MESSAGES = ("pgqrs_messages", "pgqrs_archive")
 
 
-def rights(visit: Visit) -> Iterator[Finding]:
+def rights(visit: CheckContext) -> Iterator[Finding]:
     """Yield that this role is not shown what other sessions do."""
     if not visit.facts.sees_others:
         yield Finding(
@@ -34,7 +34,7 @@ def rights(visit: Visit) -> Iterator[Finding]:
         )
 
 
-def read_only(visit: Visit) -> Iterator[Finding]:
+def read_only(visit: CheckContext) -> Iterator[Finding]:
     """Yield that this is no server to write to."""
     database = visit.facts.database
     if visit.facts.standby:
@@ -50,14 +50,14 @@ def read_only(visit: Visit) -> Iterator[Finding]:
         ours = row.source in {"session", "user", "client", "override"}
         if row.name == "default_transaction_read_only" and row.setting == "on" and not ours:
             reset = "RESET default_transaction_read_only"
-            mend = lines(f"ALTER SYSTEM {reset}", "SELECT pg_reload_conf()")
+            fix = lines(f"ALTER SYSTEM {reset}", "SELECT pg_reload_conf()")
             if "database" in row.source:
-                mend = lines(f"ALTER DATABASE {quoted(database)} {reset}")
+                fix = lines(f"ALTER DATABASE {quoted(database)} {reset}")
             problem = "transactions are read-only: nothing can be enqueued or leased"
-            yield Finding("read_only", "error", database, problem, mend)
+            yield Finding("read_only", "error", database, problem, fix)
 
 
-def clock(visit: Visit) -> Iterator[Finding]:
+def clock(visit: CheckContext) -> Iterator[Finding]:
     """Yield that the clocks of this computer and of the database differ."""
     before = _now()
     at: datetime = visit.rows(catalog.clock)[0].at
@@ -80,7 +80,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def transactions(visit: Visit) -> Iterator[Finding]:
+def transactions(visit: CheckContext) -> Iterator[Finding]:
     """Yield transactions that keep vacuum from removing dead messages."""
     rows = visit.rows(catalog.transactions, longest=visit.limits.transaction_age)
     for row in rows[:_MOST_SHOWN]:
@@ -96,7 +96,7 @@ def transactions(visit: Visit) -> Iterator[Finding]:
         )
 
 
-def slots(visit: Visit) -> Iterator[Finding]:
+def slots(visit: CheckContext) -> Iterator[Finding]:
     """Yield replication slots that keep vacuum from removing dead messages."""
     for row in visit.rows(catalog.slots, most=visit.limits.slot_age):
         yield Finding(
@@ -109,25 +109,25 @@ def slots(visit: Visit) -> Iterator[Finding]:
         )
 
 
-def prepared(visit: Visit) -> Iterator[Finding]:
+def prepared(visit: CheckContext) -> Iterator[Finding]:
     """Yield prepared transactions that nobody has ended."""
     longest = visit.limits.transaction_age
     for row in visit.rows(catalog.prepared_transactions, longest=longest):
-        mend = f"ROLLBACK PREPARED {literal(row.name)}"
+        fix = f"ROLLBACK PREPARED {literal(row.name)}"
         if visit.facts.citus and row.name.startswith("citus_"):
             # Only Citus knows whether the other nodes have committed theirs.
-            mend = "SELECT recover_prepared_transactions()"
+            fix = "SELECT recover_prepared_transactions()"
         yield Finding(
             "prepared",
             "warning",
             row.name,
             f"the transaction that {row.role} prepared {text_of(row.age)} ago was never ended: "
             "it keeps its locks, and vacuum from removing dead messages",
-            lines(mend),
+            lines(fix),
         )
 
 
-def notifications(visit: Visit) -> Iterator[Finding]:
+def notifications(visit: CheckContext) -> Iterator[Finding]:
     """Yield that a listener lets notifications pile up."""
     used = visit.facts.notifications
     if used is not None and used > visit.limits.notifications:
@@ -142,7 +142,7 @@ def notifications(visit: Visit) -> Iterator[Finding]:
         )
 
 
-def connections(visit: Visit) -> Iterator[Finding]:
+def connections(visit: CheckContext) -> Iterator[Finding]:
     """Yield that the server is about to refuse connections."""
     used, most = visit.facts.connections, visit.facts.most_connections
     if used > most * visit.limits.connections:
@@ -156,22 +156,22 @@ def connections(visit: Visit) -> Iterator[Finding]:
         )
 
 
-def autovacuum(visit: Visit) -> Iterator[Finding]:
+def autovacuum(visit: CheckContext) -> Iterator[Finding]:
     """Yield that nothing removes dead messages."""
     for row in visit.rows(catalog.settings):
         if row.name in {"autovacuum", "track_counts"} and row.setting == "off":
-            mend = lines(f"ALTER SYSTEM SET {row.name} = on", "SELECT pg_reload_conf()")
+            fix = lines(f"ALTER SYSTEM SET {row.name} = on", "SELECT pg_reload_conf()")
             problem = "is off on this server: dead messages are never removed"
-            yield Finding("autovacuum", "error", row.name, f"{row.name} {problem}", mend)
+            yield Finding("autovacuum", "error", row.name, f"{row.name} {problem}", fix)
     for name, table in visit.tables.items():
         if table.options.get("autovacuum_enabled") in {"false", "off", "0", "no"}:
             repairs = visit.repairs(name)
-            mend = lines(repairs.alter("RESET (autovacuum_enabled)"))
+            fix = lines(repairs.alter("RESET (autovacuum_enabled)"))
             problem = "autovacuum is switched off for the table"
-            yield Finding("autovacuum", "error", repairs.name, problem, mend)
+            yield Finding("autovacuum", "error", repairs.name, problem, fix)
 
 
-def vacuum(visit: Visit) -> Iterator[Finding]:
+def vacuum(visit: CheckContext) -> Iterator[Finding]:
     """Yield tables that are full of dead rows."""
     names = {visit.tables[name].oid: name for name in _FOR_MESSAGES if name in visit.tables}
     for row in visit.rows(catalog.vacuum, oids=list(names)):
@@ -180,11 +180,11 @@ def vacuum(visit: Visit) -> Iterator[Finding]:
             repairs = visit.repairs(names[row.oid])
             problem = f"{row.dead} dead rows; last vacuumed: {text_of(row.age)}"
             problem += "" if row.age is None else " ago"
-            mend = lines(f"VACUUM (ANALYZE) {repairs.name}")
-            yield Finding("vacuum", "warning", repairs.name, problem, mend)
+            fix = lines(f"VACUUM (ANALYZE) {repairs.name}")
+            yield Finding("vacuum", "warning", repairs.name, problem, fix)
 
 
-def sequences(visit: Visit) -> Iterator[Finding]:
+def sequences(visit: CheckContext) -> Iterator[Finding]:
     """Yield sequences that run out of numbers, or give out some that are taken."""
     if visit.facts.citus:
         return  # each node has a range of its own: the highest id says nothing about this sequence
@@ -197,19 +197,19 @@ def sequences(visit: Visit) -> Iterator[Finding]:
             continue
         name, taken = names[row.oid], getattr(highest, names[row.oid]) or 0
         if row.last > row.highest * visit.limits.sequence:
-            mend = f"ALTER SEQUENCE {row.name} AS bigint MAXVALUE {_BIGGEST}"
+            fix = f"ALTER SEQUENCE {row.name} AS bigint MAXVALUE {_BIGGEST}"
             problem = f"{row.last} of its {row.highest} numbers are given out"
-            yield Finding("sequences", "error", row.name, problem, lines(mend))
+            yield Finding("sequences", "error", row.name, problem, lines(fix))
         if row.column == "id" and row.last < taken:
             problem = (
                 f"the next id is {row.last + 1}, and {name} has {taken} already: "
                 "inserts will fail (rows were restored without their sequence)"
             )
-            mend = f"SELECT setval({literal(row.name)}, {taken})"
-            yield Finding("sequences", "error", row.name, problem, lines(mend))
+            fix = f"SELECT setval({literal(row.name)}, {taken})"
+            yield Finding("sequences", "error", row.name, problem, lines(fix))
 
 
-def _tokens(visit: Visit, row: Row[Any]) -> Iterator[Finding]:
+def _tokens(visit: CheckContext, row: Row[Any]) -> Iterator[Finding]:
     """Yield why fencing tokens would repeat, or not grow, or not be found."""
     wanted = fencing_sequence(TABLES["pgqrs_messages"]).name
     if row.short_name != wanted:
@@ -222,16 +222,16 @@ def _tokens(visit: Visit, row: Row[Any]) -> Iterator[Finding]:
         (row.increment < 1, "counts down: fencing tokens would not grow", "INCREMENT BY 1"),
     ):
         if wrong:
-            mend = f"ALTER SEQUENCE {row.name} {setting}"
-            yield Finding("sequences", "error", row.name, f"the sequence {problem}", lines(mend))
+            fix = f"ALTER SEQUENCE {row.name} {setting}"
+            yield Finding("sequences", "error", row.name, f"the sequence {problem}", lines(fix))
     newest = visit.rows(health.newest_token(visit.context.models))[0].token
     if row.last is not None and row.last < (newest or 0):
         problem = (
             f"the next fencing token is {row.last + 1}, and a message has {newest} already: "
             "tokens would repeat (rows were restored without their sequence)"
         )
-        mend = visit.repairs("pgqrs_messages").count_on(FENCING_TOKEN)
-        yield Finding("sequences", "error", row.name, problem, lines(mend))
+        fix = visit.repairs("pgqrs_messages").count_on(FENCING_TOKEN)
+        yield Finding("sequences", "error", row.name, problem, lines(fix))
 
 
 SERVER_CHECKS = {

@@ -154,7 +154,7 @@ def _begun(operations: Operations, move: VersionOp) -> Iterator[str | None]:
             yield move.schema
         return
     connection = operations.get_bind()
-    if routing.commits_by_itself(connection):
+    if routing.is_autocommit(connection):
         raise InvalidArgument(
             f"op.{move.name} has to run in a transaction, and this connection commits each "
             "statement by itself: call it outside of autocommit_block(), or in a revision of its "

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from ..errors import InvalidArgument
 from ..types import Delivery, Seconds
-from ..validation import duration
+from ..validation import validate_duration
 from .admin import Admin
 from .config import Config
 from .errors import WorkerNotFound, WorkerNotReady
@@ -299,4 +299,4 @@ def _by_id(held: Iterable[Delivery], done: Iterable[bool]) -> dict[int, bool]:
 
 
 def _seconds(span: Seconds) -> float:
-    return duration(span, "vt_seconds", positive=True).total_seconds()
+    return validate_duration(span, "vt_seconds", positive=True).total_seconds()

@@ -293,8 +293,8 @@ class Archive(Connected):
     async def _newest(
         self, limit: int, offset: int, **criteria: Any
     ) -> builtins.list[ArchivedMessage]:
-        validation.checked_limit(limit)
-        validation.check_number(offset, "offset")
+        validation.validate_limit(limit)
+        validation.validate_number(offset, "offset")
         async with self._service() as service:
             newest = await service.archived.find(
                 limit=limit + offset, newest_first=True, **criteria

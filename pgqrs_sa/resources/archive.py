@@ -8,12 +8,12 @@ from typing import Any
 
 from .._core import archive, queries
 from ..types import ArchivedInfo, Criteria, Outcome, Receipt, Seconds
-from .base import Facet
+from .base import Resource
 
 __all__ = ["Archived"]
 
 
-class Archived(Facet):
+class Archived(Resource):
     """Settled messages."""
 
     def get(self, id: int) -> ArchivedInfo:
@@ -86,7 +86,7 @@ class Archived(Facet):
         Returns:
             How many there were, at most ``limit``.
         """
-        return archive.bury(self._session, self._context, queue, limit)
+        return archive.dead_letter_exhausted(self._session, self._context, queue, limit)
 
     def requeue(
         self,

@@ -1,4 +1,4 @@
-"""What every facet has."""
+"""What every resource has."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from sqlalchemy.orm import Session
 
 from .._core.context import Context
 
-__all__ = ["Facet"]
+__all__ = ["Resource"]
 
 
-class Facet:
+class Resource:
     """Operations in one session, with the settings of the service that they belong to."""
 
     def __init__(self, session: Session, context: Context) -> None:

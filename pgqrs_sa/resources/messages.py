@@ -8,12 +8,12 @@ from typing import Any
 
 from .._core import queries, scheduled
 from ..types import Criteria, MessageInfo, MessageState, QueueMetrics, Receipt, Seconds
-from .base import Facet
+from .base import Resource
 
 __all__ = ["Messages"]
 
 
-class Messages(Facet):
+class Messages(Resource):
     """Live messages, seen and moved by somebody who holds no lease on them."""
 
     def get(self, id: int) -> MessageInfo:

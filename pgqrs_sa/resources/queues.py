@@ -9,12 +9,12 @@ from .._core import queues
 from .._core.queues import UNCHANGED
 from ..declared import QueueSource
 from ..types import QueueInfo, Seconds, SyncedQueue
-from .base import Facet
+from .base import Resource
 
 __all__ = ["Queues"]
 
 
-class Queues(Facet):
+class Queues(Resource):
     """The queues themselves."""
 
     def create(

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 from .._core import workers
 from ..types import Seconds, WorkerHealth, WorkerInfo, WorkerStatus
-from .base import Facet
+from .base import Resource
 
 __all__ = ["Workers"]
 
 
-class Workers(Facet):
+class Workers(Resource):
     """The register of processes. Nothing here is needed for a lease to run out by itself."""
 
     def register(

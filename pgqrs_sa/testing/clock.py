@@ -15,8 +15,8 @@ from sqlalchemy.sql import Executable
 from .. import validation
 from .._core import cursors, states
 from .._core import queues as queue_operations
-from .._core.context import Context, refresh, run
-from .._core.sql.fragments import MOVED, array_bind, elapsed, span, tables, timestamp
+from .._core.context import Context, execute, sync_loaded
+from .._core.sql.fragments import MOVED, array_bind, elapsed, interval_bind, tables, timestamp
 from .._core.states import now
 from ..models import Models
 from ..types import Seconds
@@ -66,7 +66,7 @@ def advance(
         DelayError: a time that is negative.
     """
     context = Context.of(models, None, None, allow_autocommit=True)
-    length = validation.duration(by, "by")
+    length = validation.validate_duration(by, "by")
 
     def work(session: Session) -> int:
         session.flush()
@@ -85,16 +85,18 @@ def shift(
     values: dict[str, Any] = {"length": length}
     if queues is not None:
         values["queues"] = list(queues)
-    rows = run(session, context, statement, values).all()
-    cursors.forget()  # what was passed is not what a dequeue has come to any more
-    refresh(session, context.models.message, rows, MOVED)
+    rows = execute(session, context, statement, values).all()
+    cursors.reset()  # what was passed is not what a dequeue has come to any more
+    sync_loaded(session, context.models.message, rows, MOVED)
     return len(rows)
 
 
 def next_due(session: Session, context: Context, queues: Sequence[str]) -> timedelta | None:
     """Return how long it takes until the next scheduled message of these queues is due."""
     values = {"queues": list(queues)}
-    wait: timedelta | None = run(session, context, _next_due(context.models), values).scalar_one()
+    wait: timedelta | None = execute(
+        session, context, _next_due(context.models), values
+    ).scalar_one()
     return wait
 
 
@@ -102,7 +104,7 @@ def next_due(session: Session, context: Context, queues: Sequence[str]) -> timed
 def _shift(models: Models, *, everywhere: bool) -> Executable:
     queue, message, _, _ = tables(models)
     earlier = func.greatest(
-        message.c.vt - span("length"), sa.literal(_EPOCH, timestamp), type_=timestamp
+        message.c.vt - interval_bind("length"), sa.literal(_EPOCH, timestamp), type_=timestamp
     )
     statement = sa.update(message).values(vt=earlier)
     if not everywhere:

@@ -15,18 +15,18 @@ from sqlalchemy.orm import Session
 
 from .. import validation
 from .._core import archive, settlements
-from .._core.context import Context, forget, refresh, run
+from .._core.context import Context, execute, expire_deleted, sync_loaded
 from .._core.lease import decodable, deliveries, in_order
 from .._core.sql import lease as statements
 from .._core.sql.fragments import MOVED
-from ..consumer.disposition import OURS, Verdict
-from ..consumer.events import Reporter
-from ..consumer.handlers import Handler, Unit
-from ..consumer.options import Settings, check_database
-from ..consumer.session_guard import kept_open
-from ..consumer.signature import Call
+from ..consumer.disposition import PACKAGE, Disposition
+from ..consumer.events import EventEmitter
+from ..consumer.handlers import Handler, Invocation
+from ..consumer.options import ConsumerOptions, check_database
+from ..consumer.session_guard import forbid_commit
+from ..consumer.signature import HandlerSignature
 from ..decisions import Decision
-from ..errors import InvalidArgument, LeaseLost, shown
+from ..errors import InvalidArgument, LeaseLost, safe_repr
 from ..service import QueueService
 from ..types import Delivery
 from .clock import next_due, shift
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Drained", "chosen", "drain"]
 
-_BURIED_AT_ONCE = 1_000
-_NOT_THE_HANDLERS = (str(Path(__file__).parent), str(Path(util.__file__).parent), OURS)
+_DEAD_LETTER_CHUNK = 1_000
+_NOT_THE_HANDLERS = (str(Path(__file__).parent), str(Path(util.__file__).parent), PACKAGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def drain(
     given = opened(session)
     handlers = chosen(consumer, queues, is_async=is_async(given))
     limits = _Limits(
-        scheduled, validation.checked_limit(max_messages, "max_messages"), raise_errors
+        scheduled, validation.validate_limit(max_messages, "max_messages"), raise_errors
     )
 
     def work(session: Session) -> Drained:
@@ -148,7 +148,9 @@ def chosen(
 ) -> tuple[Handler, ...]:
     """Return the handlers to be called, or raise `InvalidArgument`."""
     if not hasattr(consumer, "handlers"):
-        raise InvalidArgument(f"a Consumer or an AsyncConsumer is needed, not {shown(consumer)}")
+        raise InvalidArgument(
+            f"a Consumer or an AsyncConsumer is needed, not {safe_repr(consumer)}"
+        )
     if isinstance(queues, str):
         raise InvalidArgument(f"queues must be a list of names, not {queues!r}")
     handlers = consumer.handlers if queues is None else tuple(map(consumer.handler, queues))
@@ -177,7 +179,7 @@ class _Drain:
         self,
         session: Session,
         given: Any,
-        settings: Settings,
+        settings: ConsumerOptions,
         handlers: Sequence[Handler],
         limits: _Limits,
     ) -> None:
@@ -187,7 +189,7 @@ class _Drain:
         self._context = settings.context()
         self._handlers = handlers
         self._limits = limits
-        self._reporter = Reporter(settings.hooks)
+        self._reporter = EventEmitter(settings.hooks)
         self._counts: Counter[str] = Counter()
         self._attempts = 0
         self._errors: list[tuple[Delivery, BaseException]] = []
@@ -216,19 +218,19 @@ class _Drain:
         self._attempts += len(leased)
         if self._attempts > self._limits.max_messages:
             raise AssertionError(self._endless(leased[0]))
-        unit = Unit(handler, tuple(leased))
+        unit = Invocation(handler, tuple(leased))
         self._note(self._work(unit))
         return True
 
     def _note_undecodable(self, handler: Handler, dead: Sequence[Delivery]) -> None:
         __tracebackhide__ = True
-        verdicts = [
-            Verdict(one, "dead", reason="cannot be decoded", error=one.decoded) for one in dead
+        dispositions = [
+            Disposition(one, "dead", reason="cannot be decoded", error=one.decoded) for one in dead
         ]
-        for verdict in verdicts:
+        for disposition in dispositions:
             self._counts["dead"] += 1
-            self._reporter.settled(handler, verdict, "dead", None)
-        self._note(verdicts)
+            self._reporter.settled(handler, disposition, "dead", None)
+        self._note(dispositions)
 
     def _lease(self, handler: Handler, lease: timedelta) -> tuple[list[Delivery], list[Delivery]]:
         # Outside of the handler's savepoint: the attempt counts, whatever the handler does.
@@ -240,28 +242,30 @@ class _Drain:
             "attempts": handler.retry.max_attempts,
         }
         statement = statements.dequeue(self._context.models, by_worker=False)
-        rows = in_order(run(self._session, self._context, statement, values))
-        refresh(self._session, self._context.models.message, rows, MOVED)
+        rows = in_order(execute(self._session, self._context, statement, values))
+        sync_loaded(self._session, self._context.models.message, rows, MOVED)
         found = deliveries(self._context, handler.queue, rows, None)
         return decodable(self._session, self._context, found)
 
-    def _work(self, unit: Unit) -> list[Verdict]:
+    def _work(self, unit: Invocation) -> list[Disposition]:
         __tracebackhide__ = True
         from ..consumer import invocation  # noqa: PLC0415 - needs the extra of those who consume
 
         self._reporter.started(unit)
         started_at = time.monotonic()
         if unit.handler.acknowledge == "first":
-            self._carry_out([Verdict(one, "archive") for one in unit.deliveries], unit, started_at)
+            self._carry_out(
+                [Disposition(one, "archive") for one in unit.deliveries], unit, started_at
+            )
         try:
-            verdicts = self._call(unit)
+            dispositions = self._call(unit)
         except Exception as error:  # noqa: BLE001 - its Retry decides about it
             # What is kept of an error, and what a test shows of it, begins with the handler.
-            verdicts = invocation.after_error(unit, _of_handler(error), stopping=False)
-        self._carry_out(verdicts, unit, started_at)
-        return verdicts
+            dispositions = invocation.after_error(unit, _of_handler(error), stopping=False)
+        self._carry_out(dispositions, unit, started_at)
+        return dispositions
 
-    def _call(self, unit: Unit) -> list[Verdict]:
+    def _call(self, unit: Invocation) -> list[Disposition]:
         from ..consumer import invocation  # noqa: PLC0415
 
         call = unit.handler.call
@@ -272,26 +276,30 @@ class _Drain:
         with self._session.begin_nested():
             service = service_of(self._given, self._context, self._settings)
             validation = call.arguments(unit.deliveries, payloads, self._given, service)
-            with kept_open(self._session, unit.handler):
+            with forbid_commit(self._session, unit.handler):
                 result = called(call, validation)
             if unit.handler.acknowledge == "first":
                 return invocation.after_return(unit, result)
             return invocation.settle_within(self._session, self._context, unit, result)
 
-    def _carry_out(self, verdicts: Sequence[Verdict], unit: Unit, started_at: float) -> None:
+    def _carry_out(
+        self, dispositions: Sequence[Disposition], unit: Invocation, started_at: float
+    ) -> None:
         """Settle what the handler's own savepoint has not, and count."""
-        due = [one for one in verdicts if not one.settled and one.kind != "keep"]
-        words = {one.delivery.id: one.word for one in verdicts if one.settled}
+        due = [one for one in dispositions if not one.settled and one.action != "keep"]
+        words = {one.delivery.id: one.outcome for one in dispositions if one.settled}
         words |= settlements.apply(self._session, self._context, due, strict=False)
         # The consumer's own session has no objects, but that of a test may.
-        forget(self._session, self._context.models.message, [one.delivery.id for one in due])
-        for one in verdicts:
+        expire_deleted(
+            self._session, self._context.models.message, [one.delivery.id for one in due]
+        )
+        for one in dispositions:
             word = words.get(one.delivery.id)
             if word is not None:
                 if not isinstance(one.error, LeaseLost):
                     self._counts[_COUNTED[word]] += 1
                 self._reporter.settled(unit.handler, one, word, started_at)
-            elif one.kind != "keep":
+            elif one.action != "keep":
                 self._reporter.ended(
                     "on_lease_lost",
                     "lease lost",
@@ -303,10 +311,10 @@ class _Drain:
             elif unit.handler.acknowledge == "manual":
                 self._counts["kept"] += 1
 
-    def _note(self, verdicts: Sequence[Verdict]) -> None:
+    def _note(self, dispositions: Sequence[Disposition]) -> None:
         """Note what was raised; raise it if that is wanted."""
         __tracebackhide__ = True
-        for one in verdicts:
+        for one in dispositions:
             if one.error is None or isinstance(one.error, Decision):
                 continue
             self._errors.append((one.delivery, one.error))
@@ -316,7 +324,9 @@ class _Drain:
     def _bury(self) -> int:
         """Make dead letters of messages whose attempts were used up by somebody else."""
         buried = sum(
-            archive.bury(self._session, self._context, one.queue, _BURIED_AT_ONCE)
+            archive.dead_letter_exhausted(
+                self._session, self._context, one.queue, _DEAD_LETTER_CHUNK
+            )
             for one in self._handlers
         )
         self._counts["dead"] += buried
@@ -339,7 +349,7 @@ class _Drain:
             "max_messages"
         )
         if self._errors:
-            text += f". The last error: {shown(self._errors[-1][1])}"
+            text += f". The last error: {safe_repr(self._errors[-1][1])}"
         return text
 
 
@@ -360,7 +370,7 @@ def _of_handler(error: Exception) -> Exception:
     return error if trace is None else error.with_traceback(trace)
 
 
-def called(call: Call, arguments: dict[str, Any]) -> Any:
+def called(call: HandlerSignature, arguments: dict[str, Any]) -> Any:
     """Call a handler, and wait for it."""
     if not call.is_async:
         return call.run(arguments)
@@ -369,7 +379,7 @@ def called(call: Call, arguments: dict[str, Any]) -> Any:
     return await_only(call.awaited(arguments))
 
 
-def service_of(session: Any, context: Context, settings: Settings | None) -> Any:
+def service_of(session: Any, context: Context, settings: ConsumerOptions | None) -> Any:
     """Return the service that a handler gets, in the session that it gets."""
     options: dict[str, Any] = {
         "models": context.models,

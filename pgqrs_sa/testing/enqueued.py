@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from .. import validation
 from .._core import queries
-from .._core.context import Context, run
+from .._core.context import Context, execute
 from .._core.states import now
 from ..codecs import Codec
 from ..models import Models
@@ -133,7 +133,7 @@ def assert_enqueued(
     __tracebackhide__ = True
     context = Context.of(models, codec, None, allow_autocommit=True)
     if count is not None:
-        validation.check_number(count, "count")
+        validation.validate_number(count, "count")
     expected = checked(wanted, context.codec)
 
     def judge(seen: _Seen) -> list[MessageInfo]:
@@ -207,7 +207,7 @@ def refute_enqueued(
 def _look(session: Session, context: Context, queue: str | None) -> _Seen:
     session.flush()  # whatever the session's autoflush is set to
     messages = queries.find(session, context, queue, None, None, None, 0, _ALL, newest_first=False)
-    return _Seen(messages, run(session, context, sa.select(now())).scalar_one())
+    return _Seen(messages, execute(session, context, sa.select(now())).scalar_one())
 
 
 def _described(wanted: Mapping[str, Any]) -> str:

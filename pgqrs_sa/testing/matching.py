@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from .. import validation
 from .._core.context import decoded, encoded
 from ..codecs import Codec, JsonCodec
-from ..errors import PayloadError, shown
+from ..errors import PayloadError, safe_repr
 from ..types import MessageInfo, Seconds
 
 __all__ = ["Wanted", "checked", "differences", "lacks", "report", "same"]
@@ -64,11 +64,13 @@ def checked(wanted: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
     if "headers__contains" in values:
         text = validation.headers_text(values["headers__contains"])
         values["headers__contains"] = _strict.loads(text or "{}")
-    values["tolerance"] = validation.duration(values.get("tolerance", _TOLERANCE), "tolerance")
+    values["tolerance"] = validation.validate_duration(
+        values.get("tolerance", _TOLERANCE), "tolerance"
+    )
     if isinstance(values.get("delay"), (int, float, timedelta)):
-        values["delay"] = validation.duration(values["delay"])
+        values["delay"] = validation.validate_duration(values["delay"])
     if "at" in values:
-        values["at"] = validation.moment(values["at"])
+        values["at"] = validation.validate_moment(values["at"])
     return values
 
 
@@ -103,7 +105,7 @@ def _differences(message: MessageInfo, wanted: Mapping[str, Any], now: datetime)
         yield f"it becomes visible at {message.vt.isoformat()}, not {wanted['at'].isoformat()}"
     for name in ("priority", "key"):
         if name in wanted and getattr(message, name) != wanted[name]:
-            yield f"{name} is {shown(getattr(message, name), _VALUE)}, not {wanted[name]!r}"
+            yield f"{name} is {safe_repr(getattr(message, name), _VALUE)}, not {wanted[name]!r}"
 
 
 def _of_payload(message: MessageInfo, wanted: Mapping[str, Any]) -> Iterator[str]:
@@ -113,7 +115,7 @@ def _of_payload(message: MessageInfo, wanted: Mapping[str, Any]) -> Iterator[str
         yield str(error)
         return
     if "payload" in wanted and not same(payload, wanted["payload"]):
-        yield f"payload is not {shown(wanted['payload'], _VALUE)}"
+        yield f"payload is not {safe_repr(wanted['payload'], _VALUE)}"
     if "payload__contains" in wanted:
         problem = lacks(payload, wanted["payload__contains"], "payload")
         if problem:
@@ -165,10 +167,10 @@ def lacks(found: Any, wanted: Any, path: str, *, top: bool = True) -> str | None
     elif top and isinstance(found, list) and not isinstance(wanted, dict):
         missing = [] if any(same(it, wanted) for it in found) else [wanted]
     elif isinstance(wanted, (dict, list)) or not same(found, wanted):
-        return f"{path} is {shown(found, _VALUE)}, not {shown(wanted, _VALUE)}"
+        return f"{path} is {safe_repr(found, _VALUE)}, not {safe_repr(wanted, _VALUE)}"
     else:
         return None
-    return f"{path} has no element {shown(missing[0], _VALUE)}" if missing else None
+    return f"{path} has no element {safe_repr(missing[0], _VALUE)}" if missing else None
 
 
 def _object_lacks(found: dict[str, Any], wanted: dict[str, Any], path: str) -> str | None:
@@ -214,7 +216,7 @@ def _line(message: MessageInfo, now: datetime) -> str:
     if message.key is not None:
         parts.append(f"key {message.key!r}")
     if message.headers:
-        parts.append(f"headers {shown(message.headers, _VALUE)}")
+        parts.append(f"headers {safe_repr(message.headers, _VALUE)}")
     if message.read_ct:
         parts.append(f"attempt {message.read_ct}")
     return ", ".join(parts)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from sqlalchemy.orm import Session, scoped_session
 
-from ..errors import InvalidArgument, shown
+from ..errors import InvalidArgument, safe_repr
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
@@ -34,8 +34,8 @@ def opened(session: Any) -> Any:
     found = registry() if callable(registry) else session
     if not isinstance(found, Session) and not is_async(found):
         raise InvalidArgument(
-            f"a Session or an AsyncSession is needed here, not {shown(session)}: pass the one of "
-            "the test's transaction"
+            f"a Session or an AsyncSession is needed here, not {safe_repr(session)}: pass the one "
+            "of the test's transaction"
         )
     return found
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .. import validation
 from .._core.context import Context, decoded, encoded
-from ..consumer.disposition import of_result
-from ..consumer.handlers import Handler, Unit
-from ..consumer.options import Settings
-from ..consumer.session_guard import kept_open
+from ..consumer.disposition import dispositions_for_result
+from ..consumer.handlers import Handler, Invocation
+from ..consumer.options import ConsumerOptions
+from ..consumer.session_guard import forbid_commit
 from ..consumer.signature import inspect_handler
 from ..decisions import Decision
 from ..errors import InvalidArgument
@@ -91,7 +91,7 @@ def work_one(
     context = (
         settings.context() if settings else Context.of(None, None, None, allow_autocommit=True)
     )
-    unit = Unit(found, (_delivery(found, context, payload, headers, attempt),))
+    unit = Invocation(found, (_delivery(found, context, payload, headers, attempt),))
     call = found.call
     given = _session(found, session)
     service = None if given is None else service_of(given, context, settings)
@@ -101,24 +101,24 @@ def work_one(
     if given is None:
         return _decision(unit, call.run(values))
     with given.begin_nested():
-        with kept_open(plain(given), found):
+        with forbid_commit(plain(given), found):
             result = call.run(values)
-        of_result(unit, result)  # refused while its writes can still be rolled back
+        dispositions_for_result(unit, result)  # refused while its writes can still be rolled back
     return _decision(unit, result)
 
 
-async def _awaited(unit: Unit, values: dict[str, Any], session: Any) -> Decision | None:
+async def _awaited(unit: Invocation, values: dict[str, Any], session: Any) -> Decision | None:
     call = unit.handler.call
     if session is None:
         return _decision(unit, await call.awaited(values))
     async with session.begin_nested():
-        with kept_open(plain(session), unit.handler):
+        with forbid_commit(plain(session), unit.handler):
             result = await call.awaited(values)
-        of_result(unit, result)
+        dispositions_for_result(unit, result)
     return _decision(unit, result)
 
 
-def _found(handler: Any, queue: str | None) -> tuple[Handler, Settings | None]:
+def _found(handler: Any, queue: str | None) -> tuple[Handler, ConsumerOptions | None]:
     if hasattr(handler, "handlers"):
         if queue is None and len(handler.handlers) != 1:
             known = ", ".join(repr(one.queue) for one in handler.handlers) or "none"
@@ -126,7 +126,7 @@ def _found(handler: Any, queue: str | None) -> tuple[Handler, Settings | None]:
         one = handler.handlers[0] if queue is None else handler.handler(queue)
         return one, handler._settings  # noqa: SLF001 - one package
     call = inspect_handler(handler, many=False)
-    name = "test" if queue is None else validation.check_queue_name(queue)
+    name = "test" if queue is None else validation.validate_queue_name(queue)
     return Handler(name, call, None, 1, 0, None, Retry(), 1, 1, "commit"), None
 
 
@@ -155,7 +155,7 @@ def _delivery(
     text = encoded(context.codec, payload)
     value, extra = decoded(context.codec, 1, text, validation.headers_text(headers))
     now = datetime.now(UTC)
-    number = validation.checked_limit(attempt, "attempt")
+    number = validation.validate_limit(attempt, "attempt")
     return Delivery(
         id=1,
         queue=handler.queue,
@@ -174,9 +174,9 @@ def _delivery(
     )
 
 
-def _decision(unit: Unit, result: Any) -> Decision | None:
+def _decision(unit: Invocation, result: Any) -> Decision | None:
     """Return what a handler decided about its one message, or raise the error that it returned."""
-    of_result(unit, result)
+    dispositions_for_result(unit, result)
     if unit.handler.call.many and not isinstance(result, BaseException) and result is not None:
         values = result.values() if isinstance(result, Mapping) else result
         result = next(iter(values), None)

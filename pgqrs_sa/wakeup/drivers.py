@@ -11,16 +11,16 @@ from typing import Any, Protocol, TypeAlias
 
 import sqlalchemy as sa
 
-__all__ = ["Heard", "Wire", "connected", "within"]
+__all__ = ["ListenConnection", "OnNotification", "open_listen_connection", "wait_for"]
 
-Heard: TypeAlias = Callable[[str, str, int], None]
+OnNotification: TypeAlias = Callable[[str, str, int], None]
 """Gets the channel, the payload, and the process that has notified."""
 
 _CONNECTING = 30.0
 """Seconds that one attempt may take, if the engine's own limit is not shorter."""
 
 
-class Wire(Protocol):
+class ListenConnection(Protocol):
     """A connection of some driver, reduced to what a listener does with it."""
 
     lost: asyncio.Future[str]
@@ -40,7 +40,7 @@ class Wire(Protocol):
 class _Psycopg:
     """Psycopg, synchronous or not, driven through libpq: nothing here ever blocks."""
 
-    def __init__(self, driver: Any, heard: Heard) -> None:
+    def __init__(self, driver: Any, heard: OnNotification) -> None:
         self._driver = driver
         self._libpq = driver.pgconn
         self._heard = heard
@@ -69,7 +69,7 @@ class _Psycopg:
             while (one := self._libpq.notifies()) is not None:
                 self._heard(one.relname.decode(), one.extra.decode(), one.be_pid)
         except Exception as error:  # noqa: BLE001 - whatever it is, the connection is of no use
-            _lose(self, str(error))
+            _mark_lost(self, str(error))
 
     def _take_results(self) -> None:
         while not self._libpq.is_busy():
@@ -90,13 +90,13 @@ class _Psycopg:
 class _Asyncpg:
     """asyncpg, which has listeners of its own."""
 
-    def __init__(self, driver: Any, heard: Heard) -> None:
+    def __init__(self, driver: Any, heard: OnNotification) -> None:
         self._driver = driver
         self._heard = heard
         self.pid: int = driver.get_server_pid()
         self._tasks: set[asyncio.Future[Any]] = set()
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        driver.add_termination_listener(lambda _: _lose(self, "the connection was closed"))
+        driver.add_termination_listener(lambda _: _mark_lost(self, "the connection was closed"))
 
     def listen(self, name: str) -> asyncio.Future[Any]:
         return self._start(self._listen(name))
@@ -122,7 +122,7 @@ class _Asyncpg:
     def _done(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _lose(self, str(error))
+            _mark_lost(self, str(error))
 
     async def close(self) -> None:
         if not self.lost.done() and not self._tasks:
@@ -132,7 +132,7 @@ class _Asyncpg:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def _lose(wire: Wire, reason: str) -> None:
+def _mark_lost(wire: ListenConnection, reason: str) -> None:
     if not wire.lost.done():
         wire.lost.set_result(reason)
 
@@ -142,13 +142,13 @@ def _resolve(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-async def within(seconds: float, wire: Wire, future: asyncio.Future[Any]) -> None:
+async def wait_for(seconds: float, wire: ListenConnection, future: asyncio.Future[Any]) -> None:
     """Wait for something, but no longer than this, nor longer than the connection lasts."""
     await asyncio.wait({future, wire.lost}, timeout=seconds, return_when="FIRST_COMPLETED")
     if wire.lost.done():
         raise ConnectionError(wire.lost.result())
     if not future.done():
-        _lose(wire, "deaf")  # so that it is not closed with a round trip
+        _mark_lost(wire, "deaf")  # so that it is not closed with a round trip
         raise TimeoutError(
             f"nothing was heard for {seconds:g} s. If there is a pooler between, give its server's "
             "address as listen_dsn"
@@ -160,7 +160,9 @@ def _nothing(_name: str, _payload: str, _pid: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def connected(engine: sa.Engine, heard: Heard = _nothing) -> AsyncIterator[Wire]:
+async def open_listen_connection(
+    engine: sa.Engine, heard: OnNotification = _nothing
+) -> AsyncIterator[ListenConnection]:
     """Open a connection as the engine would, outside of its pool."""
     async with asyncio.timeout(_CONNECTING):
         driver = await (_opened(engine) if engine.dialect.is_async else _opened_aside(engine))

@@ -28,7 +28,7 @@ from .._core.sql.wakeup import channel
 from ..errors import InvalidArgument
 from ..models import Models
 from ..settings import database_url
-from .drivers import Wire, connected, within
+from .drivers import ListenConnection, open_listen_connection, wait_for
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -152,20 +152,20 @@ class Listener:
             elif not pong.done():
                 pong.set_result(pid)
 
-        async def check(speaker: Wire) -> int:
+        async def check(speaker: ListenConnection) -> int:
             nonlocal pong
             pong = asyncio.get_running_loop().create_future()
             speaker.send(f'NOTIFY "{ping}"')
-            await within(self._ping_timeout, wire, pong)
+            await wait_for(self._ping_timeout, wire, pong)
             return pong.result()
 
-        async with connected(self._engine, heard) as wire:
+        async with open_listen_connection(self._engine, heard) as wire:
             for name in (self._channel, ping):
-                await within(self._ping_timeout, wire, wire.listen(name))
+                await wait_for(self._ping_timeout, wire, wire.listen(name))
             self._wake(None)
             if await check(wire) != wire.pid:
                 # A pooler is between. In transaction mode we hear ourselves, and nobody else.
-                async with connected(self._engine) as other:
+                async with open_listen_connection(self._engine) as other:
                     try:
                         await check(other)
                     except TimeoutError:

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Mapper, Session
 
 from .._core import commits
 
-__all__ = ["NOTIFY", "note", "subscribe", "subscribed"]
+__all__ = ["NOTIFY", "mark_enqueued", "subscribe", "subscribed"]
 
 NOTIFY = "pgqrs_notify"
 """Set this in ``session.info`` to let everything that the session enqueues send a NOTIFY too."""
@@ -84,9 +84,9 @@ def subscribed() -> bool:
     return bool(_subscribers.callbacks)
 
 
-def note(session: Session, queue: str, mapper: Mapper[Any]) -> None:
+def mark_enqueued(session: Session, queue: str, mapper: Mapper[Any]) -> None:
     """Remember that a session has put something into a queue, until its transaction ends."""
-    key = (note, queue)
+    key = (mark_enqueued, queue)
     known = commits.waiting(session, key)
     if known is not None and known.joined is None:
         return

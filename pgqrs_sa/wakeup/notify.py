@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from .._core import routing
-from .._core.context import Context, run
+from .._core.context import Context, execute
 from .._core.sql import wakeup as statements
 from .._core.sql.fragments import tables
 from . import local
@@ -24,7 +24,7 @@ def set_waiting(session: Session, context: Context, worker_id: int, span: timede
     commit has sent no notification.
     """
     values = {"worker_id": worker_id, "span": span}
-    run(session, context, statements.waiting(context.models), values)
+    execute(session, context, statements.waiting(context.models), values)
 
 
 def channel(session: Session, context: Context) -> dict[str, str]:
@@ -53,5 +53,5 @@ def announce(session: Session, context: Context, ids: Sequence[int]) -> None:
         return
     queue, message, _, worker = tables(context.models)
     statement = statements.visible(queue, message, worker, notify=bool(to))
-    for name in run(session, context, statement, {"ids": list(ids), **to}).scalars():
-        local.note(session, name, context.mapper)
+    for name in execute(session, context, statement, {"ids": list(ids), **to}).scalars():
+        local.mark_enqueued(session, name, context.mapper)

@@ -30,7 +30,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from pgqrs_sa import AsyncConsumer, AsyncQueueService, Consumer, Delivery, QueueService
 from pgqrs_sa._core.sql.wakeup import channel
-from pgqrs_sa.consumer.retrying import transient
+from pgqrs_sa.consumer.retrying import is_transient
 from pgqrs_sa.settings import database_url
 from pgqrs_sa.wakeup.listener import Listener
 
@@ -156,7 +156,7 @@ class Load:
         if isinstance(error, IntegrityError):
             self.seen.acknowledged.add(unit)  # an earlier commit has happened; its reply was lost
             self.seen.found += 1
-        elif transient(error):
+        elif is_transient(error):
             self.seen.unsure += 1
         else:
             raise error

@@ -182,7 +182,7 @@ def cycle(engine: sa.Engine, rounds: int, *, forget: bool = False) -> float:
             service.enqueue_many("mail", range(BATCH))
             session.commit()
             if forget:
-                cursors._floors.clear()
+                cursors._cursors.clear()
             service.archive_many(service.dequeue("mail", BATCH))
             session.commit()
     return rounds * BATCH / (time.perf_counter() - began)

@@ -213,4 +213,4 @@ def test_csv_without_rows_has_the_documented_header(pgqrs, command, args):
 
 def test_csv_without_findings_has_the_documented_header(pgqrs):
     shown = pgqrs("doctor", "--only", "orphans", "--format", "csv").stdout
-    assert shown == "check,severity,subject,problem,mend\n"
+    assert shown == "check,severity,subject,problem,fix,mend\n"

@@ -245,7 +245,7 @@ def test_a_history_of_alembic_is_not_passed_over(dsn):
 
 @pytest.mark.parametrize("version", [None, 0])
 def test_the_doctor_prints_the_command_that_fits(dsn, version):
-    def mend() -> str:
+    def fix() -> str:
         done = CliRunner().invoke(group, ["--dsn", dsn, "schema", "check"])
         return str(done.stdout).strip()
 
@@ -255,6 +255,6 @@ def test_the_doctor_prints_the_command_that_fits(dsn, version):
         )
         metadata.create_all(engine)
         run(dsn, f"COMMENT ON TABLE pgqrs_queues IS 'pgqrs_sa:schema={version}'")
-    assert mend() == "pgqrs install"
+    assert fix() == "pgqrs install"
     run(dsn, "CREATE TABLE alembic_version (version_num text)")
-    assert mend() == "alembic upgrade head"
+    assert fix() == "alembic upgrade head"

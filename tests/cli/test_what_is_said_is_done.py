@@ -85,5 +85,5 @@ def test_doctor_and_top_give_the_keys_of_the_documentation(pgqrs, engine):
     with engine.begin() as connection:
         connection.execute(sa.text("DROP INDEX pgqrs_messages_spent_idx"))
     found = json.loads(pgqrs("doctor", "--format", "json", code=1).stdout)
-    assert list(found[0]) == ["check", "severity", "subject", "problem", "mend"]
+    assert list(found[0]) == ["check", "severity", "subject", "problem", "fix", "mend"]
     assert set(pgqrs.json("top", "--once")) == {"queues", "workers"}

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 from waiting import until
 
-from pgqrs_sa.consumer.call_transactions import Calls, shut_down
+from pgqrs_sa.consumer.call_transactions import CallTransactions, shut_down
 
 PID = sa.text("SELECT pg_backend_pid()")
 
@@ -40,7 +40,7 @@ def pid_of(engine: Any) -> int:
 
 
 def test_the_server_rolls_back_what_a_call_has_locked(threads, engine):
-    calls = Calls()
+    calls = CallTransactions()
     with calls.transaction(unit(1, 2)) as call, engine.connect() as connection:
         call.use(connection)
         call.locks_messages()
@@ -54,7 +54,7 @@ def test_the_server_rolls_back_what_a_call_has_locked(threads, engine):
 
 
 def test_a_call_that_locks_nothing_keeps_its_connection(engine):
-    calls = Calls()
+    calls = CallTransactions()
     with calls.transaction(unit(1)) as call, engine.connect() as connection:
         call.use(connection)
         pid = connection.scalar(PID)
@@ -63,7 +63,7 @@ def test_a_call_that_locks_nothing_keeps_its_connection(engine):
 
 
 def test_what_is_back_in_the_pool_is_left_alone(engine):
-    calls = Calls()
+    calls = CallTransactions()
     with calls.transaction(unit(1)) as call:
         call.locks_messages()
         with engine.connect() as connection:
@@ -76,7 +76,7 @@ def test_what_is_back_in_the_pool_is_left_alone(engine):
 
 
 def test_a_connection_that_was_ended_after_its_commit_is_not_used_again(engine):
-    calls = Calls()
+    calls = CallTransactions()
     with calls.transaction(unit(1)) as call:
         call.locks_messages()
         with engine.connect() as connection:
@@ -88,7 +88,7 @@ def test_a_connection_that_was_ended_after_its_commit_is_not_used_again(engine):
 
 
 def test_a_connection_without_a_pool_is_left_alone(engine):
-    calls = Calls()
+    calls = CallTransactions()
     with calls.transaction(unit(1)) as call, engine.connect() as connection:
         connection.detach()
         call.use(connection)
@@ -107,7 +107,7 @@ def test_a_connection_that_is_closed_already_is_no_error(engine):
 
 def test_it_ends_where_no_event_loop_runs(tasks):
     engine = create_async_engine(tasks._async_url, poolclass=sa.NullPool)
-    calls, loop = Calls(), asyncio.new_event_loop()
+    calls, loop = CallTransactions(), asyncio.new_event_loop()
 
     async def begin(call: Any) -> tuple[Any, int]:
         connection = await engine.connect()

@@ -70,7 +70,7 @@ def is_own(connection):
     """Whether the consumer leases or settles on it: in its own threads, or a handler's between."""
     name = threading.current_thread().name
     alone = connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
-    return name.startswith(("pgqrs-desk", "pgqrs-keeper")) or (
+    return name.startswith(("pgqrs-dispatcher", "pgqrs-renewer")) or (
         alone and name.startswith("pgqrs-handler")
     )
 
@@ -104,7 +104,9 @@ def audit(kit, ids):
     assert kit.live() == {}
 
 
-@pytest.mark.parametrize("what", ["pgqrs_asked", "UPDATE pgqrs_workers"], ids=["desk", "keeper"])
+@pytest.mark.parametrize(
+    "what", ["pgqrs_asked", "UPDATE pgqrs_workers"], ids=["dispatcher", "renewer"]
+)
 def test_a_backend_that_is_ended_while_idle_is_replaced(kit, what):
     consumer = kit.consumer(poll_interval=0.05)
     consumer.on("mail", lease=600)(effect)
@@ -289,7 +291,7 @@ def test_a_lease_that_a_handler_takes_while_one_of_the_consumer_hangs_outlives_t
 
 
 def test_an_archive_whose_reply_was_lost_is_success_and_told_once(kit):
-    """Without a session the desk archives; it looks the message up by its id and attempt."""
+    """Without a session the dispatcher archives; it looks the message up by its id and attempt."""
     ids = kit.send(*range(4))
     engine = kit.app_engine()
     kit.lose_replies = True
@@ -397,7 +399,7 @@ def test_a_handlers_commit_whose_reply_was_lost_is_success_and_not_repeated(kit)
     assert ear.names() == ["on_start", "on_success"]
 
 
-def test_renewals_go_on_after_the_keepers_backend_was_ended_again_and_again(kit):
+def test_renewals_go_on_after_the_renewers_backend_was_ended_again_and_again(kit):
     (id_,) = kit.send({})
     consumer = kit.consumer()
     go, begun = threading.Event(), threading.Event()
@@ -412,7 +414,7 @@ def test_renewals_go_on_after_the_keepers_backend_was_ended_again_and_again(kit)
     assert begun.wait(PATIENCE)
     leased = kit.live()[id_].vt
     while kit.live()[id_].vt == leased:  # until it is renewed, each of its connections is ended
-        (pid,) = until(lambda: backends(kit, "UPDATE pgqrs_workers"), "the keeper is connected")
+        (pid,) = until(lambda: backends(kit, "UPDATE pgqrs_workers"), "the renewer is connected")
         end_backend(kit, pid)
     outlived = "SELECT now() > :leased FROM pgqrs_messages"
     until(lambda: kit.sql(outlived, leased=leased) == [(True,)], "it would have run out")
@@ -465,7 +467,7 @@ def test_a_handlers_own_connection_that_breaks_is_a_failed_attempt(kit):
 
 def test_a_database_that_is_gone_does_not_keep_a_consumer_from_stopping(kit, monkeypatch):
     """It cannot be asked any more: the leases run out by themselves, and the exit code says so."""
-    monkeypatch.setattr(runtime, "_LAST_WORDS", 0.5)
+    monkeypatch.setattr(runtime, "SETTLE_TIMEOUT", 0.5)
     (id_,) = kit.send({})
     consumer = kit.consumer(drain_timeout=0.2)
     begun, never = threading.Event(), threading.Event()

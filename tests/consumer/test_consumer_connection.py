@@ -17,7 +17,7 @@ from pgqrs_sa import Item, QueueService
 from pgqrs_sa._core import enqueue, workers
 from pgqrs_sa._core.context import Context
 from pgqrs_sa.consumer import store
-from pgqrs_sa.consumer.connection import AsyncPlug, Line, SyncPlug
+from pgqrs_sa.consumer.connection import AsyncConnector, ConsumerConnection, SyncConnector
 from pgqrs_sa.wakeup import local
 
 CONTEXT = Context.of(None, None, None, allow_autocommit=True)
@@ -40,9 +40,9 @@ def test_asyncpg_set_up_for_pgbouncer_sends_no_statement_outside_a_transaction(
     """It prepares each statement before it runs it: two rounds, that belong to one server."""
     url = migrated.direct.async_url("asyncpg")
     engine = create_async_engine(url, poolclass=sa.NullPool, connect_args=settings)
-    line = Line(AsyncPlug(engine), threading.Event(), deadline=30)
-    assert line.once(CONTEXT, transactions) == expected
-    line.once(CONTEXT, create)
+    line = ConsumerConnection(AsyncConnector(engine), threading.Event(), deadline=30)
+    assert line.run_once(CONTEXT, transactions) == expected
+    line.run_once(CONTEXT, create)
     line.close()
     with sa.create_engine(migrated.url, poolclass=sa.NullPool).connect() as other:
         assert other.scalar(sa.text("SELECT count(*) FROM pgqrs_queues")) == 1
@@ -52,11 +52,13 @@ def test_asyncpg_set_up_for_pgbouncer_sends_no_statement_outside_a_transaction(
 def line(request, migrated):
     url = migrated.direct
     if request.param == "psycopg":
-        plug = SyncPlug(sa.create_engine(url.url, poolclass=sa.NullPool))
+        connector = SyncConnector(sa.create_engine(url.url, poolclass=sa.NullPool))
     else:
         driver = request.param.removesuffix("_async")
-        plug = AsyncPlug(create_async_engine(url.async_url(driver), poolclass=sa.NullPool))
-    line = Line(plug, threading.Event(), deadline=30)
+        connector = AsyncConnector(
+            create_async_engine(url.async_url(driver), poolclass=sa.NullPool)
+        )
+    line = ConsumerConnection(connector, threading.Event(), deadline=30)
     yield line
     line.close()
 
@@ -65,12 +67,14 @@ def test_a_server_whose_default_is_another_level_gets_read_committed(migrated):
     """A statement outside of a transaction would have the server's default."""
     options = {"options": "-c default_transaction_isolation=serializable"}
     engine = sa.create_engine(migrated.direct.url, poolclass=sa.NullPool, connect_args=options)
-    line = Line(SyncPlug(engine), threading.Event(), deadline=30)
+    line = ConsumerConnection(SyncConnector(engine), threading.Event(), deadline=30)
 
     def level(session, context):
         return session.scalar(sa.text("SHOW transaction_isolation"))
 
-    assert [line.once(CONTEXT, level), line.transaction(CONTEXT, level)] == ["read committed"] * 2
+    assert [line.run_once(CONTEXT, level), line.transaction(CONTEXT, level)] == [
+        "read committed"
+    ] * 2
     line.close()
 
 
@@ -93,7 +97,7 @@ def states(session, context):
 
 
 def test_a_line_is_in_no_transaction_between_two_calls(line, engine):
-    for call in (line.once, line.transaction, line.once, line.once, line.transaction):
+    for call in (line.run_once, line.transaction, line.run_once, line.run_once, line.transaction):
         call(CONTEXT, transactions)
         with engine.connect() as other:
             assert states(other, None) == ["idle"]
@@ -105,14 +109,14 @@ def test_each_statement_of_a_line_is_there_for_others_at_once(line, engine):
         with engine.connect() as other:
             return other.scalar(sa.text("SELECT count(*) FROM pgqrs_queues"))
 
-    assert line.once(CONTEXT, work) == 1
+    assert line.run_once(CONTEXT, work) == 1
 
 
 def test_what_a_line_enqueues_is_told_to_the_consumers_of_this_process(line):
-    line.once(CONTEXT, create)
+    line.run_once(CONTEXT, create)
     told = []
     forget = local.subscribe(told.append)
-    for call in (line.once, line.once, line.transaction):
+    for call in (line.run_once, line.run_once, line.transaction):
         call(CONTEXT, enqueue.one, "mail", Item(1))
         assert "mail" in told
         told.clear()
@@ -120,13 +124,15 @@ def test_what_a_line_enqueues_is_told_to_the_consumers_of_this_process(line):
 
 
 def test_a_line_goes_on_from_what_it_has_leased(line):
-    """Its floor: each lease is committed when it returns."""
-    worker = line.once(CONTEXT, create)
+    """Its cursor: each lease is committed when it returns."""
+    worker = line.run_once(CONTEXT, create)
     context = Context.of(None, None, worker, allow_autocommit=True)
-    line.once(context, enqueue.many, "mail", range(6))
+    line.run_once(context, enqueue.many, "mail", range(6))
     leased = []
     for _ in range(3):
-        turn = line.once(context, store.turn, leased, "mail", 2, timedelta(minutes=1), None)
+        turn = line.run_once(
+            context, store.settle_and_lease, leased, "mail", 2, timedelta(minutes=1), None
+        )
         assert turn.settled == {one.id for one in leased}
         leased = turn.leased
         assert len(leased) == 2
@@ -137,31 +143,33 @@ def test_a_line_goes_on_from_what_it_has_leased(line):
             went_on.append(told[4].compiled_parameters[0]["cursor"] is not None)
 
         sa.event.listen(session.connection(), "before_cursor_execute", note)
-        return store.turn(session, context, leased, "mail", 2, timedelta(minutes=1), None)
+        return store.settle_and_lease(
+            session, context, leased, "mail", 2, timedelta(minutes=1), None
+        )
 
-    assert line.once(context, watch).leased == []
-    assert went_on == [True, False]  # nothing behind the floor, and so a look from the beginning
+    assert line.run_once(context, watch).leased == []
+    assert went_on == [True, False]  # nothing behind the cursor, and so a look from the beginning
 
 
 def test_a_worker_that_is_suspended_leases_nothing_from_the_beginning_either(line):
-    worker = line.once(CONTEXT, create)
+    worker = line.run_once(CONTEXT, create)
     context = Context.of(None, None, worker, allow_autocommit=True)
-    line.once(context, enqueue.many, "mail", range(2))
+    line.run_once(context, enqueue.many, "mail", range(2))
     lease = "mail", 1, timedelta(minutes=1), None
-    (first,) = line.once(context, store.turn, [], *lease).leased
-    line.once(context, workers.set_status, worker, "suspended")
-    turn = line.once(context, store.turn, [first], *lease)
+    (first,) = line.run_once(context, store.settle_and_lease, [], *lease).leased
+    line.run_once(context, workers.set_status, worker, "suspended")
+    turn = line.run_once(context, store.settle_and_lease, [first], *lease)
     assert (turn.settled, turn.leased) == ({first.id}, [])
 
 
 def test_what_is_found_from_the_beginning_is_gone_on_from(line, engine):
-    worker = line.once(CONTEXT, create)
+    worker = line.run_once(CONTEXT, create)
     context = Context.of(None, None, worker, allow_autocommit=True)
     lease = "mail", 1, timedelta(minutes=1), None
     with Session(engine) as late:
         QueueService(late).enqueue_many("mail", ["late", "later"])
-        line.once(context, enqueue.many, "mail", [1])
-        assert line.once(context, store.turn, [], *lease).leased[0].payload == 1
+        line.run_once(context, enqueue.many, "mail", [1])
+        assert line.run_once(context, store.settle_and_lease, [], *lease).leased[0].payload == 1
         late.commit()
     began = []
 
@@ -170,54 +178,54 @@ def test_what_is_found_from_the_beginning_is_gone_on_from(line, engine):
             began.append(told[4].compiled_parameters[0]["cursor"] is not None)
 
         sa.event.listen(session.connection(), "before_cursor_execute", note)
-        turn = store.turn(session, context, [], *lease)
+        turn = store.settle_and_lease(session, context, [], *lease)
         sa.event.remove(session.connection(), "before_cursor_execute", note)
         return turn
 
-    assert line.once(context, watch).leased[0].payload == "late"
-    assert line.once(context, watch).leased[0].payload == "later"
+    assert line.run_once(context, watch).leased[0].payload == "late"
+    assert line.run_once(context, watch).leased[0].payload == "later"
     assert began == [True, False, True]
 
 
 def test_a_transaction_is_one_also_where_each_call_commits_by_itself(line):
-    assert line.once(CONTEXT, transactions) == 2
+    assert line.run_once(CONTEXT, transactions) == 2
     assert line.transaction(CONTEXT, transactions) == 1
-    assert line.once(CONTEXT, transactions) == 2
+    assert line.run_once(CONTEXT, transactions) == 2
 
 
 @pytest.mark.parametrize(("deadline", "cuts"), [(-1.0, 1), (3600.0, 0)])
 def test_a_call_that_takes_too_long_is_cut_and_none_that_has_ended(deadline, cuts):
-    class Plug:
+    class Connector:
         cuts = 0
 
         def run(self, work):
-            line.watch()
+            line.abort_if_stuck()
             return work(None)
 
-        def cut(self):
+        def abort(self):
             self.cuts += 1
 
-    plug = Plug()
-    line = Line(plug, threading.Event(), deadline)
+    connector = Connector()
+    line = ConsumerConnection(connector, threading.Event(), deadline)
     line._timed(lambda _: None)
-    line.watch()
-    assert plug.cuts == cuts
+    line.abort_if_stuck()
+    assert connector.cuts == cuts
 
 
 def test_a_call_that_fails_is_told_and_its_connection_dropped():
     told = []
 
-    class Plug:
+    class Connector:
         def run(self, _work):
             raise ConnectionError
 
-        def drop(self):
+        def discard(self):
             told.append("dropped")
 
-    line = Line(Plug(), threading.Event(), deadline=30)
-    line.on_trouble = lambda: told.append("trouble")
+    line = ConsumerConnection(Connector(), threading.Event(), deadline=30)
+    line.on_failure = lambda: told.append("trouble")
     with pytest.raises(ConnectionError):
-        line.once(CONTEXT, create)
+        line.run_once(CONTEXT, create)
     assert told == ["dropped", "trouble"]
 
 
@@ -230,69 +238,71 @@ def test_a_call_that_fails_is_told_and_its_connection_dropped():
     ],
 )
 def test_a_database_that_is_away_at_the_end_is_no_error(caplog, hurried, error, told):
-    line = Line(None, threading.Event(), deadline=30)
+    line = ConsumerConnection(None, threading.Event(), deadline=30)
     if hurried:
         line.stopping.set()
-    line.lament(error, 7)
+    line.log_failure(error, 7)
     assert caplog.messages == [told]
 
 
 def test_a_call_may_be_cut_whatever_it_does():
     cuts = []
-    line = Line(SimpleNamespace(cut=lambda: cuts.append(None)), threading.Event(), deadline=30)
-    line.cut()
+    line = ConsumerConnection(
+        SimpleNamespace(abort=lambda: cuts.append(None)), threading.Event(), deadline=30
+    )
+    line.abort()
     assert len(cuts) == 1
 
 
 @pytest.mark.parametrize("isolation", ["AUTOCOMMIT", "READ COMMITTED"])
 def test_it_is_known_whether_the_applications_connections_commit_by_themselves(migrated, isolation):
     engine = sa.create_engine(migrated.url, isolation_level=isolation, poolclass=sa.NullPool)
-    line = Line(SyncPlug(engine), threading.Event(), deadline=30)
-    line.once(CONTEXT, transactions)
-    assert line.commits_by_itself is (isolation == "AUTOCOMMIT")
+    line = ConsumerConnection(SyncConnector(engine), threading.Event(), deadline=30)
+    line.run_once(CONTEXT, transactions)
+    assert line.is_autocommit is (isolation == "AUTOCOMMIT")
     line.close()
 
 
 @pytest.mark.parametrize(("error", "stopped"), [(ValueError("a bug"), False), (OSError(), True)])
 def test_what_does_not_pass_or_is_not_waited_for_is_tried_once(error, stopped):
-    line = Line(None, threading.Event(), deadline=30)
+    line = ConsumerConnection(None, threading.Event(), deadline=30)
     tries = []
 
-    def once(*_):
+    def run_once(*_):
         tries.append(None)
         raise error
 
-    line.once = once
+    line.run_once = run_once
     if stopped:
         line.stopping.set()
     with pytest.raises(type(error)):
-        line.call("a test", CONTEXT, create)
+        line.run("a test", CONTEXT, create)
     assert len(tries) == 1
 
 
 def test_what_passes_is_tried_until_it_works():
-    line = Line(None, threading.Event(), deadline=30)
+    line = ConsumerConnection(None, threading.Event(), deadline=30)
     answers = [OSError(), OSError(), "done"]
 
-    def once(*_):
+    def run_once(*_):
         answer = answers.pop(0)
         if isinstance(answer, OSError):
             raise answer
         return answer
 
-    line.once = once
-    assert line.call("a test", CONTEXT, create) == "done"
+    line.run_once = run_once
+    assert line.run("a test", CONTEXT, create) == "done"
 
 
 def test_a_line_works_on_after_an_error(line):
     def fail(session, context):
         session.execute(sa.text("SELECT 1 / 0"))
 
-    line.once(CONTEXT, create)
-    for call in (line.once, line.transaction):
+    line.run_once(CONTEXT, create)
+    for call in (line.run_once, line.transaction):
         with pytest.raises(sa.exc.DBAPIError):
             call(CONTEXT, fail)
-        assert line.once(CONTEXT, transactions) == 2
+        assert line.run_once(CONTEXT, transactions) == 2
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.05, "closed"), (60, "cancelled")])
@@ -311,8 +321,8 @@ def test_what_a_call_has_left_in_its_loop_ends_before_the_loop(migrated, seconds
         return asyncio.get_running_loop().create_task(close())
 
     engine = create_async_engine(migrated.direct.async_url("asyncpg"), poolclass=sa.NullPool)
-    line = Line(AsyncPlug(engine), threading.Event(), deadline=30)
-    task = line.once(CONTEXT, leave)
+    line = ConsumerConnection(AsyncConnector(engine), threading.Event(), deadline=30)
+    task = line.run_once(CONTEXT, leave)
     line.close()
     assert task.done()
     assert ends[0] == expected

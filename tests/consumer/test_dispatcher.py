@@ -1,4 +1,4 @@
-"""The desk's seat: who settles and leases when several threads could, and who is woken for it.
+"""The dispatcher's leader: who settles and leases, and who is woken for it.
 
 With a line that has no database behind it, so that each can be held up where it matters.
 """
@@ -20,15 +20,15 @@ from waiting import PATIENCE, until
 from pgqrs_sa import Delivery, QueueNotFound, Retry
 from pgqrs_sa._core.lease import explain_nothing
 from pgqrs_sa.consumer import store
-from pgqrs_sa.consumer.dispatcher import Desk
-from pgqrs_sa.consumer.disposition import Verdict
-from pgqrs_sa.consumer.events import Reporter
-from pgqrs_sa.consumer.handlers import Handlers, Unit
-from pgqrs_sa.consumer.leader import LINGER, Seat
-from pgqrs_sa.consumer.leases import Book
-from pgqrs_sa.consumer.options import Settings
-from pgqrs_sa.consumer.scheduler import Schedule, Take
-from pgqrs_sa.consumer.store import Findings, Turn, Unanswered
+from pgqrs_sa.consumer.dispatcher import Dispatcher
+from pgqrs_sa.consumer.disposition import Disposition
+from pgqrs_sa.consumer.events import EventEmitter
+from pgqrs_sa.consumer.handlers import Handlers, Invocation
+from pgqrs_sa.consumer.leader import LINGER, LeaderFollower
+from pgqrs_sa.consumer.leases import LeaseTable
+from pgqrs_sa.consumer.options import ConsumerOptions
+from pgqrs_sa.consumer.scheduler import Fetch, Scheduler
+from pgqrs_sa.consumer.store import QueueCheck, SettledAndLeased, UnansweredLease
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
@@ -42,7 +42,7 @@ class FakeLine:
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
-        self.hurried = False
+        self.stop_requested = False
         self.settled: list[int] = []
         self.supply: list[Delivery] = []
         self.go_on = threading.Event()
@@ -52,23 +52,23 @@ class FakeLine:
         self.error: Exception | None = None
         self.noted: list[dt.timedelta | None] = []
         self.trouble: Callable[[], None] | None = None  # instead of the answer to a lease
-        self.strays: list[tuple[list[Unanswered], list[int]]] = []
-        self.fates: dict[int, str] = {}  # of what cannot be settled
+        self.strays: list[tuple[list[UnansweredLease], list[int]]] = []
+        self.lookup_status: dict[int, str] = {}  # of what cannot be settled
         self.explained: list[str] = []
         self.asked: list[tuple[str, threading.Event, dict[str, object]]] = []
-        self.lamented: list[tuple[BaseException, int | None]] = []
-        self.findings: Findings | None = None  # of the next look
+        self.logged: list[tuple[BaseException, int | None]] = []
+        self.findings: QueueCheck | None = None  # of the next look
         self.gone: Exception | None = None
 
-    def call(self, what, context, operation, *args, **kwargs):
-        return self.call_until(self.stopping, what, context, operation, *args, **kwargs)
+    def run(self, what, context, operation, *args, **kwargs):
+        return self.run_until(self.stopping, what, context, operation, *args, **kwargs)
 
-    def call_until(self, until, what, context, operation, *args, **kwargs):
+    def run_until(self, until, what, context, operation, *args, **kwargs):
         del context
         self.asked.append((what, until, kwargs))
         if self.error is not None:
             raise self.error
-        by_operation = {store.fates: self._fates, explain_nothing: self._explained}
+        by_operation = {store.lookup_status: self._fates, explain_nothing: self._explained}
         by_name = {
             "a settlement": self._settles,
             "a lease": self._leases,
@@ -79,15 +79,17 @@ class FakeLine:
         return (by_operation.get(operation) or by_name[what])(*args)
 
     def _fates(self, deliveries):
-        return {one.id: self.fates[one.id] for one in deliveries}
+        return {one.id: self.lookup_status[one.id] for one in deliveries}
 
     def _explained(self, queue, _worker):
         self.explained.append(queue)
         if self.gone is not None:
             raise self.gone
 
-    def _settles(self, verdicts):
-        done = [one.delivery.id for one in verdicts if one.delivery.id not in self.fates]
+    def _settles(self, dispositions):
+        done = [
+            one.delivery.id for one in dispositions if one.delivery.id not in self.lookup_status
+        ]
         self.settled += done
         return dict.fromkeys(done, "archived")
 
@@ -96,27 +98,27 @@ class FakeLine:
         self.leasing.set()
         if self.trouble is not None:
             trouble, self.trouble = self.trouble, None
-            self.on_trouble()
+            self.on_failure()
             trouble()
             raise OSError
         assert self.go_on.wait(PATIENCE)
         taken, self.supply = self.supply[:limit], self.supply[limit:]
-        return Turn(frozenset(one.id for one in done), taken)
+        return SettledAndLeased(frozenset(one.id for one in done), taken)
 
     def _looks(self, queues):
-        found = Findings(frozenset(queues if self.supply else ()), frozenset(), frozenset())
+        found = QueueCheck(frozenset(queues if self.supply else ()), frozenset(), frozenset())
         findings, self.findings = self.findings or found, None
         return findings
 
-    def lament(self, error, worker) -> None:
-        self.lamented.append((error, worker))
+    def log_failure(self, error, worker) -> None:
+        self.logged.append((error, worker))
 
     def close(self) -> None:
         self.closed.set()
 
 
 class Office:
-    """A desk, its thread, and what was leased and not started."""
+    """A dispatcher, its thread, and what was leased and not started."""
 
     def __init__(self, *, concurrency: int, prefetch: int, listening: bool) -> None:
         handlers = Handlers(concurrency, Retry(), asynchronous=False)
@@ -129,33 +131,33 @@ class Office:
             retry=None, batch=None, weight=1, acknowledge="commit", payload=None,
         )  # fmt: skip
         (self.handler,) = handlers
-        settings = Settings.checked(
+        settings = ConsumerOptions.validated(
             name="w", concurrency=concurrency, poll_interval=60, drain_timeout=1, heartbeat=10,
             housekeeping=None, version=None, models=None, codec=None, notify=False,
             listen_dsn=None, hooks=(),
         )  # fmt: skip
         self.line = FakeLine()
-        self.ready: list[Unit] = []
+        self.ready: list[Invocation] = []
         self.ended_calls: list[Delivery] = []
         self.idle = False  # whether a thread of a handler has nothing to do
         context = replace(settings.context(), worker=1)
-        schedule = Schedule(concurrency, 60, jitter=lambda: 0.5)
-        schedule.work_on([self.handler])
-        self.book = Book()
-        self.desk = Desk(
+        schedule = Scheduler(concurrency, 60, jitter=lambda: 0.5)
+        schedule.add_handlers([self.handler])
+        self.book = LeaseTable()
+        self.dispatcher = Dispatcher(
             self.line, lambda: context, self.book, schedule, {"mail": dt.timedelta(hours=1)},
-            Reporter(()), self.ready.extend, lambda _held: None, lambda: self.idle,
+            EventEmitter(()), self.ready.extend, lambda _held: None, lambda: self.idle,
             self.ended_calls.append,
             until_empty=False, listening=listening,
         )  # fmt: skip
-        self.thread = threading.Thread(target=self.desk.run, daemon=True)
+        self.thread = threading.Thread(target=self.dispatcher.run, daemon=True)
 
-    def look(self) -> Unit | None:
+    def look(self) -> Invocation | None:
         return self.ready.pop(0) if self.ready else None
 
-    def finish(self, unit: Unit) -> None:
-        verdicts = [Verdict(one, "archive") for one in unit.deliveries]
-        self.desk.finished(unit, verdicts, quietly=True)
+    def finish(self, unit: Invocation) -> None:
+        dispositions = [Disposition(one, "archive") for one in unit.deliveries]
+        self.dispatcher.finished(unit, dispositions, quiet=True)
 
 
 @contextmanager
@@ -167,7 +169,7 @@ def office(
         made.thread.start()
     yield made
     made.line.go_on.set()
-    made.desk.close()
+    made.dispatcher.close()
     if working:
         made.thread.join(PATIENCE)
         assert not made.thread.is_alive()
@@ -176,10 +178,10 @@ def office(
 def test_a_thread_that_has_nothing_to_do_settles_and_leases_by_itself():
     with office(working=False) as one:
         one.line.supply = [delivery(1), delivery(2)]
-        first = one.desk.help(one.look)
+        first = one.dispatcher.lead_or_claim(one.look)
         assert [d.id for d in first.deliveries] == [1]
         one.finish(first)
-        second = one.desk.help(one.look)
+        second = one.dispatcher.lead_or_claim(one.look)
         assert [d.id for d in second.deliveries] == [2]
         assert one.line.settled == [1]
 
@@ -189,61 +191,63 @@ def test_a_call_is_left_to_a_thread_of_a_handlers_that_has_nothing_to_do_if_ther
     rounds: list[str] = []
 
     def work() -> float:
-        seat.read()
+        leader.run_tasks()
         rounds.append(threading.current_thread().name)
         return 60.0
 
-    seat = Seat(work, lambda: 60.0, pytest.fail, lambda: idle, threading.Event())
-    news = seat._news = LateEvent()
+    leader = LeaderFollower(work, lambda: 60.0, pytest.fail, lambda: idle, threading.Event())
+    news = leader._has_tasks = LateEvent()
     news.may_go.set()
-    own = threading.Thread(target=seat.occupy, name="own", daemon=True)
+    own = threading.Thread(target=leader.run, name="own", daemon=True)
     own.start()
     assert news.waits.wait(PATIENCE)  # it has done a round, and sleeps
     assert rounds == ["own"]
     called: list[str] = []
-    seat.call(lambda: called.append("called"))
+    leader.submit_now(lambda: called.append("called"))
     if idle:
         time.sleep(10 * LINGER)
         assert called == []
-        assert seat.help(lambda: None) is None
+        assert leader.try_lead(lambda: None) is None
     until(lambda: called == ["called"])
     assert rounds == ["own", threading.current_thread().name if idle else "own"]
-    seat.end()
-    seat.alarm()
+    leader.stop()
+    leader.wake()
     own.join(PATIENCE)
     assert not own.is_alive()
 
 
 class Rounds:
-    """A seat whose rounds do what the notes say, and note who has done them."""
+    """A leader whose rounds do what the notes say, and note who has done them."""
 
     def __init__(self, *rests: float, wake: bool = False) -> None:
         self.by: list[str] = []
         self.rests = list(rests)  # of each round; then an hour
-        self.seat = Seat(self.round, lambda: 3600.0, pytest.fail, lambda: wake, threading.Event())
-        self.own = threading.Thread(target=self.seat.occupy, name="own", daemon=True)
+        self.leader = LeaderFollower(
+            self.round, lambda: 3600.0, pytest.fail, lambda: wake, threading.Event()
+        )
+        self.own = threading.Thread(target=self.leader.run, name="own", daemon=True)
 
     def round(self) -> float:
-        self.seat.read()
+        self.leader.run_tasks()
         self.by.append(threading.current_thread().name)
         return self.rests.pop(0) if self.rests else 3600.0
 
     def __enter__(self) -> Self:
         self.own.start()
-        until(lambda: self.by and self.seat._asleep_until and not self.seat._taken.locked())
+        until(lambda: self.by and self.leader._asleep_until and not self.leader._leading.locked())
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.seat.end()
-        self.seat.alarm()
+        self.leader.stop()
+        self.leader.wake()
         self.own.join(PATIENCE)
         assert not self.own.is_alive()
 
 
-def test_what_is_left_for_the_seat_is_done_by_its_own_thread_if_nobody_comes():
+def test_what_is_left_for_the_leader_is_done_by_its_own_thread_if_nobody_comes():
     with Rounds() as rounds:
         called: list[str] = []
-        rounds.seat.leave(lambda: called.append("done"))
+        rounds.leader.submit(lambda: called.append("done"))
         until(lambda: called)
         assert rounds.by == ["own", "own"]
 
@@ -252,55 +256,58 @@ def test_what_is_left_quietly_waits_for_whoever_comes_from_the_first_note_on():
     rounds = Rounds()
     called: list[str] = []
     before = time.monotonic()
-    rounds.seat.leave(lambda: called.append("first"), quietly=True)
-    since = rounds.seat._since
+    rounds.leader.submit(lambda: called.append("first"), quiet=True)
+    since = rounds.leader._oldest_task_at
     assert before <= since <= time.monotonic()
-    rounds.seat.leave(lambda: called.append("second"), quietly=True)
-    assert (rounds.seat._since, len(rounds.seat), called) == (since, 2, [])
-    assert not rounds.seat._alarm.is_set()
-    assert rounds.seat.help(lambda: None) is None
-    assert (called, len(rounds.seat)) == (["first", "second"], 0)
-    rounds.seat.leave(lambda: None, quietly=True)
-    assert rounds.seat._since >= since
+    rounds.leader.submit(lambda: called.append("second"), quiet=True)
+    assert (rounds.leader._oldest_task_at, len(rounds.leader), called) == (since, 2, [])
+    assert not rounds.leader._woken.is_set()
+    assert rounds.leader.try_lead(lambda: None) is None
+    assert (called, len(rounds.leader)) == (["first", "second"], 0)
+    rounds.leader.submit(lambda: None, quiet=True)
+    assert rounds.leader._oldest_task_at >= since
 
 
-def test_who_finds_something_needs_no_seat_and_leaves_word_of_what_is_to_be_done():
+def test_who_finds_something_needs_no_leader_and_leaves_word_of_what_is_to_be_done():
     with office(working=False) as one:
-        unit = Unit(one.handler, (delivery(1),))
-        seat = Rounds().seat
-        seat._taken = SimpleNamespace(acquire=lambda **_: pytest.fail("it waits"))
-        assert seat.help(lambda: unit) is unit
-        assert not seat._news.is_set()
-        seat.leave(lambda: None, quietly=True)
-        assert seat.help(lambda: unit) is unit
-        assert seat._news.is_set()
+        unit = Invocation(one.handler, (delivery(1),))
+        leader = Rounds().leader
+        leader._leading = SimpleNamespace(acquire=lambda **_: pytest.fail("it waits"))
+        assert leader.try_lead(lambda: unit) is unit
+        assert not leader._has_tasks.is_set()
+        leader.submit(lambda: None, quiet=True)
+        assert leader.try_lead(lambda: unit) is unit
+        assert leader._has_tasks.is_set()
 
 
-def test_who_must_not_wait_does_not_wait_for_the_seat():
+def test_who_must_not_wait_does_not_wait_for_the_leader():
     rounds = Rounds()
     looks: list[None] = []
-    with rounds.seat._taken:
-        assert rounds.seat.help(lambda: rounds.seat._leaving.set() or looks.append(None)) is None
+    with rounds.leader._leading:
+        assert (
+            rounds.leader.try_lead(lambda: rounds.leader._stop_waiting.set() or looks.append(None))
+            is None
+        )
     assert (len(looks), rounds.by) == (2, [])
 
 
 def test_its_own_thread_comes_when_a_round_of_another_says_so():
     with Rounds(3600.0, 0.05) as rounds:
-        assert rounds.seat.help(lambda: None) is None
+        assert rounds.leader.try_lead(lambda: None) is None
         until(lambda: rounds.by == ["own", threading.current_thread().name, "own"])
 
 
 def test_its_own_thread_is_not_woken_for_what_it_comes_for_anyway():
     rounds = Rounds(0.0)
-    rounds.seat._asleep_until = time.monotonic() + 1800.0
-    assert rounds.seat.help(lambda: None) is None
-    assert not rounds.seat._alarm.is_set()
+    rounds.leader._asleep_until = time.monotonic() + 1800.0
+    assert rounds.leader.try_lead(lambda: None) is None
+    assert not rounds.leader._woken.is_set()
 
 
 def test_its_own_thread_ends_after_the_last_round_of_another():
     with Rounds() as rounds:
-        rounds.seat.leave(rounds.seat.end, quietly=True)
-        assert rounds.seat.help(lambda: None) is None
+        rounds.leader.submit(rounds.leader.stop, quiet=True)
+        assert rounds.leader.try_lead(lambda: None) is None
         rounds.own.join(PATIENCE)
         assert not rounds.own.is_alive()
         assert rounds.by == ["own", threading.current_thread().name]
@@ -308,7 +315,7 @@ def test_its_own_thread_ends_after_the_last_round_of_another():
 
 def test_its_own_thread_does_not_sleep_after_the_last_round():
     with Rounds() as rounds:
-        rounds.seat.leave(rounds.seat.end)
+        rounds.leader.submit(rounds.leader.stop)
         rounds.own.join(PATIENCE)
         assert not rounds.own.is_alive()
 
@@ -320,15 +327,15 @@ def test_a_round_that_has_more_to_do_is_followed_by_another():
 
 def test_after_the_end_nobody_does_a_round():
     rounds = Rounds()
-    rounds.seat.end()
-    assert rounds.seat.help(lambda: None) is None
-    rounds.seat.occupy()
+    rounds.leader.stop()
+    assert rounds.leader.try_lead(lambda: None) is None
+    rounds.leader.run()
     assert rounds.by == []
 
 
 def test_a_handler_begins_before_producers_are_told_to_send_no_more_notifications():
     with office(working=False, listening=True) as one:
-        news = one.desk._seat._news = LateEvent()
+        news = one.dispatcher._leader._has_tasks = LateEvent()
         news.may_go.set()
         one.thread.start()
         until(lambda: one.line.noted and news.waiting)  # it has looked once more, and sleeps
@@ -336,39 +343,39 @@ def test_a_handler_begins_before_producers_are_told_to_send_no_more_notification
         one.idle = True
         one.line.leasing.clear()
         one.line.supply = [delivery(1)]
-        one.desk.nudge("mail")
+        one.dispatcher.wake("mail")
         one.line.noted.clear()
         noted_before = []
 
-        def look() -> Unit | None:
+        def look() -> Invocation | None:
             unit = one.look()
             if unit is not None:
                 noted_before.extend(one.line.noted)
             return unit
 
-        assert one.desk.help(look) is not None
+        assert one.dispatcher.lead_or_claim(look) is not None
         assert noted_before == []
-        until(lambda: one.line.noted == [None])  # by the desk's own thread
-        one.desk.close()
+        until(lambda: one.line.noted == [None])  # by the dispatcher's own thread
+        one.dispatcher.close()
         one.thread.join(PATIENCE)
         assert not one.thread.is_alive()
 
 
-def test_a_thread_that_has_more_to_start_leaves_the_rest_to_the_desks_own():
+def test_a_thread_that_has_more_to_start_leaves_the_rest_to_the_dispatchers_own():
     with office(prefetch=1) as one:
         one.line.supply = [delivery(1), delivery(2)]
-        one.desk.nudge("mail")
+        one.dispatcher.wake("mail")
         until(lambda: len(one.ready) == 2)
-        first = one.desk.help(one.look)
+        first = one.dispatcher.lead_or_claim(one.look)
         one.finish(first)
-        assert one.desk.help(one.look) is not None  # and its handler takes an hour
+        assert one.dispatcher.lead_or_claim(one.look) is not None  # and its handler takes an hour
         until(lambda: one.line.settled == [1])
 
 
 def test_what_was_done_while_another_leased_is_settled_although_there_is_more_to_start():
     with office(concurrency=2, prefetch=3) as one:
         one.line.supply = [delivery(n) for n in range(1, 6)]  # as many as it may have in hand
-        one.desk.nudge("mail")
+        one.dispatcher.wake("mail")
         until(lambda: len(one.ready) == 5)
         *units, last = [one.look() for _ in range(5)]
         one.line.leasing.clear()
@@ -376,12 +383,14 @@ def test_what_was_done_while_another_leased_is_settled_although_there_is_more_to
         one.line.supply = [delivery(n) for n in range(6, 10)]
         for unit in units:
             one.finish(unit)
-        first = threading.Thread(target=one.desk.help, args=(one.look,))
+        first = threading.Thread(target=one.dispatcher.lead_or_claim, args=(one.look,))
         first.start()
-        assert one.line.leasing.wait(PATIENCE)  # it has the seat, and the notes that were there
+        assert one.line.leasing.wait(PATIENCE)  # it has the leader, and the notes that were there
         one.finish(last)
         found = []
-        second = threading.Thread(target=lambda: found.append(one.desk.help(one.look)))
+        second = threading.Thread(
+            target=lambda: found.append(one.dispatcher.lead_or_claim(one.look))
+        )
         second.start()
         one.line.go_on.set()
         second.join(PATIENCE)
@@ -408,9 +417,9 @@ class LateEvent(threading.Event):
         return found
 
 
-def test_the_end_is_not_missed_when_a_handlers_thread_comes_to_the_seat_first():
+def test_the_end_is_not_missed_when_a_handlers_thread_comes_to_the_leader_first():
     with office(working=False) as one:
-        late = one.desk._seat._news = LateEvent()
+        late = one.dispatcher._leader._has_tasks = LateEvent()
         late.may_go.set()
         one.line.supply = [delivery(1)]
         one.thread.start()
@@ -418,90 +427,92 @@ def test_the_end_is_not_missed_when_a_handlers_thread_comes_to_the_seat_first():
         one.finish(one.look())
         late.may_go.clear()
         late.waits.clear()
-        one.desk.stop_leasing()  # its thread is woken, and does not come to the processor
-        one.desk.close()
-        assert one.desk.help(one.look) is None
+        one.dispatcher.stop_leasing()  # its thread is woken, and does not come to the processor
+        one.dispatcher.close()
+        assert one.dispatcher.lead_or_claim(one.look) is None
         assert one.line.settled == [1]
         late.may_go.set()
-        assert one.desk.ended.wait(PATIENCE)
+        assert one.dispatcher.ended.wait(PATIENCE)
         one.thread.join(PATIENCE)
     assert one.line.closed.is_set()
 
 
-def test_a_seat_that_is_taken_for_long_keeps_no_thread_from_what_is_there():
+def test_a_leader_that_is_taken_for_long_keeps_no_thread_from_what_is_there():
     with office(concurrency=2) as one:
         one.line.go_on.clear()
-        one.desk.nudge("mail")
+        one.dispatcher.wake("mail")
         assert one.line.leasing.wait(PATIENCE)
         found = []
-        waiting = threading.Thread(target=lambda: found.append(one.desk.help(one.look)))
+        waiting = threading.Thread(
+            target=lambda: found.append(one.dispatcher.lead_or_claim(one.look))
+        )
         waiting.start()
-        one.ready.append(Unit(one.handler, (delivery(9),)))
+        one.ready.append(Invocation(one.handler, (delivery(9),)))
         waiting.join(PATIENCE)
         assert found[0].deliveries[0].id == 9
-        stopping = threading.Thread(target=one.desk.help, args=(one.look,))
+        stopping = threading.Thread(target=one.dispatcher.lead_or_claim, args=(one.look,))
         stopping.start()
-        one.desk.stop_leasing()
+        one.dispatcher.stop_leasing()
         stopping.join(PATIENCE)
         assert not stopping.is_alive()
 
 
 @pytest.mark.parametrize("working", [True, False])
-def test_an_error_in_a_handlers_thread_is_kept_as_one_of_the_desks_own(working):
+def test_an_error_in_a_handlers_thread_is_kept_as_one_of_the_dispatchers_own(working):
     with office(working=False) as one:
         one.line.error = ValueError("not one that passes")
-        assert one.desk.help(one.look) is None
-        assert one.desk.fatal is one.line.error
+        assert one.dispatcher.lead_or_claim(one.look) is None
+        assert one.dispatcher.fatal is one.line.error
         if working:
             one.thread.start()
             one.thread.join(PATIENCE)
-            assert one.desk.ended.is_set()
-            assert one.desk.resting.is_set()
-        assert one.line.lamented == [(one.line.error, 1)]
-        assert one.desk.help(one.look) is None
+            assert one.dispatcher.ended.is_set()
+            assert one.dispatcher.stopped_leasing.is_set()
+        assert one.line.logged == [(one.line.error, 1)]
+        assert one.dispatcher.lead_or_claim(one.look) is None
 
 
 def test_a_lease_without_an_answer_is_asked_about_before_the_end():
     with office(working=False) as one:
         one.line.supply = [delivery(1)]
-        one.line.trouble = one.desk.stop_leasing
+        one.line.trouble = one.dispatcher.stop_leasing
         before = time.monotonic()
-        assert one.desk.help(one.look) is None
+        assert one.dispatcher.lead_or_claim(one.look) is None
         assert one.line.strays == []
-        assert one.desk.help(one.look) is None
+        assert one.dispatcher.lead_or_claim(one.look) is None
         (([unanswered], known),) = one.line.strays
         assert (unanswered.worker, unanswered.queue) == (1, "mail")
         assert unanswered.lease == dt.timedelta(hours=1)
         assert before <= unanswered.since <= unanswered.until <= time.monotonic()
         assert known == []
-        assert one.desk.help(one.look) is None
+        assert one.dispatcher.lead_or_claim(one.look) is None
         assert len(one.line.strays) == 1
-        assert one.desk.fatal is None
+        assert one.dispatcher.fatal is None
 
 
-# ----------------------------------------------------------------- what the desk decides
+# ----------------------------------------------------------------- what the dispatcher decides
 
 
 class Told:
     """A reporter that keeps what it is told."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, dispatcher: Dispatcher) -> None:
         self.settlements: list[tuple[int, str]] = []
         self.losses: list[int] = []
-        desk._reporter = self
+        dispatcher._events = self
 
-    def settled(self, _handler, verdict, word, _started_at) -> None:
-        self.settlements.append((verdict.delivery.id, word))
+    def settled(self, _handler, disposition, word, _started_at) -> None:
+        self.settlements.append((disposition.delivery.id, word))
 
     def ended(self, _hook, _what, _handler, lost, _started_at, **_) -> None:
         self.losses.append(lost.id)
 
 
 def leased(one: Office, *ids: int) -> list[Delivery]:
-    """Let the desk hold messages, with nothing to lease."""
-    one.desk.nudge("mail")
+    """Let the dispatcher hold messages, with nothing to lease."""
+    one.dispatcher.wake("mail")
     one.line.supply = [delivery(id_) for id_ in ids]
-    while (unit := one.desk.help(one.look)) is not None:
+    while (unit := one.dispatcher.lead_or_claim(one.look)) is not None:
         one.ready.append(unit)
         if len(one.ready) == len(ids):
             break
@@ -513,7 +524,7 @@ def leased(one: Office, *ids: int) -> list[Delivery]:
 
 def quiet(one: Office) -> None:
     """Lease no more, so that rounds only settle."""
-    one.desk.pause(paused=True)
+    one.dispatcher.pause(paused=True)
 
 
 @pytest.mark.parametrize(
@@ -527,58 +538,62 @@ def quiet(one: Office) -> None:
 )
 def test_what_could_not_be_settled_is_looked_up(fate, left, settlements, losses):
     with office(working=False) as one:
-        told = Told(one.desk)
+        told = Told(one.dispatcher)
         (mine,) = leased(one, 1)
         quiet(one)
-        one.line.fates = {1: fate}
-        one.desk.settle(one.handler, [Verdict(mine, "archive")])
+        one.line.lookup_status = {1: fate}
+        one.dispatcher.settle(one.handler, [Disposition(mine, "archive")])
         before = time.monotonic()
-        rest = one.desk._round()
-        assert (one.desk.left, told.settlements, told.losses) == (left, settlements, losses)
+        rest = one.dispatcher._run_round()
+        assert (one.dispatcher.unsettled, told.settlements, told.losses) == (
+            left,
+            settlements,
+            losses,
+        )
         assert mine.lease_lost is (fate != "busy")
         assert one.line.settled == []
         if fate == "busy":
             assert rest == 0.0
-            (waiting,) = one.desk._verdicts.values()
+            (waiting,) = one.dispatcher._pending.values()
             assert 0.2 <= waiting.not_before - before <= 0.2 + time.monotonic() - before
-            assert 0.0 < one.desk._rest() <= 0.2
-            assert one.desk._round() > 0.0  # it is not its time yet
+            assert 0.0 < one.dispatcher._idle_time() <= 0.2
+            assert one.dispatcher._run_round() > 0.0  # it is not its time yet
             waiting.not_before = 0.0
-            one.line.fates = {}
-            one.desk._round()
-            assert (one.desk.left, told.settlements) == (0, [(1, "archived")])
-        one.desk.close()
-        one.desk._round()
-        assert one.desk._seat._over
+            one.line.lookup_status = {}
+            one.dispatcher._run_round()
+            assert (one.dispatcher.unsettled, told.settlements) == (0, [(1, "archived")])
+        one.dispatcher.close()
+        one.dispatcher._run_round()
+        assert one.dispatcher._leader._stopped
 
 
 def test_what_others_have_told_of_is_told_once():
     with office(working=False) as one:
-        told = Told(one.desk)
+        told = Told(one.dispatcher)
         (mine,) = leased(one, 1)
         quiet(one)
         one.book.remove([mine])
         for fate in ("lost", "archived"):
-            one.line.fates = {1: fate}
-            one.desk.settle(one.handler, [Verdict(mine, "archive")])
-            one.desk._round()
-        assert (told.settlements, told.losses, one.desk.left) == ([], [], 0)
+            one.line.lookup_status = {1: fate}
+            one.dispatcher.settle(one.handler, [Disposition(mine, "archive")])
+            one.dispatcher._run_round()
+        assert (told.settlements, told.losses, one.dispatcher.unsettled) == ([], [], 0)
 
 
-def test_the_first_verdict_of_the_newest_attempt_counts():
+def test_the_first_disposition_of_the_newest_attempt_counts():
     with office(working=False) as one:
         quiet(one)
         old, new = delivery(1), replace(delivery(1), fencing_token=9)
-        verdicts = [
-            Verdict(old, "retry"),
-            Verdict(new, "archive"),
-            Verdict(new, "dead"),
-            Verdict(old, "dead"),
+        dispositions = [
+            Disposition(old, "retry"),
+            Disposition(new, "archive"),
+            Disposition(new, "dead"),
+            Disposition(old, "dead"),
         ]
-        for verdict in verdicts:
-            one.desk._add(one.handler, [verdict], 0.0)
-        (waiting,) = one.desk._verdicts.values()
-        assert waiting.verdict == verdicts[1]
+        for disposition in dispositions:
+            one.dispatcher._add_pending(one.handler, [disposition], 0.0)
+        (waiting,) = one.dispatcher._pending.values()
+        assert waiting.disposition == dispositions[1]
 
 
 @pytest.mark.parametrize(
@@ -594,147 +609,149 @@ def test_what_is_archived_and_still_held_joins_the_next_lease(kind, lost, joins)
         (mine,) = leased(one, 1)
         if lost:
             one.book.get(mine).lost = True
-        assert one.desk._may_join(Verdict(mine, kind)) is joins
+        assert one.dispatcher._can_settle_with_lease(Disposition(mine, kind)) is joins
         one.book.remove([mine])
-        assert one.desk._may_join(Verdict(mine, kind)) is False
+        assert one.dispatcher._can_settle_with_lease(Disposition(mine, kind)) is False
 
 
 def test_with_a_store_ahead_what_is_done_waits_a_moment_for_a_lease_to_join():
     with office(working=False, prefetch=3) as one:
-        told = Told(one.desk)
+        told = Told(one.dispatcher)
         first, *_ = leased(one, 1, 2)
         one.line.supply = []
-        one.desk._schedule.took("mail", 3, 0, time.monotonic() + 1000)  # nothing to lease
+        one.dispatcher._scheduler.record_fetch(
+            "mail", 3, 0, time.monotonic() + 1000
+        )  # nothing to lease
         now = time.monotonic()
-        one.desk._add(one.handler, [Verdict(first, "archive")], now)
-        (waiting,) = one.desk._verdicts.values()
-        assert waiting.alone_at == now + LINGER
-        waiting.alone_at = now + 1000
-        assert not one.desk._is_ripe([waiting], now)
-        assert one.desk._is_ripe([waiting], now + 1000)
+        one.dispatcher._add_pending(one.handler, [Disposition(first, "archive")], now)
+        (waiting,) = one.dispatcher._pending.values()
+        assert waiting.settle_by == now + LINGER
+        waiting.settle_by = now + 1000
+        assert not one.dispatcher._is_due([waiting], now)
+        assert one.dispatcher._is_due([waiting], now + 1000)
         quiet(one)
-        assert one.desk._is_ripe([waiting], now)
-        assert not one.desk._is_ripe([], now)
-        one.desk._round()
+        assert one.dispatcher._is_due([waiting], now)
+        assert not one.dispatcher._is_due([], now)
+        one.dispatcher._run_round()
         assert told.settlements == [(first.id, "archived")]
 
 
 def test_without_a_store_what_is_done_waits_for_nothing():
     with office(working=False) as one:
         (mine,) = leased(one, 1)
-        one.desk._add(one.handler, [Verdict(mine, "archive")], time.monotonic())
-        assert one.desk._verdicts[1].alone_at == 0.0
+        one.dispatcher._add_pending(one.handler, [Disposition(mine, "archive")], time.monotonic())
+        assert one.dispatcher._pending[1].settle_by == 0.0
 
 
 @pytest.mark.parametrize("locked", [True, False])
 def test_it_has_ended_when_all_is_empty_and_nothing_was_locked(locked):
     with office(working=False) as one:
-        one.desk._until_empty = True
-        one.desk._schedule.took("mail", 1, 0, time.monotonic())
+        one.dispatcher._until_empty = True
+        one.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic())
         ready = frozenset(["mail"] if locked else [])
-        one.line.findings = Findings(ready, frozenset(), frozenset())
-        assert one.desk._round() == 0.0
-        assert one.desk.ended.is_set() is (not locked)
-        assert one.desk.empty is (not locked)
-        assert one.desk._schedule.drained is (not locked)
-        assert one.desk._leases_now is locked
+        one.line.findings = QueueCheck(ready, frozenset(), frozenset())
+        assert one.dispatcher._run_round() == 0.0
+        assert one.dispatcher.ended.is_set() is (not locked)
+        assert one.dispatcher.empty is (not locked)
+        assert one.dispatcher._scheduler.drained is (not locked)
+        assert one.dispatcher._leases_now is locked
 
 
 def test_it_has_not_ended_while_something_is_to_be_settled_or_it_is_to_go_on():
     for until_empty, settling in ((True, True), (False, False)):
         with office(working=False) as one:
-            one.desk._until_empty = until_empty
+            one.dispatcher._until_empty = until_empty
             if settling:
-                one.desk._add(one.handler, [Verdict(delivery(1), "retry")], 0.0)
-                one.desk._verdicts[1].not_before = time.monotonic() + 1000
-            one.desk._schedule.took("mail", 1, 0, time.monotonic())
-            one.desk._round()
-            assert not one.desk.ended.is_set()
+                one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "retry")], 0.0)
+                one.dispatcher._pending[1].not_before = time.monotonic() + 1000
+            one.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic())
+            one.dispatcher._run_round()
+            assert not one.dispatcher.ended.is_set()
 
 
 def test_exhausted_messages_are_looked_at_once_in_a_second_and_a_queue_that_is_gone_is_left():
     with office(working=False) as one:
         now = time.monotonic()
-        one.desk._explain("mail", now)
-        one.desk._explain("mail", now + 0.9)
+        one.dispatcher._explain_empty("mail", now)
+        one.dispatcher._explain_empty("mail", now + 0.9)
         assert one.line.explained == ["mail"]
-        one.desk._explain("mail", now + 1.0)
+        one.dispatcher._explain_empty("mail", now + 1.0)
         assert one.line.explained == ["mail", "mail"]
         one.line.gone = QueueNotFound("mail", ())
         with pytest.raises(QueueNotFound):  # it was the last
-            one.desk._explain("mail", now + 2.0)
-        assert one.desk._schedule.queues == []
+            one.dispatcher._explain_empty("mail", now + 2.0)
+        assert one.dispatcher._scheduler.queues == []
 
 
 def test_what_a_look_has_found_of_queues_is_explained():
     with office(working=False) as one:
-        one.line.findings = Findings(frozenset(), frozenset(["mail"]), frozenset())
-        one.desk._look(["mail"])
-        one.line.findings = Findings(frozenset(), frozenset(), frozenset(["other"]))
-        one.desk._look(["other"])
+        one.line.findings = QueueCheck(frozenset(), frozenset(["mail"]), frozenset())
+        one.dispatcher._check_queues(["mail"])
+        one.line.findings = QueueCheck(frozenset(), frozenset(), frozenset(["other"]))
+        one.dispatcher._check_queues(["other"])
         assert one.line.explained == ["mail", "other"]
 
 
 def test_producers_are_asked_for_notifications_when_it_has_been_idle_and_only_then():
     with office(working=False, listening=True) as one:
         now = time.monotonic()
-        one.desk._schedule.took("mail", 1, 0, now)
-        assert not one.desk._ask_for_notifications(now + 0.04)
-        one.desk.pause(paused=True)
-        assert not one.desk._ask_for_notifications(now + 1.0)
-        one.desk.pause(paused=False)
-        assert one.desk._ask_for_notifications(now + 1.0)
+        one.dispatcher._scheduler.record_fetch("mail", 1, 0, now)
+        assert not one.dispatcher._ask_for_notifications(now + 0.04)
+        one.dispatcher.pause(paused=True)
+        assert not one.dispatcher._ask_for_notifications(now + 1.0)
+        one.dispatcher.pause(paused=False)
+        assert one.dispatcher._ask_for_notifications(now + 1.0)
         span = dt.timedelta(seconds=240)  # of four looks
         assert one.line.noted == [span]
-        assert one.desk._schedule.rest(now) == 0.0  # there may be something by now
-        one.desk._schedule.took("mail", 1, 0, now + 1.0)
-        assert not one.desk._ask_for_notifications(now + 120.9)
-        assert one.desk._ask_for_notifications(now + 121.0)
-        assert not one.desk._needs_no_notifications(now + 121.0)
-        one.desk._schedule.took("mail", 1, 1, now + 122.0)
-        assert one.desk._needs_no_notifications(now + 122.0)
-        assert one.desk._rest() == 0.0
-        one.desk._round()
+        assert one.dispatcher._scheduler.idle_time(now) == 0.0  # there may be something by now
+        one.dispatcher._scheduler.record_fetch("mail", 1, 0, now + 1.0)
+        assert not one.dispatcher._ask_for_notifications(now + 120.9)
+        assert one.dispatcher._ask_for_notifications(now + 121.0)
+        assert not one.dispatcher._needs_no_notifications(now + 121.0)
+        one.dispatcher._scheduler.record_fetch("mail", 1, 1, now + 122.0)
+        assert one.dispatcher._needs_no_notifications(now + 122.0)
+        assert one.dispatcher._idle_time() == 0.0
+        one.dispatcher._run_round()
         assert one.line.noted == [span, span, None]
-        assert not one.desk._needs_no_notifications(now + 122.0)
+        assert not one.dispatcher._needs_no_notifications(now + 122.0)
 
 
 def test_who_does_not_listen_asks_for_no_notifications():
     with office(working=False) as one:
-        one.desk._schedule.took("mail", 1, 0, time.monotonic())
-        assert not one.desk._ask_for_notifications(time.monotonic() + 1000)
+        one.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic())
+        assert not one.dispatcher._ask_for_notifications(time.monotonic() + 1000)
 
 
 def test_it_rests_until_something_can_be_leased_or_settled():
     with office(working=False) as one:
         now = time.monotonic()
-        one.desk._schedule.took("mail", 1, 0, now + 1000)
-        assert 900 < one.desk._rest() < 1300
-        one.desk._add(one.handler, [Verdict(delivery(1), "archive")], now)
-        waiting = one.desk._verdicts[1]
-        waiting.not_before, waiting.alone_at = now + 50, now + 70
-        assert 60 < one.desk._rest() <= 70
+        one.dispatcher._scheduler.record_fetch("mail", 1, 0, now + 1000)
+        assert 900 < one.dispatcher._idle_time() < 1300
+        one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "archive")], now)
+        waiting = one.dispatcher._pending[1]
+        waiting.not_before, waiting.settle_by = now + 50, now + 70
+        assert 60 < one.dispatcher._idle_time() <= 70
         quiet(one)
-        assert one.desk._rest() == 1.0
-        waiting.alone_at = 0.0
+        assert one.dispatcher._idle_time() == 1.0
+        waiting.settle_by = 0.0
         waiting.not_before = now + 0.9
-        assert 0.0 < one.desk._rest() <= 0.9
-        one.desk._verdicts.clear()
-        assert one.desk._rest() == 60.0
+        assert 0.0 < one.dispatcher._idle_time() <= 0.9
+        one.dispatcher._pending.clear()
+        assert one.dispatcher._idle_time() == 60.0
 
 
 @pytest.mark.parametrize("hurried", [True, False])
 def test_what_cannot_be_settled_keeps_it_from_the_end_until_there_is_no_time_left(hurried):
     with office(working=False) as one:
-        one.desk._add(one.handler, [Verdict(delivery(1), "archive")], 0.0)
-        one.line.fates = {1: "busy"}
-        one.desk.stop_leasing()
-        one.desk.close()
-        one.line.hurried = hurried
-        one.desk._round()
-        assert one.desk.resting.is_set()
-        assert one.desk._seat._over is hurried
-        assert one.desk.left == 1
+        one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "archive")], 0.0)
+        one.line.lookup_status = {1: "busy"}
+        one.dispatcher.stop_leasing()
+        one.dispatcher.close()
+        one.line.stop_requested = hurried
+        one.dispatcher._run_round()
+        assert one.dispatcher.stopped_leasing.is_set()
+        assert one.dispatcher._leader._stopped is hurried
+        assert one.dispatcher.unsettled == 1
 
 
 @pytest.mark.parametrize(
@@ -749,90 +766,90 @@ def test_what_cannot_be_settled_keeps_it_from_the_end_until_there_is_no_time_lef
 def test_an_error_is_passed_over_only_when_it_passes_and_it_stops(leaving, hurried, error, passes):
     with office(working=False) as one:
         if leaving:
-            one.desk.stop_leasing()
-            one.desk._add(one.handler, [Verdict(delivery(1), "archive")], 0.0)
-        one.line.hurried, one.line.error = hurried, error
+            one.dispatcher.stop_leasing()
+            one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "archive")], 0.0)
+        one.line.stop_requested, one.line.error = hurried, error
         if passes:
-            assert one.desk._step_on() == 0.0
+            assert one.dispatcher._try_step() == 0.0
         else:
             with pytest.raises(type(error)):
-                one.desk._step_on()
-        one.line.hurried, one.line.error = False, None
+                one.dispatcher._try_step()
+        one.line.stop_requested, one.line.error = False, None
 
 
 def test_dead_letters_that_were_leased_are_told_and_others_leased_at_once():
     with office(working=False) as one:
-        told = Told(one.desk)
-        one.desk._schedule.took("mail", 1, 0, time.monotonic() + 1000)
-        one.desk._report_undecodable(one.handler, [delivery(1)])
+        told = Told(one.dispatcher)
+        one.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic() + 1000)
+        one.dispatcher._report_undecodable(one.handler, [delivery(1)])
         assert told.settlements == [(1, "dead")]
-        assert isinstance(one.desk._schedule.next(time.monotonic()), Take)
+        assert isinstance(one.dispatcher._scheduler.next(time.monotonic()), Fetch)
 
 
 def test_its_own_thread_is_woken_for_whatever_changes():
     with office(working=False) as one:
         for change in (
-            lambda: one.desk.pause(paused=True),
-            lambda: one.desk.settle(one.handler, []),
-            one.desk.stop_leasing,
-            one.desk.close,
+            lambda: one.dispatcher.pause(paused=True),
+            lambda: one.dispatcher.settle(one.handler, []),
+            one.dispatcher.stop_leasing,
+            one.dispatcher.close,
         ):
-            one.desk._seat._alarm.clear()
+            one.dispatcher._leader._woken.clear()
             change()
-            assert one.desk._seat._alarm.is_set()
+            assert one.dispatcher._leader._woken.is_set()
 
 
 def test_leases_without_an_answer_are_noted_for_the_worker_from_one_try_to_the_next():
     with office(working=False) as one:
-        one.desk._trouble()  # it was no lease
-        assert one.desk._unanswered == []
-        one.desk._asked = ("mail", dt.timedelta(hours=1), 5.0)
-        one.desk._trouble()
-        one.desk._trouble()
-        first, second = one.desk._unanswered
+        one.dispatcher._on_failure()  # it was no lease
+        assert one.dispatcher._unanswered == []
+        one.dispatcher._in_flight = ("mail", dt.timedelta(hours=1), 5.0)
+        one.dispatcher._on_failure()
+        one.dispatcher._on_failure()
+        first, second = one.dispatcher._unanswered
         assert (first.since, second.since) == (5.0, first.until)
-        worker = one.desk._context()
-        one.desk._context = lambda: replace(worker, worker=None)
-        one.desk._trouble()
-        assert len(one.desk._unanswered) == 2
+        worker = one.dispatcher._context()
+        one.dispatcher._context = lambda: replace(worker, worker=None)
+        one.dispatcher._on_failure()
+        assert len(one.dispatcher._unanswered) == 2
 
 
 def test_leases_without_an_answer_keep_it_from_the_end_until_they_were_looked_for():
     with office(working=False) as one:
-        one.desk._unanswered = [Unanswered(1, "mail", dt.timedelta(hours=1), 0.0, 1.0)]
-        one.desk.stop_leasing()
-        one.desk.close()
-        assert one.desk._round() == 0.0
-        assert not one.desk._seat._over
+        one.dispatcher._unanswered = [UnansweredLease(1, "mail", dt.timedelta(hours=1), 0.0, 1.0)]
+        one.dispatcher.stop_leasing()
+        one.dispatcher.close()
+        assert one.dispatcher._run_round() == 0.0
+        assert not one.dispatcher._leader._stopped
         assert len(one.line.strays) == 1
-        one.desk._round()
-        assert one.desk._seat._over
+        one.dispatcher._run_round()
+        assert one.dispatcher._leader._stopped
         assert len(one.line.strays) == 1
 
 
 def test_who_only_drains_does_not_end_although_there_is_no_time_left():
     with office(working=False) as one:
-        one.desk._add(one.handler, [Verdict(delivery(1), "archive")], 0.0)
-        one.line.fates = {1: "busy"}
-        one.desk.stop_leasing()
-        one.line.hurried = True
-        one.desk._round()
-        assert not one.desk._seat._over
-        one.desk.settle(one.handler, [])
-        assert one.desk.left == 2
+        one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "archive")], 0.0)
+        one.line.lookup_status = {1: "busy"}
+        one.dispatcher.stop_leasing()
+        one.line.stop_requested = True
+        one.dispatcher._run_round()
+        assert not one.dispatcher._leader._stopped
+        one.dispatcher.settle(one.handler, [])
+        assert one.dispatcher.unsettled == 2
 
 
-def test_what_is_leased_goes_to_whoever_has_the_seat_and_the_limit_is_the_schedules():
+def test_what_is_leased_goes_to_whoever_has_the_leader_and_the_limit_is_the_schedules():
     with office(working=False, concurrency=2) as one:
         one.line.supply = [delivery(n) for n in range(1, 5)]
-        one.desk.nudge("mail")
-        one.desk._round()
+        one.dispatcher.wake("mail")
+        one.dispatcher._run_round()
         assert [unit.deliveries[0].id for unit in one.ready] == [1, 2]
-        assert one.desk._schedule.in_hand == 2
-        one.desk.finished(one.ready[0], [Verdict(delivery(1), "retry")], quietly=True)
-        one.desk._seat.read()
-        assert one.desk._schedule.in_hand == 1
-        assert one.desk._verdicts[1].verdict.kind == "retry"
+        assert one.dispatcher._scheduler.in_hand == 2
+        one.dispatcher.finished(one.ready[0], [Disposition(delivery(1), "retry")], quiet=True)
+        one.dispatcher._leader.run_tasks()
+        assert one.dispatcher._scheduler.in_hand == 1
+        assert one.dispatcher._pending[1].disposition.action == "retry"
 
 
 class Counting(threading.Event):
@@ -845,93 +862,97 @@ class Counting(threading.Event):
         return super().wait(timeout)
 
 
-def test_the_seat_sleeps_when_it_has_seen_the_news():
+def test_the_leader_sleeps_when_it_has_seen_the_news():
     rounds = Rounds()
-    news = rounds.seat._news = Counting()
+    news = rounds.leader._has_tasks = Counting()
     news.set()
-    rounds.seat._asleep_until = time.monotonic() + 0.05
-    rounds.seat._sleep()
+    rounds.leader._asleep_until = time.monotonic() + 0.05
+    rounds.leader._sleep()
     assert news.waits <= 2
-    assert time.monotonic() >= rounds.seat._asleep_until
+    assert time.monotonic() >= rounds.leader._asleep_until
 
 
-def test_the_seat_lets_a_handlers_thread_come_first_for_what_is_left_quietly():
+def test_the_leader_lets_a_handlers_thread_come_first_for_what_is_left_quietly():
     rounds = Rounds()
-    alarm = rounds.seat._alarm = Counting()
-    rounds.seat._asleep_until = time.monotonic() + 3600
-    rounds.seat.leave(lambda: None, quietly=True)
-    rounds.seat._since = time.monotonic()
-    rounds.seat._sleep()
+    alarm = rounds.leader._woken = Counting()
+    rounds.leader._asleep_until = time.monotonic() + 3600
+    rounds.leader.submit(lambda: None, quiet=True)
+    rounds.leader._oldest_task_at = time.monotonic()
+    rounds.leader._sleep()
     assert alarm.waits >= 1
-    assert time.monotonic() >= rounds.seat._since + LINGER
+    assert time.monotonic() >= rounds.leader._oldest_task_at + LINGER
 
 
 def test_it_has_not_ended_while_a_handler_runs():
     with office(working=False, concurrency=2) as one:
         leased(one, 1)
-        one.desk._until_empty = True
-        one.desk._schedule.took("mail", 1, 0, time.monotonic())
-        one.desk._round()
-        assert not one.desk.ended.is_set()
+        one.dispatcher._until_empty = True
+        one.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic())
+        one.dispatcher._run_round()
+        assert not one.dispatcher.ended.is_set()
 
 
 def test_what_is_done_is_settled_at_once_if_no_handler_runs_that_could_join():
     with office(working=False) as one:
         now = time.monotonic()
-        one.desk._add(one.handler, [Verdict(delivery(1), "archive")], now)
-        (waiting,) = one.desk._verdicts.values()
-        waiting.alone_at = now + 1000
-        assert one.desk._is_ripe([waiting], now)
+        one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "archive")], now)
+        (waiting,) = one.dispatcher._pending.values()
+        waiting.settle_by = now + 1000
+        assert one.dispatcher._is_due([waiting], now)
 
 
 def test_a_turn_settles_what_cannot_join_it_and_archives_the_rest():
     with office(working=False, concurrency=5) as one:
-        told = Told(one.desk)
+        told = Told(one.dispatcher)
         mine, other = leased(one, 1, 2)
-        one.desk._add(one.handler, [Verdict(mine, "archive"), Verdict(other, "retry")], 0.0)
+        one.dispatcher._add_pending(
+            one.handler, [Disposition(mine, "archive"), Disposition(other, "retry")], 0.0
+        )
         one.line.supply = [delivery(3)]
-        one.desk.nudge("mail")
-        one.desk._round()
+        one.dispatcher.wake("mail")
+        one.dispatcher._run_round()
         assert one.line.settled == [other.id, mine.id]
         assert [id_ for id_, _ in told.settlements] == [other.id, mine.id]
         assert [unit.deliveries[0].id for unit in one.ready] == [3]
-        one.desk._trouble()
-        assert one.desk._unanswered == []  # the lease was answered
+        one.dispatcher._on_failure()
+        assert one.dispatcher._unanswered == []  # the lease was answered
         assert one.line.strays == []
-        one.desk._unanswered = [Unanswered(1, "mail", dt.timedelta(hours=1), 0.0, 1.0)]
+        one.dispatcher._unanswered = [UnansweredLease(1, "mail", dt.timedelta(hours=1), 0.0, 1.0)]
         one.line.supply = [delivery(4)]
-        one.desk.nudge("mail")
-        one.desk._round()
+        one.dispatcher.wake("mail")
+        one.dispatcher._run_round()
         ((_, known),) = one.line.strays
         assert sorted(known) == [delivery(3).fencing_token, delivery(4).fencing_token]
-        assert one.desk._unanswered == []
+        assert one.dispatcher._unanswered == []
 
 
 def test_a_lease_of_what_was_held_here_ends_the_earlier_one():
     with office(working=False, concurrency=3) as one:
         lost: list[list[int]] = []
-        one.desk._lost = lambda gone: lost.append([held.delivery.fencing_token for held in gone])
+        one.dispatcher._on_lost = lambda gone: lost.append(
+            [held.delivery.fencing_token for held in gone]
+        )
         leased(one, 1)
         assert lost == []
         one.line.supply = [replace(delivery(1), fencing_token=77)]
-        one.desk.nudge("mail")
-        one.desk._round()
+        one.dispatcher.wake("mail")
+        one.dispatcher._run_round()
         assert lost == [[delivery(1).fencing_token]]
 
 
 def test_acknowledged_first_what_was_archived_is_begun_and_the_rest_is_forgotten():
     with office(working=False, concurrency=3) as one:
         one.handler = replace(one.handler, acknowledge="first")
-        held = one.book.enter(
+        held = one.book.add(
             one.handler, [delivery(n) for n in (1, 2, 3)], dt.timedelta(hours=1), time.monotonic()
         )
-        one.desk._schedule.took("mail", 3, 3, time.monotonic())
-        one.line.fates = {2: "archived", 3: "lost"}  # the reply for the second was lost
-        one.desk._start(one.handler, held)
+        one.dispatcher._scheduler.record_fetch("mail", 3, 3, time.monotonic())
+        one.line.lookup_status = {2: "archived", 3: "lost"}  # the reply for the second was lost
+        one.dispatcher._start(one.handler, held)
         assert [unit.deliveries[0].id for unit in one.ready] == [1, 2]
         assert one.line.settled == [1]
         assert one.book.all() == []
-        assert one.desk._schedule.in_hand == 2
+        assert one.dispatcher._scheduler.in_hand == 2
 
 
 @pytest.mark.parametrize("resting", [True, False])
@@ -939,34 +960,34 @@ def test_who_settles_waits_for_a_database_until_it_stops_or_is_to_rest(resting):
     with office(working=False) as one:
         quiet(one)
         if resting:
-            one.desk.resting.set()
-        one.desk._add(one.handler, [Verdict(delivery(1), "archive")], 0.0)
-        one.desk._round()
-        until_ = one.line.stopping if resting else one.desk._leaving
+            one.dispatcher.stopped_leasing.set()
+        one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "archive")], 0.0)
+        one.dispatcher._run_round()
+        until_ = one.line.stopping if resting else one.dispatcher._stop_waiting
         assert one.line.asked == [("a settlement", until_, {"strict": False})]
 
 
 def test_a_row_that_is_locked_holds_up_no_other():
     with office(working=False) as one:
         quiet(one)
-        verdicts = [Verdict(delivery(n), "archive") for n in (1, 2)]
-        one.line.fates = {1: "busy"}
-        one.desk._add(one.handler, verdicts, 0.0)
-        one.desk._round()
-        assert [*one.desk._verdicts] == [1]
+        dispositions = [Disposition(delivery(n), "archive") for n in (1, 2)]
+        one.line.lookup_status = {1: "busy"}
+        one.dispatcher._add_pending(one.handler, dispositions, 0.0)
+        one.dispatcher._run_round()
+        assert [*one.dispatcher._pending] == [1]
         assert one.line.settled == [2]
 
 
 def test_a_call_that_keeps_its_message_locked_is_ended_when_that_is_found_again():
     """Not at once: its COMMIT may be on its way."""
     with office(working=False) as one:
-        one.line.fates = {1: "busy"}
-        one.desk._add(one.handler, [Verdict(delivery(1), "release")], 0.0)
+        one.line.lookup_status = {1: "busy"}
+        one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "release")], 0.0)
         for ended in ([], [1], [1, 1]):
-            one.desk._verdicts[1].not_before = 0.0
-            one.desk._round()
+            one.dispatcher._pending[1].not_before = 0.0
+            one.dispatcher._run_round()
             assert [call.id for call in one.ended_calls] == ended
-        one.line.fates = {}
-        one.desk._verdicts[1].not_before = 0.0
-        one.desk._round()
+        one.line.lookup_status = {}
+        one.dispatcher._pending[1].not_before = 0.0
+        one.dispatcher._run_round()
         assert one.line.settled == [1]

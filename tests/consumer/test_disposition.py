@@ -25,26 +25,26 @@ from pgqrs_sa import (
     Snooze,
 )
 from pgqrs_sa.consumer import store
-from pgqrs_sa.consumer.call_transactions import Calls
+from pgqrs_sa.consumer.call_transactions import CallTransactions
 from pgqrs_sa.consumer.disposition import (
-    OURS,
-    Verdict,
+    PACKAGE,
+    Disposition,
     _bounded,
-    of_error,
-    of_result,
+    disposition_for_error,
+    dispositions_for_result,
     of_the_handler,
 )
-from pgqrs_sa.consumer.handlers import Handlers, Unit
+from pgqrs_sa.consumer.handlers import Handlers, Invocation
 from pgqrs_sa.consumer.invocation import (
     FORGIVEN,
-    _hold,
+    _lock_messages,
     _NotBegun,
     after_error,
     after_return,
     commit_within,
     is_fatal,
 )
-from pgqrs_sa.consumer.scheduler import Schedule
+from pgqrs_sa.consumer.scheduler import Scheduler
 from pgqrs_sa.decisions import Decision
 from pgqrs_sa.errors import Whereabouts
 
@@ -53,7 +53,7 @@ SECOND = timedelta(seconds=1)
 
 def unit(count=1, **options):
     (handler,) = handlers(options)
-    return Unit(handler, tuple(delivery(n + 1) for n in range(count)))
+    return Invocation(handler, tuple(delivery(n + 1) for n in range(count)))
 
 
 def raised(error):
@@ -77,33 +77,33 @@ CARRIED_OUT = [
 def test_a_decision_means_the_same_raised_returned_or_by_its_retry(decision, kind, delay, reason):
     one = unit()
     by_retry = unit(retry=Retry(on={ValueError: decision}))
-    for verdict in (
-        of_error(one.handler, one.deliveries[0], decision),
-        *of_result(one, decision),
-        of_error(by_retry.handler, by_retry.deliveries[0], ValueError("x")),
-        *of_result(unit(2, batch=2), decision),
+    for disposition in (
+        disposition_for_error(one.handler, one.deliveries[0], decision),
+        *dispositions_for_result(one, decision),
+        disposition_for_error(by_retry.handler, by_retry.deliveries[0], ValueError("x")),
+        *dispositions_for_result(unit(2, batch=2), decision),
     ):
-        assert (verdict.kind, verdict.delay, verdict.reason) == (kind, delay, reason)
+        assert (disposition.action, disposition.delay, disposition.reason) == (kind, delay, reason)
 
 
 @pytest.mark.parametrize(
-    ("verdict", "text"),
+    ("disposition", "text"),
     [
-        ({"kind": "release"}, ""),
-        ({"kind": "dead", "reason": "why"}, "why"),
-        ({"kind": "dead", "reason": "why", "error": DeadLetter("other")}, "why"),
-        ({"kind": "retry", "error": RetryIn(5)}, "again in 5 s"),
-        ({"kind": "retry", "error": InvalidResult("x")}, "pgqrs_sa.errors.InvalidResult: x"),
+        ({"action": "release"}, ""),
+        ({"action": "dead", "reason": "why"}, "why"),
+        ({"action": "dead", "reason": "why", "error": DeadLetter("other")}, "why"),
+        ({"action": "retry", "error": RetryIn(5)}, "again in 5 s"),
+        ({"action": "retry", "error": InvalidResult("x")}, "pgqrs_sa.errors.InvalidResult: x"),
     ],
 )
-def test_what_is_kept_of_an_error_is_about_the_message_alone(verdict, text):
-    assert Verdict(delivery(1), **verdict).error_text == text
+def test_what_is_kept_of_an_error_is_about_the_message_alone(disposition, text):
+    assert Disposition(delivery(1), **disposition).error_text == text
 
 
 def test_the_exception_that_was_returned_is_kept_with_the_error_of_that():
     error = InvalidResult("x")
     error.__cause__ = ValueError("no such address")
-    text = Verdict(delivery(1), "retry", error=error).error_text
+    text = Disposition(delivery(1), "retry", error=error).error_text
     assert text.splitlines() == [
         "pgqrs_sa.errors.InvalidResult: x",
         "  ValueError: no such address",
@@ -115,9 +115,9 @@ def test_a_traceback_begins_where_the_handler_does():
         return 1 / 0
 
     with pytest.raises(ZeroDivisionError) as caught:
-        Schedule(1, 1.0, fails)._move()
+        Scheduler(1, 1.0, fails)._move()
     ours = caught.value.__traceback__.tb_next
-    assert ours.tb_frame.f_code.co_filename.startswith(OURS)
+    assert ours.tb_frame.f_code.co_filename.startswith(PACKAGE)
     assert of_the_handler(ours).tb_frame.f_code.co_name == "fails"
     alone = TracebackType(None, ours.tb_frame, ours.tb_lasti, ours.tb_lineno)
     assert of_the_handler(alone) is alone
@@ -127,7 +127,7 @@ def test_a_traceback_begins_where_the_handler_does():
 def test_of_other_errors_the_cause_is_not_kept():
     error = ValueError("x")
     error.__cause__ = KeyError("secret")
-    assert Verdict(delivery(1), "retry", error=error).error_text == "ValueError: x"
+    assert Disposition(delivery(1), "retry", error=error).error_text == "ValueError: x"
 
 
 def test_a_text_is_cut_when_it_is_longer_than_it_may_be():
@@ -136,20 +136,25 @@ def test_a_text_is_cut_when_it_is_longer_than_it_may_be():
 
 def test_whatever_else_a_handler_of_single_messages_returns_is_success():
     for result in (None, 1, [], {}, "text", False):
-        (verdict,) = of_result(unit(), result)
-        assert verdict.kind == "archive"
+        (disposition,) = dispositions_for_result(unit(), result)
+        assert disposition.action == "archive"
 
 
 def test_only_a_decision_counts_when_the_handler_acknowledges_by_itself():
     for acknowledge in ("manual", "first"):
         for result in (None, True, {"a": 1}):
-            assert of_result(unit(acknowledge=acknowledge), result)[0].kind == "keep"
-    assert of_result(unit(acknowledge="manual"), Discard())[0].kind == "discard"
+            assert (
+                dispositions_for_result(unit(acknowledge=acknowledge), result)[0].action == "keep"
+            )
+    assert dispositions_for_result(unit(acknowledge="manual"), Discard())[0].action == "discard"
     kinds = [
-        one.kind for one in of_result(unit(2, batch=2, acknowledge="manual"), [None, Snooze(1)])
+        one.action
+        for one in dispositions_for_result(
+            unit(2, batch=2, acknowledge="manual"), [None, Snooze(1)]
+        )
     ]
     assert kinds == ["keep", "release"]
-    assert after_return(unit(acknowledge="first"), Discard())[0].kind == "keep"
+    assert after_return(unit(acknowledge="first"), Discard())[0].action == "keep"
 
 
 def test_a_batch_may_return_a_mapping_by_delivery_or_by_id_or_a_list():
@@ -161,10 +166,10 @@ def test_a_batch_may_return_a_mapping_by_delivery_or_by_id_or_a_list():
         [Snooze(1), None, error],
         (Snooze(1), None, error),
     ):
-        verdicts = of_result(one, result)
-        assert [v.delivery.id for v in verdicts] == [1, 2, 3]
-        assert [v.kind for v in verdicts] == ["release", "archive", "retry"]
-        assert verdicts[2].error is error
+        dispositions = dispositions_for_result(one, result)
+        assert [v.delivery.id for v in dispositions] == [1, 2, 3]
+        assert [v.action for v in dispositions] == ["release", "archive", "retry"]
+        assert dispositions[2].error is error
 
 
 @pytest.mark.parametrize(
@@ -179,7 +184,7 @@ def test_a_batch_may_return_a_mapping_by_delivery_or_by_id_or_a_list():
 )
 def test_a_batch_that_returns_something_else_is_told_so(result, said):
     with pytest.raises(InvalidArgument, match=said):
-        of_result(unit(2, batch=2), result)
+        dispositions_for_result(unit(2, batch=2), result)
 
 
 def test_a_decision_class_of_somebody_elses_is_refused_and_retried():
@@ -187,24 +192,24 @@ def test_a_decision_class_of_somebody_elses_is_refused_and_retried():
         pass
 
     one = unit()
-    verdict = of_error(one.handler, one.deliveries[0], Odd())
-    assert verdict.kind == "retry"
-    assert isinstance(verdict.error, InvalidArgument)
+    disposition = disposition_for_error(one.handler, one.deliveries[0], Odd())
+    assert disposition.action == "retry"
+    assert isinstance(disposition.error, InvalidArgument)
 
 
 def test_a_function_in_on_that_fails_does_not_hang_the_message():
     for broken in (lambda _e, _d: 1 / 0, lambda _e, _d: "soon"):
         one = unit(retry=Retry(base=5, jitter=0, on={ValueError: broken}))
-        verdict = of_error(one.handler, one.deliveries[0], ValueError())
-        assert (verdict.kind, verdict.delay) == ("retry", 5 * SECOND)
-        assert isinstance(verdict.error, (ZeroDivisionError, InvalidArgument))
+        disposition = disposition_for_error(one.handler, one.deliveries[0], ValueError())
+        assert (disposition.action, disposition.delay) == ("retry", 5 * SECOND)
+        assert isinstance(disposition.error, (ZeroDivisionError, InvalidArgument))
 
 
 # ------------------------------------------------------------------------- the error's text
 
 
 def test_the_text_of_an_error_begins_with_its_type_and_ends_where_it_was_raised():
-    text = Verdict(delivery(1), "retry", error=raised(ValueError("no such address"))).error_text
+    text = Disposition(delivery(1), "retry", error=raised(ValueError("no such address"))).error_text
     assert text.startswith("ValueError: no such address\n")
     assert "raise error" in text.splitlines()[2]
 
@@ -218,7 +223,7 @@ def test_the_text_of_an_error_is_bounded_and_keeps_both_ends():
     try:
         deep(200)
     except ValueError as caught:
-        text = Verdict(delivery(1), "retry", error=caught).error_text
+        text = Disposition(delivery(1), "retry", error=caught).error_text
     assert len(text) < 8_000
     assert text.startswith("ValueError: xxx")
     assert 'raise ValueError("x" * 50_000)' in text
@@ -227,7 +232,7 @@ def test_the_text_of_an_error_is_bounded_and_keeps_both_ends():
 def test_the_text_of_a_group_has_those_of_its_members():
     inner = ExceptionGroup("inside", [KeyError("no such key")])
     error = raised(ExceptionGroup("several", [ValueError("no such address"), inner]))
-    text = Verdict(delivery(1), "retry", error=error).error_text
+    text = Disposition(delivery(1), "retry", error=error).error_text
     assert text.splitlines()[:4] == [
         "ExceptionGroup: several (2 sub-exceptions)",
         "  ValueError: no such address",
@@ -235,7 +240,7 @@ def test_the_text_of_a_group_has_those_of_its_members():
         "    KeyError: 'no such key'",
     ]
     many = ExceptionGroup("many", [ValueError("x" * 1_000)] * 1_000)
-    assert len(Verdict(delivery(1), "retry", error=many).error_text) < 8_000
+    assert len(Disposition(delivery(1), "retry", error=many).error_text) < 8_000
 
 
 def test_an_error_whose_text_is_broken_still_has_one():
@@ -243,18 +248,18 @@ def test_an_error_whose_text_is_broken_still_has_one():
         def __str__(self):
             raise RuntimeError
 
-    assert "Broken" in Verdict(delivery(1), "retry", error=raised(Broken())).error_text
+    assert "Broken" in Disposition(delivery(1), "retry", error=raised(Broken())).error_text
 
 
 def test_the_text_of_ours_has_no_traceback_and_that_of_a_decision_is_what_it_says():
     timeout = HandlerTimeout("handler", 3, "File x\n" * 400 + "File where it was")
-    assert Verdict(delivery(1), "retry", error=raised(timeout)).error_text.count("File x") > 300
+    assert Disposition(delivery(1), "retry", error=raised(timeout)).error_text.count("File x") > 300
     payload = raised(PayloadError("payload", "is bad"))
-    assert Verdict(delivery(1), "retry", error=payload).error_text == (
+    assert Disposition(delivery(1), "retry", error=payload).error_text == (
         "pgqrs_sa.errors.PayloadError: payload is bad"
     )
-    assert Verdict(delivery(1), "retry", error=RetryIn(7)).error_text == "again in 7 s"
-    dead = Verdict(delivery(1), "dead", reason="hopeless", error=DeadLetter("hopeless"))
+    assert Disposition(delivery(1), "retry", error=RetryIn(7)).error_text == "again in 7 s"
+    dead = Disposition(delivery(1), "dead", reason="hopeless", error=DeadLetter("hopeless"))
     assert dead.error_text == "hopeless"
 
 
@@ -266,14 +271,14 @@ def lost(*ids):
 
 
 def test_a_lease_that_was_lost_puts_the_rest_of_its_batch_back_uncharged():
-    verdicts = after_error(unit(3, batch=3), lost(2), stopping=False)
+    dispositions = after_error(unit(3, batch=3), lost(2), stopping=False)
     # If it is not lost after all, since the handler itself had settled it, it has failed.
-    assert [one.kind for one in verdicts] == ["release", "retry", "release"]
+    assert [one.action for one in dispositions] == ["release", "retry", "release"]
 
 
 def test_a_lease_lost_of_another_message_is_a_failure_like_any():
-    (verdict,) = after_error(unit(), lost(99), stopping=False)
-    assert verdict.kind == "retry"
+    (disposition,) = after_error(unit(), lost(99), stopping=False)
+    assert disposition.action == "retry"
 
 
 @pytest.mark.parametrize(
@@ -291,15 +296,15 @@ def test_a_lease_lost_of_another_message_is_a_failure_like_any():
     ids=repr,
 )
 def test_who_wants_the_process_to_end_is_not_charged_to_the_message(error, stopping, kind):
-    (verdict,) = after_error(unit(), error, stopping=stopping)
-    assert verdict.kind == kind
+    (disposition,) = after_error(unit(), error, stopping=stopping)
+    assert disposition.action == kind
     assert is_fatal(error) is isinstance(error, (KeyboardInterrupt, SystemExit))
 
 
 def test_nothing_becomes_of_what_was_acknowledged_first():
-    (verdict,) = after_error(unit(acknowledge="first"), ValueError(), stopping=False)
-    assert verdict.kind == "keep"
-    assert isinstance(verdict.error, ValueError)
+    (disposition,) = after_error(unit(acknowledge="first"), ValueError(), stopping=False)
+    assert disposition.action == "keep"
+    assert isinstance(disposition.error, ValueError)
 
 
 class Conflict(Exception):
@@ -322,17 +327,17 @@ def test_a_conflict_of_the_handlers_transaction_is_not_charged_until_it_is_no_ch
         prefetch=0, timeout=None, retry=None, batch=None, weight=1, acknowledge="commit",
         payload=None,
     )  # fmt: skip
-    one = Unit(made.get("q0"), (delivery(1, read_ct),))
-    (verdict,) = after_error(one, Conflict(), stopping=False)
-    assert verdict.kind == kind
-    assert kind == "retry" or verdict.delay <= timedelta(seconds=0.2)
+    one = Invocation(made.get("q0"), (delivery(1, read_ct),))
+    (disposition,) = after_error(one, Conflict(), stopping=False)
+    assert disposition.action == kind
+    assert kind == "retry" or disposition.delay <= timedelta(seconds=0.2)
 
 
 @pytest.mark.parametrize(("lost", "kind"), [(True, "release"), (False, "retry")])
 def test_a_call_that_is_cancelled_since_its_lease_was_lost_has_not_failed(lost, kind):
     one = unit()
     object.__setattr__(one.deliveries[0], "watch", lambda: lost)
-    assert after_error(one, asyncio.CancelledError(), stopping=False)[0].kind == kind
+    assert after_error(one, asyncio.CancelledError(), stopping=False)[0].action == kind
 
 
 def test_a_message_may_be_given_up_without_a_reason():
@@ -346,7 +351,7 @@ def test_a_message_may_be_given_up_without_a_reason():
 )
 def test_what_keeps_a_snapshot_holds_its_messages_locked(level, keeps):
     connection = Mock(get_isolation_level=Mock(return_value=level))
-    calls = Calls()
+    calls = CallTransactions()
     assert [calls.keep_snapshots(connection) for _ in range(2)] == [keeps, keeps]
     connection.get_isolation_level.assert_called_once_with()
 
@@ -369,13 +374,13 @@ def test_a_lock_that_cannot_be_had_is_told_apart_from_a_lease_that_was_lost(
         if error is not None:
             raise error
 
-    monkeypatch.setattr(store, "hold", hold_messages)
+    monkeypatch.setattr(store, "lock_messages", hold_messages)
     one = unit(2, batch=2)
     if raised is None:
-        _hold(None, None, one)
+        _lock_messages(None, None, one)
     else:
         with pytest.raises(raised) as caught:
-            _hold(None, None, one)
+            _lock_messages(None, None, one)
         assert error in (caught.value, caught.value.__cause__)
     assert asked == [one.deliveries]
 
@@ -383,7 +388,7 @@ def test_a_lock_that_cannot_be_had_is_told_apart_from_a_lease_that_was_lost(
 def test_what_was_given_up_is_not_settled_in_the_handlers_transaction():
     """Also if its lease is valid, and its message locked there."""
     one: Any = unit(2, batch=2)
-    book: Any = SimpleNamespace(committing=lambda deliveries: list(deliveries[1:]))
+    book: Any = SimpleNamespace(begin_commit=lambda deliveries: list(deliveries[1:]))
     nothing: Any = None
     with pytest.raises(LeaseLost) as lost:
         commit_within(nothing, nothing, one, None, book, nothing)

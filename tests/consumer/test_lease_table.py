@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from test_scheduler import delivery, handlers
 
-from pgqrs_sa.consumer.leases import Book
+from pgqrs_sa.consumer.leases import LeaseTable
 
 
 class Clock:
@@ -26,13 +26,13 @@ def clock():
 
 @pytest.fixture
 def book(clock):
-    return Book(clock)
+    return LeaseTable(clock)
 
 
 def entered(book, clock, *ids, lease=30, timeout=None, **options):
     (handler,) = handlers({"timeout": timeout, **options})
     leased = [delivery(id_) for id_ in ids]
-    return book.enter(handler, leased, timedelta(seconds=lease), clock.now)
+    return book.add(handler, leased, timedelta(seconds=lease), clock.now)
 
 
 def test_a_lease_is_due_when_a_third_of_it_is_over(book, clock):
@@ -41,28 +41,28 @@ def test_a_lease_is_due_when_a_third_of_it_is_over(book, clock):
     (held,) = book.due(1010.0)
     assert held.delivery is one
     assert book.next_renewal() == 1010.0
-    book.renewed([held], 1010.0)
+    book.mark_renewed([held], 1010.0)
     assert book.due(1019.0) == []
     assert book.next_renewal() == 1020.0
 
 
 def test_a_lease_that_no_handler_begins_with_is_not_renewed_for_longer_than_it_lasts(book, clock):
     begun, waiting = entered(book, clock, 1, 2)
-    book.start([begun], None)
+    book.mark_started([begun], None)
     for clock.now in (1010.0, 1020.0):
         assert [one.delivery for one in book.due(clock.now)] == [begun, waiting]
-        book.renewed(book.all(), clock.now)
-    assert book.unbegun(1029.9) == set()
+        book.mark_renewed(book.all(), clock.now)
+    assert book.unstarted(1029.9) == set()
     clock.now = 1030.0
-    assert book.unbegun(clock.now) == {2}
+    assert book.unstarted(clock.now) == {2}
     assert [one.delivery for one in book.due(clock.now)] == [begun]
-    book.renewed(book.due(clock.now), clock.now)
+    book.mark_renewed(book.due(clock.now), clock.now)
     assert book.next_renewal() == 1040.0
 
 
 def test_the_lease_begins_before_the_statement_was_sent(book, clock):
     (handler,) = handlers({})
-    (one,) = book.enter(handler, [delivery(1)], timedelta(seconds=30), asked_at=990.0)
+    (one,) = book.add(handler, [delivery(1)], timedelta(seconds=30), asked_at=990.0)
     clock.now = 1020.1
     assert one.lease_lost
 
@@ -71,25 +71,25 @@ def test_a_lease_that_must_have_run_out_counts_as_lost_until_it_is_renewed(book,
     (one,) = entered(book, clock, 1)
     clock.now = 1030.5
     assert one.lease_lost
-    assert not book.start([one], None)
-    book.renewed(book.all(), 1030.5)
+    assert not book.mark_started([one], None)
+    book.mark_renewed(book.all(), 1030.5)
     assert not one.lease_lost
-    assert book.start([one], None)
+    assert book.mark_started([one], None)
 
 
 def test_a_batch_does_not_begin_when_one_of_it_was_lost(book, clock):
     first, second = entered(book, clock, 1, 2)
-    book.lose([second])
+    book.mark_lost([second])
     assert second.lease_lost
     assert not first.lease_lost
-    assert not book.start([first, second], None)
+    assert not book.mark_started([first, second], None)
     assert book.get(first).started_at is None
 
 
 def test_what_takes_too_long_is_overdue_once_and_not_renewed(book, clock):
     (one,) = entered(book, clock, 1, timeout=20)
     assert book.overdue(5000.0) == []  # it has not begun
-    book.start([one], 7)
+    book.mark_started([one], 7)
     assert book.next_renewal() == 1010.0
     clock.now = 1020.5
     assert book.due(clock.now) == []
@@ -97,14 +97,14 @@ def test_what_takes_too_long_is_overdue_once_and_not_renewed(book, clock):
     assert held.thread == 7
     assert book.overdue(clock.now) == []
     assert book.next_renewal() == float("inf")
-    book.settling([one])
+    book.mark_settling([one])
     assert book.due(5000.0) == []  # too late for that
 
 
 def test_what_is_settling_is_not_overdue_and_is_renewed(book, clock):
     (one,) = entered(book, clock, 1, timeout=20)
-    book.start([one], None)
-    book.settling([one])
+    book.mark_started([one], None)
+    book.mark_settling([one])
     assert book.overdue(2000.0) == []
     assert len(book.due(1025.0)) == 1
     assert book.next_renewal() == 1010.0
@@ -112,34 +112,34 @@ def test_what_is_settling_is_not_overdue_and_is_renewed(book, clock):
 
 def test_an_attempt_commits_or_has_failed_by_its_timeout_and_never_both(book, clock):
     first, second = entered(book, clock, 1, 2, timeout=20)
-    book.start([first, second], None)
-    assert book.committing([first]) == []
+    book.mark_started([first, second], None)
+    assert book.begin_commit([first]) == []
     (late,) = book.overdue(2000.0)
     assert late.delivery is second
-    assert book.committing([second]) == [second]
+    assert book.begin_commit([second]) == [second]
 
 
 def test_what_was_given_up_settled_or_lost_may_not_commit_nor_its_batch(book, clock):
     given_up, lost, settled, good = entered(book, clock, 1, 2, 3, 4)
-    book.start([given_up, lost, settled, good], None)
-    book.lose([lost])
+    book.mark_started([given_up, lost, settled, good], None)
+    book.mark_lost([lost])
     book.remove([settled])
-    assert book.give_up([given_up, lost]) == [given_up]
+    assert book.abandon([given_up, lost]) == [given_up]
     assert given_up.lease_lost
-    assert book.committing([given_up, lost, settled, good]) == [given_up, lost, settled]
+    assert book.begin_commit([given_up, lost, settled, good]) == [given_up, lost, settled]
     assert not book.get(good).settling
-    assert book.committing([good]) == []
+    assert book.begin_commit([good]) == []
     assert book.get(good).settling
 
 
 def test_the_moments_at_which_a_lease_and_a_handler_s_time_end_belong_to_them(book, clock):
     (one,) = entered(book, clock, 1, lease=60, timeout=20)
-    book.start([one], None)
+    book.mark_started([one], None)
     clock.now = 1020.0
     assert book.overdue(clock.now) == []
     clock.now = 1060.0
     assert not one.lease_lost
-    book.leave([one])
+    book.hand_over([one])
     assert book.tokens() == []
 
 
@@ -147,11 +147,11 @@ def test_it_is_known_when_the_next_handler_is_overdue(book, clock):
     waiting, begun, settled = entered(book, clock, 1, 2, 3, lease=90, timeout=20)
     assert book.next_renewal() == 1030.0
     clock.now = 1005.0
-    book.start([settled], None)
+    book.mark_started([settled], None)
     clock.now = 1006.0
-    book.start([begun], None)
+    book.mark_started([begun], None)
     assert book.next_renewal() == 1025.0
-    book.settling([settled])
+    book.mark_settling([settled])
     assert book.next_renewal() == 1026.0
     clock.now = 1027.0
     assert [one.delivery for one in book.overdue(clock.now)] == [begun]
@@ -161,16 +161,16 @@ def test_it_is_known_when_the_next_handler_is_overdue(book, clock):
 
 def test_what_is_settled_without_a_call_is_renewed_for_as_long_as_that_takes(book, clock):
     (one,) = entered(book, clock, 1)
-    book.settling([one])
+    book.mark_settling([one])
     clock.now = 1031.0
-    assert book.unbegun(clock.now) == set()
+    assert book.unstarted(clock.now) == set()
     assert [held.delivery for held in book.due(clock.now)] == [one]
 
 
 def test_whoever_removes_a_lease_tells_of_it_and_nobody_else(book, clock):
     (one,) = entered(book, clock, 1)
     assert [held.delivery for held in book.remove([one])] == [one]
-    assert book.remove([one]) == book.lose([one]) == []
+    assert book.remove([one]) == book.mark_lost([one]) == []
     assert book.get(one) is None
     assert len(book) == 0
 
@@ -181,8 +181,8 @@ def test_another_attempt_of_the_same_message_is_another_lease(book, clock):
     assert book.get(again) is None
     assert [one.delivery for one in book.replaced([again])] == [old]
     (handler,) = handlers({})
-    book.lose([old])
-    (new,) = book.enter(handler, [again], timedelta(seconds=30), clock.now)
+    book.mark_lost([old])
+    (new,) = book.add(handler, [again], timedelta(seconds=30), clock.now)
     assert old.lease_lost
     assert not new.lease_lost
     assert book.remove([old]) == []
@@ -192,7 +192,7 @@ def test_another_attempt_of_the_same_message_is_another_lease(book, clock):
 def test_what_is_left_to_be_settled_by_hand_is_known_until_its_lease_ends(book, clock):
     entered(book, clock, 1)
     (left,) = entered(book, clock, 2, lease=60)
-    book.leave([left])
+    book.hand_over([left])
     assert sorted(book.tokens()) == [11, 21]
     assert [one.delivery.id for one in book.all()] == [1]
     clock.now = 1060.1

@@ -598,7 +598,7 @@ async def test_cancelled_while_it_drains_a_consumer_still_gives_back_what_it_has
     await begun.wait()
     runtime = consumer._run.runtime
     stopping = asyncio.create_task(consumer.stop())
-    await until_awaited(runtime.desk.resting.is_set, "it drains")
+    await until_awaited(runtime.dispatcher.stopped_leasing.is_set, "it drains")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -702,7 +702,7 @@ def test_a_task_is_cancelled_when_there_is_no_more_time_and_its_message_is_uncha
 
 
 def test_a_message_taken_anew_is_not_mistaken_for_the_attempt_that_hangs(threads):
-    """Both attempts end at the same time; the old one's verdict is dropped."""
+    """Both attempts end at the same time; the old one's disposition is dropped."""
     (id_,) = threads.send({})
     ear = Ear()
     consumer = threads.consumer(hooks=[ear])

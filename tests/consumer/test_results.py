@@ -24,14 +24,14 @@ from test_scheduler import delivery, handlers
 
 from pgqrs_sa import Backoff, DeadLetter, Delivery, InvalidResult, Retry, RetryIn, Snooze
 from pgqrs_sa.consumer import results
-from pgqrs_sa.consumer.disposition import of_result
-from pgqrs_sa.consumer.handlers import Unit
+from pgqrs_sa.consumer.disposition import dispositions_for_result
+from pgqrs_sa.consumer.handlers import Invocation
 from pgqrs_sa.consumer.invocation import after_return
 
 
 def unit(count=1, **options):
     (handler,) = handlers(options)
-    return Unit(handler, tuple(delivery(n + 1) for n in range(count)))
+    return Invocation(handler, tuple(delivery(n + 1) for n in range(count)))
 
 
 async def coroutine():
@@ -168,7 +168,7 @@ def test_what_has_not_run_or_is_no_decision_is_refused(made, acknowledge):
 )
 def test_the_error_says_what_to_do_instead(kind, told):
     with pytest.raises(InvalidResult, match=f"returned {told}"):
-        of_result(unit(), REFUSED[kind]())
+        dispositions_for_result(unit(), REFUSED[kind]())
 
 
 def test_nothing_is_a_result_for_each_message_of_a_batch():
@@ -178,30 +178,30 @@ def test_nothing_is_a_result_for_each_message_of_a_batch():
 def test_a_container_that_contains_itself_is_a_plain_value():
     value: list[object] = []
     value.append(value)
-    assert [one.kind for one in of_result(unit(), value)] == ["archive"]
+    assert [one.action for one in dispositions_for_result(unit(), value)] == ["archive"]
 
 
 @pytest.mark.parametrize("wrap", INSIDE.values(), ids=INSIDE)
 @pytest.mark.parametrize("made", [coroutine, generator, lambda: Snooze, lambda: RetryIn(60)])
 def test_a_container_of_these_or_of_decisions_is_refused(made, wrap):
     with pytest.raises(InvalidResult, match="that contains"):
-        of_result(unit(), wrap(made()))
+        dispositions_for_result(unit(), wrap(made()))
 
 
 @pytest.mark.parametrize("wrap", FIELDS.values(), ids=FIELDS)
 @pytest.mark.parametrize("made", [coroutine, generator, AsyncIterated, lambda: RetryIn(60)])
 def test_work_or_a_decision_in_a_field_of_a_dataclass_is_refused(made, wrap):
     with pytest.raises(InvalidResult, match="that contains"):
-        of_result(unit(), wrap(made()))
+        dispositions_for_result(unit(), wrap(made()))
 
 
 @pytest.mark.parametrize("value", [print, Snooze, ValueError("x"), delivery(1)])
 def test_a_dataclass_may_have_functions_classes_and_errors_in_its_fields(value):
-    assert [one.kind for one in of_result(unit(), Wrapper(value))] == ["archive"]
+    assert [one.action for one in dispositions_for_result(unit(), Wrapper(value))] == ["archive"]
 
 
 def test_a_delivery_is_a_plain_value():
-    assert [one.kind for one in of_result(unit(), delivery(1))] == ["archive"]
+    assert [one.action for one in dispositions_for_result(unit(), delivery(1))] == ["archive"]
 
 
 class Stream(Iterated):
@@ -216,23 +216,25 @@ class Cursor(AsyncIterated):
 
 @pytest.mark.parametrize("made", [io.StringIO, io.BytesIO, Stream, Cursor, lambda: [Cursor()]])
 def test_a_file_a_stream_and_a_cursor_are_plain_values(made):
-    assert [one.kind for one in of_result(unit(), made())] == ["archive"]
+    assert [one.action for one in dispositions_for_result(unit(), made())] == ["archive"]
 
 
 def test_the_result_of_a_statement_is_a_plain_value(engine):
     with Session(engine) as session:
         one = sa.select(sa.literal(1))
         for result in (session.execute(one), session.scalars(one), session.execute(one).mappings()):
-            assert [found.kind for found in of_result(unit(), result)] == ["archive"]
+            assert [found.action for found in dispositions_for_result(unit(), result)] == [
+                "archive"
+            ]
 
 
 def test_a_result_that_contains_itself_is_looked_at_once():
     cyclic: list[object] = [1]
     cyclic += [cyclic, {"again": cyclic}, Wrapper(cyclic)]
-    assert [one.kind for one in of_result(unit(), cyclic)] == ["archive"]
+    assert [one.action for one in dispositions_for_result(unit(), cyclic)] == ["archive"]
     cyclic.append(lost := coroutine())
     with pytest.raises(InvalidResult):
-        of_result(unit(), cyclic)
+        dispositions_for_result(unit(), cyclic)
     assert inspect.getcoroutinestate(lost) == inspect.CORO_CLOSED
 
 
@@ -255,7 +257,7 @@ class Endless(Collection):
 
 def test_a_huge_result_costs_a_bounded_look():
     for huge in (range(10**12), Endless()):
-        assert [one.kind for one in of_result(unit(), huge)] == ["archive"]
+        assert [one.action for one in dispositions_for_result(unit(), huge)] == ["archive"]
     assert Endless.made <= 1_000
 
 
@@ -268,11 +270,13 @@ def test_what_comes_again_and_the_letters_of_a_text_are_not_looked_at():
     shared = [[n] for n in range(results.LOOKED_AT // 4)]
     for value in ([shared] * 8, [Text("x" * results.LOOKED_AT)]):
         with pytest.raises(InvalidResult):
-            of_result(unit(), [*value, [[[Snooze]]]])
+            dispositions_for_result(unit(), [*value, [[[Snooze]]]])
 
 
 def test_the_members_of_a_field_are_judged_as_the_field_is():
-    assert [one.kind for one in of_result(unit(), Wrapper([print, Snooze]))] == ["archive"]
+    assert [one.action for one in dispositions_for_result(unit(), Wrapper([print, Snooze]))] == [
+        "archive"
+    ]
 
 
 @dataclasses.dataclass
@@ -283,12 +287,12 @@ class Later:
 
 
 def test_a_class_in_a_field_is_not_looked_at():
-    assert [one.kind for one in of_result(unit(), Wrapper(Later))] == ["archive"]
+    assert [one.action for one in dispositions_for_result(unit(), Wrapper(Later))] == ["archive"]
 
 
 def test_what_is_read_once_is_not_read_by_the_look():
     stream = io.StringIO("one\ntwo\n")
-    of_result(unit(), stream)
+    dispositions_for_result(unit(), stream)
     assert stream.readline() == "one\n"
 
 
@@ -298,7 +302,7 @@ class Broken(Endless):
 
 
 def test_a_collection_that_cannot_be_read_is_a_plain_value():
-    assert [one.kind for one in of_result(unit(), [Broken()])] == ["archive"]
+    assert [one.action for one in dispositions_for_result(unit(), [Broken()])] == ["archive"]
 
 
 @pytest.mark.parametrize("made", [*NOT_RUN.values(), lambda: Snooze, lambda: [RetryIn(1)], Retry])
@@ -306,32 +310,36 @@ def test_a_collection_that_cannot_be_read_is_a_plain_value():
 def test_each_result_of_a_batch_obeys_the_same_rule(made, as_mapping):
     results = [None, made()]
     with pytest.raises(InvalidResult):
-        of_result(unit(2, batch=2), dict(enumerate(results, 1)) if as_mapping else results)
+        dispositions_for_result(
+            unit(2, batch=2), dict(enumerate(results, 1)) if as_mapping else results
+        )
 
 
 @pytest.mark.parametrize("made", [*NOT_RUN.values(), lambda: Snooze, lambda: ValueError("x")])
 def test_a_batch_that_returns_such_a_thing_for_all_is_refused(made):
     with pytest.raises(InvalidResult):
-        of_result(unit(2, batch=2), made())
+        dispositions_for_result(unit(2, batch=2), made())
 
 
 @pytest.mark.parametrize(
     "value", [None, True, 0, 1.5, "text", b"x", {}, {"a": [1]}, [], [[1]], (), {1}, object()]
 )
 def test_a_plain_value_is_ignored(value):
-    assert [one.kind for one in of_result(unit(), value)] == ["archive"]
-    assert [one.kind for one in of_result(unit(2, batch=2), [value, None])] == ["archive"] * 2
+    assert [one.action for one in dispositions_for_result(unit(), value)] == ["archive"]
+    assert [one.action for one in dispositions_for_result(unit(2, batch=2), [value, None])] == [
+        "archive"
+    ] * 2
 
 
 def test_an_object_with_every_attribute_is_a_plain_value():
-    assert [one.kind for one in of_result(unit(), MagicMock())] == ["archive"]
+    assert [one.action for one in dispositions_for_result(unit(), MagicMock())] == ["archive"]
 
 
 def test_an_exception_is_told_as_the_cause():
     error = ValueError("no such address")
     for returned in (error, [error]):
         with pytest.raises(InvalidResult, match="ValueError: raise it") as caught:
-            of_result(unit(), returned)
+            dispositions_for_result(unit(), returned)
         assert caught.value.__cause__ is error
 
 
@@ -341,7 +349,7 @@ def test_work_that_nobody_waits_for_is_ended():
     next(begun)
     for result in (lost, [1, inner, future, begun]):
         with pytest.raises(InvalidResult):
-            of_result(unit(), result)
+            dispositions_for_result(unit(), result)
     for one in (lost, inner):
         assert inspect.getcoroutinestate(one) == inspect.CORO_CLOSED
     assert future.cancelled()
@@ -351,7 +359,7 @@ def test_work_that_nobody_waits_for_is_ended():
 async def test_a_task_that_nobody_waits_for_is_cancelled():
     task = asyncio.create_task(asyncio.sleep(60))
     with pytest.raises(InvalidResult, match="returned a Task"):
-        of_result(unit(), task)
+        dispositions_for_result(unit(), task)
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 20)
 

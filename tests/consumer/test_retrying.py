@@ -7,7 +7,7 @@ import threading
 import pytest
 import sqlalchemy as sa
 
-from pgqrs_sa.consumer.retrying import patient, sqlstate, transient, unsaid
+from pgqrs_sa.consumer.retrying import is_transient, retrying, sqlstate, without_parameters
 
 
 class Driver(Exception):
@@ -40,30 +40,30 @@ def wrapped(error, kind=sa.exc.DBAPIError):
     ],
 )
 def test_trouble_of_the_server_passes(code):
-    assert transient(wrapped(Driver(code)))
-    assert transient(wrapped(Driver(code, "pgcode")))
-    assert transient(Driver(code))  # asyncpg's own, while it connects
+    assert is_transient(wrapped(Driver(code)))
+    assert is_transient(wrapped(Driver(code, "pgcode")))
+    assert is_transient(Driver(code))  # asyncpg's own, while it connects
 
 
 @pytest.mark.parametrize("code", ["42P01", "42501", "23505", "22P02", "28P01", "3D000", "57000"])
-def test_what_somebody_has_to_mend_does_not(code):
-    assert not transient(wrapped(Driver(code), sa.exc.OperationalError))
+def test_what_somebody_has_to_fix_does_not(code):
+    assert not is_transient(wrapped(Driver(code), sa.exc.OperationalError))
 
 
 def test_without_a_code_it_is_the_kind_that_counts():
-    assert transient(wrapped(Driver(), sa.exc.OperationalError))
-    assert transient(wrapped(Driver(), sa.exc.InterfaceError))
-    assert not transient(wrapped(Driver(), sa.exc.ProgrammingError))
-    assert transient(sa.exc.TimeoutError())
-    assert transient(ConnectionRefusedError())
-    assert transient(TimeoutError())
+    assert is_transient(wrapped(Driver(), sa.exc.OperationalError))
+    assert is_transient(wrapped(Driver(), sa.exc.InterfaceError))
+    assert not is_transient(wrapped(Driver(), sa.exc.ProgrammingError))
+    assert is_transient(sa.exc.TimeoutError())
+    assert is_transient(ConnectionRefusedError())
+    assert is_transient(TimeoutError())
     for bug in (ValueError(), KeyError(), AssertionError(), KeyboardInterrupt()):
-        assert not transient(bug)
+        assert not is_transient(bug)
 
 
 def test_an_invalidated_connection_passes_whatever_its_code():
     error = sa.exc.ProgrammingError("SELECT 1", {}, Driver("42P01"), connection_invalidated=True)
-    assert transient(error)
+    assert is_transient(error)
 
 
 def test_the_code_is_found_below_what_wraps_it():
@@ -94,7 +94,7 @@ def test_what_asyncpg_says_of_a_connection_that_was_ended_meanwhile_passes():
     class Ended(InternalClientError):
         pass
 
-    assert transient(Ended())
+    assert is_transient(Ended())
 
 
 @pytest.mark.parametrize("link", ["itself", "__cause__", "__context__"])
@@ -104,7 +104,7 @@ def test_an_error_that_is_logged_has_no_parameters(link):
     if link != "itself":
         setattr(error, link, statement)
     assert "hunter2" in str(statement)
-    assert unsaid(error) is error
+    assert without_parameters(error) is error
     assert "hunter2" not in str(statement)
 
 
@@ -119,11 +119,11 @@ def test_it_is_tried_again_until_it_works_or_all_stops():
         raise wrapped(Driver("57P01"), sa.exc.OperationalError)
 
     with pytest.raises(sa.exc.OperationalError):  # noqa: PT012
-        for attempt in patient(stopping, "a test", 7):
+        for attempt in retrying(stopping, "a test", 7):
             with attempt:
                 work()
     assert len(tries) == 4
-    for attempt in patient(stopping, "a test", 7):
+    for attempt in retrying(stopping, "a test", 7):
         with attempt:
             tries.append(None)
     assert len(tries) == 5
@@ -132,7 +132,7 @@ def test_it_is_tried_again_until_it_works_or_all_stops():
 def test_what_does_not_pass_is_raised_at_once():
     tries = []
     with pytest.raises(ValueError, match="bug"):  # noqa: PT012
-        for attempt in patient(threading.Event(), "a test", None):
+        for attempt in retrying(threading.Event(), "a test", None):
             with attempt:
                 tries.append(None)
                 raise ValueError("bug")

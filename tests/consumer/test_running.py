@@ -30,9 +30,9 @@ from pgqrs_sa import (
     Retry,
     Snooze,
 )
-from pgqrs_sa.consumer.log_messages import described
+from pgqrs_sa.consumer.log_messages import format_error
 from pgqrs_sa.consumer.runtime import Runtime
-from pgqrs_sa.consumer.startup import Start
+from pgqrs_sa.consumer.startup import Startup
 from pgqrs_sa.wakeup import local
 
 # --------------------------------------------------------------------------- until it is empty
@@ -202,7 +202,7 @@ def test_a_start_that_takes_longer_than_anybody_waits_leaves_no_consumer_at_work
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_start_that_is_interrupted_leaves_no_consumer_at_work(threads, monkeypatch, begun):
-    subscribe, wait = local.subscribe, Start.wait
+    subscribe, wait = local.subscribe, Startup.wait
     begins, go_on = threading.Event(), threading.Event()
 
     def slowly(callback):
@@ -217,7 +217,7 @@ def test_a_start_that_is_interrupted_leaves_no_consumer_at_work(threads, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(local, "subscribe", slowly)
-    monkeypatch.setattr(Start, "wait", interrupted)
+    monkeypatch.setattr(Startup, "wait", interrupted)
     ids = threads.send(1, 2)
     consumer = Consumer(sessionmaker(threads.engine))
 
@@ -233,13 +233,13 @@ def test_a_start_that_is_interrupted_leaves_no_consumer_at_work(threads, monkeyp
 
 
 def test_a_start_that_is_given_up_while_it_registers_leaves_no_worker_ready(kit, monkeypatch):
-    give_up, given_up = Runtime.give_up, threading.Event()
+    give_up, given_up = Runtime.abort, threading.Event()
 
     def noted(runtime):
         give_up(runtime)
         given_up.set()
 
-    monkeypatch.setattr(Runtime, "give_up", noted)
+    monkeypatch.setattr(Runtime, "abort", noted)
     engine = kit.app_engine()
     consumer = kit.consumer(engine=engine)
     consumer.on("mail")(effect)
@@ -365,7 +365,7 @@ def test_what_was_acknowledged_first_and_waits_is_worked_on_before_it_stops(thre
     until(lambda: len(threads.archive()) == 6, "all are acknowledged")
     stopper = threading.Thread(target=threads.stop, args=(consumer.consumer,))
     stopper.start()
-    until(consumer.runtime.desk.resting.is_set, "it stops")
+    until(consumer.runtime.dispatcher.resting.is_set, "it stops")
     go.set()
     stopper.join(PATIENCE)
     assert consumer.result() == 0
@@ -531,12 +531,12 @@ def test_the_log_describes_an_error_without_its_text():
     refused = sa.exc.IntegrityError("INSERT", {"who": "swordfish"}, Driver("swordfish"))
     group = ExceptionGroup("swordfish", [ValueError("swordfish"), KeyError("swordfish")])
     timeout = HandlerTimeout("send", 3, "File x\n  swordfish")
-    assert described(ValueError("swordfish")) == "ValueError"
-    assert described(refused) == "sqlalchemy.exc.IntegrityError [23505]"
-    assert described(group) == "ExceptionGroup of ValueError, KeyError"
-    assert described(PayloadError("payload.a", "swordfish")) == "PayloadError"
-    assert described(timeout).startswith("HandlerTimeout: handler send took longer than")
-    assert "swordfish" not in described(timeout)
+    assert format_error(ValueError("swordfish")) == "ValueError"
+    assert format_error(refused) == "sqlalchemy.exc.IntegrityError [23505]"
+    assert format_error(group) == "ExceptionGroup of ValueError, KeyError"
+    assert format_error(PayloadError("payload.a", "swordfish")) == "PayloadError"
+    assert format_error(timeout).startswith("HandlerTimeout: handler send took longer than")
+    assert "swordfish" not in format_error(timeout)
 
 
 # ------------------------------------------------------------------------ waking, and sessions

@@ -15,24 +15,24 @@ import pytest
 from test_scheduler import delivery, handlers
 
 from pgqrs_sa import EventLoopLost
-from pgqrs_sa.consumer.disposition import Verdict
-from pgqrs_sa.consumer.handlers import Unit
-from pgqrs_sa.consumer.options import Settings
+from pgqrs_sa.consumer.disposition import Disposition
+from pgqrs_sa.consumer.handlers import Invocation
+from pgqrs_sa.consumer.options import ConsumerOptions
 from pgqrs_sa.consumer.runtime import Runtime
 
 HOUR = dt.timedelta(hours=1)
 
 
-class Crew:
+class Executor:
     """Who would call the handlers."""
 
     def __init__(self) -> None:
         self.begun: list[int] = []
         self.abandoned: list[list[int]] = []
         self.silent = 0.0
-        self.gone = False
+        self.is_dead = False
 
-    def begin(self, count: int) -> None:
+    def submit(self, count: int) -> None:
         self.begun.append(count)
 
     def silent_for(self) -> float:
@@ -42,25 +42,25 @@ class Crew:
         self.abandoned.append([one.delivery.id for one in held])
 
 
-class Desk:
+class Dispatcher:
     """Where it would be settled."""
 
     def __init__(self) -> None:
         self.settled: list[tuple[int, str]] = []
-        self.quietly: list[bool] = []
+        self.quiet: list[bool] = []
         self.said: list[Any] = []
-        self.resting, self.ended = threading.Event(), threading.Event()
+        self.stopped_leasing, self.ended = threading.Event(), threading.Event()
         self.fatal: BaseException | None = None
-        self.left = 0
+        self.unsettled = 0
 
-    def finished(self, _unit: Unit, verdicts: Any, *, quietly: bool) -> None:
-        self.settled += [(one.delivery.id, one.kind) for one in verdicts]
-        self.quietly.append(quietly)
+    def finished(self, _unit: Invocation, dispositions: Any, *, quiet: bool) -> None:
+        self.settled += [(one.delivery.id, one.action) for one in dispositions]
+        self.quiet.append(quiet)
 
-    def settle(self, _handler: Any, verdicts: Any) -> None:
-        self.settled += [(one.delivery.id, one.kind) for one in verdicts]
+    def settle(self, _handler: Any, dispositions: Any) -> None:
+        self.settled += [(one.delivery.id, one.action) for one in dispositions]
 
-    def help(self, look: Any) -> Any:
+    def lead_or_claim(self, look: Any) -> Any:
         return look()
 
     def pause(self, *, paused: bool) -> None:
@@ -76,7 +76,7 @@ class Desk:
 class Thread:
     """One that ends after so many joins, or when its line is cut."""
 
-    name = "pgqrs-desk"
+    name = "pgqrs-dispatcher"
 
     def __init__(self, joins: float = 0) -> None:
         self.left = joins
@@ -92,43 +92,55 @@ class Scene:
     """A run that has started, as far as the rest of it can tell."""
 
     def __init__(self, *, concurrency: int = 2, **options: Any) -> None:
-        settings = Settings.checked(
+        settings = ConsumerOptions.validated(
             name="w", concurrency=concurrency, poll_interval=60, drain_timeout=1, heartbeat=10,
             housekeeping=None, version=None, models=None, codec=None, notify=False,
             listen_dsn=None, hooks=(),
         )  # fmt: skip
         (self.handler,) = handlers(options)
-        self.crew: Any = Crew()
-        plug: Any = None
+        self.executor: Any = Executor()
+        connector: Any = None
         self.runtime = Runtime(
-            settings, [self.handler], self.crew, plug, listener=None, until_empty=False, grace=1.0
+            settings,
+            [self.handler],
+            self.executor,
+            connector,
+            listener=None,
+            until_empty=False,
+            grace=1.0,
         )
-        self.desk: Any = Desk()
-        self.runtime.desk = self.desk
-        self.keeper: Any = SimpleNamespace(fatal=None, close=lambda: self.desk.said.append("end"))
-        self.runtime.keeper = self.keeper
+        self.dispatcher: Any = Dispatcher()
+        self.runtime.dispatcher = self.dispatcher
+        self.renewer: Any = SimpleNamespace(
+            fatal=None, close=lambda: self.dispatcher.said.append("end")
+        )
+        self.runtime.renewer = self.renewer
         self.lines: list[Any] = [
-            SimpleNamespace(cut=lambda: self.desk.said.append("cut"), watch=lambda: None)
+            SimpleNamespace(
+                abort=lambda: self.dispatcher.said.append("cut"), abort_if_stuck=lambda: None
+            )
             for _ in range(2)
         ]
-        self.runtime._desk_line, self.runtime._keeper_line = self.lines
+        self.runtime._dispatcher_connection, self.runtime._renewer_connection = self.lines
         self.runtime._threads = [Thread(), Thread(), Thread()]  # type: ignore[list-item]
-        self.started: list[Unit] = []
+        self.started: list[Invocation] = []
         self.told: list[tuple[int, str, float | None]] = []
         reporter: Any = SimpleNamespace(
             worker=7,
             started=self.started.append,
-            settled=lambda _handler, verdict, word, at: self.told.append(
-                (verdict.delivery.id, word, at)
+            settled=lambda _handler, disposition, word, at: self.told.append(
+                (disposition.delivery.id, word, at)
             ),
         )
-        self.runtime.reporter = reporter
+        self.runtime.events = reporter
 
-    def units(self, *ids: int, held: bool = True) -> list[Unit]:
+    def units(self, *ids: int, held: bool = True) -> list[Invocation]:
         leased = [delivery(id_) for id_ in ids]
         if held:
-            self.runtime.book.enter(self.handler, leased, HOUR, self.runtime.book._clock())
-        return [Unit(self.handler, (one,)) for one in leased]
+            self.runtime.lease_table.add(
+                self.handler, leased, HOUR, self.runtime.lease_table._clock()
+            )
+        return [Invocation(self.handler, (one,)) for one in leased]
 
 
 @pytest.fixture
@@ -138,19 +150,19 @@ def scene() -> Scene:
 
 def test_what_is_leased_is_begun_as_often_as_it_may_run(scene):
     first, second, third = scene.units(1, 2, 3)
-    scene.runtime._begin([first, second, third])
-    assert scene.crew.begun == [3]
+    scene.runtime._accept([first, second, third])
+    assert scene.executor.begun == [3]
     assert scene.runtime.waiting
-    assert scene.runtime.next_unit() is first
-    assert scene.runtime.next_ready() is second
-    assert scene.runtime.next_ready() is scene.runtime.next_unit() is None
+    assert scene.runtime.next_invocation() is first
+    assert scene.runtime.next_ready_invocation() is second
+    assert scene.runtime.next_ready_invocation() is scene.runtime.next_invocation() is None
     assert scene.started == [first, second]
     assert scene.runtime.busy == 2
-    assert scene.desk.settled == []
-    scene.runtime.finished(first, [Verdict(first.deliveries[0], "archive")], quietly=True)
-    assert (scene.desk.settled, scene.desk.quietly) == ([(1, "archive")], [True])
-    assert scene.runtime.book.get(first.deliveries[0]).settling
-    assert scene.runtime.next_ready() is third
+    assert scene.dispatcher.settled == []
+    scene.runtime.finished(first, [Disposition(first.deliveries[0], "archive")], quiet=True)
+    assert (scene.dispatcher.settled, scene.dispatcher.quiet) == ([(1, "archive")], [True])
+    assert scene.runtime.lease_table.get(first.deliveries[0]).settling
+    assert scene.runtime.next_ready_invocation() is third
     assert not scene.runtime.waiting
 
 
@@ -159,77 +171,80 @@ def test_what_is_leased_is_begun_as_often_as_it_may_run(scene):
 def test_what_comes_too_late_goes_back_unless_it_is_acknowledged(state, acknowledge):
     scene = Scene(acknowledge=acknowledge)
     setattr(scene.runtime, f"_{state}", True)
-    scene.runtime._begin(scene.units(1, 2))
+    scene.runtime._accept(scene.units(1, 2))
     if acknowledge == "commit":
-        assert (scene.desk.settled, scene.crew.begun) == ([(1, "release"), (2, "release")], [])
-        assert scene.desk.quietly == [False, False]
+        assert (scene.dispatcher.settled, scene.executor.begun) == (
+            [(1, "release"), (2, "release")],
+            [],
+        )
+        assert scene.dispatcher.quiet == [False, False]
         assert not scene.runtime.waiting
     else:
-        assert (scene.desk.settled, scene.crew.begun) == ([], [2])
+        assert (scene.dispatcher.settled, scene.executor.begun) == ([], [2])
 
 
 @pytest.mark.parametrize(("ids", "back"), [(None, [1, 2, 3]), ({2}, [2]), (set(), [])])
 def test_what_waits_is_given_back(scene, ids, back):
-    scene.runtime._begin(scene.units(1, 2, 3))
-    scene.runtime._return_waiting(ids)
-    assert scene.desk.settled == [(one, "release") for one in back]
-    assert scene.runtime._ready.waiting == 3 - len(back)
+    scene.runtime._accept(scene.units(1, 2, 3))
+    scene.runtime._release_unstarted(ids)
+    assert scene.dispatcher.settled == [(one, "release") for one in back]
+    assert scene.runtime._run_queue.waiting == 3 - len(back)
 
 
 def test_what_waits_and_is_acknowledged_stays():
     scene = Scene(acknowledge="first")
-    scene.runtime._begin(scene.units(1))
-    scene.runtime._return_waiting()
-    assert scene.desk.settled == []
+    scene.runtime._accept(scene.units(1))
+    scene.runtime._release_unstarted()
+    assert scene.dispatcher.settled == []
     assert scene.runtime.waiting
 
 
-@pytest.mark.parametrize("way", ["next_unit", "next_ready"])
+@pytest.mark.parametrize("way", ["next_invocation", "next_ready_invocation"])
 def test_what_was_lost_while_it_waited_is_not_begun(scene, way):
     lost, held = scene.units(1, 2)
-    scene.runtime.book.lose(lost.deliveries)
-    scene.runtime._begin([lost, held])
+    scene.runtime.lease_table.mark_lost(lost.deliveries)
+    scene.runtime._accept([lost, held])
     assert getattr(scene.runtime, way)() is held
     assert scene.started == [held]
-    assert scene.desk.settled == [(1, "release")]
+    assert scene.dispatcher.settled == [(1, "release")]
     assert scene.runtime.busy == 1
-    assert scene.runtime.book.get(held.deliveries[0]).thread == threading.get_ident()
+    assert scene.runtime.lease_table.get(held.deliveries[0]).thread == threading.get_ident()
 
 
 def test_what_is_acknowledged_needs_no_lease_to_begin():
     scene = Scene(acknowledge="first")
     (unit,) = scene.units(1, held=False)
-    scene.runtime._begin([unit])
-    assert scene.runtime.next_ready() is unit
+    scene.runtime._accept([unit])
+    assert scene.runtime.next_ready_invocation() is unit
 
 
 def test_what_its_own_transaction_has_settled_is_told_and_not_settled_again(scene):
     (unit,) = scene.units(1)
-    scene.runtime._begin([unit])
-    scene.runtime.next_ready()
-    started = scene.runtime.book.get(unit.deliveries[0]).started_at
-    verdict = Verdict(unit.deliveries[0], "retry", word="retry")
+    scene.runtime._accept([unit])
+    scene.runtime.next_ready_invocation()
+    started = scene.runtime.lease_table.get(unit.deliveries[0]).started_at
+    disposition = Disposition(unit.deliveries[0], "retry", outcome="retry")
     for _ in range(2):
-        scene.runtime.finished(unit, [verdict])
+        scene.runtime.finished(unit, [disposition])
     assert scene.told == [(1, "retry", started)]
-    assert scene.desk.settled == []
-    assert scene.desk.quietly == [False, False]
+    assert scene.dispatcher.settled == []
+    assert scene.dispatcher.quiet == [False, False]
 
 
 def test_what_is_acknowledged_by_hand_is_left_to_that():
     scene = Scene(acknowledge="manual")
     (unit,) = scene.units(1)
-    scene.runtime.finished(unit, [Verdict(unit.deliveries[0], "keep")])
-    assert scene.runtime.book.all() == []
-    assert scene.runtime.book.tokens() == [unit.deliveries[0].fencing_token]
-    assert scene.told == scene.desk.settled == []
+    scene.runtime.finished(unit, [Disposition(unit.deliveries[0], "keep")])
+    assert scene.runtime.lease_table.all() == []
+    assert scene.runtime.lease_table.tokens() == [unit.deliveries[0].fencing_token]
+    assert scene.told == scene.dispatcher.settled == []
 
 
 @pytest.mark.parametrize("error", [None, ValueError("x")])
 def test_what_was_acknowledged_first_is_told_and_its_error_logged(caplog, error):
     scene = Scene(acknowledge="first")
     (unit,) = scene.units(1, held=False)
-    scene.runtime.finished(unit, [Verdict(unit.deliveries[0], "keep", error=error)])
+    scene.runtime.finished(unit, [Disposition(unit.deliveries[0], "keep", error=error)])
     assert scene.told == ([(1, "archived", None)] if error is None else [])
     told = ["message 1 of q0 failed after its acknowledgement: ValueError"] if error else []
     assert caplog.messages == told
@@ -238,12 +253,12 @@ def test_what_was_acknowledged_first_is_told_and_its_error_logged(caplog, error)
 def test_it_is_idle_when_it_rests_and_nothing_runs_or_waits(scene):
     first, second = scene.units(1, 2)
     assert not scene.runtime.idle
-    scene.desk.resting.set()
+    scene.dispatcher.stopped_leasing.set()
     assert scene.runtime.idle
-    scene.runtime._begin([first, second])
+    scene.runtime._accept([first, second])
     assert not scene.runtime.idle
-    scene.runtime.next_ready()
-    scene.runtime._return_waiting()
+    scene.runtime.next_ready_invocation()
+    scene.runtime._release_unstarted()
     assert not scene.runtime.idle
     assert not scene.runtime.wait_idle(0.0)
     scene.runtime._draining = True
@@ -256,7 +271,7 @@ def test_it_is_idle_when_it_rests_and_nothing_runs_or_waits(scene):
 
 
 def test_whoever_waits_for_the_end_is_told_when_nothing_more_is_leased(scene):
-    rests = threading.Timer(0.02, scene.desk.resting.set)
+    rests = threading.Timer(0.02, scene.dispatcher.stopped_leasing.set)
     began = time.monotonic()
     rests.start()
     assert scene.runtime.wait_idle(60.0)
@@ -265,19 +280,19 @@ def test_whoever_waits_for_the_end_is_told_when_nothing_more_is_leased(scene):
 
 
 def test_it_drains_once(scene):
-    scene.runtime._begin(scene.units(1))
+    scene.runtime._accept(scene.units(1))
     for _ in range(2):
         scene.runtime.drain()
         assert scene.runtime.stopping
-    assert scene.desk.said == ["stop leasing"]
-    assert scene.desk.settled == [(1, "release")]
+    assert scene.dispatcher.said == ["stop leasing"]
+    assert scene.dispatcher.settled == [(1, "release")]
 
 
 PASSES, BUG = OSError("away"), ValueError("a bug")
 
 
 @pytest.mark.parametrize(
-    ("desk", "keeper", "hurried", "fatal"),
+    ("dispatcher", "renewer", "hurried", "fatal"),
     [
         (None, None, True, None),
         (BUG, None, False, BUG),
@@ -290,59 +305,59 @@ PASSES, BUG = OSError("away"), ValueError("a bug")
     ],
 )
 def test_an_error_ends_the_run_unless_the_database_is_away_at_the_end(
-    scene, desk, keeper, hurried, fatal
+    scene, dispatcher, renewer, hurried, fatal
 ):
-    scene.desk.fatal, scene.keeper.fatal = desk, keeper
+    scene.dispatcher.fatal, scene.renewer.fatal = dispatcher, renewer
     if hurried:
-        scene.runtime.give_up()
-    assert scene.runtime.given_up is hurried
+        scene.runtime.abort()
+    assert scene.runtime.aborted is hurried
     assert scene.runtime.fatal is fatal
-    lost = scene.runtime._lost = EventLoopLost("gone")
+    lost = scene.runtime._loop_lost = EventLoopLost("gone")
     assert scene.runtime.fatal is lost
 
 
 def test_it_is_over_when_it_is_drained_or_broken(scene):
     assert not scene.runtime.over
-    scene.runtime._lost = EventLoopLost("gone")
+    scene.runtime._loop_lost = EventLoopLost("gone")
     assert scene.runtime.over
-    scene.runtime._lost, scene.keeper.fatal = None, BUG
+    scene.runtime._loop_lost, scene.renewer.fatal = None, BUG
     assert scene.runtime.over
-    scene.keeper.fatal = None
-    scene.desk.ended.set()
+    scene.renewer.fatal = None
+    scene.dispatcher.ended.set()
     assert scene.runtime.over
 
 
 @pytest.mark.parametrize(("silent", "paused"), [(2.0, False), (2.1, True), (29.0, True)])
 def test_nothing_is_leased_while_no_handler_can_be_called(scene, caplog, silent, paused):
     caplog.set_level(logging.INFO, "pgqrs_sa.consumer")
-    scene.runtime._begin(scene.units(1))
-    scene.crew.silent = silent
+    scene.runtime._accept(scene.units(1))
+    scene.executor.silent = silent
     for _ in range(2):
-        scene.runtime._watch_crew()
-    assert scene.desk.said == ([("pause", True)] if paused else [])
-    assert scene.desk.settled == ([(1, "release")] if paused else [])
+        scene.runtime._check_executor()
+    assert scene.dispatcher.said == ([("pause", True)] if paused else [])
+    assert scene.dispatcher.settled == ([(1, "release")] if paused else [])
     assert len(caplog.messages) == paused
-    scene.crew.silent = 0.0
-    scene.runtime._begin(scene.units(2) if not paused else [])
-    scene.runtime._watch_crew()
-    assert scene.desk.said == ([("pause", True), ("pause", False)] if paused else [])
-    assert scene.desk.settled == ([(1, "release")] if paused else [])
+    scene.executor.silent = 0.0
+    scene.runtime._accept(scene.units(2) if not paused else [])
+    scene.runtime._check_executor()
+    assert scene.dispatcher.said == ([("pause", True), ("pause", False)] if paused else [])
+    assert scene.dispatcher.settled == ([(1, "release")] if paused else [])
     assert not scene.runtime._paused
-    assert scene.runtime._lost is None
+    assert scene.runtime._loop_lost is None
 
 
 def test_a_run_that_drains_is_not_paused_as_well(scene):
     scene.runtime._draining = True
-    scene.crew.silent = 29.0
-    scene.runtime._watch_crew()
-    assert scene.desk.said == []
+    scene.executor.silent = 29.0
+    scene.runtime._check_executor()
+    assert scene.dispatcher.said == []
 
 
 def test_short_leases_are_given_back_sooner(scene):
-    scene.runtime._shortest = 2.0
-    scene.crew.silent = 1.1
-    scene.runtime._watch_crew()
-    assert scene.desk.said == [("pause", True)]
+    scene.runtime._shortest_lease = 2.0
+    scene.executor.silent = 1.1
+    scene.runtime._check_executor()
+    assert scene.dispatcher.said == [("pause", True)]
 
 
 @pytest.mark.parametrize(
@@ -355,32 +370,32 @@ def test_short_leases_are_given_back_sooner(scene):
     ],
 )
 def test_an_event_loop_that_is_gone_ends_the_run(scene, silent, gone, told):
-    scene.crew.silent, scene.crew.gone = silent, gone
-    scene.runtime._watch_crew()
-    lost = scene.runtime._lost
+    scene.executor.silent, scene.executor.is_dead = silent, gone
+    scene.runtime._check_executor()
+    lost = scene.runtime._loop_lost
     assert (lost is not None) is (told is not None)
     if told:
         assert told in str(lost)
-        scene.runtime._watch_crew()
-        assert scene.runtime._lost is lost
+        scene.runtime._check_executor()
+        assert scene.runtime._loop_lost is lost
 
 
 def test_a_run_that_cannot_go_on_ends_by_itself(scene):
     scene.units(1)
-    scene.runtime._lost = EventLoopLost("gone")
+    scene.runtime._loop_lost = EventLoopLost("gone")
     with scene.runtime._closing:
-        scene.runtime._end_by_itself()  # somebody does that
-    assert scene.desk.said == scene.crew.abandoned == []
-    scene.runtime._end_by_itself()
-    assert scene.crew.abandoned == [[1]]
-    assert scene.desk.said == ["stop leasing", "close", "end"]
+        scene.runtime._shut_down()  # somebody does that
+    assert scene.dispatcher.said == scene.executor.abandoned == []
+    scene.runtime._shut_down()
+    assert scene.executor.abandoned == [[1]]
+    assert scene.dispatcher.said == ["stop leasing", "close", "end"]
     assert scene.runtime.closed
 
 
 def test_a_run_that_is_broken_abandons_no_handler(scene):
     scene.units(1)
-    scene.runtime._end_by_itself()
-    assert scene.crew.abandoned == []
+    scene.runtime._shut_down()
+    assert scene.executor.abandoned == []
     assert scene.runtime.closed
 
 
@@ -388,55 +403,55 @@ def test_a_run_that_is_broken_abandons_no_handler(scene):
 def test_it_is_watched_more_often_the_shorter_its_leases_are(scene, lease, seconds):
     waits: list[float] = []
     watched: list[str] = []
-    for line, name in zip(scene.lines, ("desk", "keeper"), strict=True):
-        line.watch = partial(watched.append, name)
+    for line, name in zip(scene.lines, ("dispatcher", "renewer"), strict=True):
+        line.abort_if_stuck = partial(watched.append, name)
 
     def wait(asked: float) -> bool:
         waits.append(asked)
         return len(waits) > 2
 
     scene.runtime._closed = SimpleNamespace(wait=wait, set=lambda: None)
-    scene.runtime._shortest = lease
+    scene.runtime._shortest_lease = lease
     fresh, late = scene.units(1, 2)
-    scene.runtime._begin([fresh, late])
-    scene.runtime.book.get(late.deliveries[0]).begin_by = 0.0
-    scene.crew.silent = 29.0 if lease == 30.0 else 0.0
-    scene.runtime._keep_watch()
+    scene.runtime._accept([fresh, late])
+    scene.runtime.lease_table.get(late.deliveries[0]).start_by = 0.0
+    scene.executor.silent = 29.0 if lease == 30.0 else 0.0
+    scene.runtime._watch()
     assert waits == [pytest.approx(seconds)] * 3
-    assert watched == ["desk", "keeper"] * 2
+    assert watched == ["dispatcher", "renewer"] * 2
     assert scene.runtime._paused is (lease == 30.0)
-    assert scene.desk.settled[:1] == [(1 if lease == 30.0 else 2, "release")]
-    assert len(scene.desk.settled) == (2 if lease == 30.0 else 1)
+    assert scene.dispatcher.settled[:1] == [(1 if lease == 30.0 else 2, "release")]
+    assert len(scene.dispatcher.settled) == (2 if lease == 30.0 else 1)
     assert not scene.runtime.closed
 
 
 def test_whoever_watches_ends_a_run_that_is_broken(scene):
     waits = iter([False, True])
     scene.runtime._closed = SimpleNamespace(wait=lambda _: next(waits), set=lambda: None)
-    scene.keeper.fatal = BUG
-    scene.runtime._keep_watch()
+    scene.renewer.fatal = BUG
+    scene.runtime._watch()
     assert scene.runtime.closed
 
 
 def test_at_the_end_what_runs_is_given_back_and_all_that_was_subscribed_ends(scene):
     (unit,) = scene.units(1)
-    scene.runtime._begin([unit])
-    scene.runtime.next_ready()
+    scene.runtime._accept([unit])
+    scene.runtime.next_ready_invocation()
     ended: list[str] = []
-    scene.runtime._cleanup = [lambda: ended.append("nudges"), lambda: ended.append("listener")]
+    scene.runtime._cleanup = [lambda: ended.append("wakeups"), lambda: ended.append("listener")]
     assert scene.runtime.close(lambda: False) is False
     assert unit.deliveries[0].lease_lost
-    assert scene.desk.settled == [(1, "release")]
-    assert ended == ["nudges", "listener"]
-    assert scene.desk.said == ["close", "end"]
+    assert scene.dispatcher.settled == [(1, "release")]
+    assert ended == ["wakeups", "listener"]
+    assert scene.dispatcher.said == ["close", "end"]
     assert scene.runtime._closed.is_set()
     assert scene.runtime.close(lambda: False) is False
-    assert scene.desk.said == ["close", "end"]
+    assert scene.dispatcher.said == ["close", "end"]
 
 
 @pytest.mark.parametrize("left", [0, 1])
 def test_it_has_ended_well_if_nothing_is_left_to_be_settled(scene, left):
-    scene.desk.left = left
+    scene.dispatcher.unsettled = left
     assert scene.runtime.close(lambda: False) is (not left)
 
 
@@ -454,10 +469,10 @@ def test_whoever_closes_it_waits_for_its_watch(scene):
 def test_what_is_left_to_be_settled_has_more_time(scene, left, hurried, patient):
     joined: list[tuple[Any, bool]] = []
     scene.runtime._join = lambda thread, waits: joined.append((thread, waits()))
-    scene.desk.left = left
+    scene.dispatcher.unsettled = left
     scene.runtime.close(lambda: hurried)
-    desk, keeper, _watch = scene.runtime._threads
-    assert joined == [(desk, patient), (keeper, False)]
+    dispatcher, renewer, _watch = scene.runtime._threads
+    assert joined == [(dispatcher, patient), (renewer, False)]
 
 
 def test_its_watch_does_not_wait_for_itself(scene):
@@ -492,6 +507,6 @@ def test_a_thread_has_its_time_then_no_database_to_wait_for_and_then_no_connecti
     clock = SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr("pgqrs_sa.consumer.runtime.time", clock)
     scene.runtime._join(thread, lambda: patient)
-    assert scene.runtime.given_up is hurried
-    assert scene.desk.said == (["cut", "cut"] if cut else [])
-    assert caplog.messages == (["pgqrs-desk hangs: its leases run out by themselves"] * hangs)
+    assert scene.runtime.aborted is hurried
+    assert scene.dispatcher.said == (["cut", "cut"] if cut else [])
+    assert caplog.messages == (["pgqrs-dispatcher hangs: its leases run out by themselves"] * hangs)

@@ -452,12 +452,14 @@ BAD_NAMES = [
 
 
 def test_every_method_that_takes_a_queue_is_tried():
-    facets = {name: getattr(QueueService, name).fget for name in ("queues", "messages", "archived")}
+    resources = {
+        name: getattr(QueueService, name).fget for name in ("queues", "messages", "archived")
+    }
     tried = {name.split()[0] for name in (*QUEUE_METHODS, *NAMED_OTHERWISE)}
     service = QueueService(Session())
     taking = {
         f"{prefix}{name}"
-        for prefix, owner in (("", service), *((f"{f}.", getattr(service, f)) for f in facets))
+        for prefix, owner in (("", service), *((f"{f}.", getattr(service, f)) for f in resources))
         for name, method in inspect.getmembers(owner, inspect.ismethod)
         if not name.startswith("_")
         and ("queue" in inspect.signature(method).parameters or prefix == "queues.")

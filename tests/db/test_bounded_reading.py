@@ -199,12 +199,12 @@ async def test_a_search_ends_at_its_timeout_awaited(
 ):
     await async_service.enqueue("mail", 1)
     where = Message.id > 0
-    for facet, slow in (
+    for resource, slow in (
         (async_service.messages, Message.id.is_not(None)),
         (async_service.archived, ArchivedMessage.id.is_not(None)),
     ):
-        assert len(await facet.find(where=slow, timeout=60, content=False)) <= 1
-        assert await facet.count(where=slow, timeout=60) <= 1
+        assert len(await resource.find(where=slow, timeout=60, content=False)) <= 1
+        assert await resource.count(where=slow, timeout=60) <= 1
     for search in (async_service.messages.find, async_service.messages.count):
         with pytest.raises(ReadTimeout):
             await search(where=[where, SLEEPS], timeout=SOON)

@@ -937,13 +937,13 @@ def test_a_message_is_either_cancelled_or_leased(engine, service, session):
     for _ in range(40):
         receipt = service.enqueue("mail", 1)
         session.commit()
-        verdict, deliveries = together(
+        disposition, deliveries = together(
             engine, cancel(receipt.id), lambda session: QueueService(session).dequeue("mail")
         )
-        assert verdict == ("leased" if deliveries else "cancelled")
+        assert disposition == ("leased" if deliveries else "cancelled")
         assert service.messages.metrics("mail").ready == 0
         session.rollback()
-        seen[verdict] += 1
+        seen[disposition] += 1
     metrics = service.messages.metrics("mail")
     assert (metrics.leased, metrics.cancelled) == (seen["leased"], seen["cancelled"])
 

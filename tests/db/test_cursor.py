@@ -17,21 +17,21 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import InvalidArgument, Item, Models, QueueNotFound, QueueService, metadata
 from pgqrs_sa._core import cursors
-from pgqrs_sa._core.cursor import Floor, Moves, Place, Start
+from pgqrs_sa._core.cursor import CursorSnapshot, CursorUpdate, DequeueCursor, Position
 from pgqrs_sa._core.sql import lease
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """The clock of all floors, which stands still until a test moves it."""
+    """The clock of all cursors, which stands still until a test moves it."""
     moments = [1_000.0]
-    cursors._floors.clear()
-    monkeypatch.setattr(cursors, "Floor", lambda: Floor(clock=lambda: moments[0]))
+    cursors._cursors.clear()
+    monkeypatch.setattr(cursors, "DequeueCursor", lambda: DequeueCursor(clock=lambda: moments[0]))
     monkeypatch.setattr(
         "pgqrs_sa._core.cursor.interval", lambda _took: 1.0
     )  # however slow the machine
     yield moments
-    cursors._floors.clear()
+    cursors._cursors.clear()
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def sent(engine: sa.Engine) -> list[str]:
     @sa.event.listens_for(engine, "before_cursor_execute")
     def note(_c: Any, _cur: Any, sql: str, values: Any, *_rest: Any) -> None:
         if "to_regclass" in sql:
-            statements.append("floor" if values.get("cursor") else "beginning")
+            statements.append("cursor" if values.get("cursor") else "beginning")
 
     return statements
 
@@ -62,18 +62,18 @@ def test_a_process_goes_on_behind_what_it_has_leased(service, session, take, sen
     session.commit()
 
     assert [take(2), take(2), take(2)] == [[0, 1], [2, 3], [4, 5]]
-    assert sent == ["beginning", "floor", "floor"]
+    assert sent == ["beginning", "cursor", "cursor"]
 
 
-def test_nothing_behind_the_floor_is_followed_by_a_look_at_the_beginning(
+def test_nothing_behind_the_cursor_is_followed_by_a_look_at_the_beginning(
     service, session, take, sent, clock
 ):
     service.enqueue("mail", 1)
     session.commit()
     take()
     assert take() == []
-    assert sent == ["beginning", "floor", "beginning"]
-    assert take() == []  # an empty queue has no floor
+    assert sent == ["beginning", "cursor", "beginning"]
+    assert take() == []  # an empty queue has no cursor
     assert sent[3:] == ["beginning"]
 
 
@@ -94,7 +94,9 @@ def test_a_message_whose_transaction_commits_late_waits_for_the_sweep_and_no_lon
     assert take() == ["d"]
 
 
-def test_a_lease_that_is_rolled_back_does_not_move_the_floor(engine, service, session, take, clock):
+def test_a_lease_that_is_rolled_back_does_not_move_the_cursor(
+    engine, service, session, take, clock
+):
     service.enqueue_many("mail", ["a", "b", "c"])
     session.commit()
     assert take() == ["a"]
@@ -113,10 +115,10 @@ def test_a_lease_in_a_savepoint_counts_when_all_is_committed(engine, service, se
         QueueService(other).dequeue("mail")  # nothing is committed yet
     with Session(engine) as other, other.begin():
         assert [d.payload for d in QueueService(other).dequeue("mail")] == [2]
-    assert sent == ["beginning", "beginning", "floor"]
+    assert sent == ["beginning", "beginning", "cursor"]
 
 
-def test_what_is_released_or_comes_back_lies_behind_the_floor(
+def test_what_is_released_or_comes_back_lies_behind_the_cursor(
     engine, service, session, take, clock
 ):
     service.enqueue_many("mail", ["a", "b"])
@@ -141,7 +143,7 @@ def test_a_more_urgent_priority_than_any_before_is_seen_by_the_very_next_dequeue
             (passed,) = take()
             late.commit()  # it was sent before that was leased
         assert take(2) == [priority, passed + 1]
-    assert set(sent[1:]) == {"floor"}
+    assert set(sent[1:]) == {"cursor"}
 
 
 def test_a_queue_that_was_empty_is_read_from_its_beginning_until_a_lease_is_committed(
@@ -174,7 +176,7 @@ def test_a_reading_that_found_a_late_message_is_gone_on_from_although_it_was_rol
         assert [one.payload for one in QueueService(other).dequeue("mail")] == ["late"]
         other.rollback()
     assert take() == ["late"]
-    assert sent == ["beginning", "floor", "beginning", "floor"]
+    assert sent == ["beginning", "cursor", "beginning", "cursor"]
 
 
 def test_what_is_found_while_all_places_are_forgotten_is_none(
@@ -187,12 +189,12 @@ def test_what_is_found_while_all_places_are_forgotten_is_none(
 
     @sa.event.listens_for(engine, "after_cursor_execute")
     def forget(*_: Any) -> None:
-        if forgetful and sent[-1] == "floor":
-            cursors.forget()
+        if forgetful and sent[-1] == "cursor":
+            cursors.reset()
             forgetful.clear()
 
     assert [take(), take()] == [[2], [3]]
-    assert sent == ["beginning", "floor", "beginning"]
+    assert sent == ["beginning", "cursor", "beginning"]
 
 
 def test_the_time_of_a_dequeue_is_that_of_its_statement(
@@ -200,13 +202,13 @@ def test_the_time_of_a_dequeue_is_that_of_its_statement(
 ):
     taken: list[float] = []
 
-    class Noting(Floor):
-        def took(self, *found: Any, seconds: float, **how: Any) -> Moves:
+    class Noting(DequeueCursor):
+        def took(self, *found: Any, seconds: float, **how: Any) -> CursorUpdate:
             taken.append(seconds)
-            return super().took(*found, seconds=seconds, **how)
+            return super().record(*found, seconds=seconds, **how)
 
-    cursors.forget()
-    monkeypatch.setattr(cursors, "Floor", Noting)
+    cursors.reset()
+    monkeypatch.setattr(cursors, "DequeueCursor", Noting)
     service.enqueue("mail", 1)
     session.commit()
     statement: list[float] = []
@@ -221,7 +223,7 @@ def test_the_time_of_a_dequeue_is_that_of_its_statement(
 
     began = time.monotonic()
     take()
-    cursors.forget()
+    cursors.reset()
     assert statement[1] - statement[0] <= taken[0] <= time.monotonic() - began
 
 
@@ -231,29 +233,29 @@ def test_a_dequeue_that_could_have_taken_more_was_not_full(
 ):
     told: list[bool] = []
 
-    class Noting(Floor):
-        def took(self, *found: Any, full: bool, **how: Any) -> Moves:
+    class Noting(DequeueCursor):
+        def took(self, *found: Any, full: bool, **how: Any) -> CursorUpdate:
             told.append(full)
-            return super().took(*found, full=full, **how)
+            return super().record(*found, full=full, **how)
 
-    cursors.forget()
-    monkeypatch.setattr(cursors, "Floor", Noting)
+    cursors.reset()
+    monkeypatch.setattr(cursors, "DequeueCursor", Noting)
     service.enqueue_many("mail", [1, 2])
     session.commit()
     take(limit)
-    cursors.forget()
+    cursors.reset()
     assert told == [full]
 
 
 def test_a_child_of_a_fork_waits_for_no_thread_of_its_parent(engine):
-    with cursors._floors._lock:
+    with cursors._cursors._lock:
         if (pid := os.fork()) == 0:
             signal.alarm(10)
-            os._exit(0 if cursors._floors.get(engine.pool, "mail") is None else 1)
+            os._exit(0 if cursors._cursors.get(engine.pool, "mail") is None else 1)
     assert os.waitpid(pid, 0)[1] == 0
-    lock = cursors._floors._lock
-    cursors._floors.reset()  # as the child has done
-    assert cursors._floors._lock is not lock
+    lock = cursors._cursors._lock
+    cursors._cursors.reset()  # as the child has done
+    assert cursors._cursors._lock is not lock
 
 
 @pytest.mark.parametrize(
@@ -272,7 +274,7 @@ def test_places_are_remembered_of_tables_whose_rows_are_the_same_for_all_or_by_k
     table, key, expected
 ):
     taking: Any = SimpleNamespace(_context=SimpleNamespace(cursor_key=key))
-    assert cursors.Taking._may_remember(taking, table) is expected
+    assert cursors.CursorUse._may_remember(taking, table) is expected
 
 
 def test_criteria_look_at_all_messages(service, session, take, sent, clock):
@@ -290,10 +292,10 @@ def test_twenty_levels_are_gone_on_from(service, session, take, sent, clock):
     session.commit()
     taken = [one for _ in range(28) for one in take(7)]
     assert taken == sorted(range(200), key=lambda n: (n % 20, n))[:196]
-    assert sent == ["beginning"] + ["floor"] * 27
+    assert sent == ["beginning"] + ["cursor"] * 27
 
 
-def test_two_engines_have_floors_of_their_own(engine, service, session, take, sent, clock):
+def test_two_engines_have_cursors_of_their_own(engine, service, session, take, sent, clock):
     service.enqueue_many("mail", list(range(4)))
     session.commit()
     take()
@@ -302,7 +304,7 @@ def test_two_engines_have_floors_of_their_own(engine, service, session, take, se
         assert [d.payload for d in QueueService(elsewhere).dequeue("mail")] == [1]
     other.dispose()
     assert take() == [2]
-    assert sent == ["beginning", "floor"]
+    assert sent == ["beginning", "cursor"]
 
 
 # ------------------------------------------------------- whose places they are, and how many
@@ -349,9 +351,9 @@ def test_a_savepoint_of_a_connection_that_is_rolled_back_moves_no_place(
 
 def place(level: int) -> int:
     """The id of the last message that was leased, of the one queue that there is."""
-    ((_, by_key),) = cursors._floors._by_pool.items()
+    ((_, by_key),) = cursors._cursors._by_pool.items()
     (one,) = by_key.values()
-    return one.start().places[level].id
+    return one.snapshot().positions[level].id
 
 
 def test_a_joined_session_that_is_rolled_back_moves_no_place(engine, service, session, take, clock):
@@ -407,7 +409,7 @@ def test_a_transaction_that_keeps_one_snapshot_moves_no_place(
     session.commit()
     with Session(engine.execution_options(isolation_level=level)) as old, old.begin():
         assert len(QueueService(old).dequeue("mail", 3)) == 3
-    assert cursors._floors._by_pool == {}
+    assert cursors._cursors._by_pool == {}
     assert take(2) == [3, 4]
     assert place(0) == 5
 
@@ -419,7 +421,7 @@ def test_engines_of_one_pool_share_their_places(engine, service, session, sent, 
         request = engine.execution_options(request=number)
         with Session(request) as other, other.begin():
             assert [d.payload for d in QueueService(other).dequeue("mail")] == [number]
-    assert sent == ["beginning", "floor", "floor", "floor"]
+    assert sent == ["beginning", "cursor", "cursor", "cursor"]
 
 
 def test_nothing_is_remembered_of_queues_that_do_not_exist_or_gave_nothing(service, session, clock):
@@ -427,7 +429,7 @@ def test_nothing_is_remembered_of_queues_that_do_not_exist_or_gave_nothing(servi
         with contextlib.suppress(QueueNotFound):
             service.dequeue(name)
     session.commit()
-    assert cursors._floors._by_pool == {}
+    assert cursors._cursors._by_pool == {}
 
 
 def test_the_queues_of_the_latest_leases_are_remembered(
@@ -442,7 +444,7 @@ def test_the_queues_of_the_latest_leases_are_remembered(
     for name in ("one", "two", "one", "three", "one", "two"):
         service.dequeue(name)
         session.commit()
-    assert sent == ["beginning", "beginning", "floor", "beginning", "floor", "beginning"]
+    assert sent == ["beginning", "beginning", "cursor", "beginning", "cursor", "beginning"]
 
 
 def test_pools_are_not_kept_for_it(migrated, service, session, clock):
@@ -451,11 +453,11 @@ def test_pools_are_not_kept_for_it(migrated, service, session, clock):
     other = sa.create_engine(migrated.url)
     with Session(other) as elsewhere, elsewhere.begin():
         QueueService(elsewhere).dequeue("mail")
-    assert len(cursors._floors._by_pool) == 1
+    assert len(cursors._cursors._by_pool) == 1
     other.dispose()
     del other, elsewhere
     gc.collect()
-    assert len(cursors._floors._by_pool) == 0
+    assert len(cursors._cursors._by_pool) == 0
 
 
 def test_a_key_of_the_callers_keeps_places_apart(engine, service, session, sent, clock):
@@ -464,7 +466,7 @@ def test_a_key_of_the_callers_keeps_places_apart(engine, service, session, sent,
     for key in ("acme", "acme", "other"):
         with Session(engine) as other, other.begin():
             QueueService(other, cursor_key=key).dequeue("mail")
-    assert sent == ["beginning", "floor", "beginning"]
+    assert sent == ["beginning", "cursor", "beginning"]
 
 
 @pytest.fixture
@@ -506,7 +508,7 @@ def test_a_schema_that_a_hook_gives_each_statement_keeps_places_apart(engine, cl
     run(second, lambda queue: queue.enqueue_many("mail", ["late", "later"]))
     assert [take(first), take(first)] == [[1], [2]]
     assert [take(second), take(second), take(second)] == [["early"], ["late"], ["later"]]
-    assert sent == ["beginning", "floor", "floor", "floor", "floor"]
+    assert sent == ["beginning", "cursor", "cursor", "cursor", "cursor"]
 
 
 def test_a_key_is_a_text_that_is_not_empty(session):
@@ -531,12 +533,12 @@ def test_dead_entries_are_not_read_again_while_a_snapshot_keeps_them(
     with engine.connect() as reader:
         reader.execution_options(isolation_level="REPEATABLE READ")
         reader.execute(sa.text("SELECT count(*) FROM pgqrs_queues"))
-        last: dict[int, Place] = {}
+        last: dict[int, Position] = {}
         for _ in range(n_all // limit - 1):
             with Session(engine) as other, other.begin():
                 deliveries = QueueService(other).dequeue("mail", limit)
                 for one in deliveries:
-                    last[one.priority] = Place(one.enqueued_at, one.id, 0, 0.0)
+                    last[one.priority] = Position(one.enqueued_at, one.id, 0, 0.0)
                 QueueService(other).delete_many(deliveries)
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             reads = {
@@ -546,7 +548,7 @@ def test_dead_entries_are_not_read_again_while_a_snapshot_keeps_them(
     assert reads["places"] * 3 < reads["beginning"], reads
 
 
-def _blocks(connection: sa.Connection, places: dict[int, Place] | None) -> int:
+def _blocks(connection: sa.Connection, places: dict[int, Position] | None) -> int:
     values: dict[str, Any] = {
         "queue": "mail",
         "limit": 1,
@@ -556,7 +558,7 @@ def _blocks(connection: sa.Connection, places: dict[int, Place] | None) -> int:
     }
     if places is not None:
         oid = connection.exec_driver_sql("SELECT 'pgqrs_messages'::regclass::oid").scalar_one()
-        values["cursor"] = Start(f"f{oid}", places).as_json()
+        values["cursor"] = CursorSnapshot(f"f{oid}", places).as_json()
     statement = lease.dequeue(Models(), by_worker=False)
     compiled = statement.compile(dialect=connection.dialect)
     found = connection.exec_driver_sql(

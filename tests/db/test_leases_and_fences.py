@@ -978,7 +978,7 @@ def test_reclaiming_spares_a_worker_that_is_just_coming_back(service, session, o
 
 
 def test_a_worker_that_comes_back_during_a_reclaim_learns_of_it(service, session, engine):
-    """F14: the heartbeat waits for the verdict."""
+    """F14: the heartbeat waits for the disposition."""
     worker = service.workers.register("w")
     held = lease(service, worker=worker)
     silence(session, worker)

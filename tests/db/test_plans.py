@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Models, QueueService
-from pgqrs_sa._core.cursor import Place, Start
+from pgqrs_sa._core.cursor import CursorSnapshot, Position
 from pgqrs_sa._core.sql import archive, consume, enqueue, lease, messages, settle
 
 BACKLOG = 20_000
@@ -176,8 +176,8 @@ def cursor(request: pytest.FixtureRequest, connection: sa.Connection) -> str | N
     if request.param == "from_the_beginning":
         return None
     oid = connection.exec_driver_sql("SELECT 'pgqrs_messages'::regclass::oid").scalar_one()
-    place = Place(datetime(2000, 1, 1, tzinfo=UTC), 0, 0, 0.0)
-    return Start(f"f{oid}", {0: place}).as_json()
+    place = Position(datetime(2000, 1, 1, tzinfo=UTC), 0, 0, 0.0)
+    return CursorSnapshot(f"f{oid}", {0: place}).as_json()
 
 
 @pytest.mark.parametrize("limit", [1, 50])
@@ -204,10 +204,10 @@ def test_a_place_costs_no_page_and_a_level_that_has_nothing_five(connection: sa.
     """As docs/explanation/performance.md has it."""
     connection.execute(sa.text("VACUUM pgqrs_messages"))
     oid = connection.exec_driver_sql("SELECT 'pgqrs_messages'::regclass::oid").scalar_one()
-    place = Place(datetime(2000, 1, 1, tzinfo=UTC), 0, 0, 0.0)
+    place = Position(datetime(2000, 1, 1, tzinfo=UTC), 0, 0, 0.0)
     read = []
     for places in (None, {0: place}, dict.fromkeys(range(-19, 1), place)):
-        cursor = None if places is None else Start(f"f{oid}", places).as_json()
+        cursor = None if places is None else CursorSnapshot(f"f{oid}", places).as_json()
         statement = lease.dequeue(Models(), by_worker=False)
         connection.exec_driver_sql("BEGIN")
         plan = explain(connection, statement, dequeue_values(10, cursor=cursor))
@@ -254,7 +254,7 @@ EACH: dict[str, tuple[Callable[[], Any], Callable[[int], dict[str, Any]]]] = {
         lambda: settle.reschedule_failed(MODELS, skip_locked=True),
         lambda n: {"errors": ["no"] * n, "delays": [SPAN] * n},
     ),
-    "hold": (lambda: consume.hold(MODELS), lambda _: {}),
+    "hold": (lambda: consume.lock_messages(MODELS), lambda _: {}),
     "whereabouts": (lambda: settle.whereabouts(MODELS), lambda _: {}),
     # Those that delete come last: in one of the states there are 100 messages.
     "archive": (
@@ -262,14 +262,14 @@ EACH: dict[str, tuple[Callable[[], Any], Callable[[int], dict[str, Any]]]] = {
         lambda n: {"outcome": "archived", "reasons": [None] * n, "errors": [None] * n},
     ),
     "archive without a reason": (
-        lambda: settle.archive(MODELS, explained=False),
+        lambda: settle.archive(MODELS, with_reason=False),
         lambda _: {"outcome": "archived"},
     ),
     "archive what is not locked": (
-        lambda: settle.archive(MODELS, explained=False, skip_locked=True),
+        lambda: settle.archive(MODELS, with_reason=False, skip_locked=True),
         lambda _: {"outcome": "archived"},
     ),
-    "archive plainly": (lambda: settle.archive_plainly(MODELS), lambda _: {}),
+    "archive plainly": (lambda: settle.archive_done(MODELS), lambda _: {}),
     "delete": (lambda: settle.delete(MODELS), lambda _: {}),
 }
 
@@ -299,7 +299,7 @@ def test_a_turn_reads_what_it_settles_by_id_and_what_it_leases_from_the_order_in
 ) -> None:
     worker = "INSERT INTO pgqrs_workers (id, name, hostname) VALUES (1, 'w', 'h')"
     connection.execute(sa.text(worker))
-    statement = consume.turn(MODELS)
+    statement = consume.settle_and_lease(MODELS)
     values = dequeue_values(count, cursor=cursor) | {"worker": 1}
     given = leased(connection, count)
     # Behind those that are ready: the newest are what the dead in front are not.
@@ -338,12 +338,12 @@ def test_a_requeue_reads_no_message_but_those_with_its_key(
     connection: sa.Connection, explained: Callable[..., dict[str, Any]]
 ) -> None:
     values = leased(connection, 50) | {"outcome": "archived"}
-    connection.execute(settle.archive(MODELS, explained=False), values)
+    connection.execute(settle.archive(MODELS, with_reason=False), values)
     ids = list(connection.scalars(sa.text("SELECT id FROM pgqrs_archive")))
     values = {"ids": ids, "delay": SPAN, "attempts": None, "required": len(ids)}
     read = scans(explained(connection, archive.requeue(MODELS), values))
     assert set(read) <= {"pgqrs_messages_dedup_key_idx"}, read
-    read = scans(explained(connection, archive.movable(MODELS), {"ids": ids}))
+    read = scans(explained(connection, archive.requeue_candidates(MODELS), {"ids": ids}))
     assert set(read) <= {"pgqrs_messages_dedup_key_idx"}, read
 
 
@@ -370,7 +370,7 @@ def test_burying_reads_what_is_out_of_attempts(
     spent = "UPDATE pgqrs_messages SET max_read_ct = 1 WHERE id = ANY(:ids)"
     connection.execute(sa.text(spent), {"ids": values["ids"]})
     limited = {"queue": "mail", "limit": 10}
-    read = scans(explained(connection, archive.bury(MODELS), limited))
+    read = scans(explained(connection, archive.dead_letter_exhausted(MODELS), limited))
     assert set(read) <= {"pgqrs_messages_spent_idx", "pgqrs_messages_pkey"}, read
     assert max(read.values()) <= 2 * 50, read
 
@@ -388,7 +388,7 @@ def test_handing_back_what_a_lost_turn_has_leased_reads_the_messages_once(
         "known": [],
     }
     there = connection.scalar(sa.text("SELECT count(*) FROM pgqrs_messages"))
-    read = scans(explained(connection, consume.hand_back(MODELS), values))
+    read = scans(explained(connection, consume.release_unanswered(MODELS), values))
     assert sum(read.values()) <= there, read
 
 
@@ -441,7 +441,7 @@ def test_a_look_at_idle_queues_reads_a_few_pages_of_the_indexes_for_each_of_them
     count: int,
 ) -> None:
     connection.execute(sa.text(MANY_QUEUES))
-    statement = consume.look(Models())
+    statement = consume.check_queues(Models())
     plan = explained(connection, statement, look_values(connection, count))
     assert sum(scans(plan).values()) == 0
     assert pages(plan) <= 10 * count + 20
@@ -470,6 +470,6 @@ def test_a_look_does_not_read_a_million_messages_of_ten_thousand_other_queues(
         assert connection.scalar(sa.text("SELECT count(*) FROM pgqrs_messages")) > 1_000_000
         if analysed:
             connection.execute(sa.text("VACUUM ANALYZE pgqrs_messages"))
-        plan = explained(connection, consume.look(Models()), look_values(connection, 200))
+        plan = explained(connection, consume.check_queues(Models()), look_values(connection, 200))
         assert sum(scans(plan).values()) == 0
         assert pages(plan) <= 200 * 10

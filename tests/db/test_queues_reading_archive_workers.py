@@ -1,4 +1,4 @@
-"""The facets: queues, messages at rest, the archive, the workers; and the states of a message."""
+"""The resources: queues, messages at rest, the archive, workers and states."""
 
 from __future__ import annotations
 
@@ -1299,7 +1299,7 @@ def test_the_boundary_of_a_state_is_the_databases_clock(session, service):
 # ----------------------------------------------------------------------------------- async
 
 
-async def test_the_facets_do_the_same_awaited(async_session, async_service):
+async def test_the_resources_do_the_same_awaited(async_session, async_service):
     service = async_service
     await service.queues.create("other", lease=5, retention=60)
     assert [one.name for one in await service.queues.list()] == ["mail", "other"]

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from pgqrs_sa import ArchivedMessage, Delivery, LeaseLost, Message, QueueService
 from pgqrs_sa._core import settlements
 from pgqrs_sa.consumer import store
-from pgqrs_sa.consumer.disposition import Verdict
+from pgqrs_sa.consumer.disposition import Disposition
 
 LOCK = sa.text("SELECT FROM pgqrs_messages FOR UPDATE")
 UNDECODABLE = sa.text(
@@ -97,7 +97,7 @@ def test_a_failure_that_has_met_a_lock_is_no_dead_letter(engine, service, sessio
     with engine.connect() as holder:
         holder.execute(LOCK)
         event.listen(session.connection(), "after_cursor_execute", lambda *_: holder.rollback())
-        wanted = [Verdict(delivery, "retry")]
+        wanted = [Disposition(delivery, "retry")]
         assert settlements.apply(session, service._context, wanted, strict=False) == {}
         assert not holder.in_transaction()
     session.commit()
@@ -128,7 +128,7 @@ SETTLED = {
 def test_a_settlement_leaves_a_row_that_is_locked_alone_unless_it_is_strict(
     engine, service, session, delivery, kind
 ):
-    wanted = [Verdict(delivery, kind, reason="why")]
+    wanted = [Disposition(delivery, kind, reason="why")]
     with engine.connect() as holder:
         holder.execute(LOCK)
         assert settlements.apply(session, service._context, wanted, strict=False) == {}

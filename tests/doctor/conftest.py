@@ -1,4 +1,4 @@
-"""The doctor, called on a database that a test has damaged; and the mends, run as pasted."""
+"""The doctor, called on a database that a test has damaged; and the fixes, run as pasted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pgqrs_sa._core.context import Context
-from pgqrs_sa.doctor.findings import Finding, Limits
+from pgqrs_sa.doctor.findings import Finding, Thresholds
 from pgqrs_sa.doctor.queue_checks import diagnose
 
 CONTEXT = Context.of(None, None, None, allow_autocommit=True)
@@ -21,7 +21,7 @@ def doctor(engine) -> Callable[..., list[Finding]]:
 
     def examine(*only: str, context: Context = CONTEXT, **limits) -> list[Finding]:
         with Session(engine) as session:
-            return diagnose(session, context, limits=Limits(**limits), only=only)
+            return diagnose(session, context, limits=Thresholds(**limits), only=only)
 
     return examine
 
@@ -40,12 +40,12 @@ def sql(engine) -> Callable[..., None]:
 
 
 @pytest.fixture
-def mended(doctor, sql) -> Callable[..., Finding]:
-    """Return a function that wants one finding, and its mend to make it go away."""
+def fixed(doctor, sql) -> Callable[..., Finding]:
+    """Return a function that wants one finding, and its fix to make it go away."""
 
     def check(*only: str, **options) -> Finding:
         (finding,) = doctor(*only, **options)
-        sql(finding.mend)
+        sql(finding.fix)
         assert doctor(*only, **options) == []
         return finding
 

@@ -23,23 +23,23 @@ def citus(sql) -> None:
     sql(EXTENSION)
 
 
-def statements(mend: str) -> list[str]:
-    return [line for line in mend.splitlines() if line]
+def statements(fix: str) -> list[str]:
+    return [line for line in fix.splitlines() if line]
 
 
-def alone(mend: str) -> bool:
+def alone(fix: str) -> bool:
     """Return whether each ADD CONSTRAINT is the only part of its statement."""
-    return all("DROP CONSTRAINT" not in line for line in statements(mend) if "ADD CONST" in line)
+    return all("DROP CONSTRAINT" not in line for line in statements(fix) if "ADD CONST" in line)
 
 
 def test_a_sound_database_has_no_finding(citus, doctor):
     assert doctor() == []
 
 
-def test_ids_of_another_nodes_range_are_not_taken_for_a_lost_sequence(sql, doctor, mended):
+def test_ids_of_another_nodes_range_are_not_taken_for_a_lost_sequence(sql, doctor, fixed):
     high = "INSERT INTO pgqrs_queues (id, queue_name) VALUES (281474976710657, 'mail')"
     sql(high)
-    assert "setval" in doctor()[0].mend
+    assert "setval" in doctor()[0].fix
     sql(EXTENSION)
     assert doctor() == []
 
@@ -48,8 +48,8 @@ def test_a_sequence_is_left_alone(sql, doctor, citus):
     sql("ALTER TABLE pgqrs_workers ALTER id DROP IDENTITY")
     (finding,) = doctor()
     assert "identity column" in finding.problem
-    assert "setval" not in finding.mend
-    assert "ALTER TABLE" not in finding.mend
+    assert "setval" not in finding.fix
+    assert "ALTER TABLE" not in finding.fix
 
 
 DAMAGES = {
@@ -74,12 +74,12 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_constraints_are_changed_one_at_a_time_and_not_renamed(citus, sql, mended, damage):
+def test_constraints_are_changed_one_at_a_time_and_not_renamed(citus, sql, fixed, damage):
     sql(damage)
-    finding = mended("drift", "promises")
-    assert "ADD CONSTRAINT" in finding.mend
-    assert alone(finding.mend)
-    assert "RENAME CONSTRAINT" not in finding.mend
+    finding = fixed("drift", "promises")
+    assert "ADD CONSTRAINT" in finding.fix
+    assert alone(finding.fix)
+    assert "RENAME CONSTRAINT" not in finding.fix
 
 
 def test_every_constraint_of_ours():
@@ -95,13 +95,13 @@ def test_a_part_of_a_distributed_transaction_is_for_citus_to_end(prefix):
     """A rollback here, where another node has committed, would tear it apart."""
     from types import SimpleNamespace
 
-    from pgqrs_sa.doctor.findings import Limits
+    from pgqrs_sa.doctor.findings import Thresholds
     from pgqrs_sa.doctor.server_checks import prepared
 
     row = SimpleNamespace(name=f"{prefix}1", role="r", age=timedelta(days=2))
     visit = SimpleNamespace(
-        facts=SimpleNamespace(citus=True), limits=Limits(), rows=lambda *_, **__: [row]
+        facts=SimpleNamespace(citus=True), limits=Thresholds(), rows=lambda *_, **__: [row]
     )
     (finding,) = prepared(visit)
-    rolls_back = "ROLLBACK PREPARED" in finding.mend
+    rolls_back = "ROLLBACK PREPARED" in finding.fix
     assert rolls_back == (prefix == "mine_")

@@ -68,7 +68,7 @@ def test_the_doctor_is_content(pgqrs):
     assert json.loads(pgqrs("doctor", "--format", "json").stdout) == []
 
 
-def test_the_doctors_mends_are_run_by_psql(pgqrs, psql, sql, migrated):
+def test_the_doctors_fixes_are_run_by_psql(pgqrs, psql, sql, migrated):
     sql(
         "DROP INDEX pgqrs_archive_queue_idx\n"
         "ALTER TABLE pgqrs_messages DROP CONSTRAINT pgqrs_messages_vt_check\n"
@@ -79,7 +79,7 @@ def test_the_doctors_mends_are_run_by_psql(pgqrs, psql, sql, migrated):
     assert "error drift pgqrs_archive_queue_idx: the index of" in done.stdout
     listed = json.loads(pgqrs("doctor", "--format", "json", code=1).stdout)
     assert [sorted(one) for one in listed] == [
-        ["check", "mend", "problem", "severity", "subject"]
+        ["check", "fix", "mend", "problem", "severity", "subject"]
     ] * 3
     for form in ("ndjson", "csv"):
         text = pgqrs("doctor", "--format", form, code=1).stdout

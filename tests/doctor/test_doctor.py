@@ -1,4 +1,4 @@
-"""Every other check: the problem is made for real, found, and gone once its mend has run."""
+"""Every other check: the problem is made for real, found, and gone once its fix has run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pgqrs_sa import QueueService, embedded, metadata
 from pgqrs_sa._core.context import Context
 from pgqrs_sa.doctor import queue_checks as doctor_module
 from pgqrs_sa.doctor import server_checks
-from pgqrs_sa.doctor.findings import Limits
+from pgqrs_sa.doctor.findings import Thresholds
 from pgqrs_sa.doctor.queue_checks import CHECKS, diagnose
 from pgqrs_sa.errors import InvalidArgument
 
@@ -58,55 +58,55 @@ def test_no_tables(database):
     with Session(engine) as session:
         (finding,) = diagnose(session, CONTEXT)
     assert finding.check == "schema"
-    assert finding.mend == "pgqrs install"
+    assert finding.fix == "pgqrs install"
     metadata.create_all(engine)
     with Session(engine) as session:
         assert diagnose(session, CONTEXT) == []
 
 
-def test_no_version(mended, sql):
+def test_no_version(fixed, sql):
     sql("COMMENT ON TABLE pgqrs_queues IS NULL")
-    assert "without their version" in mended().problem
+    assert "without their version" in fixed().problem
 
 
 @pytest.mark.parametrize(
-    ("stamp", "problem", "mend"),
+    ("stamp", "problem", "fix"),
     [
         (0, "version 0 is older than 1", "alembic upgrade head"),
         (7, "version 7 is newer than 1", "pip install --upgrade pgqrs-sa"),
     ],
 )
-def test_another_version(doctor, sql, stamp, problem, mend):
+def test_another_version(doctor, sql, stamp, problem, fix):
     sql(
         f"COMMENT ON TABLE pgqrs_queues IS 'pgqrs_sa:schema={stamp}'\n"
         "DROP INDEX pgqrs_archive_queue_idx"
     )
     (finding,) = doctor()  # what another version's tables should be, nobody here knows
     assert problem in finding.problem
-    assert mend in finding.mend
+    assert fix in finding.fix
     assert finding.severity == "error"
 
 
 # Promises.
 
 
-def test_a_trigger(mended, sql):
+def test_a_trigger(fixed, sql):
     sql(
         "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'\n"
         "CREATE TRIGGER notify_me AFTER INSERT ON pgqrs_messages FOR EACH ROW EXECUTE FUNCTION f()"
     )
-    assert mended().subject == "notify_me"
+    assert fixed().subject == "notify_me"
 
 
-def test_a_foreign_key_of_messages(mended, sql):
+def test_a_foreign_key_of_messages(fixed, sql):
     sql("ALTER TABLE pgqrs_messages ADD FOREIGN KEY (queue_id) REFERENCES pgqrs_queues")
-    assert mended().check == "promises"
+    assert fixed().check == "promises"
 
 
 @pytest.mark.parametrize("rule", ["", "ON DELETE RESTRICT", "DEFERRABLE INITIALLY DEFERRED"])
 @pytest.mark.parametrize("required", ["", "NOT NULL"])
 def test_a_foreign_key_to_messages_that_keeps_them(
-    mended, sql, service, session, rule, required, rows
+    fixed, sql, service, session, rule, required, rows
 ):
     message = service.enqueue("mail", 1).id
     session.commit()
@@ -114,15 +114,15 @@ def test_a_foreign_key_to_messages_that_keeps_them(
         f"CREATE TABLE receipt (m bigint {required} REFERENCES pgqrs_messages {rule})\n"
         f"INSERT INTO receipt VALUES ({message})"
     )
-    assert mended().severity == "error"
+    assert fixed().severity == "error"
     service.archive(service.dequeue("mail")[0])
     session.commit()
     assert rows("SELECT m FROM receipt")[0].m == (message if required else None)
 
 
-def test_a_required_column_of_the_host(mended, sql, service):
+def test_a_required_column_of_the_host(fixed, sql, service):
     sql("ALTER TABLE pgqrs_messages ADD tenant integer NOT NULL")
-    assert "nothing can be inserted" in mended().problem
+    assert "nothing can be inserted" in fixed().problem
     service.enqueue("mail", 1)
 
 
@@ -137,13 +137,13 @@ def test_the_clock_of_this_computer(doctor, monkeypatch, hours, word):
     assert f"s {word} this computer's" in finding.problem
 
 
-def test_a_transaction_that_stays_open(doctor, mended, migrated):
+def test_a_transaction_that_stays_open(doctor, fixed, migrated):
     begin = ("BEGIN ISOLATION LEVEL REPEATABLE READ", "SELECT 1")
     with another(migrated, *begin) as forgetful:
         pid = forgetful.info.backend_pid
         assert doctor() == []
-        finding = mended("transactions", transaction_age=NOTHING)
-        assert finding.mend == f"SELECT pg_terminate_backend({pid});"
+        finding = fixed("transactions", transaction_age=NOTHING)
+        assert finding.fix == f"SELECT pg_terminate_backend({pid});"
         assert "forgetful" in finding.problem
         assert "idle in transaction" in finding.problem
         with pytest.raises(psycopg.OperationalError):
@@ -168,7 +168,7 @@ def special():
 
 def found(engine, *only, **limits):
     with Session(engine) as session:
-        return diagnose(session, CONTEXT, limits=Limits(**limits), only=only)
+        return diagnose(session, CONTEXT, limits=Thresholds(**limits), only=only)
 
 
 def paste(engine, script):
@@ -184,7 +184,7 @@ def test_a_replication_slot_that_nobody_reads(special):
     assert found(special) == []
     (finding,) = found(special, "slots", slot_age=0)
     assert finding.subject == "old_reader"
-    paste(special, finding.mend)
+    paste(special, finding.fix)
     assert found(special, "slots", slot_age=0) == []
 
 
@@ -193,7 +193,7 @@ def test_a_prepared_transaction(special):
     assert found(special) == []
     (finding,) = found(special, "prepared", transaction_age=NOTHING)
     assert finding.subject == "it's mine"
-    paste(special, finding.mend)
+    paste(special, finding.fix)
     assert found(special, "prepared", transaction_age=NOTHING) == []
 
 
@@ -207,7 +207,7 @@ def test_connections_run_out(special):
         for connection in held:
             connection.close()
     assert "9 of 9 are in use" in finding.problem
-    assert finding.mend == "ALTER SYSTEM SET max_connections = 18;"
+    assert finding.fix == "ALTER SYSTEM SET max_connections = 18;"
     assert found(special, "connections") == []
 
 
@@ -215,7 +215,7 @@ def test_autovacuum_is_off(special):
     paste(special, "ALTER SYSTEM SET autovacuum = off\nSELECT pg_reload_conf()")
     (finding,) = until(lambda: found(special), "the setting is read again")
     assert (finding.check, finding.subject) == ("autovacuum", "autovacuum")
-    paste(special, finding.mend)
+    paste(special, finding.fix)
     until(lambda: found(special) == [], "the setting is read again")
 
 
@@ -224,13 +224,13 @@ def test_the_server_is_read_only(special):
     (finding, _) = found(special, "read_only", "drift")
     assert finding.check == "read_only"
     assert finding.severity == "error"
-    paste(special, f"BEGIN READ WRITE\n{finding.mend}\nCOMMIT")
+    paste(special, f"BEGIN READ WRITE\n{finding.fix}\nCOMMIT")
     assert found(special) == []
 
 
 def test_a_standby(doctor, monkeypatch):
     # The facts of a standby; a real one is for the tests of failover.
-    real = doctor_module.Visit.of
+    real = doctor_module.CheckContext.of
 
     def of(*arguments):
         visit = real(*arguments)
@@ -240,7 +240,7 @@ def test_a_standby(doctor, monkeypatch):
 
         return replace(visit, facts=SimpleNamespace(**facts))
 
-    monkeypatch.setattr(doctor_module.Visit, "of", of)
+    monkeypatch.setattr(doctor_module.CheckContext, "of", of)
     (finding,) = doctor()
     assert finding.check == "read_only"
     assert "standby" in finding.problem
@@ -253,7 +253,7 @@ def test_notifications_pile_up(doctor, migrated, sql):
         sql("\n".join(["SELECT pg_notify('c', repeat('x', 7900))"] * 20))
         (finding,) = doctor("notifications", notifications=0.0)
         assert finding.severity == "error"
-        sql(finding.mend)
+        sql(finding.fix)
 
         def nothing_left() -> bool:
             sql("\n".join(["SELECT pg_notify('c', repeat('x', 7900))"] * 20))
@@ -262,9 +262,9 @@ def test_notifications_pile_up(doctor, migrated, sql):
         until(nothing_left, "the backend has ended, and the queue is cut")
 
 
-def test_autovacuum_is_off_for_a_table(mended, sql):
+def test_autovacuum_is_off_for_a_table(fixed, sql):
     sql("ALTER TABLE pgqrs_archive SET (autovacuum_enabled = off)")
-    assert mended().check == "autovacuum"
+    assert fixed().check == "autovacuum"
 
 
 def test_dead_rows(doctor, sql, service, session):
@@ -277,23 +277,23 @@ def test_dead_rows(doctor, sql, service, session):
     (finding,) = until(lambda: doctor("vacuum", **beyond), "the dead rows are counted")
     assert finding.subject == "public.pgqrs_messages"
     assert "200 dead rows; last vacuumed: never" in finding.problem
-    sql(finding.mend)
+    sql(finding.fix)
     until(lambda: doctor("vacuum", **beyond) == [], "that they are gone is counted")
 
 
-def test_a_sequence_runs_out(mended, sql):
+def test_a_sequence_runs_out(fixed, sql):
     sql(
         "ALTER TABLE pgqrs_messages ALTER id SET MAXVALUE 1000\n"
         "SELECT setval('pgqrs_messages_id_seq', 900)"
     )
-    assert "900 of its 1000" in mended().problem
+    assert "900 of its 1000" in fixed().problem
 
 
-def test_a_sequence_is_behind(mended, sql, service, session):
+def test_a_sequence_is_behind(fixed, sql, service, session):
     service.enqueue_many("mail", [1, 2, 3])
     session.commit()
     sql("SELECT setval('pgqrs_messages_id_seq', 1)")
-    assert "the next id is 2" in mended().problem
+    assert "the next id is 2" in fixed().problem
     assert service.enqueue("mail", 4).id == 4
 
 
@@ -314,7 +314,7 @@ def test_leases_of_a_stopped_worker_and_of_one_that_is_gone(doctor, sql, service
     assert [one.subject for one in findings] == [f"worker {ids[0]}", f"worker {ids[1]}"]
     assert all("2 message(s)" in one.problem for one in findings)
     for one in findings:
-        sql(one.mend)
+        sql(one.fix)
     assert doctor() == []
     assert service.messages.metrics("mail").ready == 4
 
@@ -329,17 +329,17 @@ def test_a_lease_that_ends_soon_is_left_alone(doctor, service, session):
     assert len(doctor(lease_ahead=NOTHING)) == 1
 
 
-def test_exhausted_messages(doctor, mended, service, session):
+def test_exhausted_messages(doctor, fixed, service, session):
     service.enqueue("mail", 1, max_read_ct=1)
     service.dequeue("mail", lease=0.01)
     session.commit()
     time.sleep(0.05)
     assert doctor() == []
-    assert mended("exhausted", exhausted_age=NOTHING).subject == "mail"
+    assert fixed("exhausted", exhausted_age=NOTHING).subject == "mail"
     assert service.messages.metrics("mail").dead == 1
 
 
-def test_an_archive_that_grows_without_retention(doctor, mended, service, session, sql):
+def test_an_archive_that_grows_without_retention(doctor, fixed, service, session, sql):
     for name in ("kept", "empty"):
         service.queues.create(name, retention=60 if name == "kept" else None)
     for name in ("mail", "kept"):
@@ -349,41 +349,41 @@ def test_an_archive_that_grows_without_retention(doctor, mended, service, sessio
     assert doctor("retention", archived_rows=1) == []  # never analyzed
     sql("ANALYZE pgqrs_archive")
     assert doctor("retention") == doctor("retention", archived_rows=2) == []
-    finding = mended("retention", archived_rows=1)
+    finding = fixed("retention", archived_rows=1)
     assert (finding.subject, finding.severity) == ("mail", "warning")
     assert "about 2 rows" in finding.problem
     session.expire_all()
     assert service.queues.get("mail").retention_seconds == 365 * 86_400
 
 
-def test_orphans(mended, sql, service, session):
+def test_orphans(fixed, sql, service, session):
     service.enqueue_many("mail", [1, 2])
     service.archive(service.dequeue("mail")[0])
     session.commit()
     sql("DELETE FROM pgqrs_queues")
     session.expire_all()
-    finding = mended()
+    finding = fixed()
     assert finding.severity == "error"
     assert "live and archived" in finding.problem
     assert service.messages.metrics("recovered-1").live == 1
 
 
-def test_orphans_that_are_exhausted(mended, sql, service, session):
+def test_orphans_that_are_exhausted(fixed, sql, service, session):
     service.enqueue("mail", 1, max_read_ct=1)
     service.dequeue("mail")
     session.commit()
     sql("DELETE FROM pgqrs_queues")
-    assert mended("orphans").subject == "queue 1"
+    assert fixed("orphans").subject == "queue 1"
 
 
-def test_a_queue_paused_for_long(doctor, mended, service, session, sql):
+def test_a_queue_paused_for_long(doctor, fixed, service, session, sql):
     service.queues.pause("mail")
     session.commit()
     sql("UPDATE pgqrs_queues SET paused_at = now() - interval '2 hours'")
     assert doctor() == []
     service.enqueue("mail", 1)
     session.commit()
-    assert "2:00:0" in mended("backlog").problem
+    assert "2:00:0" in fixed("backlog").problem
 
 
 def test_messages_wait_for_long(doctor, service, session, sql):
@@ -391,17 +391,17 @@ def test_messages_wait_for_long(doctor, service, session, sql):
     session.commit()
     sql("UPDATE pgqrs_messages SET vt = now() - interval '1 hour'")
     (finding,) = doctor()
-    assert finding.mend == "pgqrs worker list --queue mail"
+    assert finding.fix == "pgqrs worker list --queue mail"
     service.dequeue("mail")
     session.commit()
     assert doctor() == []
 
 
-def test_a_silent_worker(mended, service, session, sql):
+def test_a_silent_worker(fixed, service, session, sql):
     worker = service.workers.register("a")
     session.commit()
     sql("UPDATE pgqrs_workers SET heartbeat_at = now() - interval '6 minutes'")
-    assert mended().subject == f"worker {worker.id}"
+    assert fixed().subject == f"worker {worker.id}"
     session.expire_all()
     assert service.workers.get(worker.id).status == "stopped"
 
@@ -431,8 +431,8 @@ def test_a_schema_given_by_a_translation(database):
     findings = found(engine, exhausted_age=NOTHING)
     assert [one.check for one in findings] == ["drift", "exhausted"]
     for one in findings:
-        assert '"Jobs".pgqrs_messages' in one.mend
-        paste(engine, one.mend)
+        assert '"Jobs".pgqrs_messages' in one.fix
+        paste(engine, one.fix)
     assert found(engine, exhausted_age=NOTHING) == []
 
 

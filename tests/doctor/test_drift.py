@@ -1,4 +1,4 @@
-"""The live schema against the models: each kind of difference, made for real and mended."""
+"""The live schema against the models: each kind of difference, made for real and fixed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pgqrs_sa import (
     metadata,
 )
 from pgqrs_sa._core.context import Context
-from pgqrs_sa.doctor.findings import Limits
+from pgqrs_sa.doctor.findings import Thresholds
 from pgqrs_sa.doctor.queue_checks import diagnose
 
 
@@ -153,35 +153,35 @@ DRIFTS = {
 
 
 @pytest.mark.parametrize("kind", DRIFTS)
-def test_drift(mended, sql, kind):
+def test_drift(fixed, sql, kind):
     damage, subject, problem = DRIFTS[kind]
     sql(damage.replace(";", "\n"))
-    finding = mended("drift")
+    finding = fixed("drift")
     assert finding.check == "drift"
     assert subject in finding.subject
     assert problem in finding.problem
 
 
-def test_mending_is_possible_with_rows(sql, service, session, mended):
+def test_fixing_is_possible_with_rows(sql, service, session, fixed):
     service.enqueue_many(
         "mail",
         [1, 2, 3],
     )
     session.commit()
     sql("ALTER TABLE pgqrs_messages ALTER id DROP IDENTITY")
-    mended("drift")
+    fixed("drift")
     assert service.enqueue("mail", 4).id == 4
 
 
-def test_a_serial_becomes_an_identity(sql, mended):
+def test_a_serial_becomes_an_identity(sql, fixed):
     sql(
         "ALTER TABLE pgqrs_workers ALTER id DROP IDENTITY\n"
         "CREATE SEQUENCE s\nALTER TABLE pgqrs_workers ALTER id SET DEFAULT nextval('s')"
     )
-    mended("drift")
+    fixed("drift")
 
 
-def test_an_index_whose_building_was_interrupted(sql, service, session, mended):
+def test_an_index_whose_building_was_interrupted(sql, service, session, fixed):
     service.enqueue_many("mail", [1, 1])
     session.commit()
     sql("DROP INDEX pgqrs_messages_dedup_key_idx\nUPDATE pgqrs_messages SET dedup_key = 'same'")
@@ -191,7 +191,7 @@ def test_an_index_whose_building_was_interrupted(sql, service, session, mended):
             " (queue_id, dedup_key) WHERE dedup_key IS NOT NULL"
         )
     sql("UPDATE pgqrs_messages SET dedup_key = id")
-    assert "invalid" in mended("drift").problem
+    assert "invalid" in fixed("drift").problem
 
 
 def test_everything_at_once(sql, doctor):
@@ -203,7 +203,7 @@ def test_everything_at_once(sql, doctor):
     assert len(findings) == 7
     assert [finding.severity for finding in findings] == ["error"] * 6 + ["warning"]
     for finding in findings:
-        sql(finding.mend)
+        sql(finding.fix)
     assert doctor() == []
 
 
@@ -230,7 +230,7 @@ def test_autocommit_is_less_exact_and_leaves_nothing(engine, rows):
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
     with Session(autocommit) as session:
         context = Context.of(None, None, None, allow_autocommit=True)
-        (finding,) = diagnose(session, context, only=["drift"], limits=Limits())
+        (finding,) = diagnose(session, context, only=["drift"], limits=Thresholds())
     assert "AUTOCOMMIT" in finding.problem
     assert rows("SELECT FROM pg_class WHERE relname ~ '^pgqrs' AND relpersistence = 't'") == []
 

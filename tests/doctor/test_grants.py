@@ -242,7 +242,7 @@ def test_a_dashboard_role_may_run_the_doctor(role, stocked):
     with Session(role("dashboard")) as session:
         (finding,) = diagnose(session, CONTEXT)
     assert finding.check == "rights"
-    assert finding.mend == "GRANT pg_read_all_stats TO pgqrs_dashboard;"
+    assert finding.fix == "GRANT pg_read_all_stats TO pgqrs_dashboard;"
     with Session(role("dashboard", "GRANT pg_read_all_stats TO {name}")) as session:
         assert diagnose(session, CONTEXT) == []
 
@@ -253,7 +253,7 @@ def test_the_doctor_without_temporary_tables(role, migrated, engine):
         (finding,) = diagnose(session, CONTEXT)
     assert "may not make temporary tables" in finding.problem
     with engine.begin() as connection:
-        connection.exec_driver_sql(finding.mend)
+        connection.exec_driver_sql(finding.fix)
     with Session(role("dashboard", "GRANT pg_read_all_stats TO {name}")) as session:
         assert diagnose(session, CONTEXT) == []
 

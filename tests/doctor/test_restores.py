@@ -12,8 +12,8 @@ from pgqrs_sa.doctor.queue_checks import diagnose
 CONTEXT = Context.of(None, None, None, allow_autocommit=False)
 
 
-def mend(session, finding) -> None:
-    for statement in filter(str.strip, finding.mend.split(";")):
+def fix(session, finding) -> None:
+    for statement in filter(str.strip, finding.fix.split(";")):
         session.execute(sa.text(statement.replace(":", "\\:")))
 
 
@@ -26,7 +26,7 @@ def test_rows_that_came_without_their_sequence_are_found(session, service):
     )
     (finding,) = diagnose(session, CONTEXT, only=["sequences"])
     assert "the next id is 1, and pgqrs_messages has 5 already" in finding.problem
-    mend(session, finding)
+    fix(session, finding)
     assert diagnose(session, CONTEXT, only=["sequences"]) == []
     assert service.enqueue("mail", 1).id == 6
 
@@ -39,7 +39,7 @@ def test_a_sequence_that_would_give_fencing_tokens_again_is_found(session, servi
     session.execute(sa.text("ALTER SEQUENCE pgqrs_messages_fencing_token_seq RESTART WITH 1"))
     (finding,) = diagnose(session, CONTEXT, only=["sequences"])
     assert "the next fencing token is" in finding.problem
-    mend(session, finding)
+    fix(session, finding)
     assert diagnose(session, CONTEXT, only=["sequences"]) == []
     service.release(first)
     assert service.dequeue("mail")[0].fencing_token > second.fencing_token
@@ -58,7 +58,7 @@ def test_a_sequence_of_which_the_fencing_tokens_cannot_come_is_found(session, ch
     session.execute(sa.text(f"ALTER SEQUENCE pgqrs_messages_fencing_token_seq {change}"))
     (finding,) = diagnose(session, CONTEXT, only=["sequences"])
     assert problem in finding.problem
-    mend(session, finding)
+    fix(session, finding)
     assert diagnose(session, CONTEXT, only=["sequences"]) == []
 
 
@@ -68,8 +68,8 @@ def test_a_table_that_is_missing_is_named_and_made_again(session):
     assert any("pgqrs_queues" in one.subject + one.problem for one in findings)
     assert not any("holds no queue tables" in one.problem for one in findings)
     for finding in findings:
-        mend(session, finding)
+        fix(session, finding)
     for finding in diagnose(session, CONTEXT, only=["schema", "drift"]):
-        mend(session, finding)
+        fix(session, finding)
     assert diagnose(session, CONTEXT, only=["schema", "drift"]) == []
     QueueService(session).queues.create("mail")

@@ -330,7 +330,7 @@ def test_the_doctor_looks_at_one_schema_only(tenants, pgqrs):
     tenants.run("DROP TABLE a.pgqrs_workers")
     (finding,) = examine()
     assert (finding.subject, finding.problem) == ("a.pgqrs_workers", "the table is missing")
-    assert finding.mend.startswith("CREATE TABLE a.pgqrs_workers")
+    assert finding.fix.startswith("CREATE TABLE a.pgqrs_workers")
     tenants.run("DROP TABLE a.pgqrs_queues")
     assert [finding.subject for finding in examine()] == ["a.pgqrs_queues", "a.pgqrs_workers"]
     assert pgqrs("a,public", "verify")[0] == 1

@@ -1,4 +1,4 @@
-"""Changes by hand that ``alembic check`` passes over, and that the doctor finds and mends."""
+"""Changes by hand that ``alembic check`` passes over, and that the doctor finds and fixes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ UNSEEN = {
 
 
 @pytest.mark.parametrize("what", UNSEEN)
-def test_what_alembic_does_not_compare_is_found_and_mended(host: Any, what: str) -> None:
+def test_what_alembic_does_not_compare_is_found_and_fixed(host: Any, what: str) -> None:
     damage, subject = UNSEEN[what]
     host.write("op.pgqrs_upgrade(from_version=0, to_version=1)")
     host.upgrade()
@@ -74,5 +74,5 @@ def test_what_alembic_does_not_compare_is_found_and_mended(host: Any, what: str)
     host.check()
     (finding,) = examine()
     assert subject in finding.subject
-    run(finding.mend)
+    run(finding.fix)
     assert examine() == []

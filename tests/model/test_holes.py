@@ -50,10 +50,10 @@ SKIPPING: dict[str, tuple[Callable[..., Any], Callable[[int], dict[str, Any]]]] 
         lambda n: {"outcome": "archived", "reasons": [None] * n, "errors": [None] * n},
     ),
     "archive without a reason": (
-        lambda: settle.archive(MODELS, explained=False, skip_locked=True),
+        lambda: settle.archive(MODELS, with_reason=False, skip_locked=True),
         lambda _: {"outcome": "archived"},
     ),
-    "archive plainly": (lambda: settle.archive_plainly(MODELS), lambda _: {}),
+    "archive plainly": (lambda: settle.archive_done(MODELS), lambda _: {}),
     "delete": (lambda: settle.delete(MODELS, skip_locked=True), lambda _: {}),
     "extend": (
         lambda: settle.extend(MODELS, skip_locked=True),
@@ -101,7 +101,7 @@ def test_whereabouts_are_read_of_the_messages_asked_for_and_no_others(service, s
 LOCKED_OUT: dict[str, tuple[Callable[[], Any], dict[str, Any], str, int, set[int]]] = {
     # What builds the statement, its values, a row that is locked, and the rows that it then takes.
     "bury": (
-        lambda: archive.bury(MODELS),
+        lambda: archive.dead_letter_exhausted(MODELS),
         {"queue": "mail", "limit": 9},
         "messages",
         scene.SPENT,
@@ -115,7 +115,7 @@ LOCKED_OUT: dict[str, tuple[Callable[[], Any], dict[str, Any], str, int, set[int
         {scene.LAST},
     ),
     "hand back": (
-        lambda: consume.hand_back(MODELS),
+        lambda: consume.release_unanswered(MODELS),
         scene.unanswered(scene.BUSY),
         "messages",
         scene.LEASED,

@@ -98,7 +98,7 @@ def settling(tokens: Any = TOKENS, **more: Any) -> dict[str, tuple[Any, dict[str
             fence(tokens, outcome="discarded", **texts, **more),
         ),
         "archive without a reason": (
-            settle.archive(MODELS, explained=False),
+            settle.archive(MODELS, with_reason=False),
             fence(tokens, outcome="archived", **more),
         ),
         "delete": (settle.delete(MODELS), fence(tokens, **more)),
@@ -266,7 +266,7 @@ def test_criteria_leave_out_what_does_not_match(session: Session) -> None:
 
 def test_a_turn_archives_what_is_held_and_leases_what_comes_next(session: Session) -> None:
     values = fence(TOKENS[:2] + TOKENS[3:]) | leasing(limit=2)
-    seen = Seen(session, consume.turn(MODELS), values)
+    seen = Seen(session, consume.settle_and_lease(MODELS), values)
     assert seen.gone == {"messages": {scene.LEASED, scene.SILENTS}}
     assert seen.changed == {"messages": set(TAKEN[:2])}
     assert {row["outcome"] for row in seen.new} == {"archived"}
@@ -296,14 +296,14 @@ def test_a_look_finds_what_this_worker_could_lease_and_what_is_exhausted(
     session: Session, named: list[str], worker: int, found: list[str]
 ) -> None:
     values = {"queues": named, "worker": worker}
-    rows = session.execute(consume.look(MODELS), values)
+    rows = session.execute(consume.check_queues(MODELS), values)
     assert sorted(f"{row.queue} {row.found}" for row in rows) == found
 
 
 def test_nothing_is_ready_in_a_queue_of_leases_and_scheduled_messages(session: Session) -> None:
     session.execute(sa.delete(TABLES.message).where(TABLES.message.c.id == scene.ELSEWHERE))
     values = {"queues": ["other"], "worker": scene.BUSY}
-    rows = session.execute(consume.look(MODELS), values).all()
+    rows = session.execute(consume.check_queues(MODELS), values).all()
     assert [(row.queue, row.found) for row in rows] == [("other", "exhausted")]
 
 
@@ -313,14 +313,14 @@ def test_a_look_finds_what_is_ready_behind_an_urgent_message_that_is_scheduled(
     behind = sa.insert(TABLES.message).values(queue_id=scene.SHORT, payload="1")
     session.execute(behind.values(priority=-5, vt=sa.text("now() + interval '1 day'")))
     values = {"queues": ["short"], "worker": scene.BUSY}
-    assert session.execute(consume.look(MODELS), values).all() == []
+    assert session.execute(consume.check_queues(MODELS), values).all() == []
     session.execute(behind.values(priority=3))
-    assert session.execute(consume.look(MODELS), values).all() == [("short", "ready")]
+    assert session.execute(consume.check_queues(MODELS), values).all() == [("short", "ready")]
 
 
 def test_what_a_turn_without_a_reply_has_leased_is_handed_back_uncharged(session: Session) -> None:
     values = scene.unanswered(scene.BUSY, known=[scene.token(scene.LEASED)])
-    seen = Seen(session, consume.hand_back(MODELS), values)
+    seen = Seen(session, consume.release_unanswered(MODELS), values)
     assert seen.changed == {"messages": {scene.LAST}}
     assert ids(seen) == [scene.LAST]
     row = seen.now["messages", scene.LAST]
@@ -346,14 +346,14 @@ def test_only_what_a_turn_without_a_reply_can_have_leased_is_handed_back(
     session: Session, changes: dict[str, Any], given_back: set[int]
 ) -> None:
     values = scene.unanswered(scene.BUSY, **changes)
-    assert {*ids(Seen(session, consume.hand_back(MODELS), values))} == given_back
+    assert {*ids(Seen(session, consume.release_unanswered(MODELS), values))} == given_back
 
 
 def test_a_lease_that_was_extended_is_not_handed_back(session: Session) -> None:
     """Nobody extends what nobody knows of."""
     longer = sa.text("UPDATE pgqrs_messages SET vt = vt + interval '1 s' WHERE id = :id")
     session.execute(longer, {"id": scene.LEASED})
-    seen = Seen(session, consume.hand_back(MODELS), scene.unanswered(scene.BUSY))
+    seen = Seen(session, consume.release_unanswered(MODELS), scene.unanswered(scene.BUSY))
     assert ids(seen) == [scene.LAST]
 
 
@@ -361,7 +361,7 @@ def test_a_lease_that_was_extended_is_not_handed_back(session: Session) -> None:
 
 
 def test_only_the_exhausted_of_one_queue_are_buried(session: Session) -> None:
-    seen = Seen(session, archive.bury(MODELS), {"queue": "mail", "limit": 9})
+    seen = Seen(session, archive.dead_letter_exhausted(MODELS), {"queue": "mail", "limit": 9})
     assert seen.gone == {"messages": {scene.SPENT}}
     assert ids(seen) == [scene.SPENT]
     (row,) = seen.new
@@ -411,7 +411,7 @@ def test_a_key_that_is_live_in_another_queue_is_no_hindrance(session: Session) -
 
 def test_which_live_message_has_the_key_of_an_archived_one(session: Session) -> None:
     asked = {"ids": [scene.OLD, scene.DEAD, scene.LIVE_KEY, 999]}
-    rows = session.execute(archive.movable(MODELS), asked).all()
+    rows = session.execute(archive.requeue_candidates(MODELS), asked).all()
     assert sorted((row.id, row.original_msg_id, row.live_id) for row in rows) == [
         (scene.OLD, 101, None),
         (scene.DEAD, 102, None),
@@ -789,7 +789,7 @@ def test_one_queue_is_read_changed_and_emptied(session: Session) -> None:
     update = queues.update(MODELS, ("lease_seconds",))
     seen = Seen(session, update, {"queue": "other", "new_lease_seconds": 99})
     assert (seen.changed, seen.columns("queues", OTHER)) == ({"queues": {OTHER}}, {"lease_seconds"})
-    counted = session.execute(queues.holdings(MODELS), {"queue": "other"}).one()
+    counted = session.execute(queues.contents(MODELS), {"queue": "other"}).one()
     assert tuple(counted) == (3, 1)
     # Of another queue, unchanged, leased since, gone; the tokens are those of the scene.
     ids = [scene.READY, scene.ELSEWHERE, scene.SUSPENDEDS, 99]
@@ -986,7 +986,7 @@ def test_leases_that_are_stuck_are_those_of_workers_that_are_stopped_or_gone(
 
 
 def test_what_one_worker_holds_is_given_back(session: Session) -> None:
-    seen = Seen(session, health.give_back(MODELS), {"worker_id": scene.BUSY})
+    seen = Seen(session, health.release_worker(MODELS), {"worker_id": scene.BUSY})
     assert seen.changed == {"messages": {scene.LEASED, scene.LAST}}
     for id_ in (scene.LEASED, scene.LAST):
         assert seen.columns("messages", id_) == {"vt", *HELD}
@@ -1025,7 +1025,7 @@ def test_there_are_no_orphans_in_the_scene(session: Session) -> None:
 
 
 OFTEN = {
-    "turn": consume.turn(MODELS),
+    "turn": consume.settle_and_lease(MODELS),
     "dequeue": lease.dequeue(MODELS, by_worker=True),
     "archive": settle.archive(MODELS),
     "enqueue": enqueue.one(MODELS, keyed=True, notify=True),

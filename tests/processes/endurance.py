@@ -106,7 +106,7 @@ def endure(server: OwnServer, nursery: Nursery, dbname: str, options: Options) -
         team = stack.enter_context(Team(address, direct, nursery))
         pooler = stack.enter_context(PgBouncer(address)) if options.poolers else None
         began = time.monotonic()
-        crew = [_hire(team, number, options, pooler) for number in range(options.workers)]
+        executor = [_start(team, number, options, pooler) for number in range(options.workers)]
         producers = _produce(engine, options)
 
         def say(what: str) -> None:
@@ -122,17 +122,17 @@ def endure(server: OwnServer, nursery: Nursery, dbname: str, options: Options) -
                 pooler.crash()
                 say("PgBouncer was killed and is back")
             else:
-                one = crew.pop(0)
+                one = executor.pop(0)
                 one.kill()
-                crew.append(_hire(team, len(team.workers), options, pooler))
-                say(f"{one.name} was killed, and replaced by {crew[-1].name}")
+                executor.append(_start(team, len(team.workers), options, pooler))
+                say(f"{one.name} was killed, and replaced by {executor[-1].name}")
         for one in producers:
             one.join(options.timeout)
         say("all is enqueued")
         team.emptied(options.timeout)
-        for one in crew:
+        for one in executor:
             one.terminate()
-        report.codes = [one.wait(90) for one in crew]
+        report.codes = [one.wait(90) for one in executor]
         report.seconds = time.monotonic() - began
         _audit(team, report)
     engine.dispose()
@@ -154,8 +154,8 @@ def _plan(options: Options) -> list[tuple[int, str]]:
     return [(step * place, what) for place, what in enumerate(order, 1)]
 
 
-def _hire(team: Team, number: int, options: Options, pooler: PgBouncer | None) -> Worker:
-    return team.hire(
+def _start(team: Team, number: int, options: Options, pooler: PgBouncer | None) -> Worker:
+    return team.start(
         KINDS[number % len(KINDS)],
         consumer={"concurrency": options.concurrency, "housekeeping": 5, "heartbeat": 2},
         on={"lease": options.lease, "prefetch": options.concurrency},

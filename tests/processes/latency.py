@@ -2,7 +2,7 @@
 
     python -m tests.processes.latency --messages 100
 
-With notifications (consumer and producer in two processes), with the nudge (both in one process),
+With notifications (consumer and producer in two processes), with the wake (both in one process),
 and with polling alone. One message at a time, with pauses that let the consumer fall idle.
 """
 
@@ -125,7 +125,7 @@ def main() -> None:
         print(f"{'':<24} {'p50':>8} {'p90':>8} {'p99':>8}   ms, {options.messages} messages")
         ways: list[tuple[str, Any, bool]] = [
             *((f"NOTIFY, {k}", apart(k, address, notify=True), True) for k in _KINDS),
-            ("nudge, sync", beside(address), False),
+            ("wake, sync", beside(address), False),
             ("polling, sync", apart("sync", address), False),
         ]
         for name, way, notify in ways:

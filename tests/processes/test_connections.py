@@ -23,7 +23,7 @@ def producing(team, units):
 def test_consumers_outlive_two_crashes_of_the_server(team, own):
     """One of each kind, and two producers: nothing is lost, and nothing is done twice."""
     for kind in KINDS:
-        team.hire(kind)
+        team.start(kind)
     team.registered(3)
     producers = [producing(team, range(at, 300, 2)) for at in range(2)]
     for settled in (60, 160):
@@ -33,14 +33,14 @@ def test_consumers_outlive_two_crashes_of_the_server(team, own):
         one.join(90)
     team.settled(300)
     team.emptied()
-    team.dismiss()
+    team.shutdown()
     found = team.audit()
     assert (found.committed, found.archived, found.dead) == (300, 300, 0)
 
 
 @kinds
 def test_consumers_outlive_the_end_of_their_backends(team, kind):
-    worker = team.hire(kind)
+    worker = team.start(kind)
     team.registered()
     team.send(*[{"ms": 1}] * 300)
     ended = 0
@@ -48,7 +48,7 @@ def test_consumers_outlive_the_end_of_their_backends(team, kind):
         team.settled(30 * part)
         ended += terminate_backends(team.address)
     team.emptied()
-    team.dismiss([worker])
+    team.shutdown([worker])
     found = team.audit()
     assert ended > 15
     assert (found.archived, found.dead) == (300, 0)
@@ -60,7 +60,7 @@ def test_consumers_outlive_the_end_of_pgbouncer(team, kind):
     """By SIGKILL: all connections through it end at once, in the midst of anything."""
     with PgBouncer(team.address) as pooler:
         direct = team.address.url()
-        worker = team.hire(
+        worker = team.start(
             kind, through=pooler.address, pooled=True, consumer={"listen_dsn": direct}
         )
         team.registered()
@@ -69,7 +69,7 @@ def test_consumers_outlive_the_end_of_pgbouncer(team, kind):
             team.settled(settled)
             pooler.crash()
         team.emptied()
-        team.dismiss([worker])
+        team.shutdown([worker])
     found = team.audit()
     assert (found.archived, found.dead) == (300, 0)
     assert worker.errors.count("tried again") >= 1
@@ -80,7 +80,7 @@ def test_consumers_outlive_the_end_of_pgbouncer(team, kind):
     ("sent", "attempts"), [(True, 1), (False, 2)], ids=["reply is lost", "commit is lost"]
 )
 def test_a_handler_whose_commit_was_not_answered_is_looked_up(team, proxy, kind, sent, attempts):
-    worker = team.hire(
+    worker = team.start(
         kind,
         through=team.address.via(*proxy.address),
         consumer={"housekeeping": None},  # which commits as well
@@ -92,7 +92,7 @@ def test_a_handler_whose_commit_was_not_answered_is_looked_up(team, proxy, kind,
     fault.wait()
     told = worker.expect("on_success")
     assert (told["attempt"], told["error"]) == (attempts, None)
-    team.dismiss([worker])
+    team.shutdown([worker])
     assert "on_lease_lost" not in [word for word, _ in worker.said]
     assert team.audit().attempts == attempts
 
@@ -106,9 +106,9 @@ def test_a_lost_reply_of_the_consumers_own_leaves_nothing_behind(team, proxy, ki
     team.send(*[{}] * 10)
     fault = proxy.lose_reply(statement)
     through = team.address.via(*proxy.address)
-    worker = team.hire(kind, through=through, on={"lease": 60}, retry={"max_attempts": 1})
+    worker = team.start(kind, through=through, on={"lease": 60}, retry={"max_attempts": 1})
     fault.wait()
     team.emptied()
-    team.dismiss([worker])
+    team.shutdown([worker])
     found = team.audit()
     assert (found.archived, found.dead) == (10, 0)

@@ -19,8 +19,8 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 @kinds
 def test_what_killed_processes_held_is_done_by_another(team, kind):
     settings = {"on": {"lease": 3}, "consumer": {"concurrency": 3}}
-    doomed = [team.hire(kind, **settings) for _ in range(3)]
-    last = team.hire(kind, **settings)
+    doomed = [team.start(kind, **settings) for _ in range(3)]
+    last = team.start(kind, **settings)
     team.registered(4)
     last.freeze()
     team.send(*[{"ms": 2}] * 20, *[{"do": "wait"}] * 12)
@@ -30,7 +30,7 @@ def test_what_killed_processes_held_is_done_by_another(team, kind):
     last.tell("go")
     last.thaw()
     team.emptied()
-    team.dismiss([last])
+    team.shutdown([last])
     found = team.audit()
     assert found.archived == 32
     assert found.attempts >= 32 + 3
@@ -39,8 +39,8 @@ def test_what_killed_processes_held_is_done_by_another(team, kind):
 @kinds
 def test_a_process_that_slept_past_its_lease_changes_nothing(team, kind):
     """SIGSTOP, the lease runs out, another takes it, SIGCONT: no effect, and it goes on working."""
-    sleeper = team.hire(kind, on={"lease": 5}, tell=["on_lease_lost", "on_success"])
-    other = team.hire("sync", consumer={"concurrency": 1})
+    sleeper = team.start(kind, on={"lease": 5}, tell=["on_lease_lost", "on_success"])
+    other = team.start("sync", consumer={"concurrency": 1})
     team.registered(2)
     other.freeze()
     team.send({"do": "wait"})
@@ -59,14 +59,14 @@ def test_a_process_that_slept_past_its_lease_changes_nothing(team, kind):
     sleeper.expect("on_success")
     other.tell("go")
     team.emptied()
-    team.dismiss()
+    team.shutdown()
     assert team.audit().effects == 2
 
 
 @kinds
 def test_a_process_that_was_taken_for_dead_registers_anew(team, kind, engine):
     team.send({"do": "wait"})
-    sleeper = team.hire(kind, tell=["on_lease_lost", "on_success"])
+    sleeper = team.start(kind, tell=["on_lease_lost", "on_success"])
     sleeper.expect("begun")
     sleeper.freeze()
     silent = "SELECT 1 FROM pgqrs_workers WHERE now() - heartbeat_at > interval '0.7 seconds'"
@@ -79,7 +79,7 @@ def test_a_process_that_was_taken_for_dead_registers_anew(team, kind, engine):
     # The same process takes the message once more, under its new name.
     assert sleeper.expect("on_success")["attempt"] == 2
     team.registered(1)
-    team.dismiss()
+    team.shutdown()
     rows = run_sql(team.address, "SELECT pid, status FROM pgqrs_workers")
     assert rows == [(sleeper.pid, "stopped")] * 2
     assert team.audit().effects == 1
@@ -88,13 +88,13 @@ def test_a_process_that_was_taken_for_dead_registers_anew(team, kind, engine):
 @pytest.mark.parametrize(("kind", "how", "code"), [("sync", "crash", 7), ("asyncpg", "oom", -9)])
 def test_a_message_that_kills_its_process_is_dead_after_its_attempts(team, kind, how, code):
     settings = {"on": {"lease": 3}, "consumer": {"concurrency": 1}, "retry": {"max_attempts": 3}}
-    workers = [team.hire(kind, **settings) for _ in range(4)]
+    workers = [team.start(kind, **settings) for _ in range(4)]
     team.registered(4)
     (poison,) = team.send({"do": how})
     until(lambda: sum(one.process.poll() == code for one in workers) == 3, "three have died")
     team.send({})
     team.emptied()
-    team.dismiss()
+    team.shutdown()
     found = team.audit()
     assert (found.archived, found.dead, found.started) == (1, 1, 4)
     dead = "SELECT original_msg_id FROM pgqrs_archive WHERE outcome = 'dead'"
@@ -103,10 +103,10 @@ def test_a_message_that_kills_its_process_is_dead_after_its_attempts(team, kind,
 
 @kinds
 def test_a_message_whose_handler_runs_out_of_memory_is_dead_after_its_attempts(team, kind):
-    worker = team.hire(kind, retry={"max_attempts": 3}, tell=["on_retry", "on_dead"])
+    worker = team.start(kind, retry={"max_attempts": 3}, tell=["on_retry", "on_dead"])
     team.send({"do": "memory"}, {})
     assert worker.expect("on_dead")["error"] == "MemoryError"
     team.emptied()
-    team.dismiss()
+    team.shutdown()
     found = team.audit()
     assert (found.archived, found.dead, found.started) == (1, 1, 4)

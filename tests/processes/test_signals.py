@@ -21,7 +21,7 @@ GIVEN_BACK = [(True, True, 1, 51)]
     [*((kind, signal.SIGTERM) for kind in KINDS), *((k, signal.SIGINT) for k in KINDS[:2])],
 )
 def test_a_process_that_is_told_to_end_finishes_its_handlers_first(team, kind, number):
-    worker = team.hire(kind, consumer={"concurrency": 2})
+    worker = team.start(kind, consumer={"concurrency": 2})
     team.send({"do": "wait"}, {"do": "wait"})
     worker.expect("begun")
     worker.expect("begun")
@@ -38,7 +38,7 @@ def test_a_process_that_is_told_to_end_finishes_its_handlers_first(team, kind, n
 @kinds
 def test_a_handler_that_does_not_end_in_time_gives_its_message_back(team, kind):
     # A lease that is long enough to show that it does not simply run out.
-    worker = team.hire(kind, consumer={"drain_timeout": 0.3}, on={"lease": 900})
+    worker = team.start(kind, consumer={"drain_timeout": 0.3}, on={"lease": 900})
     team.send({"do": "wait"})
     worker.expect("begun")
     worker.terminate()
@@ -49,7 +49,7 @@ def test_a_handler_that_does_not_end_in_time_gives_its_message_back(team, kind):
 
 @kinds
 def test_the_second_signal_does_not_wait(team, kind):
-    worker = team.hire(kind, consumer={"drain_timeout": 600}, on={"lease": 900})
+    worker = team.start(kind, consumer={"drain_timeout": 600}, on={"lease": 900})
     team.send({"do": "wait"})
     worker.expect("begun")
     worker.terminate()
@@ -61,7 +61,7 @@ def test_the_second_signal_does_not_wait(team, kind):
 
 @kinds
 def test_an_idle_process_ends_at_once(team, kind):
-    worker = team.hire(kind, consumer={"poll_interval": 600})
+    worker = team.start(kind, consumer={"poll_interval": 600})
     team.registered()
     worker.terminate()
     assert worker.wait() == 0, worker.errors
@@ -73,7 +73,7 @@ def test_a_process_under_load_leaves_no_lease_behind(team, kind):
     """The signal comes while leases are on their way: often enough to meet each moment."""
     team.send(*[{}] * 1500)
     for _ in range(4):
-        worker = team.hire(kind, consumer={"concurrency": 4}, on={"lease": 900, "prefetch": 8})
+        worker = team.start(kind, consumer={"concurrency": 4}, on={"lease": 900, "prefetch": 8})
         before = _done(team)
         until(lambda before=before: _done(team) > before + 20, "it works")
         worker.terminate()
@@ -92,7 +92,7 @@ def _done(team):
 def test_a_signal_is_heeded_while_the_database_does_not_answer_at_the_start(team, kind):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
         host, port = silent.getsockname()
-        worker = team.hire(kind, through=Address(host, port))
+        worker = team.start(kind, through=Address(host, port))
         connection, _ = silent.accept()
         with connection:
             worker.terminate()
@@ -104,7 +104,7 @@ def test_a_signal_is_heeded_while_the_database_does_not_answer_at_the_start(team
 )
 def test_a_signal_is_heeded_while_the_database_is_down(team, proxy, kind, busy):
     through = team.address.via(*proxy.address)
-    worker = team.hire(kind, through=through, consumer={"drain_timeout": 600}, on={"lease": 60})
+    worker = team.start(kind, through=through, consumer={"drain_timeout": 600}, on={"lease": 60})
     team.registered()
     if busy:
         team.send({"do": "wait"})
@@ -122,7 +122,7 @@ def test_a_settlement_that_the_database_does_not_take_does_not_keep_the_process(
     # With one message it leases no other: it is the settlement that it waits with.
     drain = {"drain_timeout": 600, "concurrency": 1}
     through = team.address.via(*proxy.address)
-    worker = team.hire(kind, through=through, consumer=drain, on={"lease": 60})
+    worker = team.start(kind, through=through, consumer=drain, on={"lease": 60})
     team.send({"do": "wait"})
     worker.expect("begun")
     proxy.close()

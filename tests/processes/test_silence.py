@@ -13,7 +13,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 @kinds
 def test_silent_connections_are_cut_and_running_handlers_keep_their_leases(team, proxy, kind):
     """The cable is cut: neither FIN nor RST. Its own connections go; new ones are to be had."""
-    worker = team.hire(
+    worker = team.start(
         kind,
         through=team.address.via(*proxy.address),
         on={"lease": 12},
@@ -38,14 +38,14 @@ def test_silent_connections_are_cut_and_running_handlers_keep_their_leases(team,
     proxy.cut_all()
     worker.tell("go")
     team.emptied()
-    team.dismiss([worker])
+    team.shutdown([worker])
     team.audit()
 
 
 @pytest.mark.parametrize("kind", ["sync", "asyncpg"])
 def test_a_read_only_spell_is_waited_for(team, kind):
     """A failover, or a full disk: the consumer waits, and works on by itself."""
-    worker = team.hire(kind)
+    worker = team.start(kind)
     team.registered()
     name = team.address.dbname
     run_sql(team.address, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
@@ -65,5 +65,5 @@ def test_a_read_only_spell_is_waited_for(team, kind):
     )
     terminate_backends(team.address)
     team.emptied()
-    team.dismiss([worker])
+    team.shutdown([worker])
     team.audit()

@@ -39,11 +39,11 @@ def told(*packages: dict[str, Any]) -> str:
     return json.dumps({"dependencies": packages, "fixes": []})
 
 
-def test_a_known_vulnerability_fails_with_the_release_that_mends_it(judge) -> None:
+def test_a_known_vulnerability_fails_with_the_release_that_fixes_it(judge) -> None:
     code, text = judge(1, told(CLEAN, VULNERABLE, UNKNOWN), "Found 2 known vulnerabilities")
     assert code == 1
-    assert "bad 2.0: CVE-1, mended in 2.1" in text
-    assert "bad 2.0: CVE-2, mended in no release" in text
+    assert "bad 2.0: CVE-1, fixed in 2.1" in text
+    assert "bad 2.0: CVE-2, fixed in no release" in text
 
 
 def test_it_fails_whatever_exit_code_it_came_with(judge) -> None:

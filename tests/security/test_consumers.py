@@ -265,23 +265,27 @@ def test_what_a_consumer_executes_only_in_trouble_needs_no_more_rights(
         QueueService(session).enqueue_many("mail", range(4))
     context = Context.of(None, None, None, allow_autocommit=True)
     with Session(login("consumer", more=())) as session, session.begin():
-        assert store.look_around(session, context) == "read committed"
+        assert store.server_info(session, context) == "read committed"
         service = QueueService(session)
         worker = service.workers.register("w", queues=["mail"])
         context = Context.of(None, None, worker.id, allow_autocommit=True)
-        assert store.look(session, context, ["mail"]).ready == {"mail"}
-        turn = store.turn(session, context, [], "mail", 1, timedelta(minutes=1), None)
-        again = store.turn(session, context, turn.leased, "mail", 2, timedelta(minutes=1), 3)
+        assert store.check_queues(session, context, ["mail"]).ready == {"mail"}
+        turn = store.settle_and_lease(session, context, [], "mail", 1, timedelta(minutes=1), None)
+        again = store.settle_and_lease(
+            session, context, turn.leased, "mail", 2, timedelta(minutes=1), 3
+        )
         assert again.settled == {turn.leased[0].id}
         assert store.renew(session, context, again.leased, timedelta(minutes=2))
-        store.hold(session, context, again.leased)
-        assert set(store.fates(session, context, turn.leased).values()) == {"archived"}
-        store.turn(session, context, [], "mail", 1, timedelta(minutes=1), None)
+        store.lock_messages(session, context, again.leased)
+        assert set(store.lookup_status(session, context, turn.leased).values()) == {"archived"}
+        store.settle_and_lease(session, context, [], "mail", 1, timedelta(minutes=1), None)
         now = time.monotonic()
-        lost = store.Unanswered(worker.id, "mail", timedelta(minutes=1), now - 60, now)
-        assert store.hand_back(session, context, [lost], [again.leased[0].fencing_token]) == 1
-        assert store.tidying(session, context)
+        lost = store.UnansweredLease(worker.id, "mail", timedelta(minutes=1), now - 60, now)
+        assert (
+            store.release_unanswered(session, context, [lost], [again.leased[0].fencing_token]) == 1
+        )
+        assert store.try_housekeeping_lock(session, context)
         notify.set_waiting(session, context, worker.id, None)
         double = service.workers.register("w", queues=["mail"])
-        registration._stop_doubles(session, context, double, timedelta(minutes=1))
+        registration._stop_namesakes(session, context, double, timedelta(minutes=1))
         assert service.workers.get(worker.id).status == "stopped"

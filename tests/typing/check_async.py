@@ -52,8 +52,8 @@ async def dequeue(service: AsyncQueueService) -> None:
     await service.check_schema()
 
 
-async def facets(service: AsyncQueueService) -> None:
-    """The facets give values."""
+async def resources(service: AsyncQueueService) -> None:
+    """The resources give values."""
     assert_type(service.queues, Queues)
     assert_type(service.messages, Messages)
     assert_type(service.archived, Archived)

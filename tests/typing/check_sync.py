@@ -81,8 +81,8 @@ def dequeue(service: QueueService, worker: WorkerInfo) -> None:
     assert_type(service.try_fail(delivery, "no", delay=Backoff().delay(1)), bool)
 
 
-def facets(service: QueueService) -> None:
-    """The facets give values."""
+def resources(service: QueueService) -> None:
+    """The resources give values."""
     assert_type(service.queues, Queues)
     assert_type(service.messages, Messages)
     assert_type(service.archived, Archived)

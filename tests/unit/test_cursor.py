@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from properties import at_least
 
-from pgqrs_sa._core.cursor import Floor, Moves, Start, interval
+from pgqrs_sa._core.cursor import CursorSnapshot, CursorUpdate, DequeueCursor, interval
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 INTERVAL = 1.0
@@ -39,7 +39,7 @@ class Queue:
         self.rows: dict[int, Row] = {}
         self.ids = 0
         self.passed_over_since: dict[int, float] = {}
-        self.floor = Floor(clock=lambda: self.now)
+        self.cursor = DequeueCursor(clock=lambda: self.now)
         self.took = 0.0
 
     def moment(self, back: float = 0.0) -> datetime:
@@ -59,13 +59,13 @@ class Queue:
         """Lease, and commit at once."""
         taken, moves = self.lease(limit)
         if moves is not None:
-            self.floor.moved(moves)
+            self.cursor.apply(moves)
         return taken
 
-    def lease(self, limit: int) -> tuple[list[Row], Moves | None]:
+    def lease(self, limit: int) -> tuple[list[Row], CursorUpdate | None]:
         """Lease, and return what counts when that is committed."""
-        start = self.floor.start()
-        taken = self._behind({} if start is None else start.places, limit)
+        start = self.cursor.snapshot()
+        taken = self._behind({} if start is None else start.positions, limit)
         if not taken and start is not None:
             start, taken = None, self._behind({}, limit)
         self._note_what_is_passed_over(taken)
@@ -73,10 +73,10 @@ class Queue:
             del self.rows[row.id]
             self.passed_over_since.pop(row.id, None)
         if not taken:
-            self.floor.emptied()
+            self.cursor.reset()
             return [], None
         full = len(taken) == limit
-        return taken, self.floor.took(TABLE, taken, start, full=full, seconds=self.took)
+        return taken, self.cursor.record(TABLE, taken, start, full=full, seconds=self.took)
 
     def roll_back(self, taken: list[Row]) -> None:
         """Let a lease not be committed."""
@@ -102,8 +102,8 @@ class Queue:
 
 
 def levels(queue: Queue) -> dict[int, int]:
-    start = queue.floor.start()
-    return {} if start is None else {level: place.id for level, place in start.places.items()}
+    start = queue.cursor.snapshot()
+    return {} if start is None else {level: place.id for level, place in start.positions.items()}
 
 
 def test_a_dequeue_begins_behind_the_last_message_of_each_priority():
@@ -119,7 +119,7 @@ def test_the_places_are_given_to_the_statement_as_json():
     queue = Queue()
     queue.add(3)
     queue.dequeue(1)
-    start = queue.floor.start()
+    start = queue.cursor.snapshot()
     assert start is not None
     place = '{"level":3,"vt":"2026-01-01 00:00:00+00:00","id":1}'
     assert start.as_json() == f'{{"f16384":[{place}]}}'
@@ -195,7 +195,7 @@ def test_when_the_next_reading_is_due_depends_on_no_commit():
     _, moves = queue.lease(1)
     queue.now = 9.0
     assert moves is not None
-    queue.floor.moved(moves)  # long after the next one was due
+    queue.cursor.apply(moves)  # long after the next one was due
     assert levels(queue) == {}
 
 
@@ -209,27 +209,29 @@ def test_a_place_comes_down_at_once_and_is_not_moved_up_by_what_began_before():
     late = [queue.add(0, back=30.0) for _ in range(4)]
     assert [row.id for row in queue.lease(1)[0]] == late[:1]  # not committed yet
     assert earlier is not None
-    queue.floor.moved(earlier)
+    queue.cursor.apply(earlier)
     assert [row.id for row in queue.dequeue(2)] == late[1:3]
     queue.roll_back(slow)
     assert [row.id for row in queue.dequeue(1)] == late[3:]
 
 
-def lease(floor: Floor, start: Start | None, *rows: tuple[int, int]) -> Moves:
+def lease(
+    cursor: DequeueCursor, start: CursorSnapshot | None, *rows: tuple[int, int]
+) -> CursorUpdate:
     """Note that messages of these priorities and ids were leased, by a batch that is full."""
     taken = [Row(priority, EPOCH + timedelta(seconds=id_), id_) for priority, id_ in rows]
-    return floor.took(TABLE, taken, start, full=True, seconds=0.0)
+    return cursor.record(TABLE, taken, start, full=True, seconds=0.0)
 
 
 def test_a_lease_that_began_before_a_reading_does_not_move_up_what_that_has_brought_down():
-    floor = Floor(clock=lambda: 0.0)
-    floor.moved(lease(floor, None, (0, 5)))
-    before = lease(floor, floor.start(), (0, 7), (1, 8))
-    lease(floor, None, (0, 2))  # from the beginning, where a late message was; not committed
-    floor.moved(before)
-    start = floor.start()
+    cursor = DequeueCursor(clock=lambda: 0.0)
+    cursor.apply(lease(cursor, None, (0, 5)))
+    before = lease(cursor, cursor.snapshot(), (0, 7), (1, 8))
+    lease(cursor, None, (0, 2))  # from the beginning, where a late message was; not committed
+    cursor.apply(before)
+    start = cursor.snapshot()
     assert start is not None
-    assert {level: place.id for level, place in start.places.items()} == {0: 1, 1: 8}
+    assert {level: place.id for level, place in start.positions.items()} == {0: 1, 1: 8}
 
 
 def test_leases_that_are_committed_in_another_order_move_a_place_as_far():
@@ -240,8 +242,8 @@ def test_leases_that_are_committed_in_another_order_move_a_place_as_far():
     (_, first), (_, second) = queue.lease(1), queue.lease(1)
     assert first is not None
     assert second is not None
-    queue.floor.moved(second)
-    queue.floor.moved(first)
+    queue.cursor.apply(second)
+    queue.cursor.apply(first)
     assert levels(queue) == {0: 3}
 
 
@@ -278,32 +280,32 @@ def test_a_level_that_a_full_batch_did_not_come_to_stays_due():
 
 
 def test_places_of_one_table_say_nothing_of_another():
-    floor = Floor(clock=lambda: 0.0)
+    cursor = DequeueCursor(clock=lambda: 0.0)
     ours, theirs = (Row(0, EPOCH + timedelta(hours=n), n) for n in (5, 1))
-    floor.moved(floor.took("f1", [ours], None, full=True, seconds=0.0))
-    start = floor.start()
-    moves = floor.took("f2", [theirs], start, full=True, seconds=0.0)
-    assert floor.start() is None
-    floor.moved(moves)
-    assert floor.start() is not None
-    assert floor.start().table == "f2"
-    late = floor.took("f1", [ours], start, full=True, seconds=0.0)
-    floor.moved(moves)
-    assert floor.start() is None
-    floor.moved(late)
-    assert floor.start().places[0].id == 5
+    cursor.apply(cursor.record("f1", [ours], None, full=True, seconds=0.0))
+    start = cursor.snapshot()
+    moves = cursor.record("f2", [theirs], start, full=True, seconds=0.0)
+    assert cursor.snapshot() is None
+    cursor.apply(moves)
+    assert cursor.snapshot() is not None
+    assert cursor.snapshot().table == "f2"
+    late = cursor.record("f1", [ours], start, full=True, seconds=0.0)
+    cursor.apply(moves)
+    assert cursor.snapshot() is None
+    cursor.apply(late)
+    assert cursor.snapshot().positions[0].id == 5
 
 
 def test_a_reading_of_another_table_is_not_due_when_that_of_the_first_was():
     now = 0.0
-    floor = Floor(clock=lambda: now)
+    cursor = DequeueCursor(clock=lambda: now)
     row = Row(0, EPOCH, 1)
-    floor.moved(floor.took("f1", [row], None, full=True, seconds=0.0))
-    start = floor.start()
+    cursor.apply(cursor.record("f1", [row], None, full=True, seconds=0.0))
+    start = cursor.snapshot()
     now = 0.5
-    floor.moved(floor.took("f2", [row], start, full=True, seconds=0.0))
+    cursor.apply(cursor.record("f2", [row], start, full=True, seconds=0.0))
     now = 1.2
-    assert floor.start() is not None
+    assert cursor.snapshot() is not None
 
 
 def test_dequeues_of_one_transaction_count_together():
@@ -314,9 +316,9 @@ def test_dequeues_of_one_transaction_count_together():
     for _ in range(3):
         _, more = queue.lease(1)
         moves = more.after(moves)
-    queue.floor.moved(moves)
+    queue.cursor.apply(moves)
     assert levels(queue) == {0: 2, 1: 3}
-    assert Moves("f1", {}).after(moves) == Moves("f1", {})
+    assert CursorUpdate("f1", {}).after(moves) == CursorUpdate("f1", {})
 
 
 def test_the_levels_of_the_latest_leases_are_remembered_and_no_more_than_a_statement_should_ask():

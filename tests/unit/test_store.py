@@ -32,7 +32,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, *rows: list[Any]) -> list[Any]:
         found = left.pop(0)
         return SimpleNamespace(all=lambda: found, scalar_one=lambda: found[0])
 
-    monkeypatch.setattr(store, "run", run)
+    monkeypatch.setattr(store, "execute", run)
     return asked
 
 
@@ -42,10 +42,10 @@ def test_leases_without_an_answer_are_looked_for_between_two_moments_of_the_serv
     monkeypatch.setattr(store, "time", SimpleNamespace(monotonic=lambda: next(moments)))
     lease = timedelta(minutes=1)
     turns = [
-        store.Unanswered(7, "mail", lease, since=90.0, until=95.0),
-        store.Unanswered(8, "other", lease, since=96.0, until=99.0),
+        store.UnansweredLease(7, "mail", lease, since=90.0, until=95.0),
+        store.UnansweredLease(8, "other", lease, since=96.0, until=99.0),
     ]
-    assert store.hand_back(SESSION, CONTEXT, turns, {3, 1}) == 3
+    assert store.release_unanswered(SESSION, CONTEXT, turns, {3, 1}) == 3
     assert asked[1] == {
         "worker_id": 7,
         "queue": "mail",
@@ -63,9 +63,9 @@ def test_messages_are_locked_all_together_or_the_lease_is_lost(monkeypatch):
     lost = LeaseLost({})
     monkeypatch.setattr(store.settle, "lease_lost", lambda *_: lost)
     answers(monkeypatch, ["1", "2"], ["1"])
-    store.hold(SESSION, CONTEXT, held)
+    store.lock_messages(SESSION, CONTEXT, held)
     with pytest.raises(LeaseLost) as caught:
-        store.hold(SESSION, CONTEXT, held)
+        store.lock_messages(SESSION, CONTEXT, held)
     assert caught.value is lost
 
 
@@ -85,4 +85,4 @@ def test_what_became_of_a_delivery_is_told_by_its_own_token(monkeypatch, rows, f
         for token, held, settled, state in rows
     ]
     answers(monkeypatch, made)
-    assert store.fates(SESSION, CONTEXT, [delivery(1)]) == {1: fate}
+    assert store.lookup_status(SESSION, CONTEXT, [delivery(1)]) == {1: fate}

@@ -68,7 +68,7 @@ class Nowhere(tzinfo):
 @each_case("name", ["delay", "items[3].lease"])
 def test_a_duration_that_cannot_be_is_refused(value, problem, positive, name):
     with pytest.raises(DelayError) as caught:
-        validation.duration(value, name, positive=positive)
+        validation.validate_duration(value, name, positive=positive)
 
     expected = problem.replace("0 or more", "more than 0") if positive else problem
     assert str(caught.value).startswith(name)
@@ -93,7 +93,7 @@ def test_a_duration_that_cannot_be_is_refused(value, problem, positive, name):
     ],
 )
 def test_a_duration_is_seconds_or_a_timedelta(value, span):
-    result = validation.duration(value)
+    result = validation.validate_duration(value)
 
     assert result == span
     assert type(result) is timedelta
@@ -102,27 +102,27 @@ def test_a_duration_is_seconds_or_a_timedelta(value, span):
 @each_case("value", [0, 0.0, -0.0, timedelta(0), 1e-9, 4e-7])
 def test_a_duration_that_rounds_to_nothing_is_refused_where_it_must_be_positive(value):
     with pytest.raises(DelayError, match="lease must be more than 0 seconds, not"):
-        validation.duration(value, "lease", positive=True)
+        validation.validate_duration(value, "lease", positive=True)
 
 
 @each_case("value", [1e-6, 1, SECOND])
 def test_a_duration_above_nothing_is_positive(value):
-    assert validation.duration(value, positive=True) > timedelta(0)
+    assert validation.validate_duration(value, positive=True) > timedelta(0)
 
 
 def test_a_duration_may_end_up_to_the_end_of_time_and_not_there():
     left = validation.END_OF_TIME - datetime.now(UTC)
 
-    assert validation.duration(left - 60 * SECOND) == left - 60 * SECOND
+    assert validation.validate_duration(left - 60 * SECOND) == left - 60 * SECOND
     with pytest.raises(DelayError, match="past year 9998"):
-        validation.duration(left + 60 * SECOND)
+        validation.validate_duration(left + 60 * SECOND)
 
 
 @quick
 @given(st.floats() | st.integers(-(10**400), 10**400) | st.timedeltas())
 def test_any_number_is_a_span_that_ends_in_time_or_a_delay_error(value):
     try:
-        span = validation.duration(value)
+        span = validation.validate_duration(value)
     except DelayError:
         return
     assert timedelta(0) <= span
@@ -159,7 +159,7 @@ def test_any_number_is_a_span_that_ends_in_time_or_a_delay_error(value):
 @each_case("name", ["at", "items[3].at"])
 def test_a_moment_that_is_not_one_is_refused(value, problem, name):
     with pytest.raises(DelayError) as caught:
-        validation.moment(value, name)
+        validation.validate_moment(value, name)
 
     assert str(caught.value).startswith(name)
     assert problem in str(caught.value)
@@ -183,7 +183,7 @@ def test_a_moment_that_is_not_one_is_refused(value, problem, name):
     ],
 )
 def test_an_aware_moment_is_the_same_moment_in_utc(value):
-    result = validation.moment(value)
+    result = validation.validate_moment(value)
 
     assert result == value
     assert result.tzinfo is UTC
@@ -202,14 +202,14 @@ def test_an_aware_moment_is_the_same_moment_in_utc(value):
 def test_a_moment_at_a_change_of_the_clocks_follows_its_fold(wall, fold, utc):
     value = wall.replace(tzinfo=NEW_YORK, fold=fold)
 
-    assert validation.moment(value) == utc.replace(tzinfo=UTC)
+    assert validation.validate_moment(value) == utc.replace(tzinfo=UTC)
 
 
 @quick
 @given(st.datetimes(timezones=st.none() | st.timezones(), allow_imaginary=True))
 def test_any_datetime_is_a_storable_moment_or_a_delay_error(value):
     try:
-        result = validation.moment(value)
+        result = validation.validate_moment(value)
     except DelayError:
         return
     assert result.tzinfo is UTC
@@ -220,7 +220,7 @@ def test_any_datetime_is_a_storable_moment_or_a_delay_error(value):
 def test_a_delay_and_a_time_together_contradict_each_other():
     at = datetime(2030, 1, 1, tzinfo=UTC)
     with pytest.raises(DelayError) as caught:
-        validation.delay_or_at(0, at, "items[1].")
+        validation.validate_delay_or_at(0, at, "items[1].")
 
     assert "items[1].delay=0" in str(caught.value)
     assert repr(at) in str(caught.value)
@@ -235,13 +235,13 @@ def test_a_delay_and_a_time_together_contradict_each_other():
     ],
 )
 def test_at_most_one_of_delay_and_time_is_given(delay, at, both):
-    assert validation.delay_or_at(delay, at) == both
+    assert validation.validate_delay_or_at(delay, at) == both
 
 
 @each_case(("delay", "at", "name"), [(-1, None, "items[7].delay"), (None, "soon", "items[7].at")])
 def test_the_place_of_a_delay_or_time_is_named(delay, at, name):
     with pytest.raises(DelayError) as caught:
-        validation.delay_or_at(delay, at, "items[7].")
+        validation.validate_delay_or_at(delay, at, "items[7].")
 
     assert str(caught.value).startswith(name)
 
@@ -254,7 +254,7 @@ def test_the_place_of_a_delay_or_time_is_named(delay, at, name):
     ["mail", "a", "0", "A-z_0.9:/x", "a" * 128, "orders/eu/high", "select", "v1.2:dead", "a--"],
 )
 def test_a_queue_name_is_letters_digits_and_a_little_punctuation(name):
-    assert validation.check_queue_name(name) == name
+    assert validation.validate_queue_name(name) == name
 
 
 @each_case(
@@ -301,7 +301,7 @@ def test_a_queue_name_is_letters_digits_and_a_little_punctuation(name):
 )
 def test_a_string_that_is_no_queue_name_is_refused_and_shown(name):
     with pytest.raises(InvalidArgument) as caught:
-        validation.check_queue_name(name)
+        validation.validate_queue_name(name)
 
     assert repr(name) in str(caught.value)
     assert "starting with a letter or a digit" in str(caught.value)
@@ -311,7 +311,7 @@ def test_a_string_that_is_no_queue_name_is_refused_and_shown(name):
 @each_case("name", [None, 1, b"mail", ["mail"], True, object])
 def test_a_queue_name_that_is_no_string_is_refused_and_shown(name):
     with pytest.raises(InvalidArgument) as caught:
-        validation.check_queue_name(name)
+        validation.validate_queue_name(name)
 
     assert repr(name) in str(caught.value)
 
@@ -323,13 +323,13 @@ def test_a_queue_name_that_is_no_string_is_refused_and_shown(name):
     "key", ["k", "k" * 255, "é" * 255, "😀" * 255, " ", "order:7", "'; --", "a\nb"], ids=ascii
 )
 def test_a_key_is_text_of_1_to_255_characters(key):
-    assert validation.check_key(key) == key
+    assert validation.validate_key(key) == key
 
 
 @each_case("key", ["", "k" * 256, None, 7, b"k", True, ["k"], 1.5])
 def test_a_key_that_is_no_such_text_is_refused_and_shown(key):
     with pytest.raises(InvalidArgument, match=r"items\[2\]\.key must be a string of 1 to 255") as e:
-        validation.check_key(key, "items[2].")
+        validation.validate_key(key, "items[2].")
 
     assert repr(key) in str(e.value)
 
@@ -337,7 +337,7 @@ def test_a_key_that_is_no_such_text_is_refused_and_shown(key):
 @each_case(("key", "problem"), [("a\0", "NUL"), ("\ud83d", "lone surrogate")])
 def test_a_key_that_cannot_be_stored_is_refused(key, problem):
     with pytest.raises(PayloadError, match=problem) as caught:
-        validation.check_key(key, "items[2].")
+        validation.validate_key(key, "items[2].")
 
     assert caught.value.path == "items[2].key"
 
@@ -394,11 +394,11 @@ def test_headers_may_be_any_mapping_or_none_at_all():
 # -------------------------------------------------------------------------------- integers
 
 INTEGERS = {
-    "priority": (validation.check_priority, -32_768, 32_767),
-    "max_read_ct": (validation.check_max_read_ct, 1, 2_147_483_647),
-    "limit": (validation.checked_limit, 1, 2_147_483_647),
-    "id": (validation.checked_id, 1, 9_223_372_036_854_775_807),
-    "worker": (validation.worker_id, 1, 9_223_372_036_854_775_807),
+    "priority": (validation.validate_priority, -32_768, 32_767),
+    "max_read_ct": (validation.validate_max_read_ct, 1, 2_147_483_647),
+    "limit": (validation.validate_limit, 1, 2_147_483_647),
+    "id": (validation.validate_id, 1, 9_223_372_036_854_775_807),
+    "worker": (validation.validate_worker_id, 1, 9_223_372_036_854_775_807),
 }
 integers = each_case("name", list(INTEGERS))
 
@@ -428,7 +428,7 @@ def test_what_is_no_integer_is_refused_and_shown(name, value):
     assert str(caught.value) == f"{name} must be an integer, not {value!r}"
 
 
-@each_case("check", [validation.check_priority, validation.check_max_read_ct])
+@each_case("check", [validation.validate_priority, validation.validate_max_read_ct])
 def test_the_place_of_an_integer_is_named(check):
     with pytest.raises(InvalidArgument, match=r"^items\[5\]\."):
         check("x", "items[5].")
@@ -436,21 +436,21 @@ def test_the_place_of_an_integer_is_named(check):
 
 @each_case("worker", [7, Worker(id=7)])
 def test_a_worker_is_given_by_its_id_or_by_its_row(worker):
-    assert validation.worker_id(worker) == 7
+    assert validation.validate_worker_id(worker) == 7
 
 
 def test_what_has_an_id_but_is_no_worker_is_refused():
     with pytest.raises(InvalidArgument, match="worker must be an integer"):
-        validation.worker_id(SimpleNamespace(id=7))
+        validation.validate_worker_id(SimpleNamespace(id=7))
 
 
 def test_no_worker_is_no_worker():
-    assert validation.worker_id(None) is None
+    assert validation.validate_worker_id(None) is None
 
 
 def test_a_worker_row_that_was_never_flushed_has_no_id_to_give():
     with pytest.raises(InvalidArgument, match="worker must be an integer, not None"):
-        validation.worker_id(Worker(name="w"))
+        validation.validate_worker_id(Worker(name="w"))
 
 
 # ------------------------------------------------------------------------------- the rest
@@ -513,7 +513,7 @@ def test_a_list_may_be_any_iterable_and_is_read_once():
 
 @each_case(("where", "several"), [(None, ()), ("c", ("c",)), (["a", "b"], ("a", "b")), ((), ())])
 def test_criteria_are_one_several_or_none(where, several):
-    assert validation.criteria(where) == several
+    assert validation.validate_criteria(where) == several
 
 
 def test_suggestions_are_the_closest_names_best_first():
@@ -526,14 +526,14 @@ def test_suggestions_are_the_closest_names_best_first():
 
 
 OVERSIZED = {
-    "an integer that Python will not print, as a delay": lambda: validation.duration(HUGE),
-    "the same below zero": lambda: validation.duration(-HUGE),
-    "the same as a limit": lambda: validation.checked_limit(HUGE),
-    "the same as a key": lambda: validation.check_key(HUGE),
+    "an integer that Python will not print, as a delay": lambda: validation.validate_duration(HUGE),
+    "the same below zero": lambda: validation.validate_duration(-HUGE),
+    "the same as a limit": lambda: validation.validate_limit(HUGE),
+    "the same as a key": lambda: validation.validate_key(HUGE),
     "the same as the key of a header": lambda: validation.headers_text({HUGE: 1}),
-    "a megabyte as a key": lambda: validation.check_key("k" * 1_000_000),
-    "a megabyte as a queue": lambda: validation.check_queue_name("q" * 1_000_000),
-    "a megabyte as a delay": lambda: validation.duration("1" * 1_000_000),
+    "a megabyte as a key": lambda: validation.validate_key("k" * 1_000_000),
+    "a megabyte as a queue": lambda: validation.validate_queue_name("q" * 1_000_000),
+    "a megabyte as a delay": lambda: validation.validate_duration("1" * 1_000_000),
     "a megabyte instead of a list": lambda: validation.as_list("x" * 1_000_000, "items"),
     "a megabyte as the key of a header": lambda: validation.headers_text({b"k" * 1_000_000: 1}),
 }

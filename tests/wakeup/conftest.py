@@ -77,7 +77,7 @@ def waits(engine: sa.Engine) -> Callable[..., int]:
 
 
 @dataclass
-class Nudged:
+class Woken:
     """What a subscriber got since it was asked the last time."""
 
     names: list[str] = field(default_factory=list)
@@ -89,9 +89,9 @@ class Nudged:
 
 
 @pytest.fixture
-def nudged() -> Iterator[Nudged]:
-    nudged = Nudged()
-    unsubscribe = local.subscribe(nudged.names.append)
-    yield nudged
+def woken() -> Iterator[Woken]:
+    woken = Woken()
+    unsubscribe = local.subscribe(woken.names.append)
+    yield woken
     unsubscribe()
     assert not local.subscribed()

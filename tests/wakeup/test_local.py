@@ -52,41 +52,41 @@ WAYS = [enqueue, enqueue_many, enqueue_from, add, add_by_id]
 
 
 @pytest.mark.parametrize("put", WAYS)
-def test_subscribers_hear_of_it_after_the_commit(engine, nudged, put):
+def test_subscribers_hear_of_it_after_the_commit(engine, woken, put):
     with Session(engine) as session:
         put(session)
         session.flush()
-        assert nudged.take() == []
+        assert woken.take() == []
         session.commit()
-        assert nudged.take() == ["mail"]
+        assert woken.take() == ["mail"]
         put(session, "post")  # the same session, once more
         session.commit()
-        assert nudged.take() == ["post"]
+        assert woken.take() == ["post"]
         session.commit()
-        assert nudged.take() == []
+        assert woken.take() == []
 
 
 @pytest.mark.parametrize("put", WAYS)
-async def test_an_async_session_is_no_different(async_engine, nudged, put):
+async def test_an_async_session_is_no_different(async_engine, woken, put):
     async with AsyncSession(async_engine) as session:
         await session.run_sync(put)
         await session.flush()
-        assert nudged.take() == []
+        assert woken.take() == []
         await session.commit()
-        assert nudged.take() == ["mail"]
+        assert woken.take() == ["mail"]
         await session.run_sync(put, "post")
         await session.rollback()
         await session.commit()
-        assert nudged.take() == []
+        assert woken.take() == []
 
 
-async def test_the_awaited_service_nudges(async_engine, nudged):
+async def test_the_awaited_service_wakeups(async_engine, woken):
     async with AsyncSession(async_engine) as session, session.begin():
         await AsyncQueueService(session).enqueue("mail", 1)
-    assert nudged.take() == ["mail"]
+    assert woken.take() == ["mail"]
 
 
-def test_the_message_is_there_when_the_nudge_comes(engine):
+def test_the_message_is_there_when_the_wake_comes(engine):
     seen = []
 
     def look(queue):
@@ -101,52 +101,52 @@ def test_the_message_is_there_when_the_nudge_comes(engine):
     assert seen == [1]
 
 
-def test_each_queue_is_named_once_a_transaction(engine, nudged):
+def test_each_queue_is_named_once_a_transaction(engine, woken):
     with Session(engine) as session, session.begin():
         for put in (*WAYS, enqueue, add):
             put(session)
             if put is not enqueue_many:
                 put(session, "post")
 
-    assert sorted(nudged.take()) == ["mail", "post"]
+    assert sorted(woken.take()) == ["mail", "post"]
 
 
-def test_what_waits_for_its_time_and_what_was_there_already_is_not_named(engine, nudged):
+def test_what_waits_for_its_time_and_what_was_there_already_is_not_named(engine, woken):
     with Session(engine) as session:
         service = QueueService(session)
         service.enqueue("mail", 1, delay=60, key="k")
         service.enqueue_many("mail", [Item(1, delay=60)])
         session.add(Message(queue_name="mail", payload=1, delay=60))
         session.commit()
-        assert nudged.take() == []
+        assert woken.take() == []
         assert service.enqueue("mail", 1, key="k").duplicate
         service.enqueue_many("mail", [Item(1, key="k")])
         assert service.enqueue_from("mail", sa.select(sa.literal(1)).where(sa.false())) == 0
         session.commit()
-        assert nudged.take() == []
+        assert woken.take() == []
         # Whether a time has come is for the database's clock: here it is named.
         service.enqueue("mail", 1, at=datetime.now(UTC) - timedelta(seconds=1))
         session.commit()
-        assert nudged.take() == ["mail"]
+        assert woken.take() == ["mail"]
 
 
-def test_what_is_made_visible_by_hand_is_named(engine, nudged):
+def test_what_is_made_visible_by_hand_is_named(engine, woken):
     with Session(engine) as session:
         service = QueueService(session)
         waiting = service.enqueue("mail", 1, delay=60)
         service.enqueue("post", 1)
         service.archive(service.dequeue("post")[0])
         session.commit()
-        nudged.take()
+        woken.take()
         service.messages.reschedule(waiting.id, delay=30)
         session.commit()
-        assert nudged.take() == []
+        assert woken.take() == []
         service.messages.reschedule(waiting.id, delay=0)
         session.commit()
-        assert nudged.take() == ["mail"]
+        assert woken.take() == ["mail"]
         service.archived.requeue(service.archived.find("post")[0].id)
         session.commit()
-        assert nudged.take() == ["post"]
+        assert woken.take() == ["post"]
 
 
 def release(service, delivery):
@@ -162,42 +162,42 @@ def reclaim(service, delivery):
 
 
 @pytest.mark.parametrize("give_back", [release, fail_at_once, reclaim])
-def test_what_is_given_back_at_once_is_named(engine, nudged, give_back):
+def test_what_is_given_back_at_once_is_named(engine, woken, give_back):
     with Session(engine) as session:
         service = QueueService(session)
         worker = service.workers.register("w")
         service.enqueue("mail", 1)
         (delivery,) = service.dequeue("mail", worker=worker)
         session.commit()
-        nudged.take()
+        woken.take()
         give_back(service, delivery)
-        assert nudged.take() == []
+        assert woken.take() == []
         session.commit()
-        assert nudged.take() == ["mail"]
+        assert woken.take() == ["mail"]
 
 
-def test_what_is_given_back_for_later_is_not_named(engine, nudged):
+def test_what_is_given_back_for_later_is_not_named(engine, woken):
     with Session(engine) as session:
         service = QueueService(session)
         service.enqueue_many("mail", [1, 2, 3])
         first, second, third = service.dequeue("mail", 3)
         session.commit()
-        nudged.take()
+        woken.take()
         service.release(first, delay=60)
         service.fail(second, "broken", delay=timedelta(minutes=1))
         service.fail(third, "broken")
         session.commit()
-        assert nudged.take() == []
+        assert woken.take() == []
 
 
-def test_a_queue_that_is_resumed_is_named(engine, nudged):
+def test_a_queue_that_is_resumed_is_named(engine, woken):
     with Session(engine) as session:
         QueueService(session).queues.pause("mail")
         session.commit()
-        assert nudged.take() == []
+        assert woken.take() == []
         QueueService(session).queues.resume("mail")
         session.commit()
-        assert nudged.take() == ["mail"]
+        assert woken.take() == ["mail"]
 
 
 def test_nobody_asks_the_database_for_a_name_when_nobody_has_subscribed(engine):
@@ -215,7 +215,7 @@ def test_nobody_asks_the_database_for_a_name_when_nobody_has_subscribed(engine):
 
 @pytest.mark.parametrize("put", WAYS)
 @pytest.mark.parametrize("end", [Session.rollback, Session.close, Session.reset])
-def test_without_a_commit_it_is_forgotten(engine, nudged, put, end):
+def test_without_a_commit_it_is_forgotten(engine, woken, put, end):
     with Session(engine) as session:
         put(session)
         session.flush()
@@ -223,10 +223,10 @@ def test_without_a_commit_it_is_forgotten(engine, nudged, put, end):
         session.execute(sa.text("SELECT 1"))
         session.commit()
 
-    assert nudged.take() == []
+    assert woken.take() == []
 
 
-def test_a_session_that_was_left_behind_is_forgotten(engine, nudged):
+def test_a_session_that_was_left_behind_is_forgotten(engine, woken):
     session = Session(engine)
     enqueue(session)
     session.connection().invalidate()  # or its connection would be missed in the pool
@@ -235,10 +235,10 @@ def test_a_session_that_was_left_behind_is_forgotten(engine, nudged):
     with Session(engine) as session, session.begin():
         session.execute(sa.text("SELECT 1"))
 
-    assert nudged.take() == []
+    assert woken.take() == []
 
 
-def test_a_commit_that_fails_nudges_nobody(engine, nudged):
+def test_a_commit_that_fails_wakeups_nobody(engine, woken):
     with engine.begin() as connection:
         connection.exec_driver_sql(
             "CREATE TABLE IF NOT EXISTS picky (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)"
@@ -251,7 +251,7 @@ def test_a_commit_that_fails_nudges_nobody(engine, nudged):
         session.rollback()
         session.commit()
 
-    assert nudged.take() == []
+    assert woken.take() == []
 
 
 @pytest.mark.parametrize("put", [enqueue, add])
@@ -269,7 +269,7 @@ def test_a_commit_that_fails_nudges_nobody(engine, nudged):
     ],
 )
 def test_nothing_is_lost_to_savepoints_and_nothing_comes_before_the_commit(
-    engine, nudged, put, steps, committed
+    engine, woken, put, steps, committed
 ):
     with Session(engine) as session:
         open_ = []
@@ -283,9 +283,9 @@ def test_nothing_is_lost_to_savepoints_and_nothing_comes_before_the_commit(
             else:
                 put(session, "post" if step == "post" else "mail")
                 session.flush()
-            assert nudged.take() == []
+            assert woken.take() == []
         session.commit()
-        got = nudged.take()
+        got = woken.take()
         # What was undone may be missing or there; what is committed is named, and once.
         assert set(got) <= set(committed)
         assert len(got) == len(set(got))
@@ -299,28 +299,28 @@ def test_nothing_is_lost_to_savepoints_and_nothing_comes_before_the_commit(
                 assert name in got
 
 
-def test_a_commit_that_releases_open_savepoints_names_all(engine, nudged):
+def test_a_commit_that_releases_open_savepoints_names_all(engine, woken):
     with Session(engine) as session:
         enqueue(session)
         session.begin_nested()
         enqueue(session, "post")
         session.commit()
-        assert sorted(nudged.take()) == ["mail", "post"]
+        assert sorted(woken.take()) == ["mail", "post"]
         session.begin_nested()
         enqueue(session)
         session.rollback()
         session.commit()
-        assert nudged.take() == []
+        assert woken.take() == []
 
 
-def test_a_failed_flush_in_a_savepoint_loses_nothing(engine, nudged):
+def test_a_failed_flush_in_a_savepoint_loses_nothing(engine, woken):
     with Session(engine) as session, session.begin():
         enqueue(session)
         with pytest.raises(sa.exc.IntegrityError), session.begin_nested():
             session.execute(sa.text("INSERT INTO pgqrs_queues (queue_name) VALUES ('mail')"))
         add(session, "post")
 
-    assert sorted(nudged.take()) == ["mail", "post"]
+    assert sorted(woken.take()) == ["mail", "post"]
 
 
 # ------------------------------------------------------------ sessions on a given connection
@@ -329,7 +329,7 @@ def test_a_failed_flush_in_a_savepoint_loses_nothing(engine, nudged):
 @pytest.mark.parametrize("mode", ["conditional_savepoint", "rollback_only", "create_savepoint"])
 @pytest.mark.parametrize("ending", ["commit", "close"])
 def test_a_session_that_was_joined_to_a_transaction_waits_for_its_commit(
-    engine, nudged, mode, ending
+    engine, woken, mode, ending
 ):
     with engine.connect() as connection:
         with connection.begin():
@@ -337,17 +337,17 @@ def test_a_session_that_was_joined_to_a_transaction_waits_for_its_commit(
                 enqueue(session)
                 if ending == "commit":
                     session.commit()
-            assert nudged.take() == []
+            assert woken.take() == []
         # A session that closes its own savepoint has undone it, and may be named all the same.
         kept = ending == "commit" or mode != "create_savepoint"
-        assert nudged.take() == ["mail"] or not kept
+        assert woken.take() == ["mail"] or not kept
         with connection.begin():
             connection.execute(sa.text("SELECT 1"))
-        assert nudged.take() == []
+        assert woken.take() == []
 
 
 @pytest.mark.parametrize("mode", ["conditional_savepoint", "rollback_only", "create_savepoint"])
-def test_a_joined_transaction_that_is_rolled_back_names_nothing(engine, nudged, mode):
+def test_a_joined_transaction_that_is_rolled_back_names_nothing(engine, woken, mode):
     with engine.connect() as connection:
         outer = connection.begin()
         with Session(connection, join_transaction_mode=mode) as session:
@@ -357,41 +357,41 @@ def test_a_joined_transaction_that_is_rolled_back_names_nothing(engine, nudged, 
         with connection.begin():
             connection.execute(sa.text("SELECT 1"))
 
-    assert nudged.take() == []
+    assert woken.take() == []
 
 
-def test_a_transaction_that_is_committed_beneath_a_session_names_all(engine, nudged):
+def test_a_transaction_that_is_committed_beneath_a_session_names_all(engine, woken):
     with engine.connect() as connection, Session(connection) as session:
         for _ in range(2):
             outer = connection.begin() if not connection.in_transaction() else None
             enqueue(session)
             (outer or connection).commit()
-            assert nudged.take() == ["mail"]
+            assert woken.take() == ["mail"]
 
 
 @pytest.mark.parametrize("mode", ["conditional_savepoint", "control_fully"])
-def test_a_session_whose_connection_is_given_but_idle_commits_by_itself(engine, nudged, mode):
+def test_a_session_whose_connection_is_given_but_idle_commits_by_itself(engine, woken, mode):
     with engine.connect() as connection:
         if mode == "control_fully":
             connection.begin()
         with Session(connection, join_transaction_mode=mode) as session:
             enqueue(session)
             session.commit()
-            assert "mail" in nudged.take()
+            assert "mail" in woken.take()
         assert not connection.in_transaction()
 
 
-async def test_an_async_session_may_be_joined_as_well(async_engine, nudged):
+async def test_an_async_session_may_be_joined_as_well(async_engine, woken):
     async with async_engine.connect() as connection:
         async with connection.begin():
             async with AsyncSession(connection) as session:
                 await AsyncQueueService(session).enqueue("mail", 1)
                 await session.commit()
-            assert nudged.take() == []
-        assert nudged.take() == ["mail"]
+            assert woken.take() == []
+        assert woken.take() == ["mail"]
 
 
-def test_a_connection_is_not_kept_for_it(engine, nudged):
+def test_a_connection_is_not_kept_for_it(engine, woken):
     with engine.connect() as connection, connection.begin(), Session(connection) as session:
         enqueue(session)
     del connection, session
@@ -436,7 +436,7 @@ def test_what_was_enqueued_before_somebody_subscribed_is_named_at_the_commit(eng
     assert names == ["mail"]
 
 
-def test_a_subscriber_that_fails_hurts_nobody(engine, nudged, caplog):
+def test_a_subscriber_that_fails_hurts_nobody(engine, woken, caplog):
     def fail(queue):
         raise RuntimeError(f"no {queue}")
 
@@ -450,7 +450,7 @@ def test_a_subscriber_that_fails_hurts_nobody(engine, nudged, caplog):
     end()
     end_later()
 
-    assert nudged.take() == later == ["mail"]
+    assert woken.take() == later == ["mail"]
     assert "no mail" in caplog.text
 
 
@@ -470,7 +470,7 @@ def test_it_is_called_in_the_thread_that_commits(engine):
     assert threads == [thread]
 
 
-def test_sessions_of_one_maker_share_nothing(engine, nudged):
+def test_sessions_of_one_maker_share_nothing(engine, woken):
     maker = sessionmaker(engine, info={"app": 1})
     with maker() as one, maker() as other:
         enqueue(one)
@@ -479,7 +479,7 @@ def test_sessions_of_one_maker_share_nothing(engine, nudged):
         one.commit()
         other.commit()
 
-    assert nudged.take() == ["mail"]
+    assert woken.take() == ["mail"]
     assert maker.kw["info"] == {"app": 1}
 
 
@@ -496,11 +496,11 @@ def test_a_session_remembers_nothing_after_its_transaction(engine):
 def test_the_consumers_of_a_parent_are_not_those_of_its_child():
     code = (
         "import os\n"
-        "from pgqrs_sa import nudge\n"
-        "nudge.subscribe(print)\n"
+        "from pgqrs_sa.wakeup import local\n"
+        "local.subscribe(print)\n"
         "pid = os.fork()\n"
         "if pid: os.waitpid(pid, 0)\n"
-        "print('parent' if pid else 'child', nudge.subscribed(), flush=True)\n"
+        "print('parent' if pid else 'child', local.subscribed(), flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

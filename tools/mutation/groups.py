@@ -47,8 +47,16 @@ _BUILDERS = (
     *(f"_core/sql/{name}" for name in ("fragments", "integrity", "queries", "counts", "health")),
 )
 _RUNTIME = (
-    *("_keep_watch", "_watch_crew", "_pause", "_end_by_itself", "_begin", "_return_waiting"),
-    *("_give_back", "next_unit", "next_ready", "_claimed", "_begun", "finished", "_report"),
+    *("_watch", "_check_executor", "_pause", "_shut_down", "_accept", "_release_unstarted"),
+    *(
+        "_release",
+        "next_invocation",
+        "next_ready_invocation",
+        "_claim",
+        "_mark_started",
+        "finished",
+        "_report",
+    ),
     *("fatal", "_unreachable", "over", "drain", "idle", "wait_idle", "close", "_close", "_join"),
 )
 """Without how it is put together, and what others are asked for."""
@@ -66,7 +74,7 @@ GROUPS: Mapping[str, Group] = {
     "dispatching": Group(
         {
             **dict.fromkeys(("consumer/scheduler", "consumer/leader", "consumer/dispatcher"), ()),
-            "consumer/connection": ("Line", "_in_two_parts"),
+            "consumer/connection": ("ConsumerConnection", "_prepares_separately"),
             "consumer/runtime": tuple(f"Runtime.{name}" for name in _RUNTIME),
         },
         (

@@ -19,25 +19,25 @@ _TYPES = "For the type checker: at this place it is never None."
 REASONS: Mapping[tuple[str, str, str, str], str] = {
     (
         "consumer/dispatcher",
-        "Desk._ask_for_notifications",
+        "Dispatcher._ask_for_notifications",
         "boundary",
-        "self._schedule.idle_for(now) < _IDLE_AFTER -> self._schedule.idle_for(now) <= _IDLE_AFTER",
+        "self._scheduler.idle_for(now) < _IDLE_AFTER -> self._scheduler.idle_for(now) <= _IDLE_AFTER",
     ): _MOMENT,
     (
         "consumer/dispatcher",
-        "Desk._step",
+        "Dispatcher._step",
         "boundary",
         "one.not_before <= now -> one.not_before < now",
     ): _MOMENT,
-    ("consumer/renewer", "Keeper._end_overdue", "operand", "or: timedelta(0)"): (
+    ("consumer/renewer", "LeaseRenewer._end_overdue", "operand", "or: timedelta(0)"): (
         f"{_TYPES} Only a handler with a timeout is overdue."
     ),
-    ("consumer/renewer", "Keeper._say_goodbye", "operand", "or: 0"): (
+    ("consumer/renewer", "LeaseRenewer._mark_stopped", "operand", "or: 0"): (
         f"{_TYPES} Without a worker the loop has no rounds."
     ),
     (
         "consumer/connection",
-        "Line._ready",
+        "ConsumerConnection._ready",
         "operand",
         "or: self._session.bind is not connection",
     ): (
@@ -46,11 +46,11 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
     ),
     (
         "consumer/connection",
-        "Line.watch",
+        "ConsumerConnection.abort_if_stuck",
         "boundary",
         "time.monotonic() - since > self._deadline -> time.monotonic() - since >= self._deadline",
     ): _MOMENT,
-    ("consumer/connection", "Line._timed", "removed", "self._session = None"): (
+    ("consumer/connection", "ConsumerConnection._timed", "removed", "self._session = None"): (
         "The connection is thrown away with it, and a session is only used with its own: this lets"
         " go of the broken one sooner."
     ),
@@ -75,7 +75,7 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
     ),
     (
         "consumer/leader",
-        "Seat._sit_down",
+        "LeaderFollower._lead",
         "boundary",
         (
             "time.monotonic() + rest < self._asleep_until -> time.monotonic() + rest <="
@@ -84,22 +84,25 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
     ): _MOMENT,
     (
         "consumer/leader",
-        "Seat._sleep",
+        "LeaderFollower._sleep",
         "boundary",
         "now >= self._asleep_until -> now > self._asleep_until",
     ): _MOMENT,
     (
         "consumer/leader",
-        "Seat._sleep",
+        "LeaderFollower._sleep",
         "boundary",
         (
-            "(spare := (self._since + LINGER - now)) > 0 -> "
-            "(spare := (self._since + LINGER - now)) >= 0"
+            "(spare := (self._oldest_task_at + LINGER - now)) > 0 -> "
+            "(spare := (self._oldest_task_at + LINGER - now)) >= 0"
         ),
     ): _MOMENT,
-    ("consumer/leader", "Seat.help", "operand", "and: not self._news.is_set()"): (
-        "What is set can be set again: asking first only saves the lock of the event."
-    ),
+    (
+        "consumer/leader",
+        "LeaderFollower.try_lead",
+        "operand",
+        "and: not self._has_tasks.is_set()",
+    ): ("What is set can be set again: asking first only saves the lock of the event."),
     ("_core/settlements", "_retry", "operand", "and: limit is not None"): (
         f"{_TYPES} A lease returns the limit of the message, of the consumer or of the queue."
     ),
@@ -128,7 +131,7 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
     ("_core/sql/lease", "_lease", "join", "any_level"): (
         "The same. It saves one look into the index for each dequeue."
     ),
-    ("_core/sql/fragments", "among", "conjunct", "message.c.id == func.any(ids_of(rows))"): (
+    ("_core/sql/fragments", "in_rows", "conjunct", "message.c.id == func.any(ids_of(rows))"): (
         "The join beside it says the same. It is there for the plan on tables whose statistics are"
         " wrong; PostgreSQL 18 does without it in every state that tests/db/test_plans.py has."
     ),

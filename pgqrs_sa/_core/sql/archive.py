@@ -16,14 +16,14 @@ from .. import states
 from ..states import now
 from .fragments import (
     array_bind,
-    capped,
-    chosen,
+    clamp_attempts,
+    copied_columns,
     ids_of,
-    kept,
+    interval_bind,
+    materialized,
     move_to_archive,
     queue_id,
     seconds,
-    span,
     tables,
 )
 
@@ -31,7 +31,7 @@ EXHAUSTED_REASON = "no attempts left: the last lease ran out"
 
 
 @cache
-def bury(models: Models) -> Executable:
+def dead_letter_exhausted(models: Models) -> Executable:
     """Archive as dead what is out of attempts and in nobody's hands.
 
     Their last holder cannot say so: it died, or it never came back.
@@ -48,7 +48,7 @@ def bury(models: Models) -> Executable:
     )
     return move_to_archive(
         models,
-        chosen(rows, "pgqrs_rows"),
+        materialized(rows, "pgqrs_rows"),
         outcome=sa.literal("dead", sa.Text),
         reason=sa.literal(EXHAUSTED_REASON, sa.Text),
     )
@@ -85,9 +85,9 @@ def requeue(models: Models) -> Executable:
         .order_by(archived.c.id)
         .with_for_update(of=archived)
     )
-    rows = chosen(chosen_rows, "pgqrs_rows")
+    rows = materialized(chosen_rows, "pgqrs_rows")
     changed = ("vt", "max_read_ct", "dequeued_at", "consumer_worker_id", "fencing_token")
-    unchanged = tuple(name for name in kept(models) if name not in changed)
+    unchanged = tuple(name for name in copied_columns(models) if name not in changed)
     gone = (
         sa.delete(archived)
         .where(
@@ -106,8 +106,8 @@ def requeue(models: Models) -> Executable:
     source = sa.select(
         gone.c.original_msg_id,
         *(gone.c[name] for name in unchanged),
-        now() + span("delay"),
-        capped(sa.cast(gone.c.read_ct, sa.BigInteger) + attempts),
+        now() + interval_bind("delay"),
+        clamp_attempts(sa.cast(gone.c.read_ct, sa.BigInteger) + attempts),
     ).order_by(sa.collate(gone.c.dedup_key, "C"), gone.c.queue_id)
     return (
         insert(message)
@@ -117,7 +117,7 @@ def requeue(models: Models) -> Executable:
 
 
 @cache
-def movable(models: Models) -> Executable:
+def requeue_candidates(models: Models) -> Executable:
     """The ids that archived messages had, and which live message has the key of one, or NULL.
 
     Binds: ids.
@@ -151,7 +151,7 @@ def prune(models: Models, *, one_queue: bool, by_retention: bool) -> Executable:
     # A retention beyond a thousand years would leave the range of timestamps.
     kept_for = func.least(queue.c.retention_seconds, 365_000 * 86_400.0, type_=sa.Double)
     # NULL keeps for ever: the comparison is then NULL as well.
-    lasts = seconds(kept_for) if by_retention else span("older_than")
+    lasts = seconds(kept_for) if by_retention else interval_bind("older_than")
     limit = sa.bindparam("limit", type_=sa.Integer)
     # Lateral, so that nothing is read of a queue but what goes.
     oldest = (
@@ -165,7 +165,7 @@ def prune(models: Models, *, one_queue: bool, by_retention: bool) -> Executable:
     rows = sa.select(oldest.c.id).select_from(queue.join(oldest, sa.true())).limit(limit)
     if one_queue:
         rows = rows.where(queue.c.queue_name == sa.bindparam("queue"))
-    chunk = chosen(rows, "pgqrs_rows")
+    chunk = materialized(rows, "pgqrs_rows")
     return sa.delete(archived).where(archived.c.id == func.any(ids_of(chunk)))
 
 

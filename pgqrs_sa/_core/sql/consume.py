@@ -12,11 +12,20 @@ from ...models import Models
 from .. import states
 from ..states import now
 from . import lease, settle
-from .fragments import MOVED, array_bind, capped, chosen, queue_id, span, tables, timestamp
+from .fragments import (
+    MOVED,
+    array_bind,
+    clamp_attempts,
+    interval_bind,
+    materialized,
+    queue_id,
+    tables,
+    timestamp,
+)
 
 
 @cache
-def turn(models: Models) -> Executable:
+def settle_and_lease(models: Models) -> Executable:
     """Archive what is done, and lease what comes next: one round trip, one commit.
 
     The two are about different rows, so that it does not matter in which order the server does
@@ -26,7 +35,7 @@ def turn(models: Models) -> Executable:
     Binds: those of `lease.dequeue` and of `settle.archive_plainly`.
     """
     leased = lease.dequeue(models, by_worker=True, tracked=False).cte("pq_leased")  # type: ignore[attr-defined]
-    settled = settle.archive_plainly(models).cte("pq_settled")  # type: ignore[attr-defined]
+    settled = settle.archive_done(models).cte("pq_settled")  # type: ignore[attr-defined]
     # In a row of its own: beside each message, 50 of them would be sent 50 times.
     ids = sa.select(sa.func.array_agg(settled.c.id).label("x")).scalar_subquery()
     told = sa.select(ids.label("settled")).subquery("told")
@@ -37,7 +46,7 @@ def turn(models: Models) -> Executable:
 
 
 @cache
-def look(models: Models) -> Executable:
+def check_queues(models: Models) -> Executable:
     """What some queues have: a row (queue, found) for each that has something, and no other row.
 
     ``found`` is ``ready`` (visible, in a queue that is not paused, and the worker may lease),
@@ -100,7 +109,7 @@ def _found(what: str, name: sa.ColumnElement[str]) -> Any:
 
 
 @cache
-def hand_back(models: Models) -> Executable:
+def release_unanswered(models: Models) -> Executable:
     """Give back, uncharged, what a worker has leased by a statement whose reply it did not get.
 
     Such a lease began while the worker waited for the reply, and nobody has extended it since. Its
@@ -118,20 +127,20 @@ def hand_back(models: Models) -> Executable:
             message.c.dequeued_at.between(
                 sa.bindparam("since", type_=timestamp), sa.bindparam("until", type_=timestamp)
             ),
-            message.c.vt == message.c.dequeued_at + span("lease"),
+            message.c.vt == message.c.dequeued_at + interval_bind("lease"),
             # Not NOT (token = ANY(...)): SQLAlchemy 2.0 makes token != ANY(...) of that.
             message.c.fencing_token != sa.func.all(array_bind("known", sa.BigInteger)),
         )
         .order_by(message.c.id)
         .with_for_update(skip_locked=True)
     )
-    rows = chosen(unknown, "pgqrs_unknown")
+    rows = materialized(unknown, "pgqrs_unknown")
     return (
         sa.update(message)
         .where(message.c.id == rows.c.id)
         .values(
             vt=now(),
-            max_read_ct=capped(sa.cast(message.c.max_read_ct, sa.BigInteger) + 1),
+            max_read_ct=clamp_attempts(sa.cast(message.c.max_read_ct, sa.BigInteger) + 1),
             dequeued_at=None,
             consumer_worker_id=None,
         )
@@ -146,7 +155,7 @@ def clock() -> Executable:
 
 
 @cache
-def hold(models: Models) -> Executable:
+def lock_messages(models: Models) -> Executable:
     """Lock messages that are held, so that nobody changes them until the transaction ends.
 
     Binds: ids, tokens.
@@ -156,7 +165,7 @@ def hold(models: Models) -> Executable:
 
 
 @cache
-def house_free(models: Models) -> Executable:
+def try_housekeeping_lock(models: Models) -> Executable:
     """Try for the right to tidy up: one consumer at a time, for the length of a transaction."""
     name = tables(models).message.fullname
     return sa.select(
@@ -165,7 +174,7 @@ def house_free(models: Models) -> Executable:
 
 
 @cache
-def surroundings() -> Executable:
+def server_info() -> Executable:
     """What a consumer asks of the server before it starts."""
     setting = sa.func.current_setting
     return sa.select(

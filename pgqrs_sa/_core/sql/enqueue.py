@@ -19,7 +19,16 @@ from sqlalchemy.sql.expression import SelectBase
 from ...models import Models
 from ..states import now
 from . import wakeup
-from .fragments import array_bind, json_bind, queue_id, seconds, span, tables, timestamp, when
+from .fragments import (
+    array_bind,
+    interval_bind,
+    json_bind,
+    queue_id,
+    seconds,
+    tables,
+    timestamp,
+    visible_at,
+)
 
 _COLUMNS = (
     "queue_id",
@@ -68,7 +77,7 @@ def one(models: Models, *, keyed: bool, notify: bool) -> Executable:
     source = sa.select(
         queue.c.id,
         json_bind("payload"),
-        when(span("delay"), sa.bindparam("at", type_=timestamp)),
+        visible_at(interval_bind("delay"), sa.bindparam("at", type_=timestamp)),
         sa.bindparam("priority", type_=sa.SmallInteger),
         json_bind("headers"),
         sa.bindparam("max_read_ct", type_=sa.Integer),
@@ -103,7 +112,7 @@ def many(models: Models, *, keyed: bool, notify: bool) -> Executable:
 
     columns = (
         item[0],
-        when(
+        visible_at(
             seconds(sa.cast(func.coalesce(text(1), "0"), sa.Double)),
             sa.cast(text(2), timestamp),
         ),
@@ -216,7 +225,7 @@ def from_select(models: Models, query: SelectBase, *, notify: bool) -> Executabl
     _, message, _, worker = tables(models)
     new = inserted.returning(message.c.vt).cte("pgqrs_new")
     wanted = sa.and_(func.bool_or(new.c.vt <= now()), wakeup.awaited(worker))
-    told = sa.case((wanted, wakeup.tell())).label("notified")
+    told = sa.case((wanted, wakeup.notify())).label("notified")
     return sa.select(func.count().label("inserted"), told).select_from(new)
 
 
@@ -264,7 +273,7 @@ def _selected(rows: sa.CTE) -> list[ColumnElement[Any]]:
         headers = func.nullif(func.to_jsonb(rows.c.headers), _json_null())
     return [
         _payload(rows),
-        when(delay, given("at", timestamp)),
+        visible_at(delay, given("at", timestamp)),
         given("priority", sa.SmallInteger, 0),
         headers,
         given("max_read_ct", sa.Integer),

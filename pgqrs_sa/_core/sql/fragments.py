@@ -74,7 +74,7 @@ def tables(models: Models) -> Tables:
 
 
 @cache
-def kept(models: Models) -> tuple[str, ...]:
+def copied_columns(models: Models) -> tuple[str, ...]:
     """Return the columns that a message takes along into the archive, and back.
 
     They are ours, and those that a host has added to both of its classes.
@@ -83,7 +83,7 @@ def kept(models: Models) -> tuple[str, ...]:
     return CONTENT + tuple(sorted(added - set(CONTENT) - {"id"}))
 
 
-def span(name: str) -> ColumnElement[Any]:
+def interval_bind(name: str) -> ColumnElement[Any]:
     """A bind parameter that holds a timedelta or None."""
     return sa.bindparam(name, type_=sa.Interval)
 
@@ -108,7 +108,7 @@ def elapsed(duration: ColumnElement[Any]) -> ColumnElement[timedelta]:
     return sa.type_coerce(sa.cast(sa.extract("epoch", duration), sa.Double), Elapsed())
 
 
-def when(delay: ColumnElement[Any], at: ColumnElement[Any]) -> ColumnElement[Any]:
+def visible_at(delay: ColumnElement[Any], at: ColumnElement[Any]) -> ColumnElement[Any]:
     """The moment that a delay or a time means; a time that has passed means now.
 
     A message is never placed before those that are visible already.
@@ -136,7 +136,7 @@ class _Written(sa.types.TypeDecorator[Sequence[Any]]):
         return None if value is None else f"{{{','.join(map(str, value))}}}"
 
 
-def written_bind(name: str, item: Any) -> ColumnElement[Any]:
+def array_text_bind(name: str, item: Any) -> ColumnElement[Any]:
     """As `array_bind`, of what needs no quotes, for the statements of every second.
 
     A driver turns the members into text one by one, in Python: for three lists of 50 that took a
@@ -145,7 +145,7 @@ def written_bind(name: str, item: Any) -> ColumnElement[Any]:
     return sa.cast(sa.bindparam(name, None, _Written()), sa.ARRAY(item))
 
 
-def unseen(bind: ColumnElement[Any]) -> ColumnElement[Any]:
+def hide_from_planner(bind: ColumnElement[Any]) -> ColumnElement[Any]:
     """A bind parameter whose value the planner does not look at.
 
     Seeing a list of one, it finds the plan for that cheaper than the one for any list, and plans
@@ -210,7 +210,7 @@ name it can only guess at the average queue, and reads a table of two queues who
 """
 
 
-def short(message: sa.Table) -> Any:
+def alias_short(message: sa.Table) -> Any:
     """The messages under a short name, for the statements of every second.
 
     psycopg keeps what it has made of a statement only if that has at most 4,096 characters; the
@@ -219,22 +219,22 @@ def short(message: sa.Table) -> Any:
     return message.alias("m")
 
 
-def in_no_hands(message: sa.Table) -> ColumnElement[bool]:
+def unleased(message: sa.Table) -> ColumnElement[bool]:
     """Nobody holds a live lease on it."""
     return sa.or_(message.c.dequeued_at.is_(None), message.c.vt <= now())
 
 
-def chosen(rows: HasCTE, name: str) -> sa.CTE:
+def materialized(rows: HasCTE, name: str) -> sa.CTE:
     """Rows that a statement locks first and changes then: never more of them than these."""
     return rows.cte(name).prefix_with("MATERIALIZED", dialect="postgresql")
 
 
-def capped(attempts: ColumnElement[Any]) -> ColumnElement[Any]:
+def clamp_attempts(attempts: ColumnElement[Any]) -> ColumnElement[Any]:
     """A number of attempts that its column can hold."""
     return sa.cast(func.least(sa.cast(attempts, sa.BigInteger), 2_147_483_647), sa.Integer)
 
 
-def among(message: Any, rows: sa.CTE) -> ColumnElement[bool]:
+def in_rows(message: Any, rows: sa.CTE) -> ColumnElement[bool]:
     """It is one of a few chosen rows, to be found again by the primary key.
 
     The join is what is meant; the list says it once more in a form that the planner turns into
@@ -262,14 +262,14 @@ def move_to_archive(
     ``last_error`` is kept of those for which it is not NULL; of the others, what they have.
     """
     archived = tables(models).archived
-    message = short(tables(models).message)
+    message = alias_short(tables(models).message)
     error: ColumnElement[Any] = message.c.last_error
     if last_error is not None:
         error = func.coalesce(last_error, error)
-    columns = [name for name in kept(models) if name != "last_error"]
+    columns = [name for name in copied_columns(models) if name != "last_error"]
     gone = (
         sa.delete(message)
-        .where(among(message, rows), *conditions)
+        .where(in_rows(message, rows), *conditions)
         .returning(
             message.c.id,
             *(message.c[name] for name in columns),

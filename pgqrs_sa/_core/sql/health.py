@@ -13,7 +13,7 @@ from ...models import Models
 from .. import states
 from ..states import now
 from . import counts
-from .fragments import elapsed, seconds, span, tables
+from .fragments import elapsed, interval_bind, seconds, tables
 
 BUCKETS = 8
 """How many spans of time `outflow` tells apart."""
@@ -59,7 +59,7 @@ def stuck_leases(models: Models) -> Executable:
         )
         .where(
             states.leased(message.c),
-            message.c.vt > now() + span("ahead"),
+            message.c.vt > now() + interval_bind("ahead"),
             message.c.consumer_worker_id.is_not(None),
             sa.not_(alive),
         )
@@ -69,7 +69,7 @@ def stuck_leases(models: Models) -> Executable:
 
 
 @cache
-def give_back(models: Models) -> Executable:
+def release_worker(models: Models) -> Executable:
     """Make visible what a worker holds, whether or not it is registered. Binds: worker_id."""
     message = tables(models).message
     return (
@@ -89,7 +89,7 @@ def silent_workers(models: Models) -> Executable:
     silence = now() - worker.c.heartbeat_at
     return (
         sa.select(worker.c.id, worker.c.name, worker.c.hostname, elapsed(silence).label("silence"))
-        .where(worker.c.status != sa.literal("stopped"), silence > span("silence"))
+        .where(worker.c.status != sa.literal("stopped"), silence > interval_bind("silence"))
         .order_by(worker.c.id)
     )
 
@@ -138,7 +138,7 @@ def overview(models: Models) -> Executable:
     Binds: since (a timedelta: what counts as having come in just now).
     """
     queue, message, _, _ = tables(models)
-    arrived = func.count().filter(message.c.enqueued_at > now() - span("since"))
+    arrived = func.count().filter(message.c.enqueued_at > now() - interval_bind("since"))
     live = counts.live_by_queue(
         models,
         *(counts.of_state(message.c, state) for state in counts.STATES),
@@ -180,7 +180,9 @@ def outflow(models: Models) -> Executable:
         sa.select(
             bucket,
             func.count().label("settled"),
-            func.count().filter(archived.c.enqueued_at > now() - span("step")).label("arrived"),
+            func.count()
+            .filter(archived.c.enqueued_at > now() - interval_bind("step"))
+            .label("arrived"),
         )
         .where(
             archived.c.queue_id == queue.c.id,

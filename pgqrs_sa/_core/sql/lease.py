@@ -16,16 +16,16 @@ from .. import states
 from ..states import now
 from .fragments import (
     TableName,
-    among,
-    chosen,
+    alias_short,
     content,
+    hide_from_planner,
+    in_rows,
+    interval_bind,
+    materialized,
     next_token,
     seconds,
-    short,
-    span,
     tables,
     timestamp,
-    unseen,
 )
 
 DELIVERED = (
@@ -57,7 +57,7 @@ def dequeue(models: Models, *, by_worker: bool, tracked: bool = True) -> Executa
     ``{table: [{"level": …, "vt": …, "id": …}]}``. They are used only where the table, which each
     row has in ``cursor_table``, is still the same.
     """
-    message = short(tables(models).message)
+    message = alias_short(tables(models).message)
     return _lease(message, _origin(models, by_worker=by_worker), (), tracked=tracked)
 
 
@@ -179,7 +179,7 @@ def _lease(
     # A limit that the planner cannot see it takes for a tenth of the rows, and walks the index in
     # its order. Seeing 50, where it believes in fewer rows than that, it sorts the whole backlog:
     # a queue table is often analysed while it is empty.
-    limit = unseen(sa.bindparam("limit", type_=sa.Integer))
+    limit = hide_from_planner(sa.bindparam("limit", type_=sa.Integer))
     levels = _levels(message, origin)
     visible = (
         sa.select(message.c.id, message.c.vt)
@@ -207,16 +207,16 @@ def _lease(
         .select_from(sa.join(levels, visible, any_level))
         .limit(limit)
     )
-    picked = chosen(first, "pq_p")
+    picked = materialized(first, "pq_p")
     lease = func.coalesce(
-        span("lease"), seconds(sa.select(origin.c.lease_seconds).scalar_subquery())
+        interval_bind("lease"), seconds(sa.select(origin.c.lease_seconds).scalar_subquery())
     )
     limit_of_queue = sa.select(origin.c.max_read_ct).scalar_subquery()
     texts = {one.name: one for one in content(message)}
     as_text = {"payload", "headers"}
     return (
         sa.update(message)
-        .where(among(message, picked))
+        .where(in_rows(message, picked))
         .values(
             vt=now() + lease,
             read_ct=message.c.read_ct + sa.literal_column("1"),

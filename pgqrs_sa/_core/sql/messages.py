@@ -14,15 +14,15 @@ from ...models import Models
 from .fragments import (
     MOVED,
     array_bind,
-    chosen,
-    in_no_hands,
+    interval_bind,
     json_bind,
+    materialized,
     move_to_archive,
     queue_id,
-    span,
     tables,
     timestamp,
-    when,
+    unleased,
+    visible_at,
 )
 
 
@@ -33,7 +33,7 @@ def _cancelled(models: Models, unheld: Select[Any]) -> Executable:
     """
     return move_to_archive(
         models,
-        chosen(unheld, "pgqrs_unheld"),
+        materialized(unheld, "pgqrs_unheld"),
         outcome=sa.literal("cancelled", sa.Text),
         reason=sa.bindparam("reason", type_=sa.Text),
     )
@@ -48,7 +48,7 @@ def cancel(models: Models) -> Executable:
     message = tables(models).message
     unheld = (
         sa.select(message.c.id)
-        .where(message.c.id == func.any(array_bind("ids", sa.BigInteger)), in_no_hands(message))
+        .where(message.c.id == func.any(array_bind("ids", sa.BigInteger)), unleased(message))
         .order_by(message.c.id)
         .with_for_update()
     )
@@ -65,7 +65,7 @@ def cancel_where(
     message = tables(models).message
     unheld = (
         sa.select(message.c.id)
-        .where(message.c.queue_id == queue_id(models), in_no_hands(message), *criteria)
+        .where(message.c.queue_id == queue_id(models), unleased(message), *criteria)
         .order_by(message.c.id)
         .with_for_update(of=message)
     )
@@ -83,11 +83,9 @@ def reschedule(models: Models) -> Executable:
     message = tables(models).message
     return (
         sa.update(message)
-        .where(
-            message.c.id == sa.bindparam("message_id", type_=sa.BigInteger), in_no_hands(message)
-        )
+        .where(message.c.id == sa.bindparam("message_id", type_=sa.BigInteger), unleased(message))
         .values(
-            vt=when(span("delay"), sa.bindparam("at", type_=timestamp)),
+            vt=visible_at(interval_bind("delay"), sa.bindparam("at", type_=timestamp)),
             max_read_ct=sa.case(
                 (message.c.max_read_ct <= message.c.read_ct, message.c.read_ct + 1),
                 else_=message.c.max_read_ct,
@@ -107,5 +105,5 @@ def leased_until(models: Models) -> Executable:
     """
     message = tables(models).message
     return sa.select(
-        message.c.id, sa.case((sa.not_(in_no_hands(message)), message.c.vt)).label("until")
+        message.c.id, sa.case((sa.not_(unleased(message)), message.c.vt)).label("until")
     ).where(message.c.id == func.any(array_bind("ids", sa.BigInteger)))

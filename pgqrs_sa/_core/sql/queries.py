@@ -14,7 +14,7 @@ from ...models import Models
 from ...types import MessageState, Outcome
 from .. import states
 from . import counts
-from .fragments import QUEUE_ID, chosen, content, ids_of, json_bind, outline, queue_id, tables
+from .fragments import QUEUE_ID, content, ids_of, json_bind, materialized, outline, queue_id, tables
 
 _Shown: TypeAlias = Callable[[sa.Table], Sequence[ColumnElement[Any]]]
 
@@ -81,7 +81,7 @@ def _among_exhausted(models: Models, *, in_queue: bool) -> ColumnElement[bool]:
     ids = sa.select(message.c.id).where(states.exhausted(message.c))
     if in_queue:
         ids = ids.where(message.c.queue_id == QUEUE_ID)
-    found = chosen(ids, "pgqrs_exhausted")
+    found = materialized(ids, "pgqrs_exhausted")
     return message.c.id == func.any(ids_of(found))
 
 

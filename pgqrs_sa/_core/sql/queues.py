@@ -18,7 +18,7 @@ from ...models import Models
 from .. import states
 from ..states import now
 from . import flush
-from .fragments import array_bind, chosen, queue_id, tables
+from .fragments import array_bind, materialized, queue_id, tables
 
 SETTINGS = ("lease_seconds", "max_read_ct", "retention_seconds", "max_payload_bytes")
 """The defaults of a queue that can be given at creation and changed later."""
@@ -162,7 +162,7 @@ def purge(models: Models) -> Executable:
         .limit(sa.bindparam("limit", type_=sa.BigInteger))
         .with_for_update()
     )
-    rows = chosen(lowest, "pgqrs_rows")
+    rows = materialized(lowest, "pgqrs_rows")
     return sa.delete(message).where(message.c.id == rows.c.id)
 
 
@@ -189,12 +189,12 @@ def purge_unchanged(models: Models) -> Executable:
         .order_by(message.c.id)
         .with_for_update(of=message)
     )
-    rows = chosen(unchanged, "pgqrs_rows")
+    rows = materialized(unchanged, "pgqrs_rows")
     return sa.delete(message).where(message.c.id == rows.c.id)
 
 
 @cache
-def holdings(models: Models) -> Executable:
+def contents(models: Models) -> Executable:
     """How many live and archived messages a queue has. Binds: queue."""
     _, message, archived, _ = tables(models)
 
@@ -264,7 +264,7 @@ def _lock_table(element: LockTable, compiler: SQLCompiler, **_options: Any) -> s
     return f"LOCK TABLE {compiler.preparer.format_table(element.table)} IN SHARE MODE"
 
 
-def keep_writers_out(models: Models) -> Executable:
+def lock_messages(models: Models) -> Executable:
     """Let nobody enqueue while a queue is being deleted.
 
     There is no foreign key that would refuse a message to a queue that is gone, and a lock on

@@ -24,16 +24,16 @@ from .. import states
 from ..states import now
 from .fragments import (
     MOVED,
-    among,
+    alias_short,
     array_bind,
-    capped,
-    chosen,
+    array_text_bind,
+    clamp_attempts,
+    hide_from_planner,
+    in_rows,
+    interval_bind,
+    materialized,
     move_to_archive,
-    short,
-    span,
     tables,
-    unseen,
-    written_bind,
 )
 
 
@@ -55,13 +55,13 @@ def held(
 
     Binds: ids, tokens, and those of ``extra``.
     """
-    message = short(tables(models).message)
+    message = alias_short(tables(models).message)
     names = [f"extra_{n}" for n in range(len(extra))]
     given = (
         func.unnest(
-            unseen(written_bind("ids", sa.BigInteger)),
-            unseen(written_bind("tokens", sa.BigInteger)),
-            *map(unseen, extra),
+            hide_from_planner(array_text_bind("ids", sa.BigInteger)),
+            hide_from_planner(array_text_bind("tokens", sa.BigInteger)),
+            *map(hide_from_planner, extra),
         )
         .table_valued("id", "token", *names)
         .render_derived("given")
@@ -82,7 +82,7 @@ def held(
         .lateral("mine")
     )
     rows = sa.select(*mine.c, *(lease.c[name] for name in names)).join_from(lease, mine, sa.true())
-    return chosen(rows, "pq_held")
+    return materialized(rows, "pq_held")
 
 
 def _enough(rows: sa.CTE) -> ColumnElement[bool]:
@@ -91,25 +91,25 @@ def _enough(rows: sa.CTE) -> ColumnElement[bool]:
 
 
 @cache
-def archive(models: Models, *, explained: bool = True, skip_locked: bool = False) -> Executable:
+def archive(models: Models, *, with_reason: bool = True, skip_locked: bool = False) -> Executable:
     """Move messages to the archive: one statement deletes and inserts.
 
-    Binds: ids, tokens, outcome, required; reasons and errors when ``explained``.
+    Binds: ids, tokens, outcome, required; reasons and errors when ``with_reason``.
     """
-    extra = (array_bind("reasons", sa.Text), array_bind("errors", sa.Text)) if explained else ()
+    extra = (array_bind("reasons", sa.Text), array_bind("errors", sa.Text)) if with_reason else ()
     rows = held(models, *extra, skip_locked=skip_locked)
     return move_to_archive(
         models,
         rows,
         _enough(rows),
         outcome=sa.bindparam("outcome", type_=sa.Text),
-        reason=rows.c.extra_0 if explained else sa.cast(sa.null(), sa.Text),
-        last_error=rows.c.extra_1 if explained else None,
+        reason=rows.c.extra_0 if with_reason else sa.cast(sa.null(), sa.Text),
+        last_error=rows.c.extra_1 if with_reason else None,
     )
 
 
 @cache
-def archive_plainly(models: Models) -> Executable:
+def archive_done(models: Models) -> Executable:
     """Move to the archive what is held and not locked, as done.
 
     Binds: ids, tokens.
@@ -132,7 +132,7 @@ def delete(models: Models, *, skip_locked: bool = False) -> Executable:
     rows = held(models, skip_locked=skip_locked)
     return (
         sa.delete(message)
-        .where(among(message, rows), _enough(rows))
+        .where(in_rows(message, rows), _enough(rows))
         .returning(message.c.id.label("id"))
     )
 
@@ -143,7 +143,7 @@ def extend(models: Models, *, skip_locked: bool = False) -> Executable:
 
     Binds: ids, tokens, lease, required.
     """
-    return _update(models, held(models, skip_locked=skip_locked), vt=now() + span("lease"))
+    return _update(models, held(models, skip_locked=skip_locked), vt=now() + interval_bind("lease"))
 
 
 @cache
@@ -158,8 +158,8 @@ def release(models: Models, *, skip_locked: bool = False) -> Executable:
     return _update(
         models,
         held(models, skip_locked=skip_locked),
-        vt=now() + span("delay"),
-        max_read_ct=capped(sa.cast(message.c.max_read_ct, sa.BigInteger) + 1),
+        vt=now() + interval_bind("delay"),
+        max_read_ct=clamp_attempts(sa.cast(message.c.max_read_ct, sa.BigInteger) + 1),
         dequeued_at=None,
         consumer_worker_id=None,
     )
@@ -195,7 +195,7 @@ def _update(
     message = tables(models).message
     return (
         sa.update(message)
-        .where(among(message, rows), _enough(rows), *conditions)
+        .where(in_rows(message, rows), _enough(rows), *conditions)
         .values(**values)
         .returning(message.c.id, *(message.c[name] for name in MOVED))
     )

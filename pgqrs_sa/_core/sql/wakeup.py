@@ -20,7 +20,7 @@ from sqlalchemy.sql import ColumnElement, Executable
 
 from ...models import Models
 from ..states import now
-from .fragments import array_bind, span, tables
+from .fragments import array_bind, interval_bind, tables
 
 
 @cache
@@ -39,7 +39,7 @@ def waiting(models: Models) -> Executable:
     return (
         sa.update(worker)
         .where(worker.c.id == sa.bindparam("worker_id", type_=sa.BigInteger))
-        .values(waiting_until=now() + span("span"))
+        .values(waiting_until=now() + interval_bind("span"))
     )
 
 
@@ -51,7 +51,7 @@ def notice(models: Models) -> ColumnElement[Any]:
     """
     _, message, _, worker = tables(models)
     wanted = sa.and_(message.c.vt <= now(), awaited(worker))
-    return sa.case((wanted, tell())).label("notified")
+    return sa.case((wanted, notify())).label("notified")
 
 
 @cache
@@ -61,9 +61,9 @@ def awaited(worker: sa.Table) -> ColumnElement[bool]:
 
 
 @cache
-def tell() -> ColumnElement[Any]:
+def notify() -> ColumnElement[Any]:
     """Notify of a queue, where it is awaited and something is visible. Binds: channel, queue."""
-    return _tell(sa.bindparam("queue", type_=sa.Text))
+    return _notify(sa.bindparam("queue", type_=sa.Text))
 
 
 @cache
@@ -83,7 +83,7 @@ def visible(queues: sa.Table, messages: sa.Table, workers: sa.Table, *, notify: 
     statement = sa.select(name).where(queues.c.id.in_(there))
     if not notify:
         return statement
-    told = sa.case((_awaited(workers, name), _tell(name)))
+    told = sa.case((_awaited(workers, name), _notify(name)))
     return statement.add_columns(told.label("notified"))
 
 
@@ -96,6 +96,6 @@ def _awaited(worker: sa.Table, queue: ColumnElement[str]) -> ColumnElement[bool]
     return sa.exists(waits)
 
 
-def _tell(queue: ColumnElement[str]) -> ColumnElement[Any]:
+def _notify(queue: ColumnElement[str]) -> ColumnElement[Any]:
     # It returns void, a type that not every driver reads: the question is one that it does.
     return func.pg_notify(sa.bindparam("channel", type_=sa.Text), queue).is_(None)

@@ -14,7 +14,7 @@ from ...models import Models
 from ...types import WorkerStatus
 from .. import states
 from ..states import now
-from .fragments import MOVED, array_bind, chosen, elapsed, span, tables
+from .fragments import MOVED, array_bind, elapsed, interval_bind, materialized, tables
 
 _ID = sa.bindparam("worker_id", type_=sa.BigInteger)
 
@@ -126,13 +126,13 @@ def stop_silent(models: Models, *, in_queue: bool, holding: bool) -> Executable:
         sa.select(worker.c.id)
         .where(
             worker.c.status != sa.literal("stopped"),
-            worker.c.heartbeat_at < now() - span("silent_for"),
+            worker.c.heartbeat_at < now() - interval_bind("silent_for"),
             *more,
         )
         .order_by(worker.c.id)
         .with_for_update(skip_locked=True)
     )
-    silent = chosen(overdue, "pgqrs_silent")
+    silent = materialized(overdue, "pgqrs_silent")
     return (
         sa.update(worker)
         .where(worker.c.id == silent.c.id)
@@ -157,7 +157,7 @@ def release_leases(models: Models) -> Executable:
         .order_by(message.c.id)
         .with_for_update(skip_locked=True)
     )
-    held = chosen(leases, "pq_held")
+    held = materialized(leases, "pq_held")
     return (
         sa.update(message)
         .where(message.c.id == held.c.id)
@@ -172,7 +172,7 @@ def purge(models: Models) -> Executable:
     worker = tables(models).worker
     return sa.delete(worker).where(
         worker.c.status == sa.literal("stopped"),
-        worker.c.shutdown_at < now() - span("older_than"),
+        worker.c.shutdown_at < now() - interval_bind("older_than"),
         sa.not_(_holding(models)),
     )
 

@@ -118,7 +118,7 @@ class _Link(threading.Thread):
             sock.close()
         self.proxy._forget(self)
 
-    def nudge(self) -> None:
+    def wake(self) -> None:
         with suppress(OSError):
             self.waker.send(b"!")
 
@@ -212,7 +212,7 @@ class Proxy:
         """End every connection, and wait until they have ended."""
         for link in self._taken():
             link.ended = True
-            link.nudge()
+            link.wake()
             link.join(90)
 
     def freeze(self) -> None:
@@ -225,7 +225,7 @@ class Proxy:
         for link in self._taken():
             link.frozen = True
             _drop_what_comes(link.client.sock)
-            link.nudge()
+            link.wake()
 
     def close(self) -> None:
         with suppress(OSError):

@@ -2,7 +2,7 @@
 
 ::
 
-    with team.hire("sync", on={"lease": 2}) as worker:
+    with team.start("sync", on={"lease": 2}) as worker:
         team.send({"do": "wait"})
         worker.expect("begun")
         worker.kill()
@@ -102,7 +102,7 @@ class Team:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def hire(self, kind: str = "sync", **settings: Any) -> Worker:
+    def start(self, kind: str = "sync", **settings: Any) -> Worker:
         """Start a process; it has only just begun when this returns.
 
         Args:
@@ -147,11 +147,11 @@ class Team:
 
     def finish(self, kind: str = "sync", timeout: float = WAIT, **settings: Any) -> None:
         """Let another consumer do what is left, and end properly."""
-        worker = self.hire(kind, **settings)
+        worker = self.start(kind, **settings)
         self.emptied(timeout)
-        self.dismiss([worker])
+        self.shutdown([worker])
 
-    def dismiss(self, workers: Iterable[Worker] | None = None, code: int = 0) -> None:
+    def shutdown(self, workers: Iterable[Worker] | None = None, code: int = 0) -> None:
         """Let workers end properly."""
         going = list(self.workers if workers is None else workers)
         going = [one for one in going if one.process.poll() is None]
