@@ -21,7 +21,10 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
         "consumer/dispatcher",
         "Dispatcher._ask_for_notifications",
         "boundary",
-        "self._scheduler.idle_for(now) < _IDLE_AFTER -> self._scheduler.idle_for(now) <= _IDLE_AFTER",
+        (
+            "self._scheduler.idle_for(now) < _IDLE_AFTER"
+            " -> self._scheduler.idle_for(now) <= _IDLE_AFTER"
+        ),
     ): _MOMENT,
     (
         "consumer/dispatcher",
