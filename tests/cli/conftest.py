@@ -6,15 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import programs
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner, Result
 from sqlalchemy.orm import Session
+from waiting import PATIENCE
 
 from pgqrs_sa import QueueService
 from pgqrs_sa.cli import group
@@ -47,16 +49,26 @@ class Pgqrs:
     def json(self, *args: object, **options: Any) -> Any:
         return json.loads(self(*args, "--format", "json", **options).stdout)
 
-    def process(self, *args: object, **options: Any) -> subprocess.CompletedProcess[str]:
-        environment = self.environment | options.pop("env", {})
+    def process(
+        self, *args: object, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as a process of its own; its standard input is empty."""
+        environment = self.environment | (env or {})
+        return programs.run("-m", "pgqrs_sa", *args, env=environment, cwd=self.folder)
+
+    def interpreter(
+        self, *args: object, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in a new interpreter, as ``python -m pgqrs_sa``: it takes a second."""
         return subprocess.run(
             [sys.executable, "-m", "pgqrs_sa", *map(str, args)],
-            env=environment,
+            env=self.environment | (env or {}),
             cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
             text=True,
-            timeout=180,  # only a hang takes so long, at any load
+            timeout=PATIENCE,
             check=False,
-            **({"capture_output": True} | options),
         )
 
 

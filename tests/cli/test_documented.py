@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from cases import each_case
 
 from pgqrs_sa.cli import group
 
@@ -155,7 +156,7 @@ def test_the_keys_of_installing_are_those_of_the_documentation(bare, command):
     assert list(bare.json(*RUN.get(command, command.split()))) == documented()[command][1]
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("old", "new"),
     [
         ("queue get --queue mail", "queue get mail"),

@@ -6,15 +6,15 @@ import ast
 import json
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+import programs
 import pytest
 import sqlalchemy as sa
+from cases import each_case
 from click.testing import CliRunner
 
 from pgqrs_sa import embedded, metadata
@@ -58,7 +58,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("change", "expected"),
     [
         (("/postgres", "/no'where"), "or create this one: createdb 'no'\"'\"'where'"),
@@ -78,7 +78,8 @@ def test_a_wrong_part_of_the_address_is_named(server, change, expected, monkeypa
     assert expected in hint
 
 
-@pytest.mark.parametrize(
+@each_case("place", ["option", "environment", "file"])
+@each_case(
     "form",
     [
         "postgresql://{user}@127.0.0.1:{dead},127.0.0.1:{port}/{db}?target_session_attrs=read-write",
@@ -89,7 +90,6 @@ def test_a_wrong_part_of_the_address_is_named(server, change, expected, monkeypa
         "postgresql://{user}@/{db}?host=127.0.0.1:{dead}&host=127.0.0.1:{port}",
     ],
 )
-@pytest.mark.parametrize("place", ["option", "environment", "file"])
 def test_the_host_that_answers_of_several_is_used(server, form, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     url = sa.make_url("postgresql://" + server)
@@ -180,7 +180,7 @@ def test_what_nobody_knows_has_a_general_hint():
     assert unreachable.hint("etwas ging schief") == unreachable.GENERAL
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("driver", "expected"),
     [
         ("psycopg2", "pip install psycopg2-binary, or name +psycopg in the DSN, or no driver"),
@@ -194,10 +194,7 @@ def test_a_driver_that_is_not_installed(driver, expected):
         f"import sys; sys.modules[{driver!r}] = None\n"
         "from pgqrs_sa.cli import main; sys.exit(main())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--dsn", f"postgresql+{driver}://h/x", "queue", "list"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = programs.run("-c", code, "--dsn", f"postgresql+{driver}://h/x", "queue", "list")
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == f"hint: {expected}"
 

@@ -6,6 +6,7 @@ import json
 from datetime import datetime, timedelta
 
 import pytest
+from cases import each_case
 
 from .conftest import bury
 
@@ -19,7 +20,7 @@ def enqueue(pgqrs, *options: object, payload: str = '{"n": 1}') -> int:
     return pgqrs.json("message", "enqueue", "mail", "--payload", payload, *options)["id"]
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("text", "seconds"),
     [("30", 30), ("1.5", 1.5), ("1h30m", 5400), ("7d", 604_800), ("2w", 1_209_600), ("500ms", 0.5)],
 )
@@ -30,7 +31,7 @@ def test_a_delay_is_seconds_or_units(pgqrs, text, seconds):
     assert seconds - 5 < row["visible_in_seconds"] <= seconds
 
 
-@pytest.mark.parametrize("text", ["", "-5", "1x", "1h 30m", "h", "1h,30m", "5mm", "1e3", "9" * 40])
+@each_case("text", ["", "-5", "1x", "1h 30m", "h", "1h,30m", "5mm", "1e3", "9" * 40])
 def test_what_is_no_duration_is_refused(pgqrs, counts, text):
     pgqrs("message", "enqueue", "mail", "--payload", "1", f"--delay={text}", code=2)
     assert counts("mail").live == 0
@@ -43,7 +44,7 @@ def test_a_time_needs_its_offset(pgqrs):
     assert "has no time zone" in naive.stderr
 
 
-@pytest.mark.parametrize("payload", ["null", "0", '"text"', "[1, 2]", '{"a": {"b": "é"}}'])
+@each_case("payload", ["null", "0", '"text"', "[1, 2]", '{"a": {"b": "é"}}'])
 def test_a_payload_is_any_json(pgqrs, payload):
     assert pgqrs.json("message", "get", enqueue(pgqrs, payload=payload))["payload"] == json.loads(
         payload

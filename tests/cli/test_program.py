@@ -6,22 +6,24 @@ import csv
 import io
 import json
 import os
-import pty
 import re
 import select
-import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
 import flask
+import programs
 import pytest
+from cases import each_case
 from waiting import PATIENCE
 
 import pgqrs_sa.cli
 from pgqrs_sa.cli import output
 
+SCRIPTS = Path(sysconfig.get_path("scripts"))
 HEAVY = ("sqlalchemy", "alembic", "rich", "durationpy", "yaml", "psycopg", "asyncio")
 
 # The package's own __init__ imports the library, whatever is imported of it; what the command
@@ -68,13 +70,26 @@ def test_the_exit_codes_are_those_of_the_documentation(pgqrs):
     ):
         if code == 1:
             pgqrs("message", "enqueue", "mail", "--payload", "1")
-        done = pgqrs.process(*args, env=env, stdin=subprocess.DEVNULL)
+        done = pgqrs.process(*args, env=env)
         assert done.returncode == code, (args, done.stderr)
         if code:
             *_, error, hint = done.stderr.splitlines()
             assert error.startswith("error: ")
             assert hint.startswith("hint: ")
             assert done.stdout == ""
+
+
+@each_case("program", [[sys.executable, "-m", "pgqrs_sa"], [SCRIPTS / "pgqrs"]])
+def test_both_programs_end_with_the_exit_code(pgqrs, program):
+    done = subprocess.run(
+        [*program, "queue", "get", "mial"],
+        env=pgqrs.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("error: there is no queue 'mial'")
 
 
 def test_what_was_not_found_has_a_hint(pgqrs):
@@ -102,19 +117,14 @@ def test_without_the_extra_it_says_what_to_install(tmp_path):
         "import pgqrs_sa.demo\n"
         "pgqrs_sa.demo.run = lambda: print('the demo runs') or 0\n"
         "from pgqrs_sa.cli import main\n"
+        "assert [main(args) for args in ([], ['queue', 'list'], ['--help'])] == [2, 2, 2]\n"
         "sys.exit(main())\n"
     )
-
-    def run(*args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(script), *args], capture_output=True, text=True, check=False
-        )
-
-    for args in ([], ["queue", "list"], ["--help"]):
-        done = run(*args)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert "pip install 'pgqrs-sa[cli]'" in done.stderr
-    assert run("demo").stdout == "the demo runs\n"
+    done = subprocess.run(
+        [sys.executable, str(script), "demo"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "the demo runs\n")
+    assert done.stderr.count("pip install 'pgqrs-sa[cli]'") == 3
 
 
 def test_a_library_that_is_missing_is_named_with_its_extra(pgqrs, monkeypatch):
@@ -175,6 +185,8 @@ def test_a_pipe_gets_plain_text_and_may_be_closed(nasty, work):
     done = nasty.process("message", "list", env={"FORCE_COLOR": ""})
     assert "\x1b" not in done.stdout
     assert str(2**70) in done.stdout.splitlines()[1]  # nothing is cut off
+    for_programs = nasty.process("message", "list", "--format", "json")
+    assert json.loads(for_programs.stdout)[0]["payload"] == NASTY
     with work() as service:
         service.enqueue_many("mail", ["x" * 1000] * 500)
     command = f"{sys.executable} -m pgqrs_sa message list --limit 1000 --format ndjson | head -n 1"
@@ -189,30 +201,36 @@ def test_a_pipe_gets_plain_text_and_may_be_closed(nasty, work):
     assert json.loads(piped.stdout)["payload"] == NASTY
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
-@pytest.mark.parametrize(
-    ("rest", "says"),
-    [
-        ("queue list > /dev/full", "No space left on device"),
-        ("--help > /dev/full", "No space left on device"),
-        ("queue list --out /dev/full", "No space left on device"),
-        ("queue list >&-", "stdout is closed"),
-        ("queue create late >&-", "stdout is closed"),
-    ],
-)
-def test_an_output_that_takes_nothing_is_a_plain_failure(pgqrs, rest, says):
-    pgqrs("queue", "create", "mail")
-    done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m pgqrs_sa {rest}"],
-        env=pgqrs.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def failed_plainly(done: subprocess.CompletedProcess[str], says: str) -> None:
     error, *hints = done.stderr.splitlines()
     assert (done.returncode, error[:7]) == (1, "error: ")
     assert says in error
     assert all(hint.startswith("hint: ") for hint in hints)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@each_case("rest", ["queue list > /dev/full", "--help > /dev/full", "queue list --out /dev/full"])
+def test_a_full_disk_is_a_plain_failure(pgqrs, rest):
+    pgqrs("queue", "create", "mail", code=0)
+    words, _, place = rest.partition(" > ")
+    with open(place or os.devnull, "w") as stdout:  # noqa: PTH123 - a device
+        program = programs.start(
+            "-m", "pgqrs_sa", *words.split(), env=pgqrs.environment, stdout=stdout
+        )
+    with program:
+        _, errors = program.communicate()
+        done = subprocess.CompletedProcess(rest, program.wait(), "", errors)
+    failed_plainly(done, "No space left on device")
+
+
+@each_case("rest", ["queue list >&-", "queue create late >&-"])
+def test_a_closed_stdout_is_a_plain_failure(pgqrs, rest):
+    pgqrs("queue", "create", "mail")
+    command = f"{sys.executable} -m pgqrs_sa {rest}"
+    done = subprocess.run(
+        ["bash", "-c", command], env=pgqrs.environment, capture_output=True, text=True, check=False
+    )
+    failed_plainly(done, "stdout is closed")
     assert [queue["name"] for queue in pgqrs.json("queue", "list")] == ["mail"]
 
 
@@ -226,10 +244,12 @@ def test_a_closed_stdout_is_not_needed_with_out(pgqrs, tmp_path):
     assert "mail" in (tmp_path / "data").read_text()
 
 
-@pytest.mark.parametrize("module", ["pgqrs_sa.cli.app", "pgqrs_sa.cli.root", "click"])
+@each_case("module", ["pgqrs_sa.cli.app", "pgqrs_sa.cli.root", "click"])
 def test_ctrl_c_during_an_import_ends_as_anywhere_else(module):
     code = (
         "import sys\n"
+        "for name in [*sys.modules]:\n"
+        "    if name.startswith(('click', 'pgqrs_sa.cli')): del sys.modules[name]\n"
         "class Interrupting:\n"
         "    def find_spec(self, name, *rest):\n"
         f"        if name == {module!r}: raise KeyboardInterrupt\n"
@@ -237,21 +257,11 @@ def test_ctrl_c_during_an_import_ends_as_anywhere_else(module):
         "sys.meta_path.insert(0, Interrupting())\n"
         "sys.exit(main(['queue', 'list']))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = programs.run("-c", code)
     assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
 
 
-def test_json_pipes_into_other_programs(nasty):
-    command = (
-        f"{sys.executable} -m pgqrs_sa message list --format json | {sys.executable} -m json.tool"
-    )
-    piped = subprocess.run(
-        ["bash", "-c", command], env=nasty.environment, capture_output=True, text=True, check=True
-    )
-    assert json.loads(piped.stdout)[0]["payload"] == NASTY
-
-
-@pytest.mark.parametrize(
+@each_case(
     ("seconds", "shown"),
     [(0, "0.0s"), (9.94, "9.9s"), (59.6, "1m"), (90, "1m 30s"), (5400, "1h 30m"), (-70, "-1m 10s")],
 )
@@ -264,30 +274,24 @@ def test_spans_are_short(seconds, shown):
 
 def in_a_terminal(pgqrs, *args: str, until: str, keys: bytes, **env: str) -> tuple[int, str]:
     """Run in a pseudo-terminal until some text shows up, press keys, and return how it ends."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execve(  # noqa: S606
-            sys.executable,
-            [sys.executable, "-m", "pgqrs_sa", *args],
-            pgqrs.environment | {"TERM": "xterm-256color", "COLUMNS": "120"} | env,
-        )
+    environment = pgqrs.environment | {"TERM": "xterm-256color", "COLUMNS": "120"} | env
+    program, terminal = programs.start_in_terminal("-m", "pgqrs_sa", *args, env=environment)
     read, deadline, again = b"", time.monotonic() + PATIENCE, 0.0
-    while time.monotonic() < deadline:
-        if select.select([terminal], [], [], 0.1)[0]:
-            try:
-                read += os.read(terminal, 65_536)
-            except OSError:  # it has ended
-                break
-        # A key that comes as the program is just changing the terminal's mode may be lost. Not
-        # again soon: a second Ctrl-C, while a slow machine is at the first, is another story.
-        if until.encode() in read and time.monotonic() > again:
-            os.write(terminal, keys)
-            again = time.monotonic() + PATIENCE / 5
-    else:
-        os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
+    with program:
+        while time.monotonic() < deadline:
+            if select.select([terminal], [], [], 0.1)[0]:
+                try:
+                    read += os.read(terminal, 65_536)
+                except OSError:  # it has ended
+                    program.wait(PATIENCE)
+                    break
+            # A key that comes as the program is just changing the terminal's mode may be lost. Not
+            # again soon: a second Ctrl-C, while a slow machine is at the first, is another story.
+            if until.encode() in read and time.monotonic() > again:
+                os.write(terminal, keys)
+                again = time.monotonic() + PATIENCE / 5
     os.close(terminal)
-    return os.waitstatus_to_exitcode(status), read.decode()
+    return program.wait(), read.decode()
 
 
 def test_watch_shows_the_list_until_ctrl_c(pgqrs):
@@ -350,7 +354,7 @@ def test_an_option_after_the_command_wins_over_one_before_it(pgqrs):
     assert both.stdout == "[]\n"
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("name", "value"),
     [
         ("PGQRS_MAX_READ_CT", "many"),
@@ -373,7 +377,7 @@ def test_the_settings_have_their_effect(pgqrs):
     pgqrs("message", "dequeue", "mail", "--limit", 3, code=2, PGQRS_DEFAULT_BATCH_SIZE="2")
 
 
-@pytest.mark.parametrize("name", ["format", "log_level"])
+@each_case("name", ["format", "log_level"])
 def test_a_malformed_option_in_the_environment_names_its_variable(nowhere, name):
     variable = f"PGQRS_{name.upper()}"
     said = nowhere("queue", "list", code=2, **{variable: "nonsense"}).stderr
@@ -394,14 +398,12 @@ def test_options_are_read_from_the_environment(pgqrs, tmp_path):
     assert "sqlalchemy" in log.read_text()
 
 
-@pytest.mark.parametrize(
-    "words", [["--format", "json", "queue", "list"], ["queue", "list", "--format", "json"]]
-)
+@each_case("words", [["--format", "json", "queue", "list"], ["queue", "list", "--format", "json"]])
 def test_an_option_wins_over_its_variable_wherever_it_stands(pgqrs, words):
     assert pgqrs(*words, PGQRS_FORMAT="csv").stdout == "[]\n"
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("level", "logged"), [("warn", False), ("TRACE", True), ("Debug", True), ("error", False)]
 )
 def test_levels_of_logging_have_the_names_of_pgqrs_too(pgqrs, level, logged):
@@ -419,25 +421,39 @@ def test_the_log_goes_where_it_is_told(pgqrs, tmp_path):
 # ---------------------------------------------------------------------------- foreign text
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
-def test_no_cell_of_a_csv_is_a_formula(pgqrs, work, text):
-    with work() as service:
-        service.queues.create("mail")
-        service.enqueue("mail", 1, key=text, headers={})
-    (row,) = csv.DictReader(io.StringIO(pgqrs("message", "list", "--format", "csv").stdout))
-    assert row["key"].startswith("'")
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"]
 
 
-@pytest.mark.parametrize("format", ["table", "json", "ndjson", "csv"])
-@pytest.mark.parametrize("control", ["\x1b[2J", "\x9b2J", "\x7f", "\x07"])
-def test_no_control_character_reaches_the_terminal(pgqrs, work, format, control):
+def test_no_cell_of_a_csv_is_a_formula(pgqrs, work):
     with work() as service:
         service.queues.create("mail")
-        service.enqueue("mail", {"x": control}, key=control)
-    shown = pgqrs("message", "list", "--format", format).stdout
-    assert control[0] not in shown
+        for text in FORMULAS:
+            service.enqueue("mail", 1, key=text, headers={})
+    shown = pgqrs("message", "list", "--format", "csv").stdout
+    keys = [row["key"] for row in csv.DictReader(io.StringIO(shown))]
+    assert len(keys) == len(FORMULAS)
+    assert all(key.startswith("'") for key in keys)
+
+
+CONTROLS = ["\x1b[2J", "\x9b2J", "\x7f", "\x07"]
+
+
+@each_case("format", ["table", "json", "ndjson", "csv"])
+def test_no_control_character_reaches_the_terminal(with_controls, format):
+    shown = with_controls("message", "list", "--format", format).stdout
+    assert not [control for control in CONTROLS if control[0] in shown]
     if format == "json":
-        assert json.loads(shown)[0]["key"] == control
+        assert [message["key"] for message in json.loads(shown)] == CONTROLS
+
+
+@pytest.fixture
+def with_controls(pgqrs, work):
+    """A queue with a message for each control character, in its payload and its key."""
+    with work() as service:
+        service.queues.create("mail")
+        for control in CONTROLS:
+            service.enqueue("mail", {"x": control}, key=control)
+    return pgqrs
 
 
 def test_a_long_cell_of_a_table_is_cut_and_the_other_formats_have_all_of_it(pgqrs, work):
@@ -452,7 +468,7 @@ def test_a_long_cell_of_a_table_is_cut_and_the_other_formats_have_all_of_it(pgqr
 # ------------------------------------------------------------------- other programs and shells
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("shell", "needle"), [("bash", "complete -o nosort"), ("zsh", "#compdef"), ("fish", "complete")]
 )
 def test_completion_prints_the_script_of_the_shell(nowhere, shell, needle):
@@ -462,13 +478,13 @@ def test_completion_prints_the_script_of_the_shell(nowhere, shell, needle):
 
 
 def test_the_shell_completes_commands_and_options(nowhere):
-    def completed(words: str) -> set[str]:
+    def completed(words: str, run=nowhere.process) -> set[str]:
         count = len(words.split(" ")) - 1
         env = {"_PGQRS_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(count)}
-        lines = nowhere.process(env=env).stdout.splitlines()
+        lines = run(env=env).stdout.splitlines()
         return {line.partition(",")[2] for line in lines}
 
-    assert completed("pgqrs me") == {"message"}
+    assert completed("pgqrs me", nowhere.interpreter) == {"message"}
     assert {"enqueue", "reschedule"} <= completed("pgqrs message ")
     assert "--state" in completed("pgqrs message list --s")
 

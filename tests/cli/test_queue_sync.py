@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from cases import each_case
 
 from .conftest import Pgqrs
 
@@ -78,7 +79,7 @@ def test_the_worker_check_says_what_differs(here: Pgqrs) -> None:
     assert [row["name"] for row in here.json("queue", "list")] == ["mail"]
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("target", "problem"),
     [
         ("declared_app", "names no declared queues"),

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 
+import programs
 import pytest
 import sqlalchemy as sa
-from waiting import PATIENCE
+from cases import each_case
 
 from pgqrs_sa import migrations
 from pgqrs_sa.cli import confirm
@@ -310,13 +308,13 @@ def test_install_refuses_where_a_host_would_have_to_do_it(bare, database):
 
 
 def test_two_installs_at_once_are_one(bare, database):
-    command = [sys.executable, "-m", "pgqrs_sa", "install", "--format", "json"]
-    both = [
-        subprocess.Popen(command, env=bare.environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    done = [json.loads(one.communicate(timeout=PATIENCE)[0]) for one in both]
-    assert sorted(one["from_version"] for one in done) == [0, 1]
+    command = ("-m", "pgqrs_sa", "install", "--format", "json")
+    with (
+        programs.start(*command, env=bare.environment) as first,
+        programs.start(*command, env=bare.environment) as second,
+    ):
+        done = [json.loads(program.communicate()[0]) for program in (first, second)]
+    assert sorted(installed["from_version"] for installed in done) == [0, 1]
 
 
 def test_verify_finds_what_is_missing(bare, database):
@@ -370,8 +368,8 @@ UNREADABLE = [
 LEAKS = [(dsn, 4) for dsn in UNREACHABLE] + [(dsn, 2) for dsn in UNREADABLE]
 
 
-@pytest.mark.parametrize(("dsn", "code"), LEAKS)
-@pytest.mark.parametrize("how", ["option", "environment", "file"])
+@each_case(("dsn", "code"), LEAKS)
+@each_case("how", ["option", "environment", "file"])
 def test_no_error_shows_the_password(nowhere, dsn, code, how, tmp_path):
     args: list[str] = ["queue", "list", "-vv", "--log-level", "debug"]
     env = {"PGQRS_CONNECTION_TIMEOUT": "2"}
@@ -388,7 +386,7 @@ def test_no_error_shows_the_password(nowhere, dsn, code, how, tmp_path):
     assert "error: " in result.stderr
 
 
-@pytest.mark.parametrize(
+@each_case(
     "text",
     [
         "dsn: postgresql://bob:s3cr3t@h/x: y\n",
@@ -410,7 +408,7 @@ def test_a_dsn_in_the_place_of_a_command_is_not_repeated(nowhere):
         assert "b:***@h" in result.stderr
 
 
-@pytest.mark.parametrize(
+@each_case(
     "dsn",
     [
         "postgresql://b:s3cr3t@h,i/x",
@@ -438,20 +436,15 @@ def test_a_wrong_password_is_not_shown(pgqrs, migrated, engine):
 
 def test_ctrl_c_ends_with_130(pgqrs):
     pgqrs("queue", "create", "mail")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pgqrs_sa", "queue", "list", "--watch", "60", "--format", "ndjson"],
-        env=pgqrs.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert json.loads(process.stdout.readline())["name"] == "mail"
-    os.kill(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, said) == (130, "error: interrupted\n")
+    command = ("-m", "pgqrs_sa", "queue", "list", "--watch", "60", "--format", "ndjson")
+    with programs.start(*command, env=pgqrs.environment) as program:
+        assert json.loads(program.stdout.readline())["name"] == "mail"
+        program.send_signal(signal.SIGINT)
+        _, said = program.communicate()
+    assert (program.returncode, said) == (130, "error: interrupted\n")
 
 
-@pytest.mark.parametrize("where", ["environment", "option", "schema"])
+@each_case("where", ["environment", "option", "schema"])
 def test_what_is_no_utf_8_is_a_usage_error(nowhere, where):
     env, options = {}, ["--dsn", "postgresql://a:secret@127.0.0.1:1/x"]
     if where == "environment":

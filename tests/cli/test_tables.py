@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from cases import each_case
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -72,8 +73,8 @@ def hidden(lines: list[str]) -> int:
     return int(found[1]) if found else 0
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize(
+@each_case("width", WIDTHS)
+@each_case(
     ("row", "columns", "kept"),
     [
         (MESSAGE, views.MESSAGES, ["1234567", "reminders"]),
@@ -128,8 +129,8 @@ def test_a_single_thing_is_shown_whole_on_a_narrow_terminal(monkeypatch, capsys)
     assert max(map(len, shown.splitlines())) <= 30
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("height", [None, 24])
+@each_case("width", WIDTHS)
+@each_case("height", [None, 24])
 def test_top_keeps_the_names_of_the_queues(width, height):
     class App:
         target = "db.example.internal:5432/shop"

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import sqlalchemy as sa
+from cases import each_case
 
 from pgqrs_sa import ArchivedMessage, Message, Queue, Worker
 
@@ -36,8 +37,9 @@ def contents(engine: sa.Engine) -> list[list[tuple]]:
         ]
 
 
-@pytest.mark.parametrize("command", DRY)
-def test_a_dry_run_changes_nothing(pgqrs, engine, command):
+@pytest.fixture
+def ids(pgqrs, engine) -> dict[str, int]:
+    """The ids of a message, of an archived one and of a stopped worker."""
     pgqrs("queue", "create", "mail")
     pgqrs("message", "enqueue", "mail", "--payload", "1")
     pgqrs("message", "enqueue", "mail", "--payload", "2")
@@ -52,9 +54,13 @@ def test_a_dry_run_changes_nothing(pgqrs, engine, command):
         )
         archived = connection.execute(dead, {"id": leased["id"]}).scalar_one()
         message = connection.scalar(sa.select(Message.id))
+    return {"archived": archived, "message": message, "worker": worker}
+
+
+@each_case("command", DRY)
+def test_a_dry_run_changes_nothing(pgqrs, engine, ids, command):
     before = contents(engine)
-    words = command.format(archived=archived, message=message, worker=worker).split()
-    pgqrs(*words, "--dry-run")
+    pgqrs(*command.format(**ids).split(), "--dry-run")
     assert contents(engine) == before
 
 

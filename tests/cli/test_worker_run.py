@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+import programs
 import pytest
 import sqlalchemy as sa
+from cases import each_case
 from waiting import PATIENCE
 
 from pgqrs_sa import Worker
@@ -112,22 +113,11 @@ def enqueue(work):
     return put
 
 
-@contextmanager
-def running(pgqrs, *args: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+def running(pgqrs: Pgqrs, *args: str, **env: str) -> programs.Program:
     """A worker as a process of its own, which is not left behind."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pgqrs_sa", "worker", "run", *args],
-        env=pgqrs.environment | env,
-        cwd=pgqrs.folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        with process:
-            yield process
-    finally:
-        process.kill()
+    environment = pgqrs.environment | env
+    command = ("-m", "pgqrs_sa", "worker", "run", *args)
+    return programs.start(*command, env=environment, cwd=pgqrs.folder)
 
 
 # -------------------------------------------------------------------------------- running
@@ -156,13 +146,13 @@ def test_until_empty_works_off_a_queue_and_ends(
     assert (counts("mail").archived, counts("mail").live) == (3, 0)
 
 
-@pytest.mark.parametrize("command", [("check",), ("run", "--until-empty")], ids=lambda one: one[0])
-def test_a_synchronous_consumer_needs_no_greenlet(pgqrs, application, enqueue, command):
+def test_a_synchronous_consumer_needs_no_greenlet(pgqrs, application, enqueue, counts):
     enqueue("a")
     program = (
         "import sys; sys.modules['greenlet'] = None\n"
         "from pgqrs_sa.cli import main\n"
-        f"sys.exit(main(['worker', *{command!r}, 'shop.jobs:consumer']))\n"
+        "sys.exit(main(['worker', 'check', 'shop.jobs:consumer'])"
+        " or main(['worker', 'run', '--until-empty', 'shop.jobs:consumer']))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -174,6 +164,7 @@ def test_a_synchronous_consumer_needs_no_greenlet(pgqrs, application, enqueue, c
     )
 
     assert done.returncode == 0, done.stderr
+    assert counts("mail").archived == 1
 
 
 def test_the_end_says_what_became_of_the_messages(pgqrs, application, enqueue):
@@ -399,7 +390,7 @@ def test_run_refuses_what_check_refuses(pgqrs, application):
 # ------------------------------------------------------------------------- what is named
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("target", "code", "error", "hint"),
     [
         ("shop.jobs", 2, "'shop.jobs' names no consumer: shop.jobs has consumer", "app.jobs:"),
@@ -436,9 +427,8 @@ def test_a_wrong_target_ends_a_process_as_all_errors_do(pgqrs, application):
 
 def test_a_missing_library_of_ours_is_named_with_its_extra(pgqrs, application):
     (application / "sitecustomize.py").write_text("import sys\nsys.modules['tenacity'] = None\n")
-    done = pgqrs.process(
-        "worker", "check", "shop.jobs:consumer", env={"PYTHONPATH": str(application)}
-    )
+    path = {"PYTHONPATH": str(application)}
+    done = pgqrs.interpreter("worker", "check", "shop.jobs:consumer", env=path)
     assert done.returncode == 1
     assert "hint: pip install 'pgqrs-sa[consumer]'" in done.stderr
 
