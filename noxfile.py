@@ -62,11 +62,14 @@ def compat(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the quick benchmark, or the command given after ``--``, such as ``-- run``."""
+    """Run the quick benchmark and every scenario once, or the command given after ``--``."""
     session.install("-e", ".[dev]")
     if session.posargs:
         session.install(*BENCH)
-    session.run("python", "-m", "benchmarks", *(session.posargs or ["--quick"]))
+        session.run("python", "-m", "benchmarks", *session.posargs)
+        return
+    session.run("python", "-m", "benchmarks", "--quick")
+    session.run("python", "-m", "benchmarks", "smoke")
 
 
 @nox.session

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from . import measure, page, quick, records, report
+from . import measure, page, quick, records, report, smoke
 from .contenders import CONTENDERS
 from .contenders import by_name as contender
 from .contenders.peer_pgmq import pgmq_sql
@@ -160,6 +160,19 @@ def quick_command(rounds: int | None = None, **options: Any) -> None:
     for one in results:
         click.echo(str(one))
     if not results or not all(one.passed for one in results):
+        raise click.exceptions.Exit(1)
+
+
+@main.command("smoke")
+@click.option("--limit", type=float, default=60, help="seconds of one measurement")
+def smoke_command(limit: float) -> None:
+    """Run every scenario on tiny sizes; exit with 1 when one does not do what it measures."""
+    failed = False
+    with Crew(limit) as crew, running(crew, thrifty=True) as server:
+        for name, found in smoke.problems(server, crew):
+            click.echo("\n  ".join([f"{'FAIL' if found else 'ok  '} {name}", *found]))
+            failed = failed or bool(found)
+    if failed:
         raise click.exceptions.Exit(1)
 
 
