@@ -15,7 +15,7 @@ from . import measure, page, quick, records, report, smoke
 from .contenders import CONTENDERS
 from .contenders import by_name as contender
 from .contenders.peer_pgmq import pgmq_sql
-from .crew import Crew
+from .executor import Executor
 from .machine import header
 from .scenarios import SCENARIOS, Bench, Sizes
 from .scenarios import by_name as scenario
@@ -101,7 +101,7 @@ def _server_options(command: F) -> F:
 @click.option("--quick", "quick_mode", is_flag=True, help="The same as the command quick.")
 @click.pass_context
 def main(context: click.Context, *, quick_mode: bool) -> None:
-    """Measure pgqrs_sa, its floor and its peers on a server of their own."""
+    """Measure pgqrs_sa, its baseline and its peers on a server of their own."""
     if context.invoked_subcommand is not None:
         return
     if quick_mode:
@@ -168,8 +168,8 @@ def quick_command(rounds: int | None = None, **options: Any) -> None:
 def smoke_command(limit: float) -> None:
     """Run every scenario on tiny sizes; exit with 1 when one does not do what it measures."""
     failed = False
-    with Crew(limit) as crew, running(crew, thrifty=True) as server:
-        for name, found in smoke.problems(server, crew):
+    with Executor(limit) as executor, running(executor, thrifty=True) as server:
+        for name, found in smoke.problems(server, executor):
             click.echo("\n  ".join([f"{'FAIL' if found else 'ok  '} {name}", *found]))
             failed = failed or bool(found)
     if failed:
@@ -216,9 +216,9 @@ def _made(
     file.parent.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
     with (
-        Crew(limit) as crew,
+        Executor(limit) as executor,
         running(
-            crew,
+            executor,
             bin_dir=pg_bin,
             settings=_settings(settings),
             pgmq_sql=_pgmq(pgmq_sql),
@@ -226,7 +226,7 @@ def _made(
         ) as server,
         file.open("w", encoding="utf-8") as lines,
     ):
-        bench = Bench(crew, sizes)
+        bench = Bench(executor, sizes)
         present, missing = measure.absent(wanted.contenders, server)
         wanted = replace(wanted, contenders=present)
         records.write(

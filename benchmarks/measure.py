@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .contenders.base import Contender
-from .crew import ContenderFailed
+from .executor import ContenderFailed
 from .records import Failure, Missing, Record, Run, Sample
 from .scenarios import Bench, Point, Scenario
 from .server import Preparation, Server

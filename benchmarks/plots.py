@@ -16,7 +16,7 @@ __all__ = ["draw"]
 
 _TITLES = {one.name: one.title for one in CONTENDERS}
 _COLOURS = {one.name: f"C{place}" for place, one in enumerate(CONTENDERS)}
-_DASHED = {"floor": ":", "peer": "--", "ours": "-"}
+_DASHED = {"baseline": ":", "peer": "--", "ours": "-"}
 _STYLES = {one.name: _DASHED[one.family] for one in CONTENDERS}
 _BARS = ("enqueue-single", "enqueue-open", "enqueue-batch", "business", "wake-up", "payloads")
 

@@ -76,9 +76,9 @@ class Check:
         """Say it in a line."""
         wanted = self.threshold
         value = "not measured" if self.value is None else f"{self.value:.2f}"
-        verdict = "ok  " if self.passed else "FAIL"
+        mark = "ok  " if self.passed else "FAIL"
         where = f"{wanted.scenario} ({self.point}): {wanted.ours} / {wanted.against}"
-        return f"{verdict} {where} = {value}, at least {wanted.least:.2f}"
+        return f"{mark} {where} = {value}, at least {wanted.least:.2f}"
 
 
 def plan(rounds: int) -> Plan:

@@ -14,7 +14,7 @@ from .contenders import CONTENDERS
 from .measure import Summary, Turn, Where, ratio, summaries
 from .records import Run
 from .scenarios import SCENARIOS, Scenario
-from .targets import Verdict, verdicts
+from .targets import Comparison, comparisons
 
 __all__ = ["TARGET_COLUMNS", "Bar", "Grid", "grids", "judged", "number", "show"]
 
@@ -32,7 +32,7 @@ TARGET_COLUMNS = (
     "limit",
     "met",
 )
-"""Met is "unclear" when the rounds do not agree: see `Verdict.met`."""
+"""Met is "unclear" when the rounds do not agree: see `Comparison.met`."""
 
 _TITLES = {one.name: one.title for one in CONTENDERS}
 _LARGE = 100
@@ -138,9 +138,9 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= _LARGE else f"{value:.3g}"
 
 
-def judged(run: Run) -> list[Verdict]:
+def judged(run: Run) -> list[Comparison]:
     """Return the targets that a run can judge."""
-    return list(verdicts(summaries(run)))
+    return list(comparisons(summaries(run)))
 
 
 def show(console: Console, run: Run, *, targets: bool = True) -> None:
@@ -170,7 +170,7 @@ def _reasons(run: Run) -> list[str]:
     return list(_in_order(texts))
 
 
-def _show_targets(console: Console, found: list[Verdict]) -> None:
+def _show_targets(console: Console, found: list[Comparison]) -> None:
     if not found:
         return
     table = Table(title="Targets", title_justify="left")
@@ -181,19 +181,19 @@ def _show_targets(console: Console, found: list[Verdict]) -> None:
     console.print(table)
 
 
-def target_row(verdict: Verdict) -> tuple[str, ...]:
+def target_row(comparison: Comparison) -> tuple[str, ...]:
     """Return the cells of a target."""
-    target = verdict.target
-    low, high = verdict.spread
+    target = comparison.target
+    low, high = comparison.spread
     sign = ">=" if target.better == "at least" else "<="
     return (
         target.text,
-        verdict.point,
-        number(verdict.ours),
-        verdict.against or "-",
-        "-" if verdict.other is None else number(verdict.other),
-        f"{verdict.value:.2f} [{low:.2f}..{high:.2f}]",
-        str(len(verdict.values)),
+        comparison.point,
+        number(comparison.ours),
+        comparison.against or "-",
+        "-" if comparison.other is None else number(comparison.other),
+        f"{comparison.value:.2f} [{low:.2f}..{high:.2f}]",
+        str(len(comparison.values)),
         f"{sign} {target.limit:g}",
-        {True: "yes", False: "NO", None: "unclear"}[verdict.met],
+        {True: "yes", False: "NO", None: "unclear"}[comparison.met],
     )

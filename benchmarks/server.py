@@ -19,7 +19,7 @@ from psycopg import sql
 from pgqrs_sa import embedded
 
 from .contenders.base import Contender
-from .crew import Assignment, Crew
+from .executor import Assignment, Executor
 from .place import Place
 
 __all__ = ["SETTINGS", "Preparation", "Server", "running"]
@@ -57,14 +57,14 @@ class Server:
 
     Args:
         place: Its maintenance database.
-        crew: The processes that install and fill.
+        executor: The processes that install and fill.
         thrifty: Keep the databases until the server ends, and make no checkpoints: for a short
             run, most of whose time these would take.
     """
 
-    def __init__(self, place: Place, crew: Crew, *, thrifty: bool = False) -> None:
+    def __init__(self, place: Place, executor: Executor, *, thrifty: bool = False) -> None:
         self.place = place
-        self._crew = crew
+        self._executor = executor
         self._thrifty = thrifty
         self._numbers = itertools.count(1)
         self._templates: dict[tuple[str, str], str] = {}
@@ -139,7 +139,7 @@ class Server:
         *,
         opened: bool = True,
     ) -> None:
-        self._crew.run([Assignment(contender, place, work, arguments, opened)])
+        self._executor.run([Assignment(contender, place, work, arguments, opened)])
 
     def _copy(self, template: str, name: str) -> None:
         with self._connect(self.place) as connection:
@@ -172,7 +172,7 @@ class Server:
 
 @contextmanager
 def running(
-    crew: Crew,
+    executor: Executor,
     *,
     bin_dir: Path | None = None,
     settings: Mapping[str, str] | None = None,
@@ -182,7 +182,7 @@ def running(
     """Run an embedded server for the length of the block.
 
     Args:
-        crew: The processes that install and fill.
+        executor: The processes that install and fill.
         bin_dir: Binaries other than the wheel's.
         settings: Win over `SETTINGS`.
         pgmq_sql: The file with pgmq's SQL.
@@ -198,4 +198,4 @@ def running(
             str(server.bin_dir),
             None if pgmq_sql is None else str(pgmq_sql),
         )
-        yield Server(place, crew, thrifty=thrifty)
+        yield Server(place, executor, thrifty=thrifty)

@@ -13,7 +13,7 @@ import psycopg
 from . import measure
 from .contenders import Contender, by_name
 from .contenders.base import QUEUE
-from .crew import Assignment, ContenderFailed, Crew
+from .executor import Assignment, ContenderFailed, Executor
 from .machine import header
 from .place import Place
 from .records import Run
@@ -86,13 +86,13 @@ class _Silent:
 
 def _run(
     server: Server,
-    crew: Crew,
+    executor: Executor,
     scenarios: tuple[Scenario, ...],
     contenders: tuple[type[Contender], ...],
 ) -> Run:
     plan = measure.Plan(scenarios, contenders, 1, 1, named=True)
     head = header(contenders, server.versions(), SIZES, 1, 1)
-    return Run.of([head, *measure.run(plan, Bench(crew, SIZES), server, _Silent())])
+    return Run.of([head, *measure.run(plan, Bench(executor, SIZES), server, _Silent())])
 
 
 def _count(place: Place, table: str) -> int:
@@ -113,9 +113,9 @@ def _present(server: Server, *names: str) -> Iterator[type[Contender]]:
             yield contender
 
 
-def every_scenario_leaves_numbers(server: Server, crew: Crew) -> Iterator[str]:
+def every_scenario_leaves_numbers(server: Server, executor: Executor) -> Iterator[str]:
     """Each scenario works for `QueueService`, and leaves what the report shows of it."""
-    run = _run(server, crew, SCENARIOS, (by_name("service"),))
+    run = _run(server, executor, SCENARIOS, (by_name("service"),))
     for failure in run.failures:
         yield f"{failure.scenario} ({failure.point}): {failure.reason}"
     for name in {one.name for one in SCENARIOS} - {sample.scenario for sample in run.samples}:
@@ -127,31 +127,31 @@ def every_scenario_leaves_numbers(server: Server, crew: Crew) -> Iterator[str]:
         yield f"no sample has the series {name}"
 
 
-def drained_messages_are_archived(server: Server, crew: Crew) -> Iterator[str]:
+def drained_messages_are_archived(server: Server, executor: Executor) -> Iterator[str]:
     """A drain leaves no message and archives each, whoever drains."""
     drain = scenario("drain")
     (point,) = drain.points(SIZES)
     names = ("service-async-psycopg", "service-asyncpg", "bare", "pgbench")
     for contender in _present(server, *names):
         with server.fresh(contender, drain.preparation(point, SIZES)) as place:
-            drain.measure(Bench(crew, SIZES), contender, place, point)
+            drain.measure(Bench(executor, SIZES), contender, place, point)
             counts = _count(place, "pgqrs_messages"), _count(place, "pgqrs_archive")
         if counts != (0, SIZES.backlog):
             yield f"{contender.name} left {counts[0]} messages and archived {counts[1]}"
 
 
-def warm_ups_are_not_counted(server: Server, crew: Crew) -> Iterator[str]:
+def warm_ups_are_not_counted(server: Server, executor: Executor) -> Iterator[str]:
     """A warm-up is executed, and is no part of the outcome."""
     measured, warm_up = ({"count": count, "payload": payload_of(200)} for count in (3, 5))
     for contender in (by_name("service"), by_name("bare")):
         with server.fresh(contender) as place:
-            done = contender.run(crew, place, "singles", [measured], warm_up=warm_up)
+            done = contender.run(executor, place, "singles", [measured], warm_up=warm_up)
             sent = _count(place, "pgqrs_messages")
         if (done.count, sent) != (3, 8):
             yield f"{contender.name} counted {done.count} of 3 and sent {sent} of 8"
 
 
-def pgbench_prepares_before_it_is_measured(server: Server, crew: Crew) -> Iterator[str]:
+def pgbench_prepares_before_it_is_measured(server: Server, executor: Executor) -> Iterator[str]:
     """What pgbench executes first, to prepare its statements, is not counted."""
     works = (
         ("singles", {"count": 4}, 4),
@@ -162,7 +162,7 @@ def pgbench_prepares_before_it_is_measured(server: Server, crew: Crew) -> Iterat
         with server.fresh(contender) as place:
             for work, arguments, expected in works:
                 given = {**arguments, "payload": payload_of(200)}
-                counted = contender.run(crew, place, work, [given]).count
+                counted = contender.run(executor, place, work, [given]).count
                 if counted != expected:
                     yield f"pgbench counted {counted} of {expected} in {work}"
             # Six of each are not counted; in the open transaction four are not.
@@ -171,22 +171,22 @@ def pgbench_prepares_before_it_is_measured(server: Server, crew: Crew) -> Iterat
                 yield f"pgbench sent {found} of {sent}"
 
 
-def work_beside_is_not_counted(server: Server, crew: Crew) -> Iterator[str]:
+def work_beside_is_not_counted(server: Server, executor: Executor) -> Iterator[str]:
     """Processes that only make noise are no part of the outcome."""
     contender = by_name("service")
     measured, beside = ({"count": count, "payload": payload_of(200)} for count in (3, 30))
     with server.fresh(contender) as place:
         noise = Assignment(contender, place, "singles", beside, counted=False)
-        done = contender.run(crew, place, "singles", [measured], beside=[noise])
+        done = contender.run(executor, place, "singles", [measured], beside=[noise])
     if done.count != 3:  # noqa: PLR2004
         yield f"counted {done.count} of 3"
 
 
-def a_failure_is_a_line(server: Server, crew: Crew) -> Iterator[str]:
+def a_failure_is_a_line(server: Server, executor: Executor) -> Iterator[str]:
     """A contender that fails, or whose process dies, does not end the run."""
     expected = {"broken": "cannot enqueue 6 of", "crashing": "the process died"}
     for contender in (Broken, Crashing):
-        run = _run(server, crew, (scenario("enqueue-single"),), (contender, by_name("service")))
+        run = _run(server, executor, (scenario("enqueue-single"),), (contender, by_name("service")))
         reasons = {failure.contender: failure.reason for failure in run.failures}
         if expected[contender.name] not in reasons.get(contender.name, ""):
             yield f"{contender.name} failed with {reasons}"
@@ -194,10 +194,10 @@ def a_failure_is_a_line(server: Server, crew: Crew) -> Iterator[str]:
             yield f"after {contender.name} nobody else was measured"
 
 
-def what_never_ends_is_given_up(server: Server, crew: Crew) -> Iterator[str]:
+def what_never_ends_is_given_up(server: Server, executor: Executor) -> Iterator[str]:
     """A measurement that takes longer than its limit fails."""
-    del crew
-    with Crew(limit=0.0) as impatient:
+    del executor
+    with Executor(limit=0.0) as impatient:
         try:
             impatient.run([Assignment(Broken, server.place, "singles")])
         except ContenderFailed as error:
@@ -207,7 +207,7 @@ def what_never_ends_is_given_up(server: Server, crew: Crew) -> Iterator[str]:
             yield "a limit of no time was kept"
 
 
-CHECKS: tuple[Callable[[Server, Crew], Iterator[str]], ...] = (
+CHECKS: tuple[Callable[[Server, Executor], Iterator[str]], ...] = (
     every_scenario_leaves_numbers,
     drained_messages_are_archived,
     warm_ups_are_not_counted,
@@ -218,11 +218,11 @@ CHECKS: tuple[Callable[[Server, Crew], Iterator[str]], ...] = (
 )
 
 
-def problems(server: Server, crew: Crew) -> Iterator[tuple[str, list[str]]]:
+def problems(server: Server, executor: Executor) -> Iterator[tuple[str, list[str]]]:
     """Run the checks; yield the name of each with what is wrong."""
     for check in CHECKS:
         try:
-            found = list(check(server, crew))
+            found = list(check(server, executor))
         except Exception as error:  # noqa: BLE001 - the other checks go on
             found = [f"{type(error).__name__}: {error}"]
         yield check.__name__.replace("_", " "), found

@@ -8,7 +8,7 @@ from typing import Literal
 
 from .measure import Summary, Where, quartiles, ratios
 
-__all__ = ["TARGETS", "Target", "Verdict", "verdicts"]
+__all__ = ["TARGETS", "Comparison", "Target", "comparisons"]
 
 Table = Mapping[Where, Summary]
 
@@ -45,7 +45,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Comparison:
     """A target at one point, against one other.
 
     Attributes:
@@ -214,7 +214,7 @@ TARGETS: tuple[Target, ...] = (
 )
 
 
-def verdicts(table: Table) -> Iterator[Verdict]:
+def comparisons(table: Table) -> Iterator[Comparison]:
     """Yield each target at each point at which a run has what it takes to judge."""
     for target in TARGETS:
         for (scenario, point, contender), ours in table.items():
@@ -227,24 +227,24 @@ def _holds(target: Target, ours: Summary) -> bool:
     return all(ours.facts.get(name) in values for name, values in wanted.items())
 
 
-def _judged(target: Target, point: str, ours: Summary, table: Table) -> Iterator[Verdict]:
+def _judged(target: Target, point: str, ours: Summary, table: Table) -> Iterator[Comparison]:
     for name in target.against:
         other = table.get((target.scenario, point, name))
         found = () if other is None else _compared(target, ours, other)
         if other is not None and found:
             mine, theirs = _shown(target, ours), _shown(target, other)
-            yield Verdict(target, point, name, mine, theirs, found)
+            yield Comparison(target, point, name, mine, theirs, found)
     if target.against:
         return
     if target.baseline is None:
         values = (_shown(target, ours),) if target.number else tuple(ours.by_round.values())
-        yield Verdict(target, point, "", _shown(target, ours), None, values)
+        yield Comparison(target, point, "", _shown(target, ours), None, values)
         return
     fact, wanted = target.baseline
     for (scenario, _, contender), other in table.items():
         same = (scenario, contender) == (target.scenario, target.ours)
         if same and other.facts.get(fact) == wanted and (found := _compared(target, ours, other)):
-            yield Verdict(target, point, wanted, ours.median, other.median, found)
+            yield Comparison(target, point, wanted, ours.median, other.median, found)
 
 
 def _shown(target: Target, one: Summary) -> float:

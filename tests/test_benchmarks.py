@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from benchmarks import cli, measure, page, quick, records, report, smoke
 from benchmarks.contenders import CONTENDERS, Contender, by_name, sql
-from benchmarks.crew import Crew
+from benchmarks.executor import Executor
 from benchmarks.place import Place
 from benchmarks.scenarios import SCENARIOS, Bench
 from benchmarks.scenarios import by_name as scenario
@@ -35,7 +35,7 @@ def test_in_every_round_each_has_a_turn_and_another_one_begins() -> None:
     plan = measure.Plan(
         (scenario("enqueue-open"),), (by_name("service"), by_name("bare")), 3, 1, named=True
     )
-    turns = measure.turns(plan, Bench(Crew(1), smoke.SIZES))
+    turns = measure.turns(plan, Bench(Executor(1), smoke.SIZES))
     names = [(one.round, one.contender.name) for one in turns]
     assert names == [
         (0, "service"),
@@ -49,7 +49,7 @@ def test_in_every_round_each_has_a_turn_and_another_one_begins() -> None:
 
 def test_who_cannot_take_part_says_why_and_is_no_error() -> None:
     place = Place("/nowhere", 1, "nobody", "none", "/nowhere")
-    found, (missing,) = measure.absent((by_name("service"), Absent), Server(place, Crew(1)))
+    found, (missing,) = measure.absent((by_name("service"), Absent), Server(place, Executor(1)))
     assert found == (by_name("service"),)
     assert missing.reason == "not installed: pip install no-such-distribution-of-anybody"
     assert "--pgmq-sql" in str(by_name("pgmq").missing(place))
@@ -67,11 +67,11 @@ def test_the_quick_mode_measures_what_its_thresholds_compare() -> None:
 
 
 def test_what_does_not_work_is_named_and_the_other_checks_go_on(monkeypatch) -> None:
-    def broken(server: Server, crew: Crew) -> Iterator[str]:
+    def broken(server: Server, executor: Executor) -> Iterator[str]:
         raise RuntimeError("no server")
         yield
 
-    def sound(server: Server, crew: Crew) -> Iterator[str]:
+    def sound(server: Server, executor: Executor) -> Iterator[str]:
         yield from ()
 
     monkeypatch.setattr(smoke, "CHECKS", (broken, sound))
@@ -193,9 +193,9 @@ def test_a_target_is_met_only_when_the_rounds_agree(ours: list[float], met: bool
             *sample("chancy", [100.0] * 4, "enqueue-single", "1 producer", **facts),
         ]
     )
-    (verdict,) = report.judged(run)
-    assert verdict.met is met
-    row = dict(zip(report.TARGET_COLUMNS, report.target_row(verdict), strict=True))
+    (comparison,) = report.judged(run)
+    assert comparison.met is met
+    row = dict(zip(report.TARGET_COLUMNS, report.target_row(comparison), strict=True))
     assert row["rounds"] == "4"
     assert row["met"] == {True: "yes", False: "NO", None: "unclear"}[met]
 

@@ -386,7 +386,7 @@ BUILT_ANEW = {
     "lease.dequeue_where",
     "queues.columns_of",  # no statement
     "queues.holds_nothing",  # a part of others
-    "queues.keep_writers_out",  # one clause
+    "queues.lock_messages",  # one clause
     "settle.held",  # a part of others
 }
 """The builders whose statements are not cached: what the caller gives is a part of them."""

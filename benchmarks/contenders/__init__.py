@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .bare import Bare
 from .base import Contender
-from .floor import Floor
+from .baseline import Baseline
 from .peer_chancy import Chancy
 from .peer_pgmq import Pgmq, PgmqSqlalchemy, PgmqSqlalchemyChained
 from .peer_pgqrs import Pgqrs
@@ -32,7 +32,7 @@ CONTENDERS: tuple[type[Contender], ...] = (
     AsyncRuntimePsycopg,
     AsyncRuntimeAsyncpg,
     Bare,
-    Floor,
+    Baseline,
     Pgmq,
     PgmqSqlalchemy,
     PgmqSqlalchemyChained,

@@ -30,7 +30,7 @@ class Bare(Ours):
 
     name = "bare"
     title = "bare Session, same SQL"
-    family = "floor"
+    family = "baseline"
 
     def open(self) -> None:
         """See `Contender`."""

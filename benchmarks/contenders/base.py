@@ -1,4 +1,4 @@
-"""What a contender can do. Each of its methods runs in a process of the crew."""
+"""What a contender can do. Each of its methods runs in a process of an `Executor`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
-from ..crew import Assignment, Crew
+from ..executor import Assignment, Executor
 from ..place import Place
 from ..work import Outcome, Payload, Progress, Tally
 
@@ -27,7 +27,7 @@ ORDER = "INSERT INTO bench_orders (customer, total) VALUES ('Ada', 1200)"
 """The business row."""
 
 T = TypeVar("T")
-Family = Literal["ours", "floor", "peer"]
+Family = Literal["ours", "baseline", "peer"]
 
 
 def _version(package: str) -> str:
@@ -48,7 +48,7 @@ class Contender:
     Class attributes:
         name: In records and on the command line.
         title: In tables.
-        family: Ours, the floor, or a peer.
+        family: Ours, the baseline, or a peer.
         packages: The distributions whose versions belong into the report, the first one being
             what has to be installed.
         wakes: How a waiting consumer can learn of a message.
@@ -92,7 +92,7 @@ class Contender:
     @classmethod
     def run(
         cls,
-        crew: Crew,
+        executor: Executor,
         place: Place,
         work: str,
         arguments: Sequence[dict[str, Any]],
@@ -103,7 +103,7 @@ class Contender:
         """Do this in as many processes as there are arguments, at the same time.
 
         Args:
-            crew: The processes.
+            executor: The processes.
             place: The database.
             work: The name of a method.
             arguments: Its arguments, for each process.
@@ -114,9 +114,9 @@ class Contender:
             ContenderFailed: one of them could not.
         """
         own = [Assignment(cls, place, work, one, warm_up=warm_up) for one in arguments]
-        return crew.run([*own, *beside])
+        return executor.run([*own, *beside])
 
-    # ---------------------------------------------------------------- in the crew's processes
+    # ------------------------------------------------------------- in the executor's processes
 
     def open(self) -> None:
         """Connect, and do once what is only slow the first time."""

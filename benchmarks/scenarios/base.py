@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from ..contenders.base import Contender
-from ..crew import Crew
+from ..executor import Executor
 from ..place import Place
 from ..server import Preparation
 
@@ -99,7 +99,7 @@ class Measured:
 class Bench:
     """What a measurement may use."""
 
-    crew: Crew
+    executor: Executor
     sizes: Sizes
 
 

@@ -25,7 +25,7 @@ def _drained(
     bench: Bench, contender: type[Contender], place: Place, consumers: int, arguments: Arguments
 ) -> Outcome:
     everybody = [arguments] * consumers
-    return contender.run(bench.crew, place, "drain", everybody)
+    return contender.run(bench.executor, place, "drain", everybody)
 
 
 class Drain(Scenario):
@@ -180,7 +180,7 @@ class Memory(Scenario):
         self, bench: Bench, contender: type[Contender], place: Place, point: Point
     ) -> Measured:
         """See `Scenario`; in a process that has done nothing else before."""
-        bench.crew.renew()
+        bench.executor.renew()
         arguments: Arguments = {
             "batch": point.number("batch"),
             "longest": self.longest,

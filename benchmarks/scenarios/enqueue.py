@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..contenders.base import Contender
 from ..contenders.ours import Ours
 from ..contenders.runtime import Runtime, listens
-from ..crew import Assignment
+from ..executor import Assignment
 from ..place import Place
 from ..work import payload_of
 from .base import Arguments, Bench, Measured, Point, Scenario, Sizes, shares
@@ -36,7 +36,7 @@ class _Producing(Scenario):
     ) -> Measured:
         """See `Scenario`."""
         done = contender.run(
-            bench.crew,
+            bench.executor,
             place,
             self.work[0],
             self.arguments(bench.sizes, point.number("producers")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..contenders.base import Contender
-from ..crew import Assignment
+from ..executor import Assignment
 from ..place import Place
 from .base import Bench, Measured, Point, Scenario, Sizes, middle, quantile
 
@@ -41,7 +41,7 @@ class Latency(Scenario):
             "longest": 15 + sizes.latencies * sizes.pause * 3,
         }
         trickle = {"count": sizes.latencies, "pause": sizes.pause}
-        done = bench.crew.run(
+        done = bench.executor.run(
             [
                 Assignment(contender, place, "watch", watch),
                 Assignment(contender, place, "trickle", trickle),

@@ -58,6 +58,6 @@ class Shapes(Scenario):
         """See `Scenario`."""
         del point
         arguments = {"count": bench.sizes.dequeues, "batch": 10}
-        done = contender.run(bench.crew, place, "dequeue_times", [arguments])
+        done = contender.run(bench.executor, place, "dequeue_times", [arguments])
         times = done.series["times"]
         return Measured(middle(times), {"p99": quantile(times, 0.99)})

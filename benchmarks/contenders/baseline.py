@@ -1,4 +1,4 @@
-"""The floor: the same SQL through pgbench, prepared, with nothing of Python in the way."""
+"""The baseline: the same SQL through pgbench, prepared, with nothing of Python in the way."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..crew import Assignment, ContenderFailed, Crew
+from ..executor import Assignment, ContenderFailed, Executor
 from ..place import Place
 from ..work import Outcome, Payload
 from . import sql
 from .base import ORDER
 from .ours import Ours, items_text
 
-__all__ = ["Floor", "find_pgbench"]
+__all__ = ["Baseline", "find_pgbench"]
 
 _KNOWN = Path("/usr/lib/postgresql/15/bin/pgbench")
 _WARM = 6  # transactions of each client that are left out, where there are enough: its first times
@@ -43,12 +43,12 @@ def find_pgbench(place: Place) -> str | None:
     return shutil.which("pgbench")
 
 
-class Floor(Ours):
+class Baseline(Ours):
     """pgbench; its clients are threads of one process, and its numbers its own."""
 
     name = "pgbench"
-    title = "pgbench, same SQL (floor)"
-    family = "floor"
+    title = "pgbench, same SQL (baseline)"
+    family = "baseline"
     packages = ()
     works: ClassVar[frozenset[str]] = frozenset(
         ("singles", "in_transaction", "batches", "business", "drain", "consume")
@@ -69,7 +69,7 @@ class Floor(Ours):
     @classmethod
     def run(
         cls,
-        crew: Crew,
+        executor: Executor,
         place: Place,
         work: str,
         arguments: Sequence[dict[str, Any]],
@@ -78,7 +78,7 @@ class Floor(Ours):
         beside: Sequence[Assignment] = (),
     ) -> Outcome:
         """See `Contender`: as many clients as there would be processes; nobody beside them."""
-        del crew, warm_up
+        del executor, warm_up
         if beside:
             raise ContenderFailed("pgbench works alone")
         one = arguments[0]

@@ -20,7 +20,7 @@ from .work import Outcome, Tally
 if TYPE_CHECKING:
     from .contenders.base import Contender
 
-__all__ = ["Assignment", "ContenderFailed", "Crew"]
+__all__ = ["Assignment", "ContenderFailed", "Executor"]
 
 _LEAD = 0.02  # seconds between the word and the start, so that it reaches everybody before
 _SUMMED = "windows"
@@ -62,7 +62,7 @@ class _Report:
 
 
 def attend(line: Connection) -> None:
-    """Be one of the crew: work on one assignment after the other until the line is closed."""
+    """Be one of the processes: work on one assignment after the other until the line is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     while True:
         try:
@@ -123,7 +123,7 @@ class _Member:
         self.process.close()
 
 
-class Crew:
+class Executor:
     """Processes, as many as are needed; a context manager.
 
     Args:
