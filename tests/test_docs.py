@@ -41,10 +41,16 @@ FENCE = re.compile(
 )
 
 
-README, CONSUMERS, TESTING = "README.md", "docs/reference/consumers.md", "docs/how-to/testing.md"
+README, TUTORIAL = "README.md", "docs/tutorial/first-queue.md"
+ENQUEUE, SETTLE = "docs/how-to/enqueue.md", "docs/how-to/settle.md"
+MANAGE, OWN_MODELS = "docs/how-to/manage-messages.md", "docs/how-to/own-models.md"
+ASYNCIO, MIGRATIONS = "docs/how-to/asyncio.md", "docs/how-to/migrations.md"
+CONSUMERS, TESTING = "docs/reference/consumers.md", "docs/how-to/testing.md"
 AVAILABILITY = "docs/how-to/high-availability.md"
 DOCUMENTS = [
     README,
+    "CONTRIBUTING.md",
+    "SECURITY.md",
     *sorted(
         str(path.relative_to(ROOT))
         for path in (ROOT / "docs").rglob("*.md")
@@ -52,6 +58,23 @@ DOCUMENTS = [
     ),
 ]
 """All pages that are written here: ``docs/guide`` is a copy."""
+
+EXECUTED_HERE = {
+    README, TUTORIAL, ENQUEUE, SETTLE, MANAGE, OWN_MODELS, ASYNCIO, MIGRATIONS, CONSUMERS, TESTING,
+    AVAILABILITY,
+}  # fmt: skip
+EXECUTED_ELSEWHERE = {
+    "docs/how-to/pgbouncer.md": "tests/chaos/test_pgbouncer.py",
+    "docs/how-to/pgqrs-to-own-session.md": "tests/guide/test_pgqrs_surface.py",
+    "docs/how-to/row-level-security.md": "tests/security/test_row_level_security.py",
+}
+
+
+def test_every_document_with_python_blocks_is_executed_by_a_test() -> None:
+    written = {page for page in DOCUMENTS if "```python" in (ROOT / page).read_text()}
+    assert written == EXECUTED_HERE | set(EXECUTED_ELSEWHERE)
+    for page, test in EXECUTED_ELSEWHERE.items():
+        assert page in (ROOT / test).read_text()
 
 
 def blocks(title: str | None, document: str = README) -> list[tuple[int, str]]:
@@ -95,14 +118,43 @@ async def execute_awaiting(names: dict, document: str) -> None:
 def test_the_blocks_of_the_readme_run_one_after_the_other(engine: sa.Engine, shop) -> None:
     with Session(engine) as session, session.begin():
         QueueService(session).queues.create("receipts")
+    names = {"engine": engine, "Order": shop.Order}
+    by_hand, with_a_consumer = blocks(None)
+    for line, code in (by_hand, with_a_consumer):
+        execute(code, line, names)
+        with Session(engine) as session, session.begin():
+            QueueService(session).enqueue("receipts", {"order": 7})  # for the next block
+    with Session(engine) as session:
+        metrics = QueueService(session).messages.metrics("receipts")
+        assert session.get_one(shop.Order, 7).receipts_sent == 2
+        assert (metrics.archived, metrics.live) == (2, 1)
+
+
+def test_the_blocks_of_the_how_to_pages_run_in_their_order(engine: sa.Engine, shop) -> None:
+    with Session(engine) as session, session.begin():
+        session.add(shop.Order(id=7, customer="Ada", total_cents=1200))
     with Session(engine) as session:
         names = {"engine": engine, "Order": shop.Order, "session": session}
-        execute_all(names, README)
+        for page in (ENQUEUE, SETTLE, MANAGE, OWN_MODELS):
+            execute_all(names, page)
     with Session(engine) as session:
-        books = {one.queue: one for one in QueueService(session).messages.all_metrics()}
-        assert session.get_one(shop.Order, 7).receipts_sent == 1
-        assert (books["receipts"].archived, books["receipts"].live) == (1, 0)
-        assert (books["mail"].archived, books["mail"].cancelled) == (1, 2)
+        metrics = QueueService(session).messages.metrics("mail")
+        assert (metrics.archived, metrics.cancelled) == (1, 2)
+
+
+def test_the_blocks_of_the_tutorial_run_one_after_the_other(database, capsys) -> None:
+    names: dict = {}
+    for line, code in blocks(None, TUTORIAL):
+        here = code.replace("postgresql+psycopg://localhost/shop", database.url)
+        execute(here, line, names, TUTORIAL)
+    order = names["Order"]
+    with Session(names["engine"]) as session:
+        metrics = QueueService(session).messages.metrics("receipts")
+        assert (metrics.archived, metrics.live) == (3, 0)
+        assert [session.get_one(order, id_).receipts_sent for id_ in (7, 9, 10)] == [1, 1, 1]
+        assert session.get(order, 8) is None
+    names["engine"].dispose()
+    assert "{'order': 10} no such order" in capsys.readouterr().out
 
 
 async def test_the_asyncio_block_runs(migrated, shop) -> None:
@@ -111,16 +163,16 @@ async def test_the_asyncio_block_runs(migrated, shop) -> None:
         await connection.execute(
             sa.text("INSERT INTO pgqrs_queues (queue_name) VALUES ('receipts')")
         )
-    await execute_awaiting({"async_engine": engine, "Order": shop.Order}, README)
+    await execute_awaiting({"async_engine": engine, "Order": shop.Order}, ASYNCIO)
     async with engine.connect() as connection:
         assert (await connection.execute(sa.select(Message.payload))).scalar_one() == {"order": 8}
     await engine.dispose()
 
 
-def test_the_environment_of_the_readme_autogenerates_migrates_and_is_clean(
+def test_the_documented_environment_autogenerates_migrates_and_is_clean(
     database, tmp_path: Path
 ) -> None:
-    ((_, env),) = blocks("env.py")
+    ((_, env),) = blocks("env.py", MIGRATIONS)
     scripts = tmp_path / "migrations"
     (scripts / "versions").mkdir(parents=True)
     (scripts / "env.py").write_text(env)
