@@ -244,6 +244,26 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
 
 
+PARTS = ["docs/architecture.md", "docs/glossary.md"]
+
+
+@pytest.mark.parametrize("document", PARTS)
+def test_the_modules_that_a_document_names_exist(document: str) -> None:
+    text = (ROOT / document).read_text()
+    named = set(re.findall(r"`([a-z_/0-9]+(?:\.py|/))`", text))
+    assert len(named) > 15
+    missing = {name for name in named if not (ROOT / "pgqrs_sa" / name).exists()}
+    assert missing - {"pgqrs_sa/"} == set()
+
+
+def test_the_diagram_of_states_is_the_same_on_both_pages() -> None:
+    diagram = re.compile(r"^```mermaid\nstateDiagram.*?^```$", re.MULTILINE | re.DOTALL)
+    pages = ["docs/architecture.md", "docs/reference/states.md"]
+    diagrams = [diagram.findall((ROOT / page).read_text()) for page in pages]
+    assert diagrams[0] == diagrams[1]
+    assert len(diagrams[0]) == 1
+
+
 # Consumers
 
 MESSAGES = {
