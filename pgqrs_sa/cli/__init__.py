@@ -11,6 +11,7 @@ mounted in a host's own click program, for example Flask's::
 `app`              the base classes of commands and groups, and the `App` that they are handed
 `root`             the group ``pgqrs`` itself: which command is in which module
 `output`           table, json, ndjson and csv; ``--watch``
+`connection`       the engine of a command, and hints for a failed connection
 `logs`             what is logged while a command runs
 `target`           ``module:attribute``, as the consumer of an application
 `confirm`          the question before anything is destroyed, and work in chunks with a progress bar

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from . import install, views
+from . import schema, views
 from .app import App, Group, pass_app
 from .params import DURATION, exact_option, watch_option
 
@@ -19,9 +19,9 @@ def admin() -> None:
     """Install, verify, statistics, reclaim."""
 
 
-admin.add_command(install.install)
-admin.add_command(install.uninstall)
-admin.add_command(install.verify)
+admin.add_command(schema.install)
+admin.add_command(schema.uninstall)
+admin.add_command(schema.verify)
 
 
 @admin.command()
@@ -38,12 +38,12 @@ def stats(app: App, exact: bool, every: timedelta | None) -> None:
     def produce() -> list[dict[str, Any]]:
         with app.begin() as work:
             counts = work.service.messages.all_metrics(exact=exact)
-            statuses = [one.status for one in work.service.workers.list()]
+            statuses = [worker.status for worker in work.service.workers.list()]
         row = {
             "queues": len(counts),
-            "paused": sum(one.paused for one in counts),
-            **{name: sum(getattr(one, name) for one in counts) for name in views.COUNTS},
-            "capped": sorted({name for one in counts for name in one.capped}),
+            "paused": sum(queue.paused for queue in counts),
+            **{name: sum(getattr(queue, name) for queue in counts) for name in views.COUNTS},
+            "capped": sorted({name for queue in counts for name in queue.capped}),
             "workers": len(statuses),
             **{
                 f"workers_{status}": statuses.count(status)

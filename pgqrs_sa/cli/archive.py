@@ -1,4 +1,4 @@
-"""``pgqrs archive``, and the long jobs that `dead` shares with it."""
+"""``pgqrs archive`` and ``pgqrs dead``: settled messages, and the dead letters among them."""
 
 from __future__ import annotations
 
@@ -11,25 +11,14 @@ import click
 from . import views
 from .app import App, Group, pass_app
 from .confirm import confirmed, in_slices
+from .failures import NOT_FOUND, PROBLEMS, Failed
 from .messages import worker_option
-from .params import (
-    DURATION,
-    JSON,
-    after_option,
-    chunk_option,
-    content_option,
-    dry_run_option,
-    given,
-    limit_option,
-    timeout_option,
-    watch_option,
-    yes_option,
-)
+from .params import DURATION, JSON, bulk_options, content_page_options, given, together
 
 if TYPE_CHECKING:
     from .queries import Settled
 
-__all__ = ["archive", "delete_ids", "delete_settled", "deleting", "listing", "requeue_ids"]
+__all__ = ["archive", "dead", "deleting"]
 
 OUTCOMES = ("archived", "dead", "cancelled", "discarded")
 
@@ -38,6 +27,13 @@ of_queue = given("queue", "--queue", "-q", required=False, what="Of this queue o
 outcome_option = click.option("--outcome", type=click.Choice(OUTCOMES), help="Only with this one.")
 ids_argument = click.argument("ids", nargs=-1, type=click.IntRange(1), metavar="[ID]...")
 ids_option = click.option("--id", "more", multiple=True, type=click.IntRange(1), metavar="ID")
+delay_option = click.option("--delay", type=DURATION, default="0", help="Visible after so long.")
+dead_letters = together(
+    ids_argument,
+    ids_option,
+    click.option("--queue", "-q", help="All those of this queue."),
+    click.option("--all", "all_", is_flag=True, help="Those of every queue."),
+)
 
 
 @click.group(cls=Group)
@@ -48,33 +44,13 @@ def archive() -> None:
     """
 
 
-def listing(app: App, every: timedelta | None, settled: Settled, **page: Any) -> None:
-    """List settled messages, and say how to see the next page."""
-
-    def produce() -> list[dict[str, Any]]:
-        with app.begin() as work:
-            found = work.service.archived.find(
-                settled.queue, outcome=settled.outcome, where=settled.criteria(), **page
-            )
-        rows = [views.archived(one) for one in found]
-        if every is None and (hint := views.more(rows, page["limit"])):
-            app.say(hint)
-        return rows
-
-    app.show(produce, views.ARCHIVED, every, views.ARCHIVED_KEYS)
-
-
 @archive.command("list")
 @of_queue
 @worker_option
 @outcome_option
 @click.option("--message", type=click.IntRange(1), help="What had this id while it was live.")
 @click.option("--payload", type=JSON, help="Only with a payload that contains this.")
-@content_option
-@limit_option
-@after_option
-@timeout_option
-@watch_option
+@content_page_options
 @pass_app
 def list_(
     app: App,
@@ -91,7 +67,20 @@ def list_(
 
     page = {"limit": limit, "after": after, "content": content, "timeout": timeout}
     contains = None if payload is None else payload[0]
-    listing(app, every, Settled(**which), payload=contains, **page)
+    _list(app, every, Settled(**which), payload=contains, **page)
+
+
+def _list(app: App, every: timedelta | None, settled: Settled, **page: Any) -> None:
+    """List settled messages, and say how to see the next page."""
+
+    def produce() -> list[dict[str, Any]]:
+        with app.begin() as work:
+            found = work.service.archived.find(
+                settled.queue, outcome=settled.outcome, where=settled.criteria(), **page
+            )
+        return [views.archived(info) for info in found]
+
+    app.show_page(produce, views.ARCHIVED, every, views.ARCHIVED_KEYS, page["limit"])
 
 
 @archive.command()
@@ -122,14 +111,12 @@ def get(app: App, id: int) -> None:
 @archive.command()
 @ids_argument
 @ids_option
-@click.option("--delay", type=DURATION, default="0", help="Visible after so long.")
+@delay_option
 @click.option("--attempts", type=click.IntRange(1), help="How many more attempts it gets.")
 @pass_app
-def requeue(
-    app: App, ids: tuple[int, ...], more: tuple[int, ...], delay: timedelta, attempts: int | None
-) -> None:
+def requeue(app: App, ids: tuple[int, ...], more: tuple[int, ...], **options: Any) -> None:
     """Move settled messages back into their queues, under the ids that they had."""
-    requeue_ids(app, (*ids, *more), delay, attempts)
+    _requeue_ids(app, (*ids, *more), options)
 
 
 @archive.command()
@@ -138,9 +125,7 @@ def requeue(
 @worker_option
 @outcome_option
 @click.option("--older-than", type=DURATION, help="Only what was settled so long ago.")
-@chunk_option
-@yes_option
-@dry_run_option
+@bulk_options
 @pass_app
 def delete(
     app: App,
@@ -156,48 +141,147 @@ def delete(
 
     if (queue is None) == (not more):
         raise click.UsageError("name a queue, or give --id: one of them")
-    if more:
-        delete_ids(app, more, yes=yes, dry_run=dry_run)
-        return
-    delete_settled(app, "delete", Settled(queue, **which), chunk, yes=yes, dry_run=dry_run)
+    settled = Settled(queue, **which)
+    _delete(app, "delete", more or settled, chunk, yes=yes, dry_run=dry_run)
 
 
 @archive.command()
 @of_queue
 @click.option("--older-than", type=DURATION, help="Each queue's own retention unless given.")
-@chunk_option
-@yes_option
-@dry_run_option
+@bulk_options
 @pass_app
 def prune(
-    app: App,
-    queue: str | None,
-    older_than: timedelta | None,
-    chunk: int,
-    yes: bool,
-    dry_run: bool,
+    app: App, queue: str | None, older_than: timedelta | None, chunk: int, **asked: bool
 ) -> None:
     """Delete what was settled long enough ago."""
     from .queries import Settled  # noqa: PLC0415
 
     settled = Settled(queue, older_than=older_than, by_retention=older_than is None)
-    delete_settled(app, "prune", settled, chunk, yes=yes, dry_run=dry_run)
+    _delete(app, "prune", settled, chunk, **asked)
 
 
-def delete_settled(
-    app: App, action: str, settled: Settled, chunk: int, *, yes: bool, dry_run: bool
+# Dead letters
+
+
+@click.group(cls=Group)
+def dead() -> None:
+    """Dead letters: look, retry, discard. The ids are the archive's."""
+
+
+@dead.command("list")
+@of_queue
+@content_page_options
+@pass_app
+def list_dead(app: App, queue: str | None, every: timedelta | None, **page: Any) -> None:
+    """List dead letters, with the reason and the last error of each."""
+    from .queries import Settled  # noqa: PLC0415 - SQLAlchemy takes a while
+
+    _list(app, every, Settled(queue, "dead"), **page)
+
+
+@dead.command()
+@dead_letters
+@delay_option
+@click.option("--attempts", type=click.IntRange(1), help="How many more attempts each gets.")
+@bulk_options
+@pass_app
+def retry(
+    app: App,
+    ids: tuple[int, ...],
+    more: tuple[int, ...],
+    queue: str | None,
+    all_: bool,
+    chunk: int,
+    yes: bool,
+    dry_run: bool,
+    **options: Any,
 ) -> None:
-    """Delete some of the archive in chunks, after asking: what was counted, and nothing else."""
+    """Move dead letters back into their queues, by id or in bulk."""
+    chosen = _dead_letters(app, (*ids, *more), queue, all_=all_)
+    if not isinstance(chosen, Sequence):
+        _retry_all(app, chosen, options, chunk, yes=yes, dry_run=dry_run)
+    elif dry_run:
+        count = len(set(chosen))
+        app.say(f"would requeue {count} dead letter(s)")
+        app.emit_one(views.done("retry", count, queue=None, skipped=0, dry_run=True))
+    else:
+        _requeue_ids(app, chosen, options)
+
+
+@dead.command()
+@dead_letters
+@bulk_options
+@pass_app
+def discard(
+    app: App,
+    ids: tuple[int, ...],
+    more: tuple[int, ...],
+    queue: str | None,
+    all_: bool,
+    chunk: int,
+    **asked: bool,
+) -> None:
+    """Delete dead letters for good, by id or in bulk."""
+    chosen = _dead_letters(app, (*ids, *more), queue, all_=all_)
+    _delete(app, "discard", chosen, chunk, **asked)
+
+
+def _dead_letters(
+    app: App, ids: Sequence[int], queue: str | None, *, all_: bool
+) -> Sequence[int] | Settled:
+    """Return the ids, all of which are of dead letters; or those of a queue, or of all queues."""
+    from .queries import Settled  # noqa: PLC0415
+
+    if sum((bool(ids), queue is not None, all_)) != 1:
+        raise click.UsageError("give ids, or --queue, or --all: one of them")
+    if not ids:
+        return Settled(queue, "dead")
     with app.begin() as work:
-        ids = settled.ids(work.service, work.session)
-    total = len(ids)
-    if confirmed(app, "delete", total, _what(settled), yes=yes, dry_run=dry_run):
-        total = in_slices("deleting", total, deleting(app, ids), chunk)
-    app.emit_one(views.done(action, total, queue=settled.queue, dry_run=dry_run))
+        for id_ in ids:
+            if work.service.archived.get(id_).outcome != "dead":
+                raise Failed(
+                    f"archived message {id_} is no dead letter",
+                    hint="pgqrs dead list; pgqrs archive has the others",
+                    code=NOT_FOUND,
+                )
+    return ids
+
+
+# Delete and requeue
+
+
+def _delete(
+    app: App,
+    action: str,
+    chosen: Sequence[int] | Settled,
+    chunk: int,
+    *,
+    yes: bool,
+    dry_run: bool,
+) -> None:
+    """Delete settled messages after asking: by id in one transaction, or in chunks.
+
+    In chunks, exactly the messages that were counted are deleted.
+    """
+    if isinstance(chosen, Sequence):
+        queue, what = None, "settled message(s)"
+        with app.begin() as work:
+            for id_ in chosen:
+                work.service.archived.get(id_)
+        ids, total = chosen, len(set(chosen))
+    else:
+        queue, what = chosen.queue, _described(chosen)
+        with app.begin() as work:
+            ids = chosen.ids(work.service, work.session)
+        total = len(ids)
+    if confirmed(app, "delete", total, what, yes=yes, dry_run=dry_run):
+        step = deleting(app, ids)
+        total = step(slice(None)) if ids is chosen else in_slices("deleting", total, step, chunk)
+    app.emit_one(views.done(action, total, queue=queue, dry_run=dry_run))
 
 
 def deleting(app: App, ids: Sequence[int]) -> Callable[[slice], int]:
-    """Return a step that deletes some of the archive, in a transaction of its own."""
+    """Return a step that deletes a slice of these ids from the archive in a transaction."""
 
     def step(part: slice) -> int:
         with app.begin() as work:
@@ -206,38 +290,7 @@ def deleting(app: App, ids: Sequence[int]) -> Callable[[slice], int]:
     return step
 
 
-def delete_ids(
-    app: App,
-    ids: Sequence[int],
-    action: str = "delete",
-    *,
-    yes: bool,
-    dry_run: bool,
-    check: Callable[[Any], None] = lambda _info: None,
-) -> None:
-    """Delete settled messages by the archive's ids, after asking."""
-    with app.begin() as work:
-        for id_ in ids:
-            check(work.service.archived.get(id_))
-    count = len(set(ids))
-    if confirmed(app, "delete", count, "settled message(s)", yes=yes, dry_run=dry_run):
-        with app.begin() as work:
-            count = work.service.archived.delete(ids)
-    app.emit_one(views.done(action, count, queue=None, dry_run=dry_run))
-
-
-def requeue_ids(
-    app: App, ids: Sequence[int], delay: timedelta = timedelta(0), attempts: int | None = None
-) -> None:
-    """Requeue all of these, or none."""
-    if not ids:
-        raise click.UsageError("Missing id: ID or --id")
-    with app.begin() as work:
-        receipts = work.service.archived.requeue_many(ids, delay=delay, attempts=attempts)
-    app.emit([views.receipt(one) for one in receipts])
-
-
-def _what(settled: Settled) -> str:
+def _described(settled: Settled) -> str:
     words = [settled.outcome or "settled", "message(s)"]
     if settled.queue:
         words.append(f"of queue {settled.queue!r}")
@@ -248,3 +301,74 @@ def _what(settled: Settled) -> str:
     if settled.by_retention:
         words.append("past the retention of their queues")
     return " ".join(words)
+
+
+def _requeue_ids(app: App, ids: Sequence[int], options: dict[str, Any]) -> None:
+    """Requeue all of these, or none."""
+    if not ids:
+        raise click.UsageError("Missing id: ID or --id")
+    with app.begin() as work:
+        receipts = work.service.archived.requeue_many(ids, **options)
+    app.emit([views.receipt(receipt) for receipt in receipts])
+
+
+def _retry_all(
+    app: App, settled: Settled, options: dict[str, Any], chunk: int, *, yes: bool, dry_run: bool
+) -> None:
+    with app.begin() as work:
+        ids = settled.ids(work.service, work.session)
+    total = len(ids)
+    job = _Retry(app, ids, options)
+    where = "of every queue" if settled.queue is None else f"of queue {settled.queue!r}"
+    if confirmed(app, "requeue", total, f"dead letter(s) {where}", yes=yes, dry_run=dry_run):
+        total = in_slices("requeueing", total, job.step, chunk)
+    about = {"queue": settled.queue, "skipped": len(job.skipped)}
+    app.emit_one(views.done("retry", total, dry_run=dry_run, **about))
+    if job.skipped:
+        listed = ", ".join(map(str, job.skipped[:10]))
+        raise Failed(
+            f"{len(job.skipped)} stayed, since a live message has the key of each: {listed}",
+            hint="settle that one first, or discard these",
+            code=PROBLEMS,
+        )
+
+
+class _Retry:
+    """A bulk retry of the dead letters that were counted.
+
+    Attributes:
+        skipped: The ids of those that were not requeued, since a live message has their key.
+    """
+
+    def __init__(self, app: App, ids: Sequence[int], options: dict[str, Any]) -> None:
+        self._app = app
+        self._ids = ids
+        self._options = options
+        self.skipped: list[int] = []
+
+    def step(self, part: slice) -> int:
+        """Requeue a slice in one transaction, as far as possible; return how many."""
+        from ..errors import DuplicateMessage, InvalidArgument, MessageNotFound  # noqa: PLC0415
+        from .queries import still_archived  # noqa: PLC0415
+
+        with self._app.begin() as work:
+            ids = still_archived(work.session, self._ids[part])
+            try:
+                return len(work.service.archived.requeue_many(ids, **self._options))
+            except (DuplicateMessage, InvalidArgument, MessageNotFound):
+                # Nothing was requeued: a key is live, two of them share a key, or another process
+                # has just removed a message from the archive. Try each by itself.
+                return sum(self._requeue(work.service, id_) for id_ in ids)
+
+    def _requeue(self, service: Any, id_: int) -> bool:
+        from ..errors import DuplicateMessage, MessageNotFound  # noqa: PLC0415
+
+        try:
+            service.archived.requeue(id_, **self._options)
+        except DuplicateMessage:
+            self.skipped.append(id_)
+        except MessageNotFound:
+            pass
+        else:
+            return True
+        return False

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .failures import scrub
 
 if TYPE_CHECKING:
-    from .context import Options
+    from .app import Options
 
 __all__ = ["Log"]
 
@@ -41,12 +40,7 @@ class Log:
         self._attach(self._loggers)
         return self
 
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _where: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._detach()
         self._handler.close()
 
@@ -66,19 +60,19 @@ class Log:
                 self._set_levels(self._loggers)
 
     def _attach(self, loggers: list[logging.Logger]) -> None:
-        for one in loggers:
-            one.addHandler(self._handler)
+        for logger in loggers:
+            logger.addHandler(self._handler)
         self._set_levels(loggers)
 
     def _set_levels(self, loggers: list[logging.Logger]) -> None:
-        for one in loggers:
-            self._before[one] = one.level
-            one.setLevel(self._level)
+        for logger in loggers:
+            self._before[logger] = logger.level
+            logger.setLevel(self._level)
 
     def _detach(self) -> None:
-        for one, level in self._before.items():
-            one.removeHandler(self._handler)
-            one.setLevel(level)
+        for logger, level in self._before.items():
+            logger.removeHandler(self._handler)
+            logger.setLevel(level)
         self._before.clear()
 
 

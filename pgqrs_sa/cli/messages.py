@@ -15,16 +15,11 @@ from .params import (
     DURATION,
     JSON,
     MOMENT,
-    after_option,
+    ask_options,
     attempts_option,
-    content_option,
-    dry_run_option,
+    content_page_options,
     exclusive,
     given,
-    limit_option,
-    timeout_option,
-    watch_option,
-    yes_option,
 )
 
 __all__ = ["listing", "message"]
@@ -58,15 +53,9 @@ def listing(app: App, every: timedelta | None, **page: Any) -> None:
 
         with app.begin() as work:
             moment = now(work.session)
-            return [views.message(one, moment) for one in work.service.messages.find(**page)]
+            return [views.message(info, moment) for info in work.service.messages.find(**page)]
 
-    def paged() -> list[dict[str, Any]]:
-        rows = produce()
-        if every is None and (hint := views.more(rows, page["limit"])):
-            app.say(hint)
-        return rows
-
-    app.show(paged, views.MESSAGES, every, views.MESSAGE_KEYS)
+    app.show_page(produce, views.MESSAGES, every, views.MESSAGE_KEYS, page["limit"])
 
 
 @message.command()
@@ -116,22 +105,18 @@ def dequeue(app: App, queue: str, limit: int, lease: timedelta | None, worker: i
         leased = work.service.dequeue(queue, limit, lease=lease, worker=worker)
     if not leased:
         app.say(f"nothing is visible in queue {queue!r}")
-    rows = [views.delivery(one) for one in leased]
+    rows = [views.delivery(delivery) for delivery in leased]
     app.emit(rows, views.DELIVERIES, views.DELIVERY_KEYS)
     if leased:
-        one = leased[0]
-        app.say(f"when done: pgqrs message archive {one.id} --token {one.fencing_token}")
+        first = leased[0]
+        app.say(f"when done: pgqrs message archive {first.id} --token {first.fencing_token}")
 
 
 @message.command("list")
 @given("queue", "--queue", "-q", required=False, what="Of this queue only.")
 @click.option("--state", type=click.Choice(STATES), help="Only in this state.")
 @click.option("--payload", type=JSON, help="Only with a payload that contains this.")
-@content_option
-@limit_option
-@after_option
-@timeout_option
-@watch_option
+@content_page_options
 @pass_app
 def list_(
     app: App, queue: str | None, payload: tuple[Any] | None, every: timedelta | None, **page: Any
@@ -196,8 +181,7 @@ def archive(app: App, id: int, queue: str | None, token: int | None, reason: str
 @identified
 @of_queue
 @token_option
-@yes_option
-@dry_run_option
+@ask_options
 @pass_app
 def delete(
     app: App, id: int, queue: str | None, token: int | None, yes: bool, dry_run: bool
@@ -280,10 +264,10 @@ def _held(work: Work, id: int, token: int) -> Any:
 def _delete_unheld(work: Work, id: int) -> None:
     from .queries import Settled  # noqa: PLC0415
 
-    before = {one.id for one in work.service.archived.find(where=Settled(message=id).criteria())}
-    # Through the archive, in one transaction: that way round, a lease is respected.
+    find, where = work.service.archived.find, Settled(message=id).criteria()
+    before = {info.id for info in find(where=where)}
+    # Through the archive, in the same transaction: cancel() does not touch a leased message.
     work.service.messages.cancel(id, reason="deleted")
-    after = work.service.archived.find(where=Settled(message=id).criteria(), limit=1000)
-    gone = [one.id for one in after if one.id not in before]
+    gone = [info.id for info in find(where=where, limit=1000) if info.id not in before]
     if work.service.archived.delete(gone) != 1:
         raise Failed(f"message {id} is being changed by others: try again", code=PROBLEMS)

@@ -13,7 +13,7 @@ A table shows the columns that are named, all of them unless any are::
     COLUMNS = (Column("id"), Column("vt", "visible", render=lambda row: countdown(row)))
     app.emit(rows, COLUMNS)         app.emit_one(row)           app.show(produce, COLUMNS, every)
 
-On a terminal up to 1,000 rows are fitted to the width (see `fitting`); in a pipe, and where there
+On a terminal up to 1,000 rows are fitted to the width (see `fit`); in a pipe, and where there
 are more rows, it is plain text, a line for each row, nothing cut off. `Output.table` returns it for
 a live view of your own, `text` renders any value as tables do, and `Output.console` is the rich
 console of stdout.
@@ -30,11 +30,10 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from . import fitting
 from .failures import USAGE, Failed
 
 if TYPE_CHECKING:
@@ -48,12 +47,18 @@ __all__ = [
     "Columns",
     "Output",
     "Row",
+    "Space",
     "aligned",
+    "fit",
     "fitted",
+    "note",
     "plain",
     "span",
     "text",
 ]
+
+GAP = 2
+"""Blanks between two columns."""
 
 FORMATS = ("table", "json", "ndjson", "csv")
 
@@ -126,9 +131,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
+        return [plain(item) for item in value]
     return value
 
 
@@ -151,7 +156,9 @@ def _printable(value: str) -> str:
     """Return text that cannot drive a terminal, whoever wrote it."""
     if value.isprintable():
         return value
-    return "".join(one if one.isprintable() else _escaped(one) for one in value)
+    return "".join(
+        character if character.isprintable() else _escaped(character) for character in value
+    )
 
 
 def span(seconds: float) -> str:
@@ -259,7 +266,7 @@ class Output:
             self.file.flush()
         elif self.format == "table":
             shown = columns or [Column(key) for key in row]
-            pairs = [{"key": one.title, "value": one.cell(row)} for one in shown]
+            pairs = [{"key": column.title, "value": column.cell(row)} for column in shown]
             self._print(pairs, _PAIR)
         else:
             self.emit([row], columns)
@@ -267,7 +274,7 @@ class Output:
     def table(self, rows: Sequence[Row], columns: Columns = None) -> Table:
         """Return rows as a table of rich, as wide as the console or less."""
         shown = _shown(rows, columns)
-        cells = [[_cut(one.cell(row)) for one in shown] for row in rows]
+        cells = [[_cut(column.cell(row)) for column in shown] for row in rows]
         return fitted(shown, cells, self.console.width)
 
     def watch(
@@ -294,9 +301,9 @@ class Output:
             self.console.print(self.table(rows, columns))
             return
         shown = _shown(rows, columns)
-        headings = None if columns is _PAIR else [one.title.upper() for one in shown]
-        cells = [[_cut(one.cell(row)) for one in shown] for row in rows]
-        right = {place for place, one in enumerate(shown) if one.right}
+        headings = None if columns is _PAIR else [column.title.upper() for column in shown]
+        cells = [[_cut(column.cell(row)) for column in shown] for row in rows]
+        right = {place for place, column in enumerate(shown) if column.right}
         self.lines(aligned(headings, cells, right))
 
     def lines(self, lines: Iterable[str]) -> None:
@@ -343,26 +350,26 @@ def fitted(
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    widths = fitting.fit([_space(one, place, cells) for place, one in enumerate(columns)], width)
-    note = fitting.note(len(columns) - len(widths)) if noted else ""
+    widths = fit([_space(column, place, cells) for place, column in enumerate(columns)], width)
+    caption = note(len(columns) - len(widths)) if noted else ""
     made = Table(
         box=box.SIMPLE_HEAD,
         show_header=columns is not _PAIR,
         show_edge=False,
         pad_edge=False,
-        padding=(0, fitting.GAP - 1, 0, 0),
-        caption=Text(note, style="dim") if note else None,
+        padding=(0, GAP - 1, 0, 0),
+        caption=Text(caption, style="dim") if caption else None,
         caption_justify="left",
     )
     for place, given in widths.items():
-        one = columns[place]
+        column = columns[place]
         made.add_column(
-            one.title,
-            justify="right" if one.right else "left",
-            style=one.style,
+            column.title,
+            justify="right" if column.right else "left",
+            style=column.style,
             width=given,
-            no_wrap=not one.wrap,
-            overflow="fold" if one.wrap else "ellipsis",
+            no_wrap=not column.wrap,
+            overflow="fold" if column.wrap else "ellipsis",
         )
     for row, style in zip(cells, styles or [""] * len(cells), strict=True):
         # Text, not str: what looks like markup is data.
@@ -370,14 +377,85 @@ def fitted(
     return made
 
 
-def _space(column: Column, place: int, cells: Sequence[Sequence[str]]) -> fitting.Space:
+def _space(column: Column, place: int, cells: Sequence[Sequence[str]]) -> Space:
     from rich.cells import cell_len  # noqa: PLC0415 - of the extra `cli`, and slow
 
     title = cell_len(column.title)
     natural = max([title, *(cell_len(row[place]) for row in cells)])
     least = natural if column.least is None else min(natural, max(title, column.least))
     empty = all(row[place] == _NOTHING for row in cells)
-    return fitting.Space(natural, least, column.rank, empty)
+    return Space(natural, least, column.rank, empty)
+
+
+class Space(NamedTuple):
+    """What a column needs.
+
+    Attributes:
+        natural: The width that shows all of it.
+        least: The width to which its cells may be cut.
+        rank: Which columns get room first, the lowest before others; 0 for always.
+        empty: No row has a value.
+    """
+
+    natural: int
+    least: int
+    rank: int = 0
+    empty: bool = False
+
+
+def fit(columns: Sequence[Space], width: int) -> dict[int, int]:
+    """Return the width of each column that is shown, by its place: each row stays on one line.
+
+    Cells are cut first: of the columns that can be cut furthest, then of the others. If that is not
+    enough, there is room for the columns of the lowest rank, with values before those without.
+
+    Args:
+        columns: From left to right.
+        width: Of the terminal, in characters.
+    """
+    kept = _kept(columns, width)
+    widths = {place: columns[place].natural for place in kept}
+    for least in sorted({columns[place].least for place in kept}):
+        _narrow(widths, {place: least for place in kept if columns[place].least == least}, width)
+    # Not even the columns that stay have room: what can be cut is cut to what is left.
+    _narrow(
+        widths, {place: 1 for place in kept if columns[place].least < columns[place].natural}, width
+    )
+    return widths
+
+
+def note(hidden: int) -> str:
+    """Return what to say about columns that are left out, if any are."""
+    if not hidden:
+        return ""
+    return f"{hidden} column{' is' if hidden == 1 else 's are'} hidden: --format json shows all"
+
+
+def _kept(columns: Sequence[Space], width: int) -> list[int]:
+    """Return the places of the columns that are shown, as narrow as each can be."""
+    kept: list[int] = []
+    for place in sorted(range(len(columns)), key=lambda place: _order(columns[place])):
+        wanted = [*kept, place]
+        if not columns[place].rank or _total([columns[shown].least for shown in wanted]) <= width:
+            kept = wanted
+    return sorted(kept)
+
+
+def _order(column: Space) -> tuple[bool, int]:
+    return (column.empty and column.rank > 0, column.rank)
+
+
+def _narrow(widths: dict[int, int], leasts: dict[int, int], width: int) -> None:
+    """Narrow some columns until the table fits, the widest of them first."""
+    for _ in range(_total(widths.values()) - width):
+        place = max(leasts, key=widths.__getitem__, default=None)
+        if place is None or widths[place] <= leasts[place]:
+            return
+        widths[place] -= 1
+
+
+def _total(widths: Collection[int]) -> int:
+    return sum(widths) + GAP * (len(widths) - 1)
 
 
 def aligned(

@@ -17,15 +17,18 @@ __all__ = [
     "DURATION",
     "JSON",
     "MOMENT",
-    "after_option",
+    "ask_options",
     "attempts_option",
+    "bulk_options",
     "chunk_option",
+    "content_page_options",
     "dry_run_option",
+    "exact_option",
     "exclusive",
     "given",
-    "limit_option",
+    "page_options",
+    "together",
     "watch_option",
-    "yes_option",
 ]
 
 CHUNK = 1000
@@ -126,6 +129,17 @@ after_option = click.option(
 )
 
 
+def together(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Combine decorators of options, in the order of the help, into a single decorator."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
 def _not_too_often(
     ctx: click.Context, param: click.Parameter, value: timedelta | None
 ) -> timedelta | None:
@@ -174,6 +188,14 @@ chunk_option = click.option(
     show_default=True,
     help="Rows in a transaction.",
 )
+
+
+page_options = together(limit_option, after_option, watch_option)
+content_page_options = together(
+    content_option, limit_option, after_option, timeout_option, watch_option
+)
+ask_options = together(yes_option, dry_run_option)
+bulk_options = together(chunk_option, ask_options)
 
 
 def given(

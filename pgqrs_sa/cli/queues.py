@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +15,16 @@ from .failures import PROBLEMS, Failed
 from .messages import listing
 from .params import (
     DURATION,
-    after_option,
+    ask_options,
     attempts_option,
+    bulk_options,
     chunk_option,
     dry_run_option,
     exact_option,
     given,
-    limit_option,
+    page_options,
+    together,
     watch_option,
-    yes_option,
 )
 
 if TYPE_CHECKING:
@@ -40,15 +40,12 @@ def queue() -> None:
     """Queues: create, pause, count, purge, delete."""
 
 
-def _settings(function: Callable[..., Any]) -> Callable[..., Any]:
-    for decorate in (
-        click.option("--max-payload-bytes", type=click.IntRange(1), help="The largest payload."),
-        click.option("--retention", type=DURATION, help="How long settled messages are kept."),
-        attempts_option,
-        click.option("--lease", type=DURATION, help="How long a lease lasts."),
-    ):
-        function = decorate(function)
-    return function
+_settings = together(
+    click.option("--lease", type=DURATION, help="How long a lease lasts."),
+    attempts_option,
+    click.option("--retention", type=DURATION, help="How long settled messages are kept."),
+    click.option("--max-payload-bytes", type=click.IntRange(1), help="The largest payload."),
+)
 
 
 @queue.command()
@@ -61,7 +58,7 @@ def create(app: App, name: str, **settings: Any) -> None:
     # A file or PGQRS_MAX_READ_CT may say what new queues get; the table's default is the same 5.
     wanted.setdefault("max_read_ct", app.settings.max_read_ct)
     with app.begin() as work:
-        known = {one.name for one in work.service.queues.list()}
+        known = {info.name for info in work.service.queues.list()}
         info = work.service.queues.create(name, **wanted)
     if name in known:
         app.say(f"queue {name!r} was there already, and stays as it is")
@@ -98,7 +95,7 @@ def list_(app: App, every: timedelta | None) -> None:
 
     def produce() -> list[dict[str, Any]]:
         with app.begin() as work:
-            return [views.queue(one) for one in work.service.queues.list()]
+            return [views.queue(info) for info in work.service.queues.list()]
 
     app.show(produce, views.QUEUES, every, views.QUEUE_KEYS)
 
@@ -127,9 +124,7 @@ def update(app: App, name: str, **settings: Any) -> None:
 
 @queue.command()
 @named
-@limit_option
-@after_option
-@watch_option
+@page_options
 @pass_app
 def messages(app: App, name: str, limit: int, after: int, every: timedelta | None) -> None:
     """List the live messages of a queue."""
@@ -166,31 +161,25 @@ def metrics(app: App, name: str | None, exact: bool, every: timedelta | None) ->
         app.show(produce, views.METRICS, every, views.METRICS_KEYS)
 
 
-@queue.command()
-@named
-@pass_app
-def pause(app: App, name: str) -> None:
-    """Let nothing be leased; enqueueing and settling go on."""
-    with app.begin() as work:
-        info = work.service.queues.pause(name)
-    app.emit_one(views.queue(info), views.QUEUES)
+def _add_command(method: str, text: str) -> None:
+    """Add a command that calls a method for a queue, and shows the queue."""
+
+    @queue.command(method, help=text)
+    @named
+    @pass_app
+    def command(app: App, name: str) -> None:
+        with app.begin() as work:
+            info = getattr(work.service.queues, method)(name)
+        app.emit_one(views.queue(info), views.QUEUES)
+
+
+_add_command("pause", "Let nothing be leased; enqueueing and settling go on.")
+_add_command("resume", "Let messages be leased again.")
 
 
 @queue.command()
 @named
-@pass_app
-def resume(app: App, name: str) -> None:
-    """Let messages be leased again."""
-    with app.begin() as work:
-        info = work.service.queues.resume(name)
-    app.emit_one(views.queue(info), views.QUEUES)
-
-
-@queue.command()
-@named
-@chunk_option
-@yes_option
-@dry_run_option
+@bulk_options
 @pass_app
 def purge(app: App, name: str, chunk: int, yes: bool, dry_run: bool) -> None:
     """Delete the live messages of a queue, held ones too; its archive stays.
@@ -239,8 +228,7 @@ class _Purge:
 @named
 @chunk_option
 @click.option("--force", is_flag=True, help="With the messages and the history that it holds.")
-@yes_option
-@dry_run_option
+@ask_options
 @pass_app
 def delete(app: App, name: str, chunk: int, force: bool, yes: bool, dry_run: bool) -> None:
     """Delete a queue; with --force, first what it holds, a chunk at a time.
@@ -285,14 +273,14 @@ def archive_dlq(app: App, name: str | None, chunk: int, dry_run: bool) -> None:
         reading = work.service.messages
         counts = reading.all_metrics() if name is None else [reading.metrics(name)]
     rows = []
-    for one in counts:
+    for metrics in counts:
 
-        def step(limit: int, queue: str = one.queue) -> int:
+        def step(limit: int, queue: str = metrics.queue) -> int:
             with app.begin() as work:
                 return work.service.archived.bury(queue, limit=limit)
 
-        buried = one.exhausted
+        moved = metrics.exhausted
         if not dry_run:
-            buried = in_chunks(f"burying {one.queue}", buried, step, chunk)
-        rows.append(views.done("archive-dlq", buried, queue=one.queue, dry_run=dry_run))
+            moved = in_chunks(f"archiving {metrics.queue}", moved, step, chunk)
+        rows.append(views.done("archive-dlq", moved, queue=metrics.queue, dry_run=dry_run))
     app.emit(rows, keys=views.DONE_KEYS)

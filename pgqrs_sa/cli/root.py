@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
 
-from .app import Group, Options, global_options
+from .app import App, Command, Group, Options, global_options, pass_app
+from .failures import Failed
 
-__all__ = ["group"]
+__all__ = ["completion", "demo", "group"]
 
 COMMANDS = {
     "queue": (".queues:queue", "Queues: create, pause, count, purge, delete."),
     "message": (".messages:message", "Messages: enqueue, dequeue, look, settle, cancel."),
     "worker": (".workers:worker", "Run consumers; the register of workers, their health."),
     "archive": (".archive:archive", "Settled messages: look, requeue, delete."),
-    "dead": (".dead:dead", "Dead letters: look, retry, discard."),
-    "install": (".install:install", "Create the tables, or bring them up to date."),
-    "uninstall": (".install:uninstall", "Drop the tables with all messages."),
-    "verify": (".install:verify", "Check that the tables are there and sound."),
+    "dead": (".archive:dead", "Dead letters: look, retry, discard."),
+    "install": (".schema:install", "Create the tables, or bring them up to date."),
+    "uninstall": (".schema:uninstall", "Drop the tables with all messages."),
+    "verify": (".schema:verify", "Check that the tables are there and sound."),
     "admin": (".admin:admin", "Install, verify, statistics, reclaim."),
     "schema": (".schema:schema", "The schema as SQL, its drift, the rights it needs."),
     "doctor": (".doctor:doctor", "Look for what is wrong, and say what fixes it."),
     "top": (".top:top", "A live view of queues and workers."),
-    "demo": (".extras:demo", "A small shop on a throw-away server, from end to end."),
-    "completion": (".extras:completion", "Print the completion script of a shell."),
+    "demo": (".root:demo", "A small shop on a throw-away server, from end to end."),
+    "completion": (".root:completion", "Print the completion script of a shell."),
 }
 """Each command, where it is, and its line in ``pgqrs --help``."""
 
@@ -70,3 +72,40 @@ group = Group(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 """The whole command line; mount it with ``add_command``."""
+
+
+@click.command(cls=Command)
+@click.pass_context
+def demo(ctx: click.Context) -> None:
+    """Run a small shop from end to end, and check its books.
+
+    On a throw-away server, or in a scratch database of the server that --dsn or PGQRS_DSN names.
+    """
+    from .. import embedded  # noqa: PLC0415 - SQLAlchemy takes a while
+    from ..demo import run  # noqa: PLC0415
+
+    app = ctx.ensure_object(App)
+    if app.options.dsn:
+        os.environ["PGQRS_DSN"] = app.options.dsn  # where the demo looks for it
+    try:
+        code = run()
+    except embedded.EmbeddedServerError as error:
+        raise Failed(str(error), hint="pip install 'pgqrs-sa[embedded]', or --dsn") from error
+    ctx.exit(code)
+
+
+@click.command(cls=Command)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@pass_app
+def completion(app: App, shell: str) -> None:
+    """Print the completion script of a shell.
+
+    For bash: eval "$(pgqrs completion bash)"
+    """
+    from click.shell_completion import get_completion_class  # noqa: PLC0415
+
+    found = get_completion_class(shell)
+    if found is None:  # pragma: no cover - click has these three
+        raise Failed(f"click cannot complete for {shell}")
+    script = found(group, {}, "pgqrs", "_PGQRS_COMPLETE").source()
+    click.echo(script, file=app.output.file)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import unreachable
 from .app import App, Command, pass_app
 from .failures import CANNOT_CONNECT, PROBLEMS, Failed, failure
 from .output import Column, Row, span
-from .params import DURATION
+from .params import DURATION, together
 
 if TYPE_CHECKING:
     from ..consumer.handlers import Handler
@@ -49,25 +48,21 @@ _HANDLERS = (
 
 
 def _split(_ctx: click.Context, _param: click.Parameter, given: tuple[str, ...]) -> list[str]:
-    return [name.strip() for one in given for name in one.split(",") if name.strip()]
+    return [name.strip() for names in given for name in names.split(",") if name.strip()]
 
 
-def _options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what both commands take."""
-    for option in (
-        click.option("--concurrency", type=click.IntRange(1), help="Calls at the same time."),
-        click.option(
-            "--queues",
-            "-q",
-            multiple=True,
-            metavar="A,B",
-            callback=_split,
-            help="Only these, of those that have a handler.",
-        ),
-        click.argument("target", metavar="MODULE:CONSUMER"),
-    ):
-        function = option(function)
-    return function
+_options = together(
+    click.argument("target", metavar="MODULE:CONSUMER"),
+    click.option(
+        "--queues",
+        "-q",
+        multiple=True,
+        metavar="A,B",
+        callback=_split,
+        help="Only these, of those that have a handler.",
+    ),
+    click.option("--concurrency", type=click.IntRange(1), help="Calls at the same time."),
+)
 
 
 @click.command(cls=Command)
@@ -100,7 +95,7 @@ def run(
     consumer.configure(concurrency=concurrency, drain_timeout=drain_timeout, hooks=[counter])
     try:
         with _reaching():
-            code = _run(consumer, until_empty=until_empty)
+            code = _call(consumer, "run", until_empty=until_empty)
     finally:
         _tell(app, counter)
     click.get_current_context().exit(code)
@@ -119,12 +114,12 @@ def check(app: App, target: str, queues: list[str], concurrency: int | None) -> 
     consumer.configure(concurrency=concurrency)
     try:
         with _reaching():
-            leases = _check(consumer)
+            leases: dict[str, timedelta] = _call(consumer, "check")
     except Exception as error:
         failed = failure(error, app.secrets)
         code = failed.exit_code if failed.exit_code == CANNOT_CONNECT else PROBLEMS
         raise Failed(failed.message, hint=failed.hint, code=code) from error
-    app.emit([_row(one, leases) for one in consumer.handlers], _HANDLERS)
+    app.emit([_row(handler, leases) for handler in consumer.handlers], _HANDLERS)
     app.say(f"{target} can work on {len(leases)} queue(s)")
 
 
@@ -157,6 +152,7 @@ def _reaching() -> Iterator[None]:
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - it takes a while
 
     from ..consumer.retrying import sqlstate  # noqa: PLC0415
+    from . import connection  # noqa: PLC0415
 
     try:
         yield
@@ -164,7 +160,7 @@ def _reaching() -> Iterator[None]:
         if not (sqlstate(error) or "08").startswith(_NO_CONNECTION):
             raise
         said = getattr(error, "orig", None) or error
-        hint = unreachable.hint(
+        hint = connection.hint(
             str(said),
             "check where the consumer's engine connects to",
             address="the URL that the consumer's engine connects to",
@@ -172,40 +168,23 @@ def _reaching() -> Iterator[None]:
         raise Failed(f"cannot connect: {said}", hint=hint, code=CANNOT_CONNECT) from error
 
 
-def _run(consumer: AnyConsumer, *, until_empty: bool) -> int:
+def _call(consumer: AnyConsumer, method: str, **options: Any) -> Any:
+    """Call a method of either class of consumer, and dispose of the consumer."""
     from ..consumer.threads import Consumer  # noqa: PLC0415
 
     if isinstance(consumer, Consumer):
         try:
-            return consumer.run(until_empty=until_empty)
+            return getattr(consumer, method)(**options)
         finally:
             consumer.dispose()
 
-    async def work() -> int:
+    async def call() -> Any:
         try:
-            return await consumer.run(until_empty=until_empty)
+            return await getattr(consumer, method)(**options)
         finally:
             await consumer.dispose()
 
-    return asyncio.run(work())
-
-
-def _check(consumer: AnyConsumer) -> dict[str, timedelta]:
-    from ..consumer.threads import Consumer  # noqa: PLC0415
-
-    if isinstance(consumer, Consumer):
-        try:
-            return consumer.check()
-        finally:
-            consumer.dispose()
-
-    async def look() -> dict[str, timedelta]:
-        try:
-            return await consumer.check()
-        finally:
-            await consumer.dispose()
-
-    return asyncio.run(look())
+    return asyncio.run(call())
 
 
 def _row(handler: Handler, leases: Mapping[str, timedelta]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _no_module(missing: str) -> Failed:
     place = "the current folder, or installed"
     if parent:
         where, place = getattr(sys.modules[parent], "__path__", ()), parent
-    there = sorted(one.name for one in pkgutil.iter_modules(where))
+    there = sorted(module.name for module in pkgutil.iter_modules(where))
     message = f"there is no module {last!r} in {place}"
     if there:
         message += f"; there are: {_listed(there)}"
@@ -126,7 +126,7 @@ def _no_module(missing: str) -> Failed:
 
 
 def _no_attribute(module: ModuleType, value: Any, walked: str, part: str) -> Failed:
-    names = [one for one in dir(value) if not one.startswith("_")]
+    names = [name for name in dir(value) if not name.startswith("_")]
     hint = _meant(f"{walked}{'.' if ':' in walked else ':'}", part, names)
     return Failed(f"{walked} has no {part!r}: {_found_in(module)}", hint=hint, code=USAGE)
 
@@ -140,7 +140,7 @@ def _found_in(module: ModuleType) -> str:
     """Say which consumers a module has."""
     from ..consumer.base import BaseConsumer  # noqa: PLC0415 - SQLAlchemy takes a while
 
-    there = [name for name, one in vars(module).items() if isinstance(one, BaseConsumer)]
+    there = [name for name, value in vars(module).items() if isinstance(value, BaseConsumer)]
     if not there:
         return f"{module.__name__} has no consumer"
     return f"{module.__name__} has {_listed(there)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -158,7 +158,7 @@ def done(action: str, count: int, *, dry_run: bool = False, **about: Any) -> dic
 
 def queue(info: QueueInfo) -> dict[str, Any]:
     """A queue and its settings."""
-    return {one.name: getattr(info, one.name) for one in fields(info)}
+    return {field.name: getattr(info, field.name) for field in fields(info)}
 
 
 QUEUES = (
@@ -330,7 +330,7 @@ def receipt(of: Receipt, queue: str | None = None) -> dict[str, Any]:
 
 def worker(info: WorkerInfo) -> dict[str, Any]:
     """A worker."""
-    return {one.name: getattr(info, one.name) for one in fields(info)}
+    return {field.name: getattr(info, field.name) for field in fields(info)}
 
 
 WORKERS = (
@@ -381,16 +381,16 @@ HEALTH = (
 
 def leases(of: Iterable[WorkerHealth]) -> int | None:
     """How many messages workers hold together; None when none of them reports that."""
-    reported = [one.leases for one in of if one.leases is not None]
+    reported = [health.leases for health in of if health.leases is not None]
     return sum(reported) if reported else None
 
 
-def health_by_queue(all_: Iterable[WorkerHealth]) -> list[dict[str, Any]]:
+def health_by_queue(of: Iterable[WorkerHealth]) -> list[dict[str, Any]]:
     """Workers and what they hold, counted for each queue that any of them is for."""
     by_queue: dict[str, list[WorkerHealth]] = {}
-    for one in all_:
-        for name in one.worker.queues or ("",):
-            by_queue.setdefault(name, []).append(one)
+    for health in of:
+        for name in health.worker.queues or ("",):
+            by_queue.setdefault(name, []).append(health)
     return [
         {
             "queue": name or None,
@@ -412,12 +412,3 @@ def payload(content: Any) -> Any:
         return content.payload
     except PayloadError:
         return content.text
-
-
-def more(rows: Sequence[Row], limit: int) -> str | None:
-    """How to see the next page, when there may be one."""
-    return (
-        f"the page is full: the next one is --after {rows[-1]['id']}"
-        if len(rows) == limit
-        else None
-    )

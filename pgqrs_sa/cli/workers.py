@@ -14,12 +14,10 @@ from .failures import Failed
 from .messages import listing
 from .params import (
     DURATION,
-    after_option,
-    dry_run_option,
+    ask_options,
     given,
-    limit_option,
+    page_options,
     watch_option,
-    yes_option,
 )
 
 __all__ = ["worker"]
@@ -63,9 +61,7 @@ def create(app: App, name: str | None, hostname: str | None, **about: Any) -> No
 @worker.command("list")
 @of_queue
 @click.option("--status", type=click.Choice(["ready", "suspended", "stopped"]))
-@limit_option
-@after_option
-@watch_option
+@page_options
 @pass_app
 def list_(
     app: App, queue: str | None, status: Any, limit: int, after: int, every: timedelta | None
@@ -77,12 +73,9 @@ def list_(
             if queue is not None:
                 work.service.queues.get(queue)  # a name that is wrong has no workers either
             found = work.service.workers.list(status=status, queue=queue)
-        rows = [views.worker(one) for one in found if one.id > after][:limit]
-        if every is None and (hint := views.more(rows, limit)):
-            app.say(hint)
-        return rows
+        return [views.worker(info) for info in found if info.id > after][:limit]
 
-    app.show(produce, views.WORKERS, every, views.WORKER_KEYS)
+    app.show_page(produce, views.WORKERS, every, views.WORKER_KEYS, limit)
 
 
 @worker.command()
@@ -97,9 +90,7 @@ def get(app: App, id: int) -> None:
 
 @worker.command()
 @identified
-@limit_option
-@after_option
-@watch_option
+@page_options
 @pass_app
 def messages(app: App, id: int, limit: int, after: int, every: timedelta | None) -> None:
     """List the messages that a worker holds."""
@@ -120,20 +111,22 @@ def release(app: App, id: int) -> None:
     app.emit_one(views.done("release", count, id=id))
 
 
-def _changing(name: str, method: str, text: str) -> None:
-    @worker.command(name, help=text)
+def _add_command(method: str, text: str) -> None:
+    """Add a command that calls a method for a worker, and shows the worker."""
+
+    @worker.command(method, help=text)
     @identified
     @pass_app
-    def change(app: App, id: int) -> None:
+    def command(app: App, id: int) -> None:
         with app.begin() as work:
             info = getattr(work.service.workers, method)(id)
         app.emit_one(views.worker(info))
 
 
-_changing("suspend", "suspend", "Let a worker lease nothing until `resume`.")
-_changing("resume", "resume", "Let a suspended worker lease again.")
-_changing("stop", "stop", "Note that a worker has ended; its leases run out by themselves.")
-_changing("heartbeat", "heartbeat", "Note that a worker lives.")
+_add_command("suspend", "Let a worker lease nothing until `resume`.")
+_add_command("resume", "Let a suspended worker lease again.")
+_add_command("stop", "Note that a worker has ended; its leases run out by themselves.")
+_add_command("heartbeat", "Note that a worker lives.")
 worker.alias("shutdown", "stop")
 
 
@@ -171,11 +164,11 @@ def health(
                 work.service.queues.get(queue)
             found = work.service.workers.health(silent_for=timeout)
         if queue is not None:
-            found = [one for one in found if queue in one.worker.queues]
-        silent[:] = [one.worker.id for one in found if not one.healthy]
+            found = [health for health in found if queue in health.worker.queues]
+        silent[:] = [health.worker.id for health in found if not health.healthy]
         if group_by_queue:
             return views.health_by_queue(found)
-        return [views.health(one) for one in found]
+        return [views.health(health) for health in found]
 
     columns = None if group_by_queue else views.HEALTH
     keys = views.HEALTH_BY_QUEUE_KEYS if group_by_queue else views.HEALTH_KEYS
@@ -195,25 +188,24 @@ def stats(app: App, queue: str | None) -> None:
             work.service.queues.get(queue)
         found = work.service.workers.list(queue=queue)
         living = work.service.workers.health()
-    known = {one.id for one in found}
-    statuses = [one.status for one in found]
-    beats = [one.heartbeat_at for one in found if one.status != "stopped"]
+    known = {info.id for info in found}
+    statuses = [info.status for info in found]
+    heartbeats = [info.heartbeat_at for info in found if info.status != "stopped"]
     app.emit_one(
         {
             "queue": queue,
             "workers": len(found),
             **{status: statuses.count(status) for status in ("ready", "suspended", "stopped")},
-            "leases": views.leases(one for one in living if one.worker.id in known),
-            "oldest_heartbeat_at": min(beats, default=None),
-            "newest_heartbeat_at": max(beats, default=None),
+            "leases": views.leases(health for health in living if health.worker.id in known),
+            "oldest_heartbeat_at": min(heartbeats, default=None),
+            "newest_heartbeat_at": max(heartbeats, default=None),
         }
     )
 
 
 @worker.command()
 @click.option("--older-than", type=DURATION, default="7d", show_default=True)
-@yes_option
-@dry_run_option
+@ask_options
 @pass_app
 def purge(app: App, older_than: timedelta, yes: bool, dry_run: bool) -> None:
     """Delete the rows of workers that stopped long ago and hold nothing."""
@@ -230,8 +222,7 @@ def purge(app: App, older_than: timedelta, yes: bool, dry_run: bool) -> None:
 
 @worker.command()
 @identified
-@yes_option
-@dry_run_option
+@ask_options
 @pass_app
 def delete(app: App, id: int, yes: bool, dry_run: bool) -> None:
     """Delete the row of a worker that is stopped and holds nothing."""

@@ -18,7 +18,7 @@ from cases import each_case
 from click.testing import CliRunner
 
 from pgqrs_sa import embedded, metadata
-from pgqrs_sa.cli import group, unreachable
+from pgqrs_sa.cli import connection, group
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_a_leased_message_is_settled_with_the_option_that_the_hint_names(pgqrs):
 
 
 def test_what_nobody_knows_has_a_general_hint():
-    assert unreachable.hint("etwas ging schief") == unreachable.GENERAL
+    assert connection.hint("etwas ging schief") == connection.GENERAL
 
 
 @each_case(

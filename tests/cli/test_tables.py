@@ -15,8 +15,8 @@ from rich.console import Console
 
 from pgqrs_sa._core.activity import QueueActivity
 from pgqrs_sa.cli import output, views
-from pgqrs_sa.cli.fitting import GAP, Space, fit
-from pgqrs_sa.cli.frame import Frame
+from pgqrs_sa.cli.output import GAP, Space, fit
+from pgqrs_sa.cli.top import Frame
 
 WIDTHS = [200, 120, 80, 50, 30]
 ANSI = re.compile(r"\x1b\[[0-9;]*m")

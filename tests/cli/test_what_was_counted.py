@@ -23,7 +23,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], N
             meanwhile()
             return True
 
-        for module in ("queues", "archive", "dead", "workers"):
+        for module in ("queues", "archive", "workers"):
             monkeypatch.setattr(f"pgqrs_sa.cli.{module}.confirmed", confirmed)
 
     return put

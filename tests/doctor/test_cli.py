@@ -22,8 +22,7 @@ import sqlalchemy as sa
 from waiting import PATIENCE
 
 from pgqrs_sa import QueueService, cli, metadata
-from pgqrs_sa.cli.frame import sparkline
-from pgqrs_sa.cli.top import _keys
+from pgqrs_sa.cli.top import _keys, sparkline
 
 PROGRAM = [sys.executable, "-c", "import sys; from pgqrs_sa.cli import main; sys.exit(main())"]
 
