@@ -65,7 +65,17 @@ if TYPE_CHECKING:
     from ..service import QueueService
     from ..settings import Settings
 
-__all__ = ["App", "Command", "Group", "Options", "Work", "global_options", "pass_app", "run"]
+__all__ = [
+    "App",
+    "Command",
+    "Group",
+    "Options",
+    "Work",
+    "add_call",
+    "global_options",
+    "pass_app",
+    "run",
+]
 
 TRACE = 2  # how many -v show tracebacks
 
@@ -253,6 +263,35 @@ def pass_app(function: Callable[..., Any]) -> Callable[..., Any]:
     """Hand the `App` to a command, as its first argument."""
     decorate: Callable[..., Callable[..., Any]] = click.make_pass_decorator(App)
     return decorate(function)
+
+
+def add_call(
+    group: click.Group,
+    parameter: Callable[[Callable[..., Any]], Callable[..., Any]],
+    path: str,
+    help: str,
+    view: Callable[[Any], output.Row],
+    columns: output.Columns = None,
+) -> None:
+    """Add a command that calls a method of the service, and shows what it returns.
+
+    Args:
+        group: The group; the command is called as the method.
+        parameter: The decorator of the command's only parameter, the method's argument.
+        path: The method, as ``queues.pause``.
+        help: The command's help.
+        view: Turns the returned value into a row.
+        columns: Those of the table.
+    """
+    resource, _, method = path.partition(".")
+
+    @group.command(method, help=help)
+    @parameter
+    @pass_app
+    def command(app: App, **given: Any) -> None:
+        with app.begin() as work:
+            found = getattr(getattr(work.service, resource), method)(*given.values())
+        app.emit_one(view(found), columns)
 
 
 class _Level(click.Choice[str]):

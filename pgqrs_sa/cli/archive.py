@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import views
-from .app import App, Group, pass_app
+from .app import App, Group, add_call, pass_app
 from .confirm import confirmed, in_slices
 from .failures import NOT_FOUND, PROBLEMS, Failed
 from .messages import worker_option
@@ -98,14 +98,7 @@ def count(app: App, **which: Any) -> None:
     app.emit_one({**{key: which[key] for key in keys}, "count": number})
 
 
-@archive.command()
-@identified
-@pass_app
-def get(app: App, id: int) -> None:
-    """Show a settled message."""
-    with app.begin() as work:
-        info = work.service.archived.get(id)
-    app.emit_one(views.archived(info))
+add_call(archive, identified, "archived.get", "Show a settled message.", views.archived)
 
 
 @archive.command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -138,23 +138,10 @@ def _old(older_than: timedelta) -> list[sa.ColumnElement[bool]]:
 
 
 def delivery(info: MessageInfo, token: int) -> Delivery:
-    """The delivery that somebody says to hold; settling it tells whether that is so."""
-    return Delivery(
-        id=info.id,
-        queue=info.queue,
-        text=info.text,
-        decoded=info.decoded,
-        headers=info.headers,
-        priority=info.priority,
-        vt=info.vt,
-        enqueued_at=info.enqueued_at,
-        read_ct=info.read_ct,
-        max_read_ct=info.max_read_ct,
-        key=info.key,
-        last_error=info.last_error,
-        fencing_token=token,
-        worker_id=info.worker_id,
-    )
+    """Return the delivery with this token; settling it fails if its lease is not the current."""
+    shared = {field.name for field in fields(Delivery)} & {field.name for field in fields(info)}
+    values = {name: getattr(info, name) for name in shared}
+    return Delivery(**values, fencing_token=token)
 
 
 @dataclass(frozen=True, slots=True)

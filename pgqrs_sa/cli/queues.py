@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import views
-from .app import App, Group, pass_app
+from .app import App, Group, add_call, pass_app
 from .archive import deleting
 from .confirm import confirmed, in_chunks, in_slices
 from .failures import PROBLEMS, Failed
@@ -100,14 +100,7 @@ def list_(app: App, every: timedelta | None) -> None:
     app.show(produce, views.QUEUES, every, views.QUEUE_KEYS)
 
 
-@queue.command()
-@named
-@pass_app
-def get(app: App, name: str) -> None:
-    """Show a queue and its settings."""
-    with app.begin() as work:
-        info = work.service.queues.get(name)
-    app.emit_one(views.queue(info), views.QUEUES)
+add_call(queue, named, "queues.get", "Show a queue and its settings.", views.queue, views.QUEUES)
 
 
 @queue.command()
@@ -161,20 +154,15 @@ def metrics(app: App, name: str | None, exact: bool, every: timedelta | None) ->
         app.show(produce, views.METRICS, every, views.METRICS_KEYS)
 
 
-def _add_command(method: str, text: str) -> None:
-    """Add a command that calls a method for a queue, and shows the queue."""
-
-    @queue.command(method, help=text)
-    @named
-    @pass_app
-    def command(app: App, name: str) -> None:
-        with app.begin() as work:
-            info = getattr(work.service.queues, method)(name)
-        app.emit_one(views.queue(info), views.QUEUES)
-
-
-_add_command("pause", "Let nothing be leased; enqueueing and settling go on.")
-_add_command("resume", "Let messages be leased again.")
+add_call(
+    queue,
+    named,
+    "queues.pause",
+    "Let nothing be leased; enqueueing and settling go on.",
+    views.queue,
+    views.QUEUES,
+)
+add_call(queue, named, "queues.resume", "Let messages be leased again.", views.queue, views.QUEUES)
 
 
 @queue.command()

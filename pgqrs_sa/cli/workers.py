@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from . import views
-from .app import App, Group, pass_app
+from .app import App, Group, add_call, pass_app
 from .confirm import confirmed
 from .failures import Failed
 from .messages import listing
@@ -78,14 +78,7 @@ def list_(
     app.show_page(produce, views.WORKERS, every, views.WORKER_KEYS, limit)
 
 
-@worker.command()
-@identified
-@pass_app
-def get(app: App, id: int) -> None:
-    """Show a worker."""
-    with app.begin() as work:
-        info = work.service.workers.get(id)
-    app.emit_one(views.worker(info))
+add_call(worker, identified, "workers.get", "Show a worker.", views.worker)
 
 
 @worker.command()
@@ -111,22 +104,13 @@ def release(app: App, id: int) -> None:
     app.emit_one(views.done("release", count, id=id))
 
 
-def _add_command(method: str, text: str) -> None:
-    """Add a command that calls a method for a worker, and shows the worker."""
-
-    @worker.command(method, help=text)
-    @identified
-    @pass_app
-    def command(app: App, id: int) -> None:
-        with app.begin() as work:
-            info = getattr(work.service.workers, method)(id)
-        app.emit_one(views.worker(info))
-
-
-_add_command("suspend", "Let a worker lease nothing until `resume`.")
-_add_command("resume", "Let a suspended worker lease again.")
-_add_command("stop", "Note that a worker has ended; its leases run out by themselves.")
-_add_command("heartbeat", "Note that a worker lives.")
+for _method, _help in {
+    "suspend": "Let a worker lease nothing until `resume`.",
+    "resume": "Let a suspended worker lease again.",
+    "stop": "Note that a worker has ended; its leases run out by themselves.",
+    "heartbeat": "Note that a worker lives.",
+}.items():
+    add_call(worker, identified, f"workers.{_method}", _help, views.worker)
 worker.alias("shutdown", "stop")
 
 

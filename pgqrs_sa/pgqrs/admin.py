@@ -7,7 +7,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from types import TracebackType
 from typing import Self
 
 import sqlalchemy as sa
@@ -72,6 +71,13 @@ class RegisteredWorker(Connected, ABC):
     """A row in the register of workers: ready or suspended, and at the end stopped."""
 
     _heartbeat_at = 0.0
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.close()
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stop this worker, and close the connections that belong to it."""
 
     @property
     @abstractmethod
@@ -195,14 +201,6 @@ class Admin(RegisteredWorker):
 
     async def __aenter__(self) -> Self:
         return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Stop this Admin's worker, if any, and close the connections of this event loop."""

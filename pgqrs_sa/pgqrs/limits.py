@@ -11,6 +11,7 @@ from ..codecs import JsonCodec
 from ..errors import PayloadError
 from ..settings import Validation
 from .errors import RateLimited
+from .types import Alias
 
 __all__ = ["RateLimitStatus", "TokenBucket", "ValidatingCodec"]
 
@@ -98,15 +99,8 @@ class RateLimitStatus:
         """`available` in whole messages."""
         return int(self.available)
 
-    @property
-    def max_per_second(self) -> float:
-        """`per_second`."""
-        return self.per_second
-
-    @property
-    def burst_capacity(self) -> int:
-        """`burst`."""
-        return self.burst
+    max_per_second = Alias[float]("per_second")
+    burst_capacity = Alias[int]("burst")
 
     @property
     def utilization_percentage(self) -> float:

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Generic, Self, TypeVar, overload
 
 from .. import types as core
 from ..errors import PayloadError
 
 __all__ = [
+    "Alias",
     "ArchivedMessage",
     "QueueInfo",
     "QueueMessage",
@@ -27,6 +28,23 @@ __all__ = [
     "WorkerStats",
     "WorkerStatus",
 ]
+
+
+_T = TypeVar("_T")
+
+
+class Alias(Generic[_T]):
+    """A read-only attribute: pgqrs' name of another attribute."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, value: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, value: object, owner: type) -> _T: ...
+    def __get__(self, value: object | None, owner: type) -> Any:
+        return self if value is None else getattr(value, self._name)
 
 
 class WorkerStatus(StrEnum):
@@ -218,10 +236,8 @@ class _MessageCounts:
         """Live messages that are not leased: ready, scheduled or exhausted."""
         return self.ready + self.scheduled + self.exhausted
 
-    @property
-    def locked_messages(self) -> int:
-        """Messages under a lease that has not expired."""
-        return self.leased
+    locked_messages = Alias[int]("leased")
+    """Messages under a lease that has not expired."""
 
     @property
     def archived_messages(self) -> int:
@@ -258,10 +274,8 @@ class QueueMetrics(_MessageCounts, core.QueueMetrics):
             newest_message=newest_message,
         )
 
-    @property
-    def name(self) -> str:
-        """The queue's name."""
-        return self.queue
+    name = Alias[str]("queue")
+    """The queue's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,20 +320,12 @@ class SystemStats(_MessageCounts):
             schema_version=schema_version,
         )
 
-    @property
-    def total_queues(self) -> int:
-        """The number of queues."""
-        return self.queues
-
-    @property
-    def total_workers(self) -> int:
-        """The number of workers in any state."""
-        return self.workers
-
-    @property
-    def active_workers(self) -> int:
-        """The number of workers that are ready."""
-        return self.ready_workers
+    total_queues = Alias[int]("queues")
+    """The number of queues."""
+    total_workers = Alias[int]("workers")
+    """The number of workers in any state."""
+    active_workers = Alias[int]("ready_workers")
+    """The number of workers that are ready."""
 
 
 class _WorkerCounts:
@@ -336,15 +342,10 @@ class _WorkerCounts:
     suspended: int
     stopped: int
 
-    @property
-    def total_workers(self) -> int:
-        """The number of workers in any state."""
-        return self.total
-
-    @property
-    def ready_workers(self) -> int:
-        """The number of ready workers."""
-        return self.ready
+    total_workers = Alias[int]("total")
+    """The number of workers in any state."""
+    ready_workers = Alias[int]("ready")
+    """The number of ready workers."""
 
     @property
     def polling_workers(self) -> int:
@@ -356,15 +357,10 @@ class _WorkerCounts:
         """Always 0: there is no such state."""
         return 0
 
-    @property
-    def suspended_workers(self) -> int:
-        """The number of suspended workers."""
-        return self.suspended
-
-    @property
-    def stopped_workers(self) -> int:
-        """The number of stopped workers."""
-        return self.stopped
+    suspended_workers = Alias[int]("suspended")
+    """The number of suspended workers."""
+    stopped_workers = Alias[int]("stopped")
+    """The number of stopped workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,10 +412,8 @@ class WorkerHealthStats(_WorkerCounts):
         """The queue's name; ``Global`` where `queue` is None."""
         return "Global" if self.queue is None else self.queue
 
-    @property
-    def stale_workers(self) -> int:
-        """The number of workers without a recent heartbeat."""
-        return self.stale
+    stale_workers = Alias[int]("stale")
+    """The number of workers without a recent heartbeat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,10 +470,8 @@ class WorkerStats(_WorkerCounts):
         """`leases` divided by the number of workers in any state; 0.0 without workers."""
         return self.leases / self.total if self.total else 0.0
 
-    @property
-    def newest_heartbeat_age(self) -> timedelta | None:
-        """The time since the last heartbeat of any worker, or None."""
-        return self.shortest_silence
+    newest_heartbeat_age = Alias[timedelta | None]("shortest_silence")
+    """The time since the last heartbeat of any worker, or None."""
 
 
 def _by_status(workers: Sequence[core.WorkerInfo]) -> dict[str, int]:

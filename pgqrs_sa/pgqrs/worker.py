@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from types import TracebackType
 from typing import Self
 
 from ..aio import AsyncQueueService
@@ -57,14 +56,6 @@ class QueueWorker(RegisteredWorker):
     async def __aenter__(self) -> Self:
         await self._registered()
         return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Stop this worker; close the connections if no Admin was given to it."""

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from sqlalchemy import util
 from sqlalchemy.orm import Session
@@ -34,13 +34,14 @@ from .sessions import SessionLike, is_async, opened, perform
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from typing import Unpack
 
     from ..consumer.base import BaseConsumer
     from ..consumer.tasks import AsyncConsumer
     from ..consumer.threads import Consumer
     from .sessions import AsyncSessionLike
 
-__all__ = ["Drained", "chosen", "drain"]
+__all__ = ["DrainOptions", "Drained", "chosen", "drain"]
 
 _DEAD_LETTER_CHUNK = 1_000
 _NOT_THE_HANDLERS = (str(Path(__file__).parent), str(Path(util.__file__).parent), PACKAGE)
@@ -69,25 +70,20 @@ class Drained:
     errors: tuple[tuple[Delivery, BaseException], ...] = field(default=())
 
 
+class DrainOptions(TypedDict, total=False):
+    """The options of `drain`, which describes them."""
+
+    queues: Collection[str] | None
+    scheduled: bool
+    max_messages: int
+    raise_errors: bool
+
+
+@overload
+def drain(session: SessionLike, consumer: Consumer, **options: Unpack[DrainOptions]) -> Drained: ...
 @overload
 def drain(
-    session: SessionLike,
-    consumer: Consumer,
-    *,
-    queues: Collection[str] | None = None,
-    scheduled: bool = False,
-    max_messages: int = 1000,
-    raise_errors: bool = True,
-) -> Drained: ...
-@overload
-def drain(
-    session: AsyncSessionLike,
-    consumer: AsyncConsumer,
-    *,
-    queues: Collection[str] | None = None,
-    scheduled: bool = False,
-    max_messages: int = 1000,
-    raise_errors: bool = True,
+    session: AsyncSessionLike, consumer: AsyncConsumer, **options: Unpack[DrainOptions]
 ) -> Coroutine[Any, Any, Drained]: ...
 def drain(
     session: Any,

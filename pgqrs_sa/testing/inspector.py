@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ..codecs import Codec
 from ..models import Models
 from ..types import MessageInfo, Seconds
 from .clock import advance
-from .draining import Drained, drain
+from .draining import Drained, DrainOptions, drain
 from .enqueued import all_enqueued, assert_enqueued, refute_enqueued
 from .matching import Wanted
 from .sessions import SessionLike
@@ -19,26 +18,31 @@ if TYPE_CHECKING:
 
     from ..consumer.tasks import AsyncConsumer
     from ..consumer.threads import Consumer
-    from .sessions import AsyncSessionLike
+    from .sessions import AsyncSessionLike  # noqa: F401 - in a string below
 
 __all__ = ["AsyncInspector", "Inspector"]
 
 
-class Inspector:
-    """Looks into the queues, and works on them, in the session of a test.
+_S = TypeVar("_S")
 
-    Args:
-        session: The test's session.
-        models: A host's own classes; the ready-made ones unless given.
-        codec: Turns payloads into JSON text and back; strict standard JSON unless given.
-    """
 
+class _Bound(Generic[_S]):
     def __init__(
-        self, session: SessionLike, *, models: Models | None = None, codec: Codec | None = None
+        self, session: _S, *, models: Models | None = None, codec: Codec | None = None
     ) -> None:
         self.session = session
         self._models = models
         self._codec = codec
+
+
+class Inspector(_Bound[SessionLike]):
+    """The helpers of this package, in the session of a test.
+
+    Args:
+        session: The test's session.
+        models: A host's own classes; default: the ready-made classes.
+        codec: Converts payloads to JSON text and back; default: strict standard JSON.
+    """
 
     def assert_enqueued(
         self, queue: str, *, count: int | None = None, **wanted: Unpack[Wanted]
@@ -58,40 +62,18 @@ class Inspector:
         """See `pgqrs_sa.testing.all_enqueued`."""
         return all_enqueued(self.session, queue, models=self._models, codec=self._codec)
 
-    def drain(
-        self,
-        consumer: Consumer,
-        *,
-        queues: Collection[str] | None = None,
-        scheduled: bool = False,
-        max_messages: int = 1000,
-        raise_errors: bool = True,
-    ) -> Drained:
+    def drain(self, consumer: Consumer, **options: Unpack[DrainOptions]) -> Drained:
         """See `pgqrs_sa.testing.drain`."""
         __tracebackhide__ = True
-        return drain(
-            self.session,
-            consumer,
-            queues=queues,
-            scheduled=scheduled,
-            max_messages=max_messages,
-            raise_errors=raise_errors,
-        )
+        return drain(self.session, consumer, **options)
 
     def advance(self, by: Seconds, queue: str | None = None) -> int:
         """See `pgqrs_sa.testing.advance`."""
         return advance(self.session, by, queue, models=self._models)
 
 
-class AsyncInspector:
+class AsyncInspector(_Bound["AsyncSessionLike"]):
     """`Inspector` for an ``AsyncSession``, awaited, with the same parameters."""
-
-    def __init__(
-        self, session: AsyncSessionLike, *, models: Models | None = None, codec: Codec | None = None
-    ) -> None:
-        self.session = session
-        self._models = models
-        self._codec = codec
 
     async def assert_enqueued(
         self, queue: str, *, count: int | None = None, **wanted: Unpack[Wanted]
@@ -111,25 +93,10 @@ class AsyncInspector:
         """See `pgqrs_sa.testing.all_enqueued`."""
         return await all_enqueued(self.session, queue, models=self._models, codec=self._codec)
 
-    async def drain(
-        self,
-        consumer: AsyncConsumer,
-        *,
-        queues: Collection[str] | None = None,
-        scheduled: bool = False,
-        max_messages: int = 1000,
-        raise_errors: bool = True,
-    ) -> Drained:
+    async def drain(self, consumer: AsyncConsumer, **options: Unpack[DrainOptions]) -> Drained:
         """See `pgqrs_sa.testing.drain`."""
         __tracebackhide__ = True
-        return await drain(
-            self.session,
-            consumer,
-            queues=queues,
-            scheduled=scheduled,
-            max_messages=max_messages,
-            raise_errors=raise_errors,
-        )
+        return await drain(self.session, consumer, **options)
 
     async def advance(self, by: Seconds, queue: str | None = None) -> int:
         """See `pgqrs_sa.testing.advance`."""
