@@ -11,8 +11,8 @@ does ``service.queues.sync`` when an application starts::
     with Session(engine) as session, session.begin():
         QueueService(session).queues.sync(Base.metadata)
 
-`declare_queues` keeps them in ``MetaData.info``, where the Alembic plugin finds them. A plain list
-of them does everything else, too.
+`declare_queues` keeps them in ``MetaData.info``, where the Alembic plugin finds them. For all else,
+a plain list of them works too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DEFAULT_LEASE = 30.0  # seconds, as in the table
 
 @dataclass(frozen=True, slots=True)
 class DeclaredQueue:
-    """A queue and its settings, as an application wants them.
+    """A queue and its settings, as an application declares them.
 
     A setting that is None gets the table's default when the queue is created, and is not compared
     with the database afterwards.
@@ -98,7 +98,7 @@ def declare_queues(metadata: MetaData, *queues: DeclaredQueue) -> None:
 def declared_in(source: QueueSource, name: str = "queues") -> tuple[DeclaredQueue, ...]:
     """Return the declared queues of a source in the order of their names.
 
-    All processes create queues in this order, so that none waits for another in a circle.
+    All processes create queues in this order, so that they do not deadlock.
 
     Args:
         source: See `QueueSource`.

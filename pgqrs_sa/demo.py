@@ -3,8 +3,8 @@
 The sample host of the repository (its Alembic history and its models) is migrated on a throw-away
 server, or in a scratch database of the server that ``PGQRS_DSN`` names. The shop then writes orders
 together with the messages that will send their receipts, and rolls some back; two consumer
-processes drain the queues, one of which is killed while it holds a lease; and at the end the books
-must balance.
+processes drain the queues, one of which is killed while it holds a lease; and at the end the
+counts must add up.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _CONNECT = {"prepare_threshold": None}  # so that the address may be PgBouncer's
 
 
 class _Refused(Exception):
-    """The shop changes its mind: the transaction of the order rolls back."""
+    """The order is refused: its transaction rolls back."""
 
 
 @dataclass
 class _Story:
-    """What has happened so far: printed as it happens, counted for the end."""
+    """The events of the demo: printed as they happen, and counted for the end."""
 
     counts: Counter[str] = field(default_factory=Counter)
     started: float = field(default_factory=time.monotonic)
@@ -77,7 +77,7 @@ def run() -> int:
 
 @contextmanager
 def _database(story: _Story) -> Iterator[str]:
-    """Yield the URL of a database that is gone afterwards."""
+    """Yield the URL of a database that is dropped afterwards."""
     if dsn := os.environ.get("PGQRS_DSN"):
         with _scratch_database(database_url(dsn, without_asyncio=True), story) as url:
             yield url
@@ -90,7 +90,7 @@ def _database(story: _Story) -> Iterator[str]:
 
 @contextmanager
 def _scratch_database(url: sa.URL, story: _Story) -> Iterator[str]:
-    # Never in the database that was named: that one is somebody's.
+    # Never in the database that was named: it belongs to the user.
     url = url.set(drivername="postgresql+psycopg")
     name = f"pgqrs_demo_{os.getpid()}"
     admin = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
@@ -167,7 +167,7 @@ def _check_stock(number: int) -> None:
 
 
 def _remind(engine: sa.Engine, story: _Story) -> None:
-    """Schedule three reminders, and cancel the second by what it says."""
+    """Schedule three reminders, and cancel the second by its payload."""
     with Session(engine) as session, session.begin():
         service = QueueService(session)
         for seconds in (1, 2, 3):
@@ -204,14 +204,14 @@ def _consume(url: str, story: _Story) -> None:
         for process in processes.values():
             process.kill()
             process.join()
-    # Only now, with every process gone: what they say is not what counts.
+    # The database is read after every process has ended: their own reports prove nothing.
     story.tell("audit", "both consumers are gone")
 
 
 def _hear(
     pipe: Connection, pipes: dict[Connection, str], processes: dict[str, Any], story: _Story
 ) -> None:
-    """Tell what a consumer reports, and kill it if it says that it holds a message."""
+    """Print what a consumer reports, and kill it when it reports that it holds a message."""
     name = pipes[pipe]
     try:
         event, number, attempt = pipe.recv()
@@ -233,9 +233,9 @@ def _hear(
 
 
 def _consumer(url: str, pipe: Connection, start: Barrier, fragile: bool) -> None:
-    """Work until killed; a fragile one reports its first message, and never finishes it."""
+    """Work until killed; if ``fragile``, report the first message and never finish it."""
     engine = sa.create_engine(url, connect_args=_CONNECT)
-    # The fragile one holds one message when it dies, so it leases from one queue.
+    # A fragile consumer holds a single message when it is killed: it leases from one queue.
     queues = ("receipts",) if fragile else ("receipts", "reminders")
     start.wait()
     while True:
@@ -269,16 +269,16 @@ def _handle(engine: sa.Engine, delivery: Delivery) -> None:
 
 
 def _balance(engine: sa.Engine, story: _Story) -> int:
-    """Print the books, from the database; return 0 if they balance."""
+    """Print the counts in the database; return 0 if they add up."""
     order_class = _order()
     with Session(engine) as session:
         service = QueueService(session)
         orders = session.scalars(sa.select(order_class.receipts_sent)).all()
-        books = service.messages.all_metrics()
+        metrics = service.messages.all_metrics()
     counts = story.counts
-    live = sum(queue.live for queue in books)
-    archived = sum(queue.archived for queue in books)
-    cancelled = sum(queue.cancelled for queue in books)
+    live = sum(queue.live for queue in metrics)
+    archived = sum(queue.archived for queue in metrics)
+    cancelled = sum(queue.cancelled for queue in metrics)
     handled = counts["sold"] + counts["scheduled"] - counts["cancelled"]
     rows = [
         ("orders committed", len(orders), ORDERS - len(ROLLED_BACK)),

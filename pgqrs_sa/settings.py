@@ -1,4 +1,4 @@
-"""What the command line and the `pgqrs_sa.pgqrs` module are told from outside.
+"""The settings of the command line and of the `pgqrs_sa.pgqrs` module.
 
 Each setting is taken from the first place that has it:
 
@@ -63,7 +63,7 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What a producer refuses beyond what the queue itself refuses. None means no limit.
+    """The limits of a producer beyond those of the queue itself. None means no limit.
 
     Attributes:
         max_payload_size_bytes: The largest payload, as UTF-8 JSON.
@@ -72,7 +72,7 @@ class Validation:
         forbidden_keys: Keys that no dict of a payload may have, at any level.
         required_keys: Keys that the payload must have; it must be a dict then.
         max_enqueue_per_second: The sustained rate of one producer object, in messages.
-        max_enqueue_burst: How many may be enqueued at once before that rate holds.
+        max_enqueue_burst: How many may be enqueued at once before that rate applies.
     """
 
     max_payload_size_bytes: int | None = 1_048_576
@@ -96,19 +96,19 @@ class Validation:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where the queues are, and the defaults of those who work with them.
+    """The database of the queues, and the defaults of producers and consumers.
 
     Attributes:
         dsn: A PostgreSQL URL, with or without a driver, or libpq's keywords; with one host or
             several (`dsns`).
-        schema: Where the tables are; None for the database's default.
+        schema: The schema of the tables; None for the database's default.
         max_connections: The largest size of a pool.
         connection_timeout_seconds: How long to wait for a connection.
-        default_lock_time_seconds: The lease of a dequeue that names none.
+        default_lock_time_seconds: The default lease of a dequeue.
         default_max_batch_size: The most messages that one dequeue may ask for.
         max_read_ct: The attempts that a new queue gives its messages.
-        heartbeat_interval_seconds: How often a worker says that it lives.
-        validation: What a producer refuses.
+        heartbeat_interval_seconds: The time between two heartbeats of a worker.
+        validation: The limits of a producer.
     """
 
     dsn: str = field(repr=False)
@@ -146,10 +146,10 @@ class Settings:
         """Return the settings from the arguments, the environment, a file and the defaults.
 
         Args:
-            dsn: Where the database is; before ``PGQRS_DSN`` and the file.
-            schema: Where the tables are; before ``PGQRS_SCHEMA`` and the file.
-            config: A YAML or TOML file, instead of the one that would be looked for.
-            environ: The environment; the process's own unless given.
+            dsn: The DSN, in place of ``PGQRS_DSN`` and the file's.
+            schema: The schema of the tables, in place of ``PGQRS_SCHEMA`` and the file's.
+            config: A YAML or TOML file, in place of the default files.
+            environ: The environment; default: the process's own.
 
         Raises:
             InvalidArgument: a value, or the file, cannot be read, or there is no DSN.
@@ -186,7 +186,7 @@ def database_url(
 
 
 def _check_encoding(what: str, text: str) -> None:
-    """Refuse text that holds bytes which the operating system could not decode."""
+    """Refuse text with bytes that the operating system could not decode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -248,7 +248,7 @@ def _parsed(path: Path) -> Any:
 def _checked(values: Any, place: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InvalidArgument(f"{place} must be a table of settings, not {values!r}")
-    known = {one.name for one in fields(Settings)}
+    known = {field.name for field in fields(Settings)}
     if unknown := sorted(set(map(str, values)) - known):
         raise InvalidArgument(
             f"{place} has settings that nobody reads: {', '.join(unknown)}. "
@@ -258,7 +258,7 @@ def _checked(values: Any, place: str) -> dict[str, Any]:
 
 
 def _coerce(settings: object, name: str, read: Callable[[Any, str], Any], prefix: str = "") -> None:
-    """Put what a number was read as in its place: "5" is 5."""
+    """Replace a setting by its parsed value: "5" becomes 5."""
     object.__setattr__(settings, name, read(getattr(settings, name), f"{prefix}{name}"))
 
 
@@ -293,7 +293,7 @@ def _number(value: Any, place: str, kind: Callable[[Any], float]) -> float:
 
 
 def _names(value: Any, place: str) -> tuple[str, ...]:
-    if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
         raise InvalidArgument(f"{place} must be a list of strings, not {value!r}")
     return tuple(value)
 
@@ -306,7 +306,7 @@ def _validation(value: Any, place: str) -> Validation:
             raise InvalidArgument(f"{place} must be JSON: {error}") from None
     if not isinstance(value, dict):
         raise InvalidArgument(f"{place} must be a table, not {value!r}")
-    known = {one.name for one in fields(Validation)}
+    known = {field.name for field in fields(Validation)}
     if unknown := sorted(set(map(str, value)) - known):
         raise InvalidArgument(f"{place} has keys that nobody reads: {', '.join(unknown)}")
     return Validation(**value)

@@ -37,7 +37,7 @@ class _Seen:
     now: datetime
 
     def matching(self, wanted: Mapping[str, Any]) -> list[MessageInfo]:
-        return [one for one in self.messages if not differences(one, wanted, self.now)]
+        return [message for message in self.messages if not differences(message, wanted, self.now)]
 
 
 @overload

@@ -140,13 +140,14 @@ def _seconds(span: timedelta) -> str:
     return f"{round(span.total_seconds(), 3):g} s"
 
 
-def same(one: Any, other: Any) -> bool:
+def same(first: Any, other: Any) -> bool:
     """Whether two JSON values are equal, as JSON has it: ``true`` is not 1."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return isinstance(one, bool) is isinstance(other, bool) and bool(one == other)
+    if isinstance(first, dict) and isinstance(other, dict):
+        same_keys = first.keys() == other.keys()
+        return same_keys and all(same(first[name], other[name]) for name in first)
+    if isinstance(first, list) and isinstance(other, list):
+        return len(first) == len(other) and all(map(same, first, other))
+    return isinstance(first, bool) is isinstance(other, bool) and bool(first == other)
 
 
 def lacks(found: Any, wanted: Any, path: str, *, top: bool = True) -> str | None:
@@ -155,17 +156,21 @@ def lacks(found: Any, wanted: Any, path: str, *, top: bool = True) -> str | None
     The rules are those of PostgreSQL's ``@>``.
 
     Args:
-        found: The value that is there.
-        wanted: What it should contain.
-        path: What to call it.
-        top: False inside of it; only a whole array contains a lone element.
+        found: The value.
+        wanted: The value that it should contain.
+        path: Its name in the problem.
+        top: False for an inner value; only the outermost array contains a single element.
     """
     if isinstance(wanted, dict) and isinstance(found, dict):
         return _object_lacks(found, wanted, path)
     if isinstance(wanted, list) and isinstance(found, list):
-        missing = [one for one in wanted if all(lacks(it, one, path, top=False) for it in found)]
+        missing = [
+            element
+            for element in wanted
+            if all(lacks(value, element, path, top=False) for value in found)
+        ]
     elif top and isinstance(found, list) and not isinstance(wanted, dict):
-        missing = [] if any(same(it, wanted) for it in found) else [wanted]
+        missing = [] if any(same(value, wanted) for value in found) else [wanted]
     elif isinstance(wanted, (dict, list)) or not same(found, wanted):
         return f"{path} is {safe_repr(found, _VALUE)}, not {safe_repr(wanted, _VALUE)}"
     else:
@@ -192,15 +197,15 @@ def report(
     """Return the text of a failed assertion: what is in the queue, and what comes closest."""
     if not messages:
         return f"{headline}; the queue {queue!r} is empty"
-    problems = {one.id: differences(one, wanted, now) for one in messages}
-    closest = min(messages, key=lambda one: len(problems[one.id]))
+    problems = {message.id: differences(message, wanted, now) for message in messages}
+    closest = min(messages, key=lambda message: len(problems[message.id]))
     # The closest first, so that a long list still has it.
-    listed = sorted(messages, key=lambda one: one is not closest)[:_LISTED]
+    listed = sorted(messages, key=lambda message: message is not closest)[:_LISTED]
     lines = [f"{headline}; in the queue {queue!r} there are {len(messages)} message(s):"]
-    for one in listed:
-        lines.append(f"  {_line(one, now)}")
-        if one is closest and problems[one.id]:
-            lines.append(f"      closest, but {'; '.join(problems[one.id])}")
+    for message in listed:
+        lines.append(f"  {_line(message, now)}")
+        if message is closest and problems[message.id]:
+            lines.append(f"      closest, but {'; '.join(problems[message.id])}")
     if len(listed) < len(messages):
         lines.append(f"  and {len(messages) - len(listed)} more")
     return "\n".join(lines)

@@ -121,7 +121,7 @@ async def _awaited(unit: Invocation, values: dict[str, Any], session: Any) -> De
 def _found(handler: Any, queue: str | None) -> tuple[Handler, ConsumerOptions | None]:
     if hasattr(handler, "handlers"):
         if queue is None and len(handler.handlers) != 1:
-            known = ", ".join(repr(one.queue) for one in handler.handlers) or "none"
+            known = ", ".join(repr(found.queue) for found in handler.handlers) or "none"
             raise InvalidArgument(f"which handler? Pass queue=..., one of: {known}")
         one = handler.handlers[0] if queue is None else handler.handler(queue)
         return one, handler._settings  # noqa: SLF001 - one package
