@@ -71,7 +71,7 @@ _ASYNCPG = {
     "ssl",
     "target_session_attrs",
 }
-"""What may stand in the query of a URL for asyncpg."""
+"""The names that may be in the query of a URL for asyncpg."""
 
 _SECRET = ("password", "sslpassword")
 

@@ -1,4 +1,4 @@
-"""What needs an extra of the package that may not be installed, and how to install it."""
+"""Names that need an extra of the package, and how to install it."""
 
 from __future__ import annotations
 

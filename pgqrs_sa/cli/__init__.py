@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code.
 
     Args:
-        arguments: Without the program's name; those of the process unless given.
+        arguments: Without the program's name; default: those of the process.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -64,7 +64,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def _without_click(arguments: Sequence[str]) -> int:
-    """Run the demo, which needs no click, and say of all else what it needs."""
+    """Run the demo, which does not need click; for other commands print what to install."""
     if arguments == ["demo"]:
         from ..demo import run  # noqa: PLC0415 - it needs the extra `embedded`
 

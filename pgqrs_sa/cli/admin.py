@@ -1,4 +1,4 @@
-"""``pgqrs admin``: the old spellings, and what concerns all queues."""
+"""``pgqrs admin``: other names of commands, and statistics of all queues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command is built from: the base classes, the connection, and the way out.
+"""The base classes of commands and groups, and the `App` that a command is called with.
 
 A command is written like this, in a module that imports nothing heavy at its top::
 
@@ -35,7 +35,7 @@ raises becomes one line and an exit code (see `failures`); to end with one of yo
 ``app.target``                        host, database and schema for people; never the password
 ``app.emit(rows, columns)``           a list, in the format asked for (see `output`)
 ``app.emit_one(row, columns)``        a single thing
-``app.show(produce, columns, every)`` a list, again every so often with ``--watch``
+``app.show(produce, columns, every)`` a list, repeated with ``--watch``
 ``app.say(text)``                     talk, to stderr
 ``app.log``                           what is logged while a command runs (see `logs`)
 ``app.options``                       the global options: ``format``, ``verbose`` …
@@ -86,12 +86,12 @@ _VARIABLES = {
     "--log-dest": "PGQRS_LOG_DEST",
     "--log-level": "PGQRS_LOG_LEVEL",
 }
-"""The variables of the global options that are no `Settings`."""
+"""The environment variables of the global options that are not `Settings`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The global options, as given; None where one was not."""
+    """The global options; None for an option that was not given."""
 
     dsn: str | None = None
     schema: str | None = None
@@ -103,7 +103,7 @@ class Options:
     verbose: int = 0
 
     def merged(self, later: Mapping[str, Any]) -> Options:
-        """Return these options with those that were given further right on the line."""
+        """Return these options, overridden by those that stand further right on the line."""
         given = {name: value for name, value in later.items() if value is not None}
         given["verbose"] = self.verbose + (given.get("verbose") or 0)
         return replace(self, **given)
@@ -117,7 +117,7 @@ class Work(NamedTuple):
 
 
 class App:
-    """What a command needs of the outside: settings, connection, output."""
+    """The settings, the connection and the output of a command."""
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
@@ -148,7 +148,7 @@ class App:
 
     @property
     def target(self) -> str:
-        """Where this works, for people."""
+        """The hosts, the database and the schema, for people."""
         from .connection import target  # noqa: PLC0415
 
         return target(self.settings)
@@ -183,7 +183,7 @@ class App:
             migrations.check(connection, schema)
         except SchemaVersionError as error:
             where, _, hint = str(error).partition(": ")
-            if hint.startswith("run `alembic"):  # what an application does; here more is known
+            if hint.startswith("run `alembic"):  # here the database is known
                 hint = advice.command(connection, schema)
                 if places := advice.elsewhere(connection):
                     hint = f"--schema {' or '.join(places)} has tables; to make these: {hint}"
@@ -223,7 +223,7 @@ class App:
         every: timedelta | None = None,
         keys: Sequence[str] = (),
     ) -> None:
-        """Write a list, and again every so often if that is asked for, until interrupted."""
+        """Write a list; with ``every``, again after each interval until interrupted."""
         if every is None:
             self.emit(produce(), columns, keys)
         else:
@@ -248,14 +248,14 @@ class App:
         self.show(page, columns, every, keys)
 
     def say(self, text: str) -> None:
-        """Say something to the person at the terminal."""
+        """Print a text to stderr, for the person at the terminal."""
         click.echo(scrub(text, self.secrets), err=True)
 
     def close(self) -> None:
         """Close the connection and the file."""
         if "engine" in self.__dict__:
             self.engine.dispose()
-        with suppress(OSError):  # of a command that has failed already; any other has closed it
+        with suppress(OSError):  # only of a failed command: any other has closed it
             self.output.close()
 
 
@@ -341,12 +341,12 @@ class Command(click.Command):
         taken = {flag for option in self.params for flag in option.opts}
         for option in global_options():
             option.opts = [flag for flag in option.opts if flag not in taken]
-            # Kept out of its help, where they would drown its own: `pgqrs --help` has them.
+            # Hidden in the help of each command: `pgqrs --help` has them.
             option.hidden = True
             self.params.append(option)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, and repeat no password in what is said of a mistake."""
+        """Parse; an error about the arguments repeats no password."""
         with _scrubbed():
             return super().parse_args(ctx, args)
 
@@ -365,10 +365,10 @@ class Command(click.Command):
         except (click.exceptions.Exit, click.UsageError):
             raise
         except BrokenPipeError:
-            # Whoever read our output has seen enough.
+            # The reader of the pipe has closed it.
             output.abandon_stdout()
             ctx.exit(0)
-        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last one who can say it
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - reported here
             trace = app.options.verbose >= TRACE
             output.abandon_full_stdout()
             raise failure(error, app.secrets, trace=trace) from None
@@ -393,7 +393,7 @@ class Group(click.Group):
         self.aliases: dict[str, str] = {}
 
     def alias(self, spelling: str, name: str) -> None:
-        """Let a command be called by another name too; help shows the one it has."""
+        """Add another name for a command; the help shows only its own."""
         self.aliases[spelling] = name
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -425,7 +425,7 @@ class Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or say which names come close."""
+        """Find the command, or fail with similar names."""
         if not ctx.resilient_parsing and self.get_command(ctx, args[0]) is None:
             from difflib import get_close_matches  # noqa: PLC0415
 
@@ -448,7 +448,7 @@ def _scrubbed() -> Iterator[None]:
 
 
 def _show_usage(error: click.UsageError) -> None:
-    """Print a mistake as all errors are printed, with the help to look at as the hint."""
+    """Print a usage error like all errors, with the command's help as the hint."""
     if error.ctx is None or type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return

@@ -38,11 +38,11 @@ def confirmed(
 ) -> bool:
     """Show what is about to happen, and ask; return False if nothing is to be done.
 
-    That is so in a dry run, and where there is nothing: a job that runs every night is no failure
-    on a day when nothing matches. With ``if_none``, there is something to do all the same.
+    That is so in a dry run, and when ``count`` is 0, which is no failure: a nightly job may have
+    nothing to do. With ``if_none``, a count of 0 is confirmed too.
 
     Raises:
-        Failed: the answer was no, or there is nobody to ask and ``--yes`` was not given.
+        Failed: the answer was no, or there is no terminal to ask at and no ``--yes``.
     """
     app.say(f"{'would ' if dry_run else ''}{verb} {count:,} {what}")
     app.say(f"in {app.target}")
@@ -53,7 +53,7 @@ def confirmed(
         return False
     if yes:
         return True
-    if not _somebody_is_there():
+    if not _is_interactive():
         raise Failed(
             "refused: nobody is there to ask",
             hint="--yes does it without asking, --dry-run only says what it would do",
@@ -64,7 +64,7 @@ def confirmed(
     return True
 
 
-def _somebody_is_there() -> bool:
+def _is_interactive() -> bool:
     return sys.stdin.isatty()
 
 
@@ -73,8 +73,8 @@ def in_chunks(verb: str, total: int, step: Callable[[int], int], chunk: int) -> 
 
     Args:
         verb: What is done, for the bar.
-        total: How much there is; what is added meanwhile is left alone.
-        step: Does at most so many in a transaction of its own; returns how many, 0 at the end.
+        total: The number of rows; rows that are added meanwhile are left alone.
+        step: Does at most the given number in a transaction; returns how many, 0 at the end.
         chunk: The size of a step.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a consumer has done, counted while it runs."""
+"""Counts of what a running consumer does with its messages."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..types import WorkerInfo
 __all__ = ["Counter"]
 
 _NAMES = {"retry": "retried", "lease lost": "lost"}
-"""Of outcomes that have another name here than hooks have for them."""
+"""Outcomes whose name here differs from that of the hooks."""
 
 _COUNTED = ("archived", "discarded", "retried", "released", "dead", "lost")
 
 
 class Counter(Hooks):
-    """Counts messages by what became of them.
+    """Counts messages by outcome.
 
     Args:
         begun: Called once, when the consumer has registered and begins to lease.
@@ -43,7 +43,7 @@ class Counter(Hooks):
     on_success = on_retry = on_dead = on_lease_lost = _count
 
     def row(self) -> dict[str, Any]:
-        """Return the counts, and of whom."""
+        """Return the counts and the worker."""
         worker = self.worker
         return {
             "worker": worker.id if worker else None,
@@ -52,6 +52,6 @@ class Counter(Hooks):
         }
 
     def sentence(self) -> str:
-        """Return the same for people."""
+        """Return the counts as a sentence."""
         counted = [f"{count} {name}" for name, count in self._counts.items() if count]
         return ", ".join(counted) or "no message came"

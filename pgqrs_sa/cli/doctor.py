@@ -1,4 +1,4 @@
-"""``pgqrs doctor``: what is wrong with a database, and what fixes it."""
+"""``pgqrs doctor``: the problems of a database, and their fixes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def doctor(app: App, only: tuple[str, ...], listed: bool) -> None:
 
 
 def examine(app: App, only: tuple[str, ...] = ()) -> list[Finding]:
-    """Return what is wrong with the database of a command."""
+    """Return the findings about the database of a command."""
     from sqlalchemy.orm import Session  # noqa: PLC0415 - only now: it takes a while
 
     from .._core.context import Context  # noqa: PLC0415

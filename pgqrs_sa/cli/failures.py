@@ -1,4 +1,4 @@
-"""What went wrong, as an exit code, one line, and a hint.
+"""Errors as an exit code, one line, and a hint.
 
 ====  ============================================================
 0     done
@@ -57,7 +57,7 @@ REFUSED = 5
 INTERRUPTED = 130
 
 _DRIVERS = {"psycopg2": "psycopg2-binary", "pg8000": "pg8000", "psycopg2cffi": "psycopg2cffi"}
-"""Drivers that no extra of ours has, and the packages that do."""
+"""Drivers that no extra of this package installs, and their packages."""
 
 _HINTS = {
     "2BP01": "what depends on the tables has to go first: a host's foreign keys, its views",
@@ -65,7 +65,7 @@ _HINTS = {
     "42P01": "pgqrs verify says what is missing",
     "55P03": "somebody holds a lock for long: pgqrs doctor",
 }
-"""What to do about errors of the server, by SQLSTATE."""
+"""Hints for errors of the server, by SQLSTATE."""
 
 _USERINFO = re.compile(r"(?P<start>[\w+]+://[^\s:/@]*):[^\s]*@")
 _KEYWORD = re.compile(
@@ -79,7 +79,7 @@ class Failed(click.ClickException):
     """A command ends with this exit code, after this line.
 
     Attributes:
-        hint: What to do about it, or None.
+        hint: The next step, or None.
         exit_code: See the module.
     """
 

@@ -16,7 +16,7 @@ _LOGGERS = ("pgqrs_sa", "alembic", "sqlalchemy.engine", "sqlalchemy.pool")
 
 
 class Log:
-    """What is logged goes where the options say, while a command runs.
+    """Sends the log to where the options say, while a command runs.
 
     Args:
         options: The global ones.
@@ -47,8 +47,8 @@ class Log:
     def join_application(self) -> None:
         """Log together with an application that has just been imported.
 
-        One that has set up logging gets our lines too, and its own settings count, but for a level
-        that was asked for. What any other logs goes where ours does.
+        An application that has configured logging gets our records too, and its own configuration
+        applies, except for a level given with an option. Otherwise its records go where ours do.
         """
         root = logging.getLogger()
         if not root.handlers:

@@ -83,8 +83,8 @@ def enqueue(
     exclusive(delay=options["delay"], at=options["at"])
     with app.begin() as work:
         service = QueueService(work.session, worker=worker)
-        beside = None if headers is None else headers[0]
-        receipt = service.enqueue(queue, payload[0], headers=beside, **options)
+        given = None if headers is None else headers[0]
+        receipt = service.enqueue(queue, payload[0], headers=given, **options)
     if receipt.duplicate:
         app.say(f"message {receipt.id} is live under this key: no second one was made")
     app.emit_one(views.receipt(receipt, queue))

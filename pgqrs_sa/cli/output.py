@@ -66,16 +66,16 @@ _LONGEST_CELL = 1000
 """Characters of a cell of a table; the formats for programs have everything."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Characters that a terminal may obey, other than tabs and line feeds."""
+"""Control characters, which a terminal may obey, except tab and line feed."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What makes a spreadsheet take text for a formula.
+"""The first characters of text that a spreadsheet takes for a formula.
 
 See https://owasp.org/www-community/attacks/CSV_Injection.
 """
 
 _NOTHING = "-"
-"""What a table shows where there is no value."""
+"""Shown in a table for a missing value."""
 
 Row = Mapping[str, Any]
 
@@ -86,11 +86,11 @@ class Column:
 
     Attributes:
         key: Of the row.
-        heading: Over it; the key unless given.
-        render: From the whole row to text; `text` of the value unless given.
+        heading: The heading; default: the key.
+        render: Converts the row to text; default: `text` of the value.
         right: Aligned to the right, as numbers are.
         style: Of rich, for the whole column.
-        least: The width to which its cells may be cut on a narrow terminal; never unless given.
+        least: The width to which its cells may be cut on a narrow terminal; None for never.
         rank: Which columns get room first where that is not enough, the lowest before others; 0
             for always.
         wrap: Go on in a further line instead of cutting, for sentences.
@@ -107,7 +107,7 @@ class Column:
 
     @property
     def title(self) -> str:
-        """What stands over the column."""
+        """The heading of the column."""
         return self.heading or self.key
 
     def cell(self, row: Row) -> str:
@@ -153,7 +153,7 @@ def text(value: Any) -> str:
 
 
 def _printable(value: str) -> str:
-    """Return text that cannot drive a terminal, whoever wrote it."""
+    """Return text with its control characters escaped."""
     if value.isprintable():
         return value
     return "".join(
@@ -162,7 +162,7 @@ def _printable(value: str) -> str:
 
 
 def span(seconds: float) -> str:
-    """Return a number of seconds as people say it: the two largest units."""
+    """Return a number of seconds as text for people: the two largest units."""
     sign, left = ("-", -seconds) if seconds < 0 else ("", seconds)
     if left < 10:  # noqa: PLR2004 - below this, tenths matter
         return f"{sign}{left:.1f}s"
@@ -186,12 +186,12 @@ def _escaped(character: str) -> str:
 
 
 def abandon_stdout() -> None:
-    """Let nothing more be written to a pipe that nobody reads."""
+    """Redirect stdout to the null device, after its reader has closed the pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def abandon_full_stdout() -> None:
-    """Give up what stdout does not take: Python would try again as it ends, and print an error."""
+    """Flush stdout, or abandon it: Python would try again at exit, and print an error."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -200,7 +200,7 @@ def abandon_full_stdout() -> None:
 
 
 class Output:
-    """Where data goes, and in which format."""
+    """The file for data, and the format."""
 
     def __init__(self, format: str, path: str | None) -> None:
         self.format = format
@@ -343,7 +343,7 @@ def fitted(
         columns: All that there are.
         cells: Those of each row.
         width: Of the terminal.
-        styles: Of each row; none unless given.
+        styles: Of each row; default: none.
         noted: Say below it how many columns are hidden.
     """
     from rich import box  # noqa: PLC0415 - of the extra `cli`, and slow
@@ -388,7 +388,7 @@ def _space(column: Column, place: int, cells: Sequence[Sequence[str]]) -> Space:
 
 
 class Space(NamedTuple):
-    """What a column needs.
+    """The widths of a column.
 
     Attributes:
         natural: The width that shows all of it.
@@ -425,7 +425,7 @@ def fit(columns: Sequence[Space], width: int) -> dict[int, int]:
 
 
 def note(hidden: int) -> str:
-    """Return what to say about columns that are left out, if any are."""
+    """Return the text about hidden columns, or an empty text."""
     if not hidden:
         return ""
     return f"{hidden} column{' is' if hidden == 1 else 's are'} hidden: --format json shows all"
@@ -481,7 +481,7 @@ def aligned(
 
 
 def _csv_cell(value: Any) -> Any:
-    """Return a cell that neither drives a terminal nor is run by a spreadsheet as a formula."""
+    """Return a cell without control characters, which no spreadsheet takes for a formula."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (dict, list)):

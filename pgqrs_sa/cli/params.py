@@ -1,4 +1,4 @@
-"""What is typed on the command line, as values; and options that several commands share."""
+"""Types of parameters, and options that several commands share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 CHUNK = 1000
-"""How many rows a transaction of a long job deletes or moves."""
+"""Rows that a transaction of a long job deletes or moves."""
 
 _DURATION = re.compile(r"(\d+(\.\d+)?(ms|s|m|h|d|w))+")
 _SECONDS = re.compile(r"\d+(\.\d+)?")
@@ -47,7 +47,7 @@ class _Duration(click.ParamType):  # type: ignore[type-arg] # since click 8.4
         """Return ``1h30m``, ``7d`` or ``30`` (seconds) as a timedelta."""
         if isinstance(value, timedelta):
             return value
-        # durationpy ignores what stands between two units: what it is given has no such thing.
+        # durationpy ignores text between two units: it is only given text without any.
         if not (_SECONDS.fullmatch(value) or _DURATION.fullmatch(value)):
             self.fail(f"{value!r} is no duration: write 30, 1.5s, 1h30m or 7d", param, ctx)
         try:

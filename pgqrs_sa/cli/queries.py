@@ -1,4 +1,4 @@
-"""Criteria for what the commands ask of the service. Imported when a command needs one.
+"""Criteria and queries of the commands. Imported when a command needs them.
 
 A command that counts, asks and then deletes remembers the ids of what it has counted, 8 bytes each.
 No bound says the same: a requeue gives a message its old id back, and a transaction that was open
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _FETCHED = {"yield_per": 10_000}
-"""Rows are fetched through a cursor in the server: the driver never holds all of them."""
+"""Rows are fetched through a cursor in the server: the driver never has all of them."""
 
 
 def now(session: Session) -> datetime:
@@ -94,9 +94,9 @@ def _one_of(column: Any) -> sa.ColumnElement[bool]:
 
 
 def enqueued_between(service: QueueService, queue: str) -> dict[str, datetime | None]:
-    """When the oldest message of a queue that nobody holds, and its newest, were enqueued."""
-    unheld = [sa.not_(Message.leased)]
-    oldest = service.messages.find(queue, where=unheld, limit=1, content=False)
+    """Return when the oldest unleased message of a queue, and its newest, were enqueued."""
+    unleased = [sa.not_(Message.leased)]
+    oldest = service.messages.find(queue, where=unleased, limit=1, content=False)
     newest = service.messages.find(queue, limit=1, newest_first=True, content=False)
     return {
         "oldest_pending_message": oldest[0].enqueued_at if oldest else None,
@@ -105,9 +105,9 @@ def enqueued_between(service: QueueService, queue: str) -> dict[str, datetime | 
 
 
 def count_live(session: Session, queue: str, state: str | None) -> int:
-    """How many live messages of a queue are in a state, or in any.
+    """Return the number of live messages of a queue, in a state or in any.
 
-    Reads nothing of the archive, which a consumer's role may not.
+    It does not read the archive, for which a consumer's role has no right.
     """
     found = sa.select(sa.func.count()).select_from(Message)
     found = found.join(Queue, Queue.id == Message.queue_id).where(Queue.queue_name == queue)
@@ -117,17 +117,17 @@ def count_live(session: Session, queue: str, state: str | None) -> int:
 
 
 def held_by(worker: int) -> list[sa.ColumnExpressionArgument[bool]]:
-    """Criteria of the messages that a worker holds now."""
+    """Return the criteria of the messages that a worker holds now."""
     return [Message.consumer_worker_id == worker, Message.leased]
 
 
 def old_workers(session: Session, older_than: timedelta) -> Sequence[int]:
-    """Return the ids of the workers that stopped so long ago and hold nothing."""
+    """Return the ids of workers that stopped longer ago than this and hold no messages."""
     return session.scalars(sa.select(Worker.id).where(*_old(older_than))).all()
 
 
 def delete_old_workers(session: Session, older_than: timedelta, ids: Sequence[int]) -> int:
-    """Delete those of some workers that stopped so long ago and hold nothing; return how many."""
+    """Delete those of these workers that `old_workers` would return; return how many."""
     gone = sa.delete(Worker).where(_one_of(Worker.id), *_old(older_than)).returning(Worker.id)
     return len(session.scalars(gone, {"ids": list(ids)}).all())
 
@@ -152,8 +152,8 @@ class Settled:
         queue: Only of this queue.
         outcome: Only with this outcome.
         worker: Only what this worker held last.
-        older_than: Only what was archived so long ago.
-        by_retention: Only what its queue does not keep any longer.
+        older_than: Only what was archived longer ago than this.
+        by_retention: Only what was archived longer ago than the retention of its queue.
         message: Only what had this id while it was live.
     """
 
@@ -165,7 +165,7 @@ class Settled:
     message: int | None = None
 
     def criteria(self) -> list[sa.ColumnExpressionArgument[bool]]:
-        """What the service does not know by itself, as criteria."""
+        """Return the criteria that the service has no parameter for."""
         archived_at = ArchivedMessage.archived_at
         found: list[sa.ColumnExpressionArgument[bool]] = []
         if self.worker is not None:

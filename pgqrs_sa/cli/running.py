@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["check", "run"]
 
 _NO_CONNECTION = ("08", "28", "3D", "53", "57P")
-"""SQLSTATEs of a server that lets nobody in: down, full, or for another user or database."""
+"""SQLSTATEs of a refused connection: server down or full, unknown user or database."""
 
 
 def _optional_span(key: str, otherwise: str) -> Callable[[Row], str]:
@@ -137,7 +137,7 @@ def _loaded(app: App, target: str, queues: Sequence[str]) -> AnyConsumer:
 
 
 def _tell(app: App, counter: Counter) -> None:
-    """Say what was done, unless it never began."""
+    """Print the counts, unless the consumer never began."""
     if counter.worker is None:
         return
     if app.output.format == "table":
@@ -148,7 +148,7 @@ def _tell(app: App, counter: Counter) -> None:
 
 @contextmanager
 def _reaching() -> Iterator[None]:
-    """Tell that there is no connection from all other errors."""
+    """Turn the error of a refused connection into `Failed`."""
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - it takes a while
 
     from ..consumer.retrying import sqlstate  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""``module:attribute`` on the command line, as the consumer or the queues that it names."""
+"""Import the consumer or the queues that ``module:attribute`` names."""
 
 from __future__ import annotations
 
@@ -137,13 +137,13 @@ def _meant(before: str, given: str, names: list[str]) -> str:
 
 
 def _found_in(module: ModuleType) -> str:
-    """Say which consumers a module has."""
+    """Return which consumers a module has."""
     from ..consumer.base import BaseConsumer  # noqa: PLC0415 - SQLAlchemy takes a while
 
-    there = [name for name, value in vars(module).items() if isinstance(value, BaseConsumer)]
-    if not there:
+    known = [name for name, value in vars(module).items() if isinstance(value, BaseConsumer)]
+    if not known:
         return f"{module.__name__} has no consumer"
-    return f"{module.__name__} has {_listed(there)}"
+    return f"{module.__name__} has {_listed(known)}"
 
 
 def _made(module: ModuleType, target: str, value: Any) -> Consumer | AsyncConsumer:
@@ -162,7 +162,7 @@ def _made(module: ModuleType, target: str, value: Any) -> Consumer | AsyncConsum
 
 
 def _called(target: str, value: Any) -> tuple[str, Any]:
-    """Return what a function returns, and anything else as it is, after the verb for an error."""
+    """Return the verb for an error, and the result of a function or the value itself."""
     if not inspect.isroutine(value) or inspect.iscoroutinefunction(value):
         return "is", value
     try:

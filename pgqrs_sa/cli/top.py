@@ -49,7 +49,7 @@ _KEYS = {
     b" ": "refresh",
 }
 _ESCAPE = 0x1B
-_REST = 4  # times what a look took: a view never occupies more than a fifth of a connection
+_REST = 4  # times the duration of a query: the view uses at most a fifth of a connection
 _LONGEST_KEY = 3
 
 
@@ -70,7 +70,7 @@ def sparkline(values: Sequence[float], glyphs: str = GLYPHS) -> str:
 
 @dataclass
 class Frame:
-    """What is shown; `refresh` asks the database for it.
+    """A frame of the view: its data, where the cursor is, and how it looks.
 
     Attributes:
         app: The command's.
@@ -378,7 +378,7 @@ def _action(frame: Frame, key: str) -> Callable[[], None]:
 
 
 def _attempt(frame: Frame, action: Callable[[], None]) -> None:
-    """Do something that asks the database; one that is away for a while does not end the view."""
+    """Call an action that queries the database; its error is shown and does not end the view."""
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
 
     from ..errors import PgqrsError  # noqa: PLC0415
@@ -391,7 +391,7 @@ def _attempt(frame: Frame, action: Callable[[], None]) -> None:
 
 @contextmanager
 def _keyboard() -> Iterator[Callable[[float], list[str]]]:
-    """Yield a function that waits so long for keys, and returns those that mean something."""
+    """Yield a function that waits for keys, at most the given seconds, and returns their names."""
     import termios  # noqa: PLC0415 - not on Windows
     import tty  # noqa: PLC0415
 
@@ -404,7 +404,7 @@ def _keyboard() -> Iterator[Callable[[float], list[str]]]:
         typed = os.read(terminal, 64)
         return _keys(typed) if typed else ["quit"]
 
-    # Keys come one by one, unseen; Ctrl-C still interrupts.
+    # Keys are read singly and not echoed; Ctrl-C still interrupts.
     tty.setcbreak(terminal)
     try:
         yield pressed

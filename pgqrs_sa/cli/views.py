@@ -62,7 +62,7 @@ COUNTS = (
     "cancelled",
     "discarded",
 )
-"""What a queue's messages are counted by."""
+"""The states and outcomes by which a queue's messages are counted."""
 
 METRICS_KEYS = (
     "queue",
@@ -125,7 +125,7 @@ HEALTH_KEYS = (
 )
 HEALTH_BY_QUEUE_KEYS = ("queue", "workers", "healthy", "silent", "leases")
 DONE_KEYS = ("action", "queue", "count", "dry_run")
-"""What the rows of each list have: the header of csv where there are none."""
+"""The keys of the rows of each list: the header of csv where there are no rows."""
 
 
 def _countdown(row: Row) -> str:
@@ -152,7 +152,7 @@ def _kept(seconds: float | None) -> str:
 
 
 def done(action: str, count: int, *, dry_run: bool = False, **about: Any) -> dict[str, Any]:
-    """What a command did to how many; or would do, in a dry run."""
+    """The action of a command and the number of rows; in a dry run, what it would do."""
     return {"action": action, **about, "count": count, "dry_run": dry_run}
 
 
@@ -174,7 +174,7 @@ QUEUES = (
 
 
 def synced(queue: SyncedQueue, *, dry_run: bool) -> dict[str, Any]:
-    """What was found, or done, about a declared queue."""
+    """The result of `queue sync` for a declared queue."""
     return {
         "name": queue.name,
         "status": queue.status,
@@ -207,7 +207,7 @@ def metrics(counts: QueueMetrics) -> dict[str, Any]:
         "oldest_ready_age_seconds": None if age is None else age.total_seconds(),
         "paused": counts.paused,
         "capped": sorted(counts.capped),
-        # pgqrs' names for the same: what nobody holds is pending.
+        # pgqrs' names for the same: a message that is not leased is pending.
         "name": counts.queue,
         "total_messages": counts.live,
         "pending_messages": counts.live - counts.leased,
@@ -323,7 +323,7 @@ ARCHIVED = (
 
 
 def receipt(of: Receipt, queue: str | None = None) -> dict[str, Any]:
-    """What enqueueing, rescheduling and requeueing give back."""
+    """The receipt of enqueueing, rescheduling and requeueing."""
     known = {} if queue is None else {"queue": queue}
     return {"id": of.id, **known, "vt": of.vt, "duplicate": of.duplicate}
 
@@ -347,7 +347,7 @@ WORKERS = (
 
 
 def health(of: WorkerHealth) -> dict[str, Any]:
-    """A worker, and whether it was heard of lately."""
+    """A worker, and whether it has a recent heartbeat."""
     return {
         "id": of.worker.id,
         "name": of.worker.name,

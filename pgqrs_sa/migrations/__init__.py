@@ -77,7 +77,7 @@ _log = logging.getLogger(__name__)
 
 
 class Step(Protocol):
-    """What a step module holds: one version of the schema, forwards and backwards."""
+    """A module with the steps to a version of the schema, and back."""
 
     def upgrade(self, op: Operations, schema: str | None) -> None:
         """Make the tables of the version before into those of this one."""
@@ -114,7 +114,7 @@ _STAMP = sa.text(
 ).bindparams(sa.bindparam("schema", type_=sa.Text))
 
 TOO_NEW = "a newer release made it: pip install --upgrade pgqrs-sa"
-"""What to do about a version that this release does not know."""
+"""The advice for a version that this release does not know."""
 
 
 class _Executes(Protocol):
@@ -158,7 +158,7 @@ def _online(connection: _Executes) -> sa.Connection | None:
 
 
 class Stamp(NamedTuple):
-    """What the comment of a table ``pgqrs_queues`` says.
+    """The version in the comment of the table ``pgqrs_queues``.
 
     Attributes:
         schema: Where the table is; None when there is none.
@@ -237,7 +237,7 @@ def _hint(stamp: Stamp) -> str:
 
 
 def unstamped(schema: str) -> str:
-    """Return what to do about tables in a schema whose version nobody knows."""
+    """Return the advice for tables without a version."""
     # A driver's style would double the percent signs of the name.
     dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
     table = f"{dialect.identifier_preparer.quote(schema)}.pgqrs_queues"

@@ -476,7 +476,7 @@ class Admin(RegisteredWorker):
             return await service.workers.release_leases(worker_id)
 
     async def purge_old_workers(self, older_than: Seconds) -> int:
-        """Delete the rows of workers that stopped so many seconds ago and hold nothing."""
+        """Delete the rows of workers that stopped longer ago than this and hold no messages."""
         async with self._service() as service:
             return await service.workers.purge(older_than=older_than)
 

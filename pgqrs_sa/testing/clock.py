@@ -1,4 +1,4 @@
-"""Time passes for messages, and for nothing else."""
+"""Let time pass for messages, without changing the clock."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ def advance(
 def advance(
     session: Any, by: Seconds, queue: str | None = None, *, models: Models | None = None
 ) -> Any:
-    """Let time pass for messages: move the ``vt`` of all that are live back by so much.
+    """Let time pass for messages: move the ``vt`` of all live messages back.
 
-    Scheduled messages become due, and leases run out, as if that time had gone by. The clock is
-    not touched, nor any other column: not the application's own times, and not ``enqueued_at``.
+    Scheduled messages become due, and leases expire, as if that time had passed. The clock does
+    not change, nor does any other column: not the application's own times, and not ``enqueued_at``.
 
     Args:
         session: The test's session; with an ``AsyncSession`` the result is awaited.
         by: Seconds, or a timedelta.
         queue: Only for the messages of this queue.
-        models: A host's own classes; the ready-made ones unless given.
+        models: A host's own classes; default: the ready-made classes.
 
     Returns:
-        How many messages there were.
+        The number of messages.
 
     Raises:
-        QueueNotFound: with the names that come close.
+        QueueNotFound: with similar names.
         DelayError: a time that is negative.
     """
     context = Context.of(models, None, None, allow_autocommit=True)
@@ -86,7 +86,7 @@ def shift(
     if queues is not None:
         values["queues"] = list(queues)
     rows = execute(session, context, statement, values).all()
-    cursors.reset()  # what was passed is not what a dequeue has come to any more
+    cursors.reset()  # the cursors of dequeues are not valid any more
     sync_loaded(session, context.models.message, rows, MOVED)
     return len(rows)
 

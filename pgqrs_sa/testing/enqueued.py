@@ -1,4 +1,4 @@
-"""What is in the queues, and whether it is what a test expects."""
+"""Assertions about the messages in a queue."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ def all_enqueued(
 
     Args:
         session: The test's session; with an ``AsyncSession`` the result is awaited.
-        queue: The name of a queue; all of them unless given.
-        models: A host's own classes; the ready-made ones unless given.
-        codec: Turns JSON text into payloads; strict standard JSON unless given.
+        queue: The name of a queue; default: all queues.
+        models: A host's own classes; default: the ready-made classes.
+        codec: Converts JSON text to payloads; default: strict standard JSON.
 
     Returns:
         The messages in the order of their ids, whatever their state. Those that a handler has
         settled are not live any more: see ``service.archived``.
 
     Raises:
-        QueueNotFound: with the names that come close.
+        QueueNotFound: with similar names.
     """
     context = Context.of(models, codec, None, allow_autocommit=True)
     return perform(session, lambda it: _look(it, context, queue), lambda seen: list(seen.messages))
@@ -117,18 +117,18 @@ def assert_enqueued(
         session: The test's session; with an ``AsyncSession`` the result is awaited. What it has
             not flushed yet is flushed first.
         queue: The name of a queue.
-        count: How many messages must match, exactly; at least one unless given.
-        models: A host's own classes; the ready-made ones unless given.
-        codec: Turns JSON text into payloads and back; strict standard JSON unless given.
-        wanted: What they must have, see `Wanted`: ``payload``, ``payload__contains``,
+        count: The exact number of messages that must match; default: one or more.
+        models: A host's own classes; default: the ready-made classes.
+        codec: Converts payloads to JSON text and back; default: strict standard JSON.
+        wanted: The expected values, see `Wanted`: ``payload``, ``payload__contains``,
             ``headers__contains``, ``delay``, ``at``, ``tolerance``, ``priority``, ``key``.
 
     Returns:
         The live messages that match, in the order of their ids.
 
     Raises:
-        AssertionError: with what is in the queue, and what keeps the closest from matching.
-        QueueNotFound: with the names that come close.
+        AssertionError: with the messages of the queue, and why the closest does not match.
+        QueueNotFound: with similar names.
     """
     __tracebackhide__ = True
     context = Context.of(models, codec, None, allow_autocommit=True)
@@ -181,15 +181,15 @@ def refute_enqueued(
     """Assert that a queue has no message like this; without expectations, that it is empty.
 
     Args:
-        session: As of `assert_enqueued`, like all that follows.
-        queue: The name of a queue that exists: a misspelt one is not taken for an empty one.
-        models: A host's own classes; the ready-made ones unless given.
-        codec: Turns JSON text into payloads and back; strict standard JSON unless given.
-        wanted: What no message may have, all of it at once: see `Wanted`.
+        session: As for `assert_enqueued`.
+        queue: The name of an existing queue: a misspelt name is an error.
+        models: A host's own classes; default: the ready-made classes.
+        codec: Converts payloads to JSON text and back; default: strict standard JSON.
+        wanted: The values that no message may have together: see `Wanted`.
 
     Raises:
         AssertionError: with those that match.
-        QueueNotFound: with the names that come close.
+        QueueNotFound: with similar names.
     """
     __tracebackhide__ = True
     context = Context.of(models, codec, None, allow_autocommit=True)
@@ -205,7 +205,7 @@ def refute_enqueued(
 
 
 def _look(session: Session, context: Context, queue: str | None) -> _Seen:
-    session.flush()  # whatever the session's autoflush is set to
+    session.flush()  # also if autoflush is off
     messages = queries.find(session, context, queue, None, None, None, 0, _ALL, newest_first=False)
     return _Seen(messages, execute(session, context, sa.select(now())).scalar_one())
 

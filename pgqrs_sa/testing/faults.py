@@ -1,4 +1,4 @@
-"""A commit that fails, to see what the application makes of it."""
+"""A commit that fails, to test how the application handles it."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def raise_on_commit(
 
     Args:
         session: Whose commit; of a ``sessionmaker`` the first commit of any of its sessions.
-        committed: True when the server has committed, and only its reply is lost: what was
-            written is there. Otherwise nothing was committed.
+        committed: True if the server has committed, and only its reply is lost. Otherwise nothing
+            was committed.
         models: A host's own classes, when the session has several binds: the commit on the
             connection with their tables fails.
 
@@ -62,7 +62,7 @@ def raise_on_commit(
 
 
 class _Fault:
-    """What happens to one COMMIT, or to one RELEASE SAVEPOINT that is a session's commit."""
+    """The fault of a COMMIT, or of a RELEASE SAVEPOINT that is a session's commit."""
 
     def __init__(self, *, committed: bool) -> None:
         self._committed = committed
@@ -77,7 +77,7 @@ class _Fault:
             self._watched.append(connection)
 
     def unwatch(self) -> None:
-        """Let commits be."""
+        """Stop watching commits."""
         while self._watched:
             connection = self._watched.pop()
             event.remove(connection, "commit", self._commit)
@@ -91,7 +91,7 @@ class _Fault:
     def _release(self, connection: Connection, name: str, _context: None) -> None:
         if not self.done:
             if not self._committed:
-                # Nobody else does it: to SQLAlchemy this savepoint is over.
+                # SQLAlchemy does not: to it, this savepoint has ended.
                 connection.dialect.do_rollback_to_savepoint(connection, name)
             connection.dialect.do_release_savepoint(connection, name)
         self._raise("RELEASE SAVEPOINT")

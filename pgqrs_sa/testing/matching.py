@@ -1,4 +1,4 @@
-"""Does a message have what a test expects, and if not, what is different? Pure: no I/O."""
+"""Compare a message with the expectations of a test. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _strict = JsonCodec()
 
 
 class Wanted(TypedDict, total=False):
-    """What a message must have, all of it.
+    """The expected values of a message; all of them must match.
 
     Attributes:
         payload: Exactly this payload, once it has been through the codec: tuples are lists.
