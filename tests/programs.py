@@ -68,7 +68,7 @@ class Program:
         pid: Its number. It is a child of the server, not of this process.
         stdin: Its standard input, if it is a pipe.
         stdout: Its standard output, if it is a pipe.
-        errors: The file that its standard error goes to, if `start` made it.
+        errors: The file that its standard error goes to.
     """
 
     def __init__(
@@ -190,9 +190,11 @@ def start(
     cwd: Path | str | None = None,
     stdin: IO[str] | None = None,
     stdout: IO[str] | None = None,
+    errors: IO[str] | None = None,
 ) -> Program:
     """Start a program. Its standard input and output are pipes, unless files are given."""
-    errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the program
+    if errors is None:
+        errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the program
     writing = reading = None
     ends = []
     if stdin is None:

@@ -19,7 +19,6 @@ for place in (HERE, HERE.parent / "chaos"):
     if str(place) not in sys.path:
         sys.path.insert(0, str(place))
 
-from hands.nursery import Nursery  # noqa: E402
 from hands.team import Team  # noqa: E402
 from kit import bouncer  # noqa: E402
 from kit.proxy import Proxy  # noqa: E402
@@ -63,17 +62,10 @@ def engine(address: Address) -> Iterator[sa.Engine]:
     engine.dispose()
 
 
-@pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
-
-
 @pytest.fixture
-def team(address: Address, engine: sa.Engine, nursery: Nursery) -> Iterator[Team]:
+def team(address: Address, engine: sa.Engine) -> Iterator[Team]:
     """Its processes are killed at the end, those that still run."""
-    with Team(address, engine, nursery) as team:
+    with Team(address, engine) as team:
         yield team
 
 

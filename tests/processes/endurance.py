@@ -25,11 +25,10 @@ from sqlalchemy.orm import Session
 from pgqrs_sa import Item, QueueService
 
 HERE = Path(__file__).parent
-for place in (HERE, HERE.parent / "chaos"):
+for place in (HERE, HERE.parent / "chaos", HERE.parent):
     if str(place) not in sys.path:
         sys.path.insert(0, str(place))
 
-from hands.nursery import Nursery  # noqa: E402
 from hands.team import KINDS, Team, Worker  # noqa: E402
 from kit.books import Audit, Sent  # noqa: E402
 from kit.bouncer import PgBouncer  # noqa: E402
@@ -96,14 +95,14 @@ class Report:
         yield "the audit fails: " + "; ".join(self.wrong) if self.wrong else "the audit is clean"
 
 
-def endure(server: OwnServer, nursery: Nursery, dbname: str, options: Options) -> Report:
+def endure(server: OwnServer, dbname: str, options: Options) -> Report:
     """Do it all, and audit it."""
     report = Report(options)
     address = server.database(dbname)
     engine = sa.create_engine(address.url(), pool_size=options.producers)
     direct = sa.create_engine(address.url(), poolclass=sa.NullPool)
     with ExitStack() as stack:
-        team = stack.enter_context(Team(address, direct, nursery))
+        team = stack.enter_context(Team(address, direct))
         pooler = stack.enter_context(PgBouncer(address)) if options.poolers else None
         began = time.monotonic()
         executor = [_start(team, number, options, pooler) for number in range(options.workers)]
@@ -229,10 +228,8 @@ def main() -> int:
             f"--{name}", type=type(default), default=default, help="default: %(default)s"
         )
     options = Options(**vars(parser.parse_args()))
-    nursery = Nursery()
     with own_server() as server:
-        report = endure(server, nursery, "endurance", options)
-    nursery.close()
+        report = endure(server, "endurance", options)
     print(*report.lines(), sep="\n")
     return 1 if report.wrong else 0
 

@@ -28,8 +28,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from pgqrs_sa import AsyncConsumer, Consumer, QueueService
 
 HERE = Path(__file__).parent
-if str(HERE.parent / "chaos") not in sys.path:
-    sys.path.insert(0, str(HERE.parent / "chaos"))
+for place in (HERE.parent / "chaos", HERE.parent):
+    if str(place) not in sys.path:
+        sys.path.insert(0, str(place))
 
 from kit.scripts import Script  # noqa: E402
 from kit.servers import Address, own_server, run_sql, until  # noqa: E402

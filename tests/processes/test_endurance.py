@@ -6,21 +6,21 @@ import pytest
 from endurance import Options, endure
 
 
-def test_nothing_is_lost_or_done_twice_while_processes_and_the_server_die(own, nursery):
+def test_nothing_is_lost_or_done_twice_while_processes_and_the_server_die(own):
     options = Options(messages=1200, workers=4, concurrency=3, restarts=1, kills=1, lease=2)
-    report = endure(own, nursery, "endurance", options)
+    report = endure(own, "endurance", options)
     assert not report.wrong, "\n".join(report.lines())
 
 
 @pytest.mark.long
-def test_nothing_is_lost_or_done_twice_in_the_big_run(own, nursery):
-    report = endure(own, nursery, "endurance_long", Options())
+def test_nothing_is_lost_or_done_twice_in_the_big_run(own):
+    report = endure(own, "endurance_long", Options())
     assert not report.wrong, "\n".join(report.lines())
 
 
 @pytest.mark.long
 @pytest.mark.pgbouncer
-def test_nothing_is_lost_or_done_twice_behind_a_pgbouncer_that_dies_too(own, nursery):
+def test_nothing_is_lost_or_done_twice_behind_a_pgbouncer_that_dies_too(own):
     options = Options(messages=6000, workers=6, restarts=1, kills=1, poolers=3)
-    report = endure(own, nursery, "endurance_pooled", options)
+    report = endure(own, "endurance_pooled", options)
     assert not report.wrong, "\n".join(report.lines())

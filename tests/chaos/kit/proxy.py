@@ -118,7 +118,7 @@ class _Link(threading.Thread):
             sock.close()
         self.proxy._forget(self)
 
-    def wake(self) -> None:
+    def wake_up(self) -> None:
         with suppress(OSError):
             self.waker.send(b"!")
 
@@ -212,7 +212,7 @@ class Proxy:
         """End every connection, and wait until they have ended."""
         for link in self._taken():
             link.ended = True
-            link.wake()
+            link.wake_up()
             link.join(90)
 
     def freeze(self) -> None:
@@ -225,7 +225,7 @@ class Proxy:
         for link in self._taken():
             link.frozen = True
             _drop_what_comes(link.client.sock)
-            link.wake()
+            link.wake_up()
 
     def close(self) -> None:
         with suppress(OSError):

@@ -29,14 +29,14 @@ import json
 import os
 import queue
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import programs
 
 WAIT = 90.0
 
@@ -67,14 +67,9 @@ class Script:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def _start(self, code: str, args: dict[str, Any], env: dict[str, str]) -> Any:
-        return subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps(args)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**os.environ, **env},
+    def _start(self, code: str, args: dict[str, Any], env: dict[str, str]) -> programs.Program:
+        return programs.start(
+            "-c", code, json.dumps(args), env={**os.environ, **env}, errors=self._errors
         )
 
     def __enter__(self) -> Self:
@@ -129,8 +124,7 @@ class Script:
 
     def freeze(self) -> None:
         """SIGSTOP, and wait until it has stopped."""
-        self.process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
+        self.process.stop(WAIT)
 
     def thaw(self) -> None:
         """SIGCONT."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Self
 
 import sqlalchemy as sa
@@ -25,13 +26,17 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import QueueService
 
-from .nursery import Child, Nursery
-
 KINDS = ("sync", "psycopg", "asyncpg")
 """Threads; tasks over psycopg; tasks over asyncpg."""
 
 _QUICK = {"concurrency": 4, "poll_interval": 0.1, "heartbeat": 0.5, "housekeeping": 0.5}
 _RETRY = {"max_attempts": 50, "backoff": "constant", "base": 0.05}
+
+_PROGRAM = f"""
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from hands.worker import main
+main(args)
+"""
 
 
 def settings_of(address: Address, kind: str, **settings: Any) -> dict[str, Any]:
@@ -57,17 +62,9 @@ def settings_of(address: Address, kind: str, **settings: Any) -> dict[str, Any]:
 class Worker(Script):
     """One process with a consumer."""
 
-    def __init__(self, nursery: Nursery, name: str, **args: Any) -> None:
+    def __init__(self, name: str, **args: Any) -> None:
         self.name = name
-        self._nursery = nursery
-        super().__init__("", name=name, **args)
-
-    def _start(self, _code: str, args: dict[str, Any], _env: dict[str, str]) -> Child:
-        return self._nursery.bear(args, self._errors)
-
-    def freeze(self) -> None:
-        """SIGSTOP, and wait until it has stopped."""
-        self.process.stop(WAIT)
+        super().__init__(_PROGRAM, name=name, **args)
 
     def expect(self, word: str, timeout: float = WAIT) -> dict[str, Any]:
         """As a script's, with a wait that is long for a consumer."""
@@ -85,13 +82,11 @@ class Team:
     Args:
         address: The database, directly.
         engine: On it, for sending and for the audit.
-        nursery: Where the processes come from.
     """
 
-    def __init__(self, address: Address, engine: sa.Engine, nursery: Nursery) -> None:
+    def __init__(self, address: Address, engine: sa.Engine) -> None:
         self.address = address
         self.engine = engine
-        self._nursery = nursery
         self.workers: list[Worker] = []
         self._stack = ExitStack()
         self._numbers = itertools.count(1)
@@ -113,7 +108,7 @@ class Team:
                 that it is to say.
         """
         args = settings_of(self.address, kind, **settings)
-        worker = Worker(self._nursery, name=f"{kind}-{next(self._numbers)}", **args)
+        worker = Worker(name=f"{kind}-{next(self._numbers)}", **args)
         self.workers.append(worker)
         return self._stack.enter_context(worker)
 
