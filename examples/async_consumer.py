@@ -1,7 +1,7 @@
 """An asynchronous consumer with two queues: a crawler of a (made up) site, and its index.
 
-Pages are fetched one by one, several at a time; what was found is enqueued in the transaction of
-the handler. The index is written in batches. It runs until both queues are empty::
+Several pages are fetched at the same time, each by its own call; their links are enqueued in the
+handler's transaction. The index is written in batches. It runs until both queues are empty::
 
     pip install 'pgqrs-sa[psycopg,asyncio,alembic,consumer]'
     export PGQRS_DSN=postgresql://localhost/shop
@@ -57,11 +57,11 @@ class Page:
 
 
 class GoneError(Exception):
-    """There is no such page."""
+    """The page does not exist."""
 
 
 class BusyError(Exception):
-    """The site does not answer now."""
+    """The site does not answer at the moment."""
 
 
 engine = create_async_engine(
@@ -91,7 +91,7 @@ async def download(url: str, attempt: int) -> list[str]:
     ),
 )
 async def fetch(page: Page, service: AsyncQueueService, delivery: Delivery) -> None:
-    """Fetch a page, and enqueue its links and what is to be indexed: all of it, or nothing."""
+    """Fetch a page, and enqueue its links and its text for the index: everything, or nothing."""
     links = await download(page.url, delivery.read_ct)
     for link in links:
         await service.enqueue("pages", {"url": link})
@@ -103,7 +103,7 @@ async def fetch(page: Page, service: AsyncQueueService, delivery: Delivery) -> N
 async def index(
     rows: list[dict[str, object]], deliveries: list[Delivery], session: AsyncSession
 ) -> Mapping[int, DeadLetter]:
-    """Write a batch in one INSERT; a row that cannot be written does not take the others along."""
+    """Write a batch in one INSERT; a row that is refused does not fail the others."""
     wrong = {}
     for delivery, row in zip(deliveries, rows, strict=True):
         if row.keys() == {"url", "links"}:
@@ -114,7 +114,7 @@ async def index(
 
 
 async def main() -> int:
-    """Begin with the first page, and work until nothing is left."""
+    """Begin with the first page, and work until both queues are empty."""
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.drop_all)
         await connection.run_sync(Base.metadata.create_all)

@@ -1,10 +1,9 @@
-"""Every pattern of the delayed messages guide, with sessions of the application's own.
+"""Every pattern of the delayed messages guide, with the application's own sessions.
 
-The guide's Python and Rust patterns are in ``docs/guide/delayed-messages-guide.md``; this is how
-they are written with `QueueService` and `AsyncQueueService`: what is scheduled is scheduled in the
-transaction of the caller, and what is done is acknowledged in the transaction that did it. Times
-are given as moments (``at=``) where a moment is meant, so that no clock but the database's counts
-the seconds. It may be run again and again::
+The guide's Python and Rust patterns are in ``docs/guide/delayed-messages-guide.md``. Here they are
+written with `QueueService` and `AsyncQueueService`: messages are scheduled in the caller's
+transaction, and acknowledged in the transaction that did the work. A moment is given as a moment
+(``at=``), so that only the database's clock counts. You can run it repeatedly::
 
     pip install 'pgqrs-sa[psycopg,asyncio,alembic]'
     export PGQRS_DSN=postgresql://localhost/shop
@@ -121,12 +120,12 @@ def rate_limited_enqueue(
 
 @dataclass(frozen=True)
 class ReminderScheduler:
-    """Reminds users at a moment, or every so many hours, unless they change their mind."""
+    """Reminds users at a moment, or at intervals, unless they change their mind."""
 
     service: QueueService
 
     def schedule_reminder(self, user_id: int, message: str, remind_at: datetime) -> int:
-        """Remind once; a moment that has passed means now."""
+        """Remind once; a moment in the past means now."""
         payload = {
             "type": "reminder",
             "user_id": user_id,
@@ -138,7 +137,7 @@ class ReminderScheduler:
     def schedule_recurring(
         self, user_id: int, message: str, interval: timedelta, occurrences: int
     ) -> list[int]:
-        """Remind so many times, the first after one interval."""
+        """Remind several times, the first time after one interval."""
         items = [
             Item(
                 {
@@ -159,7 +158,7 @@ class ReminderScheduler:
         return self.service.messages.try_cancel(id, reason="cancelled by the user")
 
     def cancel_all(self, user_id: int) -> int:
-        """Cancel what is scheduled for a user, without having kept any id; return how many."""
+        """Cancel everything that is scheduled for a user, without its ids; return how many."""
         return self.service.messages.cancel_where(
             QUEUE, Message.scheduled, payload={"user_id": user_id}, reason="user left"
         )
@@ -176,7 +175,7 @@ async def handle_reminder(_session: AsyncSession, delivery: Delivery) -> None:
 
 
 async def handle_email(_session: AsyncSession, delivery: Delivery) -> None:
-    """Send an email; whoever sends something that cannot be taken back sends it last."""
+    """Send an email: last, because it cannot be rolled back."""
     print(f"email to {delivery.payload['email']}: {delivery.payload['template']}")
 
 
@@ -195,7 +194,7 @@ HANDLERS: Mapping[str, Handler] = {
 async def process_scheduled_tasks(
     engine: AsyncEngine, handlers: Mapping[str, Handler], *, idle: float = 1.0
 ) -> None:
-    """Process messages as they become visible, until cancelled; rest ``idle`` seconds if none."""
+    """Process visible messages until cancelled; wait ``idle`` seconds when none are left."""
     while True:
         if not await process_batch(engine, handlers):
             await asyncio.sleep(idle)
@@ -214,7 +213,7 @@ async def process_batch(engine: AsyncEngine, handlers: Mapping[str, Handler]) ->
 async def process_one(
     engine: AsyncEngine, handlers: Mapping[str, Handler], delivery: Delivery
 ) -> None:
-    """Do the work of one message and archive it, both or neither; or put it off."""
+    """Do the work of a message and archive it, both or neither; or retry later."""
     try:
         async with AsyncSession(engine) as session, session.begin():
             service = AsyncQueueService(session)
@@ -224,16 +223,16 @@ async def process_one(
                 await handler(session, delivery)
                 await service.archive(delivery)
     except LeaseLost as lost:
-        print(f"too late: {lost}")  # and rolled back: somebody else does it now
+        print(f"too late: {lost}")  # and rolled back: another process does it now
     except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failed attempt
         await put_off(engine, delivery, error)
 
 
 async def put_off(engine: AsyncEngine, delivery: Delivery, error: Exception) -> None:
-    """Try again later, ever later; the last attempt makes a dead letter instead.
+    """Retry with longer and longer delays; after the last attempt the message is a dead letter.
 
-    The message itself is put off: it keeps its id, and the count of its attempts is the
-    database's, so that no payload has to carry it.
+    The message keeps its id, and the database counts the attempts, so that no payload has to carry
+    the count.
     """
     delay = BACKOFF.delay(delivery.read_ct)
     async with AsyncSession(engine) as session, session.begin():
@@ -244,7 +243,7 @@ async def put_off(engine: AsyncEngine, delivery: Delivery, error: Exception) -> 
 
 
 def report(service: QueueService, now: datetime) -> list[str]:
-    """Say how the queue is, and what comes next."""
+    """Print the counts of the queue, and what comes next."""
     metrics = service.messages.metrics(QUEUE)
     counts = (
         f"{metrics.ready} ready, {metrics.scheduled} scheduled, {metrics.leased} leased, "
@@ -261,7 +260,7 @@ def schedule_everything(engine: Engine) -> Sequence[int]:
     with Session(engine) as session, session.begin():
         service = QueueService(session)
         service.check_schema()
-        service.queues.create(QUEUE, max_read_ct=5)  # or finds the one that is there
+        service.queues.create(QUEUE, max_read_ct=5)  # does nothing if it exists
         service.queues.purge(QUEUE)
         schedule_fixed_delays(service, {"type": "report"})
         schedule_for_specific_times(service, now, ZoneInfo("Europe/Berlin"))

@@ -1,7 +1,7 @@
 """FastAPI: an order and the message that sends its receipt, in the transaction of the request.
 
 The session is a dependency whose transaction spans the request and is committed before the
-response leaves: a 201 means that both rows are there, an exception that neither is. While the
+response leaves: a 201 means that both rows exist, an exception that neither does. While the
 receipt is live, a request that repeats its ``Idempotency-Key`` finds it and writes nothing. The
 orders are those of ``shop_models.py``, the tables those of its Alembic history::
 
@@ -40,7 +40,7 @@ class NewOrder(BaseModel):
 
 
 class Accepted(BaseModel):
-    """What became of it; ``order`` is None when the receipt of a duplicate has just been sent."""
+    """The response; ``order`` is None when the receipt of a duplicate has just been sent."""
 
     order: int | None
     message: int
@@ -57,7 +57,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with app.state.sessions.begin() as session:
             service = AsyncQueueService(session)
             await service.check_schema()
-            await service.queues.create("receipts")  # returns the one that is there already
+            await service.queues.create("receipts")  # does nothing if it exists
         yield
     finally:
         await engine.dispose()
@@ -78,13 +78,13 @@ CREDIT_LIMIT_CENTS = 100_000
 
 @app.exception_handler(QueueNotFound)
 async def no_such_queue(_request: Request, error: QueueNotFound) -> JSONResponse:
-    """Say which names come close."""
+    """Answer with similar names."""
     return JSONResponse({"detail": str(error), "did_you_mean": error.suggestions}, 404)
 
 
 @app.exception_handler(InvalidArgument)
 async def invalid(_request: Request, error: InvalidArgument) -> JSONResponse:
-    """Say what is wrong with a delay, a key or a name: errors are written for people."""
+    """Answer with the error of a delay, a key or a name: it is written for people."""
     return JSONResponse({"detail": str(error)}, 422)
 
 
@@ -111,7 +111,7 @@ async def create_order(
 
 @app.post("/orders/charged", status_code=201)
 async def create_charged_order(new: NewOrder, response: Response, session: Transaction) -> Accepted:
-    """Do the same and charge the card: when that raises, neither order nor receipt is left."""
+    """Do the same and charge the card: if that raises, neither order nor receipt exists."""
     accepted = await create_order(new, response, session)
     if new.total_cents > CREDIT_LIMIT_CENTS:
         raise HTTPException(402, "the card was declined")

@@ -1,8 +1,8 @@
-"""The other half of the FastAPI shop: sends the receipts that came with its orders.
+"""The consumer of the FastAPI shop: sends the receipts of its orders.
 
 An outbox: ``fastapi_app.py`` commits an order and a message together, and this sends the receipt.
-What the handler writes, and the acknowledgement of the message, are one commit; when the process
-dies before it, neither has happened, and the message comes again::
+The handler's writes and the acknowledgement of the message are one commit. If the process dies
+before it, neither has happened, and the message is delivered again::
 
     pip install 'pgqrs-sa[psycopg,asyncio,alembic,cli,consumer]' 'fastapi>=0.121' uvicorn
     export PGQRS_DSN=postgresql://localhost/shop PYTHONPATH=examples
@@ -33,14 +33,14 @@ class Receipt(BaseModel):
 
 
 class NoSuchAddressError(Exception):
-    """The mail server will never take it."""
+    """The mail server refuses it permanently."""
 
 
 class Alive(Hooks):
-    """Touch a file at each heartbeat, for a supervisor that looks how old it is."""
+    """Touch a file at each heartbeat, for a supervisor that checks its age."""
 
     def on_heartbeat(self, worker: WorkerInfo) -> None:
-        """Say that this process lives."""
+        """Touch the file."""
         if file := os.environ.get("ALIVE_FILE"):
             Path(file).write_text(f"{worker.id}\n")
 

@@ -59,7 +59,7 @@ def create_app() -> Flask:
 
 @shop.app_errorhandler(InvalidArgument)
 def invalid(error: InvalidArgument) -> tuple[dict[str, str], int]:
-    """Say what is wrong with a delay: the errors are written for people."""
+    """Answer with the error of a delay: it is written for people."""
     return {"error": str(error)}, 422
 
 

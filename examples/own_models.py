@@ -35,7 +35,7 @@ class Queue(pgqrs_sa.QueueMixin, QueueBase):
 
 
 class ArchivedMessage(pgqrs_sa.ArchivedMessageMixin, QueueBase):
-    """A settled message. What is to outlast the settling belongs into payload or headers."""
+    """A settled message. Put what must be kept after that into payload or headers."""
 
 
 class Worker(pgqrs_sa.WorkerMixin, QueueBase):
@@ -43,7 +43,7 @@ class Worker(pgqrs_sa.WorkerMixin, QueueBase):
 
 
 class Message(pgqrs_sa.MessageMixin, QueueBase):
-    """A live message, and whom it is for."""
+    """A live message, and its tenant."""
 
     tenant_id: Mapped[int | None] = mapped_column(index=True)
     # Name a class of another registry by a function: a string is looked for in this registry.
@@ -51,7 +51,7 @@ class Message(pgqrs_sa.MessageMixin, QueueBase):
 
 
 class Invoice(Base):
-    """A business row that refers to the message which will send it, while that is live."""
+    """A business row that refers to the message that will send it, while that is live."""
 
     __tablename__ = "invoices"
 

@@ -1,6 +1,6 @@
 """A producer and a consumer in one script: what happens to a message, from enqueue to prune.
 
-Each function opens its own sessions, as separate programs would. It may be run again and again::
+Each function opens its own sessions, as separate programs would. You can run it repeatedly::
 
     pip install 'pgqrs-sa[psycopg,alembic]'
     export PGQRS_DSN=postgresql://localhost/shop
@@ -28,7 +28,7 @@ def produce(engine: Engine) -> None:
     with Session(engine) as session, session.begin():
         service = QueueService(session)
         service.check_schema()
-        service.queues.create(QUEUE, lease=60, max_read_ct=3)  # or finds the one that is there
+        service.queues.create(QUEUE, lease=60, max_read_ct=3)  # does nothing if it exists
         service.queues.purge(QUEUE)
         receipts = service.enqueue_many(
             QUEUE,
@@ -86,12 +86,12 @@ def be_slow(engine: Engine) -> None:
         (slow,) = service.dequeue(QUEUE, lease=30)
         slow = service.extend(slow, 0.05)  # for longer, normally
     time.sleep(0.1)
-    consume(engine)  # somebody else takes it meanwhile
+    consume(engine)  # meanwhile another consumer leases it
     settle(engine, slow)
 
 
 def repair(engine: Engine) -> None:
-    """Give the dead two more attempts tomorrow, when the handler is fixed."""
+    """Give dead letters two more attempts tomorrow, when the handler is fixed."""
     with Session(engine) as session, session.begin():
         archived = QueueService(session).archived
         for dead in archived.find(QUEUE, outcome="dead"):

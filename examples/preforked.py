@@ -1,8 +1,8 @@
 """A server that loads the application before it forks: a consumer in each of its processes.
 
-This file is a configuration of gunicorn, whose hooks start and stop the consumer beside the web
-application. The consumer, and its engine, are made in the parent; each process that works on
-messages has connections, threads and a row in the register of workers of its own::
+This file is a configuration of gunicorn, whose hooks start and stop the consumer together with the
+web application. The parent creates the consumer and its engine; each process that works on messages
+has its own connections, threads and row in the register of workers::
 
     pip install 'pgqrs-sa[psycopg,alembic,consumer]' gunicorn
     export PGQRS_DSN=postgresql://localhost/shop PYTHONPATH=examples
@@ -10,8 +10,8 @@ messages has connections, threads and a row in the register of workers of its ow
     gunicorn --config examples/preforked.py your.application:app
 
 Run by itself (``python examples/preforked.py``), it forks two processes in the same way, lets them
-send the receipts of some orders, and counts. A process of its own, ``pgqrs worker run``, is the
-better place for work that is heavy: here it shares the interpreter with the requests.
+send the receipts of some orders, and counts. Run heavy work in a separate process, with
+``pgqrs worker run``: here it shares the interpreter with the requests.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def send_receipt(payload: dict[str, int], session: Session) -> None:
 preload_app = True
 workers = 2
 graceful_timeout = 40
-"""Seconds after which gunicorn kills: more than the consumer's drain_timeout and its last words."""
+"""Seconds until gunicorn kills: more than drain_timeout and the consumer's last settlements."""
 
 
 def post_fork(_server: object, _worker: object) -> None:
