@@ -154,87 +154,48 @@ __all__ = [
 ]
 
 
-_HOMES = {
-    "codecs": ("Codec", "JsonCodec"),
-    "errors": (
-        "DelayError",
-        "DuplicateMessage",
-        "EventLoopLost",
-        "HandlerTimeout",
-        "IncompleteSchema",
-        "InvalidArgument",
-        "InvalidResult",
-        "LeaseLost",
-        "MessageLeased",
-        "MessageNotFound",
-        "NonAtomicEnqueue",
-        "PayloadError",
-        "PgqrsError",
-        "PoolTooSmall",
-        "QueueNotEmpty",
-        "QueueNotFound",
-        "ReadOnlyDatabase",
-        "ReadTimeout",
-        "SchemaVersionError",
-        "SplitTransaction",
-        "TransactionRefused",
-        "WorkerInUse",
-        "WorkerNotFound",
-        "WorkerNotReady",
-    ),
-    "models": (
-        "ArchivedMessage",
-        "ArchivedMessageMixin",
-        "Base",
-        "Message",
-        "MessageMixin",
-        "Models",
-        "Queue",
-        "QueueMixin",
-        "Worker",
-        "WorkerMixin",
-        "metadata",
-    ),
-    "consumer.events": ("Event", "Hooks"),
-    "consumer.tasks": ("AsyncConsumer",),
-    "consumer.threads": ("Consumer",),
-    "decisions": ("DeadLetter", "Decision", "Discard", "RetryIn", "Snooze"),
-    "declared": ("DeclaredQueue", "declare_queues"),
-    "retry": ("DEFAULT_BACKOFF", "Backoff", "Retry"),
-    "service": ("QueueService",),
-    "types": (
-        "ArchivedInfo",
-        "Delivery",
-        "Failure",
-        "Item",
-        "MessageInfo",
-        "QueueDifference",
-        "QueueInfo",
-        "QueueMetrics",
-        "Receipt",
-        "SyncedQueue",
-        "WorkerHealth",
-        "WorkerInfo",
-    ),
-    "aio": ("AsyncQueueService",),
-}
-"""Where each name is: it is imported when it is first asked for, so that importing a part of the
-package (the command line, a version check) does not wait for SQLAlchemy and all of the rest."""
+_MODULES = (
+    "errors",
+    "codecs",
+    "types",
+    "decisions",
+    "retry",
+    "models",
+    "declared",
+    "service",
+    "consumer.events",
+)
+"""The modules with these names, the lightest first. They are imported when a name is first used, so
+that importing a part of the package (the command line, a version check) does not import all of it
+and SQLAlchemy."""
 
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_NEED_EXTRAS = {
+    "AsyncConsumer": "consumer.tasks",
+    "AsyncQueueService": "aio",
+    "Consumer": "consumer.threads",
+}
+"""Names whose modules can be imported only with an extra."""
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return _version()
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+        value = _value(name)
     except ImportError as error:
         value = import_module(".extras", __name__).stand_in(name, error)
     globals()[name] = value
     return value
+
+
+def _value(name: str) -> Any:
+    for path in [_NEED_EXTRAS[name]] if name in _NEED_EXTRAS else _MODULES:
+        module = import_module(f".{path}", __name__)
+        if name in module.__all__:
+            return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _version() -> str:

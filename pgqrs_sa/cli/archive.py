@@ -178,19 +178,9 @@ def list_dead(app: App, queue: str | None, every: timedelta | None, **page: Any)
 @click.option("--attempts", type=click.IntRange(1), help="How many more attempts each gets.")
 @bulk_options
 @pass_app
-def retry(
-    app: App,
-    ids: tuple[int, ...],
-    more: tuple[int, ...],
-    queue: str | None,
-    all_: bool,
-    chunk: int,
-    yes: bool,
-    dry_run: bool,
-    **options: Any,
-) -> None:
+def retry(app: App, chunk: int, yes: bool, dry_run: bool, **options: Any) -> None:
     """Move dead letters back into their queues, by id or in bulk."""
-    chosen = _dead_letters(app, (*ids, *more), queue, all_=all_)
+    chosen = _dead_letters(app, options)
     if not isinstance(chosen, Sequence):
         _retry_all(app, chosen, options, chunk, yes=yes, dry_run=dry_run)
     elif dry_run:
@@ -205,27 +195,18 @@ def retry(
 @dead_letters
 @bulk_options
 @pass_app
-def discard(
-    app: App,
-    ids: tuple[int, ...],
-    more: tuple[int, ...],
-    queue: str | None,
-    all_: bool,
-    chunk: int,
-    **asked: bool,
-) -> None:
+def discard(app: App, chunk: int, **options: Any) -> None:
     """Delete dead letters for good, by id or in bulk."""
-    chosen = _dead_letters(app, (*ids, *more), queue, all_=all_)
-    _delete(app, "discard", chosen, chunk, **asked)
+    chosen = _dead_letters(app, options)
+    _delete(app, "discard", chosen, chunk, **options)
 
 
-def _dead_letters(
-    app: App, ids: Sequence[int], queue: str | None, *, all_: bool
-) -> Sequence[int] | Settled:
-    """Return the ids, all of which are of dead letters; or those of a queue, or of all queues."""
+def _dead_letters(app: App, options: dict[str, Any]) -> Sequence[int] | Settled:
+    """Take the options of `dead_letters`; return ids of dead letters, or those in bulk."""
     from .queries import Settled  # noqa: PLC0415
 
-    if sum((bool(ids), queue is not None, all_)) != 1:
+    ids, queue = (*options.pop("ids"), *options.pop("more")), options.pop("queue")
+    if sum((bool(ids), queue is not None, options.pop("all_"))) != 1:
         raise click.UsageError("give ids, or --queue, or --all: one of them")
     if not ids:
         return Settled(queue, "dead")

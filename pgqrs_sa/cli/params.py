@@ -41,9 +41,7 @@ _SECONDS = re.compile(r"\d+(\.\d+)?")
 class _Duration(click.ParamType):  # type: ignore[type-arg] # since click 8.4
     name = "duration"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> timedelta:
+    def convert(self, value: Any, param: Any, ctx: Any) -> timedelta:
         """Return ``1h30m``, ``7d`` or ``30`` (seconds) as a timedelta."""
         if isinstance(value, timedelta):
             return value
@@ -65,9 +63,7 @@ class _Duration(click.ParamType):  # type: ignore[type-arg] # since click 8.4
 class _Moment(click.ParamType):  # type: ignore[type-arg]
     name = "time"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
+    def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
         """Return an ISO time with its offset from UTC."""
         if isinstance(value, datetime):
             return value
@@ -83,7 +79,7 @@ class _Moment(click.ParamType):  # type: ignore[type-arg]
 class _Json(click.ParamType):  # type: ignore[type-arg]
     name = "json"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Return JSON text, or that of stdin for ``-``, as a value in a tuple of one.
 
         The tuple is for ``null``, which is a payload like any other.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +150,11 @@ def _kept(seconds: float | None) -> str:
     return "for ever" if seconds is None else span(seconds)
 
 
+def _row(value: Any, keys: Sequence[str], **computed: Any) -> dict[str, Any]:
+    """Return the attributes of a value by these keys, and what is computed for some of them."""
+    return {key: computed[key] if key in computed else getattr(value, key) for key in keys}
+
+
 def done(action: str, count: int, *, dry_run: bool = False, **about: Any) -> dict[str, Any]:
     """The action of a command and the number of rows; in a dry run, what it would do."""
     return {"action": action, **about, "count": count, "dry_run": dry_run}
@@ -158,7 +162,7 @@ def done(action: str, count: int, *, dry_run: bool = False, **about: Any) -> dic
 
 def queue(info: QueueInfo) -> dict[str, Any]:
     """A queue and its settings."""
-    return {field.name: getattr(info, field.name) for field in fields(info)}
+    return _row(info, QUEUE_KEYS)
 
 
 QUEUES = (
@@ -193,27 +197,18 @@ SYNCED = (
 def metrics(counts: QueueMetrics) -> dict[str, Any]:
     """Counts of a queue."""
     age = counts.oldest_ready_age
-    return {
-        "queue": counts.queue,
-        "ready": counts.ready,
-        "scheduled": counts.scheduled,
-        "leased": counts.leased,
-        "exhausted": counts.exhausted,
-        "live": counts.live,
-        "archived": counts.archived,
-        "dead": counts.dead,
-        "cancelled": counts.cancelled,
-        "discarded": counts.discarded,
-        "oldest_ready_age_seconds": None if age is None else age.total_seconds(),
-        "paused": counts.paused,
-        "capped": sorted(counts.capped),
+    return _row(
+        counts,
+        METRICS_KEYS,
+        oldest_ready_age_seconds=None if age is None else age.total_seconds(),
+        capped=sorted(counts.capped),
         # pgqrs' names for the same: a message that is not leased is pending.
-        "name": counts.queue,
-        "total_messages": counts.live,
-        "pending_messages": counts.live - counts.leased,
-        "locked_messages": counts.leased,
-        "archived_messages": (counts.archived + counts.dead + counts.cancelled + counts.discarded),
-    }
+        name=counts.queue,
+        total_messages=counts.live,
+        pending_messages=counts.live - counts.leased,
+        locked_messages=counts.leased,
+        archived_messages=counts.archived + counts.dead + counts.cancelled + counts.discarded,
+    )
 
 
 def _outcome(key: str) -> Callable[[Row], str]:
@@ -244,16 +239,8 @@ METRICS = (
 
 def message(info: MessageInfo, now: datetime) -> dict[str, Any]:
     """A live message, and how long until its ``vt`` by the database's clock."""
-    return {
-        "id": info.id,
-        "queue": info.queue,
-        "state": info.state,
-        "visible_in_seconds": max(0.0, (info.vt - now).total_seconds()),
-        "payload": payload(info),
-        **{name: getattr(info, name) for name in _MESSAGE},
-        "producer_id": info.producer_id,
-        "dequeued_at": info.dequeued_at,
-    }
+    seconds = max(0.0, (info.vt - now).total_seconds())
+    return _row(info, MESSAGE_KEYS, visible_in_seconds=seconds, payload=payload(info))
 
 
 MESSAGES = (
@@ -273,13 +260,7 @@ MESSAGES = (
 
 def delivery(leased: Delivery) -> dict[str, Any]:
     """A message under lease. ``id`` and ``fencing_token`` are what settling it needs."""
-    return {
-        "id": leased.id,
-        "queue": leased.queue,
-        "fencing_token": leased.fencing_token,
-        "payload": payload(leased),
-        **{name: getattr(leased, name) for name in _MESSAGE},
-    }
+    return _row(leased, DELIVERY_KEYS, payload=payload(leased))
 
 
 DELIVERIES = (
@@ -295,18 +276,7 @@ DELIVERIES = (
 
 def archived(info: ArchivedInfo) -> dict[str, Any]:
     """A settled message."""
-    return {
-        "id": info.id,
-        "original_msg_id": info.original_msg_id,
-        "queue": info.queue,
-        "outcome": info.outcome,
-        "reason": info.reason,
-        "archived_at": info.archived_at,
-        "payload": payload(info),
-        **{name: getattr(info, name) for name in _MESSAGE},
-        "producer_id": info.producer_id,
-        "dequeued_at": info.dequeued_at,
-    }
+    return _row(info, ARCHIVED_KEYS, payload=payload(info))
 
 
 ARCHIVED = (
@@ -330,7 +300,7 @@ def receipt(of: Receipt, queue: str | None = None) -> dict[str, Any]:
 
 def worker(info: WorkerInfo) -> dict[str, Any]:
     """A worker."""
-    return {field.name: getattr(info, field.name) for field in fields(info)}
+    return _row(info, WORKER_KEYS)
 
 
 WORKERS = (
@@ -348,17 +318,14 @@ WORKERS = (
 
 def health(of: WorkerHealth) -> dict[str, Any]:
     """A worker, and whether it has a recent heartbeat."""
-    return {
-        "id": of.worker.id,
-        "name": of.worker.name,
-        "hostname": of.worker.hostname,
-        "status": of.worker.status,
-        "queues": list(of.worker.queues),
-        "heartbeat_at": of.worker.heartbeat_at,
-        "silent_for_seconds": of.silent_for.total_seconds(),
-        "healthy": of.healthy,
-        "leases": of.leases,
-    }
+    return _row(
+        of.worker,
+        HEALTH_KEYS,
+        queues=list(of.worker.queues),
+        silent_for_seconds=of.silent_for.total_seconds(),
+        healthy=of.healthy,
+        leases=of.leases,
+    )
 
 
 HEALTH = (

@@ -49,15 +49,15 @@ _NOT_THE_HANDLERS = (str(Path(__file__).parent), str(Path(util.__file__).parent)
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What became of the messages that `drain` worked on, counted by attempts.
+    """The outcomes of the messages that `drain` worked on, counted by attempts.
 
     Attributes:
         archived: Done.
-        retried: Failed, or `RetryIn`: put back for another attempt.
-        dead: Dead letters, those that were out of attempts before anybody tried again too.
+        retried: Failed, or `RetryIn`: released for another attempt.
+        dead: Dead letters, including messages that were exhausted before.
         discarded: `Discard`.
         snoozed: `Snooze`.
-        kept: Left to the handler, by ``acknowledge="manual"``.
+        kept: Left to the handler by ``acknowledge="manual"``.
         errors: What handlers raised, with the message; decisions are no errors.
     """
 
@@ -106,23 +106,23 @@ def drain(
     Args:
         session: The test's session; with an ``AsyncSession``, and an `AsyncConsumer`, the result
             is awaited.
-        consumer: Whose handlers.
-        queues: Only these queues; all that have a handler unless given.
+        consumer: The consumer with the handlers.
+        queues: Only these queues; default: all that have a handler.
         scheduled: Also work on messages that are not due yet, retries too: whenever nothing else
             is left, the messages of these queues are moved as `advance` does, just as far as the
             next one needs.
-        max_messages: How many attempts are enough: more than that is taken for an endless loop.
+        max_messages: The maximum number of attempts: more are considered an endless loop.
         raise_errors: Raise the first error of a handler, once its message is settled. Otherwise
             go on, and return them all.
 
     Returns:
-        What became of the messages.
+        The outcomes of the messages.
 
     Raises:
         AssertionError: more than ``max_messages`` attempts.
         InvalidArgument: the consumer has no handler for one of ``queues``, or none at all; or
             it is not of the session's kind.
-        QueueNotFound: with the names that come close.
+        QueueNotFound: with similar names.
         SchemaVersionError: the tables are not those of this release.
     """
     __tracebackhide__ = True
@@ -150,13 +150,13 @@ def chosen(
     if isinstance(queues, str):
         raise InvalidArgument(f"queues must be a list of names, not {queues!r}")
     handlers = consumer.handlers if queues is None else tuple(map(consumer.handler, queues))
-    for one in handlers:
-        if one.call.is_async is not is_async:
+    for handler in handlers:
+        if handler.call.is_async is not is_async:
             session, function = ("AsyncSession", "async def")
-            if one.call.is_async is False:
+            if handler.call.is_async is False:
                 session, function = ("Session", "def")
             raise InvalidArgument(
-                f"{one.name} is a handler with {function}, which needs a test with {session}"
+                f"{handler.name} is a handler with {function}, which needs a test with {session}"
             )
     return handlers
 
@@ -191,45 +191,50 @@ class _Drain:
         self._errors: list[tuple[Delivery, BaseException]] = []
 
     def run(self) -> Drained:
-        """Work until nothing is left."""
+        """Call handlers until no message is left."""
         __tracebackhide__ = True
         self._session.flush()
         leases = check_database(self._session, self._context, self._handlers, self._settings.queues)
         while True:
-            # One call of each in turn, so that no queue waits for another to be empty.
+            # Each handler is called once in turn: no queue waits until another is empty.
             worked = False
-            for one in self._handlers:
-                worked = self._turn(one, leases[one.queue]) or worked
-            if worked or self._bury() or (self._limits.scheduled and self._wait()):
+            for handler in self._handlers:
+                worked = self._run_once(handler, leases[handler.queue]) or worked
+            if (
+                worked
+                or self._dead_letter_exhausted()
+                or (self._limits.scheduled and self._advance())
+            ):
                 continue
             return Drained(**self._counts, errors=tuple(self._errors))
 
-    def _turn(self, handler: Handler, lease: timedelta) -> bool:
-        """Call a handler once, if there is something for it."""
+    def _run_once(self, handler: Handler, lease: timedelta) -> bool:
+        """Call a handler once, if messages are visible for it; return whether they were."""
         __tracebackhide__ = True
         leased, undecodable = self._lease(handler, lease)
-        self._note_undecodable(handler, undecodable)
+        self._record_undecodable(handler, undecodable)
         if not leased:
             return bool(undecodable)
         self._attempts += len(leased)
         if self._attempts > self._limits.max_messages:
             raise AssertionError(self._endless(leased[0]))
         unit = Invocation(handler, tuple(leased))
-        self._note(self._work(unit))
+        self._record_errors(self._work(unit))
         return True
 
-    def _note_undecodable(self, handler: Handler, dead: Sequence[Delivery]) -> None:
+    def _record_undecodable(self, handler: Handler, dead: Sequence[Delivery]) -> None:
         __tracebackhide__ = True
         dispositions = [
-            Disposition(one, "dead", reason="cannot be decoded", error=one.decoded) for one in dead
+            Disposition(delivery, "dead", reason="cannot be decoded", error=delivery.decoded)
+            for delivery in dead
         ]
         for disposition in dispositions:
             self._counts["dead"] += 1
             self._reporter.settled(handler, disposition, "dead", None)
-        self._note(dispositions)
+        self._record_errors(dispositions)
 
     def _lease(self, handler: Handler, lease: timedelta) -> tuple[list[Delivery], list[Delivery]]:
-        # Outside of the handler's savepoint: the attempt counts, whatever the handler does.
+        # Outside of the handler's savepoint: the attempt counts even if the handler fails.
         values = {
             "queue": handler.queue,
             "limit": handler.batch,
@@ -245,20 +250,20 @@ class _Drain:
 
     def _work(self, unit: Invocation) -> list[Disposition]:
         __tracebackhide__ = True
-        from ..consumer import invocation  # noqa: PLC0415 - needs the extra of those who consume
+        from ..consumer import invocation  # noqa: PLC0415 - needs the extra of consumers
 
         self._reporter.started(unit)
         started_at = time.monotonic()
         if unit.handler.acknowledge == "first":
-            self._carry_out(
-                [Disposition(one, "archive") for one in unit.deliveries], unit, started_at
+            self._settle(
+                [Disposition(delivery, "archive") for delivery in unit.deliveries], unit, started_at
             )
         try:
             dispositions = self._call(unit)
         except Exception as error:  # noqa: BLE001 - its Retry decides about it
-            # What is kept of an error, and what a test shows of it, begins with the handler.
+            # The stored and the shown traceback begin with the handler.
             dispositions = invocation.after_error(unit, _of_handler(error), stopping=False)
-        self._carry_out(dispositions, unit, started_at)
+        self._settle(dispositions, unit, started_at)
         return dispositions
 
     def _call(self, unit: Invocation) -> list[Disposition]:
@@ -267,70 +272,80 @@ class _Drain:
         call = unit.handler.call
         payloads = call.payloads(unit.deliveries)
         if not call.needs_session:
-            validation = call.arguments(unit.deliveries, payloads, None, None)
-            return invocation.after_return(unit, called(call, validation))
+            values = call.arguments(unit.deliveries, payloads, None, None)
+            return invocation.after_return(unit, called(call, values))
         with self._session.begin_nested():
             service = service_of(self._given, self._context, self._settings)
-            validation = call.arguments(unit.deliveries, payloads, self._given, service)
+            values = call.arguments(unit.deliveries, payloads, self._given, service)
             with forbid_commit(self._session, unit.handler):
-                result = called(call, validation)
+                result = called(call, values)
             if unit.handler.acknowledge == "first":
                 return invocation.after_return(unit, result)
             return invocation.settle_within(self._session, self._context, unit, result)
 
-    def _carry_out(
+    def _settle(
         self, dispositions: Sequence[Disposition], unit: Invocation, started_at: float
     ) -> None:
-        """Settle what the handler's own savepoint has not, and count."""
-        due = [one for one in dispositions if not one.settled and one.action != "keep"]
-        words = {one.delivery.id: one.outcome for one in dispositions if one.settled}
-        words |= settlements.apply(self._session, self._context, due, strict=False)
-        # The consumer's own session has no objects, but that of a test may.
+        """Settle what the handler's savepoint has not settled, and count."""
+        due = [
+            disposition
+            for disposition in dispositions
+            if not disposition.settled and disposition.action != "keep"
+        ]
+        outcomes = {
+            disposition.delivery.id: disposition.outcome
+            for disposition in dispositions
+            if disposition.settled
+        }
+        outcomes |= settlements.apply(self._session, self._context, due, strict=False)
+        # A consumer's own session has no objects, but the session of a test may.
         expire_deleted(
-            self._session, self._context.models.message, [one.delivery.id for one in due]
+            self._session,
+            self._context.models.message,
+            [disposition.delivery.id for disposition in due],
         )
-        for one in dispositions:
-            word = words.get(one.delivery.id)
-            if word is not None:
-                if not isinstance(one.error, LeaseLost):
-                    self._counts[_COUNTED[word]] += 1
-                self._reporter.settled(unit.handler, one, word, started_at)
-            elif one.action != "keep":
+        for disposition in dispositions:
+            outcome = outcomes.get(disposition.delivery.id)
+            if outcome is not None:
+                if not isinstance(disposition.error, LeaseLost):
+                    self._counts[_COUNTED[outcome]] += 1
+                self._reporter.settled(unit.handler, disposition, outcome, started_at)
+            elif disposition.action != "keep":
                 self._reporter.ended(
                     "on_lease_lost",
                     "lease lost",
                     unit.handler,
-                    one.delivery,
+                    disposition.delivery,
                     started_at,
-                    error=one.error,
+                    error=disposition.error,
                 )
             elif unit.handler.acknowledge == "manual":
                 self._counts["kept"] += 1
 
-    def _note(self, dispositions: Sequence[Disposition]) -> None:
-        """Note what was raised; raise it if that is wanted."""
+    def _record_errors(self, dispositions: Sequence[Disposition]) -> None:
+        """Record the errors of handlers; raise the first if ``raise_errors`` is set."""
         __tracebackhide__ = True
-        for one in dispositions:
-            if one.error is None or isinstance(one.error, Decision):
+        for disposition in dispositions:
+            if disposition.error is None or isinstance(disposition.error, Decision):
                 continue
-            self._errors.append((one.delivery, one.error))
+            self._errors.append((disposition.delivery, disposition.error))
             if self._limits.raise_errors:
-                raise one.error
+                raise disposition.error
 
-    def _bury(self) -> int:
-        """Make dead letters of messages whose attempts were used up by somebody else."""
-        buried = sum(
+    def _dead_letter_exhausted(self) -> int:
+        """Dead-letter messages whose attempts were used up elsewhere."""
+        moved = sum(
             archive.dead_letter_exhausted(
-                self._session, self._context, one.queue, _DEAD_LETTER_CHUNK
+                self._session, self._context, handler.queue, _DEAD_LETTER_CHUNK
             )
-            for one in self._handlers
+            for handler in self._handlers
         )
-        self._counts["dead"] += buried
-        return buried
+        self._counts["dead"] += moved
+        return moved
 
-    def _wait(self) -> bool:
-        """Let time pass until the next message is due; False when there is none."""
-        queues = [one.queue for one in self._handlers]
+    def _advance(self) -> bool:
+        """Let time pass until the next message is due; return False if none is scheduled."""
+        queues = [handler.queue for handler in self._handlers]
         wait = next_due(self._session, self._context, queues)
         if wait is None:
             return False

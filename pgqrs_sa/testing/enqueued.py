@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -40,21 +40,26 @@ class _Seen:
         return [message for message in self.messages if not differences(message, wanted, self.now)]
 
 
+class _Tables(TypedDict, total=False):
+    models: Models | None
+    codec: Codec | None
+
+
+class _Refuted(Wanted, _Tables, total=False):
+    pass
+
+
+class _Asserted(_Refuted, total=False):
+    count: int | None
+
+
 @overload
 def all_enqueued(
-    session: SessionLike,
-    queue: str | None = None,
-    *,
-    models: Models | None = None,
-    codec: Codec | None = None,
+    session: SessionLike, queue: str | None = None, **options: Unpack[_Tables]
 ) -> list[MessageInfo]: ...
 @overload
 def all_enqueued(
-    session: AsyncSessionLike,
-    queue: str | None = None,
-    *,
-    models: Models | None = None,
-    codec: Codec | None = None,
+    session: AsyncSessionLike, queue: str | None = None, **options: Unpack[_Tables]
 ) -> Coroutine[Any, Any, list[MessageInfo]]: ...
 def all_enqueued(
     session: Any,
@@ -84,23 +89,11 @@ def all_enqueued(
 
 @overload
 def assert_enqueued(
-    session: SessionLike,
-    queue: str,
-    *,
-    count: int | None = None,
-    models: Models | None = None,
-    codec: Codec | None = None,
-    **wanted: Unpack[Wanted],
+    session: SessionLike, queue: str, **options: Unpack[_Asserted]
 ) -> list[MessageInfo]: ...
 @overload
 def assert_enqueued(
-    session: AsyncSessionLike,
-    queue: str,
-    *,
-    count: int | None = None,
-    models: Models | None = None,
-    codec: Codec | None = None,
-    **wanted: Unpack[Wanted],
+    session: AsyncSessionLike, queue: str, **options: Unpack[_Asserted]
 ) -> Coroutine[Any, Any, list[MessageInfo]]: ...
 def assert_enqueued(
     session: Any,
@@ -153,22 +146,10 @@ def assert_enqueued(
 
 
 @overload
-def refute_enqueued(
-    session: SessionLike,
-    queue: str,
-    *,
-    models: Models | None = None,
-    codec: Codec | None = None,
-    **wanted: Unpack[Wanted],
-) -> None: ...
+def refute_enqueued(session: SessionLike, queue: str, **options: Unpack[_Refuted]) -> None: ...
 @overload
 def refute_enqueued(
-    session: AsyncSessionLike,
-    queue: str,
-    *,
-    models: Models | None = None,
-    codec: Codec | None = None,
-    **wanted: Unpack[Wanted],
+    session: AsyncSessionLike, queue: str, **options: Unpack[_Refuted]
 ) -> Coroutine[Any, Any, None]: ...
 def refute_enqueued(
     session: Any,

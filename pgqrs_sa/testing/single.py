@@ -123,8 +123,8 @@ def _found(handler: Any, queue: str | None) -> tuple[Handler, ConsumerOptions | 
         if queue is None and len(handler.handlers) != 1:
             known = ", ".join(repr(found.queue) for found in handler.handlers) or "none"
             raise InvalidArgument(f"which handler? Pass queue=..., one of: {known}")
-        one = handler.handlers[0] if queue is None else handler.handler(queue)
-        return one, handler._settings  # noqa: SLF001 - one package
+        selected = handler.handlers[0] if queue is None else handler.handler(queue)
+        return selected, handler._settings  # noqa: SLF001 - one package
     call = inspect_handler(handler, many=False)
     name = "test" if queue is None else validation.validate_queue_name(queue)
     return Handler(name, call, None, 1, 0, None, Retry(), 1, 1, "commit"), None
