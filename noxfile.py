@@ -74,9 +74,16 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Execute the examples of the README and of the pages in docs."""
+    """Execute the examples of the README, of the pages in docs, and of the folder examples."""
     session.install("-e", ".[dev]")
-    session.run("pytest", "tests/test_docs.py", "tests/guide", "tests/test_examples.py")
+    session.run(
+        "pytest",
+        "tests/test_docs.py",
+        "tests/test_examples.py",
+        "tests/guide",
+        "tests/cli/test_documented.py",
+        "tests/security/test_row_level_security.py",
+    )
 
 
 @nox.session
