@@ -1,8 +1,9 @@
 """The queue, inside an ``AsyncSession``: `QueueService`, awaited.
 
-Each method runs the same operation as its synchronous twin, through ``AsyncSession.run_sync``, so
-that flushes, binds and session events are those of the application, with any async driver. The
-documentation of parameters, results and errors is there.
+Each method here is the synchronous method of the same name, which `awaited` runs through
+``AsyncSession.run_sync``: flushes, binds and session events are those of the application, with any
+async driver. Its parameters, results and errors are documented there, and its signature is what
+``help()``, ``inspect.signature()`` and type checkers show here.
 
 Needs greenlet, as SQLAlchemy's own asyncio extension does: ``pip install 'pgqrs-sa[asyncio]'``.
 
@@ -12,29 +13,130 @@ any statement would; close the session, and a lease that was just being taken is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from datetime import datetime
-from typing import Any, Literal
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
-from sqlalchemy.sql.expression import SelectBase
 
-from . import aio_resources, extras
-from ._core import enqueue, integrity, schema, settle
-from ._core import lease as lease_operations
-from ._core.context import Context
+from . import extras, resources
 from ._core.sessions import asynchronous
 from .codecs import Codec
 from .models import Models
-from .types import Criteria, Delivery, Failure, Item, Receipt, Seconds
+from .service import QueueService
 
-__all__ = ["AsyncQueueService"]
+__all__ = [
+    "AsyncArchived",
+    "AsyncMessages",
+    "AsyncQueueService",
+    "AsyncQueues",
+    "AsyncWorkers",
+    "Awaited",
+    "awaited",
+]
 
 extras.require("AsyncQueueService")  # SQLAlchemy 2.0 finds out only when it is used
 
+_P = ParamSpec("_P")
+_S = TypeVar("_S")
+_T = TypeVar("_T")
 
-class AsyncQueueService(aio_resources.AsyncResource):
-    """`QueueService` for an ``AsyncSession``, with the same parameters."""
+
+class Awaited(Generic[_S]):
+    """A synchronous object whose methods are awaited in an ``AsyncSession``.
+
+    Args:
+        session: The session.
+        sync: The object that works in ``session.sync_session``.
+    """
+
+    def __init__(self, session: AsyncSession, sync: _S) -> None:
+        self._session = session
+        self._sync = sync
+
+
+def awaited(
+    method: Callable[Concatenate[_S, _P], _T],
+) -> Callable[Concatenate[Awaited[_S], _P], Coroutine[Any, Any, _T]]:
+    """Return a method of an `Awaited` that runs a method of its synchronous object.
+
+    The name, the documentation and the signature are those of ``method``.
+    """
+
+    @wraps(method)
+    async def call(self: Awaited[_S], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await self._session.run_sync(lambda _: method(self._sync, *args, **kwargs))
+
+    call.__module__ = __name__
+    call.__qualname__ = f"Async{method.__qualname__}"
+    return call
+
+
+class AsyncQueues(Awaited[resources.Queues]):
+    """`pgqrs_sa.resources.Queues`, awaited: each method is documented there."""
+
+    create = awaited(resources.Queues.create)
+    sync = awaited(resources.Queues.sync)
+    get = awaited(resources.Queues.get)
+    list = awaited(resources.Queues.list)
+    update = awaited(resources.Queues.update)
+    pause = awaited(resources.Queues.pause)
+    resume = awaited(resources.Queues.resume)
+    purge = awaited(resources.Queues.purge)
+    delete = awaited(resources.Queues.delete)
+
+
+class AsyncMessages(Awaited[resources.Messages]):
+    """`pgqrs_sa.resources.Messages`, awaited: each method is documented there."""
+
+    get = awaited(resources.Messages.get)
+    peek = awaited(resources.Messages.peek)
+    find = awaited(resources.Messages.find)
+    count = awaited(resources.Messages.count)
+    metrics = awaited(resources.Messages.metrics)
+    all_metrics = awaited(resources.Messages.all_metrics)
+    cancel = awaited(resources.Messages.cancel)
+    try_cancel = awaited(resources.Messages.try_cancel)
+    cancel_where = awaited(resources.Messages.cancel_where)
+    reschedule = awaited(resources.Messages.reschedule)
+
+
+class AsyncArchived(Awaited[resources.Archived]):
+    """`pgqrs_sa.resources.Archived`, awaited: each method is documented there."""
+
+    get = awaited(resources.Archived.get)
+    find = awaited(resources.Archived.find)
+    count = awaited(resources.Archived.count)
+    bury = awaited(resources.Archived.bury)
+    requeue = awaited(resources.Archived.requeue)
+    requeue_many = awaited(resources.Archived.requeue_many)
+    delete = awaited(resources.Archived.delete)
+    prune = awaited(resources.Archived.prune)
+
+
+class AsyncWorkers(Awaited[resources.Workers]):
+    """`pgqrs_sa.resources.Workers`, awaited: each method is documented there."""
+
+    register = awaited(resources.Workers.register)
+    get = awaited(resources.Workers.get)
+    list = awaited(resources.Workers.list)
+    heartbeat = awaited(resources.Workers.heartbeat)
+    suspend = awaited(resources.Workers.suspend)
+    resume = awaited(resources.Workers.resume)
+    stop = awaited(resources.Workers.stop)
+    health = awaited(resources.Workers.health)
+    reclaim = awaited(resources.Workers.reclaim)
+    release_leases = awaited(resources.Workers.release_leases)
+    delete = awaited(resources.Workers.delete)
+    purge = awaited(resources.Workers.purge)
+
+
+class AsyncQueueService(Awaited[QueueService]):
+    """`QueueService` for an ``AsyncSession``: the same methods, awaited, with the same parameters.
+
+    Raises:
+        InvalidArgument: ``session`` is something else, or not bound to PostgreSQL.
+    """
 
     def __init__(
         self,
@@ -48,224 +150,71 @@ class AsyncQueueService(aio_resources.AsyncResource):
         cursor_key: str | None = None,
         create_queues: bool = False,
     ) -> None:
-        context = Context.of(
-            models,
-            codec,
-            worker,
-            allow_autocommit,
+        current = asynchronous(session)
+        service = QueueService(
+            current.sync_session,
+            models=models,
+            codec=codec,
+            worker=worker,
+            allow_autocommit=allow_autocommit,
             notify=notify,
             cursor_key=cursor_key,
             create_queues=create_queues,
         )
-        super().__init__(asynchronous(session), context)
+        super().__init__(current, service)
 
     def __repr__(self) -> str:
-        return self._context.represented(type(self), self._session.sync_session)
+        context = self._sync._context  # noqa: SLF001 - the two are made together
+        return context.represented(type(self), self._sync.session)
 
     @property
-    def queues(self) -> aio_resources.Queues:
+    def session(self) -> AsyncSession:
+        """The session; of a registry, the one that was current when the service was made."""
+        return self._session
+
+    @property
+    def queues(self) -> AsyncQueues:
         """See `QueueService.queues`."""
-        return aio_resources.Queues(self._session, self._context)
+        return AsyncQueues(self._session, self._sync.queues)
 
     @property
-    def messages(self) -> aio_resources.Messages:
+    def messages(self) -> AsyncMessages:
         """See `QueueService.messages`."""
-        return aio_resources.Messages(self._session, self._context)
+        return AsyncMessages(self._session, self._sync.messages)
 
     @property
-    def archived(self) -> aio_resources.Archived:
+    def archived(self) -> AsyncArchived:
         """See `QueueService.archived`."""
-        return aio_resources.Archived(self._session, self._context)
+        return AsyncArchived(self._session, self._sync.archived)
 
     @property
-    def workers(self) -> aio_resources.Workers:
+    def workers(self) -> AsyncWorkers:
         """See `QueueService.workers`."""
-        return aio_resources.Workers(self._session, self._context)
+        return AsyncWorkers(self._session, self._sync.workers)
 
-    async def check_schema(self) -> None:
-        """See `QueueService.check_schema`."""
-        await self._run(schema.check)
-
-    async def orphans(self) -> dict[str, int]:
-        """See `QueueService.orphans`."""
-        return await self._run(integrity.orphans)
-
-    async def enqueue(
-        self,
-        queue: str,
-        payload: Any,
-        *,
-        delay: Seconds | None = None,
-        at: datetime | None = None,
-        priority: int = 0,
-        headers: Mapping[str, Any] | None = None,
-        key: str | None = None,
-        max_read_ct: int | None = None,
-    ) -> Receipt:
-        """See `QueueService.enqueue`."""
-        item = Item(payload, delay, at, priority, headers, key, max_read_ct)
-        return await self._run(enqueue.one, queue, item)
-
-    async def enqueue_many(self, queue: str, items: Iterable[Any]) -> list[Receipt]:
-        """See `QueueService.enqueue_many`."""
-        return await self._run(enqueue.many, queue, items)
-
-    async def enqueue_from(self, queue: str, query: SelectBase) -> int:
-        """See `QueueService.enqueue_from`."""
-        return await self._run(enqueue.from_query, queue, query)
-
-    async def dequeue(
-        self,
-        queue: str,
-        limit: int = 1,
-        *,
-        lease: Seconds | None = None,
-        worker: object = None,
-        where: Criteria = None,
-    ) -> list[Delivery]:
-        """See `QueueService.dequeue`."""
-        return await self._run(lease_operations.dequeue, queue, limit, lease, worker, where)
-
-    async def archive(
-        self,
-        delivery: Delivery,
-        *,
-        outcome: Literal["archived", "discarded"] = "archived",
-        reason: str | None = None,
-    ) -> None:
-        """See `QueueService.archive`."""
-        await self.archive_many([delivery], outcome=outcome, reason=reason)
-
-    async def archive_many(
-        self,
-        deliveries: Iterable[Delivery],
-        *,
-        outcome: Literal["archived", "discarded"] = "archived",
-        reason: str | None = None,
-    ) -> None:
-        """See `QueueService.archive_many`."""
-        await self._run(settle.archive, deliveries, outcome, reason, strict=True)
-
-    async def try_archive(
-        self,
-        delivery: Delivery,
-        *,
-        outcome: Literal["archived", "discarded"] = "archived",
-        reason: str | None = None,
-    ) -> bool:
-        """See `QueueService.try_archive`."""
-        return (await self.try_archive_many([delivery], outcome=outcome, reason=reason))[0]
-
-    async def try_archive_many(
-        self,
-        deliveries: Iterable[Delivery],
-        *,
-        outcome: Literal["archived", "discarded"] = "archived",
-        reason: str | None = None,
-    ) -> list[bool]:
-        """See `QueueService.try_archive_many`."""
-        return await self._run(settle.archive, deliveries, outcome, reason, strict=False)
-
-    async def delete(self, delivery: Delivery) -> None:
-        """See `QueueService.delete`."""
-        await self.delete_many([delivery])
-
-    async def delete_many(self, deliveries: Iterable[Delivery]) -> None:
-        """See `QueueService.delete_many`."""
-        await self._run(settle.delete, deliveries, strict=True)
-
-    async def try_delete(self, delivery: Delivery) -> bool:
-        """See `QueueService.try_delete`."""
-        return (await self.try_delete_many([delivery]))[0]
-
-    async def try_delete_many(self, deliveries: Iterable[Delivery]) -> list[bool]:
-        """See `QueueService.try_delete_many`."""
-        return await self._run(settle.delete, deliveries, strict=False)
-
-    async def extend(self, delivery: Delivery, lease: Seconds) -> Delivery:
-        """See `QueueService.extend`."""
-        return (await self.extend_many([delivery], lease))[0]
-
-    async def extend_many(self, deliveries: Iterable[Delivery], lease: Seconds) -> list[Delivery]:
-        """See `QueueService.extend_many`."""
-        kept = await self._run(settle.extend, deliveries, lease, strict=True)
-        return [one for one in kept if one is not None]
-
-    async def try_extend(self, delivery: Delivery, lease: Seconds) -> bool:
-        """See `QueueService.try_extend`."""
-        return (await self.try_extend_many([delivery], lease))[0]
-
-    async def try_extend_many(self, deliveries: Iterable[Delivery], lease: Seconds) -> list[bool]:
-        """See `QueueService.try_extend_many`."""
-        kept = await self._run(settle.extend, deliveries, lease, strict=False)
-        return [one is not None for one in kept]
-
-    async def release(self, delivery: Delivery, *, delay: Seconds = 0) -> None:
-        """See `QueueService.release`."""
-        await self.release_many([delivery], delay=delay)
-
-    async def release_many(self, deliveries: Iterable[Delivery], *, delay: Seconds = 0) -> None:
-        """See `QueueService.release_many`."""
-        await self._run(settle.release, deliveries, delay, strict=True)
-
-    async def try_release(self, delivery: Delivery, *, delay: Seconds = 0) -> bool:
-        """See `QueueService.try_release`."""
-        return (await self.try_release_many([delivery], delay=delay))[0]
-
-    async def try_release_many(
-        self, deliveries: Iterable[Delivery], *, delay: Seconds = 0
-    ) -> list[bool]:
-        """See `QueueService.try_release_many`."""
-        return await self._run(settle.release, deliveries, delay, strict=False)
-
-    async def fail(
-        self,
-        delivery: Delivery,
-        error: BaseException | str,
-        *,
-        delay: Seconds | None = None,
-        reason: str | None = None,
-        dead: bool = False,
-    ) -> Failure:
-        """See `QueueService.fail`."""
-        return (await self.fail_many([delivery], error, delay=delay, reason=reason, dead=dead))[0]
-
-    async def fail_many(
-        self,
-        deliveries: Iterable[Delivery],
-        error: BaseException | str,
-        *,
-        delay: Seconds | None = None,
-        reason: str | None = None,
-        dead: bool = False,
-    ) -> list[Failure]:
-        """See `QueueService.fail_many`."""
-        done = await self._run(settle.fail, deliveries, error, delay, reason, dead, strict=True)
-        return [one for one in done if one is not None]
-
-    async def try_fail(
-        self,
-        delivery: Delivery,
-        error: BaseException | str,
-        *,
-        delay: Seconds | None = None,
-        reason: str | None = None,
-        dead: bool = False,
-    ) -> bool:
-        """See `QueueService.try_fail`."""
-        return (await self.try_fail_many([delivery], error, delay=delay, reason=reason, dead=dead))[
-            0
-        ]
-
-    async def try_fail_many(
-        self,
-        deliveries: Iterable[Delivery],
-        error: BaseException | str,
-        *,
-        delay: Seconds | None = None,
-        reason: str | None = None,
-        dead: bool = False,
-    ) -> list[bool]:
-        """See `QueueService.try_fail_many`."""
-        done = await self._run(settle.fail, deliveries, error, delay, reason, dead, strict=False)
-        return [one is not None for one in done]
+    check_schema = awaited(QueueService.check_schema)
+    orphans = awaited(QueueService.orphans)
+    enqueue = awaited(QueueService.enqueue)
+    enqueue_many = awaited(QueueService.enqueue_many)
+    enqueue_from = awaited(QueueService.enqueue_from)
+    dequeue = awaited(QueueService.dequeue)
+    archive = awaited(QueueService.archive)
+    archive_many = awaited(QueueService.archive_many)
+    try_archive = awaited(QueueService.try_archive)
+    try_archive_many = awaited(QueueService.try_archive_many)
+    delete = awaited(QueueService.delete)
+    delete_many = awaited(QueueService.delete_many)
+    try_delete = awaited(QueueService.try_delete)
+    try_delete_many = awaited(QueueService.try_delete_many)
+    extend = awaited(QueueService.extend)
+    extend_many = awaited(QueueService.extend_many)
+    try_extend = awaited(QueueService.try_extend)
+    try_extend_many = awaited(QueueService.try_extend_many)
+    release = awaited(QueueService.release)
+    release_many = awaited(QueueService.release_many)
+    try_release = awaited(QueueService.try_release)
+    try_release_many = awaited(QueueService.try_release_many)
+    fail = awaited(QueueService.fail)
+    fail_many = awaited(QueueService.fail_many)
+    try_fail = awaited(QueueService.try_fail)
+    try_fail_many = awaited(QueueService.try_fail_many)

@@ -97,6 +97,11 @@ class QueueService:
         return self._context.represented(type(self), self._session)
 
     @property
+    def session(self) -> Session:
+        """The session; of a registry, the one that was current when the service was made."""
+        return self._session
+
+    @property
     def queues(self) -> resources.Queues:
         """The queues themselves: create, pause, purge and so on."""
         return resources.Queues(self._session, self._context)

@@ -1,4 +1,4 @@
-"""The public API: its names, its documentation, its twins, and how it does without extras.
+"""The public API: its names, its documentation, its awaited methods, how it does without extras.
 
 Who may import whom is checked by import-linter: see the contracts in pyproject.toml.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import pydoc
 import re
 import subprocess
 import sys
@@ -25,7 +26,6 @@ from pgqrs_sa import (
     AsyncQueueService,
     QueueService,
     aio,
-    aio_resources,
     errors,
     models,
     resources,
@@ -133,13 +133,7 @@ def test_everything_public_is_documented():
 
 
 def test_every_parameter_of_a_documented_method_is_one_that_it_has():
-    for cls in (
-        QueueService,
-        resources.Queues,
-        resources.Messages,
-        resources.Archived,
-        resources.Workers,
-    ):
+    for cls in SYNCHRONOUS:
         for name, method in inspect.getmembers(cls, inspect.isfunction):
             doc = inspect.getdoc(method) or ""
             if name.startswith("_") or "Args:" not in doc:
@@ -154,21 +148,12 @@ def test_every_parameter_of_a_documented_method_is_one_that_it_has():
             assert documented == parameters, f"{cls.__name__}.{name}"
 
 
-def test_every_awaited_method_refers_to_its_documented_twin():
-    for twin, original in twins():
-        for name, method in inspect.getmembers(twin, inspect.isfunction):
-            if not name.startswith("_"):
-                owner = original.__name__
-                assert inspect.getdoc(method) == f"See `{owner}.{name}`."
+# -------------------------------------------------------------------------------- awaited
 
 
-# ---------------------------------------------------------------------------------- twins
-
-
-def twins() -> list[tuple[type, type]]:
-    """The asynchronous classes with the synchronous ones that they mirror."""
-    pairs = [(AsyncQueueService, QueueService)]
-    return pairs + [(getattr(aio_resources, n), getattr(resources, n)) for n in resources.__all__]
+SYNCHRONOUS = [QueueService, *(getattr(resources, name) for name in resources.__all__)]
+AWAITED = [(getattr(aio, f"Async{cls.__name__}"), cls) for cls in SYNCHRONOUS]
+"""The asynchronous classes with the synchronous ones whose methods they run."""
 
 
 def own_methods(cls: type) -> dict[str, object]:
@@ -186,16 +171,27 @@ def parameters(function: object) -> list[tuple[str, object, object, str]]:
     ]
 
 
-def test_the_awaited_twins_have_the_same_methods_with_the_same_signatures():
-    for twin, original in twins():
-        ours, theirs = own_methods(twin), own_methods(original)
-        assert list(ours) == list(theirs)
-        for name, method in ours.items():
-            assert parameters(method) == parameters(theirs[name]), name
-            returned = inspect.signature(theirs[name]).return_annotation
-            assert inspect.signature(method).return_annotation == returned, name
-            assert inspect.iscoroutinefunction(method), name
-            assert not inspect.iscoroutinefunction(theirs[name]), name
+@pytest.mark.parametrize(("awaiting", "sync"), AWAITED, ids=lambda cls: cls.__name__)
+def test_each_method_is_awaited_as_it_is(awaiting, sync):
+    ours, theirs = own_methods(awaiting), own_methods(sync)
+
+    assert list(ours) == list(theirs)
+    for name, method in ours.items():
+        assert method.__wrapped__ is theirs[name], name
+        assert inspect.iscoroutinefunction(method), name
+        assert not inspect.iscoroutinefunction(theirs[name]), name
+        assert inspect.signature(method) == inspect.signature(theirs[name]), name
+        assert inspect.getdoc(method) == inspect.getdoc(theirs[name]), name
+        assert method.__name__ == name
+        assert method.__qualname__ == f"{awaiting.__name__}.{name}"
+        assert method.__module__ == "pgqrs_sa.aio"
+
+
+def test_help_on_the_async_service_documents_its_methods():
+    text = pydoc.render_doc(AsyncQueueService, renderer=pydoc.plaintext)
+
+    assert "async enqueue(self, queue: 'str', payload: 'Any', *, delay: 'Seconds | None'" in text
+    assert "Put a message into a queue, visible to others when the caller commits." in text
 
 
 def test_the_services_are_made_alike_and_have_the_same_resources():
@@ -211,8 +207,7 @@ def test_the_services_are_made_alike_and_have_the_same_resources():
         "AsyncSession | async_scoped_session[Any]",
         "Session | scoped_session[Any]",
     )
-    assert properties[0] == properties[1] == set(RESOURCES)
-    assert resources.__all__ == aio_resources.__all__
+    assert properties[0] == properties[1] == {*RESOURCES, "session"}
 
 
 def test_settling_comes_in_four_forms_with_the_same_options():
@@ -228,7 +223,7 @@ def test_settling_comes_in_four_forms_with_the_same_options():
 
 def test_what_is_optional_is_named():
     # Positions are for what a call cannot do without, and for limit.
-    for cls, _ in [(original, twin) for twin, original in twins()]:
+    for cls in SYNCHRONOUS:
         for name, method in own_methods(cls).items():
             positional = [
                 p.name

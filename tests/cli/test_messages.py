@@ -217,7 +217,7 @@ def test_the_dlq_command_buries_the_exhausted_and_no_lease(pgqrs, work, counts):
         service.enqueue("mail", 1, max_read_ct=1)
         service.dequeue("mail", lease=0.01)
         service.enqueue("mail", 2, max_read_ct=1)
-        service._session.execute(__import__("sqlalchemy").text("SELECT pg_sleep(0.05)"))
+        service.session.execute(__import__("sqlalchemy").text("SELECT pg_sleep(0.05)"))
         service.dequeue("mail")
     (row,) = pgqrs.json("queue", "archive-dlq", "--dry-run")
     assert (row["count"], counts("mail").dead) == (1, 0)

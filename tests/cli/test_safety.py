@@ -188,7 +188,7 @@ def test_emptying_a_queue_commits_chunk_by_chunk(pgqrs, work, counts, monkeypatc
         seen.append(counts("mail").live)
         deleted = original(self, name, **options)
         with work() as service:  # not committed yet, and other queues do not wait for it
-            service._session.execute(sa.text("SET LOCAL lock_timeout = '60s'"))
+            service.session.execute(sa.text("SET LOCAL lock_timeout = '60s'"))
             service.enqueue("other", 1)
         return deleted
 

@@ -257,7 +257,7 @@ def test_the_printed_grants_are_enough_for_working_and_taking_back(
         service.dequeue("mail", worker=dead, lease=3600)
         service.enqueue("posts", "x")
         silent = sa.update(Worker).values(heartbeat_at=sa.func.now() - sa.text("interval '1 day'"))
-        service._session.execute(silent)
+        service.session.execute(silent)
     env = {"PGQRS_DSN": role, "HOUSEKEEPING": "0.2"}
     with running(pgqrs, "shop.jobs:consumer", "--until-empty", "-v", **env) as worker:
         lines = {worker.stdout.readline(), worker.stdout.readline()}

@@ -527,10 +527,10 @@ limits = pytest.mark.parametrize("limit", [20, 1_048_576, 1_500_000])
 
 
 def add(service: QueueService, text: str) -> None:
-    service._session.add_all(
+    service.session.add_all(
         [Message(queue_name="box", payload="ok"), Message(queue_name="box", payload=text)]
     )
-    service._session.flush()
+    service.session.flush()
 
 
 def text_of(size: int) -> str:

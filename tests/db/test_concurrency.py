@@ -591,9 +591,9 @@ def test_a_key_that_is_settled_between_two_statements_makes_no_deadlock(engine, 
         others[0] = other_batch, other_batch.__enter__()  # it has b, and waits
 
     def enqueue(queue: QueueService) -> Any:
-        queue._session.add(pending)
+        queue.session.add(pending)
         receipts = queue.enqueue_many("mail", items)
-        assert queue._session.get(Message, pending.id) is pending
+        assert queue.session.get(Message, pending.id) is pending
         return receipts
 
     with blocked(engine, enqueue) as second:
@@ -740,8 +740,8 @@ INTO: dict[str, Callable[[QueueService], Any]] = {
         "mail", sa.select(sa.literal(1).label("payload"))
     ),
     "add": lambda queue: (
-        queue._session.add(Message(queue_name="mail", payload=1)),
-        queue._session.flush(),
+        queue.session.add(Message(queue_name="mail", payload=1)),
+        queue.session.flush(),
     ),
 }
 each_enqueue = pytest.mark.parametrize("into", INTO)

@@ -131,7 +131,7 @@ async def test_queues_are_synchronized_from_asyncio(async_service: AsyncQueueSer
     assert [found.status for found in await async_service.queues.sync(MAIL, update=True)] == [
         "updated"
     ]
-    service = AsyncQueueService(async_service._session, create_queues=True)
+    service = AsyncQueueService(async_service.session, create_queues=True)
     await service.enqueue("new", 1)
     assert (await service.queues.get("new")).lease_seconds == 30
 

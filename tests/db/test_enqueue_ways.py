@@ -78,7 +78,7 @@ def by_bulk_insert(service: QueueService, given: Given) -> None:
         "producer_worker_id": service._context.worker,
         **given.attributes,
     }
-    service._session.execute(insert(Message), [row])
+    service.session.execute(insert(Message), [row])
 
 
 def by_adding(service: QueueService, given: Given, *, how: str = "add") -> None:
@@ -89,10 +89,10 @@ def by_adding(service: QueueService, given: Given, *, how: str = "add") -> None:
         **given.attributes,
     )
     if how == "add":
-        service._session.add(message)
+        service.session.add(message)
     else:
-        service._session.add_all([message])
-    service._session.flush()
+        service.session.add_all([message])
+    service.session.flush()
 
 
 WAYS: dict[str, Callable[[QueueService, Given], object]] = {
@@ -259,14 +259,14 @@ def test_an_added_message_is_delivered_with_its_columns_loaded(session, service)
 
 
 def added(service: QueueService, **options: Any) -> dict[str, Any]:
-    service._session.add(Message(queue_name="mail", payload=1, **options))
-    service._session.flush()
-    return next(iter(stored(service._session).values()))
+    service.session.add(Message(queue_name="mail", payload=1, **options))
+    service.session.flush()
+    return next(iter(stored(service.session).values()))
 
 
 def enqueued(service: QueueService, **options: Any) -> dict[str, Any]:
     receipt = service.enqueue("mail", 1, **options)
-    row = stored(service._session)[receipt.id]
+    row = stored(service.session)[receipt.id]
     assert row["vt"] == receipt.vt
     return row
 
@@ -277,7 +277,7 @@ def enqueued_with_key(service: QueueService, **options: Any) -> dict[str, Any]:
 
 def enqueued_many(service: QueueService, **options: Any) -> dict[str, Any]:
     receipt, plain = service.enqueue_many("mail", [Item(1, **options), 2])
-    rows = stored(service._session)
+    rows = stored(service.session)
     assert rows[receipt.id]["vt"] == receipt.vt
     assert rows[plain.id]["vt"] == plain.vt == rows[plain.id]["enqueued_at"]
     return rows[receipt.id]
@@ -288,7 +288,7 @@ def enqueued_from(service: QueueService, **options: Any) -> dict[str, Any]:
         sa.literal(1).label("payload"), *(sa.literal(v).label(n) for n, v in options.items())
     )
     service.enqueue_from("mail", query)
-    return next(iter(stored(service._session).values()))
+    return next(iter(stored(service.session).values()))
 
 
 TIMED = {

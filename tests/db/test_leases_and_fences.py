@@ -77,7 +77,7 @@ def lease(service: QueueService, n: int = 1, *, worker: Any = None, **options: A
     service.enqueue_many("mail", [Item(i, **options) for i in range(n)])
     deliveries = service.dequeue("mail", n, worker=worker)
     assert len(deliveries) == n
-    service._session.commit()
+    service.session.commit()
     return deliveries if n > 1 else deliveries[0]
 
 
@@ -142,7 +142,7 @@ each_way = pytest.mark.parametrize("way", SETTLE)
 
 def assert_all_lost(service: QueueService, delivery: Delivery) -> None:
     """No way to settle it is open, and none changes anything."""
-    session = service._session
+    session = service.session
     before = rows(session)
     for name, settle in SETTLE.items():
         with pytest.raises(LeaseLost) as lost:
@@ -639,7 +639,7 @@ WENT: dict[str, Callable[[QueueService, Delivery], Any]] = {
         queue.messages.cancel(theirs.id),
     ),
     "gone": lambda queue, theirs: queue.delete(theirs),
-    "exhausted": lambda queue, theirs: run_out(queue._session, theirs),
+    "exhausted": lambda queue, theirs: run_out(queue.session, theirs),
 }
 
 

@@ -370,7 +370,7 @@ def test_a_peek_leaves_out_what_is_not_ready(service, states):
 
 def test_a_peek_takes_no_lock(engine, service):
     service.enqueue("mail", 1)
-    service._session.commit()
+    service.session.commit()
     with Session(engine) as reader, Session(engine) as consumer:
         assert QueueService(reader).messages.peek("mail")
         assert QueueService(consumer).dequeue("mail")

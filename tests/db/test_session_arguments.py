@@ -95,7 +95,7 @@ async def test_an_async_service_takes_a_registry_of_sessions(async_engine, async
 def test_a_consumer_takes_a_registry_of_sessions(service, scoped, engine):
     """A handler is given the session that the application reaches through the registry."""
     service.enqueue_many("mail", [1, 2])
-    service._session.commit()
+    service.session.commit()
     mine = scoped()
     mine.connection()
     consumer = Consumer(scoped, concurrency=1)
@@ -125,7 +125,7 @@ def test_a_handler_that_fails_leaves_no_session_in_its_scope(service, engine):
 
     scoped = scoped_session(factory)
     service.enqueue("mail", 1, max_read_ct=1)
-    service._session.commit()
+    service.session.commit()
     consumer = Consumer(scoped, concurrency=1)
 
     @consumer.on("mail")
@@ -143,7 +143,7 @@ def test_a_handler_that_fails_leaves_no_session_in_its_scope(service, engine):
 
 async def test_an_async_consumer_takes_a_registry_of_sessions(async_engine, async_service):
     await async_service.enqueue_many("mail", [1, 2])
-    await async_service._session.commit()
+    await async_service.session.commit()
     scoped = async_scoped_session(async_sessionmaker(async_engine), asyncio.current_task)
     consumer = AsyncConsumer(scoped, concurrency=1)
     seen: list[bool] = []

@@ -1062,9 +1062,9 @@ FENCED = {
 @pytest.mark.parametrize("call", FENCED)
 def test_a_lost_lease_is_told_by_a_session_of_several_engines(engine, service, elsewhere, call):
     """Row 9: the error, not one of SQLAlchemy about the question behind it."""
-    (delivery,) = lend(service._session)
+    (delivery,) = lend(service.session)
     service.delete(delivery)
-    service._session.commit()
+    service.session.commit()
     with Session(binds={pgqrs_sa.Base: engine, AppBase: elsewhere}) as session:
         with pytest.raises(LeaseLost) as lost:
             FENCED[call](QueueService(session), delivery)

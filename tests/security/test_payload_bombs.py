@@ -59,12 +59,12 @@ BOMBS: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 def add(service: QueueService, value: Any) -> None:
-    service._session.add(Message(queue_name="mail", payload=value))
-    service._session.flush()
+    service.session.add(Message(queue_name="mail", payload=value))
+    service.session.flush()
 
 
 def add_all(service: QueueService, value: Any) -> None:
-    session = service._session
+    session = service.session
     session.add_all([Message(queue_name="mail", payload=n) for n in (1, value, 2)])
     session.flush()
 

@@ -126,7 +126,7 @@ def test_every_way_of_enqueueing_gives_the_message_its_tenant(template, act) -> 
         service.enqueue("mail", 2, key="acme:k")
         service.enqueue_many("mail", [3, Item(4, key="acme:l")])
         service.enqueue_from("mail", sa.select(sa.literal(5)))
-        service._session.add(template.models.message(queue_name="mail", payload=6))
+        service.session.add(template.models.message(queue_name="mail", payload=6))
 
     act("acme", enqueue)
     assert tenants(template) == ["acme"] * 6
@@ -186,7 +186,7 @@ def test_no_row_can_be_written_for_somebody_else(template, act) -> None:
     message = template.models.message
 
     def forge(service: QueueService) -> None:
-        service._session.execute(
+        service.session.execute(
             sa.insert(message.__table__).values(queue_id=1, payload=1, tenant="bolt")
         )
 
@@ -293,8 +293,8 @@ def test_the_keys_of_tenants_do_not_meet(template, act) -> None:
 
     def add(service: QueueService) -> None:
         cls = template.models.message
-        service._session.add(cls(queue_name="mail", payload=1, dedup_key="acme:k"))
-        service._session.flush()
+        service.session.add(cls(queue_name="mail", payload=1, dedup_key="acme:k"))
+        service.session.flush()
 
     with pytest.raises(DuplicateMessage):
         act("acme", add)

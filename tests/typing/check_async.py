@@ -1,10 +1,11 @@
-"""What a type checker sees of the asynchronous API: the twins of `check_sync`."""
+"""What a type checker sees of the asynchronous API: the methods of `check_sync`, awaited."""
 
 # pyright: reportUnnecessaryTypeIgnoreComment=true
 
 from __future__ import annotations
 
-from typing import assert_type
+from collections.abc import Coroutine
+from typing import Any, assert_type
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -24,7 +25,7 @@ from pgqrs_sa import (
     WorkerHealth,
     WorkerInfo,
 )
-from pgqrs_sa.aio_resources import Archived, Messages, Queues, Workers
+from pgqrs_sa.aio import AsyncArchived, AsyncMessages, AsyncQueues, AsyncWorkers
 
 
 async def enqueue(session: AsyncSession) -> None:
@@ -54,10 +55,10 @@ async def dequeue(service: AsyncQueueService) -> None:
 
 async def resources(service: AsyncQueueService) -> None:
     """The resources give values."""
-    assert_type(service.queues, Queues)
-    assert_type(service.messages, Messages)
-    assert_type(service.archived, Archived)
-    assert_type(service.workers, Workers)
+    assert_type(service.queues, AsyncQueues)
+    assert_type(service.messages, AsyncMessages)
+    assert_type(service.archived, AsyncArchived)
+    assert_type(service.workers, AsyncWorkers)
     assert_type(await service.queues.create("a", lease=5), QueueInfo)
     assert_type(await service.queues.list(), list[QueueInfo])
     assert_type(await service.messages.peek("a", 5), list[MessageInfo])
@@ -68,6 +69,31 @@ async def resources(service: AsyncQueueService) -> None:
     assert_type(await service.archived.requeue_many([1]), list[Receipt])
     assert_type(await service.workers.register("w"), WorkerInfo)
     assert_type(await service.workers.health(), list[WorkerHealth])
+
+
+async def signatures(service: AsyncQueueService, delivery: Delivery) -> None:
+    """Names, defaults and results are those of the synchronous method."""
+    assert_type(service.session, AsyncSession)
+    enqueueing: Coroutine[Any, Any, Receipt] = service.enqueue("mail", 1)
+    assert_type(await enqueueing, Receipt)
+    assert_type(await AsyncQueueService.enqueue(service, "mail", payload=1, at=None), Receipt)
+    await service.archive(delivery=delivery, outcome="archived", reason=None)
+    await service.enqueue("mail", 1, dely=5)  # type: ignore[call-arg]
+    await service.enqueue("mail")  # type: ignore[call-arg]
+    await service.archive(delivery, "archived")  # type: ignore[call-arg]
+    await service.archive(delivery, outcome="nope")  # type: ignore[arg-type]
+    await service.messages.find(state="nope")  # type: ignore[arg-type]
+    await service.queues.create("a", leese=5)  # type: ignore[call-arg]
+    await service.archived.prune(older_than="1 day")  # type: ignore[arg-type]
+    await service.workers.reclaim(30)  # type: ignore[call-arg]
+
+
+class Logged(AsyncQueueService):
+    """A host may override a method, and await the one that it overrides."""
+
+    async def archive_many(self, *args: Any, **kwargs: Any) -> None:
+        """Archive, and more."""
+        assert_type(await super().archive_many(*args, **kwargs), None)
 
 
 async def wrong(service: AsyncQueueService, session: Session) -> None:
