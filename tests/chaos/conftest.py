@@ -1,4 +1,4 @@
-"""The kit on the path, a server to crash, and what is left out unless it is asked for.
+"""A server to crash, and what is left out unless it is asked for.
 
 The quick part runs with everything else. The long part (minutes)::
 
@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from kit import bouncer
-from kit.results import Results, summary
-from kit.servers import Address, OwnServer, own_server
+from support import bouncer
+from support.results import Results, summary
+from support.servers import Address, OwnServer, own_server
 
 _numbers = itertools.count(1)
 _left_out: list[str] = []

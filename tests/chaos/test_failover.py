@@ -15,10 +15,6 @@ from typing import Self
 
 import pytest
 import sqlalchemy as sa
-from kit.books import Effect, Sent, audit
-from kit.replica import Standby, either, make_synchronous, standby_of
-from kit.results import Results
-from kit.servers import Address, OwnServer, own_server, run_sql, until
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -33,6 +29,10 @@ from pgqrs_sa._core.sql.wakeup import channel
 from pgqrs_sa.consumer.retrying import is_transient
 from pgqrs_sa.settings import database_url
 from pgqrs_sa.wakeup.listener import Listener
+from support.ledger import Effect, Sent, audit
+from support.replica import Standby, either, make_synchronous, standby_of
+from support.results import Results
+from support.servers import Address, OwnServer, own_server, run_sql, until
 
 LONG = 120.0
 """Seconds after which something that should have happened did not."""

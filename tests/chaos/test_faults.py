@@ -24,18 +24,18 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from kit import bouncer
-from kit.actors import DRIVERS, PROCESS, Actor, Outcome
-from kit.operations import OPERATIONS, Operation
-from kit.proxy import Fault, Proxy
-from kit.results import Results, load
-from kit.scripts import Script
-from kit.servers import Address, OwnServer, run_sql, terminate_backends, until
-from kit.working import outliving
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Message, QueueService
+from support import bouncer
+from support.actors import DRIVERS, PROCESS, Actor, Outcome
+from support.loops import outliving
+from support.operations import OPERATIONS, Operation
+from support.proxy import Fault, Proxy
+from support.results import Results, load
+from support.scripts import Script
+from support.servers import Address, OwnServer, run_sql, terminate_backends, until
 
 FAULTS = (
     *("SIGKILL", "SIGTERM", "SIGSTOP, SIGCONT", "terminate", "server crash", "lost reply"),

@@ -16,15 +16,15 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from kit.proxy import Proxy
-from kit.scripts import Script
-from kit.servers import Address, OwnServer, run_sql, terminate_backends, until
-from kit.working import outliving
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import QueueService
+from support.loops import outliving
+from support.proxy import Proxy
+from support.scripts import Script
+from support.servers import Address, OwnServer, run_sql, terminate_backends, until
 
 ROOT = Path(__file__).parents[2]
 MADE = """

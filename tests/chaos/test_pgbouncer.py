@@ -17,20 +17,20 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
-from kit import bouncer
-from kit.actors import DRIVERS, Actor
-from kit.books import audit
-from kit.bouncer import PgBouncer
-from kit.operations import OPERATIONS
-from kit.proxy import Proxy
-from kit.scripts import Script
-from kit.servers import Address, OwnServer, run_sql
-from kit.working import produce, work
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import AsyncQueueService, QueueService
+from support import bouncer
+from support.actors import DRIVERS, Actor
+from support.bouncer import PgBouncer
+from support.ledger import audit
+from support.loops import produce, work
+from support.operations import OPERATIONS
+from support.proxy import Proxy
+from support.scripts import Script
+from support.servers import Address, OwnServer, run_sql
 
 pytestmark = pytest.mark.pgbouncer
 
@@ -92,7 +92,7 @@ async def test_the_blocks_for_asyncio_run(pooled, engine, title, driver):
     assert (audit(engine).archived, audit(engine).live) == (12, 0)
 
 
-def test_the_kit_uses_the_settings_of_the_page():
+def test_the_tests_use_the_settings_of_the_page():
     for title, driver in (("psycopg", "psycopg"), ("asyncpg", "asyncpg")):
         found = run_block(title, f"postgresql+{driver}://nowhere/none")
         created = found.get("engine") or found["async_engine"].sync_engine

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from kit.results import Results
-from kit.servers import Address, OwnServer, run_sql
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Delivery, Item, QueueService
 from pgqrs_sa._core import cursors
+from support.results import Results
+from support.servers import Address, OwnServer, run_sql
 
 FILL = """
 INSERT INTO pgqrs_messages (queue_id, payload, vt, priority)

@@ -19,11 +19,6 @@ from urllib.parse import quote
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
-from kit.books import Effect, Sent, audit
-from kit.replica import Standby, either, make_synchronous, standby_of
-from kit.results import Results
-from kit.servers import OwnServer, own_server, run_sql, until
-from kit.working import produce, work
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -31,6 +26,11 @@ from sqlalchemy.orm import Session
 from pgqrs_sa import AsyncQueueService, QueueService
 from pgqrs_sa.cli import group
 from pgqrs_sa.wakeup.listener import Listener
+from support.ledger import Effect, Sent, audit
+from support.loops import produce, work
+from support.replica import Standby, either, make_synchronous, standby_of
+from support.results import Results
+from support.servers import OwnServer, own_server, run_sql, until
 
 READ_ONLY = "25006"
 WRITES: dict[str, Callable[[Any], Any]] = {

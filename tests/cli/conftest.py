@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import programs
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner, Result
 from sqlalchemy.orm import Session
-from waiting import PATIENCE
 
 from pgqrs_sa import QueueService
 from pgqrs_sa.cli import group
 from pgqrs_sa.migrations.install import install
+from support import programs
+from support.waiting import PATIENCE
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 import pytest
-from cases import each_case
 
 from pgqrs_sa.cli import group
+from support.cases import each_case
 
 from .conftest import bury
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-import programs
 import pytest
 import sqlalchemy as sa
-from cases import each_case
 from click.testing import CliRunner
 
 from pgqrs_sa import embedded, metadata
 from pgqrs_sa.cli import connection, group
+from support import programs
+from support.cases import each_case
 
 
 @pytest.fixture(scope="module")

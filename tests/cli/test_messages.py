@@ -6,7 +6,8 @@ import json
 from datetime import datetime, timedelta
 
 import pytest
-from cases import each_case
+
+from support.cases import each_case
 
 from .conftest import bury
 

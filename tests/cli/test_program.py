@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 
 import flask
-import programs
 import pytest
-from cases import each_case
-from waiting import PATIENCE
 
 import pgqrs_sa.cli
 from pgqrs_sa.cli import output
+from support import programs
+from support.cases import each_case
+from support.waiting import PATIENCE
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 HEAVY = ("sqlalchemy", "alembic", "rich", "durationpy", "yaml", "psycopg", "asyncio")

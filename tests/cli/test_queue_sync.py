@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from cases import each_case
+
+from support.cases import each_case
 
 from .conftest import Pgqrs
 

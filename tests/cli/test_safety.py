@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import signal
 
-import programs
 import pytest
 import sqlalchemy as sa
-from cases import each_case
 
 from pgqrs_sa import migrations
 from pgqrs_sa.cli import confirm
+from support import programs
+from support.cases import each_case
 
 from .conftest import bury
 

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from cases import each_case
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -17,6 +16,7 @@ from pgqrs_sa._core.activity import QueueActivity
 from pgqrs_sa.cli import output, views
 from pgqrs_sa.cli.output import GAP, Space, fit
 from pgqrs_sa.cli.top import Frame
+from support.cases import each_case
 
 WIDTHS = [200, 120, 80, 50, 30]
 ANSI = re.compile(r"\x1b\[[0-9;]*m")

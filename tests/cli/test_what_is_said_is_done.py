@@ -6,9 +6,9 @@ import json
 
 import pytest
 import sqlalchemy as sa
-from cases import each_case
 
 from pgqrs_sa import ArchivedMessage, Message, Queue, Worker
+from support.cases import each_case
 
 DRY = [
     "dead retry {archived}",

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import programs
 import pytest
 import sqlalchemy as sa
-from cases import each_case
-from waiting import PATIENCE
 
 from pgqrs_sa import Worker
+from support import programs
+from support.cases import each_case
+from support.waiting import PATIENCE
 
 from .conftest import Pgqrs
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from bench import Kit
-from waiting import until
+
+from support.consumers import Kit
+from support.waiting import until
 
 BOUND = 5.0
 """Seconds."""

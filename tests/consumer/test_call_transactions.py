@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
-from waiting import until
 
 from pgqrs_sa.consumer.call_transactions import CallTransactions, shut_down
+from support.waiting import until
 
 PID = sa.text("SELECT pg_backend_pid()")
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from bench import Ear, effect
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
-from waiting import PATIENCE, until
 
 from pgqrs_sa import Delivery, Discard, QueueService, Retry
 from pgqrs_sa.consumer import runtime
+from support.consumers import Ear, effect
+from support.waiting import PATIENCE, until
 
 
 class Cutter:

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Self
 
 import pytest
-from waiting import PATIENCE, until
 
 from pgqrs_sa import Delivery, QueueNotFound, Retry
 from pgqrs_sa._core.lease import explain_nothing
@@ -29,6 +28,7 @@ from pgqrs_sa.consumer.leases import LeaseTable
 from pgqrs_sa.consumer.options import ConsumerOptions
 from pgqrs_sa.consumer.scheduler import Fetch, Scheduler
 from pgqrs_sa.consumer.store import QueueCheck, SettledAndLeased, UnansweredLease
+from support.waiting import PATIENCE, until
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 

@@ -10,7 +10,6 @@ from unittest.mock import Mock
 
 import pytest
 from sqlalchemy.orm import Session
-from test_scheduler import delivery, handlers
 
 from pgqrs_sa import (
     DeadLetter,
@@ -47,6 +46,7 @@ from pgqrs_sa.consumer.invocation import (
 from pgqrs_sa.consumer.scheduler import Scheduler
 from pgqrs_sa.decisions import Decision
 from pgqrs_sa.errors import Whereabouts
+from support.handlers import delivery, handlers
 
 SECOND = timedelta(seconds=1)
 

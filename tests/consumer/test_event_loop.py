@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from bench import QUICK, Kit, effect
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
-from waiting import PATIENCE, until, until_awaited
 
 from pgqrs_sa import AsyncConsumer, Delivery, EventLoopLost
+from support.consumers import QUICK, Kit, effect
+from support.waiting import PATIENCE, until, until_awaited
 
 LONG = 600
 SHORT = 5.0

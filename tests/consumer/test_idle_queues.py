@@ -6,8 +6,9 @@ from collections import Counter
 
 import pytest
 import sqlalchemy as sa
-from bench import Ear
-from waiting import until
+
+from support.consumers import Ear
+from support.waiting import until
 
 LOOK, LEASE = "pgqrs_asked", "pq_leased"
 

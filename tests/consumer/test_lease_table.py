@@ -6,9 +6,9 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from test_scheduler import delivery, handlers
 
 from pgqrs_sa.consumer.leases import LeaseTable
+from support.handlers import delivery, handlers
 
 
 class Clock:

@@ -10,12 +10,12 @@ import time
 
 import pytest
 import sqlalchemy as sa
-from bench import Ear, effect
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
-from waiting import PATIENCE, until, until_awaited
 
 from pgqrs_sa import AsyncConsumer, Consumer, Delivery, HandlerTimeout, QueueService, Retry
+from support.consumers import Ear, effect
+from support.waiting import PATIENCE, until, until_awaited
 
 SHORT = 5.0
 """A lease that runs out within a test, unless it is renewed: when a third of it is over, so that a

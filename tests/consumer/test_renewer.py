@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from test_scheduler import delivery, handlers
 
 from pgqrs_sa import HandlerTimeout, WorkerInfo, WorkerNotFound
 from pgqrs_sa._core import archive, workers
@@ -21,6 +20,7 @@ from pgqrs_sa._core.context import Context
 from pgqrs_sa.consumer import store
 from pgqrs_sa.consumer.leases import LeaseTable
 from pgqrs_sa.consumer.renewer import LeaseRenewer
+from support.handlers import delivery, handlers
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CONTEXT = Context.of(None, None, 7, allow_autocommit=True)

@@ -17,16 +17,16 @@ from unittest.mock import MagicMock
 
 import pytest
 import sqlalchemy as sa
-from bench import Kit, effect
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
-from test_scheduler import delivery, handlers
 
 from pgqrs_sa import Backoff, DeadLetter, Delivery, InvalidResult, Retry, RetryIn, Snooze
 from pgqrs_sa.consumer import results
 from pgqrs_sa.consumer.disposition import dispositions_for_result
 from pgqrs_sa.consumer.handlers import Invocation
 from pgqrs_sa.consumer.invocation import after_return
+from support.consumers import Kit, effect
+from support.handlers import delivery, handlers
 
 
 def unit(count=1, **options):

@@ -7,9 +7,9 @@ from datetime import timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_scheduler import delivery
 
 from pgqrs_sa import DeadLetter, Discard, InvalidArgument, Retry, RetryIn, Snooze
+from support.handlers import delivery
 
 
 def waits(retry, attempts=6):

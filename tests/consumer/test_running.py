@@ -14,10 +14,8 @@ from contextvars import ContextVar
 
 import pytest
 import sqlalchemy as sa
-from bench import Ear, effect
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
-from waiting import PATIENCE, until
 
 from pgqrs_sa import (
     AsyncConsumer,
@@ -34,6 +32,8 @@ from pgqrs_sa.consumer.log_messages import format_error
 from pgqrs_sa.consumer.runtime import Runtime
 from pgqrs_sa.consumer.startup import Startup
 from pgqrs_sa.wakeup import local
+from support.consumers import Ear, effect
+from support.waiting import PATIENCE, until
 
 # --------------------------------------------------------------------------- until it is empty
 
@@ -504,13 +504,13 @@ def test_a_line_of_the_log_says_which_attempt_why_and_when_the_next_is(threads, 
     lines = {one.msg_id: one for one in caplog.records if hasattr(one, "msg_id")}
     assert re.fullmatch(
         rf"message {failed} of mail: attempt 1 of 5 failed: "
-        rf"{__name__}\.OwnError in \S+ \(bench\.py:\d+\); the next is in 20\.0 s",
+        rf"{__name__}\.OwnError in \S+ \(consumers\.py:\d+\); the next is in 20\.0 s",
         lines[failed].getMessage(),
     )
     assert (lines[failed].error, lines[failed].delay_ms) == ("OwnError", 20_000)
     assert re.fullmatch(
         rf"message {dead} of mail: attempt 1 of 1 failed, and was the last: "
-        rf"{__name__}\.OwnError in \S+ \(bench\.py:\d+\); the message is a dead letter",
+        rf"{__name__}\.OwnError in \S+ \(consumers\.py:\d+\); the message is a dead letter",
         lines[dead].getMessage(),
     )
     assert lines[snoozed].getMessage() == (

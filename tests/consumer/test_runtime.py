@@ -12,13 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_scheduler import delivery, handlers
 
 from pgqrs_sa import EventLoopLost
 from pgqrs_sa.consumer.disposition import Disposition
 from pgqrs_sa.consumer.handlers import Invocation
 from pgqrs_sa.consumer.options import ConsumerOptions
 from pgqrs_sa.consumer.runtime import Runtime
+from support.handlers import delivery, handlers
 
 HOUR = dt.timedelta(hours=1)
 

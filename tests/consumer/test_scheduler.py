@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from properties import at_least
 
-from pgqrs_sa import Delivery, Retry
-from pgqrs_sa.consumer.handlers import Handlers, Invocation
+from pgqrs_sa.consumer.handlers import Invocation
 from pgqrs_sa.consumer.scheduler import CheckQueues, Fetch, RunQueue, Scheduler, Wait, invocations
+from support.handlers import delivery, handlers
+from support.properties import at_least
 
 POLL = 0.5
-
-
-def handlers(*wanted, concurrency=4):
-    made = Handlers(concurrency, Retry(), asynchronous=False)
-    for number, options in enumerate(wanted):
-        made.add(
-            f"q{number}",
-            lambda payload: None,
-            **{
-                "lease": None,
-                "concurrency": None,
-                "prefetch": 0,
-                "timeout": None,
-                "retry": None,
-                "batch": None,
-                "weight": 1,
-                "acknowledge": "commit",
-                "payload": None,
-            }
-            | options,
-        )
-    return list(made)
 
 
 def schedule(wanted, *, slots=4, jitter=lambda: 0.5):
@@ -50,13 +27,6 @@ def next_lease(plan, now, *, ready=True):
     while isinstance(step := plan.next(now), CheckQueues):
         plan.record_check(step.queues, step.queues if ready else (), now)
     return step
-
-
-def delivery(id_, read_ct=1):
-    now = datetime.now(UTC)
-    return Delivery(
-        id_, "q0", "1", 1, None, 0, now, now, read_ct, 5, None, None, 10 * id_ + read_ct, None
-    )
 
 
 HANDLERS = st.lists(

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from bench import Kit, effect
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
-from waiting import PATIENCE, until_awaited
 
 from pgqrs_sa import AsyncConsumer, Consumer, Delivery, InvalidArgument, Retry
+from support.consumers import Kit, effect
+from support.waiting import PATIENCE, until_awaited
 
 QUICK: dict[str, Any] = {
     "poll_interval": 0.02,

@@ -15,7 +15,6 @@ import pydantic
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
-from test_scheduler import delivery
 
 from pgqrs_sa import (
     AsyncConsumer,
@@ -31,6 +30,7 @@ from pgqrs_sa import (
 )
 from pgqrs_sa.consumer.payloads import converter
 from pgqrs_sa.consumer.signature import inspect_handler
+from support.handlers import delivery
 
 if TYPE_CHECKING:
     from decimal import Decimal as NotImported

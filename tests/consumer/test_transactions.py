@@ -6,7 +6,6 @@ import json
 
 import pytest
 import sqlalchemy as sa
-from bench import Ear, effect
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
@@ -23,6 +22,7 @@ from pgqrs_sa import (
     Snooze,
     TransactionRefused,
 )
+from support.consumers import Ear, effect
 
 
 def test_what_a_handler_writes_commits_with_the_archive(kit):

@@ -9,10 +9,8 @@ import threading
 
 import pytest
 import sqlalchemy as sa
-from bench import Ear, effect
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
-from waiting import PATIENCE, until
 
 from pgqrs_sa import (
     AsyncConsumer,
@@ -24,6 +22,8 @@ from pgqrs_sa import (
     ReadOnlyDatabase,
     SchemaVersionError,
 )
+from support.consumers import Ear, effect
+from support.waiting import PATIENCE, until
 
 
 def manage(kit, work):

@@ -22,7 +22,6 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from waiting import PATIENCE, until, until_blocked
 
 from pgqrs_sa import (
     ArchivedMessage,
@@ -41,6 +40,7 @@ from pgqrs_sa import (
 )
 from pgqrs_sa._core.context import Context
 from pgqrs_sa.doctor import queue_checks
+from support.waiting import PATIENCE, until, until_blocked
 
 
 class AppBase(DeclarativeBase):

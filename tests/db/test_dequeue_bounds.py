@@ -18,10 +18,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
-from waiting import PATIENCE
 
 from pgqrs_sa import Item, QueueService, metadata
 from pgqrs_sa._core import cursor
+from support.waiting import PATIENCE
 
 BOUND = 5.0
 """Seconds."""

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
-from waiting import PATIENCE, until, until_blocked
 
 from pgqrs_sa import (
     DEFAULT_BACKOFF,
@@ -37,6 +36,7 @@ from pgqrs_sa import (
     metadata,
 )
 from pgqrs_sa._core.settle import lease_lost
+from support.waiting import PATIENCE, until, until_blocked
 
 
 class AppBase(DeclarativeBase):

@@ -21,10 +21,10 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
-from properties import at_least
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import InvalidArgument, Item, JsonCodec, Message, PayloadError, QueueService
+from support.properties import at_least
 
 codec = JsonCodec()
 ID = uuid.UUID(int=7)

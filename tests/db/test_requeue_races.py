@@ -12,9 +12,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Session
-from waiting import PATIENCE, until_blocked
 
 from pgqrs_sa import DuplicateMessage, Item, Message, QueueService
+from support.waiting import PATIENCE, until_blocked
 
 
 @contextmanager

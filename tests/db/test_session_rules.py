@@ -31,7 +31,6 @@ from sqlalchemy.orm import (
     mapped_column,
     relationship,
 )
-from waiting import until_awaited
 
 import pgqrs_sa
 from pgqrs_sa import (
@@ -60,6 +59,7 @@ from pgqrs_sa import (
     metadata,
     resources,
 )
+from support.waiting import until_awaited
 
 DRIVERS = ["psycopg", "psycopg_async", "asyncpg"]
 

@@ -19,10 +19,10 @@ from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
-from waiting import PATIENCE
 
 from pgqrs_sa import QueueService, cli, metadata
 from pgqrs_sa.cli.top import _keys, sparkline
+from support.waiting import PATIENCE
 
 PROGRAM = [sys.executable, "-c", "import sys; from pgqrs_sa.cli import main; sys.exit(main())"]
 

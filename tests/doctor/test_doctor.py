@@ -11,7 +11,6 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
-from waiting import until
 
 from pgqrs_sa import QueueService, embedded, metadata
 from pgqrs_sa._core.context import Context
@@ -20,6 +19,7 @@ from pgqrs_sa.doctor import server_checks
 from pgqrs_sa.doctor.findings import Thresholds
 from pgqrs_sa.doctor.queue_checks import CHECKS, diagnose
 from pgqrs_sa.errors import InvalidArgument
+from support.waiting import until
 
 NOTHING = timedelta(0)
 CONTEXT = Context.of(None, None, None, allow_autocommit=True)

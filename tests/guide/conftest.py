@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
-from waiting import until_awaited
 
 from pgqrs_sa import Message, QueueService, Worker, pgqrs
+from support.waiting import until_awaited
 
 
 @dataclass

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
-from waiting import until_awaited
 
 from pgqrs_sa import Message, QueueService, Worker, pgqrs
 from pgqrs_sa.pgqrs import limits
+from support.waiting import until_awaited
 
 from .conftest import Clock
 

@@ -13,9 +13,9 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from waiting import PATIENCE, until
 
 from pgqrs_sa import migrations
+from support.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,13 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Item, Message, QueueService, Retry, SchemaVersionError, migrations
-
-CONSUMERS = str(Path(__file__).parents[1] / "consumer")
-if CONSUMERS not in sys.path:
-    sys.path.insert(0, CONSUMERS)
-
-from bench import Kit, effect, kit_for  # noqa: E402
-from waiting import until  # noqa: E402
+from support.consumers import Kit, effect, kit_for
+from support.waiting import until
 
 RELEASE_2 = """
 import sys, types

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-__all__ = ["Books", "Event", "faults"]
+__all__ = ["Event", "Tables", "faults"]
 
 ENDINGS = ("archive", "release", "fail", "delete")
 """What ends a lease when its holder does it; ``expire`` ends one whoever holds it."""
@@ -45,7 +45,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Books:
+class Tables:
     """What is in the tables in the end: ids of messages, once for each row."""
 
     live: Sequence[int]
@@ -53,14 +53,14 @@ class Books:
     effects: Sequence[int]
 
 
-def faults(events: Iterable[Event], books: Books) -> list[str]:
+def faults(events: Iterable[Event], tables: Tables) -> list[str]:
     """Return what the events cannot have done if the promises are kept; nothing if they are."""
     done = [one for one in events if one.ok]
     by_message: dict[int, list[Event]] = defaultdict(list)
     for one in done:
         by_message[one.id].append(one)
     found = [fault for id_ in by_message for fault in _message(id_, by_message[id_])]
-    return found + _accounts(done, books)
+    return found + _accounts(done, tables)
 
 
 def _message(id_: int, events: Sequence[Event]) -> list[str]:
@@ -136,7 +136,7 @@ def _earliest_end(lease: Event, events: Sequence[Event], seen_by: float) -> floa
     return min([*ends, *(one.until for one in flying if one.until is not None)])
 
 
-def _accounts(done: Sequence[Event], books: Books) -> list[str]:
+def _accounts(done: Sequence[Event], tables: Tables) -> list[str]:
     """What was acknowledged is what is there, once."""
     found = []
     enqueued = Counter(one.id for one in done if one.op == "enqueue")
@@ -146,24 +146,24 @@ def _accounts(done: Sequence[Event], books: Books) -> list[str]:
         ("was enqueued", enqueued),
         ("was acknowledged", acknowledged),
         ("was deleted", deleted),
-        ("had an effect", Counter(books.effects)),
-        ("is in the archive", Counter(books.archived)),
-        ("is live", Counter(books.live)),
+        ("had an effect", Counter(tables.effects)),
+        ("is in the archive", Counter(tables.archived)),
+        ("is live", Counter(tables.live)),
     ):
         found += [f"message {id_} {what} {n} times" for id_, n in counts.items() if n > 1]
-    for id_ in {*acknowledged} ^ {*books.effects}:
+    for id_ in {*acknowledged} ^ {*tables.effects}:
         found.append(
             f"message {id_} was acknowledged without an effect"
             if id_ in acknowledged
             else f"message {id_} had an effect without an acknowledgement"
         )
-    for id_ in {*acknowledged} ^ {*books.archived}:
+    for id_ in {*acknowledged} ^ {*tables.archived}:
         found.append(
             f"message {id_} was acknowledged and is not in the archive"
             if id_ in acknowledged
             else f"message {id_} is in the archive and was not acknowledged"
         )
-    places = Counter([*books.live, *{*books.archived}, *deleted])
+    places = Counter([*tables.live, *{*tables.archived}, *deleted])
     found += [f"message {id_} is in {places[id_]} places" for id_ in enqueued if places[id_] != 1]
     found += [f"message {id_} is there, and was never enqueued" for id_ in places.keys() - enqueued]
     return found

@@ -34,9 +34,8 @@ from pgqrs_sa import (
     WorkerNotReady,
     metadata,
 )
-
-from .world import ATTEMPTS, LATER, QUEUES, Row, World
-from .world import Worker as Process
+from support.model_state import ATTEMPTS, LATER, QUEUES, ModelState, Row
+from support.model_state import Worker as Process
 
 TOLERANCE = timedelta(minutes=2)  # how long an example may take
 
@@ -140,7 +139,7 @@ class QueueMachine(RuleBasedStateMachine):
         super().__init__()
         seen["examples"] += 1
         self.seen = seen  # how often what happened, over all examples
-        self.world = World()
+        self.model = ModelState()
         self.clock = engine.execution_options(isolation_level="AUTOCOMMIT").connect()
         names = ", ".join(table.name for table in metadata.sorted_tables)
         self.clock.execute(sa.text(f"TRUNCATE {names} CASCADE"))
@@ -180,7 +179,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.seen[f"done: {name}"] += 1
         self.changed = True
         getattr(self, name)(s, **values)
-        if end and not self.world.open[s].saved:
+        if end and not self.model.open[s].saved:
             self.commit(s)
 
     # --- enqueue ---------------------------------------------------------------------------------
@@ -191,22 +190,22 @@ class QueueMachine(RuleBasedStateMachine):
 
     def made(self, s: int, receipt: Any, row: Row) -> None:
         """Compare a receipt with the model, which is told of the message if it is new."""
-        there = self.world.with_key(s, row.queue, row.key)
+        there = self.model.with_key(s, row.queue, row.key)
         if there is not None:
             assert (receipt.id, receipt.duplicate) == (there, True)
-            assert receipt.vt == self.world.get(s, "live", there).vt
+            assert receipt.vt == self.model.get(s, "live", there).vt
             self.seen["a key that was live"] += 1
             return
         assert not receipt.duplicate
-        assert self.world.get(s, "live", receipt.id) is None
-        self.world.put(s, "live", receipt.id, row)
-        self.world.learn(s, receipt.id, receipt.vt)
+        assert self.model.get(s, "live", receipt.id) is None
+        self.model.put(s, "live", receipt.id, row)
+        self.model.learn(s, receipt.id, receipt.vt)
 
     @step(4, queue=queues, wait=seldom, priority=priorities, key=keys, limit=limits)
     def enqueue(self, s, queue, wait, priority, key, limit) -> None:
         row = Row(queue, self.number(), wait, priority, key, max_read_ct=limit)
         options = {"delay": wait, "priority": priority, "key": key, "max_read_ct": limit}
-        with self.unless(s, self.world.waits_for_key(s, queue, [key])) as service:
+        with self.unless(s, self.model.waits_for_key(s, queue, [key])) as service:
             receipt = service.enqueue(queue, row.n, **options)
             self.made(s, receipt, row)
 
@@ -214,7 +213,7 @@ class QueueMachine(RuleBasedStateMachine):
     def enqueue_many(self, s, queue, items) -> None:
         rows = [Row(queue, self.number(), wait, key=key) for wait, key in items]
         given = [Item(row.n, delay=row.wait, key=row.key) for row in rows]
-        waits = self.world.waits_for_key(s, queue, [row.key for row in rows])
+        waits = self.model.waits_for_key(s, queue, [row.key for row in rows])
         with self.unless(s, waits) as service:
             receipts = service.enqueue_many(queue, given)
             assert [one.id for one in receipts if not one.duplicate] == sorted(
@@ -231,13 +230,13 @@ class QueueMachine(RuleBasedStateMachine):
         query = sa.select(values.c.n.label("payload"), sa.literal(wait).label("delay"))
         if key is not None:
             query = query.add_columns(sa.literal(key).label("key"))
-        with self.unless(s, self.world.waits_for_key(s, queue, [key])) as service:
+        with self.unless(s, self.model.waits_for_key(s, queue, [key])) as service:
             inserted = service.enqueue_from(queue, query)
-            new = rows if key is None else rows[: self.world.with_key(s, queue, key) is None]
+            new = rows if key is None else rows[: self.model.with_key(s, queue, key) is None]
             assert inserted == len(new)
             ids = {row.n: row.id for row in self.sessions[s].execute(EVERYTHING)}
             for row in new:
-                self.world.put(s, "live", ids[row.n], row)
+                self.model.put(s, "live", ids[row.n], row)
 
     @step(queue=queues, wait=seldom, priority=priorities, key=keys, limit=limits)
     def add(self, s, queue, wait, priority, key, limit) -> None:
@@ -246,7 +245,7 @@ class QueueMachine(RuleBasedStateMachine):
         session = self.sessions[s]
         message = Message(queue_name=queue, payload=row.n, delay=wait, priority=priority)
         message.dedup_key, message.max_read_ct = key, limit
-        if (there := self.world.with_key(s, queue, key)) is not None:
+        if (there := self.model.with_key(s, queue, key)) is not None:
             session.add(message)
             with pytest.raises(DuplicateMessage) as duplicate:
                 session.flush()
@@ -254,10 +253,10 @@ class QueueMachine(RuleBasedStateMachine):
             session.expunge(message)
             self.seen["a key that was live, added"] += 1
             return
-        with self.unless(s, self.world.waits_for_key(s, queue, [key])):
+        with self.unless(s, self.model.waits_for_key(s, queue, [key])):
             session.add(message)
             session.flush()
-            self.world.put(s, "live", message.id, row)
+            self.model.put(s, "live", message.id, row)
 
     # --- lease and settle ------------------------------------------------------------------------
 
@@ -269,20 +268,20 @@ class QueueMachine(RuleBasedStateMachine):
         which=st.sampled_from((None, None, "any", "priority 1")),
     )
     def dequeue(self, s, queue, limit, pick, which) -> None:
-        world = self.world
-        worker = None if pick is None else self.one_of(world.all(s, "worker"), pick)
+        model = self.model
+        worker = None if pick is None else self.one_of(model.all(s, "worker"), pick)
         where = {None: None, "any": sa.true(), "priority 1": Message.priority == 1}[which]
         call = lambda: self.services[s].dequeue(  # noqa: E731
             queue, limit, lease=LATER, worker=worker, where=where
         )
-        stopped = worker is not None and world.get(s, "worker", worker).status != "ready"
+        stopped = worker is not None and model.get(s, "worker", worker).status != "ready"
         if stopped:
             with pytest.raises(WorkerNotReady):
                 call()
             self.seen["a dequeue by a worker that may not"] += 1
             return
-        ready = world.ready(s, queue, 1 if which == "priority 1" else None)
-        if world.get(s, "queue", queue) == "paused":
+        ready = model.ready(s, queue, 1 if which == "priority 1" else None)
+        if model.get(s, "queue", queue) == "paused":
             self.seen["a dequeue while paused"] += 1
             ready = []
         deliveries = call()
@@ -296,15 +295,15 @@ class QueueMachine(RuleBasedStateMachine):
         else:
             assert taken == ready[:limit]
         for one in deliveries:
-            assert not world.running(s, one.id), f"message {one.id} has two holders"
-            grant = world.lease(s, one.id, worker)
-            row = world.get(s, "live", one.id)
+            assert not model.running(s, one.id), f"message {one.id} has two holders"
+            grant = model.lease(s, one.id, worker)
+            row = model.get(s, "live", one.id)
             told = (one.payload, one.read_ct, one.max_read_ct, one.worker_id, one.last_error)
             assert told == (row.n, row.read_ct, row.max_read_ct, row.worker, row.error)
-            world.learn(s, one.id, one.vt)
-            world.open[s].leases.append(Lease(one, grant))
+            model.learn(s, one.id, one.vt)
+            model.open[s].leases.append(Lease(one, grant))
             self.seen["a lease" if one.read_ct == 1 else "a lease of a later attempt"] += 1
-        if not deliveries and world.bury(s, queue):
+        if not deliveries and model.bury(s, queue):
             self.seen["a dequeue that buries"] += 1
 
     @step(
@@ -317,7 +316,7 @@ class QueueMachine(RuleBasedStateMachine):
     )
     def settle(self, s, way, chosen, strict, wait, error) -> None:
         """By holders, former holders, and who never committed a lease: only the first may do it."""
-        world = self.world
+        model = self.model
         leases = self.some_leases(s, chosen)
         if not leases:
             return
@@ -327,16 +326,16 @@ class QueueMachine(RuleBasedStateMachine):
         self.seen[f"{way}, strict" if strict else f"{way}, or not"] += 1
         self.seen["a settle by a former holder"] += len(held) < len(leases)
         self.seen["a settle of an expired lease"] += any(
-            world.get(s, "live", id_).visible for id_ in ids
+            model.get(s, "live", id_).visible for id_ in ids
         )
         for lease in leases:
-            if lease in world.uncommitted:
+            if lease in model.uncommitted:
                 self.seen["a settle of a lease that was rolled back"] += 1
-                row = world.get(s, "live", lease.delivery.id)
+                row = model.get(s, "live", lease.delivery.id)
                 twin = row is not None and row.grant is not None
                 twin = twin and row.read_ct == lease.delivery.read_ct
                 self.seen["the same, while another holds that attempt"] += twin
-        with self.unless(s, world.waits(s, "live", ids)) as service:
+        with self.unless(s, model.waits(s, "live", ids)) as service:
             if not strict:
                 done = TRY[way](service, deliveries, wait, error)
                 assert done == [one in held for one in leases]
@@ -344,24 +343,24 @@ class QueueMachine(RuleBasedStateMachine):
                 with pytest.raises(LeaseLost) as lost:
                     SETTLE[way](service, deliveries, wait, error)
                 assert set(lost.value.ids) == {one.id for one in deliveries} - set(ids)
-                world.lock(s, "live", ids)
+                model.lock(s, "live", ids)
                 return
             else:
                 SETTLE[way](service, deliveries, wait, error)
             for id_ in ids:
-                world.settle(s, way, id_, wait, error)
+                model.settle(s, way, id_, wait, error)
 
     def some_leases(self, s: int, chosen: list[int]) -> list[Lease]:
         """Some deliveries of the last ones, one for a message, in the order in which they are.
 
         Those of leases that were rolled back are among them.
         """
-        pool = (self.world.leases + self.world.open[s].leases)[-10:] + self.world.uncommitted[-2:]
+        pool = (self.model.leases + self.model.open[s].leases)[-10:] + self.model.uncommitted[-2:]
         taken = (pool[-1 - pick % len(pool)] for pick in chosen if pool)
         return [*{one.delivery.id: one for one in taken}.values()]
 
     def holds(self, s: int, lease: Lease) -> bool:
-        row = self.world.get(s, "live", lease.delivery.id)
+        row = self.model.get(s, "live", lease.delivery.id)
         return row is not None and row.grant == lease.grant
 
     # --- messages in nobody's hands --------------------------------------------------------------
@@ -376,18 +375,18 @@ class QueueMachine(RuleBasedStateMachine):
                     service.messages.cancel(id_)
             else:
                 service.messages.cancel(id_)
-                self.world.archive(s, id_, "cancelled")
+                self.model.archive(s, id_, "cancelled")
 
     @step(queue=queues, priority=st.sampled_from((0, 1, 1, 1)))
     def cancel_where(self, s, queue, priority) -> None:
-        ids = self.world.rows(
+        ids = self.model.rows(
             s, lambda row: row.unheld and (row.queue, row.priority) == (queue, priority)
         )
-        with self.unless(s, self.world.waits(s, "live", ids)) as service:
+        with self.unless(s, self.model.waits(s, "live", ids)) as service:
             where = Message.priority == priority
             assert service.messages.cancel_where(queue, where) == len(ids)
             for id_ in ids:
-                self.world.archive(s, id_, "cancelled")
+                self.model.archive(s, id_, "cancelled")
 
     @step(pick=picks, wait=waits)
     def reschedule(self, s, pick, wait) -> None:
@@ -399,39 +398,39 @@ class QueueMachine(RuleBasedStateMachine):
                     service.messages.reschedule(id_, delay=wait)
                 return
             receipt = service.messages.reschedule(id_, delay=wait)
-            row = self.world.get(s, "live", id_)
+            row = self.model.get(s, "live", id_)
             limit = row.max_read_ct if row.has_attempts else row.read_ct + 1
-            self.world.free(s, id_, wait, max_read_ct=limit)
-            self.world.learn(s, id_, receipt.vt)
+            self.model.free(s, id_, wait, max_read_ct=limit)
+            self.model.learn(s, id_, receipt.vt)
 
     def any_id(self, s: int, pick: int) -> int | None:
         """A message that there is, or was: an id that is settled is worth a try."""
-        return self.one_of({*self.born, *self.world.all(s, "live")}, pick)
+        return self.one_of({*self.born, *self.model.all(s, "live")}, pick)
 
     @contextmanager
     def expecting(self, s: int, id_: int) -> Iterator[type[Exception] | None]:
         """The error for a message that cannot be moved, or None."""
-        row = self.world.get(s, "live", id_)
+        row = self.model.get(s, "live", id_)
         refusal = MessageNotFound if row is None else None if row.unheld else MessageLeased
         self.seen[f"moved: {refusal and refusal.__name__}"] += 1
         yield refusal
 
     def hindered(self, s: int, id_: int) -> bool:
-        row = self.world.get(s, "live", id_)
-        return row is not None and row.unheld and self.world.taken(s, "live", id_)
+        row = self.model.get(s, "live", id_)
+        return row is not None and row.unheld and self.model.taken(s, "live", id_)
 
     def purge(self, s, queue, limit) -> None:
-        ids = self.world.rows(s, lambda row: row.queue == queue)[:limit]
-        with self.unless(s, self.world.waits(s, "live", ids)) as service:
+        ids = self.model.rows(s, lambda row: row.queue == queue)[:limit]
+        with self.unless(s, self.model.waits(s, "live", ids)) as service:
             assert service.queues.purge(queue, limit=limit) == len(ids)
             self.seen["a purge"] += bool(ids)
             for id_ in ids:
-                self.world.remove(s, "live", id_)
+                self.model.remove(s, "live", id_)
 
     def pause_or_resume(self, s, queue, what) -> None:
-        with self.unless(s, self.world.taken(s, "queue", queue)) as service:
+        with self.unless(s, self.model.taken(s, "queue", queue)) as service:
             getattr(service.queues, what)(queue)
-            self.world.put(s, "queue", queue, "paused" if what == "pause" else "open")
+            self.model.put(s, "queue", queue, "paused" if what == "pause" else "open")
 
     @step(queue=queues, pick=picks, limit=limits, wait=waits, what=st.sampled_from(MANAGE))
     def manage(self, s, queue, pick, limit, wait, what) -> None:
@@ -467,11 +466,11 @@ class QueueMachine(RuleBasedStateMachine):
 
     def bury(self, s, queue) -> None:
         service = self.services[s]
-        assert service.archived.bury(queue) == len(self.world.bury(s, queue))
+        assert service.archived.bury(queue) == len(self.model.bury(s, queue))
 
     @step(chosen=st.lists(picks, min_size=1, max_size=3), wait=waits, attempts=limits)
     def requeue(self, s, chosen, wait, attempts) -> None:
-        world, archived = self.world, self.world.all(s, "archive")
+        model, archived = self.model, self.model.all(s, "archive")
         if not archived:
             return
         ids = [*dict.fromkeys(self.one_of(archived, pick) for pick in chosen)]
@@ -480,50 +479,50 @@ class QueueMachine(RuleBasedStateMachine):
         call = lambda service: service.archived.requeue_many(  # noqa: E731
             where, delay=wait, attempts=attempts
         )
-        if any(world.with_key(s, row.queue, row.key) is not None for row in rows):
+        if any(model.with_key(s, row.queue, row.key) is not None for row in rows):
             with pytest.raises(DuplicateMessage):
                 call(self.services[s])
             self.seen["a requeue of a live key"] += 1
             return
         used = [(row.queue, row.key) for row in rows if row.key is not None]
-        waits = world.waits(s, "archive", ids)
+        waits = model.waits(s, "archive", ids)
         if len(set(used)) < len(used):
             # Only the first with the key is locked, and it is the first by the archive's id.
             first = min(zip(where, ids, strict=True))[1]
-            with self.unless(s, world.taken(s, "archive", first)) as service:
+            with self.unless(s, model.taken(s, "archive", first)) as service:
                 with pytest.raises(InvalidArgument, match="share a key"):
                     call(service)
-                world.lock(s, "archive", [first])
+                model.lock(s, "archive", [first])
             self.seen["a requeue of a key twice"] += 1
             return
-        waits = waits or any(world.waits_for_key(s, row.queue, [row.key]) for row in rows)
+        waits = waits or any(model.waits_for_key(s, row.queue, [row.key]) for row in rows)
         with self.unless(s, waits) as service:
             receipts = call(service)
             assert [one.id for one in receipts] == ids
             self.seen["a requeue"] += 1
             for id_, receipt in zip(ids, receipts, strict=True):
-                world.requeue(s, id_, wait, attempts)
-                world.learn(s, id_, receipt.vt)
+                model.requeue(s, id_, wait, attempts)
+                model.learn(s, id_, receipt.vt)
 
     def prune(self, s, queue, age) -> None:
-        world = self.world
+        model = self.model
         ids = [
             id_
-            for id_, one in world.all(s, "archive").items()
-            if age == 0 and queue in {None, one.row.queue} and not world.taken(s, "archive", id_)
+            for id_, one in model.all(s, "archive").items()
+            if age == 0 and queue in {None, one.row.queue} and not model.taken(s, "archive", id_)
         ]
         assert self.services[s].archived.prune(age, queue=queue) == len(ids)
         self.seen["a prune"] += bool(ids)
         for id_ in ids:
-            world.remove(s, "archive", id_)
+            model.remove(s, "archive", id_)
 
     def delete_archived(self, s, pick) -> None:
-        if (id_ := self.one_of(self.world.all(s, "archive"), pick)) is None:
+        if (id_ := self.one_of(self.model.all(s, "archive"), pick)) is None:
             return
         where = self.archive_id(s, id_)
-        with self.unless(s, self.world.taken(s, "archive", id_)) as service:
+        with self.unless(s, self.model.taken(s, "archive", id_)) as service:
             assert service.archived.delete([where]) == 1
-            self.world.remove(s, "archive", id_)
+            self.model.remove(s, "archive", id_)
 
     def archive_id(self, s: int, id_: int) -> int:
         found = sa.select(ArchivedMessage.id).where(ArchivedMessage.original_msg_id == id_)
@@ -533,11 +532,11 @@ class QueueMachine(RuleBasedStateMachine):
 
     def register(self, s) -> None:
         worker = self.services[s].workers.register("w", queues=["mail"], hostname="h")
-        self.world.put(s, "worker", worker.id, Process())
+        self.model.put(s, "worker", worker.id, Process())
 
     def tell_worker(self, s, pick, to) -> None:
-        id_ = self.one_of(self.world.all(s, "worker"), pick)
-        before = self.world.get(s, "worker", id_)
+        id_ = self.one_of(self.model.all(s, "worker"), pick)
+        before = self.model.get(s, "worker", id_)
         tell = lambda service: getattr(service.workers, to)(id_)  # noqa: E731
         if before.status == "stopped":
             if to == "stop":
@@ -548,47 +547,47 @@ class QueueMachine(RuleBasedStateMachine):
             return
         status = {"suspend": "suspended", "resume": "ready", "stop": "stopped"}
         silent = before.silent and to != "heartbeat"
-        with self.unless(s, self.world.taken(s, "worker", id_)) as service:
+        with self.unless(s, self.model.taken(s, "worker", id_)) as service:
             after = Process(status.get(to, before.status), silent)
             assert tell(service).status == after.status
-            self.world.put(s, "worker", id_, after)
+            self.model.put(s, "worker", id_, after)
 
     def fall_silent(self, pick) -> None:
         """Let an hour have passed since a worker was heard of."""
-        world = self.world
-        id_ = self.one_of(world.all(None, "worker"), pick)
-        if not (world.taken(0, "worker", id_) or world.taken(1, "worker", id_)):
+        model = self.model
+        id_ = self.one_of(model.all(None, "worker"), pick)
+        if not (model.taken(0, "worker", id_) or model.taken(1, "worker", id_)):
             past = sa.func.statement_timestamp() - timedelta(hours=1)
             self.clock.execute(sa.update(Worker).where(Worker.id == id_).values(heartbeat_at=past))
-            world.committed["worker", id_] = Process(world.get(None, "worker", id_).status, True)
+            model.committed["worker", id_] = Process(model.get(None, "worker", id_).status, True)
 
     def reclaim(self, s, holding, queue) -> None:
-        world = self.world
+        model = self.model
         dead = []
-        for id_, one in world.all(s, "worker").items():
+        for id_, one in model.all(s, "worker").items():
             overdue = one.silent and one.status != "stopped" and queue in {None, "mail"}
-            if overdue and not world.taken(s, "worker", id_):
+            if overdue and not model.taken(s, "worker", id_):
                 dead += [id_] if self.held_by(s, [id_]) or not holding else []
         back = self.held_by(s, dead, skip_locked=True)
         freed = self.services[s].workers.reclaim(silent_for=60, holding=holding, queue=queue)
         assert freed == len(back)
         self.seen["a reclaim"] += bool(back)
         for id_ in dead:
-            world.put(s, "worker", id_, Process("stopped", silent=True))
+            model.put(s, "worker", id_, Process("stopped", silent=True))
         for id_ in back:
-            world.free(s, id_, 0)
+            model.free(s, id_, 0)
 
     def release_leases(self, s, pick) -> None:
-        id_ = self.one_of(self.world.all(s, "worker"), pick)
+        id_ = self.one_of(self.model.all(s, "worker"), pick)
         back = self.held_by(s, [id_], skip_locked=True)
         assert self.services[s].workers.release_leases(id_) == len(back)
         self.seen["leases released"] += bool(back)
         for message in back:
-            self.world.free(s, message, 0)
+            self.model.free(s, message, 0)
 
     def held_by(self, s: int, workers: list[int], *, skip_locked: bool = False) -> list[int]:
         fits = lambda row: row.state == "leased" and row.worker in workers  # noqa: E731
-        return self.world.rows(s, fits, skip_locked=skip_locked)
+        return self.model.rows(s, fits, skip_locked=skip_locked)
 
     # --- time and transactions -------------------------------------------------------------------
 
@@ -598,15 +597,15 @@ class QueueMachine(RuleBasedStateMachine):
         waiting = {
             id_: row
             for s in (None, 0, 1)
-            for id_, row in self.world.all(s, "live").items()
+            for id_, row in self.model.all(s, "live").items()
             if not row.visible
         }
         if (id_ := self.one_of(waiting, pick)) is None:
             return
-        holder = next((s for s in (0, 1) if self.world.taken(1 - s, "live", id_)), None)
-        if (row := self.world.get(holder, "live", id_)) is None or row.visible:
+        holder = next((s for s in (0, 1) if self.model.taken(1 - s, "live", id_)), None)
+        if (row := self.model.get(holder, "live", id_)) is None or row.visible:
             return
-        self.world.expire(id_)
+        self.model.expire(id_)
         ended = sa.func.statement_timestamp() - timedelta(seconds=1)
         table: Any = Message.__table__
         connection = self.clock if holder is None else self.sessions[holder].connection()
@@ -615,34 +614,34 @@ class QueueMachine(RuleBasedStateMachine):
     @step()
     def commit(self, s) -> None:
         self.sessions[s].commit()
-        self.world.commit(s)
+        self.model.commit(s)
 
     @step(crash=st.booleans())
     def rollback(self, s, crash) -> None:
         if crash:
             self.sessions[s].connection().invalidate()
         self.sessions[s].rollback()
-        self.world.rollback(s)
+        self.model.rollback(s)
 
     @step()
     def savepoint(self, s) -> None:
-        if len(self.world.open[s].saved) < 2:
+        if len(self.model.open[s].saved) < 2:
             self.sessions[s].begin_nested()
-            self.world.open[s].save()
+            self.model.open[s].save()
 
     @step(keep=st.booleans())
     def end_savepoint(self, s, keep) -> None:
-        if not self.world.open[s].saved:
+        if not self.model.open[s].saved:
             return
         nested = self.sessions[s].get_nested_transaction()
         assert nested is not None
         if keep:
             nested.commit()
-            self.world.open[s].saved.pop()
+            self.model.open[s].saved.pop()
         else:
             self.seen["a savepoint taken back"] += 1
             nested.rollback()
-            self.world.restore(s)
+            self.model.restore(s)
 
     @step(4, queue=queues, whole=st.booleans(), again=st.booleans())
     def dequeue_in_vain(self, s, queue, whole, again) -> None:
@@ -678,12 +677,12 @@ class QueueMachine(RuleBasedStateMachine):
 
     def metrics_are_those_of_the_model(self, s: int) -> None:
         for found in self.services[s].messages.all_metrics():
-            expected = self.world.metrics(s, found.queue)
+            expected = self.model.metrics(s, found.queue)
             assert {name: getattr(found, name) for name in expected} == expected
-            assert found.paused == (self.world.get(s, "queue", found.queue) == "paused")
+            assert found.paused == (self.model.get(s, "queue", found.queue) == "paused")
 
     def compare(self, s: int | None, live: Any, settled: Any) -> None:
-        expected = self.world.all(s, "live")
+        expected = self.model.all(s, "live")
         assert {row.id for row in live} == expected.keys()
         for row in live:
             model = expected[row.id]
@@ -693,10 +692,10 @@ class QueueMachine(RuleBasedStateMachine):
                 ahead = row.vt - row.now
                 wait = timedelta(seconds=model.wait)
                 assert wait - TOLERANCE < ahead <= wait, f"message {row.id}"
-                self.world.learn(s, row.id, row.vt)
+                self.model.learn(s, row.id, row.vt)
             else:
                 assert row.vt == model.vt, f"message {row.id}"
-        expected = self.world.all(s, "archive")
+        expected = self.model.all(s, "archive")
         assert {row.id for row in settled} == expected.keys()
         for row in settled:
             model = expected[row.id]
@@ -707,15 +706,15 @@ class QueueMachine(RuleBasedStateMachine):
         """Each committed message is live, or archived, or was removed on purpose."""
         committed = [row.id for row in (*live, *settled)]
         assert len(set(committed)) == len(committed)
-        removed = {key[1] for key in self.world.committed if key[0] == "gone"}
+        removed = {key[1] for key in self.model.committed if key[0] == "gone"}
         self.born |= {*committed} | removed
         assert self.born == {*committed} | removed
         assert not removed & {*committed}
 
     def nothing_has_two_holders(self, live: Any) -> None:
         """Of all committed deliveries one at most fits a row: this asks no model."""
-        given = Counter(one.delivery.id for one in self.world.leases)
-        tokens = {(one.delivery.id, one.delivery.fencing_token) for one in self.world.leases}
+        given = Counter(one.delivery.id for one in self.model.leases)
+        tokens = {(one.delivery.id, one.delivery.fencing_token) for one in self.model.leases}
         assert len(tokens) == given.total(), "two leases have the same token"
         for row in live:
             if row.held and row.vt > row.now:
@@ -723,8 +722,8 @@ class QueueMachine(RuleBasedStateMachine):
 
     def tokens_only_grow(self, rows: Any) -> None:
         """No number is given twice, and of a message a later lease has the greater one."""
-        world = self.world
-        given = [*world.leases, *world.uncommitted, *(x for o in world.open for x in o.leases)]
+        model = self.model
+        given = [*model.leases, *model.uncommitted, *(x for o in model.open for x in o.leases)]
         assert len({one.delivery.fencing_token for one in given}) == len(given)
         by_grant = sorted(given, key=lambda one: one.grant)
         last: dict[int, int] = {}

@@ -9,11 +9,9 @@ they did; `history` judges it. That judge is judged first, by histories that are
 from __future__ import annotations
 
 import multiprocessing
-import runpy
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,9 +19,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import ArchivedMessage, Message, QueueService
+from support import random_worker
 
-from . import actor
-from .history import Books, Event, faults
+from .history import Event, Tables, faults
 
 # --- the judge -----------------------------------------------------------------------------------
 
@@ -31,7 +29,7 @@ from .history import Books, Event, faults
 def told(*events: Event, live: Any = (), archived: Any = (), effects: Any = ()) -> list[str]:
     """The faults of a history of message 1, which was enqueued before."""
     begun = Event("enqueue", 1, 0, "p", 0, 0)
-    return faults([begun, *events], Books(live, archived, effects))
+    return faults([begun, *events], Tables(live, archived, effects))
 
 
 def lease(token: int, start: float, until: float, worker: str = "a", end: float = 0) -> Event:
@@ -152,8 +150,8 @@ def test_an_account_that_does_not_balance_is_found(
 def engine(migrated: Any) -> Iterator[sa.Engine]:
     engine = sa.create_engine(migrated.url)
     with engine.begin() as connection:
-        actor.SIDE.drop_all(connection)
-        actor.SIDE.create_all(connection)
+        random_worker.SIDE.drop_all(connection)
+        random_worker.SIDE.create_all(connection)
         connection.execute(
             sa.text("TRUNCATE pgqrs_messages, pgqrs_archive, pgqrs_queues, pgqrs_workers CASCADE")
         )
@@ -161,7 +159,7 @@ def engine(migrated: Any) -> Iterator[sa.Engine]:
         QueueService(session).queues.create("mail", max_read_ct=100_000)
     yield engine
     with engine.begin() as connection:
-        actor.SIDE.drop_all(connection)
+        random_worker.SIDE.drop_all(connection)
     engine.dispose()
 
 
@@ -169,19 +167,20 @@ def run(url: str, threads: int, processes: int, steps: int) -> None:
     """Let them all work together, to their ends."""
     spawn = multiprocessing.get_context("spawn")
     barrier = spawn.Barrier(threads + processes)
-    script = str(Path(actor.__file__))
     common = {"url": url, "steps": steps, "barrier": barrier}
     others = [
         spawn.Process(
-            target=runpy.run_path,
-            args=(script, {"given": {"name": f"process {n}", **common}}, "__main__"),
+            target=random_worker.work,
+            kwargs={"name": f"process {n}", **common},
         )
         for n in range(processes)
     ]
     for one in others:
         one.start()
     with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(actor.work, name=f"thread {n}", **common) for n in range(threads)]
+        futures = [
+            pool.submit(random_worker.work, name=f"thread {n}", **common) for n in range(threads)
+        ]
     for future in futures:
         future.result()
     for one in others:
@@ -189,7 +188,7 @@ def run(url: str, threads: int, processes: int, steps: int) -> None:
     assert [one.exitcode for one in others] == [0] * processes
 
 
-def read(engine: sa.Engine) -> tuple[list[Event], Books]:
+def read(engine: sa.Engine) -> tuple[list[Event], Tables]:
     with engine.connect() as connection:
         events = [
             Event(
@@ -202,10 +201,10 @@ def read(engine: sa.Engine) -> tuple[list[Event], Books]:
                 row.ok,
                 None if row.until is None else row.until.timestamp(),
             )
-            for row in connection.execute(sa.select(actor.HISTORY))
+            for row in connection.execute(sa.select(random_worker.HISTORY))
         ]
-        columns = (Message.id, ArchivedMessage.original_msg_id, actor.EFFECTS.c.id)
-        return events, Books(*(connection.scalars(sa.select(one)).all() for one in columns))
+        columns = (Message.id, ArchivedMessage.original_msg_id, random_worker.EFFECTS.c.id)
+        return events, Tables(*(connection.scalars(sa.select(one)).all() for one in columns))
 
 
 def judge(engine: sa.Engine) -> Counter[tuple[str, bool]]:

@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
-from waiting import PATIENCE, until_blocked
 
 from pgqrs_sa import ArchivedMessage, Message, Models, metadata
 from pgqrs_sa._core.sql import archive, consume, lease, messages, queues, settle, workers
-
-from . import scene
+from support import every_row
+from support.waiting import PATIENCE, until_blocked
 
 MODELS = Models()
 
@@ -104,43 +103,43 @@ LOCKED_OUT: dict[str, tuple[Callable[[], Any], dict[str, Any], str, int, set[int
         lambda: archive.dead_letter_exhausted(MODELS),
         {"queue": "mail", "limit": 9},
         "messages",
-        scene.SPENT,
+        every_row.SPENT,
         set(),
     ),
     "release leases": (
         lambda: workers.release_leases(MODELS),
-        {"ids": [scene.BUSY]},
+        {"ids": [every_row.BUSY]},
         "messages",
-        scene.LEASED,
-        {scene.LAST},
+        every_row.LEASED,
+        {every_row.LAST},
     ),
     "hand back": (
         lambda: consume.release_unanswered(MODELS),
-        scene.unanswered(scene.BUSY),
+        every_row.unanswered(every_row.BUSY),
         "messages",
-        scene.LEASED,
-        {scene.LAST},
+        every_row.LEASED,
+        {every_row.LAST},
     ),
     "stop the silent": (
         lambda: workers.stop_silent(MODELS, in_queue=False, holding=False),
         {"silent_for": timedelta(days=1)},
         "workers",
-        scene.SILENT,
-        {scene.SUSPENDED, scene.QUIET},
+        every_row.SILENT,
+        {every_row.SUSPENDED, every_row.QUIET},
     ),
     "prune": (
         lambda: archive.prune(MODELS, one_queue=False, by_retention=False),
         {"limit": 9, "older_than": timedelta(hours=1)},
         "archive",
-        scene.OLD,
-        {scene.OLD_ELSEWHERE, scene.KEPT},
+        every_row.OLD,
+        {every_row.OLD_ELSEWHERE, every_row.KEPT},
     ),
     "dequeue": (
         lambda: lease.dequeue(MODELS, by_worker=False),
         {"queue": "mail", "limit": 2, "lease": None, "attempts": None, "worker": None},
         "messages",
-        scene.READY,
-        {scene.URGENT, scene.LAPSED},
+        every_row.READY,
+        {every_row.URGENT, every_row.LAPSED},
     ),
 }
 
@@ -148,7 +147,7 @@ LOCKED_OUT: dict[str, tuple[Callable[[], Any], dict[str, Any], str, int, set[int
 @pytest.fixture
 def staged(engine: sa.Engine) -> sa.Engine:
     with engine.begin() as connection:
-        scene.set_up(connection)
+        every_row.set_up(connection)
     return engine
 
 
@@ -158,7 +157,7 @@ def test_what_somebody_has_locked_is_left_to_them_without_a_wait(staged, what: s
     lock = sa.text(f"SELECT id FROM pgqrs_{table} WHERE id = :id FOR UPDATE")  # noqa: S608
     with Session(staged) as other, Session(staged) as session:
         other.execute(lock, {"id": locked})
-        seen = scene.Seen(session, build(), values)
+        seen = every_row.Seen(session, build(), values)
         assert (seen.changed.get(table) or seen.gone.get(table) or set()) == taken
 
 
@@ -193,35 +192,35 @@ def rows_of(statement: Any, **values: Any) -> Callable[[Session], list[int]]:
 def test_a_batch_of_which_one_is_settled_this_very_moment_is_not_settled_at_all(staged) -> None:
     """What was counted before the wait is counted once more after it."""
     delete = settle.delete(MODELS)
-    tokens = [scene.token(scene.LEASED), scene.token(scene.LAST)]
-    both = {"ids": [scene.LEASED, scene.LAST], "tokens": tokens, "required": 2}
+    tokens = [every_row.token(every_row.LEASED), every_row.token(every_row.LAST)]
+    both = {"ids": [every_row.LEASED, every_row.LAST], "tokens": tokens, "required": 2}
     with Session(staged) as first:
-        one = {"ids": [scene.LEASED], "tokens": tokens[:1], "required": 1}
-        assert rows_of(delete, **one)(first) == [scene.LEASED]
+        one = {"ids": [every_row.LEASED], "tokens": tokens[:1], "required": 1}
+        assert rows_of(delete, **one)(first) == [every_row.LEASED]
         with Waiting(staged, rows_of(delete, **both)) as second:
             first.commit()
             assert second.result(20) == []
-        assert first.scalars(sa.select(Message.id).where(Message.id == scene.LAST)).all()
+        assert first.scalars(sa.select(Message.id).where(Message.id == every_row.LAST)).all()
 
 
 def test_a_batch_of_which_one_is_requeued_this_very_moment_is_not_requeued_at_all(staged) -> None:
     requeue = archive.requeue(MODELS)
     values = {"attempts": None, "delay": timedelta(0)}
-    both = values | {"ids": [scene.OLD, scene.DEAD], "required": 2}
+    both = values | {"ids": [every_row.OLD, every_row.DEAD], "required": 2}
     with Session(staged) as first:
-        one = values | {"ids": [scene.OLD], "required": 1}
+        one = values | {"ids": [every_row.OLD], "required": 1}
         assert rows_of(requeue, **one)(first) == [101]
         with Waiting(staged, rows_of(requeue, **both)) as second:
             first.commit()
             assert second.result(20) == []
-        kept = sa.select(ArchivedMessage.id).where(ArchivedMessage.id == scene.DEAD)
+        kept = sa.select(ArchivedMessage.id).where(ArchivedMessage.id == every_row.DEAD)
         assert first.scalars(kept).all()
 
 
 CANCEL = {
     "cancel": (
         lambda: messages.cancel(MODELS),
-        {"ids": [scene.READY, scene.LATER], "reason": None},
+        {"ids": [every_row.READY, every_row.LATER], "reason": None},
     ),
     "cancel where": (
         lambda: messages.cancel_where(MODELS, (Message.id.in_([1, 4]),), by_payload=False),
@@ -236,10 +235,10 @@ def test_what_is_leased_this_very_moment_is_not_cancelled(staged, way: str) -> N
     leasing = {"queue": "mail", "limit": 2, "lease": None, "attempts": None, "worker": None}
     with Session(staged) as first:
         taken = rows_of(lease.dequeue(MODELS, by_worker=False), **leasing)(first)
-        assert scene.READY in taken
+        assert every_row.READY in taken
         with Waiting(staged, rows_of(build(), **values)) as second:
             first.commit()
-            assert second.result(20) == [scene.LATER]
+            assert second.result(20) == [every_row.LATER]
 
 
 def test_a_purge_takes_others_in_the_place_of_what_was_purged_this_very_moment(staged) -> None:

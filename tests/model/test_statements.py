@@ -33,9 +33,8 @@ from pgqrs_sa._core.sql import (
     wakeup,
     workers,
 )
-
-from . import scene
-from .scene import MAIL, OTHER, Seen
+from support import every_row
+from support.every_row import MAIL, OTHER, Seen
 
 MODELS = Models()
 TABLES = fragments.tables(MODELS)
@@ -48,7 +47,7 @@ def staged(kept: Any) -> Iterator[sa.Engine]:
     """The scene, which every test leaves by a rollback."""
     engine = sa.create_engine(kept.url, connect_args={"options": "-c statement_timeout=90s"})
     with engine.begin() as connection:
-        scene.set_up(connection)
+        every_row.set_up(connection)
     yield engine
     engine.dispose()
 
@@ -71,17 +70,20 @@ def about(moment: datetime, span: timedelta = timedelta(0)) -> bool:
 
 TOKENS = [
     # id and token: of a live lease, of another one, and of one that has run out;
-    *((id_, scene.token(id_)) for id_ in (scene.LEASED, scene.SILENTS, scene.LAPSED)),
+    *(
+        (id_, every_row.token(id_))
+        for id_ in (every_row.LEASED, every_row.SILENTS, every_row.LAPSED)
+    ),
     # of an earlier and of a later lease, and of that of another message,
-    (scene.NOBODYS, scene.token(scene.NOBODYS) - 1),
-    (scene.LAST, scene.token(scene.LAST) + 1),
-    (scene.HOLDINGS, scene.token(scene.LEASED)),
+    (every_row.NOBODYS, every_row.token(every_row.NOBODYS) - 1),
+    (every_row.LAST, every_row.token(every_row.LAST) + 1),
+    (every_row.HOLDINGS, every_row.token(every_row.LEASED)),
     # of what is not held, and of what is not there.
-    (scene.READY, scene.token(scene.READY)),
-    (scene.HALF, scene.token(scene.HALF)),
-    (999, scene.token(999)),
+    (every_row.READY, every_row.token(every_row.READY)),
+    (every_row.HALF, every_row.token(every_row.HALF)),
+    (999, every_row.token(999)),
 ]
-MINE = {scene.LEASED, scene.SILENTS, scene.LAPSED}
+MINE = {every_row.LEASED, every_row.SILENTS, every_row.LAPSED}
 
 
 def fence(tokens: Any = TOKENS, **more: Any) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def test_a_batch_of_which_one_is_not_held_is_not_settled_at_all(session: Session
 
 
 def test_what_is_archived_is_there_as_it_was_with_its_outcome(session: Session) -> None:
-    before = scene.everything(session)
+    before = every_row.everything(session)
     seen = Seen(session, *settling()["archive"])
     for row in seen.new:
         assert (row["outcome"], row["reason"], row["last_error"]) == ("discarded", "why", "err")
@@ -155,33 +157,33 @@ def test_a_lease_that_is_given_up_or_extended_changes_these_columns(
         assert about(row["vt"], SPAN)
         if way != "extend":
             assert (row["dequeued_at"], row["consumer_worker_id"]) == (None, None)
-    assert seen.now["messages", scene.LEASED]["max_read_ct"] == 5 + (way == "release")
+    assert seen.now["messages", every_row.LEASED]["max_read_ct"] == 5 + (way == "release")
 
 
 def test_a_failure_is_put_back_only_with_an_attempt_left(session: Session) -> None:
-    tokens = [(id_, scene.token(id_)) for id_ in (scene.LAST, scene.LEASED)]
+    tokens = [(id_, every_row.token(id_)) for id_ in (every_row.LAST, every_row.LEASED)]
     seen = Seen(session, *settling(tokens)["fail"])
-    assert seen.changed == {"messages": {scene.LEASED}}
+    assert seen.changed == {"messages": {every_row.LEASED}}
 
 
 def test_whereabouts_are_of_the_messages_asked_for(session: Session) -> None:
-    asked = [scene.READY, scene.LEASED, 101, 999]
+    asked = [every_row.READY, every_row.LEASED, 101, 999]
     rows = session.execute(settle.whereabouts(MODELS), {"ids": asked}).all()
     assert [(row.id, row.state, row.held, row.settled) for row in rows] == [
-        (scene.READY, "ready", False, False),
-        (scene.LEASED, "leased", True, False),
+        (every_row.READY, "ready", False, False),
+        (every_row.LEASED, "leased", True, False),
         (101, "archived", False, True),
     ]
 
 
 # --- leasing -------------------------------------------------------------------------------------
 
-TAKEN = [scene.URGENT, scene.READY, scene.LAPSED, scene.LIMITED]
+TAKEN = [every_row.URGENT, every_row.READY, every_row.LAPSED, every_row.LIMITED]
 """What can be leased of the first queue, in its order."""
 
 
 def leasing(**more: Any) -> dict[str, Any]:
-    plain = {"queue": "mail", "limit": 9, "lease": None, "attempts": None, "worker": scene.BUSY}
+    plain = {"queue": "mail", "limit": 9, "lease": None, "attempts": None, "worker": every_row.BUSY}
     return plain | more
 
 
@@ -200,9 +202,9 @@ def test_what_is_visible_in_one_queue_and_has_attempts_is_leased(session: Sessio
         }
         assert about(row["vt"], timedelta(seconds=30))
         assert about(row["dequeued_at"])
-        assert row["consumer_worker_id"] == scene.BUSY
-        assert row["read_ct"] == 1 + (id_ == scene.LAPSED)
-        assert row["max_read_ct"] == {scene.LIMITED: 3}.get(id_, 5)
+        assert row["consumer_worker_id"] == every_row.BUSY
+        assert row["read_ct"] == 1 + (id_ == every_row.LAPSED)
+        assert row["max_read_ct"] == {every_row.LIMITED: 3}.get(id_, 5)
 
 
 def test_the_lease_and_the_attempts_may_be_given_with_the_call(session: Session) -> None:
@@ -215,7 +217,7 @@ def test_the_lease_and_the_attempts_may_be_given_with_the_call(session: Session)
         assert (row["max_read_ct"], row["consumer_worker_id"]) == (2, None)
 
 
-@pytest.mark.parametrize("worker", [scene.SUSPENDED, scene.GONE, 999])
+@pytest.mark.parametrize("worker", [every_row.SUSPENDED, every_row.GONE, 999])
 def test_a_worker_that_may_not_leases_nothing(session: Session, worker: int) -> None:
     statement = lease.dequeue(MODELS, by_worker=True)
     assert session.execute(statement, leasing(worker=worker)).all() == []
@@ -223,7 +225,7 @@ def test_a_worker_that_may_not_leases_nothing(session: Session, worker: int) -> 
     assert session.execute(statement, leasing(queue="short")).all() == []
 
 
-def places(session: Session, table: str = "f{}", ids: Sequence[int] = (scene.READY,)) -> Any:
+def places(session: Session, table: str = "f{}", ids: Sequence[int] = (every_row.READY,)) -> Any:
     """Where a dequeue goes on from: these messages, at their levels."""
     last = [session.get_one(MODELS.message, id_) for id_ in ids]
     oid = session.scalar(sa.text("SELECT CAST('pgqrs_messages'::regclass AS oid)"))
@@ -237,15 +239,15 @@ def test_behind_a_place_only_what_lies_behind_it_is_leased_at_its_own_level(
 ) -> None:
     values = leasing(**places(session))
     seen = Seen(session, lease.dequeue(MODELS, by_worker=True), values)
-    assert seen.changed == {"messages": {scene.URGENT, scene.LAPSED, scene.LIMITED}}
+    assert seen.changed == {"messages": {every_row.URGENT, every_row.LAPSED, every_row.LIMITED}}
     assert {row.cursor_table[0] for row in seen.rows} == {"f"}
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_places_may_come_in_any_order(session: Session, order: int) -> None:
-    ids = [scene.URGENT, scene.READY][::order]
+    ids = [every_row.URGENT, every_row.READY][::order]
     seen = Seen(session, lease.dequeue(MODELS, by_worker=True), leasing(**places(session, ids=ids)))
-    assert seen.changed == {"messages": {scene.LAPSED, scene.LIMITED}}
+    assert seen.changed == {"messages": {every_row.LAPSED, every_row.LIMITED}}
 
 
 @pytest.mark.parametrize("table", ["t{}", "f{}0", "f"])
@@ -255,7 +257,7 @@ def test_places_of_another_table_are_not_used(session: Session, table: str) -> N
 
 
 def test_criteria_leave_out_what_does_not_match(session: Session) -> None:
-    where = (TABLES.message.c.id != scene.URGENT,)
+    where = (TABLES.message.c.id != every_row.URGENT,)
     statement = lease.dequeue_where(MODELS, where, by_worker=True)
     seen = Seen(session, statement, leasing())
     assert seen.changed == {"messages": set(TAKEN[1:])}
@@ -267,29 +269,29 @@ def test_criteria_leave_out_what_does_not_match(session: Session) -> None:
 def test_a_turn_archives_what_is_held_and_leases_what_comes_next(session: Session) -> None:
     values = fence(TOKENS[:2] + TOKENS[3:]) | leasing(limit=2)
     seen = Seen(session, consume.settle_and_lease(MODELS), values)
-    assert seen.gone == {"messages": {scene.LEASED, scene.SILENTS}}
+    assert seen.gone == {"messages": {every_row.LEASED, every_row.SILENTS}}
     assert seen.changed == {"messages": set(TAKEN[:2])}
     assert {row["outcome"] for row in seen.new} == {"archived"}
     leased = {row.id: row.settled for row in seen.rows}
-    assert sorted(leased.pop(None)) == [scene.LEASED, scene.SILENTS]
+    assert sorted(leased.pop(None)) == [every_row.LEASED, every_row.SILENTS]
     assert leased == dict.fromkeys(TAKEN[:2])
 
 
 @pytest.mark.parametrize(
     ("named", "worker", "found"),
     [
-        (["mail"], scene.BUSY, ["mail exhausted", "mail ready"]),
+        (["mail"], every_row.BUSY, ["mail exhausted", "mail ready"]),
         (
             ["short", "mail", "other"],
-            scene.BUSY,
+            every_row.BUSY,
             ["mail exhausted", "mail ready", "other exhausted", "other ready"],
         ),
-        (["short"], scene.BUSY, []),
-        (["paused"], scene.BUSY, []),
-        (["mail"], scene.SUSPENDED, ["mail exhausted"]),
-        (["mail"], scene.STOPPED, ["mail exhausted"]),
+        (["short"], every_row.BUSY, []),
+        (["paused"], every_row.BUSY, []),
+        (["mail"], every_row.SUSPENDED, ["mail exhausted"]),
+        (["mail"], every_row.STOPPED, ["mail exhausted"]),
         (["mail"], 999, ["mail exhausted"]),
-        (["no such queue", "short"], scene.BUSY, ["no such queue missing"]),
+        (["no such queue", "short"], every_row.BUSY, ["no such queue missing"]),
     ],
 )
 def test_a_look_finds_what_this_worker_could_lease_and_what_is_exhausted(
@@ -301,8 +303,8 @@ def test_a_look_finds_what_this_worker_could_lease_and_what_is_exhausted(
 
 
 def test_nothing_is_ready_in_a_queue_of_leases_and_scheduled_messages(session: Session) -> None:
-    session.execute(sa.delete(TABLES.message).where(TABLES.message.c.id == scene.ELSEWHERE))
-    values = {"queues": ["other"], "worker": scene.BUSY}
+    session.execute(sa.delete(TABLES.message).where(TABLES.message.c.id == every_row.ELSEWHERE))
+    values = {"queues": ["other"], "worker": every_row.BUSY}
     rows = session.execute(consume.check_queues(MODELS), values).all()
     assert [(row.queue, row.found) for row in rows] == [("other", "exhausted")]
 
@@ -310,20 +312,20 @@ def test_nothing_is_ready_in_a_queue_of_leases_and_scheduled_messages(session: S
 def test_a_look_finds_what_is_ready_behind_an_urgent_message_that_is_scheduled(
     session: Session,
 ) -> None:
-    behind = sa.insert(TABLES.message).values(queue_id=scene.SHORT, payload="1")
+    behind = sa.insert(TABLES.message).values(queue_id=every_row.SHORT, payload="1")
     session.execute(behind.values(priority=-5, vt=sa.text("now() + interval '1 day'")))
-    values = {"queues": ["short"], "worker": scene.BUSY}
+    values = {"queues": ["short"], "worker": every_row.BUSY}
     assert session.execute(consume.check_queues(MODELS), values).all() == []
     session.execute(behind.values(priority=3))
     assert session.execute(consume.check_queues(MODELS), values).all() == [("short", "ready")]
 
 
 def test_what_a_turn_without_a_reply_has_leased_is_handed_back_uncharged(session: Session) -> None:
-    values = scene.unanswered(scene.BUSY, known=[scene.token(scene.LEASED)])
+    values = every_row.unanswered(every_row.BUSY, known=[every_row.token(every_row.LEASED)])
     seen = Seen(session, consume.release_unanswered(MODELS), values)
-    assert seen.changed == {"messages": {scene.LAST}}
-    assert ids(seen) == [scene.LAST]
-    row = seen.now["messages", scene.LAST]
+    assert seen.changed == {"messages": {every_row.LAST}}
+    assert ids(seen) == [every_row.LAST]
+    row = seen.now["messages", every_row.LAST]
     assert about(row["vt"])
     assert (row["max_read_ct"], row["read_ct"]) == (2, 1)
     assert (row["dequeued_at"], row["consumer_worker_id"]) == (None, None)
@@ -332,29 +334,29 @@ def test_what_a_turn_without_a_reply_has_leased_is_handed_back_uncharged(session
 @pytest.mark.parametrize(
     ("changes", "given_back"),
     [
-        ({}, {scene.LEASED, scene.LAST}),
+        ({}, {every_row.LEASED, every_row.LAST}),
         # Of another worker, from another queue, for another time, before and after it was sent.
-        ({"worker_id": scene.SILENT}, {scene.SILENTS}),
+        ({"worker_id": every_row.SILENT}, {every_row.SILENTS}),
         ({"queue": "other"}, set()),
         ({"lease": timedelta(hours=23)}, set()),
         ({"since": timedelta(minutes=4)}, set()),
         ({"until": timedelta(minutes=-4)}, set()),
-        ({"known": [scene.token(scene.LEASED), scene.token(scene.LAST)]}, set()),
+        ({"known": [every_row.token(every_row.LEASED), every_row.token(every_row.LAST)]}, set()),
     ],
 )
 def test_only_what_a_turn_without_a_reply_can_have_leased_is_handed_back(
     session: Session, changes: dict[str, Any], given_back: set[int]
 ) -> None:
-    values = scene.unanswered(scene.BUSY, **changes)
+    values = every_row.unanswered(every_row.BUSY, **changes)
     assert {*ids(Seen(session, consume.release_unanswered(MODELS), values))} == given_back
 
 
 def test_a_lease_that_was_extended_is_not_handed_back(session: Session) -> None:
     """Nobody extends what nobody knows of."""
     longer = sa.text("UPDATE pgqrs_messages SET vt = vt + interval '1 s' WHERE id = :id")
-    session.execute(longer, {"id": scene.LEASED})
-    seen = Seen(session, consume.release_unanswered(MODELS), scene.unanswered(scene.BUSY))
-    assert ids(seen) == [scene.LAST]
+    session.execute(longer, {"id": every_row.LEASED})
+    seen = Seen(session, consume.release_unanswered(MODELS), every_row.unanswered(every_row.BUSY))
+    assert ids(seen) == [every_row.LAST]
 
 
 # --- the archive ---------------------------------------------------------------------------------
@@ -362,8 +364,8 @@ def test_a_lease_that_was_extended_is_not_handed_back(session: Session) -> None:
 
 def test_only_the_exhausted_of_one_queue_are_buried(session: Session) -> None:
     seen = Seen(session, archive.dead_letter_exhausted(MODELS), {"queue": "mail", "limit": 9})
-    assert seen.gone == {"messages": {scene.SPENT}}
-    assert ids(seen) == [scene.SPENT]
+    assert seen.gone == {"messages": {every_row.SPENT}}
+    assert ids(seen) == [every_row.SPENT]
     (row,) = seen.new
     assert (row["outcome"], row["reason"]) == ("dead", archive.EXHAUSTED_REASON)
 
@@ -374,7 +376,7 @@ def requeueing(*which: int, required: int | None = None) -> dict[str, Any]:
 
 
 def test_what_is_requeued_is_what_was_asked_for(session: Session) -> None:
-    which = (scene.OLD, scene.DEAD, scene.OLD_ELSEWHERE)
+    which = (every_row.OLD, every_row.DEAD, every_row.OLD_ELSEWHERE)
     seen = Seen(session, archive.requeue(MODELS), requeueing(*which))
     assert (seen.gone, seen.changed) == ({"archive": set(which)}, {})
     assert {row["id"]: row["max_read_ct"] for row in seen.new} == {101: 6, 102: 10, 103: 8}
@@ -386,14 +388,19 @@ def test_what_is_requeued_is_what_was_asked_for(session: Session) -> None:
 
 @pytest.mark.parametrize(
     "which",
-    [(scene.LIVE_KEY,), (scene.DEAD, scene.LIVE_KEY), (scene.OLD, scene.TWIN), (scene.DEAD, 999)],
+    [
+        (every_row.LIVE_KEY,),
+        (every_row.DEAD, every_row.LIVE_KEY),
+        (every_row.OLD, every_row.TWIN),
+        (every_row.DEAD, 999),
+    ],
 )
 def test_none_is_requeued_when_one_cannot_be(session: Session, which: tuple[int, ...]) -> None:
     seen = Seen(session, archive.requeue(MODELS), requeueing(*which))
     assert (seen.gone, seen.new, seen.rows) == ({}, [], [])
 
 
-@pytest.mark.parametrize("id_", [scene.OLD, scene.TWIN])
+@pytest.mark.parametrize("id_", [every_row.OLD, every_row.TWIN])
 def test_a_key_that_another_archived_message_has_is_no_hindrance(
     session: Session, id_: int
 ) -> None:
@@ -403,19 +410,19 @@ def test_a_key_that_another_archived_message_has_is_no_hindrance(
 
 def test_a_key_that_is_live_in_another_queue_is_no_hindrance(session: Session) -> None:
     table = TABLES.message
-    elsewhere = sa.update(table).where(table.c.id == scene.ELSEWHERE).values(dedup_key="k")
+    elsewhere = sa.update(table).where(table.c.id == every_row.ELSEWHERE).values(dedup_key="k")
     session.execute(elsewhere)
-    seen = Seen(session, archive.requeue(MODELS), requeueing(scene.OLD))
-    assert seen.gone == {"archive": {scene.OLD}}
+    seen = Seen(session, archive.requeue(MODELS), requeueing(every_row.OLD))
+    assert seen.gone == {"archive": {every_row.OLD}}
 
 
 def test_which_live_message_has_the_key_of_an_archived_one(session: Session) -> None:
-    asked = {"ids": [scene.OLD, scene.DEAD, scene.LIVE_KEY, 999]}
+    asked = {"ids": [every_row.OLD, every_row.DEAD, every_row.LIVE_KEY, 999]}
     rows = session.execute(archive.requeue_candidates(MODELS), asked).all()
     assert sorted((row.id, row.original_msg_id, row.live_id) for row in rows) == [
-        (scene.OLD, 101, None),
-        (scene.DEAD, 102, None),
-        (scene.LIVE_KEY, 104, scene.READY),
+        (every_row.OLD, 101, None),
+        (every_row.DEAD, 102, None),
+        (every_row.LIVE_KEY, 104, every_row.READY),
     ]
 
 
@@ -426,42 +433,42 @@ def test_what_is_pruned_is_old_enough_for_its_queue(
 ) -> None:
     statement = archive.prune(MODELS, one_queue=one_queue, by_retention=by_retention)
     values = {"limit": 9, "queue": "mail", "older_than": timedelta(hours=1)}
-    expected = {scene.OLD}
+    expected = {every_row.OLD}
     if not one_queue:
-        expected |= {scene.OLD_ELSEWHERE} | (set() if by_retention else {scene.KEPT})
+        expected |= {every_row.OLD_ELSEWHERE} | (set() if by_retention else {every_row.KEPT})
     assert Seen(session, statement, values).gone == {"archive": expected}
 
 
 def test_only_these_archived_messages_are_deleted(session: Session) -> None:
-    seen = Seen(session, archive.delete(MODELS), {"ids": [scene.OLD, 999]})
-    assert seen.gone == {"archive": {scene.OLD}}
-    assert ids(seen) == [scene.OLD]
+    seen = Seen(session, archive.delete(MODELS), {"ids": [every_row.OLD, 999]})
+    assert seen.gone == {"archive": {every_row.OLD}}
+    assert ids(seen) == [every_row.OLD]
 
 
 # --- workers -------------------------------------------------------------------------------------
 
 
 def test_one_worker_is_read_and_one_is_written(session: Session) -> None:
-    asked = {"worker_id": scene.SILENT}
-    assert [row.id for row in session.execute(workers.get(MODELS), asked)] == [scene.SILENT]
+    asked = {"worker_id": every_row.SILENT}
+    assert [row.id for row in session.execute(workers.get(MODELS), asked)] == [every_row.SILENT]
     seen = Seen(session, workers.heartbeat(MODELS), asked | {"leased": 1})
-    assert seen.changed == {"workers": {scene.SILENT}}
-    assert seen.columns("workers", scene.SILENT) == {"heartbeat_at"}
-    assert about(seen.now["workers", scene.SILENT]["heartbeat_at"])
+    assert seen.changed == {"workers": {every_row.SILENT}}
+    assert seen.columns("workers", every_row.SILENT) == {"heartbeat_at"}
+    assert about(seen.now["workers", every_row.SILENT]["heartbeat_at"])
     seen = Seen(session, workers.heartbeat(MODELS), asked | {"leased": 7})
-    assert seen.now["workers", scene.SILENT]["leased"] == 7
+    assert seen.now["workers", every_row.SILENT]["leased"] == 7
     seen = Seen(session, workers.heartbeat(MODELS), asked | {"leased": None})
-    assert seen.now["workers", scene.SILENT]["leased"] is None
+    assert seen.now["workers", every_row.SILENT]["leased"] is None
     seen = Seen(session, workers.set_status(MODELS, "suspended"), asked)
-    assert seen.changed == {"workers": {scene.SILENT}}
-    assert seen.columns("workers", scene.SILENT) == {"status"}
+    assert seen.changed == {"workers": {every_row.SILENT}}
+    assert seen.columns("workers", every_row.SILENT) == {"status"}
     seen = Seen(session, workers.set_status(MODELS, "stopped"), asked)
-    assert seen.columns("workers", scene.SILENT) == {"status", "shutdown_at"}
-    assert seen.now["workers", scene.SILENT]["status"] == "stopped"
+    assert seen.columns("workers", every_row.SILENT) == {"status", "shutdown_at"}
+    assert seen.now["workers", every_row.SILENT]["status"] == "stopped"
 
 
 def test_a_worker_that_is_stopped_stays_as_it_is(session: Session) -> None:
-    asked = {"worker_id": scene.STOPPED}
+    asked = {"worker_id": every_row.STOPPED}
     for statement in (
         workers.heartbeat(MODELS),
         workers.set_status(MODELS, "ready"),
@@ -491,20 +498,20 @@ def test_workers_are_listed_by_status_and_queue(
 def test_the_health_of_workers_is_what_each_of_them_has_reported(session: Session) -> None:
     rows = session.execute(workers.health(MODELS)).all()
     assert {row.id: row.leased for row in rows} == {
-        scene.BUSY: 2,
-        scene.SILENT: 1,
-        scene.SUSPENDED: None,
-        scene.QUIET: 0,
+        every_row.BUSY: 2,
+        every_row.SILENT: 1,
+        every_row.SUSPENDED: None,
+        every_row.QUIET: 0,
     }
 
 
 @pytest.mark.parametrize(
     ("in_queue", "holding", "found"),
     [
-        (False, False, {scene.SILENT, scene.SUSPENDED, scene.QUIET}),
-        (True, False, {scene.SILENT, scene.QUIET}),
-        (False, True, {scene.SILENT, scene.SUSPENDED}),
-        (True, True, {scene.SILENT}),
+        (False, False, {every_row.SILENT, every_row.SUSPENDED, every_row.QUIET}),
+        (True, False, {every_row.SILENT, every_row.QUIET}),
+        (False, True, {every_row.SILENT, every_row.SUSPENDED}),
+        (True, True, {every_row.SILENT}),
     ],
 )
 def test_the_silent_are_stopped_and_nobody_else(
@@ -521,8 +528,10 @@ def test_the_silent_are_stopped_and_nobody_else(
 def test_the_leases_of_these_workers_are_released_with_the_attempt_charged(
     session: Session,
 ) -> None:
-    seen = Seen(session, workers.release_leases(MODELS), {"ids": [scene.BUSY, scene.SUSPENDED]})
-    expected = {scene.LEASED, scene.LAST, scene.SUSPENDEDS}
+    seen = Seen(
+        session, workers.release_leases(MODELS), {"ids": [every_row.BUSY, every_row.SUSPENDED]}
+    )
+    expected = {every_row.LEASED, every_row.LAST, every_row.SUSPENDEDS}
     assert seen.changed == {"messages": expected}
     assert sorted(ids(seen)) == sorted(expected)
     for id_ in expected:
@@ -538,17 +547,17 @@ def test_only_workers_that_stopped_long_ago_and_hold_nothing_are_forgotten(
     back = sa.text("UPDATE pgqrs_workers SET shutdown_at = now() - interval '9 days' WHERE id = 7")
     session.execute(back)  # it is said to have stopped, but it works: the status counts
     seen = Seen(session, workers.purge(MODELS), {"older_than": timedelta(days=7)})
-    assert seen.gone == {"workers": {scene.GONE}}
+    assert seen.gone == {"workers": {every_row.GONE}}
 
 
 @pytest.mark.parametrize(
     ("id_", "gone"),
     [
-        (scene.GONE, True),
-        (scene.STOPPED, True),
-        (scene.HOLDING, False),
-        (scene.QUIET, False),
-        (scene.SUSPENDED, False),
+        (every_row.GONE, True),
+        (every_row.STOPPED, True),
+        (every_row.HOLDING, False),
+        (every_row.QUIET, False),
+        (every_row.SUSPENDED, False),
     ],
 )
 def test_only_a_worker_that_is_stopped_and_holds_nothing_is_deleted(
@@ -562,31 +571,38 @@ def test_only_a_worker_that_is_stopped_and_holds_nothing_is_deleted(
 
 
 def test_messages_are_cancelled_unless_somebody_holds_them(session: Session) -> None:
-    asked = [scene.READY, scene.LEASED, scene.LATER, scene.LAPSED, scene.NOBODYS, 999]
+    asked = [
+        every_row.READY,
+        every_row.LEASED,
+        every_row.LATER,
+        every_row.LAPSED,
+        every_row.NOBODYS,
+        999,
+    ]
     values = {"ids": asked, "reason": "no more"}
     seen = Seen(session, messages.cancel(MODELS), values)
-    assert seen.gone == {"messages": {scene.READY, scene.LATER, scene.LAPSED}}
+    assert seen.gone == {"messages": {every_row.READY, every_row.LATER, every_row.LAPSED}}
     assert {(row["outcome"], row["reason"]) for row in seen.new} == {("cancelled", "no more")}
 
 
 def test_the_messages_of_a_queue_that_match_are_cancelled(session: Session) -> None:
-    where = (TABLES.message.c.id != scene.LATER,)
+    where = (TABLES.message.c.id != every_row.LATER,)
     values = {"queue": "mail", "reason": None, "contains": "{}"}
     statement = messages.cancel_where(MODELS, where, by_payload=True)
-    assert Seen(session, statement, values).gone == {"messages": {scene.READY}}
+    assert Seen(session, statement, values).gone == {"messages": {every_row.READY}}
     session.rollback()
     statement = messages.cancel_where(MODELS, where, by_payload=False)
-    unheld = {*TAKEN, scene.SPENT, scene.HALF}
+    unheld = {*TAKEN, every_row.SPENT, every_row.HALF}
     assert Seen(session, statement, values).gone == {"messages": unheld}
 
 
 @pytest.mark.parametrize(
     ("id_", "columns"),
     [
-        (scene.LATER, ("vt",)),
-        (scene.LAPSED, ("vt", *HELD)),
-        (scene.SPENT, ("vt", "max_read_ct", *HELD)),
-        (scene.LEASED, None),
+        (every_row.LATER, ("vt",)),
+        (every_row.LAPSED, ("vt", *HELD)),
+        (every_row.SPENT, ("vt", "max_read_ct", *HELD)),
+        (every_row.LEASED, None),
         (999, None),
     ],
 )
@@ -603,13 +619,13 @@ def test_a_message_is_rescheduled_unless_somebody_holds_it(
 
 
 def test_until_when_these_messages_are_leased(session: Session) -> None:
-    asked = {"ids": [scene.READY, scene.LEASED, scene.LAPSED, scene.LATER, 999]}
+    asked = {"ids": [every_row.READY, every_row.LEASED, every_row.LAPSED, every_row.LATER, 999]}
     rows = session.execute(messages.leased_until(MODELS), asked).all()
     assert {row.id: row.until is not None for row in rows} == {
-        scene.READY: False,
-        scene.LEASED: True,
-        scene.LAPSED: False,
-        scene.LATER: False,
+        every_row.READY: False,
+        every_row.LEASED: True,
+        every_row.LAPSED: False,
+        every_row.LATER: False,
     }
 
 
@@ -617,9 +633,9 @@ def test_until_when_these_messages_are_leased(session: Session) -> None:
 
 
 def test_one_worker_waits(session: Session) -> None:
-    seen = Seen(session, wakeup.waiting(MODELS), {"worker_id": scene.QUIET, "span": SPAN})
-    assert seen.changed == {"workers": {scene.QUIET}}
-    assert about(seen.now["workers", scene.QUIET]["waiting_until"], SPAN)
+    seen = Seen(session, wakeup.waiting(MODELS), {"worker_id": every_row.QUIET, "span": SPAN})
+    assert seen.changed == {"workers": {every_row.QUIET}}
+    assert about(seen.now["workers", every_row.QUIET]["waiting_until"], SPAN)
 
 
 @pytest.mark.parametrize(
@@ -642,10 +658,10 @@ def test_a_queue_is_awaited_by_a_worker_of_its_own_that_is_ready_and_waits(
 
 def test_the_queues_in_which_these_messages_are_visible(session: Session) -> None:
     visible = wakeup.visible(TABLES.queue, TABLES.message, TABLES.worker, notify=False)
-    asked = {"ids": [scene.READY, scene.LATER, scene.SUSPENDEDS]}
+    asked = {"ids": [every_row.READY, every_row.LATER, every_row.SUSPENDEDS]}
     assert session.scalars(visible, asked).all() == ["mail"]
-    assert session.scalars(visible, {"ids": [scene.ELSEWHERE]}).all() == ["other"]
-    assert session.scalars(visible, {"ids": [scene.LATER]}).all() == []
+    assert session.scalars(visible, {"ids": [every_row.ELSEWHERE]}).all() == ["other"]
+    assert session.scalars(visible, {"ids": [every_row.LATER]}).all() == []
 
 
 # --- enqueueing ----------------------------------------------------------------------------------
@@ -702,7 +718,10 @@ def test_an_enqueue_notifies_of_what_is_visible_where_somebody_waits(
 
 def test_what_is_made_visible_notifies_where_somebody_waits(session: Session) -> None:
     visible = wakeup.visible(TABLES.queue, TABLES.message, TABLES.worker, notify=True)
-    asked = {"ids": [scene.READY, scene.ELSEWHERE, scene.LATER], "channel": "pgqrs_test"}
+    asked = {
+        "ids": [every_row.READY, every_row.ELSEWHERE, every_row.LATER],
+        "channel": "pgqrs_test",
+    }
     rows = session.execute(visible, asked).all()
     assert {row.queue_name: row.notified is not None for row in rows} == {
         "mail": True,
@@ -721,7 +740,7 @@ def test_what_a_query_returns_gets_into_the_queue_that_is_named_if_that_takes_it
     assert put("mail", "x") == [MAIL]
     assert put("no such queue", "x") == []
     assert put("short", "123456789") == []
-    assert put("short", "12345678") == [scene.SHORT]
+    assert put("short", "12345678") == [every_row.SHORT]
 
 
 def test_a_keyed_batch_returns_the_live_messages_of_the_keys_that_it_could_not_insert(
@@ -734,7 +753,9 @@ def test_a_keyed_batch_returns_the_live_messages_of_the_keys_that_it_could_not_i
     values = ENQUEUED | {"items": f"[{','.join(map(item, keys))}]", "keys": keys}
     seen = Seen(session, enqueue.many(MODELS, keyed=True, notify=False), values)
     assert [row["dedup_key"] for row in seen.new] == ["k", "more"]
-    assert {row.dedup_key: row.id for row in seen.rows if row.duplicate} == {"live": scene.READY}
+    assert {row.dedup_key: row.id for row in seen.rows if row.duplicate} == {
+        "live": every_row.READY
+    }
     assert {row.dedup_key for row in seen.rows if not row.duplicate} == {"k", "more"}
     assert seen.changed == {}
 
@@ -743,8 +764,8 @@ def test_live_keys_are_those_of_one_queue(session: Session) -> None:
     def live(**values: Any) -> list[int]:
         return [row.id for row in session.execute(enqueue.live_keys(MODELS), values)]
 
-    assert live(queue="mail", keys=["live", "k"]) == [scene.READY]
-    assert live(queue="other", keys=["live", "free"]) == [scene.ELSEWHERE]
+    assert live(queue="mail", keys=["live", "k"]) == [every_row.READY]
+    assert live(queue="other", keys=["live", "free"]) == [every_row.ELSEWHERE]
     assert live(queue="paused", keys=["live"]) == []
 
 
@@ -769,8 +790,8 @@ def test_a_flush_asks_for_the_keys_of_its_messages(session: Session) -> None:
         rows = session.execute(keyed, {"ids": queue_ids, "keys": keys})
         return sorted(row.id for row in rows)
 
-    assert found([MAIL], ["live"]) == [scene.READY]
-    assert found([MAIL, OTHER], ["live", "no"]) == [scene.READY, scene.ELSEWHERE]
+    assert found([MAIL], ["live"]) == [every_row.READY]
+    assert found([MAIL, OTHER], ["live", "no"]) == [every_row.READY, every_row.ELSEWHERE]
     assert found([OTHER], ["free"]) == []
 
 
@@ -784,26 +805,26 @@ def test_one_queue_is_read_changed_and_emptied(session: Session) -> None:
     assert seen.changed == {"queues": {MAIL}}
     assert seen.columns("queues", MAIL) == {"paused_at"}
     seen = Seen(session, queues.resume(MODELS), {"queue": "paused"})
-    assert seen.changed == {"queues": {scene.PAUSED}}
-    assert seen.now["queues", scene.PAUSED]["paused_at"] is None
+    assert seen.changed == {"queues": {every_row.PAUSED}}
+    assert seen.now["queues", every_row.PAUSED]["paused_at"] is None
     update = queues.update(MODELS, ("lease_seconds",))
     seen = Seen(session, update, {"queue": "other", "new_lease_seconds": 99})
     assert (seen.changed, seen.columns("queues", OTHER)) == ({"queues": {OTHER}}, {"lease_seconds"})
     counted = session.execute(queues.contents(MODELS), {"queue": "other"}).one()
     assert tuple(counted) == (3, 1)
     # Of another queue, unchanged, leased since, gone; the tokens are those of the scene.
-    ids = [scene.READY, scene.ELSEWHERE, scene.SUSPENDEDS, 99]
+    ids = [every_row.READY, every_row.ELSEWHERE, every_row.SUSPENDEDS, 99]
     read = {"queue": "other", "ids": ids, "tokens": [501, 507, 501, 508]}
     with session.begin_nested() as savepoint:
         seen = Seen(session, queues.purge_unchanged(MODELS), read)
-        assert seen.gone == {"messages": {scene.ELSEWHERE}}
+        assert seen.gone == {"messages": {every_row.ELSEWHERE}}
         savepoint.rollback()
     seen = Seen(session, queues.purge(MODELS), {"queue": "other", "limit": None, "up_to": None})
     assert seen.gone == {
-        "messages": {scene.ELSEWHERE, scene.SUSPENDEDS, scene.SPENT_ELSEWHERE},
+        "messages": {every_row.ELSEWHERE, every_row.SUSPENDEDS, every_row.SPENT_ELSEWHERE},
     }
     seen = Seen(session, queues.delete_history(MODELS), {"queue": "other"})
-    assert seen.gone == {"archive": {scene.OLD_ELSEWHERE}}
+    assert seen.gone == {"archive": {every_row.OLD_ELSEWHERE}}
     assert Seen(session, queues.delete(MODELS), {"queue": "other"}).gone == {"queues": {OTHER}}
     assert Seen(session, queues.delete(MODELS), {"queue": "no such queue"}).gone == {}
 
@@ -864,10 +885,10 @@ def test_what_is_found_in_the_archive_is_what_was_asked_for(session: Session) ->
 
 
 def test_one_message_and_one_archived_message_are_read(session: Session) -> None:
-    (row,) = session.execute(queries.message_by_id(MODELS), {"id": scene.ELSEWHERE}).all()
-    assert (row.id, row.queue, row.state) == (scene.ELSEWHERE, "other", "ready")
-    (row,) = session.execute(queries.archived_by_id(MODELS), {"id": scene.DEAD}).all()
-    assert (row.id, row.queue, row.outcome) == (scene.DEAD, "mail", "dead")
+    (row,) = session.execute(queries.message_by_id(MODELS), {"id": every_row.ELSEWHERE}).all()
+    assert (row.id, row.queue, row.state) == (every_row.ELSEWHERE, "other", "ready")
+    (row,) = session.execute(queries.archived_by_id(MODELS), {"id": every_row.DEAD}).all()
+    assert (row.id, row.queue, row.outcome) == (every_row.DEAD, "mail", "dead")
 
 
 COUNTS = {
@@ -925,11 +946,15 @@ def test_the_backlog_of_each_queue(session: Session) -> None:
 def test_the_overview_counts_what_is_live_and_what_is_dead(session: Session) -> None:
     moment = sa.func.now() - timedelta(days=2)
     table = TABLES.message
-    session.execute(sa.update(table).where(table.c.id == scene.READY).values(enqueued_at=moment))
+    session.execute(
+        sa.update(table).where(table.c.id == every_row.READY).values(enqueued_at=moment)
+    )
     older = {"vt": sa.func.now() - timedelta(days=30)}  # but what is exhausted does not wait
-    session.execute(sa.update(table).where(table.c.id == scene.SPENT).values(older))
+    session.execute(sa.update(table).where(table.c.id == every_row.SPENT).values(older))
     archived = TABLES.archived
-    cancelled = sa.update(archived).where(archived.c.id == scene.KEPT).values(outcome="cancelled")
+    cancelled = (
+        sa.update(archived).where(archived.c.id == every_row.KEPT).values(outcome="cancelled")
+    )
     session.execute(cancelled)
     rows = session.execute(health.overview(MODELS), {"since": timedelta(days=1)}).all()
     found = {
@@ -973,22 +998,32 @@ def test_leases_that_are_stuck_are_those_of_workers_that_are_stopped_or_gone(
     session: Session,
 ) -> None:
     table = TABLES.message
-    for id_, worker in ((scene.SILENTS, 999), (scene.LATER, 998), (scene.NOBODYS, None)):
+    for id_, worker in (
+        (every_row.SILENTS, 999),
+        (every_row.LATER, 998),
+        (every_row.NOBODYS, None),
+    ):
         values = {"consumer_worker_id": worker}
         session.execute(sa.update(table).where(table.c.id == id_).values(values))
     far = {"vt": sa.func.now() + timedelta(days=3)}
-    far_ones = [scene.LEASED, scene.SILENTS, scene.HOLDINGS, scene.LATER, scene.NOBODYS]
+    far_ones = [
+        every_row.LEASED,
+        every_row.SILENTS,
+        every_row.HOLDINGS,
+        every_row.LATER,
+        every_row.NOBODYS,
+    ]
     session.execute(sa.update(table).where(table.c.id.in_(far_ones)).values(far))
-    values = {"consumer_worker_id": scene.STOPPED}  # not for long any more
-    session.execute(sa.update(table).where(table.c.id == scene.LAST).values(values))
+    values = {"consumer_worker_id": every_row.STOPPED}  # not for long any more
+    session.execute(sa.update(table).where(table.c.id == every_row.LAST).values(values))
     rows = session.execute(health.stuck_leases(MODELS), {"ahead": timedelta(days=2)}).all()
-    assert {row.worker_id: row.leases for row in rows} == {scene.HOLDING: 1, 999: 1}
+    assert {row.worker_id: row.leases for row in rows} == {every_row.HOLDING: 1, 999: 1}
 
 
 def test_what_one_worker_holds_is_given_back(session: Session) -> None:
-    seen = Seen(session, health.release_worker(MODELS), {"worker_id": scene.BUSY})
-    assert seen.changed == {"messages": {scene.LEASED, scene.LAST}}
-    for id_ in (scene.LEASED, scene.LAST):
+    seen = Seen(session, health.release_worker(MODELS), {"worker_id": every_row.BUSY})
+    assert seen.changed == {"messages": {every_row.LEASED, every_row.LAST}}
+    for id_ in (every_row.LEASED, every_row.LAST):
         assert seen.columns("messages", id_) == {"vt", *HELD}
         row = seen.now["messages", id_]
         assert about(row["vt"])
@@ -998,21 +1033,31 @@ def test_what_one_worker_holds_is_given_back(session: Session) -> None:
 def test_the_workers_that_are_silent(session: Session) -> None:
     values = {"silence": timedelta(days=1)}
     rows = session.execute(health.silent_workers(MODELS), values).all()
-    assert [row.id for row in rows] == [scene.SILENT, scene.SUSPENDED, scene.QUIET]
+    assert [row.id for row in rows] == [every_row.SILENT, every_row.SUSPENDED, every_row.QUIET]
 
 
 def test_queues_that_are_not_there_are_found_by_what_refers_to_them(session: Session) -> None:
     message, archived = TABLES.message, TABLES.archived
-    lost = {scene.READY: 50, scene.SPENT: 60, scene.LEASED: 50, scene.LAST: 70, scene.URGENT: 80}
+    lost = {
+        every_row.READY: 50,
+        every_row.SPENT: 60,
+        every_row.LEASED: 50,
+        every_row.LAST: 70,
+        every_row.URGENT: 80,
+    }
     for id_, queue in lost.items():
         session.execute(sa.update(message).where(message.c.id == id_).values(queue_id=queue))
-    for id_, queue in {scene.OLD: 90, scene.DEAD: 95}.items():
+    for id_, queue in {every_row.OLD: 90, every_row.DEAD: 95}.items():
         session.execute(sa.update(archived).where(archived.c.id == id_).values(queue_id=queue))
     live, settled = integrity.missing_queues(MODELS)
     assert session.scalars(live).all() == [50, 60, 70, 80]
     assert session.scalars(settled).all() == [90, 95]
     values = {"consumer_worker_id": 999}
-    for id_ in (scene.SILENTS, scene.LAPSED, scene.LATER):  # held, run out, and not held
+    for id_ in (
+        every_row.SILENTS,
+        every_row.LAPSED,
+        every_row.LATER,
+    ):  # held, run out, and not held
         session.execute(sa.update(message).where(message.c.id == id_).values(values))
     row = session.execute(integrity.orphans(MODELS)).one()
     assert tuple(row) == (5, 2, 1)

@@ -1,28 +1,21 @@
-"""The kit and the worker's program on the path, a server to crash, and a team of processes.
+"""A server to crash, and a fleet of processes with consumers.
 
 What takes longer than seconds runs with ``pytest tests/processes -m long -n 0``, and the
-big run by itself: ``python -m tests.processes.endurance``.
+big run by itself: ``PYTHONPATH=tests python -m support.endurance``.
 """
 
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-HERE = Path(__file__).parent
-for place in (HERE, HERE.parent / "chaos"):
-    if str(place) not in sys.path:
-        sys.path.insert(0, str(place))
-
-from hands.team import Team  # noqa: E402
-from kit import bouncer  # noqa: E402
-from kit.proxy import Proxy  # noqa: E402
-from kit.servers import Address, OwnServer, own_server  # noqa: E402
+from support import bouncer
+from support.processes import ConsumerFleet
+from support.proxy import Proxy
+from support.servers import Address, OwnServer, own_server
 
 _numbers = itertools.count(1)
 
@@ -51,7 +44,7 @@ def own() -> Iterator[OwnServer]:
 @pytest.fixture
 def address(own: OwnServer) -> Address:
     """A database of one's own on it, with the queue's tables, the books and a queue ``mail``."""
-    return own.database(f"hands{next(_numbers)}")
+    return own.database(f"processes{next(_numbers)}")
 
 
 @pytest.fixture
@@ -63,10 +56,10 @@ def engine(address: Address) -> Iterator[sa.Engine]:
 
 
 @pytest.fixture
-def team(address: Address, engine: sa.Engine) -> Iterator[Team]:
+def fleet(address: Address, engine: sa.Engine) -> Iterator[ConsumerFleet]:
     """Its processes are killed at the end, those that still run."""
-    with Team(address, engine) as team:
-        yield team
+    with ConsumerFleet(address, engine) as fleet:
+        yield fleet
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
-"""The big run, small: see `tests/processes/endurance.py`."""
+"""The big run, small: see `support.endurance`."""
 
 from __future__ import annotations
 
 import pytest
-from endurance import Options, endure
+
+from support.endurance import Options, endure
 
 
 def test_nothing_is_lost_or_done_twice_while_processes_and_the_server_die(own):

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pytest
-from hands.team import KINDS, settings_of
-from kit.scripts import Script
-from kit.servers import run_sql
+
+from support.processes import KINDS, settings_of
+from support.scripts import Script
+from support.servers import run_sql
 
 PARENT = """
 import asyncio, os, signal, threading
 os.setpgrp()
-sys.path.insert(0, args["here"])
-from hands.worker import make_async, make_sync
+from support.consumer_program import make_async, make_sync
 
 if args["kind"] == "sync":
     consumer, engine = make_sync(args, None)
@@ -75,25 +74,27 @@ def family(code=PARENT, **args):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_children_of_a_parent_that_used_the_engine_work_and_leave_its_connections_alone(team, kind):
-    args = settings_of(team.address, kind, name=kind)
-    with family(here=str(Path(__file__).parent), **args) as parent:
+def test_children_of_a_parent_that_used_the_engine_work_and_leave_its_connections_alone(
+    fleet, kind
+):
+    args = settings_of(fleet.address, kind, name=kind)
+    with family(**args) as parent:
         children = parent.expect("forked")["children"]
-        team.registered(2)
-        team.send(*[{"ms": 1}] * 60)
-        team.emptied()
+        fleet.registered(2)
+        fleet.send(*[{"ms": 1}] * 60)
+        fleet.emptied()
         parent.tell("go")
         assert parent.expect("ended") == {"codes": [0, 0], "same": True}, parent.errors
         if kind == "sync":
-            team.send({})
-            team.emptied()
+            fleet.send({})
+            fleet.emptied()
             parent.tell("stop")
             assert parent.expect("worked") == {"code": 0}
         assert parent.wait() == 0, parent.errors
-    rows = run_sql(team.address, "SELECT pid, status FROM pgqrs_workers ORDER BY id")
+    rows = run_sql(fleet.address, "SELECT pid, status FROM pgqrs_workers ORDER BY id")
     assert {pid for pid, _ in rows[:2]} == set(children)
     assert {status for _, status in rows} == {"stopped"}
-    assert team.audit().archived == 60 + (kind == "sync")
+    assert fleet.audit().archived == 60 + (kind == "sync")
 
 
 FORKS = """
@@ -140,11 +141,11 @@ else:
 
 @pytest.mark.parametrize(("how", "code"), [("returns", 1), ("raises", 1), ("exits", 7)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_child_that_was_forked_in_a_handler_and_comes_back_from_it_ends(team, kind, how, code):
-    team.send({})
-    with family(FORKS, **settings_of(team.address, kind, how=how)) as parent:
+def test_a_child_that_was_forked_in_a_handler_and_comes_back_from_it_ends(fleet, kind, how, code):
+    fleet.send({})
+    with family(FORKS, **settings_of(fleet.address, kind, how=how)) as parent:
         assert parent.expect("ended") == {"code": code}, parent.errors
         assert parent.expect("over") == {"code": 0}, parent.errors
         assert parent.wait() == 0
         assert "was forked in a handler" in parent.errors
-    assert run_sql(team.address, "SELECT outcome FROM pgqrs_archive") == [("archived",)]
+    assert run_sql(fleet.address, "SELECT outcome FROM pgqrs_archive") == [("archived",)]

@@ -7,43 +7,43 @@ come are stopped (SIGSTOP) until then.
 from __future__ import annotations
 
 import pytest
-from hands.team import KINDS
-from kit.servers import run_sql, until
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import QueueService
+from support.processes import KINDS
+from support.servers import run_sql, until
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 @kinds
-def test_what_killed_processes_held_is_done_by_another(team, kind):
+def test_what_killed_processes_held_is_done_by_another(fleet, kind):
     settings = {"on": {"lease": 3}, "consumer": {"concurrency": 3}}
-    doomed = [team.start(kind, **settings) for _ in range(3)]
-    last = team.start(kind, **settings)
-    team.registered(4)
+    doomed = [fleet.start(kind, **settings) for _ in range(3)]
+    last = fleet.start(kind, **settings)
+    fleet.registered(4)
     last.freeze()
-    team.send(*[{"ms": 2}] * 20, *[{"do": "wait"}] * 12)
+    fleet.send(*[{"ms": 2}] * 20, *[{"do": "wait"}] * 12)
     for worker in doomed:
         worker.expect("begun")
         assert worker.kill() == -9
     last.tell("go")
     last.thaw()
-    team.emptied()
-    team.shutdown([last])
-    found = team.audit()
+    fleet.emptied()
+    fleet.shutdown([last])
+    found = fleet.audit()
     assert found.archived == 32
     assert found.attempts >= 32 + 3
 
 
 @kinds
-def test_a_process_that_slept_past_its_lease_changes_nothing(team, kind):
+def test_a_process_that_slept_past_its_lease_changes_nothing(fleet, kind):
     """SIGSTOP, the lease runs out, another takes it, SIGCONT: no effect, and it goes on working."""
-    sleeper = team.start(kind, on={"lease": 5}, tell=["on_lease_lost", "on_success"])
-    other = team.start("sync", consumer={"concurrency": 1})
-    team.registered(2)
+    sleeper = fleet.start(kind, on={"lease": 5}, tell=["on_lease_lost", "on_success"])
+    other = fleet.start("sync", consumer={"concurrency": 1})
+    fleet.registered(2)
     other.freeze()
-    team.send({"do": "wait"})
+    fleet.send({"do": "wait"})
     attempt = sleeper.expect("begun")["attempt"]
     sleeper.freeze()
     other.thaw()
@@ -54,23 +54,23 @@ def test_a_process_that_slept_past_its_lease_changes_nothing(team, kind):
     if kind == "sync":  # a task is cancelled, and may not get so far
         sleeper.heard("written")
     # The other one still waits: whatever is done now, the sleeper does.
-    assert run_sql(team.address, "SELECT count(*) FROM book_effects") == [(0,)]
-    team.send({})
+    assert run_sql(fleet.address, "SELECT count(*) FROM book_effects") == [(0,)]
+    fleet.send({})
     sleeper.expect("on_success")
     other.tell("go")
-    team.emptied()
-    team.shutdown()
-    assert team.audit().effects == 2
+    fleet.emptied()
+    fleet.shutdown()
+    assert fleet.audit().effects == 2
 
 
 @kinds
-def test_a_process_that_was_taken_for_dead_registers_anew(team, kind, engine):
-    team.send({"do": "wait"})
-    sleeper = team.start(kind, tell=["on_lease_lost", "on_success"])
+def test_a_process_that_was_taken_for_dead_registers_anew(fleet, kind, engine):
+    fleet.send({"do": "wait"})
+    sleeper = fleet.start(kind, tell=["on_lease_lost", "on_success"])
     sleeper.expect("begun")
     sleeper.freeze()
     silent = "SELECT 1 FROM pgqrs_workers WHERE now() - heartbeat_at > interval '0.7 seconds'"
-    until(lambda: run_sql(team.address, silent), "it has been silent")
+    until(lambda: run_sql(fleet.address, silent), "it has been silent")
     with Session(engine) as session, session.begin():
         assert QueueService(session).workers.reclaim(silent_for=0.7) == 1
     sleeper.tell("go")
@@ -78,35 +78,35 @@ def test_a_process_that_was_taken_for_dead_registers_anew(team, kind, engine):
     assert sleeper.expect("on_lease_lost")["attempt"] == 1
     # The same process takes the message once more, under its new name.
     assert sleeper.expect("on_success")["attempt"] == 2
-    team.registered(1)
-    team.shutdown()
-    rows = run_sql(team.address, "SELECT pid, status FROM pgqrs_workers")
+    fleet.registered(1)
+    fleet.shutdown()
+    rows = run_sql(fleet.address, "SELECT pid, status FROM pgqrs_workers")
     assert rows == [(sleeper.pid, "stopped")] * 2
-    assert team.audit().effects == 1
+    assert fleet.audit().effects == 1
 
 
 @pytest.mark.parametrize(("kind", "how", "code"), [("sync", "crash", 7), ("asyncpg", "oom", -9)])
-def test_a_message_that_kills_its_process_is_dead_after_its_attempts(team, kind, how, code):
+def test_a_message_that_kills_its_process_is_dead_after_its_attempts(fleet, kind, how, code):
     settings = {"on": {"lease": 3}, "consumer": {"concurrency": 1}, "retry": {"max_attempts": 3}}
-    workers = [team.start(kind, **settings) for _ in range(4)]
-    team.registered(4)
-    (poison,) = team.send({"do": how})
+    workers = [fleet.start(kind, **settings) for _ in range(4)]
+    fleet.registered(4)
+    (poison,) = fleet.send({"do": how})
     until(lambda: sum(one.process.poll() == code for one in workers) == 3, "three have died")
-    team.send({})
-    team.emptied()
-    team.shutdown()
-    found = team.audit()
+    fleet.send({})
+    fleet.emptied()
+    fleet.shutdown()
+    found = fleet.audit()
     assert (found.archived, found.dead, found.started) == (1, 1, 4)
     dead = "SELECT original_msg_id FROM pgqrs_archive WHERE outcome = 'dead'"
-    assert run_sql(team.address, dead) == [(poison,)]
+    assert run_sql(fleet.address, dead) == [(poison,)]
 
 
 @kinds
-def test_a_message_whose_handler_runs_out_of_memory_is_dead_after_its_attempts(team, kind):
-    worker = team.start(kind, retry={"max_attempts": 3}, tell=["on_retry", "on_dead"])
-    team.send({"do": "memory"}, {})
+def test_a_message_whose_handler_runs_out_of_memory_is_dead_after_its_attempts(fleet, kind):
+    worker = fleet.start(kind, retry={"max_attempts": 3}, tell=["on_retry", "on_dead"])
+    fleet.send({"do": "memory"}, {})
     assert worker.expect("on_dead")["error"] == "MemoryError"
-    team.emptied()
-    team.shutdown()
-    found = team.audit()
+    fleet.emptied()
+    fleet.shutdown()
+    found = fleet.audit()
     assert (found.archived, found.dead, found.started) == (1, 1, 4)

@@ -6,8 +6,9 @@ import signal
 import socket
 
 import pytest
-from hands.team import KINDS
-from kit.servers import Address, run_sql, until
+
+from support.processes import KINDS
+from support.servers import Address, run_sql, until
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -20,79 +21,79 @@ GIVEN_BACK = [(True, True, 1, 51)]
     ("kind", "number"),
     [*((kind, signal.SIGTERM) for kind in KINDS), *((k, signal.SIGINT) for k in KINDS[:2])],
 )
-def test_a_process_that_is_told_to_end_finishes_its_handlers_first(team, kind, number):
-    worker = team.start(kind, consumer={"concurrency": 2})
-    team.send({"do": "wait"}, {"do": "wait"})
+def test_a_process_that_is_told_to_end_finishes_its_handlers_first(fleet, kind, number):
+    worker = fleet.start(kind, consumer={"concurrency": 2})
+    fleet.send({"do": "wait"}, {"do": "wait"})
     worker.expect("begun")
     worker.expect("begun")
-    team.send({})
+    fleet.send({})
     worker.process.send_signal(number)
     worker.tell("go")
     assert worker.wait() == 0, worker.errors
-    left = run_sql(team.address, "SELECT count(*) FROM pgqrs_messages")[0][0]
-    found = team.audit(live=left)  # one, unless it was quicker than the signal
+    left = run_sql(fleet.address, "SELECT count(*) FROM pgqrs_messages")[0][0]
+    found = fleet.audit(live=left)  # one, unless it was quicker than the signal
     # One that was leased as the signal came is given back, uncharged, but was counted.
     assert found.archived == 3 - left
 
 
 @kinds
-def test_a_handler_that_does_not_end_in_time_gives_its_message_back(team, kind):
+def test_a_handler_that_does_not_end_in_time_gives_its_message_back(fleet, kind):
     # A lease that is long enough to show that it does not simply run out.
-    worker = team.start(kind, consumer={"drain_timeout": 0.3}, on={"lease": 900})
-    team.send({"do": "wait"})
+    worker = fleet.start(kind, consumer={"drain_timeout": 0.3}, on={"lease": 900})
+    fleet.send({"do": "wait"})
     worker.expect("begun")
     worker.terminate()
     assert worker.wait() == 1, worker.errors
-    assert run_sql(team.address, LEASES) == GIVEN_BACK
-    team.audit(live=1)
+    assert run_sql(fleet.address, LEASES) == GIVEN_BACK
+    fleet.audit(live=1)
 
 
 @kinds
-def test_the_second_signal_does_not_wait(team, kind):
-    worker = team.start(kind, consumer={"drain_timeout": 600}, on={"lease": 900})
-    team.send({"do": "wait"})
+def test_the_second_signal_does_not_wait(fleet, kind):
+    worker = fleet.start(kind, consumer={"drain_timeout": 600}, on={"lease": 900})
+    fleet.send({"do": "wait"})
     worker.expect("begun")
     worker.terminate()
     worker.process.send_signal(signal.SIGINT)  # another one: two of a kind may arrive as one
     assert worker.wait() == 1, worker.errors  # of ten minutes to drain
-    assert run_sql(team.address, LEASES) == GIVEN_BACK
-    team.audit(live=1)
+    assert run_sql(fleet.address, LEASES) == GIVEN_BACK
+    fleet.audit(live=1)
 
 
 @kinds
-def test_an_idle_process_ends_at_once(team, kind):
-    worker = team.start(kind, consumer={"poll_interval": 600})
-    team.registered()
+def test_an_idle_process_ends_at_once(fleet, kind):
+    worker = fleet.start(kind, consumer={"poll_interval": 600})
+    fleet.registered()
     worker.terminate()
     assert worker.wait() == 0, worker.errors
-    team.audit()
+    fleet.audit()
 
 
 @pytest.mark.parametrize("kind", ["sync", "asyncpg"])
-def test_a_process_under_load_leaves_no_lease_behind(team, kind):
+def test_a_process_under_load_leaves_no_lease_behind(fleet, kind):
     """The signal comes while leases are on their way: often enough to meet each moment."""
-    team.send(*[{}] * 1500)
+    fleet.send(*[{}] * 1500)
     for _ in range(4):
-        worker = team.start(kind, consumer={"concurrency": 4}, on={"lease": 900, "prefetch": 8})
-        before = _done(team)
-        until(lambda before=before: _done(team) > before + 20, "it works")
+        worker = fleet.start(kind, consumer={"concurrency": 4}, on={"lease": 900, "prefetch": 8})
+        before = _done(fleet)
+        until(lambda before=before: _done(fleet) > before + 20, "it works")
         worker.terminate()
         assert worker.wait() == 0, worker.errors
         held = "SELECT count(*) FROM pgqrs_messages WHERE dequeued_at IS NOT NULL"
-        assert run_sql(team.address, held) == [(0,)]
-    left = run_sql(team.address, "SELECT count(*) FROM pgqrs_messages")[0][0]
-    team.audit(live=left)
+        assert run_sql(fleet.address, held) == [(0,)]
+    left = run_sql(fleet.address, "SELECT count(*) FROM pgqrs_messages")[0][0]
+    fleet.audit(live=left)
 
 
-def _done(team):
-    return run_sql(team.address, "SELECT count(*) FROM pgqrs_archive")[0][0]
+def _done(fleet):
+    return run_sql(fleet.address, "SELECT count(*) FROM pgqrs_archive")[0][0]
 
 
 @kinds
-def test_a_signal_is_heeded_while_the_database_does_not_answer_at_the_start(team, kind):
+def test_a_signal_is_heeded_while_the_database_does_not_answer_at_the_start(fleet, kind):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
         host, port = silent.getsockname()
-        worker = team.start(kind, through=Address(host, port))
+        worker = fleet.start(kind, through=Address(host, port))
         connection, _ = silent.accept()
         with connection:
             worker.terminate()
@@ -102,12 +103,12 @@ def test_a_signal_is_heeded_while_the_database_does_not_answer_at_the_start(team
 @pytest.mark.parametrize(
     ("kind", "busy"), [("sync", True), ("asyncpg", True), *((kind, False) for kind in KINDS)]
 )
-def test_a_signal_is_heeded_while_the_database_is_down(team, proxy, kind, busy):
-    through = team.address.via(*proxy.address)
-    worker = team.start(kind, through=through, consumer={"drain_timeout": 600}, on={"lease": 60})
-    team.registered()
+def test_a_signal_is_heeded_while_the_database_is_down(fleet, proxy, kind, busy):
+    through = fleet.address.via(*proxy.address)
+    worker = fleet.start(kind, through=through, consumer={"drain_timeout": 600}, on={"lease": 60})
+    fleet.registered()
     if busy:
-        team.send({"do": "wait"})
+        fleet.send({"do": "wait"})
         worker.expect("begun")
     proxy.close()  # every connection ends, and no other is to be had
     worker.tell("go")
@@ -117,13 +118,13 @@ def test_a_signal_is_heeded_while_the_database_is_down(team, proxy, kind, busy):
 
 
 @kinds
-def test_a_settlement_that_the_database_does_not_take_does_not_keep_the_process(team, proxy, kind):
+def test_a_settlement_that_the_database_does_not_take_does_not_keep_the_process(fleet, proxy, kind):
     """The handler has ended before the signal comes: only its last words are left to say."""
     # With one message it leases no other: it is the settlement that it waits with.
     drain = {"drain_timeout": 600, "concurrency": 1}
-    through = team.address.via(*proxy.address)
-    worker = team.start(kind, through=through, consumer=drain, on={"lease": 60})
-    team.send({"do": "wait"})
+    through = fleet.address.via(*proxy.address)
+    worker = fleet.start(kind, through=through, consumer=drain, on={"lease": 60})
+    fleet.send({"do": "wait"})
     worker.expect("begun")
     proxy.close()
     worker.tell("go")

@@ -4,53 +4,54 @@ from __future__ import annotations
 
 import pytest
 import sqlalchemy as sa
-from hands.team import KINDS
-from kit.servers import run_sql, terminate_backends, until
+
+from support.processes import KINDS
+from support.servers import run_sql, terminate_backends, until
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 @kinds
-def test_silent_connections_are_cut_and_running_handlers_keep_their_leases(team, proxy, kind):
+def test_silent_connections_are_cut_and_running_handlers_keep_their_leases(fleet, proxy, kind):
     """The cable is cut: neither FIN nor RST. Its own connections go; new ones are to be had."""
-    worker = team.start(
+    worker = fleet.start(
         kind,
-        through=team.address.via(*proxy.address),
+        through=fleet.address.via(*proxy.address),
         on={"lease": 12},
         tell=["on_lease_lost", "on_success"],
     )
-    team.send({"do": "wait"})
+    fleet.send({"do": "wait"})
     worker.expect("begun")
     proxy.freeze()
     renewed = "SELECT vt FROM pgqrs_messages WHERE dequeued_at IS NOT NULL"
-    ((before,),) = run_sql(team.address, renewed)
-    until(lambda: run_sql(team.address, renewed)[0][0] > before, "the lease is renewed")
-    (other,) = team.send({})
+    ((before,),) = run_sql(fleet.address, renewed)
+    until(lambda: run_sql(fleet.address, renewed)[0][0] > before, "the lease is renewed")
+    (other,) = fleet.send({})
     while worker.expect("on_success")["id"] != other:
         pass
     # At the next renewal it is held still, and its handler has not been told otherwise.
-    ((again,),) = run_sql(team.address, renewed)
-    until(lambda: run_sql(team.address, renewed)[0][0] > again, "it is renewed again")
-    assert run_sql(team.address, "SELECT read_ct FROM pgqrs_messages") == [(1,)]
+    ((again,),) = run_sql(fleet.address, renewed)
+    until(lambda: run_sql(fleet.address, renewed)[0][0] > again, "it is renewed again")
+    assert run_sql(fleet.address, "SELECT read_ct FROM pgqrs_messages") == [(1,)]
     assert "on_lease_lost" not in [word for word, _ in worker.said]
     # The handler's own connection is silent too; to cut that one is the application's affair
     # (tcp_user_timeout), and here the test's.
     proxy.cut_all()
     worker.tell("go")
-    team.emptied()
-    team.shutdown([worker])
-    team.audit()
+    fleet.emptied()
+    fleet.shutdown([worker])
+    fleet.audit()
 
 
 @pytest.mark.parametrize("kind", ["sync", "asyncpg"])
-def test_a_read_only_spell_is_waited_for(team, kind):
+def test_a_read_only_spell_is_waited_for(fleet, kind):
     """A failover, or a full disk: the consumer waits, and works on by itself."""
-    worker = team.start(kind)
-    team.registered()
-    name = team.address.dbname
-    run_sql(team.address, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
-    terminate_backends(team.address)
-    with team.engine.connect() as connection:
+    worker = fleet.start(kind)
+    fleet.registered()
+    name = fleet.address.dbname
+    run_sql(fleet.address, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    terminate_backends(fleet.address)
+    with fleet.engine.connect() as connection:
         connection.execute(sa.text("SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE"))
         connection.commit()
         connection.execute(
@@ -60,10 +61,10 @@ def test_a_read_only_spell_is_waited_for(team, kind):
     until(lambda: "tried again" in worker.errors, "it says so")
     assert worker.process.poll() is None
     run_sql(
-        team.address,
+        fleet.address,
         f'BEGIN READ WRITE; ALTER DATABASE "{name}" RESET default_transaction_read_only; COMMIT',
     )
-    terminate_backends(team.address)
-    team.emptied()
-    team.shutdown([worker])
-    team.audit()
+    terminate_backends(fleet.address)
+    fleet.emptied()
+    fleet.shutdown([worker])
+    fleet.audit()

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -25,13 +24,8 @@ from pgqrs_sa._core.context import Context
 from pgqrs_sa._core.sql.wakeup import channel
 from pgqrs_sa.consumer import registration, store
 from pgqrs_sa.wakeup import notify
-
-CONSUMERS = str(Path(__file__).parents[1] / "consumer")
-if CONSUMERS not in sys.path:
-    sys.path.insert(0, CONSUMERS)
-
-from bench import Kit, effect, kit_for  # noqa: E402
-from waiting import PATIENCE, until  # noqa: E402
+from support.consumers import Kit, effect, kit_for
+from support.waiting import PATIENCE, until
 
 MAKE_EFFECTS = """
 CREATE TABLE IF NOT EXISTS effects

@@ -17,7 +17,6 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
-from waiting import until
 
 from pgqrs_sa import (
     AsyncConsumer,
@@ -36,6 +35,7 @@ from pgqrs_sa import (
     QueueService,
     pgqrs,
 )
+from support.waiting import until
 
 from .conftest import PASSWORD
 

@@ -8,13 +8,13 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from properties import at_least
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from pgqrs_sa import InvalidArgument, Message, QueueNotFound
 from pgqrs_sa.testing import all_enqueued, assert_enqueued, refute_enqueued
 from pgqrs_sa.testing.matching import lacks, same
+from support.properties import at_least
 
 
 def test_a_message_is_found_by_what_its_payload_contains_and_returned(session, service):

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import pytest
-from cases import each_case
 from hypothesis import given
 from hypothesis import strategies as st
-from properties import at_least
 
 from pgqrs_sa import InvalidArgument, JsonCodec, PayloadError
 from pgqrs_sa.codecs import MAX_DEPTH
+from support.cases import each_case
+from support.properties import at_least
 
 codec = JsonCodec()
 SURROGATE = "\ud83d"

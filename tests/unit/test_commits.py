@@ -10,11 +10,11 @@ from functools import partial
 
 import pytest
 import sqlalchemy as sa
-from cases import each_case
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Message
 from pgqrs_sa._core import commits
+from support.cases import each_case
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from cases import each_case
 from hypothesis import example, given
 from hypothesis import strategies as st
-from properties import at_least
 
 from pgqrs_sa._core.cursor import CursorSnapshot, CursorUpdate, DequeueCursor, interval
+from support.cases import each_case
+from support.properties import at_least
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 INTERVAL = 1.0

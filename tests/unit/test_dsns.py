@@ -11,16 +11,16 @@ import asyncpg
 import psycopg
 import pytest
 import sqlalchemy as sa
-from cases import each_case
 from hypothesis import given
 from hypothesis import strategies as st
-from properties import at_least
 from psycopg.conninfo import conninfo_to_dict
 
 from pgqrs_sa import InvalidArgument
 from pgqrs_sa._core import routing
 from pgqrs_sa.dsns import connect_args, servers, shown
 from pgqrs_sa.settings import Settings, database_url
+from support.cases import each_case
+from support.properties import at_least
 
 TWO = {"host": "a,b", "port": "1,2"}
 SEVERAL = {

@@ -18,14 +18,14 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pydantic
 import pytest
-from cases import each_case
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from properties import at_least
 
 from pgqrs_sa import JsonCodec, PayloadError
 from pgqrs_sa.consumer.payloads import converter
 from pgqrs_sa.validation import headers_text
+from support.cases import each_case
+from support.properties import at_least
 
 codec = JsonCodec()
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from cases import each_case
-
 import pgqrs_sa
 from pgqrs_sa import pgqrs
 from pgqrs_sa.errors import Whereabouts
+from support.cases import each_case
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 CONTENT: dict[str, Any] = {

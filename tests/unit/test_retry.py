@@ -8,11 +8,11 @@ from datetime import timedelta
 from fractions import Fraction
 
 import pytest
-from cases import each_case
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pgqrs_sa import DEFAULT_BACKOFF, Backoff, InvalidArgument
+from support.cases import each_case
 
 MICROSECOND = timedelta(microseconds=1)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from cases import each_case
 
 from pgqrs_sa import InvalidArgument
 from pgqrs_sa.settings import Settings, Validation, database_url
+from support.cases import each_case
 
 DSN = "postgresql://ada:s3cret@db:5433/shop"
 

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cases import each_case
 
 from pgqrs_sa import Delivery, LeaseLost
 from pgqrs_sa._core.context import Context
 from pgqrs_sa.consumer import store
+from support.cases import each_case
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CONTEXT = Context.of(None, None, 7, allow_autocommit=True)

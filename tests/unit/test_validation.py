@@ -9,12 +9,12 @@ from types import MappingProxyType, SimpleNamespace
 from zoneinfo import ZoneInfo
 
 import pytest
-from cases import each_case
 from hypothesis import given
 from hypothesis import strategies as st
-from properties import at_least
 
 from pgqrs_sa import DelayError, InvalidArgument, PayloadError, Worker, validation
+from support.cases import each_case
+from support.properties import at_least
 
 SECOND = timedelta(seconds=1)
 NEW_YORK = ZoneInfo("America/New_York")

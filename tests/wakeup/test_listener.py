@@ -23,11 +23,11 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
-from waiting import PATIENCE, until
 
 from pgqrs_sa import InvalidArgument, Message, QueueService
 from pgqrs_sa._core.sql.wakeup import channel
 from pgqrs_sa.wakeup.listener import Listener
+from support.waiting import PATIENCE, until
 
 CHANNEL = channel(None)
 AT_ONCE = 60.0

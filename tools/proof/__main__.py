@@ -46,7 +46,7 @@ def run(names: tuple[str, ...], out: Path) -> None:
 @click.option("--docs", type=click.Path(path_type=Path), help="Write it here; else to stdout.")
 def report(folder: Path, docs: Path | None) -> None:
     """Write the page from the results in FOLDER; exit with 1 if a part has failed."""
-    from tests.conftest import DIRECT
+    from tests.support.direct import DIRECT
 
     outcomes = read(folder)
     text = page(outcomes, DIRECT)

@@ -78,7 +78,8 @@ PARTS = [
     Part(
         "endurance",
         "20,000 messages, while workers are killed and the server crashes",
-        ("python", "-m", "tests.processes.endurance"),
+        ("python", "-m", "support.endurance"),
+        {"PYTHONPATH": "tests"},
     ),
     Part(
         "compat",

@@ -29,8 +29,6 @@ from contextlib import suppress
 from typing import Any
 
 import sqlalchemy as sa
-from kit import bouncer
-from kit.books import Effect, Start
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -40,6 +38,8 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session, sessionmaker
 
 from pgqrs_sa import AsyncConsumer, Consumer, Delivery, Hooks, Retry
+from support import bouncer
+from support.ledger import Effect, Start
 
 _mouth = threading.Lock()
 
@@ -168,7 +168,7 @@ def make_async(args: dict[str, Any], gate: Gate) -> tuple[AsyncConsumer, AsyncEn
 
 
 def say(word: str, **data: Any) -> None:
-    """Tell the parent: see `kit.scripts`."""
+    """Tell the parent: see `support.scripts`."""
     with _mouth:
         sys.stdout.write(json.dumps([word, {"pid": os.getpid(), **data}]) + "\n")
         sys.stdout.flush()

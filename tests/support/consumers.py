@@ -24,7 +24,6 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.util import await_only, greenlet_spawn
-from waiting import PATIENCE, until, until_awaited
 
 from pgqrs_sa import (
     AsyncConsumer,
@@ -34,6 +33,7 @@ from pgqrs_sa import (
     Hooks,
     QueueService,
 )
+from support.waiting import PATIENCE, until, until_awaited
 
 _PLAIN = "read_ct, max_read_ct, vt, dequeued_at, consumer_worker_id, last_error"
 """Not the payload, which may be one that cannot be read."""

@@ -1,7 +1,6 @@
 """One worker of the history test: it does something at random, and writes down what, until told.
 
-Run by a thread as `work`, and by a process as this file: a process could not import it under the
-name that pytest gives it.
+A thread runs `work`, and so does a process.
 """
 
 from __future__ import annotations
@@ -150,7 +149,3 @@ def work(url: str, name: str, steps: int, barrier: Any) -> None:
             random.choice([actor.enqueue, *[actor.lease] * 4, *[actor.settle] * 6, actor.expire])()
     finally:
         actor.close()
-
-
-if __name__ == "__main__":
-    work(**globals()["given"])

@@ -87,7 +87,7 @@ class PgBouncer:
     """One PgBouncer. A small pool makes sure that connections are shared.
 
     Server connections are handed out in turn, so that one client's transactions are seen to run
-    on several. Further ``settings`` win over those of the kit.
+    on several. Further ``settings`` win over these.
     """
 
     def __init__(self, behind: Address, pool_size: int = 10, **settings: str) -> None:

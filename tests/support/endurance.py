@@ -1,6 +1,6 @@
 """The big run: consumers under load, while processes are killed and the server crashes.
 
-    python -m tests.processes.endurance --messages 20000 --workers 8
+    PYTHONPATH=tests python -m support.endurance --messages 20000 --workers 8
 
 Producers enqueue with keys, each batch again until its commit was acknowledged. Workers are of all
 kinds in turn. One message in a hundred fails: half of these once, half each time, until it is a
@@ -17,23 +17,16 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Item, QueueService
-
-HERE = Path(__file__).parent
-for place in (HERE, HERE.parent / "chaos", HERE.parent):
-    if str(place) not in sys.path:
-        sys.path.insert(0, str(place))
-
-from hands.team import KINDS, Team, Worker  # noqa: E402
-from kit.books import Audit, Sent  # noqa: E402
-from kit.bouncer import PgBouncer  # noqa: E402
-from kit.servers import OwnServer, own_server, run_sql, until  # noqa: E402
-from kit.working import outliving  # noqa: E402
+from support.bouncer import PgBouncer
+from support.ledger import Audit, Sent
+from support.loops import outliving
+from support.processes import KINDS, ConsumerFleet, ConsumerProcess
+from support.servers import OwnServer, own_server, run_sql, until
 
 _BATCH = 50  # messages that a producer commits together
 _ATTEMPTS = 10  # more than all kills and crashes together can cost a message
@@ -102,18 +95,18 @@ def endure(server: OwnServer, dbname: str, options: Options) -> Report:
     engine = sa.create_engine(address.url(), pool_size=options.producers)
     direct = sa.create_engine(address.url(), poolclass=sa.NullPool)
     with ExitStack() as stack:
-        team = stack.enter_context(Team(address, direct))
+        fleet = stack.enter_context(ConsumerFleet(address, direct))
         pooler = stack.enter_context(PgBouncer(address)) if options.poolers else None
         began = time.monotonic()
-        executor = [_start(team, number, options, pooler) for number in range(options.workers)]
+        running = [_start(fleet, number, options, pooler) for number in range(options.workers)]
         producers = _produce(engine, options)
 
         def say(what: str) -> None:
-            share = _settled(team) / options.messages
+            share = _settled(fleet) / options.messages
             report.events.append(f"{time.monotonic() - began:6.1f} s, {share:4.0%}: {what}")
 
         for at, what in _plan(options):
-            _progressed(team, at, options.timeout)
+            _progressed(fleet, at, options.timeout)
             if what == "restart":
                 server.crash()
                 say("the server has crashed and is back")
@@ -121,19 +114,19 @@ def endure(server: OwnServer, dbname: str, options: Options) -> Report:
                 pooler.crash()
                 say("PgBouncer was killed and is back")
             else:
-                one = executor.pop(0)
+                one = running.pop(0)
                 one.kill()
-                executor.append(_start(team, len(team.workers), options, pooler))
-                say(f"{one.name} was killed, and replaced by {executor[-1].name}")
+                running.append(_start(fleet, len(fleet.workers), options, pooler))
+                say(f"{one.name} was killed, and replaced by {running[-1].name}")
         for one in producers:
             one.join(options.timeout)
         say("all is enqueued")
-        team.emptied(options.timeout)
-        for one in executor:
+        fleet.emptied(options.timeout)
+        for one in running:
             one.terminate()
-        report.codes = [one.wait(90) for one in executor]
+        report.codes = [one.wait(90) for one in running]
         report.seconds = time.monotonic() - began
-        _audit(team, report)
+        _audit(fleet, report)
     engine.dispose()
     return report
 
@@ -153,8 +146,10 @@ def _plan(options: Options) -> list[tuple[int, str]]:
     return [(step * place, what) for place, what in enumerate(order, 1)]
 
 
-def _start(team: Team, number: int, options: Options, pooler: PgBouncer | None) -> Worker:
-    return team.start(
+def _start(
+    fleet: ConsumerFleet, number: int, options: Options, pooler: PgBouncer | None
+) -> ConsumerProcess:
+    return fleet.start(
         KINDS[number % len(KINDS)],
         consumer={"concurrency": options.concurrency, "housekeeping": 5, "heartbeat": 2},
         on={"lease": options.lease, "prefetch": options.concurrency},
@@ -189,18 +184,18 @@ def _batch(engine: sa.Engine, options: Options, numbers: list[int]) -> Callable[
     return send
 
 
-def _settled(team: Team) -> int:
-    ((count,),) = run_sql(team.address, "SELECT count(*) FROM pgqrs_archive")
+def _settled(fleet: ConsumerFleet) -> int:
+    ((count,),) = run_sql(fleet.address, "SELECT count(*) FROM pgqrs_archive")
     return int(str(count))
 
 
-def _progressed(team: Team, count: int, timeout: float) -> None:
-    until(lambda: _settled(team) >= count, f"{count} messages are settled", timeout)
+def _progressed(fleet: ConsumerFleet, count: int, timeout: float) -> None:
+    until(lambda: _settled(fleet) >= count, f"{count} messages are settled", timeout)
 
 
-def _audit(team: Team, report: Report) -> None:
+def _audit(fleet: ConsumerFleet, report: Report) -> None:
     try:
-        report.audit = team.audit()
+        report.audit = fleet.audit()
     except AssertionError as error:
         report.wrong.append(str(error))
         return
@@ -221,7 +216,7 @@ def _audit(team: Team, report: Report) -> None:
 def main() -> int:
     """Read the options, run, print."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.processes.endurance", description=__doc__.split("\n\n")[2]
+        prog="python -m support.endurance", description=__doc__.split("\n\n")[2]
     )
     for name, default in vars(Options()).items():
         parser.add_argument(

@@ -47,11 +47,11 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, Self
 
-from waiting import PATIENCE
+from support.waiting import PATIENCE
 
-__all__ = ["Program", "run", "start", "start_in_terminal"]
+__all__ = ["Program", "environment", "run", "start", "start_in_terminal"]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LIBRARIES = (
     *("alembic.command", "alembic.config", "asyncpg", "click", "durationpy", "psycopg"),
     *("rich.console", "rich.live", "rich.table", "sqlalchemy.dialects.postgresql.asyncpg"),
@@ -166,6 +166,12 @@ class Program:
         self.kill()
 
 
+def environment(**more: str) -> dict[str, str]:
+    """Return the environment of a process that imports `support` and this checkout's package."""
+    paths = [str(ROOT / "tests"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
+
+
 def run(
     *arguments: object,
     env: Mapping[str, str] | None = None,
@@ -248,8 +254,12 @@ class _Server:
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, __file__, str(theirs.fileno())]
-        self._process = subprocess.Popen(command, cwd=ROOT, pass_fds=[theirs.fileno()])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "support.programs", str(theirs.fileno())],
+            cwd=ROOT,
+            env=environment(),
+            pass_fds=[theirs.fileno()],
+        )
         theirs.close()
         self._programs: dict[int, Program] = {}
         self._asking = threading.Lock()

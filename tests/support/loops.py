@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import ArchivedMessage, Delivery, LeaseLost, QueueService
 
-from .books import Effect, Sent, Start
+from .ledger import Effect, Sent, Start
 
 _T = TypeVar("_T")
 

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import QueueService, embedded, metadata
 
-from .books import books
+from .ledger import books
 
 WAIT = 90.0
 """Seconds after which whatever is waited for is taken not to come."""
@@ -69,15 +69,15 @@ class OwnServer:
 
     def database(self, name: str) -> Address:
         """Make a database with the queue's tables, a queue ``mail`` and the books."""
-        if not run_sql(self.address, "SELECT 1 FROM pg_database WHERE datname = 'kit_template'"):
+        if not run_sql(self.address, "SELECT 1 FROM pg_database WHERE datname = 'template'"):
             self._make_template()
-        run_sql(self.address, f'CREATE DATABASE "{name}" TEMPLATE kit_template')
+        run_sql(self.address, f'CREATE DATABASE "{name}" TEMPLATE template')
         return replace(self.address, dbname=name)
 
     def _make_template(self) -> None:
-        run_sql(self.address, "CREATE DATABASE kit_template")
+        run_sql(self.address, "CREATE DATABASE template")
         engine = sa.create_engine(
-            replace(self.address, dbname="kit_template").url(), poolclass=sa.NullPool
+            replace(self.address, dbname="template").url(), poolclass=sa.NullPool
         )
         metadata.create_all(engine)
         books.create_all(engine)

@@ -91,7 +91,7 @@ class Transaction:
         self.keys, self.leases = last.keys, last.leases
 
 
-class World:
+class ModelState:
     """The committed state, and two transactions on it."""
 
     def __init__(self) -> None:

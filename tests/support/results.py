@@ -1,6 +1,6 @@
 """What a run found: JSON lines, and a table of them.
 
-``python tests/chaos/kit/results.py FILE...`` prints the tables; ``--markdown`` for the docs. The
+``python tests/support/results.py FILE...`` prints the tables; ``--markdown`` for the docs. The
 first line of a file says when, and on what; each other one is a case.
 """
 

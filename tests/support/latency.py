@@ -1,6 +1,6 @@
 """How soon an idle consumer begins with a message: from just before its commit to its handler.
 
-    python -m tests.processes.latency --messages 100
+    PYTHONPATH=tests python -m support.latency --messages 100
 
 With notifications (consumer and producer in two processes), with the wake (both in one process),
 and with polling alone. One message at a time, with pauses that let the consumer fall idle.
@@ -11,12 +11,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from queue import SimpleQueue
 from statistics import quantiles
 from typing import Any
@@ -26,20 +24,14 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from pgqrs_sa import AsyncConsumer, Consumer, QueueService
-
-HERE = Path(__file__).parent
-for place in (HERE.parent / "chaos", HERE.parent):
-    if str(place) not in sys.path:
-        sys.path.insert(0, str(place))
-
-from kit.scripts import Script  # noqa: E402
-from kit.servers import Address, own_server, run_sql, until  # noqa: E402
+from support.scripts import Script
+from support.servers import Address, own_server, run_sql, until
 
 Picked = Callable[[], float]
 """Waits for the next message, and returns when its handler began."""
 
 _CODE = """
-from tests.processes.latency import consume
+from support.latency import consume
 consume(args["kind"], args["url"], args["settings"], lambda at: say("picked", at=at))
 """
 
@@ -115,7 +107,7 @@ def measure(
 def main() -> None:
     """Read the options, measure, print."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.processes.latency", description=__doc__.split("\n\n")[2]
+        prog="python -m support.latency", description=__doc__.split("\n\n")[2]
     )
     parser.add_argument("--messages", type=int, default=100, help="default: %(default)s")
     parser.add_argument("--pause", type=float, default=0.3, help="seconds; default: %(default)s")

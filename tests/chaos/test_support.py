@@ -1,4 +1,4 @@
-"""The kit does what it says: a fault that does not happen would make every test pass."""
+"""The harness does what it says: a fault that does not happen would make every test pass."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import time
 
 import pytest
 import sqlalchemy as sa
-from kit.books import Effect, Sent, Start, audit
-from kit.bouncer import PSYCOPG, PgBouncer
-from kit.proxy import Proxy
-from kit.scripts import Script
-from kit.servers import run_sql, terminate_backends
-from kit.working import produce, work
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import QueueService
+from support.bouncer import PSYCOPG, PgBouncer
+from support.ledger import Effect, Sent, Start, audit
+from support.loops import produce, work
+from support.proxy import Proxy
+from support.scripts import Script
+from support.servers import run_sql, terminate_backends
 
 
 @pytest.fixture

@@ -27,17 +27,17 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import AsyncQueueService, LeaseLost, QueueService
 
+from .loops import is_trouble
 from .operations import Operation, got
 from .servers import Address
-from .working import is_trouble
 
 DRIVERS = ("psycopg", "psycopg_async", "asyncpg")
 
 PROCESS = """
 import signal
-from kit.actors import Actor
-from kit.operations import OPERATIONS
-from kit.servers import Address
+from support.actors import Actor
+from support.operations import OPERATIONS
+from support.servers import Address
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 

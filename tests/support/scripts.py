@@ -17,9 +17,10 @@
         process.tell("go")
         assert process.wait() == 0
 
-The code finds ``args``, ``say``, ``hear``, ``sa``, ``Session``, ``QueueService`` and the kit. At
-the end of the block whatever still runs is killed. What a process writes to its standard error
-is in the message of a failure; its standard output is the line to the parent, so print nothing.
+The code finds ``args``, ``say``, ``hear``, ``sa``, ``Session`` and ``QueueService``, and may import
+`support`. At the end of the block whatever still runs is killed. What a process writes to its
+standard error is in the message of a failure; its standard output is the line to the parent, so
+print nothing.
 """
 
 from __future__ import annotations
@@ -32,18 +33,15 @@ import signal
 import tempfile
 import threading
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import programs
+from support import programs
 
 WAIT = 90.0
 
-_PRELUDE = f"""
+_PRELUDE = """
 import json, sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-sys.path.insert(0, {str(Path(__file__).parents[3])!r})
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 from pgqrs_sa import QueueService
@@ -52,7 +50,7 @@ def say(word, **data):
     print(json.dumps([word, data]), flush=True)
 def hear(word):
     line = sys.stdin.readline().strip()
-    assert line == word, f"heard {{line!r}} instead of {{word!r}}"
+    assert line == word, f"heard {line!r} instead of {word!r}"
 """
 
 
@@ -69,7 +67,7 @@ class Script:
 
     def _start(self, code: str, args: dict[str, Any], env: dict[str, str]) -> programs.Program:
         return programs.start(
-            "-c", code, json.dumps(args), env={**os.environ, **env}, errors=self._errors
+            "-c", code, json.dumps(args), env=programs.environment(**env), errors=self._errors
         )
 
     def __enter__(self) -> Self:

@@ -1,7 +1,7 @@
 """The operations that faults happen to: how each begins, what it does, and how its truth is read.
 
-An operation is done by an `kit.actors.Actor`, in a transaction that it commits. ``do`` is written
-once for both services: what it awaits is awaitable with `AsyncQueueService`, and plain otherwise.
+A `support.actors.Actor` does an operation, in a transaction that it commits. ``do`` is written once
+for both services: what it awaits is awaitable with `AsyncQueueService`, and plain otherwise.
 
 Each has three readings of the tables, none of which believes what the actor says:
 
@@ -31,7 +31,7 @@ from pgqrs_sa import (
     Worker,
 )
 
-from .books import Effect, Sent, Start
+from .ledger import Effect, Sent, Start
 
 FAR = 3600
 """Seconds: a lease, or a delay, that does not end during a test."""

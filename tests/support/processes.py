@@ -2,12 +2,12 @@
 
 ::
 
-    with team.start("sync", on={"lease": 2}) as worker:
-        team.send({"do": "wait"})
+    with fleet.start("sync", on={"lease": 2}) as worker:
+        fleet.send({"do": "wait"})
         worker.expect("begun")
         worker.kill()
-    team.finish()           # another consumer does what is left
-    team.audit()
+    fleet.finish()           # another consumer does what is left
+    fleet.audit()
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Self
 
 import sqlalchemy as sa
-from kit.books import Audit, Sent, audit
-from kit.scripts import Script
-from kit.servers import WAIT, Address, run_sql, until
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import QueueService
+from support.ledger import Audit, Sent, audit
+from support.scripts import Script
+from support.servers import WAIT, Address, run_sql, until
 
 KINDS = ("sync", "psycopg", "asyncpg")
 """Threads; tasks over psycopg; tasks over asyncpg."""
@@ -32,9 +31,8 @@ KINDS = ("sync", "psycopg", "asyncpg")
 _QUICK = {"concurrency": 4, "poll_interval": 0.1, "heartbeat": 0.5, "housekeeping": 0.5}
 _RETRY = {"max_attempts": 50, "backoff": "constant", "base": 0.05}
 
-_PROGRAM = f"""
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from hands.worker import main
+_PROGRAM = """
+from support.consumer_program import main
 main(args)
 """
 
@@ -59,7 +57,7 @@ def settings_of(address: Address, kind: str, **settings: Any) -> dict[str, Any]:
     }
 
 
-class Worker(Script):
+class ConsumerProcess(Script):
     """One process with a consumer."""
 
     def __init__(self, name: str, **args: Any) -> None:
@@ -76,7 +74,7 @@ class Worker(Script):
         return found[-1] if found else self.expect(word)
 
 
-class Team:
+class ConsumerFleet:
     """All processes of one test, over one database.
 
     Args:
@@ -87,7 +85,7 @@ class Team:
     def __init__(self, address: Address, engine: sa.Engine) -> None:
         self.address = address
         self.engine = engine
-        self.workers: list[Worker] = []
+        self.workers: list[ConsumerProcess] = []
         self._stack = ExitStack()
         self._numbers = itertools.count(1)
 
@@ -97,7 +95,7 @@ class Team:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def start(self, kind: str = "sync", **settings: Any) -> Worker:
+    def start(self, kind: str = "sync", **settings: Any) -> ConsumerProcess:
         """Start a process; it has only just begun when this returns.
 
         Args:
@@ -108,7 +106,7 @@ class Team:
                 that it is to say.
         """
         args = settings_of(self.address, kind, **settings)
-        worker = Worker(name=f"{kind}-{next(self._numbers)}", **args)
+        worker = ConsumerProcess(name=f"{kind}-{next(self._numbers)}", **args)
         self.workers.append(worker)
         return self._stack.enter_context(worker)
 
@@ -146,7 +144,7 @@ class Team:
         self.emptied(timeout)
         self.shutdown([worker])
 
-    def shutdown(self, workers: Iterable[Worker] | None = None, code: int = 0) -> None:
+    def shutdown(self, workers: Iterable[ConsumerProcess] | None = None, code: int = 0) -> None:
         """Let workers end properly."""
         going = list(self.workers if workers is None else workers)
         going = [one for one in going if one.process.poll() is None]
