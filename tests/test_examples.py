@@ -312,7 +312,7 @@ LAST_WORDS = 4 * runtime.SETTLE_TIMEOUT + tasks._CANCELLED
 
 
 def stopping(consumer: Any) -> float:
-    return consumer._settings.drain_timeout + LAST_WORDS
+    return consumer._config.drain_timeout + LAST_WORDS
 
 
 def test_the_systemd_unit_waits_for_the_consumer_that_it_runs(load, migrated):
@@ -340,7 +340,7 @@ def test_the_kubernetes_fragment_waits_for_the_consumer_that_it_runs(load, migra
     # The liveness looks at the file that the consumer writes, less often than it is written.
     (alive,) = [one["value"] for one in worker["env"] if one["name"] == "ALIVE_FILE"]
     assert alive in worker["livenessProbe"]["exec"]["command"][-1]
-    assert worker["livenessProbe"]["periodSeconds"] > 2 * consumer._settings.heartbeat
+    assert worker["livenessProbe"]["periodSeconds"] > 2 * consumer._config.heartbeat
 
 
 # Flask

@@ -1,29 +1,31 @@
-"""What `Consumer` and `AsyncConsumer` share: their settings, and the registration of handlers."""
+"""What `Consumer` and `AsyncConsumer` share: their options, and the registration of handlers."""
 
 from __future__ import annotations
 
 import os
-import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, Unpack
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from .._core.representation import represented
 from .._core.sessions import registry_of
-from ..codecs import Codec
-from ..declared import DeclaredQueue, QueueSource
-from ..errors import InvalidArgument, safe_repr
-from ..models import Models
-from ..retry import Retry
+from ..declared import DeclaredQueue
+from ..errors import InvalidArgument
 from ..types import Seconds
-from .call_context import CallContext, call_context_of, check_call_context
+from .call_context import call_context_of
 from .events import Hooks
-from .handlers import Acknowledge, Handler, Handlers
-from .options import ConsumerOptions, refuse_autocommit_session
+from .handlers import HANDLER_DEFAULTS, Handler, HandlerOptions, Handlers
+from .options import (
+    CONSUMER_DEFAULTS,
+    ConsumerConfig,
+    ConsumerOptions,
+    refuse_autocommit_session,
+    takes_options,
+)
 from .runtime import WakeupListener
 from .sessions import engine_of, factory_of, open_session, sessionmaker_for
 
@@ -35,31 +37,12 @@ _T = TypeVar("_T")
 
 
 class BaseConsumer(ABC, Generic[_S]):
-    """Handlers by queue, and how they are to be run. See `Consumer` for the settings."""
+    """Handlers by queue, and how they are to be run. See `Consumer` for the options."""
 
     _asynchronous = False
 
-    def __init__(
-        self,
-        sessionmaker: Callable[[], _S],
-        *,
-        concurrency: int = 10,
-        retry: Retry | None = None,
-        poll_interval: Seconds = 0.5,
-        drain_timeout: Seconds = 18,
-        heartbeat: Seconds = 10,
-        housekeeping: Seconds | None = 60,
-        name: str | None = None,
-        version: str | None = None,
-        models: Models | None = None,
-        codec: Codec | None = None,
-        notify: bool = False,
-        cursor_key: str | None = None,
-        listen_dsn: str | None = None,
-        hooks: Sequence[Hooks] = (),
-        queues: QueueSource = (),
-        call_context: CallContext | None = None,
-    ) -> None:
+    @takes_options(ConsumerOptions, CONSUMER_DEFAULTS)
+    def __init__(self, sessionmaker: Callable[[], _S], **options: Unpack[ConsumerOptions]) -> None:
         self._pid = os.getpid()
         self._inherited: object = None
         self._sessionmaker: Any = sessionmaker_for(
@@ -67,27 +50,9 @@ class BaseConsumer(ABC, Generic[_S]):
         )
         self._new_session: Any = factory_of(sessionmaker)
         self._registry: Any = registry_of(sessionmaker)
-        self._call_context = check_call_context(call_context)
-        self._settings = ConsumerOptions.validated(
-            name=socket.gethostname() if name is None else name,
-            concurrency=concurrency,
-            poll_interval=poll_interval,
-            drain_timeout=drain_timeout,
-            heartbeat=heartbeat,
-            housekeeping=housekeeping,
-            version=version,
-            models=models,
-            codec=codec,
-            notify=notify,
-            cursor_key=cursor_key,
-            listen_dsn=listen_dsn,
-            hooks=hooks,
-            queues=queues,
-        )
-        if retry is not None and not isinstance(retry, Retry):
-            raise InvalidArgument(f"retry must be a Retry, not {safe_repr(retry)}")
+        self._config = ConsumerConfig.validated(**options)
         self._handlers = Handlers(
-            self._settings.concurrency, retry or Retry(), asynchronous=self._asynchronous
+            self._config.concurrency, self._config.retry, asynchronous=self._asynchronous
         )
         self._prepare()
 
@@ -98,7 +63,7 @@ class BaseConsumer(ABC, Generic[_S]):
     def __repr__(self) -> str:
         return represented(
             type(self),
-            name=self._settings.name,
+            name=self._config.name,
             queues=[handler.queue for handler in self.handlers],
             concurrency=self.concurrency,
         )
@@ -111,12 +76,12 @@ class BaseConsumer(ABC, Generic[_S]):
     @property
     def declared_queues(self) -> tuple[DeclaredQueue, ...]:
         """The queues that it creates when it starts, where they are missing, by name."""
-        return self._settings.queues
+        return self._config.queues
 
     @property
     def concurrency(self) -> int:
         """How many calls may run at the same time."""
-        return self._settings.concurrency
+        return self._config.concurrency
 
     def handler(self, queue: str) -> Handler:
         """Return the handler of a queue.
@@ -126,19 +91,11 @@ class BaseConsumer(ABC, Generic[_S]):
         """
         return self._handlers.get(queue)
 
+    @takes_options(HandlerOptions, HANDLER_DEFAULTS)
     def on(
         self,
         queue: str | DeclaredQueue,
-        *,
-        lease: Seconds | None = None,
-        concurrency: int | None = None,
-        prefetch: int = 0,
-        timeout: Seconds | None = None,
-        retry: Retry | None = None,
-        batch: int | None = None,
-        weight: int = 1,
-        acknowledge: Acknowledge = "commit",
-        payload: Any = None,
+        **options: Unpack[HandlerOptions],
     ) -> Callable[[_F], _F]:
         """Register the decorated function as the handler of a queue.
 
@@ -175,22 +132,10 @@ class BaseConsumer(ABC, Generic[_S]):
         """
         name = queue.name if isinstance(queue, DeclaredQueue) else queue
         if isinstance(queue, DeclaredQueue):
-            self._settings = self._settings.declaring(queue)
+            self._config = self._config.declaring(queue)
 
         def register(function: _F) -> _F:
-            return self._handlers.add(
-                name,
-                function,
-                lease=lease,
-                concurrency=concurrency,
-                prefetch=prefetch,
-                timeout=timeout,
-                retry=retry,
-                batch=batch,
-                weight=weight,
-                acknowledge=acknowledge,
-                payload=payload,
-            )
+            return self._handlers.add(name, function, **options)
 
         return register
 
@@ -216,13 +161,13 @@ class BaseConsumer(ABC, Generic[_S]):
         Raises:
             InvalidArgument: one of these cannot be.
         """
-        self._settings = self._settings.changed(concurrency, drain_timeout, hooks)
+        self._config = self._config.changed(concurrency, drain_timeout, hooks)
         if concurrency is not None:
             self._handlers.run_as_many(concurrency)
 
     def _engine_of_sessions(self) -> Engine:
         """Return the engine of the sessions that are made in calls."""
-        context = self._settings.context()
+        context = self._config.context()
         return self._own(self._asked(lambda session: engine_of(session, context)))
 
     def _refuse_autocommit(self) -> None:
@@ -233,7 +178,7 @@ class BaseConsumer(ABC, Generic[_S]):
         """Return what a function finds out about a session, as one is made in a call."""
 
         def asked() -> _T:
-            with call_context_of(self._call_context)():
+            with call_context_of(self._config.call_context)():
                 made = open_session(self._new_session(), asynchronous=self._asynchronous)
                 with made.sync_session if self._asynchronous else made as session:
                     found = ask(session)
@@ -261,15 +206,15 @@ class BaseConsumer(ABC, Generic[_S]):
     def _connections_needed(self) -> int:
         """How many sessions of handlers may be open at a time."""
         wanted = sum(one.concurrency for one in self._handlers if one.call.needs_session)
-        return min(self._settings.concurrency, wanted)
+        return min(self._config.concurrency, wanted)
 
     def _listener(
         self, engine: Any
     ) -> Callable[[Callable[[str | None], None]], WakeupListener] | None:
-        if not self._settings.notify:
+        if not self._config.notify:
             return None
         from ..wakeup.listener import Listener  # noqa: PLC0415 - only who asked for it pays for it
 
-        models = self._settings.context().models
-        dsn = self._settings.listen_dsn
+        models = self._config.context().models
+        dsn = self._config.listen_dsn
         return lambda on_wake: Listener(engine, on_wake, models=models, listen_dsn=dsn)

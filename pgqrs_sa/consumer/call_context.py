@@ -27,11 +27,11 @@ CallContext: TypeAlias = Callable[[], AbstractContextManager[object]]
 """Makes the context manager that a call is made in."""
 
 
-def check_call_context(given: CallContext | None) -> CallContext | None:
+def check_call_context(given: CallContext, name: str) -> CallContext:
     """Return a call context, or raise `InvalidArgument` unless it is a function."""
-    if given is not None and not callable(given):
+    if not callable(given):
         raise InvalidArgument(
-            "call_context must be a function that returns a context manager, such as "
+            f"{name} must be a function that returns a context manager, such as "
             f"app.app_context, not {safe_repr(given)}"
         )
     return given

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import count
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, Unpack, get_args
 
 from .. import validation
 from ..errors import InvalidArgument, safe_repr
@@ -14,7 +14,14 @@ from ..retry import Retry
 from ..types import Delivery, Seconds
 from .signature import HandlerSignature, inspect_handler
 
-__all__ = ["Acknowledge", "Handler", "Handlers", "Invocation"]
+__all__ = [
+    "HANDLER_DEFAULTS",
+    "Acknowledge",
+    "Handler",
+    "HandlerOptions",
+    "Handlers",
+    "Invocation",
+]
 
 Acknowledge: TypeAlias = Literal["commit", "first", "manual"]
 """When a message is settled: with the handler's commit (or its return), before it is called (at
@@ -23,9 +30,37 @@ most once), or by the handler itself."""
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+class HandlerOptions(TypedDict, total=False):
+    """The options of `Consumer.on`, which says what each means."""
+
+    lease: Seconds | None
+    concurrency: int | None
+    prefetch: int
+    timeout: Seconds | None
+    retry: Retry | None
+    batch: int | None
+    weight: int
+    acknowledge: Acknowledge
+    payload: Any
+
+
+HANDLER_DEFAULTS: dict[str, object] = {
+    "lease": None,
+    "concurrency": None,
+    "prefetch": 0,
+    "timeout": None,
+    "retry": None,
+    "batch": None,
+    "weight": 1,
+    "acknowledge": "commit",
+    "payload": None,
+}
+"""The defaults of `HandlerOptions`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A function and what it works on; see `Handlers.on` for the attributes."""
+    """A function and its options; see `Consumer.on`."""
 
     queue: str
     call: HandlerSignature
@@ -93,59 +128,51 @@ class Handlers:
         for queue in self._as_many & self._by_queue.keys():
             self._by_queue[queue] = replace(self._by_queue[queue], concurrency=concurrency)
 
-    def add(
-        self,
-        queue: str,
-        function: _F,
-        *,
-        lease: Seconds | None,
-        concurrency: int | None,
-        prefetch: int,
-        timeout: Seconds | None,
-        retry: Retry | None,
-        batch: int | None,
-        weight: int,
-        acknowledge: Acknowledge,
-        payload: Any,
-    ) -> _F:
-        """Register a handler, whose settings are documented at `Consumer.on`."""
+    def add(self, queue: str, function: _F, **options: Unpack[HandlerOptions]) -> _F:
+        """Register a handler; see `Consumer.on`."""
+        given: dict[str, Any] = {**HANDLER_DEFAULTS, **options}
         validation.validate_queue_name(queue)
         if queue in self._by_queue:
             raise InvalidArgument(
                 f"the queue {queue!r} has a handler already: {self._by_queue[queue].name}"
             )
-        if acknowledge not in get_args(Acknowledge):
+        if (acknowledge := given["acknowledge"]) not in get_args(Acknowledge):
             raise InvalidArgument(
                 f"acknowledge must be 'commit', 'first' or 'manual', not {acknowledge!r}"
             )
-        if retry is not None and not isinstance(retry, Retry):
+        if (retry := given["retry"]) is not None and not isinstance(retry, Retry):
             raise InvalidArgument(f"retry must be a Retry, not {safe_repr(retry)}")
-        if prefetch != 0:
-            validation.validate_limit(prefetch, "prefetch")
+        if given["prefetch"] != 0:
+            validation.validate_limit(given["prefetch"], "prefetch")
         call = inspect_handler(
-            function, many=batch is not None, payload=payload, asynchronous=self._asynchronous
+            function,
+            many=given["batch"] is not None,
+            payload=given["payload"],
+            asynchronous=self._asynchronous,
         )
         if call.is_async is not self._asynchronous:
             wanted = "AsyncConsumer" if call.is_async else "Consumer"
             raise InvalidArgument(f"{function!r} is a handler for {wanted}, not for this consumer")
-        if concurrency is None:
+        if given["concurrency"] is None:
             self._as_many.add(queue)
         self._by_queue[queue] = Handler(
             queue=queue,
             call=call,
-            lease=None
-            if lease is None
-            else validation.validate_duration(lease, "lease", positive=True),
-            concurrency=self._concurrency
-            if concurrency is None
-            else validation.validate_limit(concurrency, "concurrency"),
-            prefetch=prefetch,
-            timeout=None
-            if timeout is None
-            else validation.validate_duration(timeout, "timeout", positive=True),
+            lease=_duration(given["lease"], "lease"),
+            concurrency=_limit(given["concurrency"], "concurrency", self._concurrency),
+            prefetch=given["prefetch"],
+            timeout=_duration(given["timeout"], "timeout"),
             retry=retry or self._retry,
-            batch=1 if batch is None else validation.validate_limit(batch, "batch"),
-            weight=validation.validate_limit(weight, "weight"),
+            batch=_limit(given["batch"], "batch", 1),
+            weight=validation.validate_limit(given["weight"], "weight"),
             acknowledge=acknowledge,
         )
         return function
+
+
+def _duration(value: object, name: str) -> timedelta | None:
+    return None if value is None else validation.validate_duration(value, name, positive=True)
+
+
+def _limit(value: object, name: str, default: int) -> int:
+    return default if value is None else validation.validate_limit(value, name)

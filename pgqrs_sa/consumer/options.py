@@ -1,12 +1,15 @@
-"""What a consumer is told, checked once; and what it finds in the database before it starts."""
+"""The options of a consumer, and the checks of the database, its sessions and its pool."""
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack
 
 from sqlalchemy.orm import Session
 
@@ -17,98 +20,91 @@ from ..codecs import Codec
 from ..declared import DeclaredQueue, QueueSource, declared_in, joined
 from ..errors import InvalidArgument, PoolTooSmall, safe_repr
 from ..models import Models
+from ..retry import Retry
 from ..types import Seconds
 from . import store
+from .call_context import CallContext, check_call_context
 from .events import Hooks
 from .handlers import Handler
 
 __all__ = [
+    "CONSUMER_DEFAULTS",
     "AutocommitSession",
+    "ConsumerConfig",
     "ConsumerOptions",
     "check_database",
     "check_pool",
     "refuse_autocommit",
     "refuse_autocommit_session",
+    "takes_options",
 ]
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
-_T = TypeVar("_T")
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
-class ConsumerOptions:
-    """How a consumer works; see `Consumer` for the meaning of each."""
+class ConsumerOptions(TypedDict, total=False):
+    """The options of `Consumer` and `AsyncConsumer`; see `Consumer` for the meaning of each."""
 
-    name: str
     concurrency: int
-    poll_interval: float
-    drain_timeout: float
-    heartbeat: float
-    housekeeping: float | None
+    retry: Retry | None
+    poll_interval: Seconds
+    drain_timeout: Seconds
+    heartbeat: Seconds
+    housekeeping: Seconds | None
+    name: str | None
     version: str | None
     models: Models | None
     codec: Codec | None
     notify: bool
     cursor_key: str | None
     listen_dsn: str | None
-    hooks: tuple[Hooks, ...] = field(default=())
-    queues: tuple[DeclaredQueue, ...] = field(default=())
+    hooks: Sequence[Hooks]
+    queues: QueueSource
+    call_context: CallContext | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerConfig:
+    """`ConsumerOptions` with their defaults, validated; times are in seconds."""
+
+    concurrency: int = 10
+    retry: Retry = field(default_factory=Retry)
+    poll_interval: float = 0.5
+    drain_timeout: float = 18
+    heartbeat: float = 10
+    housekeeping: float | None = 60
+    name: str = field(default_factory=socket.gethostname)
+    version: str | None = None
+    models: Models | None = None
+    codec: Codec | None = None
+    notify: bool = False
+    cursor_key: str | None = None
+    listen_dsn: str | None = None
+    hooks: tuple[Hooks, ...] = ()
+    queues: tuple[DeclaredQueue, ...] = ()
+    call_context: CallContext | None = None
 
     @classmethod
-    def validated(
-        cls,
-        *,
-        name: str,
-        concurrency: int,
-        poll_interval: Seconds,
-        drain_timeout: Seconds,
-        heartbeat: Seconds,
-        housekeeping: Seconds | None,
-        version: str | None,
-        models: Models | None,
-        codec: Codec | None,
-        notify: bool,
-        cursor_key: str | None = None,
-        listen_dsn: str | None,
-        hooks: Sequence[Hooks],
-        queues: QueueSource = (),
-    ) -> ConsumerOptions:
-        """Return settings, or raise `InvalidArgument` for the first that cannot be."""
+    def validated(cls, **options: Unpack[ConsumerOptions]) -> ConsumerConfig:
+        """Return the options with their defaults; raise `InvalidArgument` if one is not valid."""
+        given: dict[str, Any] = {
+            name: _VALIDATORS[name](value, name) for name, value in options.items()
+        }
+        if given.get("listen_dsn") is not None:
+            given["notify"] = True
+        return cls(**given)
 
-        def seconds(value: Seconds, what: str) -> float:
-            return validation.validate_duration(value, what, positive=True).total_seconds()
-
-        if cursor_key is not None:
-            validation.validate_text(cursor_key, "cursor_key")
-        return cls(
-            name=validation.validate_text(name, "name"),
-            concurrency=validation.validate_limit(concurrency, "concurrency"),
-            poll_interval=seconds(poll_interval, "poll_interval"),
-            drain_timeout=validation.validate_duration(
-                drain_timeout, "drain_timeout"
-            ).total_seconds(),
-            heartbeat=seconds(heartbeat, "heartbeat"),
-            housekeeping=None if housekeeping is None else seconds(housekeeping, "housekeeping"),
-            version=None if version is None else validation.validate_text(version, "version"),
-            models=None if models is None else _checked(models, Models, "models"),
-            codec=None if codec is None else _checked_codec(codec),
-            notify=_checked(notify, bool, "notify") or listen_dsn is not None,
-            cursor_key=cursor_key,
-            listen_dsn=None if listen_dsn is None else _checked(listen_dsn, str, "listen_dsn"),
-            hooks=_checked_hooks(hooks),
-            queues=declared_in(queues),
-        )
-
-    def declaring(self, queue: DeclaredQueue) -> ConsumerOptions:
-        """Return settings with one more declared queue."""
+    def declaring(self, queue: DeclaredQueue) -> ConsumerConfig:
+        """Return options with one more declared queue."""
         return replace(self, queues=joined(self.queues, (queue,)))
 
     def changed(
         self, concurrency: int | None, drain_timeout: Seconds | None, hooks: Sequence[Hooks]
-    ) -> ConsumerOptions:
-        """Return settings with what is given, and more hooks."""
-        new = replace(self, hooks=(*self.hooks, *_checked_hooks(hooks)))
+    ) -> ConsumerConfig:
+        """Return options with what is given, and more hooks."""
+        new = replace(self, hooks=(*self.hooks, *_hooks(hooks, "hooks")))
         if concurrency is not None:
             limit = validation.validate_limit(concurrency, "concurrency")
             new = replace(new, concurrency=limit)
@@ -124,26 +120,123 @@ class ConsumerOptions:
         )
 
 
-def _checked(value: object, kind: type[_T], name: str) -> _T:
-    if not isinstance(value, kind):
-        raise InvalidArgument(f"{name} must be of type {kind.__name__}, not {safe_repr(value)}")
+CONSUMER_DEFAULTS: dict[str, object] = {
+    option.name: None if option.default is MISSING else option.default
+    for option in fields(ConsumerConfig)
+}
+"""The defaults of `ConsumerOptions`; None where one is made for each consumer."""
+
+_Validator: TypeAlias = Callable[[Any, str], Any]
+
+
+def _optional(validate: _Validator, default: Callable[[], object] = lambda: None) -> _Validator:
+    return lambda value, name: default() if value is None else validate(value, name)
+
+
+def _instance(kind: type[Any]) -> _Validator:
+    def validate(value: object, name: str) -> object:
+        if not isinstance(value, kind):
+            raise InvalidArgument(f"{name} must be of type {kind.__name__}, not {safe_repr(value)}")
+        return value
+
+    return validate
+
+
+def _seconds(value: object, name: str) -> float:
+    return validation.validate_duration(value, name, positive=True).total_seconds()
+
+
+def _seconds_or_zero(value: object, name: str) -> float:
+    return validation.validate_duration(value, name).total_seconds()
+
+
+def _retry(value: object, name: str) -> Retry:
+    if not isinstance(value, Retry):
+        raise InvalidArgument(f"{name} must be a Retry, not {safe_repr(value)}")
     return value
 
 
-def _checked_codec(codec: Codec) -> Codec:
-    if isinstance(codec, type) or not all(
-        callable(getattr(codec, name, None)) for name in ("dumps", "loads")
+def _codec(value: Any, name: str) -> Codec:
+    if isinstance(value, type) or not all(
+        callable(getattr(value, method, None)) for method in ("dumps", "loads")
     ):
         raise InvalidArgument(
-            f"codec must have the methods dumps and loads, not {safe_repr(codec)}"
+            f"{name} must have the methods dumps and loads, not {safe_repr(value)}"
         )
+    codec: Codec = value
     return codec
 
 
-def _checked_hooks(hooks: Sequence[Hooks]) -> tuple[Hooks, ...]:
-    if not isinstance(hooks, Sequence) or not all(isinstance(one, Hooks) for one in hooks):
-        raise InvalidArgument(f"hooks must be a list of instances of Hooks, not {safe_repr(hooks)}")
-    return tuple(hooks)
+def _hooks(value: object, name: str) -> tuple[Hooks, ...]:
+    if not isinstance(value, Sequence) or not all(isinstance(hooks, Hooks) for hooks in value):
+        raise InvalidArgument(
+            f"{name} must be a list of instances of Hooks, not {safe_repr(value)}"
+        )
+    return tuple(value)
+
+
+_VALIDATORS: dict[str, _Validator] = {
+    "concurrency": validation.validate_limit,
+    "retry": _optional(_retry, Retry),
+    "poll_interval": _seconds,
+    "drain_timeout": _seconds_or_zero,
+    "heartbeat": _seconds,
+    "housekeeping": _optional(_seconds),
+    "name": _optional(validation.validate_text, socket.gethostname),
+    "version": _optional(validation.validate_text),
+    "models": _optional(_instance(Models)),
+    "codec": _optional(_codec),
+    "notify": _instance(bool),
+    "cursor_key": _optional(validation.validate_text),
+    "listen_dsn": _optional(_instance(str)),
+    "hooks": _hooks,
+    "queues": declared_in,
+    "call_context": _optional(check_call_context),
+}
+
+
+def takes_options(kind: Any, defaults: Mapping[str, object]) -> Callable[[_F], _F]:
+    """Decorate a method whose keyword arguments are ``Unpack[kind]``.
+
+    A name that is not an option raises `TypeError` with the option that comes close; and
+    `inspect.signature`, which ``help()`` asks, shows each option with its type and default.
+
+    Args:
+        kind: A TypedDict.
+        defaults: By the names of the options.
+    """
+    types = kind.__annotations__
+
+    def decorate(function: _F) -> _F:
+        @wraps(function)
+        def call(self: object, *args: object, **options: object) -> object:
+            named = [name for name in options if name not in types and name not in positional]
+            if named:
+                raise TypeError(_unknown(f"{type(self).__name__}{method}()", named[0], [*types]))
+            return function(self, *args, **options)
+
+        signature = inspect.signature(function)
+        method = "" if function.__name__ == "__init__" else f".{function.__name__}"
+        kept = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        positional = {parameter.name for parameter in kept}
+        shown = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation
+            )
+            for name, annotation in types.items()
+        ]
+        made: Any = call
+        made.__signature__ = signature.replace(parameters=[*kept, *shown])
+        decorated: _F = made
+        return decorated
+
+    return decorate
+
+
+def _unknown(function: str, name: str, known: Sequence[str]) -> str:
+    close = validation.suggestions(name, known)
+    hint = f": did you mean {close[0]!r}?" if close else f"; its options are {', '.join(known)}"
+    return f"{function} has no option {name!r}{hint}"
 
 
 def check_database(

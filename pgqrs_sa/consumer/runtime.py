@@ -28,7 +28,7 @@ from .disposition import Disposition
 from .events import EventEmitter
 from .handlers import Handler, Invocation
 from .leases import Lease, LeaseTable
-from .options import ConsumerOptions, check_database, refuse_autocommit
+from .options import ConsumerConfig, check_database, refuse_autocommit
 from .registration import register_worker
 from .renewer import LeaseRenewer
 from .retrying import is_transient
@@ -122,7 +122,7 @@ class Runtime:
 
     def __init__(
         self,
-        settings: ConsumerOptions,
+        settings: ConsumerConfig,
         handlers: Sequence[Handler],
         executor: Executor,
         connector: Callable[[], Connector],

@@ -144,7 +144,7 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
         return AsyncEngine(self._engine_of_sessions())
 
     async def _make_run(self, *, until_empty: bool) -> _Run:
-        await check_scopes_of_tasks(self._registry, self._call_context)
+        await check_scopes_of_tasks(self._registry, self._config.call_context)
         engine = self._engine()
         self._refuse_autocommit()
         needed = self._connections_needed()
@@ -153,10 +153,10 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
             self._sessionmaker,
             engine.sync_engine,
             asyncio.get_running_loop(),
-            call_context_of(self._call_context),
+            call_context_of(self._config.call_context),
         )
         executor.runtime = Runtime(
-            self._settings,
+            self._config,
             self.handlers,
             executor,
             lambda: AsyncConnector(engine),
@@ -194,7 +194,7 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
     async def _run_ended(self, run: _Run) -> RunResult:
         runtime, executor = run
         runtime.drain()
-        finished = await self._wait_for_run(run, self._settings.drain_timeout)
+        finished = await self._wait_for_run(run, self._config.drain_timeout)
         if not finished:
             await executor.cancel_all(_CANCELLED)
         clean = await asyncio.to_thread(runtime.close, self._now.is_set)

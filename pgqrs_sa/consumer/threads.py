@@ -103,7 +103,7 @@ class Consumer(BaseConsumer[Session]):
             PoolTooSmall: with both numbers.
             ReadOnlyDatabase, SchemaVersionError, QueueNotFound: what is wrong with the database.
         """
-        check_scopes(self._registry, self._call_context)
+        check_scopes(self._registry, self._config.call_context)
         engine = self._engine()
         self._check_pool(engine)
         return self._make_run(engine, until_empty=False).runtime.check()
@@ -141,13 +141,13 @@ class Consumer(BaseConsumer[Session]):
         """
         self._refuse_twice(self._run)
         self._stop.clear()
-        check_scopes(self._registry, self._call_context)
+        check_scopes(self._registry, self._config.call_context)
         engine = self._engine()
         self._check_pool(engine)
         run = self._make_run(engine, until_empty=until_empty)
         if self._begun(run):
             run.executor.start(
-                min(self._settings.concurrency, sum(one.concurrency for one in self.handlers))
+                min(self._config.concurrency, sum(one.concurrency for one in self.handlers))
             )
             self._run = run
 
@@ -211,9 +211,11 @@ class Consumer(BaseConsumer[Session]):
 
     def _make_run(self, engine: Engine, *, until_empty: bool) -> _Run:
         self._refuse_autocommit()
-        executor = ThreadExecutor(self._sessionmaker, engine, call_context_of(self._call_context))
+        executor = ThreadExecutor(
+            self._sessionmaker, engine, call_context_of(self._config.call_context)
+        )
         executor.runtime = Runtime(
-            self._settings,
+            self._config,
             self.handlers,
             executor,
             lambda: SyncConnector(engine),
@@ -241,7 +243,7 @@ class Consumer(BaseConsumer[Session]):
     def _run_ended(self, run: _Run) -> RunResult:
         runtime = run.runtime
         runtime.drain()
-        end = time.monotonic() + self._settings.drain_timeout
+        end = time.monotonic() + self._config.drain_timeout
         while time.monotonic() < end and not self._stop_at_once and not runtime.fatal:
             if runtime.wait_idle(min(0.1, end - time.monotonic())):
                 break

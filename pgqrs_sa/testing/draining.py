@@ -22,7 +22,7 @@ from .._core.sql.fragments import MOVED
 from ..consumer.disposition import PACKAGE, Disposition
 from ..consumer.events import EventEmitter
 from ..consumer.handlers import Handler, Invocation
-from ..consumer.options import ConsumerOptions, check_database
+from ..consumer.options import ConsumerConfig, check_database
 from ..consumer.session_guard import forbid_commit
 from ..consumer.signature import HandlerSignature
 from ..decisions import Decision
@@ -134,7 +134,7 @@ def drain(
 
     def work(session: Session) -> Drained:
         __tracebackhide__ = True
-        return _Drain(session, given, consumer._settings, handlers, limits).run()  # noqa: SLF001
+        return _Drain(session, given, consumer._config, handlers, limits).run()  # noqa: SLF001
 
     return perform(given, work, lambda drained: drained)
 
@@ -175,7 +175,7 @@ class _Drain:
         self,
         session: Session,
         given: Any,
-        settings: ConsumerOptions,
+        settings: ConsumerConfig,
         handlers: Sequence[Handler],
         limits: _Limits,
     ) -> None:
@@ -390,7 +390,7 @@ def called(call: HandlerSignature, arguments: dict[str, Any]) -> Any:
     return await_only(call.awaited(arguments))
 
 
-def service_of(session: Any, context: Context, settings: ConsumerOptions | None) -> Any:
+def service_of(session: Any, context: Context, settings: ConsumerConfig | None) -> Any:
     """Return the service that a handler gets, in the session that it gets."""
     options: dict[str, Any] = {
         "models": context.models,

@@ -10,7 +10,7 @@ from .. import validation
 from .._core.context import Context, decoded, encoded
 from ..consumer.disposition import dispositions_for_result
 from ..consumer.handlers import Handler, Invocation
-from ..consumer.options import ConsumerOptions
+from ..consumer.options import ConsumerConfig
 from ..consumer.session_guard import forbid_commit
 from ..consumer.signature import inspect_handler
 from ..decisions import Decision
@@ -118,13 +118,13 @@ async def _awaited(unit: Invocation, values: dict[str, Any], session: Any) -> De
     return _decision(unit, result)
 
 
-def _found(handler: Any, queue: str | None) -> tuple[Handler, ConsumerOptions | None]:
+def _found(handler: Any, queue: str | None) -> tuple[Handler, ConsumerConfig | None]:
     if hasattr(handler, "handlers"):
         if queue is None and len(handler.handlers) != 1:
             known = ", ".join(repr(found.queue) for found in handler.handlers) or "none"
             raise InvalidArgument(f"which handler? Pass queue=..., one of: {known}")
         selected = handler.handlers[0] if queue is None else handler.handler(queue)
-        return selected, handler._settings  # noqa: SLF001 - one package
+        return selected, handler._config  # noqa: SLF001 - one package
     call = inspect_handler(handler, many=False)
     name = "test" if queue is None else validation.validate_queue_name(queue)
     return Handler(name, call, None, 1, 0, None, Retry(), 1, 1, "commit"), None

@@ -25,7 +25,7 @@ from pgqrs_sa.consumer.events import EventEmitter
 from pgqrs_sa.consumer.handlers import Handlers, Invocation
 from pgqrs_sa.consumer.leader import LINGER, LeaderFollower
 from pgqrs_sa.consumer.leases import LeaseTable
-from pgqrs_sa.consumer.options import ConsumerOptions
+from pgqrs_sa.consumer.options import ConsumerConfig
 from pgqrs_sa.consumer.scheduler import Fetch, Scheduler
 from pgqrs_sa.consumer.store import QueueCheck, SettledAndLeased, UnansweredLease
 from support.waiting import PATIENCE, until
@@ -126,16 +126,11 @@ class Office:
         def work(delivery: Delivery) -> None:
             """Never called."""
 
-        handlers.add(
-            "mail", work, lease=None, concurrency=None, prefetch=prefetch, timeout=None,
-            retry=None, batch=None, weight=1, acknowledge="commit", payload=None,
-        )  # fmt: skip
+        handlers.add("mail", work, prefetch=prefetch)
         (self.handler,) = handlers
-        settings = ConsumerOptions.validated(
-            name="w", concurrency=concurrency, poll_interval=60, drain_timeout=1, heartbeat=10,
-            housekeeping=None, version=None, models=None, codec=None, notify=False,
-            listen_dsn=None, hooks=(),
-        )  # fmt: skip
+        settings = ConsumerConfig.validated(
+            name="w", concurrency=concurrency, poll_interval=60, housekeeping=None
+        )
         self.line = FakeLine()
         self.ready: list[Invocation] = []
         self.ended_calls: list[Delivery] = []

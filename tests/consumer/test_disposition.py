@@ -322,11 +322,7 @@ def test_a_conflict_of_the_handlers_transaction_is_not_charged_until_it_is_no_ch
         """Never called."""
 
     made = Handlers(1, Retry(), asynchronous=False)
-    made.add(
-        "q0", with_session if session else lambda payload: None, lease=None, concurrency=None,
-        prefetch=0, timeout=None, retry=None, batch=None, weight=1, acknowledge="commit",
-        payload=None,
-    )  # fmt: skip
+    made.add("q0", with_session if session else lambda payload: None)
     one = Invocation(made.get("q0"), (delivery(1, read_ct),))
     (disposition,) = after_error(one, Conflict(), stopping=False)
     assert disposition.action == kind

@@ -16,7 +16,7 @@ import pytest
 from pgqrs_sa import EventLoopLost
 from pgqrs_sa.consumer.disposition import Disposition
 from pgqrs_sa.consumer.handlers import Invocation
-from pgqrs_sa.consumer.options import ConsumerOptions
+from pgqrs_sa.consumer.options import ConsumerConfig
 from pgqrs_sa.consumer.runtime import Runtime
 from support.handlers import delivery, handlers
 
@@ -92,11 +92,9 @@ class Scene:
     """A run that has started, as far as the rest of it can tell."""
 
     def __init__(self, *, concurrency: int = 2, **options: Any) -> None:
-        settings = ConsumerOptions.validated(
-            name="w", concurrency=concurrency, poll_interval=60, drain_timeout=1, heartbeat=10,
-            housekeeping=None, version=None, models=None, codec=None, notify=False,
-            listen_dsn=None, hooks=(),
-        )  # fmt: skip
+        settings = ConsumerConfig.validated(
+            name="w", concurrency=concurrency, poll_interval=60, housekeeping=None
+        )
         (self.handler,) = handlers(options)
         self.executor: Any = Executor()
         connector: Any = None

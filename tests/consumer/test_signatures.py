@@ -28,6 +28,8 @@ from pgqrs_sa import (
     QueueService,
     Retry,
 )
+from pgqrs_sa.consumer.handlers import HandlerOptions
+from pgqrs_sa.consumer.options import ConsumerOptions
 from pgqrs_sa.consumer.payloads import converter
 from pgqrs_sa.consumer.signature import inspect_handler
 from support.handlers import delivery
@@ -389,11 +391,43 @@ def test_a_consumers_own_settings_are_checked_as_well(options):
         assert repr(value)[:20] in str(caught.value)
 
 
-def test_a_setting_that_does_not_exist_is_refused_with_its_name():
-    for kind, maker in ((Consumer, sessionmaker), (AsyncConsumer, async_sessionmaker)):
-        with pytest.raises(TypeError, match="concurency"):
-            kind(maker(), concurency=8)
-        assert "concurrency" in inspect.signature(kind).parameters
+@pytest.mark.parametrize(
+    ("kind", "maker"), [(Consumer, sessionmaker), (AsyncConsumer, async_sessionmaker)]
+)
+def test_an_unknown_option_is_refused_with_the_one_that_comes_close(kind, maker):
+    with pytest.raises(TypeError) as caught:
+        kind(maker(), concurency=8)
+    message = f"{kind.__name__}() has no option 'concurency': did you mean 'concurrency'?"
+    assert str(caught.value) == message
+    with pytest.raises(TypeError) as caught:
+        kind(maker()).on("mail", presfetch=8)
+    message = f"{kind.__name__}.on() has no option 'presfetch': did you mean 'prefetch'?"
+    assert str(caught.value) == message
+    with pytest.raises(TypeError, match=r"no option 'q'; its options are lease, concurrency, "):
+        kind(maker()).on("mail", q=8)
+
+
+@pytest.mark.parametrize("kind", [Consumer, AsyncConsumer])
+def test_a_signature_shows_each_option_with_its_default(kind):
+    for function, options, defaults in (
+        (kind, ConsumerOptions, {"concurrency": 10, "retry": None, "poll_interval": 0.5}),
+        (kind.on, HandlerOptions, {"prefetch": 0, "lease": None, "acknowledge": "commit"}),
+    ):
+        shown = {
+            name: parameter.default
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        assert shown.keys() == options.__annotations__.keys()
+        assert shown.items() >= defaults.items()
+
+
+def test_a_consumer_that_is_given_none_has_the_defaults():
+    nothing = {"retry": None, "name": None, "version": None, "models": None, "codec": None}
+    assert Consumer(sessionmaker(), **nothing)._config == Consumer(sessionmaker())._config
+    assert Consumer(sessionmaker(), housekeeping=None)._config.housekeeping is None
+    assert Consumer(sessionmaker(), listen_dsn="postgresql://db/shop")._config.notify
+    assert not Consumer(sessionmaker(), listen_dsn=None)._config.notify
 
 
 def test_a_queue_has_one_handler_and_only_known_ones_are_chosen():

@@ -12,22 +12,7 @@ def handlers(*wanted, concurrency=4):
     """Handlers of queues ``q0``, ``q1`` ..., each with these options."""
     made = Handlers(concurrency, Retry(), asynchronous=False)
     for number, options in enumerate(wanted):
-        made.add(
-            f"q{number}",
-            lambda payload: None,
-            **{
-                "lease": None,
-                "concurrency": None,
-                "prefetch": 0,
-                "timeout": None,
-                "retry": None,
-                "batch": None,
-                "weight": 1,
-                "acknowledge": "commit",
-                "payload": None,
-            }
-            | options,
-        )
+        made.add(f"q{number}", lambda payload: None, **options)
     return list(made)
 
 

@@ -40,6 +40,16 @@ async def right_later(maker: async_sessionmaker[AsyncSession]) -> None:
     assert_type(await consumer.run(), int)
 
 
+def right_handlers(consumer: Consumer) -> None:
+    """Options of handlers are typed as well, and the function keeps its type."""
+
+    @consumer.on("mail", lease=60, prefetch=2, timeout=timedelta(minutes=1), acknowledge="first")
+    def send(payload: str) -> int:
+        return len(payload)
+
+    assert_type(send("text"), int)
+
+
 def wrong(maker: sessionmaker[Session], later: async_sessionmaker[AsyncSession]) -> None:
     """What cannot be is seen before it runs."""
     Consumer(maker, concurency=8)  # type: ignore[call-arg]
@@ -51,3 +61,9 @@ def wrong(maker: sessionmaker[Session], later: async_sessionmaker[AsyncSession])
     AsyncConsumer(later, concurency=8)  # type: ignore[call-arg]
     AsyncConsumer(later, poll_interval="yes")  # type: ignore[arg-type]
     AsyncConsumer(maker)  # type: ignore[arg-type]
+    consumer = Consumer(maker)
+    consumer.on("mail", prefech=2)  # type: ignore[call-arg]
+    consumer.on("mail", prefetch="2")  # type: ignore[arg-type]
+    consumer.on("mail", acknowledge="later")  # type: ignore[arg-type]
+    AsyncConsumer(later).on("mail", leese=60)  # type: ignore[call-arg]
+    AsyncConsumer(later).on("mail", lease="60 s")  # type: ignore[arg-type]
