@@ -1,4 +1,4 @@
-"""What a handler may decide about its message: raise one of these, or return it.
+"""The decisions of a handler about its message: raise one of these, or return it.
 
 Raised, it rolls the handler's writes back, and is then carried out by itself. Returned, it is
 carried out in the transaction of the handler's writes, and commits with them.
@@ -7,6 +7,7 @@ carried out in the transaction of the handler's writes, and commits with them.
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import ClassVar
 
 from . import validation
 from .errors import Copyable
@@ -16,31 +17,35 @@ __all__ = ["DeadLetter", "Decision", "Discard", "RetryIn", "Snooze"]
 
 
 class Decision(Copyable, Exception):
-    """Base of what a handler may raise or return."""
+    """Base of the decisions that a handler may raise or return."""
 
 
-class RetryIn(Decision):
-    """Try again after a while. The attempt counts; after the last one the message is dead.
+class _Delayed(Decision):
+    _text: ClassVar[str]
+
+    def __init__(self, delay: Seconds) -> None:
+        self.delay: timedelta = validation.validate_duration(delay)
+        super().__init__(f"{self._text} {self.delay.total_seconds():g} s")
+
+
+class RetryIn(_Delayed):
+    """Try again after a while. The attempt counts; after the last attempt the message is dead.
 
     Args:
         delay: Seconds, or a timedelta.
     """
 
-    def __init__(self, delay: Seconds) -> None:
-        self.delay: timedelta = validation.validate_duration(delay)
-        super().__init__(f"again in {self.delay.total_seconds():g} s")
+    _text = "again in"
 
 
-class Snooze(Decision):
-    """Not now: come back after a while, as if this attempt had not been.
+class Snooze(_Delayed):
+    """Postpone the message without counting this attempt.
 
     Args:
         delay: Seconds, or a timedelta.
     """
 
-    def __init__(self, delay: Seconds) -> None:
-        self.delay: timedelta = validation.validate_duration(delay)
-        super().__init__(f"not for {self.delay.total_seconds():g} s")
+    _text = "not for"
 
 
 class Discard(Decision):

@@ -307,6 +307,17 @@ class _ContentMixin:
     last_error: Mapped[str | None] = mapped_column(sa.Text)
 
 
+def _in_state(condition: Callable[[Any], ColumnElement[bool]]) -> hybrid_property[bool]:
+    """Return the property of a state: of a message by its `state`, of a class by the condition."""
+    name = condition.__name__
+
+    def in_state(message: Any) -> bool:
+        return bool(message.state == name)
+
+    in_state.__name__ = name
+    return hybrid_property(in_state, expr=condition)
+
+
 class MessageMixin(_ContentMixin):
     """A live message: waiting, visible, under lease, or out of attempts.
 
@@ -447,45 +458,17 @@ class MessageMixin(_ContentMixin):
         _OPTION_CHECKS[key](value)
         return value
 
-    @hybrid_property
-    def ready(self) -> bool:
-        """Visible, with attempts left: the next dequeue may take it."""
-        return self.state == "ready"
+    ready = _in_state(states.ready)
+    """Visible, with attempts left: the next dequeue may take it."""
 
-    @ready.inplace.expression
-    @classmethod
-    def _ready(cls) -> ColumnElement[bool]:
-        return states.ready(cls)
+    exhausted = _in_state(states.exhausted)
+    """Visible, but its attempts are used up: it is about to become a dead letter."""
 
-    @hybrid_property
-    def exhausted(self) -> bool:
-        """Visible, but its attempts are used up: it is about to become a dead letter."""
-        return self.state == "exhausted"
+    leased = _in_state(states.leased)
+    """A consumer holds it, and its lease has not run out."""
 
-    @exhausted.inplace.expression
-    @classmethod
-    def _exhausted(cls) -> ColumnElement[bool]:
-        return states.exhausted(cls)
-
-    @hybrid_property
-    def leased(self) -> bool:
-        """A consumer holds it, and its lease has not run out."""
-        return self.state == "leased"
-
-    @leased.inplace.expression
-    @classmethod
-    def _leased(cls) -> ColumnElement[bool]:
-        return states.leased(cls)
-
-    @hybrid_property
-    def scheduled(self) -> bool:
-        """Waiting for its time; nobody holds it."""
-        return self.state == "scheduled"
-
-    @scheduled.inplace.expression
-    @classmethod
-    def _scheduled(cls) -> ColumnElement[bool]:
-        return states.scheduled(cls)
+    scheduled = _in_state(states.scheduled)
+    """Waiting for its time; nobody holds it."""
 
     @hybrid_property
     def has_attempts(self) -> bool:

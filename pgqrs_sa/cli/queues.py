@@ -48,15 +48,18 @@ _settings = together(
 )
 
 
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
+
+
 @queue.command()
 @named
 @_settings
 @pass_app
 def create(app: App, name: str, **settings: Any) -> None:
     """Create a queue; one that is there already stays as it is."""
-    wanted = {key: value for key, value in settings.items() if value is not None}
-    # A file or PGQRS_MAX_READ_CT may say what new queues get; the table's default is the same 5.
-    wanted.setdefault("max_read_ct", app.settings.max_read_ct)
+    # A file or PGQRS_MAX_READ_CT may set the default; the table's default is the same 5.
+    wanted = {"max_read_ct": app.settings.max_read_ct} | _given(settings)
     with app.begin() as work:
         known = {info.name for info in work.service.queues.list()}
         info = work.service.queues.create(name, **wanted)
@@ -109,9 +112,8 @@ add_call(queue, named, "queues.get", "Show a queue and its settings.", views.que
 @pass_app
 def update(app: App, name: str, **settings: Any) -> None:
     """Change settings of a queue."""
-    wanted = {key: value for key, value in settings.items() if value is not None}
     with app.begin() as work:
-        info = work.service.queues.update(name, **wanted)
+        info = work.service.queues.update(name, **_given(settings))
     app.emit_one(views.queue(info), views.QUEUES)
 
 

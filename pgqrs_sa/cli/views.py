@@ -10,29 +10,11 @@ from ..errors import PayloadError
 from .output import Column, Row, span, text
 
 if TYPE_CHECKING:
-    from ..types import (
-        ArchivedInfo,
-        Delivery,
-        MessageInfo,
-        QueueInfo,
-        QueueMetrics,
-        Receipt,
-        SyncedQueue,
-        WorkerHealth,
-        WorkerInfo,
-    )
+    from .. import types
 
-_MESSAGE = (
-    "headers",
-    "priority",
-    "vt",
-    "enqueued_at",
-    "read_ct",
-    "max_read_ct",
-    "key",
-    "last_error",
-    "worker_id",
-)
+_TIMES = ("vt", "enqueued_at")
+_ATTEMPTS = ("read_ct", "max_read_ct")
+_MESSAGE = ("headers", "priority", *_TIMES, *_ATTEMPTS, "key", "last_error", "worker_id")
 
 _NAME = 12
 """The width to which a name may be cut in a table."""
@@ -150,6 +132,11 @@ def _kept(seconds: float | None) -> str:
     return "for ever" if seconds is None else span(seconds)
 
 
+_ID = Column("id", right=True)
+_QUEUE = Column("queue", style="bold", least=_NAME)
+_NAMED = Column("name", style="bold", least=_NAME)
+
+
 def _row(value: Any, keys: Sequence[str], **computed: Any) -> dict[str, Any]:
     """Return the attributes of a value by these keys, and what is computed for some of them."""
     return {key: computed[key] if key in computed else getattr(value, key) for key in keys}
@@ -160,14 +147,14 @@ def done(action: str, count: int, *, dry_run: bool = False, **about: Any) -> dic
     return {"action": action, **about, "count": count, "dry_run": dry_run}
 
 
-def queue(info: QueueInfo) -> dict[str, Any]:
+def queue(info: types.QueueInfo) -> dict[str, Any]:
     """A queue and its settings."""
     return _row(info, QUEUE_KEYS)
 
 
 QUEUES = (
-    Column("id", right=True),
-    Column("name", style="bold", least=_NAME),
+    _ID,
+    _NAMED,
     Column("lease_seconds", "lease", lambda row: span(row["lease_seconds"]), right=True, rank=2),
     Column("max_read_ct", "attempts", right=True, rank=3),
     Column("retention_seconds", "retention", lambda row: _kept(row["retention_seconds"]), rank=4),
@@ -177,7 +164,7 @@ QUEUES = (
 )
 
 
-def synced(queue: SyncedQueue, *, dry_run: bool) -> dict[str, Any]:
+def synced(queue: types.SyncedQueue, *, dry_run: bool) -> dict[str, Any]:
     """The result of `queue sync` for a declared queue."""
     return {
         "name": queue.name,
@@ -188,13 +175,13 @@ def synced(queue: SyncedQueue, *, dry_run: bool) -> dict[str, Any]:
 
 
 SYNCED = (
-    Column("name", style="bold", least=_NAME),
+    _NAMED,
     Column("status"),
     Column("differences", least=20, wrap=True),
 )
 
 
-def metrics(counts: QueueMetrics) -> dict[str, Any]:
+def metrics(counts: types.QueueMetrics) -> dict[str, Any]:
     """Counts of a queue."""
     age = counts.oldest_ready_age
     return _row(
@@ -217,7 +204,7 @@ def _outcome(key: str) -> Callable[[Row], str]:
 
 
 METRICS = (
-    Column("queue", style="bold", least=_NAME),
+    _QUEUE,
     *(
         Column(key, right=True, rank=rank)
         for key, rank in (("ready", 1), ("scheduled", 4), ("leased", 2), ("exhausted", 6))
@@ -237,15 +224,15 @@ METRICS = (
 )
 
 
-def message(info: MessageInfo, now: datetime) -> dict[str, Any]:
+def message(info: types.MessageInfo, now: datetime) -> dict[str, Any]:
     """A live message, and how long until its ``vt`` by the database's clock."""
     seconds = max(0.0, (info.vt - now).total_seconds())
     return _row(info, MESSAGE_KEYS, visible_in_seconds=seconds, payload=payload(info))
 
 
 MESSAGES = (
-    Column("id", right=True),
-    Column("queue", style="bold", least=_NAME),
+    _ID,
+    _QUEUE,
     Column("state", rank=1),
     Column("visible_in_seconds", "visible", _countdown, right=True, rank=2),
     Column("vt", rank=9),
@@ -258,13 +245,13 @@ MESSAGES = (
 )
 
 
-def delivery(leased: Delivery) -> dict[str, Any]:
+def delivery(leased: types.Delivery) -> dict[str, Any]:
     """A message under lease. ``id`` and ``fencing_token`` are what settling it needs."""
     return _row(leased, DELIVERY_KEYS, payload=payload(leased))
 
 
 DELIVERIES = (
-    Column("id", right=True),
+    _ID,
     Column("fencing_token", "token", right=True),
     Column("queue", style="bold", least=_NAME, rank=1),
     Column("vt", "leased until", rank=3),
@@ -274,15 +261,15 @@ DELIVERIES = (
 )
 
 
-def archived(info: ArchivedInfo) -> dict[str, Any]:
+def archived(info: types.ArchivedInfo) -> dict[str, Any]:
     """A settled message."""
     return _row(info, ARCHIVED_KEYS, payload=payload(info))
 
 
 ARCHIVED = (
-    Column("id", right=True),
+    _ID,
     Column("original_msg_id", "message", right=True, rank=5),
-    Column("queue", style="bold", least=_NAME),
+    _QUEUE,
     Column("outcome", rank=1),
     Column("archived_at", "when", rank=2),
     Column("read_ct", "attempts", _attempts, right=True, rank=7),
@@ -292,20 +279,20 @@ ARCHIVED = (
 )
 
 
-def receipt(of: Receipt, queue: str | None = None) -> dict[str, Any]:
+def receipt(of: types.Receipt, queue: str | None = None) -> dict[str, Any]:
     """The receipt of enqueueing, rescheduling and requeueing."""
     known = {} if queue is None else {"queue": queue}
     return {"id": of.id, **known, "vt": of.vt, "duplicate": of.duplicate}
 
 
-def worker(info: WorkerInfo) -> dict[str, Any]:
+def worker(info: types.WorkerInfo) -> dict[str, Any]:
     """A worker."""
     return _row(info, WORKER_KEYS)
 
 
 WORKERS = (
-    Column("id", right=True),
-    Column("name", style="bold", least=_NAME),
+    _ID,
+    _NAMED,
     Column("status", rank=1),
     Column("hostname", "host", least=_NAME, rank=4),
     Column("pid", right=True, rank=5),
@@ -316,7 +303,7 @@ WORKERS = (
 )
 
 
-def health(of: WorkerHealth) -> dict[str, Any]:
+def health(of: types.WorkerHealth) -> dict[str, Any]:
     """A worker, and whether it has a recent heartbeat."""
     return _row(
         of.worker,
@@ -329,8 +316,8 @@ def health(of: WorkerHealth) -> dict[str, Any]:
 
 
 HEALTH = (
-    Column("id", right=True),
-    Column("name", style="bold", least=_NAME),
+    _ID,
+    _NAMED,
     Column("status", rank=3),
     Column("hostname", "host", least=_NAME, rank=6),
     Column("queues", render=_queues, least=_NAME, rank=4),
@@ -346,15 +333,15 @@ HEALTH = (
 )
 
 
-def leases(of: Iterable[WorkerHealth]) -> int | None:
+def leases(of: Iterable[types.WorkerHealth]) -> int | None:
     """How many messages workers hold together; None when none of them reports that."""
     reported = [health.leases for health in of if health.leases is not None]
     return sum(reported) if reported else None
 
 
-def health_by_queue(of: Iterable[WorkerHealth]) -> list[dict[str, Any]]:
+def health_by_queue(of: Iterable[types.WorkerHealth]) -> list[dict[str, Any]]:
     """Workers and what they hold, counted for each queue that any of them is for."""
-    by_queue: dict[str, list[WorkerHealth]] = {}
+    by_queue: dict[str, list[types.WorkerHealth]] = {}
     for health in of:
         for name in health.worker.queues or ("",):
             by_queue.setdefault(name, []).append(health)
