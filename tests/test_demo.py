@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import programs
 import pytest
 import sqlalchemy as sa
 
@@ -83,6 +84,6 @@ def test_books_that_do_not_balance_fail_the_demo(
 
 
 def test_what_is_no_command_is_answered_with_those_that_come_close() -> None:
-    done = run("-m", "pgqrs_sa", "dmeo")
+    done = programs.run("-m", "pgqrs_sa", "dmeo")
     assert (done.returncode, done.stdout) == (2, "")
     assert "did you mean demo?" in done.stderr

@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import quote
 
+import programs
 import pytest
 import sqlalchemy as sa
 from flask import Flask
@@ -185,10 +186,7 @@ def test_the_documented_environment_autogenerates_migrates_and_is_clean(
     )
 
     def alembic(*arguments: str) -> None:
-        command = [sys.executable, "-m", "alembic", *arguments]
-        done = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ}
-        )
+        done = programs.run("-m", "alembic", *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
 
     alembic("revision", "--autogenerate", "-m", "add the queue")

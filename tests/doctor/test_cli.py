@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import os
-import pty
 import re
 import select
-import struct
 import subprocess
-import sys
-import termios
 import time
 from types import SimpleNamespace
 
+import programs
 import pytest
 import sqlalchemy as sa
 
 from pgqrs_sa import QueueService, cli, metadata
 from pgqrs_sa.cli.top import _keys, sparkline
 from support.waiting import PATIENCE
-
-PROGRAM = [sys.executable, "-c", "import sys; from pgqrs_sa.cli import main; sys.exit(main())"]
 
 
 @pytest.fixture
@@ -210,11 +204,10 @@ class Terminal:
     """A program in a pseudo-terminal."""
 
     def __init__(self, *arguments, dsn):
-        self.pid, self.fd = pty.fork()
-        if not self.pid:  # pragma: no cover - the child
-            os.environ.update({"PGQRS_DSN": dsn, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"})
-            os.execv(PROGRAM[0], [*PROGRAM, *arguments])  # noqa: S606
-        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+        environment = {**os.environ, "PGQRS_DSN": dsn, "TERM": "xterm"}
+        self.program, self.fd = programs.start_in_terminal(
+            "-m", "pgqrs_sa", *arguments, env=environment, size=(24, 100)
+        )
         self.seen = ""
 
     def wait_for(self, pattern, seconds=PATIENCE):
@@ -237,10 +230,9 @@ class Terminal:
         except OSError:  # Linux's way to say that nobody writes any more
             pass
         os.close(self.fd)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.program.wait(PATIENCE)
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_top_in_a_terminal(migrated, busy, session, engine):
     def paused(name):
         with sa.orm.Session(engine) as other:
@@ -272,7 +264,6 @@ def test_top_in_a_terminal(migrated, busy, session, engine):
     assert terminal.end() == 0
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_top_survives_a_lost_connection_and_is_interrupted(migrated, busy, sql):
     terminal = Terminal("top", "--interval", "0.5", dsn=migrated.dsn)
     terminal.wait_for("mail")
@@ -284,7 +275,6 @@ def test_top_survives_a_lost_connection_and_is_interrupted(migrated, busy, sql):
     assert terminal.end() == 130
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_top_with_more_queues_than_lines(migrated, service, session):
     for n in range(60):
         service.queues.create(f"queue-{n:02}")

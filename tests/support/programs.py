@@ -10,14 +10,15 @@
         program.terminate()
         out, errors = program.communicate()
 
-The arguments are those of the interpreter: ``-m MODULE``, ``-c CODE`` or a file, and what follows.
+The arguments are those of the interpreter: any ``-W FILTER``, then ``-m MODULE``, ``-c CODE`` or a
+file, and what follows.
 A server process imports this package and its libraries once. It opens no connection and starts no
 thread, and forks a child for each program. A child has its own standard streams, environment,
 current folder and arguments, and it ends as any program does: exit handlers run, threads are
 joined and streams are flushed.
 
 Use `subprocess` for what only a new interpreter shows: its start-up, which modules a command
-imports, options such as ``-W``, and standard streams that are closed.
+imports, what libraries warn of when they are imported, and standard streams that are closed.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ import termios
 import threading
 import time
 import types
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -227,10 +229,14 @@ def start(
 
 
 def start_in_terminal(
-    *arguments: object, env: Mapping[str, str] | None = None, cwd: Path | str | None = None
+    *arguments: object,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | str | None = None,
+    size: tuple[int, int] = (24, 120),
 ) -> tuple[Program, int]:
     """Start a program in a new pseudo-terminal; return it, and this side of the terminal."""
     ours, theirs = os.openpty()
+    termios.tcsetwinsize(ours, size)
     program = Program(0)
     request = _request(arguments, env, cwd) | {"terminal": True}
     _server().fork(program, request, (theirs, theirs, theirs))
@@ -375,6 +381,9 @@ def _become(request: dict[str, Any]) -> None:
     os.chdir(request["cwd"])
     sys.stdout.reconfigure(line_buffering=os.isatty(1))
     kind, *rest = request["arguments"]
+    while kind == "-W":
+        warnings._setoption(rest[0])
+        kind, *rest = rest[1:]
     paths = [place for place in request["env"].get("PYTHONPATH", "").split(":") if place]
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
