@@ -23,11 +23,12 @@ AUDIT = nox.project.dependency_groups(PROJECT, "audit")
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Run ruff, and import-linter on the directions of imports."""
+    """Run ruff, import-linter on the directions of imports, and the check of words."""
     session.install("-e", ".[dev]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")
+    session.run("python", "-m", "tools.words")
 
 
 @nox.session
