@@ -82,7 +82,7 @@ def _is_deep(text: str, value: Any) -> bool:
         if not inner:
             return False
         level = inner
-    return any(type(one) in (list, dict) for one in level)
+    return any(type(item) in (list, dict) for item in level)
 
 
 class JsonCodec:
@@ -110,7 +110,7 @@ class JsonCodec:
         for start in range(0, len(values), _AT_ONCE):
             some = list(values[start : start + _AT_ONCE])
             try:
-                parted = [one for value in some for one in (value, "\0")][:-1]
+                parted = [part for value in some for part in (value, "\0")][:-1]
                 joined = _encode(parted)
                 if "+" in joined:
                     joined = _without_exponents(joined)

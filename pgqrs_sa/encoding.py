@@ -84,7 +84,7 @@ def written(value: Any) -> Iterator[Any]:
         yield sys.modules["msgspec"].to_builtins(value)
     elif dataclasses.is_dataclass(kind):
         fields = dataclasses.fields(kind)
-        yield Made({one.name: getattr(value, one.name) for one in fields if one.init})
+        yield Made({field.name: getattr(value, field.name) for field in fields if field.init})
 
 
 def lost(value: Any, text: Any) -> str | None:
@@ -98,20 +98,20 @@ def lost(value: Any, text: Any) -> str | None:
     if type(back) is type(value) and bool(back == value) and _says_the_same(back, value):
         return None
     kinds = ("__struct_fields__", "__pydantic_fields__", "__dataclass_fields__")
-    names = next((getattr(back, one) for one in kinds if hasattr(type(back), one)), ())
+    names = next((getattr(back, attr) for attr in kinds if hasattr(type(back), attr)), ())
     for name in names:
         if getattr(back, name, None) != getattr(value, name, None):
             return f".{name}"
     return ""
 
 
-def _says_the_same(one: Any, other: Any) -> bool:
+def _says_the_same(first: Any, other: Any) -> bool:
     """Whether two equal times are the same: ``==`` does not look at ``fold``, or at a time zone."""
-    if not isinstance(one, (datetime, time)):
+    if not isinstance(first, (datetime, time)):
         return True
-    if one.utcoffset() is None:
-        return other.tzinfo is None and one.fold == other.fold
-    same: bool = one.utcoffset() == other.utcoffset()
+    if first.utcoffset() is None:
+        return other.tzinfo is None and first.fold == other.fold
+    same: bool = first.utcoffset() == other.utcoffset()
     return same
 
 
@@ -247,12 +247,12 @@ def _of_union(kinds: tuple[Any, ...]) -> Read:
         if type(value) in plain:
             return value
         problems = []
-        for kind, one in others:
+        for kind, read_kind in others:
             wanted = typing.get_origin(kind) or kind
-            if one is as_it_is and _is_other(value, wanted):
+            if read_kind is as_it_is and _is_other(value, wanted):
                 continue
             try:
-                return one(value, path)
+                return read_kind(value, path)
             except Exception as error:  # noqa: BLE001 - the next one may take it
                 problems.append(str(error))
         if float in plain and type(value) is int:
@@ -416,7 +416,7 @@ def _dataclass(kind: Any, value: Any, path: str) -> Any:
     if not isinstance(value, dict):
         raise PayloadError(path, f"must be an object with the fields of {kind.__name__}")
     reads = _hints(kind)
-    fields = {one.name: one for one in dataclasses.fields(kind) if one.init}
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     if unknown := sorted(value.keys() - fields.keys()):
         raise PayloadError(path, f"has fields that {kind.__name__} has not: {', '.join(unknown)}")
     if missing := sorted(name for name in fields.keys() - value.keys() if _needed(fields[name])):

@@ -170,7 +170,7 @@ class Delivery(_Content):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # In another process nobody renews it: whoever does so here cannot go there.
-        values = [getattr(self, one.name) for one in fields(self) if one.name != "watch"]
+        values = [getattr(self, field.name) for field in fields(self) if field.name != "watch"]
         return type(self), tuple(values)
 
 

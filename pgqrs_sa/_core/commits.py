@@ -100,8 +100,8 @@ def when_connection_commits(
 def now(session: Session) -> None:
     """Take what a session has done for committed, as where each statement commits by itself."""
     noted: dict[Hashable, Waiting] = session.info.pop(_WAITING, {})
-    for one in noted.values():
-        one.call()
+    for waiting in noted.values():
+        waiting.call()
 
 
 def committed(session: Session) -> None:
@@ -109,11 +109,11 @@ def committed(session: Session) -> None:
     if session.in_nested_transaction():
         return
     noted: dict[Hashable, Waiting] = session.info.pop(_WAITING, {})
-    for key, one in noted.items():
-        if one.joined is not None and one.joined.in_transaction():
-            when_connection_commits(one.joined, key, one.call, strict=one.strict)
+    for key, waiting in noted.items():
+        if waiting.joined is not None and waiting.joined.in_transaction():
+            when_connection_commits(waiting.joined, key, waiting.call, strict=waiting.strict)
         else:
-            one.call()
+            waiting.call()
 
 
 def rolled_back(session: Session) -> None:
@@ -123,7 +123,7 @@ def rolled_back(session: Session) -> None:
 
 
 def _forget_strict(noted: dict[Hashable, Waiting]) -> None:
-    for key in [key for key, one in noted.items() if one.strict]:
+    for key in [key for key, waiting in noted.items() if waiting.strict]:
         del noted[key]
 
 
@@ -146,8 +146,8 @@ def _joined(session: Session, mapper: Mapper[Any]) -> sa.Connection | None:
 def _outer_commit(connection: sa.Connection) -> None:
     noted = list(_outer.get(connection, {}).values())
     _outer_rollback(connection)
-    for one in noted:
-        one.call()
+    for waiting in noted:
+        waiting.call()
 
 
 def _outer_rollback(connection: sa.Connection) -> None:

@@ -124,8 +124,8 @@ def secrets_of(dsn: str) -> set[str]:
     except ValueError:  # what is wrong with it is said by who reads it
         return set()
     found = {url.password, _query(url, "sslpassword")}
-    plain = {one for one in found if one}
-    return plain | {quote(one, safe="") for one in plain} | {quote_plus(one) for one in plain}
+    plain = {text for text in found if text}
+    return plain | {quote(text, safe="") for text in plain} | {quote_plus(text) for text in plain}
 
 
 def _query(url: sa.URL, name: str) -> str | None:
