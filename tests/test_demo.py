@@ -6,11 +6,11 @@ import os
 import subprocess
 import sys
 
-import programs
 import pytest
 import sqlalchemy as sa
 
 from pgqrs_sa import QueueService, demo
+from support import programs
 
 WITHOUT_RICH = """
 import sys

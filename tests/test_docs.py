@@ -14,7 +14,6 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import quote
 
-import programs
 import pytest
 import sqlalchemy as sa
 from flask import Flask
@@ -34,6 +33,7 @@ from pgqrs_sa import (
 from pgqrs_sa.consumer.base import BaseConsumer
 from pgqrs_sa.dsns import servers
 from pgqrs_sa.settings import database_url
+from support import programs
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(

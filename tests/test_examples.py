@@ -15,7 +15,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import httpx
-import programs
 import psycopg
 import pytest
 import sqlalchemy as sa
@@ -26,6 +25,7 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import Message, QueueNotFound, QueueService, SchemaVersionError
 from pgqrs_sa.consumer import runtime, tasks
+from support import programs
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

@@ -10,8 +10,9 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-import programs
 import pytest
+
+from support import programs
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "tests/typing").glob("*.py"))

@@ -12,12 +12,12 @@ import subprocess
 import time
 from types import SimpleNamespace
 
-import programs
 import pytest
 import sqlalchemy as sa
 
 from pgqrs_sa import QueueService, cli, metadata
 from pgqrs_sa.cli.top import _keys, sparkline
+from support import programs
 from support.waiting import PATIENCE
 
 
