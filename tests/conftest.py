@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -298,6 +298,31 @@ def service(session: Session) -> QueueService:
     return service
 
 
+@pytest.fixture
+def anew(session: Session, service: QueueService) -> Callable[[], None]:
+    """Return a function that leaves nothing but the queue ``mail``: see `each_case`."""
+
+    def begin_anew() -> None:
+        session.close()
+        session.connection().exec_driver_sql(_deleting())
+        service.queues.create("mail")
+        session.commit()
+
+    return begin_anew
+
+
+@pytest.fixture
+def rollback(session: Session) -> Callable[[], None]:
+    """Return what undoes all that the session has not committed: see `each_case`."""
+    return session.rollback
+
+
+@cache
+def _deleting() -> str:
+    names = ["shop_orders", *(table.name for table in metadata.sorted_tables)]
+    return f"DO $$ BEGIN {''.join(f'DELETE FROM {name};' for name in names)} END $$"  # noqa: S608
+
+
 @pytest.fixture(params=["psycopg", "asyncpg"])
 async def async_engine(
     request: pytest.FixtureRequest, migrated: Database
@@ -319,3 +344,24 @@ async def async_service(async_session: AsyncSession) -> AsyncQueueService:
     await service.queues.create("mail")
     await async_session.commit()
     return service
+
+
+@pytest.fixture
+async def anew_async(
+    async_session: AsyncSession, async_service: AsyncQueueService
+) -> Callable[[], Awaitable[None]]:
+    """Do as `anew` does, for a test with an async session."""
+
+    async def begin_anew() -> None:
+        await async_session.close()
+        await (await async_session.connection()).exec_driver_sql(_deleting())
+        await async_service.queues.create("mail")
+        await async_session.commit()
+
+    return begin_anew
+
+
+@pytest.fixture
+async def rollback_async(async_session: AsyncSession) -> Callable[[], Awaitable[None]]:
+    """Do as `rollback` does, for a test with an async session."""
+    return async_session.rollback

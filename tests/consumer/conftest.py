@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 
+from pgqrs_sa import ArchivedMessage, Message, Worker
 from support.consumers import Kit, kit_for
 
 
@@ -28,6 +30,21 @@ def kit(request: pytest.FixtureRequest, migrated: Any) -> Iterator[Kit]:
     kit.queue("mail", lease=30)
     yield kit
     kit.close()
+
+
+@pytest.fixture
+def cleared(request: pytest.FixtureRequest) -> Callable[[], None]:
+    """Return what leaves only the queues of the test's kit: see `each_case`."""
+    name = next(name for name in ("kit", "threads", "tasks") if name in request.fixturenames)
+    kit: Kit = request.getfixturevalue(name)
+
+    def clear() -> None:
+        kit.sql("DELETE FROM effects")
+        for table in (Message, ArchivedMessage, Worker):
+            with kit.engine.begin() as connection:
+                connection.execute(sa.delete(table))
+
+    return clear
 
 
 @pytest.fixture

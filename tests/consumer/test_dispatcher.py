@@ -28,6 +28,7 @@ from pgqrs_sa.consumer.leases import LeaseTable
 from pgqrs_sa.consumer.options import ConsumerConfig
 from pgqrs_sa.consumer.scheduler import Fetch, Scheduler
 from pgqrs_sa.consumer.store import QueueCheck, SettledAndLeased, UnansweredLease
+from support.cases import each_case
 from support.waiting import PATIENCE, until
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -522,7 +523,7 @@ def quiet(one: Office) -> None:
     one.dispatcher.pause(paused=True)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("fate", "left", "settlements", "losses"),
     [
         ("busy", 1, [], []),
@@ -591,7 +592,7 @@ def test_the_first_disposition_of_the_newest_attempt_counts():
         assert waiting.disposition == dispositions[1]
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("kind", "lost", "joins"),
     [
         ("archive", False, True),
@@ -749,7 +750,7 @@ def test_what_cannot_be_settled_keeps_it_from_the_end_until_there_is_no_time_lef
         assert one.dispatcher.unsettled == 1
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("leaving", "hurried", "error", "passes"),
     [
         (True, False, OSError(), True),

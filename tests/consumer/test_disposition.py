@@ -46,6 +46,7 @@ from pgqrs_sa.consumer.invocation import (
 from pgqrs_sa.consumer.scheduler import Scheduler
 from pgqrs_sa.decisions import Decision
 from pgqrs_sa.errors import Whereabouts
+from support.cases import each_case
 from support.handlers import delivery, handlers
 
 SECOND = timedelta(seconds=1)
@@ -73,7 +74,7 @@ CARRIED_OUT = [
 ]
 
 
-@pytest.mark.parametrize(("decision", "kind", "delay", "reason"), CARRIED_OUT)
+@each_case(("decision", "kind", "delay", "reason"), CARRIED_OUT)
 def test_a_decision_means_the_same_raised_returned_or_by_its_retry(decision, kind, delay, reason):
     one = unit()
     by_retry = unit(retry=Retry(on={ValueError: decision}))
@@ -86,7 +87,7 @@ def test_a_decision_means_the_same_raised_returned_or_by_its_retry(decision, kin
         assert (disposition.action, disposition.delay, disposition.reason) == (kind, delay, reason)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("disposition", "text"),
     [
         ({"action": "release"}, ""),
@@ -172,7 +173,7 @@ def test_a_batch_may_return_a_mapping_by_delivery_or_by_id_or_a_list():
         assert dispositions[2].error is error
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("result", "said"),
     [
         ([None], "returned 1 results for 2 messages"),
@@ -281,7 +282,7 @@ def test_a_lease_lost_of_another_message_is_a_failure_like_any():
     assert disposition.action == "retry"
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("error", "stopping", "kind"),
     [
         (ValueError(), False, "retry"),
@@ -311,7 +312,7 @@ class Conflict(Exception):
     sqlstate = "40001"
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("session", "read_ct", "kind"),
     [(True, FORGIVEN, "release"), (True, FORGIVEN + 1, "retry"), (False, 1, "retry")],
 )
@@ -329,7 +330,7 @@ def test_a_conflict_of_the_handlers_transaction_is_not_charged_until_it_is_no_ch
     assert kind == "retry" or disposition.delay <= timedelta(seconds=0.2)
 
 
-@pytest.mark.parametrize(("lost", "kind"), [(True, "release"), (False, "retry")])
+@each_case(("lost", "kind"), [(True, "release"), (False, "retry")])
 def test_a_call_that_is_cancelled_since_its_lease_was_lost_has_not_failed(lost, kind):
     one = unit()
     object.__setattr__(one.deliveries[0], "watch", lambda: lost)
@@ -341,7 +342,7 @@ def test_a_message_may_be_given_up_without_a_reason():
     assert (str(Discard("why")), Discard("why").reason) == ("why", "why")
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("level", "keeps"),
     [("READ COMMITTED", False), ("REPEATABLE READ", True), ("SERIALIZABLE", True)],
 )

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from pgqrs_sa import AsyncConsumer, Consumer, Delivery, HandlerTimeout, QueueService, Retry
+from support.cases import each_case
 from support.consumers import Ear, effect
 from support.waiting import PATIENCE, until, until_awaited
 
@@ -502,7 +503,7 @@ def test_a_server_whose_default_is_serializable_can_be_worked_on(kit):
     assert kit.sql("SELECT DISTINCT note FROM effects") == [("SERIALIZABLE",)]
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("error", "session"),
     [
         (KeyboardInterrupt, True),
@@ -513,6 +514,7 @@ def test_a_server_whose_default_is_serializable_can_be_worked_on(kit):
         (asyncio.CancelledError, True),
         (asyncio.CancelledError, False),
     ],
+    before="cleared",
 )
 def test_whatever_a_handler_raises_leaves_no_lease_behind(kit, error, session):
     (id_,) = kit.send({})

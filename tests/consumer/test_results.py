@@ -25,6 +25,7 @@ from pgqrs_sa.consumer import results
 from pgqrs_sa.consumer.disposition import dispositions_for_result
 from pgqrs_sa.consumer.handlers import Invocation
 from pgqrs_sa.consumer.invocation import after_return
+from support.cases import each_case
 from support.consumers import Kit, effect
 from support.handlers import delivery, handlers
 
@@ -143,8 +144,8 @@ FIELDS = {
 }
 
 
-@pytest.mark.parametrize("made", REFUSED.values(), ids=REFUSED)
-@pytest.mark.parametrize("acknowledge", ["commit", "manual", "first"])
+@each_case("made", REFUSED)
+@each_case("acknowledge", ["commit", "manual", "first"])
 def test_what_has_not_run_or_is_no_decision_is_refused(made, acknowledge):
     with pytest.raises(InvalidResult) as caught:
         after_return(unit(acknowledge=acknowledge), made())
@@ -152,7 +153,7 @@ def test_what_has_not_run_or_is_no_decision_is_refused(made, acknowledge):
     assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("kind", "told"),
     [
         ("coroutine", "a coroutine, whose work has not run: await it"),
@@ -181,21 +182,21 @@ def test_a_container_that_contains_itself_is_a_plain_value():
     assert [one.action for one in dispositions_for_result(unit(), value)] == ["archive"]
 
 
-@pytest.mark.parametrize("wrap", INSIDE.values(), ids=INSIDE)
-@pytest.mark.parametrize("made", [coroutine, generator, lambda: Snooze, lambda: RetryIn(60)])
+@each_case("wrap", INSIDE)
+@each_case("made", [coroutine, generator, lambda: Snooze, lambda: RetryIn(60)])
 def test_a_container_of_these_or_of_decisions_is_refused(made, wrap):
     with pytest.raises(InvalidResult, match="that contains"):
         dispositions_for_result(unit(), wrap(made()))
 
 
-@pytest.mark.parametrize("wrap", FIELDS.values(), ids=FIELDS)
-@pytest.mark.parametrize("made", [coroutine, generator, AsyncIterated, lambda: RetryIn(60)])
+@each_case("wrap", FIELDS)
+@each_case("made", [coroutine, generator, AsyncIterated, lambda: RetryIn(60)])
 def test_work_or_a_decision_in_a_field_of_a_dataclass_is_refused(made, wrap):
     with pytest.raises(InvalidResult, match="that contains"):
         dispositions_for_result(unit(), wrap(made()))
 
 
-@pytest.mark.parametrize("value", [print, Snooze, ValueError("x"), delivery(1)])
+@each_case("value", [print, Snooze, ValueError("x"), delivery(1)])
 def test_a_dataclass_may_have_functions_classes_and_errors_in_its_fields(value):
     assert [one.action for one in dispositions_for_result(unit(), Wrapper(value))] == ["archive"]
 
@@ -214,7 +215,7 @@ class Cursor(AsyncIterated):
         return []
 
 
-@pytest.mark.parametrize("made", [io.StringIO, io.BytesIO, Stream, Cursor, lambda: [Cursor()]])
+@each_case("made", [io.StringIO, io.BytesIO, Stream, Cursor, lambda: [Cursor()]])
 def test_a_file_a_stream_and_a_cursor_are_plain_values(made):
     assert [one.action for one in dispositions_for_result(unit(), made())] == ["archive"]
 
@@ -305,8 +306,8 @@ def test_a_collection_that_cannot_be_read_is_a_plain_value():
     assert [one.action for one in dispositions_for_result(unit(), [Broken()])] == ["archive"]
 
 
-@pytest.mark.parametrize("made", [*NOT_RUN.values(), lambda: Snooze, lambda: [RetryIn(1)], Retry])
-@pytest.mark.parametrize("as_mapping", [True, False])
+@each_case("made", [*NOT_RUN.values(), lambda: Snooze, lambda: [RetryIn(1)], Retry])
+@each_case("as_mapping", [True, False])
 def test_each_result_of_a_batch_obeys_the_same_rule(made, as_mapping):
     results = [None, made()]
     with pytest.raises(InvalidResult):
@@ -315,13 +316,13 @@ def test_each_result_of_a_batch_obeys_the_same_rule(made, as_mapping):
         )
 
 
-@pytest.mark.parametrize("made", [*NOT_RUN.values(), lambda: Snooze, lambda: ValueError("x")])
+@each_case("made", [*NOT_RUN.values(), lambda: Snooze, lambda: ValueError("x")])
 def test_a_batch_that_returns_such_a_thing_for_all_is_refused(made):
     with pytest.raises(InvalidResult):
         dispositions_for_result(unit(2, batch=2), made())
 
 
-@pytest.mark.parametrize(
+@each_case(
     "value", [None, True, 0, 1.5, "text", b"x", {}, {"a": [1]}, [], [[1]], (), {1}, object()]
 )
 def test_a_plain_value_is_ignored(value):
@@ -367,8 +368,8 @@ async def test_a_task_that_nobody_waits_for_is_cancelled():
 # -------------------------------------------------------------------------------- in a consumer
 
 
-@pytest.mark.parametrize("session", [True, False])
-@pytest.mark.parametrize("made", [coroutine, generator, lambda: Snooze, lambda: [RetryIn(1)]])
+@each_case("session", [True, False])
+@each_case("made", [coroutine, generator, lambda: Snooze, lambda: [RetryIn(1)]], before="cleared")
 def test_the_attempt_fails_and_its_writes_are_rolled_back(kit, made, session):
     (id_,) = kit.send({})
     consumer = kit.consumer(retry=Retry(base=1000))
@@ -457,7 +458,7 @@ class Callables:
         }
 
 
-@pytest.mark.parametrize("name", ["wrapped", "twice", "partial", "object"])
+@each_case("name", ["wrapped", "twice", "partial", "object"], before="cleared")
 def test_a_task_awaits_a_wrapped_coroutine_function(tasks: Kit, name):
     seen: list[int] = []
     tasks.send(1, 2)
@@ -468,8 +469,10 @@ def test_a_task_awaits_a_wrapped_coroutine_function(tasks: Kit, name):
     assert (sorted(seen), set(tasks.outcomes().values())) == ([1, 2], {"archived"})
 
 
-@pytest.mark.parametrize(
-    "name", ["wrapped", "twice", "partial", "object", "lambda", "method", "generator"]
+@each_case(
+    "name",
+    ["wrapped", "twice", "partial", "object", "lambda", "method", "generator"],
+    before="cleared",
 )
 @pytest.mark.filterwarnings("error")
 def test_a_thread_that_gets_a_coroutine_has_not_worked(threads: Kit, name):

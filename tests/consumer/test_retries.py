@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgqrs_sa import DeadLetter, Discard, InvalidArgument, Retry, RetryIn, Snooze
+from support.cases import each_case
 from support.handlers import delivery
 
 
@@ -100,7 +101,7 @@ def test_a_function_decides_by_error_and_delivery_or_leaves_it_to_the_backoff():
     assert retry.decide(ValueError(), delivery(1, read_ct=3)).delay == timedelta(seconds=7)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("options", "said"),
     [
         ({"backoff": "quadratic"}, "'quadratic'"),
@@ -125,7 +126,7 @@ def test_what_cannot_be_is_refused_with_what_it_is(options, said):
         Retry(**options)
 
 
-@pytest.mark.parametrize("decision", [RetryIn, Snooze])
+@each_case("decision", [RetryIn, Snooze])
 def test_a_decision_takes_seconds_or_a_timedelta_and_refuses_what_is_neither(decision):
     assert decision(1.5).delay == decision(timedelta(seconds=1.5)).delay
     for wrong in (-1, "5", None, float("nan"), True):

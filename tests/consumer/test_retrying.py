@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from pgqrs_sa.consumer.retrying import is_transient, retrying, sqlstate, without_parameters
+from support.cases import each_case
 
 
 class Driver(Exception):
@@ -20,7 +21,7 @@ def wrapped(error, kind=sa.exc.DBAPIError):
     return kind("SELECT 1", {}, error)
 
 
-@pytest.mark.parametrize(
+@each_case(
     "code",
     [
         "08006",
@@ -45,7 +46,7 @@ def test_trouble_of_the_server_passes(code):
     assert is_transient(Driver(code))  # asyncpg's own, while it connects
 
 
-@pytest.mark.parametrize("code", ["42P01", "42501", "23505", "22P02", "28P01", "3D000", "57000"])
+@each_case("code", ["42P01", "42501", "23505", "22P02", "28P01", "3D000", "57000"])
 def test_what_somebody_has_to_fix_does_not(code):
     assert not is_transient(wrapped(Driver(code), sa.exc.OperationalError))
 
@@ -97,7 +98,7 @@ def test_what_asyncpg_says_of_a_connection_that_was_ended_meanwhile_passes():
     assert is_transient(Ended())
 
 
-@pytest.mark.parametrize("link", ["itself", "__cause__", "__context__"])
+@each_case("link", ["itself", "__cause__", "__context__"])
 def test_an_error_that_is_logged_has_no_parameters(link):
     statement = sa.exc.DBAPIError("UPDATE", {"error": "hunter2"}, Driver())
     error = statement if link == "itself" else RuntimeError("cannot settle")

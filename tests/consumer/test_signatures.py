@@ -32,6 +32,7 @@ from pgqrs_sa.consumer.handlers import HandlerOptions
 from pgqrs_sa.consumer.options import ConsumerOptions
 from pgqrs_sa.consumer.payloads import converter
 from pgqrs_sa.consumer.signature import inspect_handler
+from support.cases import each_case
 from support.handlers import delivery
 
 if TYPE_CHECKING:
@@ -222,10 +223,8 @@ class SendMailAsync:
         pass
 
 
-@pytest.mark.parametrize(
-    "consumer", [Consumer(sessionmaker()), AsyncConsumer(async_sessionmaker())], ids=repr
-)
-@pytest.mark.parametrize("handler", [SendMail, SendMailAsync, partial(SendMailAsync), Model, dict])
+@each_case("consumer", [Consumer(sessionmaker()), AsyncConsumer(async_sessionmaker())], ids=repr)
+@each_case("handler", [SendMail, SendMailAsync, partial(SendMailAsync), Model, dict])
 def test_a_class_is_no_handler(consumer, handler):
     """To call it makes an object and does no work, which would be archived as done."""
     with pytest.raises(
@@ -294,7 +293,7 @@ async def wrong_awaited(a: Session):
     pass
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("function", "options", "said"),
     [
         (two_payloads, {}, "two parameters for the payload: b too"),
@@ -334,7 +333,7 @@ def test_a_consumer_takes_handlers_of_its_own_kind():
         AsyncConsumer(async_sessionmaker()).on("mail")(plain)
 
 
-@pytest.mark.parametrize(
+@each_case(
     "options",
     [
         {"lease": 0},
@@ -356,7 +355,7 @@ def test_a_setting_that_cannot_be_is_refused_with_its_name(options):
         consumer.on("mail", **options)(lambda payload: None)
 
 
-@pytest.mark.parametrize(
+@each_case(
     "options",
     [
         {"concurrency": 0},
@@ -451,7 +450,7 @@ def test_a_queue_has_one_handler_and_only_known_ones_are_chosen():
 # ---------------------------------------------------------------------------------- payloads
 
 
-@pytest.mark.parametrize("kind", [Model, Struct, Plain, Checked])
+@each_case("kind", [Model, Struct, Plain, Checked])
 def test_a_payload_becomes_an_instance_of_its_type_or_is_refused(kind):
     convert = converter(kind)
     assert convert({"order": 7}) == kind(order=7)
@@ -460,7 +459,7 @@ def test_a_payload_becomes_an_instance_of_its_type_or_is_refused(kind):
             convert(wrong)
 
 
-@pytest.mark.parametrize("kind", [Model, Struct, Checked])
+@each_case("kind", [Model, Struct, Checked])
 def test_libraries_check_the_values_too(kind):
     with pytest.raises(PayloadError, match="does not fit the handler"):
         converter(kind)({"order": "seven"})
@@ -492,7 +491,7 @@ def test_an_error_of_the_class_itself_is_an_error_of_the_payload():
         converter(Picky)({"n": 1})
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("kind", "right", "wrong"),
     [
         (dict, {"a": 1}, []),

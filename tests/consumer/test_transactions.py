@@ -22,6 +22,7 @@ from pgqrs_sa import (
     Snooze,
     TransactionRefused,
 )
+from support.cases import each_case
 from support.consumers import Ear, effect
 
 
@@ -193,7 +194,7 @@ def test_acknowledged_by_hand_a_message_may_be_settled_later_with_its_delivery(k
     assert kit.outcomes() == {id_: "archived"}
 
 
-@pytest.mark.parametrize(("result", "session"), [("mapping", True), ("list", False)])
+@each_case(("result", "session"), [("mapping", True), ("list", False)], before="cleared")
 def test_a_batch_gives_a_result_for_each_message(kit, result, session):
     ids = kit.send(*({"n": n} for n in range(6)))
     consumer = kit.consumer(retry=Retry(base=1000))
@@ -276,7 +277,7 @@ DECISIONS = {
 }
 
 
-@pytest.mark.parametrize("how", ["raised", "returned"])
+@each_case("how", ["raised", "returned"], before="cleared")
 def test_a_decision_commits_the_writes_when_returned_and_not_when_raised(kit, how):
     ids = dict(zip(DECISIONS, kit.send(*DECISIONS), strict=True))
     consumer = kit.consumer()
@@ -381,7 +382,7 @@ def test_what_the_last_holder_left_without_attempts_is_buried_by_whoever_runs(ki
     assert kit.archive()[dead].last_error == "before"
 
 
-@pytest.mark.parametrize("batch", [None, 3])
+@each_case("batch", [None, 3], before="cleared")
 def test_rows_that_cannot_be_decoded_are_dead_at_once_and_neighbours_flow(kit, batch):
     kit.sql(
         "INSERT INTO pgqrs_messages (queue_id, payload, priority, vt)"
@@ -520,7 +521,7 @@ def test_a_lease_that_a_handler_took_and_rolled_back_settles_nothing_later(kit):
 # ----------------------------------------------------------- the transaction is the consumer's
 
 
-@pytest.mark.parametrize("method", ["commit", "rollback", "close"])
+@each_case("method", ["commit", "rollback", "close"], before="cleared")
 def test_a_handler_that_ends_its_transaction_fails_before_anything_is_kept(kit, method):
     (id_,) = kit.send({}, max_read_ct=2)
     consumer = kit.consumer(retry=Retry(base=0, jitter=0))
@@ -619,9 +620,10 @@ def keep_the_key(queue, delivery, run):
     return queue.enqueue("mail", {"run": run}, key=delivery.key, delay=3600 if run > 3 else 0)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("acknowledge", "schedule"),
     [("commit", name_the_run), ("manual", archive_first), ("first", keep_the_key)],
+    before="cleared",
 )
 def test_a_handler_schedules_its_next_run(kit, acknowledge, schedule):
     """Each of the ways that docs/reference/consumers.md names."""

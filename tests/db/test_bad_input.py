@@ -36,6 +36,7 @@ from pgqrs_sa import (
     errors,
 )
 from pgqrs_sa._core import enqueue as enqueue_operation
+from support.cases import each_case
 
 LATER = datetime(2030, 1, 1, tzinfo=UTC)
 NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001
@@ -67,9 +68,18 @@ class Caller:
 
     def __init__(self, engine: sa.Engine, session: Session, service: QueueService) -> None:
         self.engine, self.session, self.service = engine, session, service
-        service.enqueue("mail", "before")
-        self.before = self.stored(session)
         self.sent = record(engine)
+        self._begin()
+
+    def begin(self) -> None:
+        """Begin another transaction, for the next call that is refused."""
+        self.session.rollback()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.service.enqueue("mail", "before")
+        self.before = self.stored(self.session)
+        self.sent.clear()
 
     def refuses(
         self, call: Callable[[QueueService], object], error: type[PgqrsError], says: str
@@ -90,6 +100,7 @@ class Caller:
             rows = self.stored(other)
         assert rows["messages"] == [*self.before["messages"], [after.id, "after"]]
         assert {**rows, "messages": None} == {**self.before, "messages": None}
+        self.begin()
 
     def stored(self, session: Session) -> dict[str, list[Any]]:
         with session.no_autoflush:
@@ -153,9 +164,7 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], type[PgqrsError], str]] = {
     "headers with number as key": ({"headers": {1: 2}}, PayloadError, "headers has the key 1"),
     "headers of 64 KiB": ({"headers": {"h": "x" * 65_536}}, PayloadError, "headers takes 65544"),
 }
-bad_options = pytest.mark.parametrize(
-    ("options", "error", "says"), BAD_OPTIONS.values(), ids=list(BAD_OPTIONS)
-)
+bad_options = each_case(("options", "error", "says"), BAD_OPTIONS)
 
 BAD_PAYLOADS: dict[str, tuple[Any, str, str]] = {
     "nan": ({"x": math.nan}, "payload.x", "is nan"),
@@ -171,9 +180,7 @@ BAD_PAYLOADS: dict[str, tuple[Any, str, str]] = {
     "integer of 4301 digits": ([[10**4300]], "payload[0][0]", "more than 4300 digits"),
     "SQL": (sa.func.now(), "payload", "is a now"),
 }
-bad_payloads = pytest.mark.parametrize(
-    ("payload", "path", "problem"), BAD_PAYLOADS.values(), ids=list(BAD_PAYLOADS)
-)
+bad_payloads = each_case(("payload", "path", "problem"), BAD_PAYLOADS)
 
 
 @bad_options
@@ -204,7 +211,7 @@ def test_enqueue_many_names_the_item_of_an_option_and_sends_nothing(caller, opti
 
 
 @bad_payloads
-@pytest.mark.parametrize("wrap", [lambda p: p, Item], ids=["payload", "item"])
+@each_case("wrap", {"payload": lambda p: p, "item": Item})
 def test_enqueue_many_names_the_item_of_a_payload_and_sends_nothing(
     caller, wrap, payload, path, problem
 ):
@@ -216,7 +223,7 @@ def test_enqueue_many_names_the_item_of_a_payload_and_sends_nothing(
     caller.is_unharmed()
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("items", "says"),
     [
         ("abc", "items must be a list, not of type str"),
@@ -256,7 +263,7 @@ def test_a_message_refuses_a_payload_as_it_is_assigned(caller, payload, path, pr
     caller.is_unharmed()
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("attributes", "error", "says"),
     [
         ({"vt": NAIVE}, DelayError, "is naive"),
@@ -319,7 +326,7 @@ LATE: dict[str, tuple[Callable[[], Message], type[PgqrsError], str]] = {
         "headers.late is nan",
     ),
 }
-late = pytest.mark.parametrize(("make", "error", "says"), LATE.values(), ids=list(LATE))
+late = each_case(("make", "error", "says"), LATE)
 
 
 def changed(name: str) -> Message:
@@ -342,6 +349,7 @@ def test_a_flush_refuses_what_enqueue_refuses_and_inserts_nothing(
     caller.refuses(lambda _: caller.session.flush(), error, says)
 
     assert not [statement for statement in caller.sent if statement.startswith("INSERT")]
+    caller.begin()
 
 
 @late
@@ -468,7 +476,7 @@ def test_every_method_that_takes_a_queue_is_tried():
     assert taking <= tried
 
 
-@pytest.mark.parametrize("method", QUEUE_METHODS.values(), ids=list(QUEUE_METHODS))
+@each_case("method", QUEUE_METHODS)
 def test_an_unknown_queue_is_refused_with_the_name_that_was_meant(caller, method):
     refused = caller.refuses(
         lambda s: method(s, "mial"),
@@ -493,11 +501,7 @@ def test_an_unknown_queue_like_no_other_is_refused_with_the_way_to_create_it(cal
     assert refused.suggestions == ()
 
 
-@pytest.mark.parametrize(
-    "method",
-    [*QUEUE_METHODS.values(), *NAMED_OTHERWISE.values()],
-    ids=[*QUEUE_METHODS, *NAMED_OTHERWISE],
-)
+@each_case("method", QUEUE_METHODS | NAMED_OTHERWISE)
 def test_a_name_that_no_queue_can_have_is_refused_without_a_statement(engine, session, method):
     sent = record(engine)
     for name in BAD_NAMES:
@@ -522,8 +526,8 @@ LARGE = {
     ),
     "session.add": lambda s, text: add(s, text),  # noqa: PLW0108 - defined below
 }
-ways = pytest.mark.parametrize("way", LARGE.values(), ids=list(LARGE))
-limits = pytest.mark.parametrize("limit", [20, 1_048_576, 1_500_000])
+ways = each_case("way", LARGE)
+limits = each_case("limit", [20, 1_048_576, 1_500_000])
 
 
 def add(service: QueueService, text: str) -> None:
@@ -548,6 +552,7 @@ def test_a_payload_may_take_as_many_bytes_as_its_queue_accepts(session, service,
 
     stored = session.scalars(sa.select(Message.payload).order_by(Message.id)).all()
     assert text in stored
+    session.rollback()
 
 
 @ways
@@ -567,6 +572,9 @@ def test_a_payload_of_one_byte_more_is_refused_and_nothing_is_inserted(
         flushed, PayloadError, f"payload takes {limit + 1} bytes, queue 'box' accepts {limit}"
     )
     caller.is_unharmed()
+    service.queues.delete("box")
+    session.commit()
+    caller.begin()
 
 
 @pytest.mark.parametrize("key", [None, "k"])
@@ -620,7 +628,7 @@ def row(**columns: Any) -> sa.Select[Any]:
     return sa.select(*(sa.literal(value).label(name) for name, value in columns.items()))
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("query", "says"),
     [
         (row(payload=1, prio=2), "['payload', 'prio']: label its columns payload (needed)"),
@@ -654,7 +662,7 @@ def test_enqueue_from_of_no_rows_inserts_nothing_and_is_no_error(caller):
 # --------------------------------------------------------------------------- dequeue and settle
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("options", "error", "says"),
     [
         ({"limit": 0}, InvalidArgument, "limit must be from 1 to 2147483647, not 0"),
@@ -695,7 +703,7 @@ def test_dequeue_refuses_a_worker_that_is_not_there_or_not_ready(engine, session
     caller.is_unharmed()
 
 
-@pytest.mark.parametrize("worker", [0, -1, "w", True, 1.5, Message()])
+@each_case("worker", [0, -1, "w", True, 1.5, Message()])
 def test_a_service_refuses_what_is_no_worker_when_it_is_built(worker):
     with pytest.raises(InvalidArgument, match="worker must be"):
         QueueService(Session(), worker=worker)
@@ -728,7 +736,7 @@ SETTLE_ONE: dict[str, Callable[[QueueService, Any], object]] = {
 }
 
 
-@pytest.mark.parametrize("method", SETTLE.values(), ids=list(SETTLE))
+@each_case("method", SETTLE)
 def test_settling_refuses_what_are_no_deliveries_without_a_statement(
     engine, session, service, method
 ):
@@ -759,8 +767,8 @@ def test_a_delivery_that_is_given_twice_is_named(service):
         service.archive_many(held * 2)
 
 
-@pytest.mark.parametrize("method", SETTLE_ONE.values(), ids=list(SETTLE_ONE))
-@pytest.mark.parametrize("wrong", [5, None, "x", []])
+@each_case("method", SETTLE_ONE)
+@each_case("wrong", [5, None, "x", []])
 def test_settling_one_refuses_what_is_no_delivery_without_a_statement(caller, method, wrong):
     caller.refuses(lambda s: method(s, wrong), InvalidArgument, repr(wrong))
 
@@ -768,7 +776,7 @@ def test_settling_one_refuses_what_is_no_delivery_without_a_statement(caller, me
     caller.is_unharmed()
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("settle", "error", "says"),
     [
         (lambda s, d: s.archive(d, outcome="dead"), InvalidArgument, "not 'dead'"),
@@ -797,8 +805,8 @@ def test_settling_refuses_a_bad_argument_without_a_statement(
     caller.is_unharmed()
 
 
-@pytest.mark.parametrize(
-    "reason", ["a\0b", "\ud83d", "x" * 100_000, ValueError("a\0")], ids=["nul", "lone", "long", "e"]
+@each_case(
+    "reason", {"nul": "a\0b", "lone": "\ud83d", "long": "x" * 100_000, "e": ValueError("a\0")}
 )
 def test_a_reason_or_error_that_cannot_be_stored_as_it_is_is_stored_in_part(service, reason):
     service.enqueue_many("mail", [1, 2, 3])
@@ -850,8 +858,8 @@ ONLY_CHECKED = {
 }
 
 
-@pytest.mark.parametrize(("method", "error"), BY_ID.values(), ids=list(BY_ID))
-@pytest.mark.parametrize("number", [4_711, 2**63 - 1])
+@each_case(("method", "error"), BY_ID)
+@each_case("number", [4_711, 2**63 - 1])
 def test_an_id_that_is_not_there_is_named(caller, method, error, number):
     refused = caller.refuses(lambda s: method(s, number), error, str(number))
 
@@ -861,11 +869,7 @@ def test_an_id_that_is_not_there_is_named(caller, method, error, number):
     caller.is_unharmed()
 
 
-@pytest.mark.parametrize(
-    ("method", "error"),
-    [*BY_ID.values(), *ONLY_CHECKED.values()],
-    ids=[*BY_ID, *ONLY_CHECKED],
-)
+@each_case(("method", "error"), BY_ID | ONLY_CHECKED)
 def test_an_id_that_cannot_be_is_refused_without_a_statement(engine, session, method, error):
     sent = record(engine)
     for wrong in (0, -1, 2**63, True, "1", 1.0, None):
@@ -1002,7 +1006,7 @@ MISUSE: dict[str, tuple[Callable[[QueueService], object], type[PgqrsError], str]
 }
 
 
-@pytest.mark.parametrize(("call", "error", "says"), MISUSE.values(), ids=list(MISUSE))
+@each_case(("call", "error", "says"), MISUSE)
 def test_a_call_that_cannot_be_meant_is_refused_without_a_statement(caller, call, error, says):
     caller.refuses(call, error, says)
 
@@ -1010,23 +1014,26 @@ def test_a_call_that_cannot_be_meant_is_refused_without_a_statement(caller, call
     caller.is_unharmed()
 
 
-@pytest.mark.parametrize(
+@each_case(
     "call",
-    [
-        lambda s, span: s.archived.prune(span),
-        lambda s, span: s.archived.prune(span, queue="mail"),
-        lambda s, span: s.workers.purge(older_than=span),
-        lambda s, span: s.workers.reclaim(silent_for=span),
-        lambda s, span: s.workers.health(silent_for=span),
-        lambda s, span: (s.queues.update("mail", retention=span), s.archived.prune())[1],
-    ],
-    ids=["prune", "prune queue", "purge workers", "reclaim", "health", "retention"],
+    {
+        "prune": lambda s, span: s.archived.prune(span),
+        "prune queue": lambda s, span: s.archived.prune(span, queue="mail"),
+        "purge workers": lambda s, span: s.workers.purge(older_than=span),
+        "reclaim": lambda s, span: s.workers.reclaim(silent_for=span),
+        "health": lambda s, span: s.workers.health(silent_for=span),
+        "retention": lambda s, span: (
+            s.queues.update("mail", retention=span),
+            s.archived.prune(),
+        )[1],
+    },
 )
 def test_a_span_that_reaches_back_before_the_calendar_finds_nothing(caller, call):
     # PostgreSQL's timestamps begin in 4713 BC; spans are accepted up to the year 9998.
     caller.service.archive(caller.service.dequeue("mail")[0])
     assert call(caller.service, 7_000 * YEARS) in (0, [])
     caller.session.commit()
+    caller.begin()
 
 
 # -------------------------------------------------------------------------------- settings
@@ -1055,13 +1062,11 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], type[PgqrsError], str]] = {
     "payloads of 1e6": ({"max_payload_bytes": 1e6}, InvalidArgument, "not 1000000.0"),
     "payloads beyond int4": ({"max_payload_bytes": 2**31}, InvalidArgument, "not 2147483648"),
 }
-bad_settings = pytest.mark.parametrize(
-    ("settings", "error", "says"), BAD_SETTINGS.values(), ids=list(BAD_SETTINGS)
-)
+bad_settings = each_case(("settings", "error", "says"), BAD_SETTINGS)
 
 
 @bad_settings
-@pytest.mark.parametrize("name", ["mail", "fresh"])
+@each_case("name", ["mail", "fresh"])
 def test_create_refuses_a_setting_without_a_statement(caller, name, settings, error, says):
     caller.refuses(lambda s: s.queues.create(name, **settings), error, says)
 
@@ -1084,7 +1089,7 @@ def test_update_refuses_to_change_nothing(caller):
     caller.is_unharmed()
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("wrong", "says"),
     [
         ({"name": ""}, "name must be text that is not empty, not ''"),
@@ -1209,7 +1214,7 @@ ASYNC: dict[str, tuple[Callable[[AsyncQueueService], Any], type[PgqrsError], str
 }
 
 
-@pytest.mark.parametrize(("call", "error", "says", "asks"), ASYNC.values(), ids=list(ASYNC))
+@each_case(("call", "error", "says", "asks"), ASYNC)
 async def test_the_async_service_refuses_the_same(
     async_engine, async_session, async_service, call, error, says, asks
 ):
@@ -1224,6 +1229,7 @@ async def test_the_async_service_refuses_the_same(
     second = await async_service.enqueue("mail", "after")
     await async_session.commit()
     assert [one.id for one in await async_service.messages.find()] == [first.id, second.id]
+    await async_service.queues.purge("mail")
 
 
 async def test_the_async_service_refuses_a_delivery_given_twice(async_service):

@@ -19,6 +19,7 @@ from pgqrs_sa import InvalidArgument, Item, Models, QueueNotFound, QueueService,
 from pgqrs_sa._core import cursors
 from pgqrs_sa._core.cursor import CursorSnapshot, CursorUpdate, DequeueCursor, Position
 from pgqrs_sa._core.sql import lease
+from support.cases import each_case
 
 
 @pytest.fixture
@@ -258,7 +259,7 @@ def test_a_child_of_a_fork_waits_for_no_thread_of_its_parent(engine):
     assert cursors._cursors._lock is not lock
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("table", "key", "expected"),
     [
         ("f", None, False),  # there is no such table

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import AsyncQueueService, DelayError, InvalidArgument, QueueService
+from support.cases import each_case
 
 CALLS: dict[str, tuple[Callable[[Any, Any], Any], object]] = {
     "enqueue_many": (lambda s, none: s.enqueue_many("mail", none), []),
@@ -29,7 +30,7 @@ CALLS: dict[str, tuple[Callable[[Any, Any], Any], object]] = {
     "requeue_many": (lambda s, none: s.archived.requeue_many(none), []),
     "archived.delete": (lambda s, none: s.archived.delete(none), 0),
 }
-calls = pytest.mark.parametrize(("call", "result"), CALLS.values(), ids=list(CALLS))
+calls = each_case(("call", "result"), CALLS)
 
 
 @pytest.fixture
@@ -44,9 +45,7 @@ def sent(engine: sa.Engine) -> list[str]:
 
 
 @calls
-@pytest.mark.parametrize(
-    "none", [[], (), iter(()), set()], ids=["list", "tuple", "iterator", "set"]
-)
+@each_case("none", {"list": [], "tuple": (), "iterator": iter(()), "set": set()})
 def test_an_empty_list_needs_no_statement(engine, sent, call, result, none):
     with Session(engine) as session:
         assert call(QueueService(session, notify=True), none) == result
@@ -72,7 +71,7 @@ WRONG: dict[str, tuple[Callable[[QueueService], Any], type[Exception]]] = {
 }
 
 
-@pytest.mark.parametrize(("call", "error"), WRONG.values(), ids=list(WRONG))
+@each_case(("call", "error"), WRONG)
 def test_the_other_arguments_are_checked_all_the_same(session, sent, call, error):
     with pytest.raises(error):
         call(QueueService(session))

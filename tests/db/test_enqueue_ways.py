@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import DuplicateMessage, Item, Message, QueueService, Receipt
 from pgqrs_sa._core import enqueue as enqueue_operation
+from support.cases import each_case
 
 ZERO = timedelta(0)
 MICROSECOND = timedelta(microseconds=1)
@@ -103,7 +104,7 @@ WAYS: dict[str, Callable[[QueueService, Given], object]] = {
     "session.add_all": lambda s, g: by_adding(s, g, how="add_all"),
     "bulk insert": by_bulk_insert,
 }
-ways = pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
+ways = each_case("way", WAYS, before="anew")
 BY_ITEM = {name: WAYS[name] for name in ("enqueue", "enqueue_many", "session.add")}
 
 GIVEN: dict[str, Given] = {
@@ -134,11 +135,11 @@ GIVEN: dict[str, Given] = {
         1, {"priority": 0, "headers": None, "key": None, "max_read_ct": None}
     ),
 }
-given_all = pytest.mark.parametrize("given", GIVEN.values(), ids=list(GIVEN))
+given_all = each_case("given", GIVEN, before="anew")
 
 
 @given_all
-@pytest.mark.parametrize("with_worker", [False, True], ids=["no worker", "worker"])
+@each_case("with_worker", {"no worker": False, "worker": True})
 def test_every_way_makes_the_same_row(session, service, given, with_worker):
     worker = service.workers.register("producer") if with_worker else None
     service = QueueService(session, worker=worker)
@@ -176,7 +177,7 @@ def test_what_is_enqueued_is_what_is_delivered(session, service, way, given):
     assert delivery.max_read_ct == (given.options.get("max_read_ct") or 5)
 
 
-@pytest.mark.parametrize("number", [1e16, 1e22, 1e23, 1e100, -1e308, 1.7976931348623157e308])
+@each_case("number", [1e16, 1e22, 1e23, 1e100, -1e308, 1.7976931348623157e308])
 def test_a_large_float_is_delivered_as_the_same_number(service, number):
     service.enqueue("mail", [number])
 
@@ -191,7 +192,7 @@ def test_an_empty_payload_of_python_is_the_null_of_json_and_not_of_sql(session, 
     assert [row["kind"] for row in stored(session).values()] == ["null"]
 
 
-@pytest.mark.parametrize("way", ["enqueue", "enqueue_many"])
+@each_case("way", ["enqueue", "enqueue_many"], before="anew")
 def test_the_engines_own_json_settings_do_not_change_what_is_stored(engine, service, way):
     # A host may have configured a serializer that does other things to some values.
     host = sa.create_engine(engine.url, json_serializer=lambda value: f'"mangled {value!r}"')
@@ -204,7 +205,7 @@ def test_the_engines_own_json_settings_do_not_change_what_is_stored(engine, serv
         host.dispose()
 
 
-@pytest.mark.parametrize("way", ["session.add", "session.add_all", "bulk insert"])
+@each_case("way", ["session.add", "session.add_all", "bulk insert"], before="anew")
 def test_rows_of_the_orm_are_written_by_the_engines_own_serializer(engine, service, way):
     # They are the host's rows, of a plain JSONB column; any serializer of JSON stores the same.
     host = sa.create_engine(engine.url, json_serializer=lambda value: json.dumps(value, indent=3))
@@ -298,11 +299,11 @@ TIMED = {
     "enqueue_from": enqueued_from,
     "session.add": added,
 }
-timed = pytest.mark.parametrize("way", TIMED.values(), ids=list(TIMED))
+timed = each_case("way", TIMED, before="anew")
 
 
 @timed
-@pytest.mark.parametrize(
+@each_case(
     "delay",
     [
         0,
@@ -331,7 +332,7 @@ def test_no_delay_and_no_time_mean_now(service, way):
 
 
 @timed
-@pytest.mark.parametrize(
+@each_case(
     "zone",
     [UTC, timezone(timedelta(hours=-5)), ZoneInfo("Pacific/Kiritimati"), ZoneInfo("Asia/Kolkata")],
 )
@@ -342,7 +343,7 @@ def test_a_time_in_another_zone_is_the_same_moment(service, way, zone):
 
 
 @timed
-@pytest.mark.parametrize(
+@each_case(
     "at",
     [
         datetime(2001, 1, 1, tzinfo=UTC),
@@ -403,7 +404,7 @@ KEYED: dict[str, Callable[[QueueService, str, Any, str], Receipt]] = {
         queue, ["filler", Item(payload, key=key), "filler"]
     )[1],
 }
-keyed = pytest.mark.parametrize("again", KEYED.values(), ids=list(KEYED))
+keyed = each_case("again", KEYED, before="anew")
 
 
 @keyed
@@ -453,7 +454,7 @@ SETTLED: dict[str, Callable[[QueueService, int], object]] = {
 
 
 @keyed
-@pytest.mark.parametrize("settle", SETTLED.values(), ids=list(SETTLED))
+@each_case("settle", SETTLED)
 def test_a_key_is_free_again_once_its_message_is_settled(service, again, settle):
     first = service.enqueue("mail", 1, key="k")
     settle(service, first.id)
@@ -465,9 +466,7 @@ def test_a_key_is_free_again_once_its_message_is_settled(service, again, settle)
 
 
 @keyed
-@pytest.mark.parametrize(
-    "give_back", [lambda s, d: s.release(d), lambda s, d: s.fail(d, "no", delay=0)]
-)
+@each_case("give_back", [lambda s, d: s.release(d), lambda s, d: s.fail(d, "no", delay=0)])
 def test_a_key_stays_live_when_its_message_comes_back(service, again, give_back):
     first = service.enqueue("mail", 1, key="k")
     give_back(service, service.dequeue("mail")[0])
@@ -515,7 +514,7 @@ def test_a_key_twice_in_one_batch_makes_one_message_for_both(service):
     assert service.messages.get(first.id).payload == "a"
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3])
+@each_case("chunk", [1, 2, 3], before="anew")
 def test_a_key_twice_in_two_chunks_makes_one_message_for_both(monkeypatch, service, chunk):
     monkeypatch.setattr(enqueue_operation, "CHUNK_ROWS", chunk)
     items = [Item("a", key="k"), "plain", "more", Item("b", key="k"), "end"]
@@ -560,7 +559,7 @@ def test_adding_a_key_that_is_live_elsewhere_or_no_more_is_fine(session, service
     assert [one.payload for one in service.messages.find()] == [1, 3, 4, 5]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@each_case("seed", range(12), before="anew")
 def test_batches_at_random_agree_with_a_model_of_keys(monkeypatch, session, service, seed):
     rng = random.Random(seed)
     monkeypatch.setattr(enqueue_operation, "CHUNK_ROWS", rng.choice([1, 2, 3, 5, 1000]))
@@ -614,8 +613,8 @@ def test_receipts_come_in_the_order_of_the_items_and_ids_rise_with_it(session, s
     assert [rows[one.id]["vt"] for one in receipts] == [one.vt for one in receipts]
 
 
-@pytest.mark.parametrize(("rows", "statements"), [(1, 10), (3, 4), (9, 2), (10, 1), (11, 1)])
-@pytest.mark.parametrize("key", [None, "k"])
+@each_case(("rows", "statements"), [(1, 10), (3, 4), (9, 2), (10, 1), (11, 1)])
+@each_case("key", [None, "k"], before="anew")
 def test_a_batch_is_sent_in_chunks_of_so_many_rows(
     monkeypatch, engine, session, service, rows, statements, key
 ):
@@ -630,7 +629,7 @@ def test_a_batch_is_sent_in_chunks_of_so_many_rows(
     assert [receipt.id for receipt in receipts] == sorted(found)
 
 
-@pytest.mark.parametrize(("size", "statements"), [(1, 10), (12, 10), (24, 5), (60, 2), (1000, 1)])
+@each_case(("size", "statements"), [(1, 10), (12, 10), (24, 5), (60, 2), (1000, 1)], before="anew")
 def test_a_batch_is_sent_in_chunks_of_so_many_bytes(
     monkeypatch, engine, session, service, size, statements
 ):
@@ -722,7 +721,7 @@ def payloads(session: Session) -> list[str]:
     return [row["payload"] for row in stored(session).values()]
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("column", "first", "last"),
     [
         ("number", "7", "null"),
@@ -740,6 +739,7 @@ def payloads(session: Session) -> list[str]:
 def test_a_query_of_one_column_is_the_payload_whatever_it_is_called(
     session, service, orders, column, first, last
 ):
+    session.execute(sa.delete(Message))
     session.execute(sa.text("SET LOCAL TIME ZONE 'UTC'"))
     query = sa.select(order[column]).order_by(order.id)
 
@@ -793,7 +793,7 @@ def test_a_query_may_say_everything_about_a_message(session, service, orders):
     )
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("delay", "seconds"),
     [
         (order.wait, 120),
@@ -809,6 +809,7 @@ def test_a_query_may_say_everything_about_a_message(session, service, orders):
     ],
 )
 def test_the_delay_of_a_query_is_an_interval_or_seconds(session, service, orders, delay, seconds):
+    session.execute(sa.delete(Message))
     query = sa.select(order.id.label("payload"), delay.label("delay"))
     service.enqueue_from("mail", query.where(order.id == 1))
     (row,) = stored(session).values()
@@ -831,23 +832,25 @@ def test_the_time_of_a_query_that_has_passed_means_now(session, service, orders)
     assert all(row["vt"] == row["enqueued_at"] for row in stored(session).values())
 
 
-@pytest.mark.parametrize(
+@each_case(
     "rows",
-    [
-        sa.select(order.id.label("payload")),
-        sa.select(order.id.label("payload"), order.priority),
-        sa.union_all(
+    {
+        "select": sa.select(order.id.label("payload")),
+        "two columns": sa.select(order.id.label("payload"), order.priority),
+        "union": sa.union_all(
             sa.select(order.id.label("payload")).where(order.id < 3),
             sa.select(order.id).where(order.id >= 3),
         ),
-        sa.select(order.id).order_by(order.id).limit(4),
-        sa.select(sa.select(order.id).cte("mine").c.id.label("payload")),
-        sa.text("SELECT id AS payload FROM host_orders").columns(sa.column("payload")),
-        sa.select(order.id).where(sa.func.coalesce(order.number, 0) >= sa.bindparam("n", 0)),
-    ],
-    ids=["select", "two columns", "union", "limit", "cte", "text", "parameter"],
+        "limit": sa.select(order.id).order_by(order.id).limit(4),
+        "cte": sa.select(sa.select(order.id).cte("mine").c.id.label("payload")),
+        "text": sa.text("SELECT id AS payload FROM host_orders").columns(sa.column("payload")),
+        "parameter": sa.select(order.id).where(
+            sa.func.coalesce(order.number, 0) >= sa.bindparam("n", 0)
+        ),
+    },
 )
 def test_any_form_of_select_will_do(session, service, orders, rows):
+    session.execute(sa.delete(Message))
     assert service.enqueue_from("mail", rows) == 4
     assert sorted(payloads(session)) == ["1", "2", "3", "4"]
 
@@ -934,7 +937,7 @@ async def test_the_async_service_makes_the_same_row(async_session, async_service
     assert await async_service.enqueue("mail", 1, key="k") == Receipt(two.id, two.vt, True)
 
 
-@pytest.mark.parametrize("delay", [0.000001, 2.5, timedelta(days=1000, microseconds=7)])
+@each_case("delay", [0.000001, 2.5, timedelta(days=1000, microseconds=7)], before="anew_async")
 async def test_the_async_service_adds_a_delay_to_the_databases_clock(
     async_session, async_service, delay
 ):

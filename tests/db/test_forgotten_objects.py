@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import ArchivedMessage, Message, Queue, QueueService, Worker
+from support.cases import each_case
 
 EXHAUSTED = "UPDATE pgqrs_messages SET read_ct = 99, max_read_ct = 5"
 SETTLING = {
@@ -34,7 +34,7 @@ def loaded(session: Session, kind: Any) -> int:
     return int(one.id)
 
 
-@pytest.mark.parametrize("way", SETTLING)
+@each_case("way", list(SETTLING), before="anew")
 def test_of_a_message_that_was_settled(service, session, way):
     service.enqueue("mail", 1)
     (delivery,) = service.dequeue("mail")
@@ -43,7 +43,7 @@ def test_of_a_message_that_was_settled(service, session, way):
     assert session.get(Message, id_) is None
 
 
-@pytest.mark.parametrize("way", ["purge", "bury", "delete"])
+@each_case("way", ["purge", "bury", "delete"], before="anew")
 def test_of_messages_that_were_purged_or_buried(service, session, way):
     service.enqueue("mail", 1)
     if way == "bury":
@@ -56,7 +56,7 @@ def test_of_messages_that_were_purged_or_buried(service, session, way):
     assert session.get(Message, id_) is None
 
 
-@pytest.mark.parametrize("way", REMOVING)
+@each_case("way", list(REMOVING), before="anew")
 def test_of_what_was_in_the_archive(service, session, way):
     service.enqueue("mail", 1)
     service.archive(*service.dequeue("mail"))

@@ -36,6 +36,7 @@ from pgqrs_sa import (
     metadata,
 )
 from pgqrs_sa._core.settle import lease_lost
+from support.cases import each_case
 from support.waiting import PATIENCE, until, until_blocked
 
 
@@ -137,7 +138,7 @@ TRY: dict[str, Callable[[QueueService, list[Delivery]], list[bool]]] = {
 }
 FINAL = [name for name in SETTLE if name != "extend"]
 
-each_way = pytest.mark.parametrize("way", SETTLE)
+each_way = each_case("way", list(SETTLE), before="anew")
 
 
 def assert_all_lost(service: QueueService, delivery: Delivery) -> None:
@@ -289,7 +290,7 @@ def test_a_worker_that_came_back_is_not_the_one_before(service, session, other):
     other.archive(theirs)
 
 
-@pytest.mark.parametrize("n", [-1, 1])
+@each_case("n", [-1, 1], before="anew")
 def test_another_token_is_another_lease(service, n):
     mine = lease(service)
     other = dataclasses.replace(mine, fencing_token=mine.fencing_token + n)
@@ -331,7 +332,7 @@ def lose_the_connection(session: Session, worker: Any) -> Delivery:
 
 
 UNCOMMITTED = [roll_back, roll_back_to_a_savepoint, fail_to_commit, lose_the_connection]
-each_uncommitted = pytest.mark.parametrize("uncommitted", UNCOMMITTED, ids=lambda f: f.__name__)
+each_uncommitted = each_case("uncommitted", UNCOMMITTED, ids=lambda f: f.__name__, before="anew")
 
 
 @pytest.fixture
@@ -346,7 +347,7 @@ def checked_late(session: Session) -> Iterator[None]:
 
 
 @each_uncommitted
-@pytest.mark.parametrize("registered", [False, True], ids=["no_worker", "one_worker"])
+@each_case("registered", {"no_worker": False, "one_worker": True}, before="anew")
 def test_a_lease_that_was_never_committed_settles_nothing(
     service, session, other, checked_late, uncommitted, registered
 ):
@@ -435,7 +436,7 @@ def test_the_tokens_of_a_message_only_grow(service, session, other):
     assert tokens == sorted(set(tokens))
 
 
-@pytest.mark.parametrize("limit", [1, 3])
+@each_case("limit", [1, 3], before="anew")
 def test_a_lease_draws_one_number_for_each_message_that_it_takes(service, session, limit):
     """And none for those that it looks at, or that others hold."""
     service.enqueue_many("mail", range(10))
@@ -482,7 +483,7 @@ def test_a_rescheduled_message_cannot_be_settled_by_who_had_it_before(service, s
     assert_all_lost(service, mine)
 
 
-@pytest.mark.parametrize("first", FINAL)
+@each_case("first", FINAL, before="anew")
 def test_a_delivery_is_settled_once(service, session, first):
     """F2: by the holder itself, whatever the second way."""
     delivery = lease(service)
@@ -491,7 +492,7 @@ def test_a_delivery_is_settled_once(service, session, first):
     assert_all_lost(service, delivery)
 
 
-@pytest.mark.parametrize("first", ["release", "fail"])
+@each_case("first", ["release", "fail"], before="anew")
 def test_a_delivery_is_not_settled_after_it_came_back_to_the_same_consumer(service, session, first):
     mine = lease(service)
     SETTLE[first](service, [mine])
@@ -643,7 +644,7 @@ WENT: dict[str, Callable[[QueueService, Delivery], Any]] = {
 }
 
 
-@pytest.mark.parametrize("state", WENT)
+@each_case("state", list(WENT), before="anew")
 def test_a_lost_lease_says_what_became_of_the_message(service, session, other, state):
     mine = lease(service, max_read_ct=2)
     WENT[state](other, lost_to(other, session, mine))
@@ -746,20 +747,19 @@ class Noise(Exception):
         return "noise " * 100_000
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("error", "text"),
-    [
-        ("a\0b", "a\\x00b"),
-        ("lone \ud800", "lone \\ud800"),
-        (ValueError("x\0"), "ValueError: x\\x00"),
-        (KeyboardInterrupt(), "KeyboardInterrupt: "),
-        ("", ""),
-        ("\N{SNOWMAN}" * 8192, "\N{SNOWMAN}" * 8192),
-        ("\N{SNOWMAN}" * 8193, "\N{SNOWMAN}" * 8192 + "…"),
-    ],
-    ids=["NUL", "surrogate", "exception", "interrupt", "empty", "longest", "too long"],
+    {
+        "NUL": ("a\0b", "a\\x00b"),
+        "surrogate": ("lone \ud800", "lone \\ud800"),
+        "exception": (ValueError("x\0"), "ValueError: x\\x00"),
+        "interrupt": (KeyboardInterrupt(), "KeyboardInterrupt: "),
+        "empty": ("", ""),
+        "longest": ("\N{SNOWMAN}" * 8192, "\N{SNOWMAN}" * 8192),
+        "too long": ("\N{SNOWMAN}" * 8193, "\N{SNOWMAN}" * 8192 + "…"),
+    },
 )
-@pytest.mark.parametrize("dead", [False, True])
+@each_case("dead", [False, True], before="anew_async")
 async def test_any_error_can_be_kept(async_service, async_session, error, text, dead):
     await async_service.enqueue("mail", 1)
     (delivery,) = await async_service.dequeue("mail")
@@ -895,7 +895,7 @@ def test_a_lease_records_its_worker(service, session):
     assert session.scalar(holds) == 2
 
 
-@pytest.mark.parametrize("status", ["suspended", "stopped"])
+@each_case("status", ["suspended", "stopped"], before="anew")
 def test_a_worker_that_is_not_ready_leases_nothing(service, session, status):
     """A.3.8."""
     worker = service.workers.register("w")
@@ -1115,8 +1115,8 @@ WHERE: dict[str, tuple[Any, list[int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", WHERE)
-@pytest.mark.parametrize("limit", [1, 5])
+@each_case("name", list(WHERE))
+@each_case("limit", [1, 5], before="rollback")
 def test_criteria_choose_among_the_visible(service, customers, name, limit):
     criteria, expected = WHERE[name]
     taken = service.dequeue("mail", limit, where=criteria)
@@ -1125,7 +1125,7 @@ def test_criteria_choose_among_the_visible(service, customers, name, limit):
     assert len(taken) + len(rest) == 5
 
 
-@pytest.mark.parametrize("name", WHERE)
+@each_case("name", list(WHERE), before="rollback_async")
 async def test_criteria_choose_among_the_visible_on_every_driver(
     async_service, service, customers, name
 ):
@@ -1304,10 +1304,18 @@ def test_criteria_that_only_name_another_table_are_refused(service, session, eng
     session.rollback()
 
 
-@pytest.mark.parametrize(
+@each_case(
     "where",
-    [True, False, [Message.id > 0, False], [None], [5], [lambda: Message.id > 0], "priority = 1"],
-    ids=["true", "false", "false among criteria", "none", "number", "function", "text"],
+    {
+        "true": True,
+        "false": False,
+        "false among criteria": [Message.id > 0, False],
+        "none": [None],
+        "number": [5],
+        "function": [lambda: Message.id > 0],
+        "text": "priority = 1",
+    },
+    before="rollback",
 )
 def test_criteria_that_are_no_sql_are_refused(service, where):
     """A comparison in Python: it would match every message, or none."""
@@ -1323,14 +1331,17 @@ def test_criteria_that_are_no_sql_are_refused(service, where):
     assert service.messages.count("mail", where=sa.true()) == 1
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("criterion", "name"),
-    [
-        (lambda: aliased(Message).id > 0, "an alias of pgqrs_messages"),
-        (lambda: aliased(Message, name="m").id > 0, r"m \(an alias of pgqrs_messages\)"),
-        (lambda: sa.select(Message.id).subquery("s").c.id > 0, r"s \(a subquery\)"),
-    ],
-    ids=["alias", "named alias", "subquery"],
+    {
+        "alias": (lambda: aliased(Message).id > 0, "an alias of pgqrs_messages"),
+        "named alias": (
+            lambda: aliased(Message, name="m").id > 0,
+            r"m \(an alias of pgqrs_messages\)",
+        ),
+        "subquery": (lambda: sa.select(Message.id).subquery("s").c.id > 0, r"s \(a subquery\)"),
+    },
+    before="rollback",
 )
 def test_criteria_that_only_name_an_alias_are_refused_by_its_name(service, criterion, name):
     with pytest.raises(InvalidArgument, match=f"where speaks of {name} without joining"):

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import InvalidArgument, Item, JsonCodec, Message, PayloadError, QueueService
+from support.cases import each_case
 from support.properties import at_least
 
 codec = JsonCodec()
@@ -134,7 +135,7 @@ HEADER_WAYS: dict[str, Callable[[Session, dict[str, Any]], Any]] = {
         s.execute(sa.update(Message).values(headers=row["headers"])),
     ),
 }
-header_ways = pytest.mark.parametrize("way", HEADER_WAYS.values(), ids=list(HEADER_WAYS))
+header_ways = each_case("way", HEADER_WAYS, before="anew")
 
 
 @header_ways
@@ -221,7 +222,7 @@ WAYS: dict[str, Callable[[Session, Any], Any]] = {
         lambda s, q, p: s.bulk_insert_mappings(Message, [{"queue_id": q, "payload": p}]),
     ),
 }
-ways = pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
+ways = each_case("way", WAYS, before="anew")
 
 
 @ways
@@ -284,7 +285,7 @@ NAMELESS: dict[str, Callable[[Session], Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", NAMELESS.values(), ids=list(NAMELESS))
+@each_case("way", NAMELESS, before="anew")
 def test_a_way_that_loses_the_name_of_the_queue_says_what_to_use(service, session, way):
     with pytest.raises(InvalidArgument, match=r"session\.add") as caught, session.begin_nested():
         way(session)

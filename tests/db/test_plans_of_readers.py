@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from pgqrs_sa import Models
 from pgqrs_sa._core.sql import counts, health, queries
 from pgqrs_sa._core.sql.fragments import tables
+from support.cases import each_case
 
 from .test_plans import explain, nodes
 
@@ -166,7 +167,7 @@ def test_one_queue_is_counted_by_its_own_entries(loaded: tuple[Size, sa.Connecti
     assert pages(plan) <= 3 * own + 200
 
 
-@pytest.mark.parametrize("state", [None, "ready", "scheduled", "leased", "exhausted"])
+@each_case("state", [None, "ready", "scheduled", "leased", "exhausted"])
 def test_counting_the_messages_of_a_queue_reads_that_queue(
     loaded: tuple[Size, sa.Connection], state: Any
 ) -> None:
@@ -179,7 +180,7 @@ def test_counting_the_messages_of_a_queue_reads_that_queue(
     assert (scans, rows <= 2 * (wanted.rows // wanted.queues) + 10) == (0, True), rows
 
 
-@pytest.mark.parametrize("in_queue", [True, False])
+@each_case("in_queue", [True, False])
 def test_what_is_exhausted_is_found_without_a_look_at_the_rest(
     loaded: tuple[Size, sa.Connection], in_queue: bool
 ) -> None:

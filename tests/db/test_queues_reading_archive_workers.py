@@ -32,6 +32,7 @@ from pgqrs_sa import (
     WorkerNotFound,
     WorkerNotReady,
 )
+from support.cases import each_case
 
 MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
@@ -94,7 +95,7 @@ def test_a_queue_is_created_with_the_defaults(service):
     assert abs(info.created_at - datetime.now(UTC)) < MINUTE
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("settings", "stored"),
     [
         ({"lease": 2.5}, {"lease_seconds": 2.5}),
@@ -114,6 +115,7 @@ def test_a_queue_is_created_with_the_defaults(service):
             },
         ),
     ],
+    before="anew",
 )
 def test_a_queue_is_created_and_updated_with_the_settings_given(session, service, settings, stored):
     defaults = {
@@ -272,7 +274,7 @@ def test_a_purge_of_named_messages_spares_those_that_have_changed(session, servi
     assert [one.id for one in service.messages.find("mail")] == [held.id]
 
 
-@pytest.mark.parametrize("bound", [{"limit": 1}, {"up_to": 1}])
+@each_case("bound", [{"limit": 1}, {"up_to": 1}], before="anew")
 def test_a_purge_of_named_messages_has_no_other_bound(session, service, bound):
     service.enqueue("mail", 1)
     with pytest.raises(InvalidArgument, match="give neither limit nor up_to"):
@@ -297,7 +299,7 @@ def test_an_empty_queue_is_deleted(service):
         service.enqueue("mail", 1)
 
 
-@pytest.mark.parametrize(("live", "settled"), [(2, 0), (0, 1), (2, 3)])
+@each_case(("live", "settled"), [(2, 0), (0, 1), (2, 3)], before="anew")
 def test_a_queue_that_holds_something_is_deleted_only_by_force(session, service, live, settled):
     service.queues.create("other")
     for queue in ("mail", "other"):
@@ -402,7 +404,7 @@ def test_a_message_is_seen_with_everything_there_is_to_know(session, service):
     assert info.enqueued_at == receipt.vt
 
 
-@pytest.mark.parametrize("state", ["ready", "scheduled", "leased", "exhausted"])
+@each_case("state", ["ready", "scheduled", "leased", "exhausted"], before="rollback")
 def test_messages_are_found_by_state(service, states, state):
     found = service.messages.find("mail", state=state)
 
@@ -431,7 +433,7 @@ PAYLOADS = [
 ]
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("contained", "found"),
     [
         ({"a": 1}, [0]),
@@ -445,6 +447,7 @@ PAYLOADS = [
         (False, []),
         ({"a": 1, "z": None}, []),
     ],
+    before="rollback",
 )
 def test_messages_are_found_and_cancelled_by_what_their_payload_contains(service, contained, found):
     service.enqueue_many("mail", PAYLOADS)
@@ -455,7 +458,7 @@ def test_messages_are_found_and_cancelled_by_what_their_payload_contains(service
     assert [one.payload for one in service.archived.find(payload=contained)] == expected
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("where", "found"),
     [
         (Message.priority < 2, [0, 1]),
@@ -470,6 +473,7 @@ def test_messages_are_found_and_cancelled_by_what_their_payload_contains(service
         ([], [0, 1, 2, 3]),
         (sa.false(), []),
     ],
+    before="anew",
 )
 def test_criteria_choose_what_is_found_leased_and_cancelled(session, service, where, found):
     items = [
@@ -518,8 +522,8 @@ UNDECODABLE = {
 }
 
 
-@pytest.mark.parametrize("text", UNDECODABLE.values(), ids=list(UNDECODABLE))
-@pytest.mark.parametrize("column", ["payload", "headers"])
+@each_case("text", UNDECODABLE)
+@each_case("column", ["payload", "headers"], before="anew")
 def test_a_row_that_cannot_be_decoded_hides_none_of_its_neighbours(session, service, column, text):
     ids = [one.id for one in service.enqueue_many("mail", ["first", "bad", "last"])]
     value = sa.cast(text, JSONB)
@@ -664,7 +668,7 @@ def test_cancelling_by_criteria_leaves_what_is_held_and_other_queues(service, st
     assert [one.reason for one in service.archived.find()].count("r") == 2
 
 
-@pytest.mark.parametrize("to", [{"delay": 600}, {"at": FAR}, {"delay": 0}])
+@each_case("to", [{"delay": 600}, {"at": FAR}, {"delay": 0}], before="rollback")
 def test_a_message_that_nobody_holds_is_rescheduled(service, states, to):
     for id_, state in states.items():
         if state == "leased":
@@ -719,7 +723,7 @@ def settled(session: Session, service: QueueService) -> dict[str, int]:
     return {one.outcome: one.id for one in service.archived.find()}
 
 
-@pytest.mark.parametrize("outcome", ["archived", "discarded", "dead", "cancelled"])
+@each_case("outcome", ["archived", "discarded", "dead", "cancelled"], before="rollback")
 def test_archived_messages_are_found_by_outcome(service, settled, outcome):
     (found,) = service.archived.find("mail", outcome=outcome)
 
@@ -793,7 +797,7 @@ def test_burying_takes_at_most_so_many_the_longest_waiting_first(session, servic
     assert service.archived.bury("mail", limit=2) == 1
 
 
-@pytest.mark.parametrize("outcome", ["archived", "discarded", "dead", "cancelled"])
+@each_case("outcome", ["archived", "discarded", "dead", "cancelled"], before="rollback")
 def test_a_settled_message_is_requeued_under_the_id_that_it_had(session, service, settled, outcome):
     before = service.archived.get(settled[outcome])
     receipt = service.archived.requeue(settled[outcome])
@@ -810,7 +814,7 @@ def test_a_settled_message_is_requeued_under_the_id_that_it_had(session, service
     assert [one.id for one in service.dequeue("mail")] == [before.original_msg_id]
 
 
-@pytest.mark.parametrize(("attempts", "limit"), [(None, 6), (1, 2), (7, 8)])
+@each_case(("attempts", "limit"), [(None, 6), (1, 2), (7, 8)], before="rollback")
 def test_a_requeued_message_gets_further_attempts(session, service, settled, attempts, limit):
     id_ = service.archived.requeue(settled["dead"], attempts=attempts).id
     for attempt in range(2, limit + 1):
@@ -1199,7 +1203,7 @@ def test_purging_deletes_those_that_stopped_long_ago_and_hold_nothing(session, s
 STATES = ("ready", "scheduled", "leased", "exhausted")
 
 
-@pytest.mark.parametrize("state", STATES)
+@each_case("state", STATES, before="rollback")
 def test_a_state_can_be_a_criterion_of_a_select(session, states, state):
     expected = {id_ for id_, name in states.items() if name == state}
     hybrid = getattr(Message, state)
@@ -1274,7 +1278,7 @@ def test_a_message_that_was_never_flushed_has_no_state_yet(session, service):
     assert message.has_attempts
 
 
-@pytest.mark.parametrize("name", ["delay", "at"])
+@each_case("name", ["delay", "at"])
 def test_what_only_sets_the_time_cannot_be_read(name):
     message = Message(queue_name="mail", payload=1)
     with pytest.raises(AttributeError, match="only sets vt: read vt"):

@@ -59,6 +59,7 @@ from pgqrs_sa import (
     metadata,
     resources,
 )
+from support.cases import each_case
 from support.waiting import until_awaited
 
 DRIVERS = ["psycopg", "psycopg_async", "asyncpg"]
@@ -468,7 +469,7 @@ CALLS: dict[str, Callable[[QueueService], Any]] = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
+@each_case("call", list(CALLS), before="anew")
 def test_pending_rows_are_flushed_first(run, orders, call):
     """Row 3."""
 
@@ -484,7 +485,7 @@ def test_pending_rows_are_flushed_first(run, orders, call):
     run(body)
 
 
-@pytest.mark.parametrize("call", CALLS)
+@each_case("call", list(CALLS), before="anew")
 def test_autoflush_is_left_off_where_it_is_off(run, orders, call):
     """Row 3."""
 
@@ -536,7 +537,7 @@ def test_deliveries_are_frozen(service):
         delivery.payload = None
 
 
-@pytest.mark.parametrize("expire_on_commit", [True, False])
+@each_case("expire_on_commit", [True, False], before="anew")
 def test_values_are_readable_after_commit_and_close(run, expire_on_commit):
     """Row 4: without a statement, and without a session."""
 
@@ -633,7 +634,7 @@ def test_a_loaded_message_follows_its_lease(run):
     run(body)
 
 
-@pytest.mark.parametrize("call", HELD)
+@each_case("call", list(HELD), before="anew")
 def test_a_loaded_message_follows_what_its_holder_does(run, call):
     """Row 5."""
 
@@ -652,7 +653,7 @@ def test_a_loaded_message_follows_what_its_holder_does(run, call):
     run(body)
 
 
-@pytest.mark.parametrize("call", GONE)
+@each_case("call", list(GONE), before="anew")
 def test_a_loaded_message_that_left_the_queue_is_not_passed_off_as_there(run, call):
     """Row 5."""
 
@@ -725,7 +726,7 @@ def test_a_release_corrects_a_loaded_message_that_was_stale(run, engine):
 HELD_OR_GONE = {**HELD, **{name: GONE[name] for name in ("archive", "delete", "fail, dead")}}
 
 
-@pytest.mark.parametrize("call", HELD_OR_GONE)
+@each_case("call", list(HELD_OR_GONE), before="anew")
 def test_a_loaded_message_goes_back_with_the_savepoint(run, call):
     """Rows 2 and 5: what was undone in the database is not left standing on the object."""
 
@@ -906,7 +907,7 @@ def test_deliveries_come_in_the_order_of_the_queue(run):
     run(body)
 
 
-@pytest.mark.parametrize("queue_name", ["nowhere", "small"])
+@each_case("queue_name", ["nowhere", "small"], before="anew")
 def test_a_batch_of_keyed_and_other_items_is_refused_as_any_other(run, queue_name):
     """Row 6: with no row inserted, there is no order to restore, but a reason to name."""
 
@@ -925,7 +926,7 @@ REFUSED: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@each_case("name", list(REFUSED), before="anew")
 def test_a_batch_that_is_refused_leaves_nothing_behind(service, session, name):
     """Row 6: not in the transaction either, which the caller may well go on with."""
     service.queues.create("small", max_payload_bytes=5)
@@ -952,7 +953,7 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@each_case("plan", list(PLANS), before="anew")
 def test_a_lease_never_takes_more_than_its_limit(service, session, plan):
     """Row 7."""
     session.execute(sa.text("ANALYZE pgqrs_messages"))
@@ -1059,7 +1060,7 @@ FENCED = {
 }
 
 
-@pytest.mark.parametrize("call", FENCED)
+@each_case("call", list(FENCED), before="anew")
 def test_a_lost_lease_is_told_by_a_session_of_several_engines(engine, service, elsewhere, call):
     """Row 9: the error, not one of SQLAlchemy about the question behind it."""
     (delivery,) = lend(service.session)
@@ -1249,7 +1250,7 @@ def test_read_committed_goes_on_to_the_next_message(run, engine):
     assert delivery.payload == 2
 
 
-@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+@each_case("level", ["REPEATABLE READ", "SERIALIZABLE"], before="anew")
 def test_a_snapshot_that_is_too_old_is_a_serialization_failure(run, engine, level):
     """Row 11 (F32): the driver's error, as it is."""
     with pytest.raises(sa.exc.DBAPIError) as failure:
@@ -1258,7 +1259,7 @@ def test_a_snapshot_that_is_too_old_is_a_serialization_failure(run, engine, leve
     assert count(engine) == 2
 
 
-@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+@each_case("level", ["REPEATABLE READ", "SERIALIZABLE"], before="anew")
 def test_what_others_still_lock_is_skipped_at_every_level(run, engine, level):
     """Row 11: only a committed change is a conflict."""
     with Session(engine) as other:
@@ -1298,7 +1299,7 @@ def test_a_retry_after_a_serialization_failure_enqueues_once(run, engine):
     assert count(engine) == 2
 
 
-@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+@each_case("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"], before="anew")
 def test_the_level_of_the_session_holds_for_the_queue(run, level):
     """Row 12."""
 
@@ -1324,8 +1325,8 @@ ENQUEUES: dict[str, Callable[[QueueService], Any]] = {
 }
 
 
-@pytest.mark.parametrize("call", ENQUEUES)
-@pytest.mark.parametrize("how", ["engine", "session"])
+@each_case("call", list(ENQUEUES))
+@each_case("how", ["engine", "session"], before="anew")
 def test_autocommit_is_refused(run, engine, call, how):
     """Row 13."""
 
@@ -1350,7 +1351,7 @@ def test_a_connection_in_autocommit_is_refused(engine, service):
     assert count(engine) == 0
 
 
-@pytest.mark.parametrize("call", ENQUEUES)
+@each_case("call", list(ENQUEUES), before="anew")
 def test_a_host_that_listens_to_what_its_session_executes_sees_our_statements(run, engine, call):
     seen = []
 
@@ -1377,7 +1378,7 @@ def test_a_session_with_an_execute_of_its_own_executes_our_statements(engine, se
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("call", ENQUEUES)
+@each_case("call", list(ENQUEUES), before="anew")
 def test_autocommit_is_refused_to_a_host_that_listens_as_well(run, engine, call):
     def body(session: Session) -> None:
         event.listen(session, "do_orm_execute", lambda state: None)
@@ -1388,7 +1389,7 @@ def test_autocommit_is_refused_to_a_host_that_listens_as_well(run, engine, call)
     assert count(engine) == 0
 
 
-@pytest.mark.parametrize("call", ENQUEUES)
+@each_case("call", list(ENQUEUES), before="anew")
 def test_autocommit_may_be_allowed(run, engine, call):
     """Row 13: a rollback then takes nothing back."""
 
@@ -1442,7 +1443,7 @@ def test_a_read_only_transaction_can_look(run):
     run(body)
 
 
-@pytest.mark.parametrize("call", ["enqueue", "enqueue with a key", "enqueue_many", "dequeue"])
+@each_case("call", ["enqueue", "enqueue with a key", "enqueue_many", "dequeue"], before="anew")
 def test_a_read_only_transaction_cannot_write(run, call):
     """Row 14: the driver's error, as it is."""
 
@@ -1518,7 +1519,7 @@ BLOCKED: dict[str, Callable[[AsyncQueueService, Delivery], Any]] = {
 }
 
 
-@pytest.mark.parametrize("call", BLOCKED)
+@each_case("call", list(BLOCKED), before="anew_async")
 async def test_a_cancelled_call_changes_nothing(async_engine, async_service, engine, call):
     """Row 16 (F8): the session must be rolled back, and nobody is left with a lease."""
     with Session(engine) as setup:
@@ -1739,7 +1740,7 @@ def test_the_json_settings_of_the_engine_do_not_matter(run):
     run(body, engine={"json_serializer": refuse, "json_deserializer": refuse})
 
 
-@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "America/St_Johns", "Asia/Kolkata", "UTC"])
+@each_case("zone", ["Pacific/Kiritimati", "America/St_Johns", "Asia/Kolkata", "UTC"], before="anew")
 def test_times_are_moments_in_every_time_zone(run, zone):
     """F48: the session's zone moves no time, nor makes one unreadable."""
     last = datetime(9998, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)

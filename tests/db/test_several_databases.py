@@ -29,6 +29,7 @@ from pgqrs_sa import (
     embedded,
     metadata,
 )
+from support.cases import each_case
 
 
 class Base(DeclarativeBase):
@@ -70,6 +71,17 @@ def first(engine: sa.Engine) -> sa.Engine:
     Base.metadata.create_all(engine)
     _prepare(engine)
     return engine
+
+
+@pytest.fixture
+def prepare(first: sa.Engine, second: sa.Engine) -> Callable[[], None]:
+    """Return what prepares both again: see `each_case`."""
+
+    def prepare() -> None:
+        _prepare(first)
+        _prepare(second)
+
+    return prepare
 
 
 def _prepare(engine: sa.Engine) -> None:
@@ -132,7 +144,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
+@each_case("call", list(CALLS), before="prepare")
 def test_a_session_that_runs_a_statement_in_several_shards_is_refused(first, second, call):
     for engine in (first, second):
         with Session(engine) as session, session.begin():
@@ -204,7 +216,7 @@ async def test_an_async_session_that_fans_out_is_refused(first, second):
 # --- sessions that are fixed to one database -----------------------------------------------------
 
 
-@pytest.mark.parametrize("shard", ["first", "second"])
+@each_case("shard", ["first", "second"], before="prepare")
 def test_a_sharded_session_with_a_fixed_shard_works(first, second, shard):
     chosen = {"first": first, "second": second}
     with sharded(
@@ -289,9 +301,9 @@ def insert_order(session: Session) -> None:
     session.execute(sa.insert(Order).values(id=1))
 
 
-@pytest.mark.parametrize("message", [enqueue, enqueue_later, add_message])
-@pytest.mark.parametrize("order", [add_order, insert_order])
-@pytest.mark.parametrize("turned", [False, True], ids=["order first", "message first"])
+@each_case("message", [enqueue, enqueue_later, add_message])
+@each_case("order", [add_order, insert_order])
+@each_case("turned", {"order first": False, "message first": True}, before="prepare")
 def test_an_order_and_its_message_in_two_databases_are_refused(
     first, second, message, order, turned
 ):
@@ -345,7 +357,7 @@ def write_before_commit_again(session: Session) -> None:
 LISTENERS = [write_before_commit, write_after_flush, write_before_commit_again]
 
 
-@pytest.mark.parametrize("work", LISTENERS)
+@each_case("work", LISTENERS, before="prepare")
 def test_what_a_listener_of_the_host_writes_last_is_refused_too(first, second, work):
     with split(first, second) as session:
         work(session)
@@ -360,7 +372,7 @@ def test_what_a_listener_of_the_host_writes_last_is_refused_too(first, second, w
     assert (count(first), count(second, Order)) == (0, 0)
 
 
-@pytest.mark.parametrize("work", LISTENERS)
+@each_case("work", LISTENERS, before="prepare")
 def test_what_a_listener_of_the_host_writes_last_may_be_allowed(first, second, work):
     with split(first, second, info={"pgqrs_allow_split": True}) as session, session.begin():
         work(session)

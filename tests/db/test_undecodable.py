@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import ArchivedInfo, Item, JsonCodec, Message, PayloadError, QueueService
 from pgqrs_sa._core import lease as lease_operations
+from support.cases import each_case
 
 UNDECODABLE = {  # Python 3.13 reads up to 10,000 levels, PostgreSQL stores over 12,000
     "nested": sa.text("(repeat('[', 12000) || repeat(']', 12000))::jsonb"),
@@ -112,7 +113,7 @@ def test_a_dequeue_makes_only_so_many_dead_letters(service, session, monkeypatch
     assert len(letters(service)) == 4
 
 
-@pytest.mark.parametrize("payload", [None, "good"])
+@each_case("payload", [None, "good"], before="anew")
 def test_a_dequeue_that_meets_nothing_undecodable_leases_once(
     service, session, monkeypatch, payload
 ):
@@ -166,7 +167,7 @@ ERRORS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("error", ERRORS)
+@each_case("error", ERRORS, before="anew")
 def test_whatever_a_codec_raises_is_the_message_s_alone(service, session, error):
     service.enqueue_many("mail", ["first", "bad", "last"])
     session.commit()
@@ -186,7 +187,7 @@ def test_whatever_a_codec_raises_is_the_message_s_alone(service, session, error)
     assert service.archived.get(letter.id).payload == "bad"  # what is stored is as it was
 
 
-@pytest.mark.parametrize("error", ERRORS)
+@each_case("error", ERRORS, before="anew")
 def test_whatever_a_codec_raises_at_an_enqueue_is_an_error_with_its_place(service, session, error):
     strange = QueueService(session, codec=Broken(error))
     ways = {
@@ -204,12 +205,13 @@ def test_whatever_a_codec_raises_at_an_enqueue_is_an_error_with_its_place(servic
     session.commit()
 
 
-@pytest.mark.parametrize(
+@each_case(
     "text",
     [
         None, b"1", 1, "", "nope", "1,2", "1],[2", "NaN", "-Infinity", '"\0"', '"\ud800"',
         r'"\u0000"', r'"\\\u0000"', r'"\ud800"', "[" * 100_000,
     ],
+    before="anew",
 )  # fmt: skip
 def test_what_a_codec_returns_must_be_json(service, session, text):
     """A batch travels as one array: text that is no JSON could change its neighbours."""
@@ -229,7 +231,7 @@ def test_what_a_codec_returns_must_be_json(service, session, text):
     assert session.scalars(sa.select(Message.id)).all() == []
 
 
-@pytest.mark.parametrize("text", [r'"\\u0000"', r'"\ud83d\ude00"', '{"a":[1e400,"\\\\"]}'])
+@each_case("text", [r'"\\u0000"', r'"\ud83d\ude00"', '{"a":[1e400,"\\\\"]}'], before="anew")
 def test_text_of_a_codec_that_only_looks_odd_is_sent(service, session, text):
     class Odd(JsonCodec):
         def dumps(self, _value: Any, /, *, path: str = "payload") -> Any:  # noqa: ARG002

@@ -17,6 +17,7 @@ from pgqrs_sa import (
 from pgqrs_sa._core.context import Context
 from pgqrs_sa.doctor.findings import Thresholds
 from pgqrs_sa.doctor.queue_checks import diagnose
+from support.cases import each_case
 
 
 def test_a_migrated_database_is_healthy(doctor):
@@ -41,7 +42,7 @@ def own_models(schema):
     return Own.metadata, Models(Queue, OwnMessage, Archived, Worker)
 
 
-@pytest.mark.parametrize("schema", [None, 'Jobs of "us"'])
+@each_case("schema", [None, 'Jobs of "us"'])
 def test_tables_of_a_host_with_more_columns_are_healthy(database, schema):
     tables, models = own_models(schema)
     engine = sa.create_engine(database.url, poolclass=sa.NullPool)
@@ -152,7 +153,7 @@ DRIFTS = {
 }
 
 
-@pytest.mark.parametrize("kind", DRIFTS)
+@each_case("kind", list(DRIFTS))
 def test_drift(fixed, sql, kind):
     damage, subject, problem = DRIFTS[kind]
     sql(damage.replace(";", "\n"))
@@ -211,8 +212,8 @@ INEXACT = ["column", "type", "null", "not null", "no default", "identity", "inde
            "uniqueness", "check", "not valid", "key", "unique", "unlogged", "table"]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["nothing", *INEXACT])
-def test_a_read_only_transaction_sees_all_but_expressions(engine, sql, kind):
+@each_case("kind", ["nothing", *INEXACT])
+def test_a_read_only_transaction_sees_all_but_expressions(engine, sql, fixed, kind):
     damage, *expected = DRIFTS.get(kind, ("SELECT 1",))
     sql(damage.replace(";", "\n"))
     with Session(engine) as session:
@@ -224,6 +225,7 @@ def test_a_read_only_transaction_sees_all_but_expressions(engine, sql, kind):
     assert [finding.check for finding in found] == ["drift"] * (kind != "nothing")
     if found:
         assert expected[0] in found[0].subject
+        fixed("drift")
 
 
 def test_autocommit_is_less_exact_and_leaves_nothing(engine, rows):

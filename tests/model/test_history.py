@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import ArchivedMessage, Message, QueueService
 from support import random_worker
+from support.cases import each_case
 
 from .history import Event, Tables, faults
 
@@ -43,7 +44,7 @@ def act(op: str, token: int, start: float, worker: str = "a", **more: Any) -> Ev
 DONE = {"archived": [1], "effects": [1]}
 
 
-@pytest.mark.parametrize(
+@each_case(
     "events",
     [
         [lease(1, 1, 9), act("archive", 1, 2)],
@@ -76,7 +77,7 @@ def test_a_history_that_keeps_the_promises_has_no_fault(events: list[Event]) -> 
     assert told(*events, **DONE) == []
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("events", "fault"),
     [
         ([lease(1, 1, 9), lease(2, 2, 9, "b")], "ran until 9.000000, lease 2 came by 2.1"),
@@ -120,7 +121,7 @@ def test_a_lease_that_cannot_have_been_is_found(events: list[Event], fault: str)
 ACKNOWLEDGED = [lease(1, 1, 9), act("archive", 1, 2)]
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("events", "books", "fault"),
     [
         (ACKNOWLEDGED, {"archived": [1]}, "acknowledged without an effect"),

@@ -34,6 +34,7 @@ from pgqrs_sa._core.sql import (
     workers,
 )
 from support import every_row
+from support.cases import each_case
 from support.every_row import MAIL, OTHER, Seen
 
 MODELS = Models()
@@ -113,7 +114,7 @@ def settling(tokens: Any = TOKENS, **more: Any) -> dict[str, tuple[Any, dict[str
     }
 
 
-@pytest.mark.parametrize("way", settling())
+@each_case("way", list(settling()), before="rollback")
 def test_only_what_is_held_as_the_fence_says_is_settled(session: Session, way: str) -> None:
     seen = Seen(session, *settling()[way])
     touched = seen.changed if way in {"extend", "release", "fail"} else seen.gone
@@ -121,7 +122,7 @@ def test_only_what_is_held_as_the_fence_says_is_settled(session: Session, way: s
     assert sorted(ids(seen)) == sorted(MINE)
 
 
-@pytest.mark.parametrize("way", settling())
+@each_case("way", list(settling()), before="rollback")
 def test_a_batch_of_which_one_is_not_held_is_not_settled_at_all(session: Session, way: str) -> None:
     seen = Seen(session, *settling(required=4)[way])
     assert (seen.changed, seen.gone, seen.new, seen.rows) == ({}, {}, [], [])
@@ -139,13 +140,14 @@ def test_what_is_archived_is_there_as_it_was_with_its_outcome(session: Session) 
     assert {row["original_msg_id"] for row in seen.new} == MINE
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("way", "columns"),
     [
         ("extend", ("vt",)),
         ("release", ("vt", "max_read_ct", *HELD)),
         ("fail", ("vt", "last_error", *HELD)),
     ],
+    before="rollback",
 )
 def test_a_lease_that_is_given_up_or_extended_changes_these_columns(
     session: Session, way: str, columns: tuple[str, ...]
@@ -217,7 +219,7 @@ def test_the_lease_and_the_attempts_may_be_given_with_the_call(session: Session)
         assert (row["max_read_ct"], row["consumer_worker_id"]) == (2, None)
 
 
-@pytest.mark.parametrize("worker", [every_row.SUSPENDED, every_row.GONE, 999])
+@each_case("worker", [every_row.SUSPENDED, every_row.GONE, 999], before="rollback")
 def test_a_worker_that_may_not_leases_nothing(session: Session, worker: int) -> None:
     statement = lease.dequeue(MODELS, by_worker=True)
     assert session.execute(statement, leasing(worker=worker)).all() == []
@@ -243,14 +245,14 @@ def test_behind_a_place_only_what_lies_behind_it_is_leased_at_its_own_level(
     assert {row.cursor_table[0] for row in seen.rows} == {"f"}
 
 
-@pytest.mark.parametrize("order", [1, -1])
+@each_case("order", [1, -1], before="rollback")
 def test_places_may_come_in_any_order(session: Session, order: int) -> None:
     ids = [every_row.URGENT, every_row.READY][::order]
     seen = Seen(session, lease.dequeue(MODELS, by_worker=True), leasing(**places(session, ids=ids)))
     assert seen.changed == {"messages": {every_row.LAPSED, every_row.LIMITED}}
 
 
-@pytest.mark.parametrize("table", ["t{}", "f{}0", "f"])
+@each_case("table", ["t{}", "f{}0", "f"], before="rollback")
 def test_places_of_another_table_are_not_used(session: Session, table: str) -> None:
     seen = Seen(session, lease.dequeue(MODELS, by_worker=True), leasing(**places(session, table)))
     assert seen.changed == {"messages": set(TAKEN)}
@@ -277,7 +279,7 @@ def test_a_turn_archives_what_is_held_and_leases_what_comes_next(session: Sessio
     assert leased == dict.fromkeys(TAKEN[:2])
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("named", "worker", "found"),
     [
         (["mail"], every_row.BUSY, ["mail exhausted", "mail ready"]),
@@ -293,6 +295,7 @@ def test_a_turn_archives_what_is_held_and_leases_what_comes_next(session: Sessio
         (["mail"], 999, ["mail exhausted"]),
         (["no such queue", "short"], every_row.BUSY, ["no such queue missing"]),
     ],
+    before="rollback",
 )
 def test_a_look_finds_what_this_worker_could_lease_and_what_is_exhausted(
     session: Session, named: list[str], worker: int, found: list[str]
@@ -331,7 +334,7 @@ def test_what_a_turn_without_a_reply_has_leased_is_handed_back_uncharged(session
     assert (row["dequeued_at"], row["consumer_worker_id"]) == (None, None)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("changes", "given_back"),
     [
         ({}, {every_row.LEASED, every_row.LAST}),
@@ -343,6 +346,7 @@ def test_what_a_turn_without_a_reply_has_leased_is_handed_back_uncharged(session
         ({"until": timedelta(minutes=-4)}, set()),
         ({"known": [every_row.token(every_row.LEASED), every_row.token(every_row.LAST)]}, set()),
     ],
+    before="rollback",
 )
 def test_only_what_a_turn_without_a_reply_can_have_leased_is_handed_back(
     session: Session, changes: dict[str, Any], given_back: set[int]
@@ -386,7 +390,7 @@ def test_what_is_requeued_is_what_was_asked_for(session: Session) -> None:
         assert row["queue_id"] == (OTHER if row["id"] == 103 else MAIL)
 
 
-@pytest.mark.parametrize(
+@each_case(
     "which",
     [
         (every_row.LIVE_KEY,),
@@ -394,13 +398,14 @@ def test_what_is_requeued_is_what_was_asked_for(session: Session) -> None:
         (every_row.OLD, every_row.TWIN),
         (every_row.DEAD, 999),
     ],
+    before="rollback",
 )
 def test_none_is_requeued_when_one_cannot_be(session: Session, which: tuple[int, ...]) -> None:
     seen = Seen(session, archive.requeue(MODELS), requeueing(*which))
     assert (seen.gone, seen.new, seen.rows) == ({}, [], [])
 
 
-@pytest.mark.parametrize("id_", [every_row.OLD, every_row.TWIN])
+@each_case("id_", [every_row.OLD, every_row.TWIN], before="rollback")
 def test_a_key_that_another_archived_message_has_is_no_hindrance(
     session: Session, id_: int
 ) -> None:
@@ -426,8 +431,8 @@ def test_which_live_message_has_the_key_of_an_archived_one(session: Session) -> 
     ]
 
 
-@pytest.mark.parametrize("by_retention", [True, False])
-@pytest.mark.parametrize("one_queue", [True, False])
+@each_case("by_retention", [True, False])
+@each_case("one_queue", [True, False], before="rollback")
 def test_what_is_pruned_is_old_enough_for_its_queue(
     session: Session, one_queue: bool, by_retention: bool
 ) -> None:
@@ -478,7 +483,7 @@ def test_a_worker_that_is_stopped_stays_as_it_is(session: Session) -> None:
         assert (seen.changed, seen.rows) == ({}, [])
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("status", "in_queue", "found"),
     [
         (None, False, [1, 2, 3, 4, 5, 6, 7]),
@@ -486,6 +491,7 @@ def test_a_worker_that_is_stopped_stays_as_it_is(session: Session) -> None:
         (None, True, [5]),
         ("ready", True, []),
     ],
+    before="rollback",
 )
 def test_workers_are_listed_by_status_and_queue(
     session: Session, status: Any, in_queue: bool, found: list[int]
@@ -505,7 +511,7 @@ def test_the_health_of_workers_is_what_each_of_them_has_reported(session: Sessio
     }
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("in_queue", "holding", "found"),
     [
         (False, False, {every_row.SILENT, every_row.SUSPENDED, every_row.QUIET}),
@@ -513,6 +519,7 @@ def test_the_health_of_workers_is_what_each_of_them_has_reported(session: Sessio
         (False, True, {every_row.SILENT, every_row.SUSPENDED}),
         (True, True, {every_row.SILENT}),
     ],
+    before="rollback",
 )
 def test_the_silent_are_stopped_and_nobody_else(
     session: Session, in_queue: bool, holding: bool, found: set[int]
@@ -550,7 +557,7 @@ def test_only_workers_that_stopped_long_ago_and_hold_nothing_are_forgotten(
     assert seen.gone == {"workers": {every_row.GONE}}
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("id_", "gone"),
     [
         (every_row.GONE, True),
@@ -559,6 +566,7 @@ def test_only_workers_that_stopped_long_ago_and_hold_nothing_are_forgotten(
         (every_row.QUIET, False),
         (every_row.SUSPENDED, False),
     ],
+    before="rollback",
 )
 def test_only_a_worker_that_is_stopped_and_holds_nothing_is_deleted(
     session: Session, id_: int, gone: bool
@@ -596,7 +604,7 @@ def test_the_messages_of_a_queue_that_match_are_cancelled(session: Session) -> N
     assert Seen(session, statement, values).gone == {"messages": unheld}
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("id_", "columns"),
     [
         (every_row.LATER, ("vt",)),
@@ -605,6 +613,7 @@ def test_the_messages_of_a_queue_that_match_are_cancelled(session: Session) -> N
         (every_row.LEASED, None),
         (999, None),
     ],
+    before="rollback",
 )
 def test_a_message_is_rescheduled_unless_somebody_holds_it(
     session: Session, id_: int, columns: tuple[str, ...] | None
@@ -638,7 +647,7 @@ def test_one_worker_waits(session: Session) -> None:
     assert about(seen.now["workers", every_row.QUIET]["waiting_until"], SPAN)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("change", "awaited"),
     [
         ("name = name", True),
@@ -647,6 +656,7 @@ def test_one_worker_waits(session: Session) -> None:
         ("waiting_until = NULL", False),
         ("queues = '{other}'", False),
     ],
+    before="rollback",
 )
 def test_a_queue_is_awaited_by_a_worker_of_its_own_that_is_ready_and_waits(
     session: Session, change: str, awaited: bool
@@ -682,7 +692,7 @@ ENQUEUED = {
 }
 
 
-@pytest.mark.parametrize("way", ["one", "many"])
+@each_case("way", ["one", "many"], before="rollback")
 def test_a_message_gets_into_the_queue_that_is_named_if_that_takes_it(
     session: Session, way: str
 ) -> None:
@@ -696,9 +706,10 @@ def test_a_message_gets_into_the_queue_that_is_named_if_that_takes_it(
     assert len(Seen(session, statement, values | {"queue": "short", "size": 10}).new) == 1
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("queue", "delay", "told"),
     [("mail", timedelta(0), True), ("mail", SPAN, False), ("other", timedelta(0), False)],
+    before="rollback",
 )
 def test_an_enqueue_notifies_of_what_is_visible_where_somebody_waits(
     session: Session, queue: str, delay: timedelta, told: bool
@@ -923,7 +934,7 @@ def test_metrics_are_those_of_each_queue(session: Session) -> None:
         assert rows[0].oldest_ready_age.days == 6
 
 
-@pytest.mark.parametrize(("of_all", "most"), [(200_000, 10_000), (8, 2), (2, 1)])
+@each_case(("of_all", "most"), [(200_000, 10_000), (8, 2), (2, 1)], before="rollback")
 def test_the_queues_share_what_is_counted_of_the_archive(
     session: Session, monkeypatch: pytest.MonkeyPatch, of_all: int, most: int
 ) -> None:
@@ -1078,7 +1089,7 @@ OFTEN = {
 }
 
 
-@pytest.mark.parametrize("name", OFTEN)
+@each_case("name", list(OFTEN), before="rollback")
 def test_what_is_executed_often_is_short_enough_for_psycopg_to_keep(name: str) -> None:
     """What it has made of a text it keeps up to 4,096 characters. A schema may have a name, too."""
     text = str(OFTEN[name].compile(dialect=psycopg.dialect()))  # type: ignore[attr-defined]

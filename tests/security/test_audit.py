@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from support.cases import each_case
+
 AUDIT = Path(__file__).parents[2] / ".ci" / "audit"
 REFUSED = """Traceback (most recent call last):
 requests.exceptions.ConnectionError: HTTPSConnectionPool(host='index.test', port=443): Max retries
@@ -67,7 +69,7 @@ def test_an_index_that_knows_nothing_is_not_taken_for_a_clean_bill(judge) -> Non
     assert (code, text) == (0, "NOTHING WAS AUDITED: the index knows none of the 2 packages")
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("code", "out", "err"),
     [(2, "", "error: unrecognized arguments"), (1, "", ""), (1, told(CLEAN), "it broke")],
 )

@@ -22,6 +22,7 @@ from pgqrs_sa.doctor.queue_checks import diagnose
 from pgqrs_sa.grants import grants
 from pgqrs_sa.migrations.install import install, uninstall
 from pgqrs_sa.pgqrs.database import models_in
+from support.cases import each_case
 
 TEXTS = [
     "'; DROP TABLE pgqrs_messages; --",
@@ -90,7 +91,7 @@ def untouched(migrated: Any) -> Iterator[None]:
         assert found.payload == "alive"
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@each_case("text", TEXTS)
 def test_a_queue_is_not_called_so_by_the_api_nor_by_the_database(engine, text: str) -> None:
     with Session(engine) as session:
         service = QueueService(session)
@@ -114,7 +115,7 @@ def test_a_queue_is_not_called_so_by_the_api_nor_by_the_database(engine, text: s
             session.execute(sa.text("INSERT INTO pgqrs_queues (queue_name) VALUES (:name)"), values)
 
 
-@pytest.mark.parametrize("name", NAMES_THAT_LOOK_LIKE_SQL)
+@each_case("name", NAMES_THAT_LOOK_LIKE_SQL)
 def test_a_queue_may_be_called_like_a_piece_of_sql(session, name: str) -> None:
     service = QueueService(session)
     service.queues.create(name)
@@ -134,7 +135,7 @@ def test_a_queue_may_be_called_like_a_piece_of_sql(session, name: str) -> None:
     session.commit()
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@each_case("text", TEXTS)
 def test_a_text_comes_back_letter_by_letter_wherever_it_was_given(session, text: str) -> None:
     service = QueueService(session)
     service.queues.create("mail")
@@ -161,9 +162,11 @@ def test_a_text_comes_back_letter_by_letter_wherever_it_was_given(session, text:
     (added, selected) = service.dequeue("mail", 2)
     assert (added.payload, selected.payload) == (payload, text)
     session.commit()
+    service.queues.delete("mail", force=True)
+    session.commit()
 
 
-@pytest.mark.parametrize("text", SCHEMAS)
+@each_case("text", SCHEMAS)
 def test_the_name_of_a_schema_is_a_name_and_nothing_else(engine, text: str) -> None:
     """Made, worked with in both ways of naming it, examined, granted and taken away again."""
     moved = engine.execution_options(schema_translate_map={None: text})
@@ -204,7 +207,7 @@ def test_the_name_of_a_schema_is_a_name_and_nothing_else(engine, text: str) -> N
         connection.execute(sa.schema.DropSchema(text))
 
 
-@pytest.mark.parametrize("text", SCHEMAS)
+@each_case("text", SCHEMAS)
 def test_a_script_for_such_a_schema_runs_as_it_is_printed(engine, text: str) -> None:
     """What ``pgqrs schema sql --schema`` prints, sent as psql would send it."""
     raw = engine.raw_connection()

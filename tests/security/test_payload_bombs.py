@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Item, Message, PayloadError, Queue, QueueService, metadata
+from support.cases import each_case
 
 LIMIT = 1_048_576
 
@@ -93,8 +94,8 @@ def everything(engine: sa.Engine) -> dict[str, Any]:
         }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("bomb", BOMBS)
+@each_case("way", list(WAYS))
+@each_case("bomb", list(BOMBS), before="anew")
 def test_a_bomb_is_refused_where_it_is_and_leaves_nothing_behind(
     engine, service, session, bomb: str, way: str
 ) -> None:
@@ -126,7 +127,7 @@ HEADER_BOMBS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("bomb", HEADER_BOMBS)
+@each_case("bomb", list(HEADER_BOMBS), before="anew")
 def test_headers_are_no_way_around_it(engine, service, session, bomb: str) -> None:
     headers, told = HEADER_BOMBS[bomb]
     for attempt, prefix in (
@@ -193,7 +194,7 @@ def put(session: Session, payload: str, headers: str = "NULL") -> int:
     return session.connection().exec_driver_sql(statement).scalar_one()
 
 
-@pytest.mark.parametrize("bomb", RAW)
+@each_case("bomb", list(RAW), before="anew")
 def test_a_bomb_put_there_by_sql_is_one_undecodable_message_between_its_neighbours(
     service, session, bomb: str
 ) -> None:
@@ -222,7 +223,7 @@ def test_a_bomb_put_there_by_sql_is_one_undecodable_message_between_its_neighbou
     assert service.messages.metrics("mail").ready == 2
 
 
-@pytest.mark.parametrize("what", READABLE)
+@each_case("what", list(READABLE), before="anew")
 def test_what_sql_put_there_and_python_can_read_is_delivered(service, session, what: str) -> None:
     expression, value = READABLE[what]
     put(session, expression)

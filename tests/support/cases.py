@@ -1,8 +1,9 @@
 """Run the rows of a table as the subtests of one test.
 
 ``each_case`` takes the arguments of ``pytest.mark.parametrize``. The difference: the fixtures are
-set up once for all rows, so use it where a row leaves nothing behind that the next row could
-find. Each row still reports by itself, with its id or its values.
+set up once for all rows. So use it where a row leaves nothing behind that the next row could find,
+or name a fixture that cleans up in ``before``. Each row still reports by itself, with its id or its
+values.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ def each_case(
     argnames: str | Sequence[str],
     rows: Mapping[str, Any] | Iterable[Any],
     ids: Iterable[str] | Callable[[Any], object] | None = None,
+    *,
+    before: str | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Call the test once for each row, as a subtest.
 
     A mapping gives each row an id. A single name in ``argnames`` takes the row as it is, several
     names take its elements. Stacked on another ``each_case`` it runs all combinations.
+    ``before`` names a fixture, such as ``anew``: its value is called before each row.
     """
     separate = argnames.split(",") if isinstance(argnames, str) else argnames
     names = [name.strip() for name in separate]
@@ -47,41 +51,43 @@ def each_case(
     def decorate(test: Callable[..., Any]) -> Callable[..., Any]:
         parameters = inspect.signature(test).parameters
         assert set(names) <= set(parameters), f"{test.__name__} does not take {names}"
-        called, inner = getattr(test, "_each_case", (test, [_Case(None, {}, {})]))
+        called, inner, first = getattr(test, "_each_case", (test, [_Case(None, {}, {})], None))
         combined = [case.combined(other) for case in cases for other in inner]
-        takes_subtests = "subtests" in inspect.signature(called).parameters
-
-        def subtest(case: _Case, fixtures: dict[str, Any]) -> Any:
-            subtests = fixtures["subtests"] if takes_subtests else fixtures.pop("subtests")
-            return subtests.test(case.label, **case.shown)
-
-        if inspect.iscoroutinefunction(called):
-
-            @wraps(test)
-            async def run(**fixtures: Any) -> None:
-                for case in combined:
-                    given = dict(fixtures)
-                    with subtest(case, given):
-                        await called(**given, **case.values)
-
-        else:
-
-            @wraps(test)
-            def run(**fixtures: Any) -> None:
-                for case in combined:
-                    given = dict(fixtures)
-                    with subtest(case, given):
-                        called(**given, **case.values)
-
-        kept = [name for name in parameters if name not in {*names, "subtests"}]
+        added = [name for name in ("subtests", before or first) if name]
+        run = wraps(test)(_runner(called, combined, before or first))
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in kept]
-            + [inspect.Parameter("subtests", inspect.Parameter.KEYWORD_ONLY)]
+            [
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
+                for name in [*(name for name in parameters if name not in {*names, *added}), *added]
+            ]
         )
-        run._each_case = called, combined  # type: ignore[attr-defined]
+        run._each_case = called, combined, before or first  # type: ignore[attr-defined]
         return run
 
     return decorate
+
+
+def _runner(test: Callable[..., Any], cases: list[_Case], before: str | None) -> Callable[..., Any]:
+    taken = inspect.signature(test).parameters
+
+    def given(case: _Case, fixtures: dict[str, Any]) -> dict[str, Any]:
+        return {name: fixtures[name] for name in fixtures if name in taken} | case.values
+
+    def run(**fixtures: Any) -> None:
+        for case in cases:
+            with fixtures["subtests"].test(case.label, **case.shown):
+                if before:
+                    fixtures[before]()
+                test(**given(case, fixtures))
+
+    async def run_async(**fixtures: Any) -> None:
+        for case in cases:
+            with fixtures["subtests"].test(case.label, **case.shown):
+                if before and inspect.isawaitable(done := fixtures[before]()):
+                    await done
+                await test(**given(case, fixtures))
+
+    return run_async if inspect.iscoroutinefunction(test) else run
 
 
 def _cases(

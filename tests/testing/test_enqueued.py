@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from pgqrs_sa import InvalidArgument, Message, QueueNotFound
 from pgqrs_sa.testing import all_enqueued, assert_enqueued, refute_enqueued
 from pgqrs_sa.testing.matching import lacks, same
+from support.cases import each_case
 from support.properties import at_least
 
 
@@ -49,10 +50,15 @@ def test_a_message_that_was_only_added_is_flushed_first(connection):
         assert_enqueued(session, "mail", payload={"to": "ada"})
 
 
-@pytest.mark.parametrize(
+@each_case(
     "delay",
-    [3600, 3604, timedelta(hours=1), pytest.approx(3590, abs=30)],
-    ids=["seconds", "within the tolerance", "a timedelta", "approx"],
+    {
+        "seconds": 3600,
+        "within the tolerance": 3604,
+        "a timedelta": timedelta(hours=1),
+        "approx": pytest.approx(3590, abs=30),
+    },
+    before="anew",
 )
 def test_a_delay_is_compared_with_the_clock_of_the_database(session, service, delay):
     service.enqueue("mail", 1, delay=3600)
@@ -60,7 +66,7 @@ def test_a_delay_is_compared_with_the_clock_of_the_database(session, service, de
     assert_enqueued(session, "mail", delay=delay)
 
 
-@pytest.mark.parametrize("delay", [0, 3600.5, timedelta(hours=2), pytest.approx(3600, abs=0.001)])
+@each_case("delay", [0, 3600.5, timedelta(hours=2), pytest.approx(3600, abs=0.001)], before="anew")
 def test_another_delay_does_not_match(session, service, delay):
     service.enqueue("mail", 1, delay=3590)
 

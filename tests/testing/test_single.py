@@ -27,6 +27,7 @@ from pgqrs_sa import (
     Snooze,
 )
 from pgqrs_sa.testing import work_one
+from support.cases import each_case
 
 
 @dataclass
@@ -85,7 +86,7 @@ def test_a_decision_that_is_returned_is_returned():
     assert work_one(lambda payload: f"{payload}", 5) is None
 
 
-@pytest.mark.parametrize("raised", [ValueError("no"), DeadLetter("why"), Snooze(1)])
+@each_case("raised", [ValueError("no"), DeadLetter("why"), Snooze(1)])
 def test_what_is_raised_is_raised(raised):
     def handle() -> None:
         raise raised
@@ -186,7 +187,7 @@ def test_a_coroutine_is_awaited():
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("attempt", [0, "1", True])
+@each_case("attempt", [0, "1", True])
 def test_an_attempt_is_a_number_from_1(attempt):
     def handle(payload: int) -> None: ...
 

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from pgqrs_sa import AsyncQueueService, Item, Message, QueueService
 from pgqrs_sa._core import commits
 from pgqrs_sa.wakeup import local
+from support.cases import each_case
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +27,17 @@ def _mail(engine):
         service = QueueService(session)
         for name in ("mail", "post"):
             service.queues.create(name)
+
+
+@pytest.fixture
+def emptied_again(engine):
+    """Return what deletes all messages: see `each_case`."""
+
+    def empty():
+        with engine.begin() as connection:
+            connection.execute(sa.delete(Message))
+
+    return empty
 
 
 def enqueue(session, queue="mail"):
@@ -51,7 +63,7 @@ def add_by_id(session, queue="mail"):
 WAYS = [enqueue, enqueue_many, enqueue_from, add, add_by_id]
 
 
-@pytest.mark.parametrize("put", WAYS)
+@each_case("put", WAYS, before="emptied_again")
 def test_subscribers_hear_of_it_after_the_commit(engine, woken, put):
     with Session(engine) as session:
         put(session)
@@ -66,7 +78,7 @@ def test_subscribers_hear_of_it_after_the_commit(engine, woken, put):
         assert woken.take() == []
 
 
-@pytest.mark.parametrize("put", WAYS)
+@each_case("put", WAYS, before="emptied_again")
 async def test_an_async_session_is_no_different(async_engine, woken, put):
     async with AsyncSession(async_engine) as session:
         await session.run_sync(put)
@@ -161,7 +173,7 @@ def reclaim(service, delivery):
     service.workers.release_leases(delivery.worker_id)
 
 
-@pytest.mark.parametrize("give_back", [release, fail_at_once, reclaim])
+@each_case("give_back", [release, fail_at_once, reclaim], before="emptied_again")
 def test_what_is_given_back_at_once_is_named(engine, woken, give_back):
     with Session(engine) as session:
         service = QueueService(session)
@@ -213,8 +225,8 @@ def test_nobody_asks_the_database_for_a_name_when_nobody_has_subscribed(engine):
     assert len(executed) == 1
 
 
-@pytest.mark.parametrize("put", WAYS)
-@pytest.mark.parametrize("end", [Session.rollback, Session.close, Session.reset])
+@each_case("put", WAYS)
+@each_case("end", [Session.rollback, Session.close, Session.reset], before="emptied_again")
 def test_without_a_commit_it_is_forgotten(engine, woken, put, end):
     with Session(engine) as session:
         put(session)
@@ -254,8 +266,8 @@ def test_a_commit_that_fails_wakeups_nobody(engine, woken):
     assert woken.take() == []
 
 
-@pytest.mark.parametrize("put", [enqueue, add])
-@pytest.mark.parametrize(
+@each_case("put", [enqueue, add])
+@each_case(
     ("steps", "committed"),
     [
         ("( put )", ["mail"]),
@@ -267,6 +279,7 @@ def test_a_commit_that_fails_wakeups_nobody(engine, woken):
         ("( ( put ! )", ["mail"]),
         ("( ( put ) ( ! ) ( )", ["mail"]),
     ],
+    before="emptied_again",
 )
 def test_nothing_is_lost_to_savepoints_and_nothing_comes_before_the_commit(
     engine, woken, put, steps, committed
@@ -326,8 +339,8 @@ def test_a_failed_flush_in_a_savepoint_loses_nothing(engine, woken):
 # ------------------------------------------------------------ sessions on a given connection
 
 
-@pytest.mark.parametrize("mode", ["conditional_savepoint", "rollback_only", "create_savepoint"])
-@pytest.mark.parametrize("ending", ["commit", "close"])
+@each_case("mode", ["conditional_savepoint", "rollback_only", "create_savepoint"])
+@each_case("ending", ["commit", "close"], before="emptied_again")
 def test_a_session_that_was_joined_to_a_transaction_waits_for_its_commit(
     engine, woken, mode, ending
 ):
@@ -346,7 +359,9 @@ def test_a_session_that_was_joined_to_a_transaction_waits_for_its_commit(
         assert woken.take() == []
 
 
-@pytest.mark.parametrize("mode", ["conditional_savepoint", "rollback_only", "create_savepoint"])
+@each_case(
+    "mode", ["conditional_savepoint", "rollback_only", "create_savepoint"], before="emptied_again"
+)
 def test_a_joined_transaction_that_is_rolled_back_names_nothing(engine, woken, mode):
     with engine.connect() as connection:
         outer = connection.begin()
@@ -369,7 +384,7 @@ def test_a_transaction_that_is_committed_beneath_a_session_names_all(engine, wok
             assert woken.take() == ["mail"]
 
 
-@pytest.mark.parametrize("mode", ["conditional_savepoint", "control_fully"])
+@each_case("mode", ["conditional_savepoint", "control_fully"], before="emptied_again")
 def test_a_session_whose_connection_is_given_but_idle_commits_by_itself(engine, woken, mode):
     with engine.connect() as connection:
         if mode == "control_fully":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import cache
 
 import pytest
 import sqlalchemy as sa
@@ -25,6 +26,7 @@ from pgqrs_sa._core.sql import enqueue as statements
 from pgqrs_sa._core.sql.wakeup import channel
 from pgqrs_sa.grants import grants
 from pgqrs_sa.wakeup import notify
+from support.cases import each_case
 
 CONTEXT = Context.of(None, None, None, allow_autocommit=False)
 HOUR = timedelta(hours=1)
@@ -83,14 +85,27 @@ LATER = {
 
 
 @pytest.fixture
-def stocked(service, session):
+def restock(engine, service):
+    """Return what makes the database as `stocked` says: see `each_case`."""
+    tables = ", ".join(["shop_orders", *(table.name for table in metadata.sorted_tables)])
+
+    def restock():
+        with Session(engine) as session, session.begin():
+            session.execute(sa.text(f"TRUNCATE {tables} RESTART IDENTITY"))
+            service = QueueService(session)
+            service.queues.create("mail")
+            service.enqueue("mail", 1)
+            service.archive(service.dequeue("mail")[0])
+            service.enqueue("mail", 2, delay=600)
+            service.enqueue("mail", 3, delay=600, key="taken")
+
+    return restock
+
+
+@pytest.fixture
+def stocked(restock):
     """An archived message with id 1, one that is scheduled with id 2, and a key that is taken."""
-    service.enqueue("mail", 1)
-    service.archive(service.dequeue("mail")[0])
-    service.enqueue("mail", 2, delay=600)
-    service.enqueue("mail", 3, delay=600, key="taken")
-    session.commit()
-    session.close()
+    restock()
 
 
 @pytest.fixture(params=["psycopg", "psycopg_async", "asyncpg"])
@@ -116,7 +131,7 @@ async def run(request, migrated, stocked):
     await engine.dispose()
 
 
-@pytest.mark.parametrize("way", BY_SERVICE)
+@each_case("way", list(BY_SERVICE), before="restock")
 async def test_what_a_service_makes_visible_notifies_a_waiting_consumer(run, waits, ear, way):
     waits("other", "mail")
 
@@ -125,7 +140,7 @@ async def test_what_a_service_makes_visible_notifies_a_waiting_consumer(run, wai
     assert ear.heard() == ["mail"]
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("put_back", "heard"),
     [
         (lambda service, one: service.release(one), ["mail"]),
@@ -135,6 +150,7 @@ async def test_what_a_service_makes_visible_notifies_a_waiting_consumer(run, wai
         (lambda service, one: service.fail(one, "error"), []),  # after its backoff
     ],
     ids=["release", "release_later", "fail", "fail_later", "fail_with_backoff"],
+    before="anew",
 )
 def test_what_is_put_back_notifies_if_it_can_be_seen_at_once(
     service, session, waits, ear, put_back, heard
@@ -148,7 +164,7 @@ def test_what_is_put_back_notifies_if_it_can_be_seen_at_once(
     assert ear.heard() == heard
 
 
-@pytest.mark.parametrize("way", BY_SERVICE)
+@each_case("way", list(BY_SERVICE), before="restock")
 def test_a_session_that_notifies_makes_its_services_do_so(engine, stocked, waits, ear, way):
     waits("mail")
     with Session(engine, info={"pgqrs_notify": True}) as session, session.begin():
@@ -157,7 +173,7 @@ def test_a_session_that_notifies_makes_its_services_do_so(engine, stocked, waits
     assert ear.heard() == ["mail"]
 
 
-@pytest.mark.parametrize("way", BY_OBJECTS)
+@each_case("way", list(BY_OBJECTS), before="restock")
 async def test_messages_that_are_added_notify_in_the_flush(run, waits, ear, way):
     waits("mail")
 
@@ -171,7 +187,7 @@ async def test_messages_that_are_added_notify_in_the_flush(run, waits, ear, way)
     assert ear.heard() == ["mail"]
 
 
-@pytest.mark.parametrize("way", BY_SERVICE)
+@each_case("way", list(BY_SERVICE), before="restock")
 def test_without_the_option_a_service_notifies_nobody(engine, stocked, waits, ear, way):
     waits("mail")
     with Session(engine) as session, session.begin():
@@ -195,7 +211,7 @@ async def test_without_the_option_messages_that_are_added_notify_nobody(run, wai
     assert ear.heard() == []
 
 
-@pytest.mark.parametrize("way", LATER)
+@each_case("way", list(LATER), before="restock")
 async def test_what_is_not_visible_yet_notifies_nobody(run, waits, ear, way):
     waits("mail")
 
@@ -245,7 +261,7 @@ def one_that_has_stopped(waits, engine):
         QueueService(session).workers.stop(waits("mail"))
 
 
-@pytest.mark.parametrize(
+@each_case(
     "there",
     [
         nobody,
@@ -255,6 +271,7 @@ def one_that_has_stopped(waits, engine):
         one_that_is_suspended,
         one_that_has_stopped,
     ],
+    before="restock",
 )
 def test_nobody_is_notified_unless_somebody_waits(engine, stocked, waits, ear, there):
     there(waits, engine)
@@ -326,8 +343,8 @@ def add(session):
     session.flush()
 
 
-@pytest.mark.parametrize("put", [enqueue, add])
-@pytest.mark.parametrize(
+@each_case("put", [enqueue, add])
+@each_case(
     ("steps", "heard"),
     [
         ("(put) ", ["mail"]),  # a savepoint that is released
@@ -340,6 +357,7 @@ def add(session):
         ("( (put! put )", ["mail"]),
         ("( (put! (put! !", []),
     ],
+    before="restock",
 )
 def test_savepoints_take_back_their_own_notifications_only(
     engine, stocked, waits, ear, put, steps, heard
@@ -492,6 +510,7 @@ def role(migrated, engine):
     """Return a function that makes a role of a kind, and an engine that works as it."""
     made = []
 
+    @cache
     def make(kind):
         name = f"pgqrs_wakeup_{kind}"
         with engine.begin() as connection:
@@ -511,7 +530,7 @@ def role(migrated, engine):
             connection.exec_driver_sql(f"DROP ROLE {name}")
 
 
-@pytest.mark.parametrize("way", [w for w in BY_SERVICE if w not in ("requeue", "reschedule")])
+@each_case("way", [w for w in BY_SERVICE if w not in ("requeue", "reschedule")], before="restock")
 def test_a_producer_notifies_with_the_rights_of_one(role, stocked, waits, ear, way):
     waits("mail")
     with Session(role("producer")) as session, session.begin():
