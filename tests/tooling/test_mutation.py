@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from tools.mutation.coverage import chosen
 from tools.mutation.groups import GROUPS, MODULES, PACKAGE, TESTS
 from tools.mutation.mutants import ESSENTIAL, KINDS, mutants
 from tools.mutation.operators import DECISIONS, decisions
 from tools.mutation.reasons import REASONS
-from tools.mutation.witness import chosen
 
 SOURCE = """
 def build(models, wanted):
@@ -156,14 +156,14 @@ def test_a_mutant_is_tried_by_those_that_run_it_the_quickest_first() -> None:
     def noted(seconds: float, *lines: int) -> dict[str, Any]:
         return {"seconds": seconds, "lines": {"s": [*lines]}}
 
-    witnesses = {
+    coverage = {
         "a.py::slow": noted(5.0, 1, 2),
         "a.py::quick": noted(1.0, 2),
         "b.py::short": noted(0.5, 2, 3),
         "c.py::other": noted(0.1, 4),
     }
-    assert [*chosen(witnesses, "s", [2], 60)] == ["b.py::short", "a.py::quick", "a.py::slow"]
-    assert chosen(witnesses, "s", [1, 3], 60) == {"b.py::short": 0.5, "a.py::slow": 5.0}
-    assert next(iter(chosen(witnesses, "s", [2], 60, ["a.py"]))) == "a.py::quick"
-    assert [*chosen(witnesses, "s", [2], 4)] == ["b.py::short", "a.py::quick"]
-    assert chosen(witnesses, "other", [2], 60) == {}
+    assert [*chosen(coverage, "s", [2], 60)] == ["b.py::short", "a.py::quick", "a.py::slow"]
+    assert chosen(coverage, "s", [1, 3], 60) == {"b.py::short": 0.5, "a.py::slow": 5.0}
+    assert next(iter(chosen(coverage, "s", [2], 60, ["a.py"]))) == "a.py::quick"
+    assert [*chosen(coverage, "s", [2], 4)] == ["b.py::short", "a.py::quick"]
+    assert chosen(coverage, "other", [2], 60) == {}

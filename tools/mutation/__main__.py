@@ -40,10 +40,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from pgqrs_sa import embedded
 
-from .bench import SETTINGS, Bench, Trial
+from .coverage import Coverage, chosen, merged
 from .groups import GROUPS, TESTS
 from .mutants import Mutant
-from .witness import Witnesses, chosen, merged
+from .sandbox import SETTINGS, Sandbox, Trial
 
 _LONGEST = 90.0  # seconds of tests for one mutant, unless --longest says otherwise
 
@@ -107,44 +107,44 @@ class Results:
 
 
 def shared(
-    benches: Sequence[Bench], tasks: Sequence[_Work], do: Callable[[Bench, _Work], None]
+    sandboxes: Sequence[Sandbox], tasks: Sequence[_Work], do: Callable[[Sandbox, _Work], None]
 ) -> None:
-    """Let the benches work off tasks, each one at a time."""
+    """Let the sandboxes work off tasks, each one at a time."""
     waiting: SimpleQueue[_Work] = SimpleQueue()
     for task in tasks:
         waiting.put(task)
 
-    def work(bench: Bench) -> None:
+    def work(sandbox: Sandbox) -> None:
         while True:
             try:
                 task = waiting.get_nowait()
             except Empty:
                 return
             try:
-                do(bench, task)
+                do(sandbox, task)
             except RuntimeError as error:  # nothing is said of this one; the next run tries again
                 print(f"{error}"[:500], str(task)[:200], file=sys.stderr)
 
-    threads = [Thread(target=work, args=(bench,)) for bench in benches]
+    threads = [Thread(target=work, args=(sandbox,)) for sandbox in sandboxes]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
 
-def witnesses(benches: Sequence[Bench], folder: Path) -> Witnesses:
+def coverage(sandboxes: Sequence[Sandbox], folder: Path) -> Coverage:
     """Run all tests with nothing changed, unless that was done before, and note what they call."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def name(file: str) -> str:
         return f"{Path(file).parent.name}_{Path(file).stem}.json"
 
-    def run(bench: Bench, file: str) -> None:
+    def run(sandbox: Sandbox, file: str) -> None:
         path = folder / name(file)
         if not path.exists():
-            path.write_text(json.dumps(bench.notes(file)))
+            path.write_text(json.dumps(sandbox.notes(file)))
 
-    shared(benches, TESTS, run)
+    shared(sandboxes, TESTS, run)
     return merged(folder / name(file) for file in TESTS)
 
 
@@ -205,18 +205,18 @@ def main() -> None:
             for _ in range(given.jobs if left else 0)
         ]
         with ThreadPoolExecutor() as pool:
-            folders = [top / f"bench{n}" for n in range(given.jobs)]
-            benches = [*pool.map(Bench, folders, servers)]
-        for bench in benches:
-            stack.callback(bench.close)
-        known = witnesses(benches, folder / "notes")
+            folders = [top / f"sandbox{n}" for n in range(given.jobs)]
+            sandboxes = [*pool.map(Sandbox, folders, servers)]
+        for sandbox in sandboxes:
+            stack.callback(sandbox.close)
+        known = coverage(sandboxes, folder / "notes") if left else {}
 
-        def attempt(bench: Bench, task: Task) -> None:
+        def attempt(sandbox: Sandbox, task: Task) -> None:
             first, lines = GROUPS[task.group].first, task.mutant.lines
             tests = chosen(known, task.module, lines, given.longest, first)
-            results.add(bench.trial(*task, tests))
+            results.add(sandbox.trial(*task, tests))
 
-        shared(benches, left, attempt)
+        shared(sandboxes, left, attempt)
     sys.exit(min(report(results.trials), 1))
 
 

@@ -202,7 +202,7 @@ def _tried(inherited: _Session, request: Mapping[str, Any], tell: Any) -> Any:
 
 
 def _noted(inherited: _Session, request: Mapping[str, Any], tell: Any) -> Any:
-    """Note the lines of tests that pass; others are no witnesses."""
+    """Note the lines of tests that pass; those of others do not count."""
     found: dict[str, Any] = {}
     before = None
     with _Notes(inherited.files) as notes:

@@ -11,22 +11,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Witnesses", "chosen", "merged"]
+__all__ = ["Coverage", "chosen", "merged"]
 
-Witnesses = dict[str, dict[str, Any]]
+Coverage = dict[str, dict[str, Any]]
 """By test: its ``seconds``, and its ``lines`` by module."""
 
 
-def merged(notes: Iterable[Path]) -> Witnesses:
+def merged(notes: Iterable[Path]) -> Coverage:
     """Return what several runs have noted."""
-    found: Witnesses = {}
+    found: Coverage = {}
     for path in notes:
         found |= json.loads(path.read_text())
     return found
 
 
 def chosen(
-    witnesses: Witnesses,
+    coverage: Coverage,
     module: str,
     lines: Iterable[int],
     most: float,
@@ -40,7 +40,7 @@ def chosen(
     """
     wanted = {*lines}
     by_file: dict[str, dict[str, float]] = defaultdict(dict)
-    for test, one in witnesses.items():
+    for test, one in coverage.items():
         if not wanted.isdisjoint(one["lines"].get(module, ())):
             by_file[test.partition("::")[0]][test] = one["seconds"]
     tests: dict[str, float] = {}

@@ -22,7 +22,7 @@ from .groups import MODULES, TESTS
 from .mutants import Mutant
 from .reasons import REASONS
 
-__all__ = ["ROOT", "SETTINGS", "Bench", "Trial"]
+__all__ = ["ROOT", "SETTINGS", "Sandbox", "Trial"]
 
 ROOT = Path(__file__).parents[2]
 SETTINGS: Mapping[str, str] = {"lock_timeout": "20s"}
@@ -81,7 +81,7 @@ class Trial:
         return {**where, **told, **fate, "reason": self.reason}
 
 
-class Bench:
+class Sandbox:
     """The copy, and a pytest in it that forks for each mutant: see `tools.mutation.forks`."""
 
     def __init__(self, folder: Path, server: embedded.EmbeddedServer) -> None:
