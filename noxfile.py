@@ -21,10 +21,16 @@ BENCH = nox.project.dependency_groups(PROJECT, "bench")
 AUDIT = nox.project.dependency_groups(PROJECT, "audit")
 
 
+def install_into(session: nox.Session, *arguments: str) -> None:
+    """Install with pip, except with ``--no-venv``: the environment that is active is left alone."""
+    if session.virtualenv.is_sandboxed:
+        session.install(*arguments)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Run ruff, import-linter on the directions of imports, and the check of words."""
-    session.install("-e", ".[dev]")
+    install_into(session, "-e", ".[dev]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")
@@ -34,7 +40,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Run mypy and pyright."""
-    session.install("-e", ".[dev]")
+    install_into(session, "-e", ".[dev]")
     session.run("mypy")
     session.run("pyright")
 
@@ -42,7 +48,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run pytest; give files, folders and options after ``--``."""
-    session.install("-e", ".[dev]")
+    install_into(session, "-e", ".[dev]")
     session.run("pytest", *session.posargs)
 
 
@@ -54,19 +60,19 @@ def compat(session: nox.Session) -> None:
     them.
     """
     if session.posargs:
-        session.install("-e", ".[dev]")
+        install_into(session, "-e", ".[dev]")
         session.run("python", "-m", "tools.compat", *session.posargs)
         return
-    session.install("-e", ".[dev]", "sqlalchemy[asyncio]==2.0.*")
+    install_into(session, "-e", ".[dev]", "sqlalchemy[asyncio]==2.0.*")
     session.run("pytest", "@.ci/sqlalchemy20.txt")
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run the quick benchmark and every scenario once, or the command given after ``--``."""
-    session.install("-e", ".[dev]")
+    install_into(session, "-e", ".[dev]")
     if session.posargs:
-        session.install(*BENCH)
+        install_into(session, *BENCH)
         session.run("python", "-m", "benchmarks", *session.posargs)
         return
     session.run("python", "-m", "benchmarks", "--quick")
@@ -76,7 +82,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Execute the examples of the README, of the pages in docs, and of the folder examples."""
-    session.install("-e", ".[dev]")
+    install_into(session, "-e", ".[dev]")
     session.run(
         "pytest",
         "tests/test_docs.py",
@@ -90,27 +96,27 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def proof(session: nox.Session) -> None:
     """Run the long suites, or parts such as ``-- run chaos --out results``. They take hours."""
-    session.install("-e", ".[dev]")
+    install_into(session, "-e", ".[dev]")
     session.run("python", "-m", "tools.proof", *(session.posargs or ["run", "--out", "results"]))
 
 
 @nox.session
 def mutation(session: nox.Session) -> None:
     """Change the code, and see a test fail: hours; ``-- cursor`` tries one group."""
-    session.install("-e", ".[dev]")
+    install_into(session, "-e", ".[dev]")
     session.run("python", "-m", "tools.mutation", *session.posargs)
 
 
 @nox.session
 def install(session: nox.Session) -> None:
     """Install each documented set of extras into an environment of its own, and use it."""
-    session.install("-e", ".[dev]")
+    install_into(session, "-e", ".[dev]")
     session.run("pytest", "-m", "long", "-n", "0", "tests/install", *session.posargs)
 
 
 @nox.session
 def audit(session: nox.Session) -> None:
     """Ask for known vulnerabilities of what is installed."""
-    session.install("--upgrade", "pip")
-    session.install("-e", ".[dev]", *AUDIT)
+    install_into(session, "--upgrade", "pip")
+    install_into(session, "-e", ".[dev]", *AUDIT)
     session.run("python", str(Path(".ci", "audit")))
