@@ -36,7 +36,6 @@ from sqlalchemy.sql.functions import next_value
 from ._core.sql import (
     archive,
     enqueue,
-    flush,
     health,
     lease,
     queries,
@@ -45,9 +44,9 @@ from ._core.sql import (
     wakeup,
     workers,
 )
-from ._core.sql.fragments import tables
+from ._core.tables import Tables, tables_of
 from .errors import InvalidArgument
-from .models import Models
+from .models import READY_MADE, Models
 
 __all__ = ["ROLES", "RoleKind", "grants"]
 
@@ -86,18 +85,18 @@ def grants(
     """
     if role_kind not in ROLES:
         raise InvalidArgument(f"no kind of role is called {role_kind!r}: {', '.join(ROLES)}")
-    used = models or Models()
-    place = schema or tables(used).queue.schema
+    tables = tables_of(models or READY_MADE)
+    place = schema or tables.queue.schema
     to = f"TO {_preparer.quote(grantee)}"
     if role_kind == "migrator":
         where = "public" if place is None else place
         return [f"GRANT USAGE, CREATE ON SCHEMA {_preparer.quote(where)} {to};"]
     usage = [] if place is None else [f"GRANT USAGE ON SCHEMA {_preparer.quote(place)} {to};"]
     elements = [
-        element for statement in _STATEMENTS[role_kind](used) for element in _elements(statement)
+        element for statement in _STATEMENTS[role_kind](tables) for element in _elements(statement)
     ]
     rights = _rights(elements)
-    listed = [(table, rights[table]) for table in tables(used) if table in rights]
+    listed = [(table, rights[table]) for table in tables if table in rights]
     drawn = {element.sequence.name for element in elements if isinstance(element, next_value)}
     return [
         *usage,
@@ -177,37 +176,37 @@ def _unvisited(element: Any) -> Iterator[Any]:
     yield from getattr(conflict, "inferred_target_elements", None) or ()
 
 
-def _adds(models: Models) -> Iterator[Any]:
+def _adds(tables: Tables) -> Iterator[Any]:
     """Yield what ``session.add(Message(...))`` executes.
 
     An INSERT of the mapper names each column that has no default of the server, and fetches the
     others.
     """
-    queue, message, _, worker = tables(models)
+    queue, message, _, worker = tables
     plain = {c.name: None for c in message.c if c.server_default is None or c.name in _GIVEN}
     fetched = [column for column in message.c if column.server_default is not None]
     yield sa.insert(message).values(plain).returning(*fetched)
-    yield from (flush.accepts(queue, message), flush.names(queue), flush.keyed(message))
+    yield from (enqueue.accepts(queue, message), enqueue.live_keys_by_queue_id(message))
     yield wakeup.visible(queue, message, worker, notify=True)
 
 
 _GIVEN = {"priority", "vt"}
 
 
-def _producer(models: Models) -> Iterator[Any]:
+def _producer(tables: Tables) -> Iterator[Any]:
     for keyed in (False, True):
-        yield enqueue.one(models, keyed=keyed, notify=True)
-        yield enqueue.many(models, keyed=keyed, notify=True)
-    yield enqueue.plain(models, notify=True)
-    yield from (enqueue.live_keys(models), queues.get(models), queues.names(models))
-    yield from _adds(models)
+        yield enqueue.one(tables, keyed=keyed, notify=True)
+        yield enqueue.many(tables, keyed=keyed, notify=True)
+    yield enqueue.plain(tables, notify=True)
+    yield from (enqueue.live_keys(tables), queues.get(tables), queues.names(tables.queue))
+    yield from _adds(tables)
 
 
-def _consumer(models: Models) -> Iterator[Any]:
+def _consumer(tables: Tables) -> Iterator[Any]:
     for by_worker in (False, True):
-        yield lease.dequeue(models, by_worker=by_worker)
+        yield lease.dequeue(tables, by_worker=by_worker)
     # Criteria of a dequeue may be on any column, and an EXISTS about a worker is on all of them.
-    yield sa.select(*tables(models).message.c, *tables(models).worker.c)
+    yield sa.select(*tables.message.c, *tables.worker.c)
     for builder in (
         settle.archive,
         settle.delete,
@@ -217,12 +216,12 @@ def _consumer(models: Models) -> Iterator[Any]:
         settle.whereabouts,
         archive.dead_letter_exhausted,
         queues.get,
-        queues.names,
         wakeup.waiting,
         *_REGISTER,
     ):
-        yield builder(models)
-    yield from (workers.set_status(models, status) for status in ("suspended", "stopped"))
+        yield builder(tables)
+    yield queues.names(tables.queue)
+    yield from (workers.set_status(tables, status) for status in ("suspended", "stopped"))
 
 
 _REGISTER: tuple[Any, ...] = (
@@ -235,29 +234,29 @@ _REGISTER: tuple[Any, ...] = (
 )
 
 
-def _dashboard(models: Models) -> Iterator[Any]:
-    queue, message, archived, worker = tables(models)
+def _dashboard(tables: Tables) -> Iterator[Any]:
+    queue, message, archived, worker = tables
     yield sa.select(*queue.c, *worker.c)
     for table in (message, archived):
         yield sa.select(*(column for column in table.c if column.name not in _PRIVATE))
-    yield queries.metrics(models, one_queue=False)
-    yield from (health.backlog(models), health.overview(models), health.outflow(models))
+    yield queries.metrics(tables, one_queue=False)
+    yield from (health.backlog(tables), health.overview(tables), health.outflow(tables))
 
 
-def _operator(models: Models) -> Iterator[Any]:
+def _operator(tables: Tables) -> Iterator[Any]:
     """Yield statements that do all to all: an operator may use the whole service."""
-    yield from _producer(models)
-    yield from _consumer(models)
-    for table in tables(models):
+    yield from _producer(tables)
+    yield from _consumer(tables)
+    for table in tables:
         yield sa.select(*table.c)
         yield sa.delete(table)
     settings = queues.SETTINGS
-    yield from (queues.create(models, settings), queues.update(models, settings))
-    yield from (queues.pause(models), queues.resume(models), archive.requeue(models))
+    yield from (queues.create(tables, settings), queues.update(tables, settings))
+    yield from (queues.pause(tables), queues.resume(tables), archive.requeue(tables))
     # A requeue and a prune lock rows of the archive, for which one column's right is enough.
-    yield sa.update(tables(models).archived).values(reason=None)
+    yield sa.update(tables.archived).values(reason=None)
     # A queue is deleted while the table of messages is locked, which DELETE is enough for.
-    yield sa.insert(tables(models).message).values({"id": 0, "enqueued_at": None, "read_ct": 0})
+    yield sa.insert(tables.message).values({"id": 0, "enqueued_at": None, "read_ct": 0})
 
 
 _STATEMENTS: Mapping[str, Any] = {

@@ -25,6 +25,7 @@ from sqlalchemy.sql import ColumnElement
 from . import validation
 from ._core import states
 from ._core.representation import loaded
+from ._core.tables import sibling_table
 from .codecs import JsonCodec
 from .errors import InvalidArgument, PayloadError, safe_repr
 
@@ -100,11 +101,6 @@ _OPTION_CHECKS: dict[str, Callable[[Any], object]] = {
 }
 
 
-def never_past(moment: datetime) -> ColumnElement[Any]:
-    """A time as a value of ``vt``: one that has passed means now."""
-    return func.greatest(sa.literal(moment, _timestamp), func.statement_timestamp())
-
-
 class QueueMixin:
     """A queue: its name, and the defaults that its messages follow."""
 
@@ -140,19 +136,6 @@ class QueueMixin:
 
     def __repr__(self) -> str:
         return loaded(self, "id", "queue_name", "paused_at")
-
-
-FENCING_TOKEN = "fencing_token"  # noqa: S105 - the name of a column
-"""The column that a lease sets to the next number of the sequence behind it."""
-
-
-def fencing_sequence(message: sa.Table) -> sa.Sequence:
-    """Return the sequence that PostgreSQL makes for the identity column `FENCING_TOKEN`.
-
-    It belongs to the column, which creates, moves and drops it. A number drawn from it is never
-    given back, not even by a rollback.
-    """
-    return sa.Sequence(f"{message.name}_{FENCING_TOKEN}_seq", schema=message.schema)
 
 
 class Payload(sa.types.TypeDecorator[Any]):
@@ -228,14 +211,6 @@ def _no_queue() -> int:
     )
 
 
-def table_beside(messages: sa.Table, name: str) -> sa.Table:
-    """Return another of the four tables: a message's class knows no other class."""
-    key = name if messages.schema is None else f"{messages.schema}.{name}"
-    if (table := messages.metadata.tables.get(key)) is None:
-        raise InvalidArgument(f"there is no table {key} beside {messages}: map its mixin as well")
-    return table
-
-
 class _QueueName(Comparator[str | None]):
     """The name of a message's queue in SQL, built only where it is used.
 
@@ -253,7 +228,7 @@ class _QueueName(Comparator[str | None]):
         messages into the FROM of a SELECT, and would then be of every message.
         """
         mapper = sa.inspect(self._message).mapper
-        queue = table_beside(mapper.local_table, "pgqrs_queues").alias("pgqrs_queue_of_message")
+        queue = sibling_table(mapper.local_table, "pgqrs_queues").alias("pgqrs_queue_of_message")
         name = (
             sa.select(queue.c.queue_name)
             .where(queue.c.id == self._message.queue_id)
@@ -420,7 +395,7 @@ class MessageMixin(_ContentMixin):
         # An SQL expression as a value: the database's clock does the sum, in the INSERT.
         expression: Any = func.statement_timestamp() + span
         if moment is not None:
-            expression = never_past(moment)
+            expression = states.never_past(moment)
         self.vt = expression
 
     @hybrid_property

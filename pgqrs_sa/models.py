@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase
 
-from ._core import orm_events as _listeners  # noqa: F401 - they make session.add() an enqueue
+from ._core import orm_events as _orm_events
 from .errors import InvalidArgument
 from .mixins import (
     SCHEMA_VERSION,
@@ -46,6 +46,7 @@ from .mixins import (
 )
 
 __all__ = [
+    "READY_MADE",
     "SCHEMA_VERSION",
     "VERSION_COMMENT",
     "ArchivedMessage",
@@ -60,6 +61,9 @@ __all__ = [
     "WorkerMixin",
     "metadata",
 ]
+
+
+_orm_events.listen(MessageMixin)
 
 
 class Base(DeclarativeBase):
@@ -104,3 +108,7 @@ class Models:
                 f"the four classes of Models share one MetaData and one schema, and {names} do "
                 "not: declare all four of your own"
             )
+
+
+READY_MADE = Models()
+"""The ready-made classes, which are the default everywhere."""

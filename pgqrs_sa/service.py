@@ -29,13 +29,13 @@ from typing import Any, Literal
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.sql.expression import SelectBase
 
-from . import resources
-from ._core import enqueue, integrity, schema, settle
+from . import migrations, resources
+from ._core import enqueue, integrity, settle
 from ._core import lease as lease_operations
 from ._core.context import Context
 from ._core.sessions import synchronous
 from .codecs import Codec
-from .models import Models
+from .models import READY_MADE, Models
 from .types import Criteria, Delivery, Failure, Item, Receipt, Seconds
 
 __all__ = ["QueueService"]
@@ -84,7 +84,7 @@ class QueueService:
     ) -> None:
         self._session = synchronous(session)
         self._context = Context.of(
-            models,
+            models or READY_MADE,
             codec,
             worker,
             allow_autocommit,
@@ -127,7 +127,7 @@ class QueueService:
         Raises:
             SchemaVersionError: with the command that fixes it.
         """
-        schema.check(self._session, self._context)
+        migrations.check(self._session, models=self._context.models)
 
     def orphans(self) -> dict[str, int]:
         """Count rows that refer to rows which are not there; in a sound database all are 0.

@@ -16,10 +16,13 @@ from typing import Any
 from sqlalchemy.dialects.postgresql.psycopg import PGCompiler_psycopg, PGDialect_psycopg
 from sqlalchemy.sql import Executable
 
-from pgqrs_sa import Models
 from pgqrs_sa._core.sql import enqueue, lease, settle
+from pgqrs_sa._core.tables import tables_of
+from pgqrs_sa.models import READY_MADE
 
 from .base import QUEUE
+
+TABLES = tables_of(READY_MADE)
 
 __all__ = ["Statement", "archive", "dequeue", "enqueue_many", "enqueue_one"]
 
@@ -93,7 +96,7 @@ def _plain(build: Callable[..., Executable]) -> Executable:
     """Build an enqueue without any option, whichever options this version's builder has."""
     parameters = inspect.signature(build).parameters.values()
     options = {one.name: False for one in parameters if one.kind is one.KEYWORD_ONLY}
-    return build(Models(), **options)
+    return build(TABLES, **options)
 
 
 @cache
@@ -111,10 +114,10 @@ def enqueue_many() -> Statement:
 @cache
 def dequeue() -> Statement:
     """A lease. A call gives limit."""
-    return _statement(lease.dequeue(Models(), by_worker=False), queue=QUEUE)
+    return _statement(lease.dequeue(TABLES, by_worker=False), queue=QUEUE)
 
 
 @cache
 def archive() -> Statement:
     """An acknowledgement. A call gives ids, tokens and required."""
-    return _statement(settle.archive(Models(), with_reason=False), outcome="archived")
+    return _statement(settle.archive(TABLES, with_reason=False), outcome="archived")

@@ -54,11 +54,11 @@ def activity(session: Session, context: Context, step: timedelta) -> list[QueueA
         step: The span of time over which the rates are taken.
     """
     seconds = step.total_seconds()
-    rows = execute(session, context, health.overview(context.models), {"since": step}).all()
+    rows = execute(session, context, health.overview(context.tables), {"since": step}).all()
     values = {"step": step, "step_seconds": seconds}
     settled: dict[int, list[float]] = {row.id: [0.0] * health.BUCKETS for row in rows}
     arrived: dict[int, int] = {}
-    for flow in execute(session, context, health.outflow(context.models), values):
+    for flow in execute(session, context, health.outflow(context.tables), values):
         if flow.bucket < health.BUCKETS and flow.queue_id in settled:
             settled[flow.queue_id][-1 - flow.bucket] = flow.settled / seconds
         arrived[flow.queue_id] = arrived.get(flow.queue_id, 0) + flow.arrived

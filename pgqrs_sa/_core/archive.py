@@ -14,11 +14,11 @@ from sqlalchemy.orm import Session
 from .. import validation
 from ..errors import DuplicateMessage, InvalidArgument, MessageNotFound
 from ..types import Receipt
-from ..wakeup.notify import announce
 from . import routing
 from .context import Context, execute, expire_all_deleted, expire_deleted
 from .queues import get as get_queue
 from .sql import archive as statements
+from .wakeup import announce
 
 __all__ = ["dead_letter_exhausted", "delete", "prune", "requeue"]
 
@@ -30,7 +30,7 @@ def dead_letter_exhausted(session: Session, context: Context, queue: str, limit:
     validation.validate_queue_name(queue)
     values = {"queue": queue, "limit": validation.validate_limit(limit)}
     ids = (
-        execute(session, context, statements.dead_letter_exhausted(context.models), values)
+        execute(session, context, statements.dead_letter_exhausted(context.tables), values)
         .scalars()
         .all()
     )
@@ -80,7 +80,7 @@ def _moved(session: Session, context: Context, values: Mapping[str, Any]) -> Seq
     for tried in range(1, _TRIES + 1):
         try:
             with nullcontext() if alone else connection.begin_nested():
-                return execute(session, context, statements.requeue(context.models), values).all()
+                return execute(session, context, statements.requeue(context.tables), values).all()
         except IntegrityError:
             if tried == _TRIES:  # by a snapshot, which does not show who has the key
                 raise
@@ -90,7 +90,7 @@ def _moved(session: Session, context: Context, values: Mapping[str, Any]) -> Seq
 def _originals(session: Session, context: Context, wanted: Sequence[int]) -> dict[int, int]:
     """Return the message ids by archive id, or raise for the first that cannot be moved."""
     rows = execute(
-        session, context, statements.requeue_candidates(context.models), {"ids": wanted}
+        session, context, statements.requeue_candidates(context.tables), {"ids": wanted}
     ).all()
     if missing := sorted(set(wanted) - {row.id for row in rows}):
         raise MessageNotFound(missing, "is in the archive: these are the archive's own ids")
@@ -105,7 +105,7 @@ def delete(session: Session, context: Context, ids: Iterable[int]) -> int:
     listed = [validation.validate_id(id_) for id_ in validation.as_list(ids, "ids")]
     if not listed:
         return 0
-    rows = execute(session, context, statements.delete(context.models), {"ids": listed})
+    rows = execute(session, context, statements.delete(context.tables), {"ids": listed})
     gone = rows.scalars().all()
     expire_deleted(session, context.models.archived, gone)
     return len(gone)
@@ -125,7 +125,7 @@ def prune(
     if queue is not None:
         values["queue"] = get_queue(session, context, queue).name
     statement = statements.prune(
-        context.models, one_queue=queue is not None, by_retention=older_than is None
+        context.tables, one_queue=queue is not None, by_retention=older_than is None
     )
     result: Any = execute(session, context, statement, values)
     expire_all_deleted(session, context.models.archived)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import Result, Row
@@ -19,10 +19,13 @@ from sqlalchemy.sql.selectable import AliasedReturnsRows
 from .. import validation
 from ..codecs import Codec, JsonCodec, check_json
 from ..errors import InvalidArgument, NonAtomicEnqueue, PayloadError, QueueNotFound, safe_repr
-from ..models import Models
 from . import routing
 from .representation import database_of, represented
 from .sql import queues
+from .tables import Tables, tables_of
+
+if TYPE_CHECKING:
+    from ..models import Models
 
 __all__ = [
     "Context",
@@ -41,7 +44,6 @@ __all__ = [
 ]
 
 
-_READY_MADE = Models()
 _STRICT = JsonCodec()
 
 
@@ -57,6 +59,7 @@ class Context:
         notify: Send a NOTIFY to consumers that wait.
         cursor_key: Tells apart sessions of one engine that see different messages.
         create_queues: Create a queue that does not exist when something is enqueued there.
+        tables: The tables of the four classes, which the statements are about.
     """
 
     models: Models
@@ -66,6 +69,10 @@ class Context:
     notify: bool = False
     cursor_key: str | None = None
     create_queues: bool = False
+    tables: Tables = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tables", tables_of(self.models))
 
     @property
     def mapper(self) -> Mapper[Any]:
@@ -86,7 +93,7 @@ class Context:
     @classmethod
     def of(
         cls,
-        models: Models | None,
+        models: Models,
         codec: Codec | None,
         worker: object,
         allow_autocommit: bool,
@@ -97,7 +104,7 @@ class Context:
     ) -> Context:
         """Return the settings of a service, with what was not given filled in."""
         return cls(
-            models or _READY_MADE,
+            models,
             codec or _STRICT,
             validation.validate_worker_id(worker),
             allow_autocommit,
@@ -199,7 +206,9 @@ def _linked(criteria: Sequence[Any], table: sa.Table) -> set[Any]:
 
 def queue_not_found(session: Session, context: Context, queue: str) -> QueueNotFound:
     """Return the error for a queue that is not there, with the names that come close."""
-    known: Sequence[str] = execute(session, context, queues.names(context.models)).scalars().all()
+    known: Sequence[str] = (
+        execute(session, context, queues.names(context.tables.queue)).scalars().all()
+    )
     return QueueNotFound(queue, validation.suggestions(queue, known))
 
 

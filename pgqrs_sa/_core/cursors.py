@@ -22,7 +22,6 @@ from sqlalchemy.sql import Executable
 from . import commits
 from .context import Context, connect
 from .cursor import CursorSnapshot, DequeueCursor
-from .sql.fragments import tables
 
 __all__ = ["CursorUse", "reset"]
 
@@ -88,12 +87,12 @@ class CursorUse:
         self, session: Session, context: Context, statement: Executable, values: Mapping[str, Any]
     ) -> None:
         connection, _ = connect(session, context, statement, values)
-        schemas = [connection.schema_for_object(one) for one in tables(context.models)[:2]]
+        schemas = [connection.schema_for_object(table) for table in context.tables[:2]]
         self._session = session
         self._context = context
         self._limit = values["limit"]
         self._pool = connection.engine.pool
-        self._key = (context.models, values["queue"], context.cursor_key, *schemas)
+        self._key = (context.tables, values["queue"], context.cursor_key, *schemas)
         self._cursor = _cursors.get(self._pool, self._key)
         self._start: CursorSnapshot | None = (
             None if self._cursor is None else self._cursor.snapshot()

@@ -18,9 +18,7 @@ from .. import validation
 from ..codecs import JsonCodec
 from ..errors import DelayError, InvalidArgument, PayloadError, PgqrsError, safe_repr
 from ..types import Item, Receipt
-from ..wakeup import local
-from ..wakeup import notify as wakeup
-from . import routing
+from . import routing, wakeup
 from .context import Context, encoded, execute, queue_not_found, reject_reserved_binds
 from .queues import UNCHANGED
 from .queues import create as create_queue
@@ -76,14 +74,14 @@ def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
         "producer": context.worker,
     }
     values |= (channel := wakeup.channel(session, context))
-    statement = statements.one(context.models, keyed=key is not None, notify=bool(channel))
+    statement = statements.one(context.tables, keyed=key is not None, notify=bool(channel))
     if size > _COMMON_LIMIT:
         check_size(queue, size, _limit(session, context, queue))
     for _ in range(_TRIES):
         row = execute(session, context, statement, values, atomic=True).one_or_none()
         if row is not None:
             if not delay:
-                local.mark_enqueued(session, queue, context.mapper)
+                wakeup.mark_enqueued(session, queue, context.mapper)
             return Receipt(row.id, row.vt)
         if key is not None and (found := _live(session, context, queue, [key])):
             return found[key]
@@ -130,7 +128,7 @@ def from_query(session: Session, context: Context, queue: str, query: SelectBase
     if context.create_queues:
         _limit(session, context, queue)
     channel = wakeup.channel(session, context)
-    statement = statements.from_select(context.models, query, notify=bool(channel))
+    statement = statements.from_select(context.tables, query, notify=bool(channel))
     values = {"queue": queue, "producer": context.worker, **channel}
     result: Any = execute(session, context, statement, values, atomic=True)
     inserted: int = result.one().inserted if channel else result.rowcount
@@ -138,7 +136,7 @@ def from_query(session: Session, context: Context, queue: str, query: SelectBase
         limit = _limit(session, context, queue)
         check_size(queue, execute(session, context, statements.largest(query)).scalar_one(), limit)
     else:
-        local.mark_enqueued(session, queue, context.mapper)
+        wakeup.mark_enqueued(session, queue, context.mapper)
     return inserted
 
 
@@ -239,11 +237,11 @@ class _Batch:
         self, items: str, count: int, *, plain: bool = False, delayed: bool = False
     ) -> list[Receipt]:
         """Insert so many items without keys, given as a JSON array."""
-        models, notify = self.context.models, bool(self.channel)
+        tables, notify = self.context.tables, bool(self.channel)
         if plain:
-            statement = statements.plain(models, notify=notify)
+            statement = statements.plain(tables, notify=notify)
         else:
-            statement = statements.many(models, keyed=False, notify=notify)
+            statement = statements.many(tables, keyed=False, notify=notify)
         for _ in range(_TRIES):
             if rows := self._run(statement, items):
                 break
@@ -265,7 +263,7 @@ class _Batch:
         else, who has it and waits for one of these, could not go on (a deadlock). Each time that
         happens fewer are sent at once, so that other keys do not take part in it for long.
         """
-        statement = statements.many(self.context.models, keyed=True, notify=bool(self.channel))
+        statement = statements.many(self.context.tables, keyed=True, notify=bool(self.channel))
         receipts: dict[int, Receipt] = {}
         if self.context.create_queues:
             self.check_accepted()  # creates the queue where no savepoint takes it back
@@ -351,7 +349,7 @@ class _Batch:
     def _note(self, *, delayed: bool) -> None:
         """Wake consumers of this process, once it is committed, for what is visible."""
         if not delayed:
-            local.mark_enqueued(self.session, self.queue, self.context.mapper)
+            wakeup.mark_enqueued(self.session, self.queue, self.context.mapper)
 
 
 def _rows_vanish(queue: str, taken: str = f"no message in {_TRIES} tries") -> PgqrsError:
@@ -373,14 +371,14 @@ def _live(
     session: Session, context: Context, queue: str, keys: Collection[str | None]
 ) -> dict[str | None, Receipt]:
     values = {"queue": queue, "keys": list(keys)}
-    rows = execute(session, context, statements.live_keys(context.models), values)
+    rows = execute(session, context, statements.live_keys(context.tables), values)
     return {row.dedup_key: Receipt(row.id, row.vt, duplicate=True) for row in rows}
 
 
 def _limit(session: Session, context: Context, queue: str) -> int:
     """Return the size of the largest payload that a queue accepts."""
     create = context.create_queues  # and not where the message itself would be refused
-    found = execute(session, context, queues.get(context.models), {"queue": queue}, atomic=create)
+    found = execute(session, context, queues.get(context.tables), {"queue": queue}, atomic=create)
     row = found.one_or_none()
     if row is not None:
         return int(row.max_payload_bytes)

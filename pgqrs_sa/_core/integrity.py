@@ -17,5 +17,5 @@ def orphans(session: Session, context: Context) -> dict[str, int]:
         ``messages_without_queue`` and ``archived_without_queue``, left behind when a queue was
         deleted by hand; ``leases_without_worker``, whose worker was.
     """
-    row = execute(session, context, statements.orphans(context.models)).one()
+    row = execute(session, context, statements.orphans(context.tables)).one()
     return {name: int(count) for name, count in row._mapping.items()}  # noqa: SLF001

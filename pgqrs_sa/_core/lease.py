@@ -19,7 +19,7 @@ from .archive import dead_letter_exhausted
 from .context import Context, criteria_on, decode_all, execute, queue_not_found, sync_loaded
 from .sql import lease as statements
 from .sql import queues, workers
-from .sql.fragments import MOVED, tables
+from .sql.fragments import MOVED
 
 __all__ = ["decodable", "deliveries", "dequeue", "explain_nothing", "in_order"]
 
@@ -42,7 +42,7 @@ def dequeue(
 ) -> list[Delivery]:
     """Lease up to ``limit`` visible messages and count the attempt."""
     holder = context.worker if worker is None else validation.validate_worker_id(worker)
-    criteria = criteria_on(where, tables(context.models).message)
+    criteria = criteria_on(where, context.tables.message)
     validation.validate_queue_name(queue)
     values = {
         "queue": queue,
@@ -73,10 +73,10 @@ def _leased(
     """Lease once; return as `decodable`."""
     by_worker = values["worker"] is not None
     if criteria:
-        statement = statements.dequeue_where(context.models, criteria, by_worker=by_worker)
+        statement = statements.dequeue_where(context.tables, criteria, by_worker=by_worker)
         rows = in_order(execute(session, context, statement, values))
     else:
-        statement = statements.dequeue(context.models, by_worker=by_worker)
+        statement = statements.dequeue(context.tables, by_worker=by_worker)
         rows = _lease_from_cursor(session, context, statement, values)
     sync_loaded(session, context.models.message, rows, MOVED)
     return decodable(session, context, deliveries(context, queue, rows, values["worker"]))
@@ -141,13 +141,13 @@ def explain_nothing(session: Session, context: Context, queue: str, worker: int 
     Otherwise there may be messages whose attempts are used up: make dead letters of some.
     """
     if (
-        execute(session, context, queues.get(context.models), {"queue": queue}).one_or_none()
+        execute(session, context, queues.get(context.tables), {"queue": queue}).one_or_none()
         is None
     ):
         raise queue_not_found(session, context, queue)
     if worker is not None:
         values = {"worker_id": worker}
-        row = execute(session, context, workers.get(context.models), values).one_or_none()
+        row = execute(session, context, workers.get(context.tables), values).one_or_none()
         if row is None:
             raise WorkerNotFound(worker)
         if row.status != "ready":

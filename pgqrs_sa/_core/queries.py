@@ -24,7 +24,6 @@ from .context import Context, criteria_on, decoded, encoded, execute, queue_not_
 from .queues import get as get_queue
 from .sql import counts, queues
 from .sql import queries as statements
-from .sql.fragments import tables
 from .statement_timeout import within
 
 __all__ = [
@@ -44,7 +43,7 @@ def peek(session: Session, context: Context, queue: str, limit: int) -> list[Mes
     """Return what the next dequeue would see, in its order."""
     validation.validate_queue_name(queue)
     values = {"queue": queue, "limit": validation.validate_limit(limit)}
-    rows = execute(session, context, statements.peek(context.models), values).all()
+    rows = execute(session, context, statements.peek(context.tables), values).all()
     _check_queue(session, context, queue if not rows else None)
     return [_message(context, row) for row in rows]
 
@@ -52,7 +51,7 @@ def peek(session: Session, context: Context, queue: str, limit: int) -> list[Mes
 def get(session: Session, context: Context, id: int) -> MessageInfo:
     """Return one live message."""
     values = {"id": validation.validate_id(id)}
-    row = execute(session, context, statements.message_by_id(context.models), values).one_or_none()
+    row = execute(session, context, statements.message_by_id(context.tables), values).one_or_none()
     if row is None:
         raise MessageNotFound([id], "is live: look in the archive")
     return _message(context, row)
@@ -97,7 +96,7 @@ def count(
 def get_archived(session: Session, context: Context, id: int) -> ArchivedInfo:
     """Return one archived message, by the id of the archive's row."""
     values = {"id": validation.validate_id(id)}
-    row = execute(session, context, statements.archived_by_id(context.models), values).one_or_none()
+    row = execute(session, context, statements.archived_by_id(context.tables), values).one_or_none()
     if row is None:
         raise MessageNotFound([id], "is in the archive: this is the archive's own id")
     return _archived(context, row)
@@ -142,7 +141,7 @@ def count_archived(
 def metrics(session: Session, context: Context, queue: str, *, exact: bool = False) -> QueueMetrics:
     """Count the messages of one queue by state and outcome."""
     values = {"queue_id": get_queue(session, context, queue).id}
-    statement = statements.metrics(context.models, one_queue=True, exact=exact)
+    statement = statements.metrics(context.tables, one_queue=True, exact=exact)
     row = execute(session, context, statement, values).one_or_none()
     if row is None:  # deleted since then
         raise queue_not_found(session, context, queue)
@@ -151,7 +150,7 @@ def metrics(session: Session, context: Context, queue: str, *, exact: bool = Fal
 
 def all_metrics(session: Session, context: Context, *, exact: bool = False) -> list[QueueMetrics]:
     """Count the messages of each queue by state and outcome."""
-    statement = statements.metrics(context.models, one_queue=False, exact=exact)
+    statement = statements.metrics(context.tables, one_queue=False, exact=exact)
     return [_metrics(row) for row in execute(session, context, statement)]
 
 
@@ -185,9 +184,9 @@ def _live(
     **order: bool,
 ) -> Select[Any]:
     _check_choice("state", state, MessageState)
-    known = tables(context.models)
+    known = context.tables
     return statements.find(
-        context.models,
+        context.tables,
         in_queue=queue is not None,
         state=state,
         by_payload=payload is not None,
@@ -205,9 +204,9 @@ def _settled(
     **order: bool,
 ) -> Select[Any]:
     _check_choice("outcome", outcome, Outcome)
-    known = tables(context.models)
+    known = context.tables
     return statements.find_archived(
-        context.models,
+        context.tables,
         in_queue=queue is not None,
         outcome=outcome,
         by_payload=payload is not None,
@@ -271,7 +270,7 @@ def _check_queue(session: Session, context: Context, queue: str | None) -> None:
     if queue is None:
         return
     if (
-        execute(session, context, queues.get(context.models), {"queue": queue}).one_or_none()
+        execute(session, context, queues.get(context.tables), {"queue": queue}).one_or_none()
         is None
     ):
         raise queue_not_found(session, context, queue)

@@ -12,7 +12,7 @@ from .. import validation
 from ..declared import DeclaredQueue, QueueSource, declared_in
 from ..errors import InvalidArgument, PgqrsError, QueueNotEmpty
 from ..types import QueueDifference, QueueInfo, SyncedQueue
-from ..wakeup import local
+from . import wakeup
 from .context import (
     Context,
     execute,
@@ -22,7 +22,6 @@ from .context import (
     sync_loaded,
 )
 from .sql import queues as statements
-from .sql.fragments import tables
 
 __all__ = [
     "UNCHANGED",
@@ -56,12 +55,12 @@ def create(
     """Return the queue of this name, created with these settings if it was not there."""
     validation.validate_queue_name(name)
     given = _checked(lease, max_read_ct, retention, max_payload_bytes)
-    statement = statements.create(context.models, tuple(given))
+    statement = statements.create(context.tables, tuple(given))
     while True:
         row = execute(session, context, statement, _values(name, given)).one_or_none()
         if row is None:
             row = execute(
-                session, context, statements.get(context.models), {"queue": name}
+                session, context, statements.get(context.tables), {"queue": name}
             ).one_or_none()
         if row is not None:
             return _info(row)
@@ -96,7 +95,7 @@ def _found(
     if not declared:
         return {}
     names = [queue.name for queue in declared]
-    rows = execute(session, context, statements.named(context.models), {"names": names})
+    rows = execute(session, context, statements.named(context.tables), {"names": names})
     return {row.queue_name: _info(row) for row in rows}
 
 
@@ -104,7 +103,7 @@ def _create_missing(
     session: Session, context: Context, missing: Sequence[DeclaredQueue]
 ) -> dict[str, QueueInfo]:
     """Create queues; return those that another process has created meanwhile."""
-    statement = statements.create_missing(tables(context.models).queue)
+    statement = statements.create_missing(context.tables.queue)
     found: dict[str, QueueInfo] = {}
     left = list(missing)
     for _ in range(_TRIES):
@@ -139,19 +138,19 @@ def _compared(
         return SyncedQueue(declared.name, "unchanged")
     if update:
         changed = {difference.setting: difference.declared for difference in differences}
-        statement = statements.update(context.models, tuple(changed))
+        statement = statements.update(context.tables, tuple(changed))
         _one(session, context, statement, declared.name, _values(declared.name, changed))
     return SyncedQueue(declared.name, "updated" if update else "differs", differences)
 
 
 def get(session: Session, context: Context, name: str) -> QueueInfo:
     """Return the queue of this name."""
-    return _one(session, context, statements.get(context.models), name)
+    return _one(session, context, statements.get(context.tables), name)
 
 
 def everything(session: Session, context: Context) -> list[QueueInfo]:
     """Return all queues by name."""
-    return [_info(row) for row in execute(session, context, statements.everything(context.models))]
+    return [_info(row) for row in execute(session, context, statements.everything(context.tables))]
 
 
 def update(
@@ -168,19 +167,19 @@ def update(
     if not given:
         raise InvalidArgument("update needs at least one setting to change")
     validation.validate_queue_name(name)
-    statement = statements.update(context.models, tuple(given))
+    statement = statements.update(context.tables, tuple(given))
     return _one(session, context, statement, name, _values(name, given))
 
 
 def pause(session: Session, context: Context, name: str) -> QueueInfo:
     """Let nothing be leased from a queue until it is resumed."""
-    return _one(session, context, statements.pause(context.models), name)
+    return _one(session, context, statements.pause(context.tables), name)
 
 
 def resume(session: Session, context: Context, name: str) -> QueueInfo:
     """Let messages be leased from a queue again."""
-    found = _one(session, context, statements.resume(context.models), name)
-    local.mark_enqueued(session, name, context.mapper)
+    found = _one(session, context, statements.resume(context.tables), name)
+    wakeup.mark_enqueued(session, name, context.mapper)
     return found
 
 
@@ -195,7 +194,7 @@ def purge(
     """Delete live messages, the oldest first; return how many."""
     values: dict[str, Any] = {"queue": name}
     if tokens is None:
-        statement = statements.purge(context.models)
+        statement = statements.purge(context.tables)
         values["limit"] = None if limit is None else validation.validate_limit(limit)
         values["up_to"] = None if up_to is None else validation.validate_id(up_to)
     else:
@@ -203,7 +202,7 @@ def purge(
             raise InvalidArgument(
                 "tokens name the messages: give neither limit nor up_to with them"
             )
-        statement = statements.purge_unchanged(context.models)
+        statement = statements.purge_unchanged(context.tables)
         values |= _read(tokens)
     get(session, context, name)
     result: Any = execute(session, context, statement, values)
@@ -229,22 +228,22 @@ def delete(session: Session, context: Context, name: str, force: bool) -> None:
         _refuse_unless_empty(session, context, name)
     # Before anything is deleted: an enqueue that waits for a key which this transaction has
     # freed keeps its lock on the table, and the two would deadlock.
-    execute(session, context, statements.lock_messages(context.models))
+    execute(session, context, statements.lock_messages(context.tables))
     values = {"queue": name}
     if not force:
         _refuse_unless_empty(session, context, name)  # what was being enqueued is there now
-    elif not execute(session, context, statements.is_empty(context.models), values).scalar_one():
+    elif not execute(session, context, statements.is_empty(context.tables), values).scalar_one():
         purge(session, context, name)
-        execute(session, context, statements.delete_history(context.models), values)
+        execute(session, context, statements.delete_history(context.tables), values)
         expire_all_deleted(session, context.models.archived)
-    gone = execute(session, context, statements.delete(context.models), values).scalars().all()
+    gone = execute(session, context, statements.delete(context.tables), values).scalars().all()
     expire_deleted(session, context.models.queue, gone)
 
 
 def _refuse_unless_empty(session: Session, context: Context, name: str) -> None:
     values = {"queue": name}
-    if not execute(session, context, statements.is_empty(context.models), values).scalar_one():
-        held = execute(session, context, statements.contents(context.models), values).one()
+    if not execute(session, context, statements.is_empty(context.tables), values).scalar_one():
+        held = execute(session, context, statements.contents(context.tables), values).one()
         raise QueueNotEmpty(name, held.messages, held.archived)
 
 

@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 from .. import validation
 from ..errors import InvalidArgument, MessageLeased, MessageNotFound
 from ..types import Criteria, Receipt
-from ..wakeup.notify import announce
 from .context import (
     Context,
     criteria_on,
@@ -22,7 +21,8 @@ from .context import (
 )
 from .sql import messages as statements
 from .sql import queues
-from .sql.fragments import MOVED, tables
+from .sql.fragments import MOVED
+from .wakeup import announce
 
 __all__ = ["cancel", "cancel_where", "reschedule"]
 
@@ -37,7 +37,7 @@ def cancel(
     """Move one message to the archive as cancelled, unless somebody holds it."""
     validation.validate_id(id)
     values = {"ids": [id], "reason": _text(reason)}
-    row = execute(session, context, statements.cancel(context.models), values).one_or_none()
+    row = execute(session, context, statements.cancel(context.tables), values).one_or_none()
     if row is None and strict:
         raise _refusal(session, context, id)
     expire_deleted(session, context.models.message, [] if row is None else [id])
@@ -54,7 +54,7 @@ def cancel_where(
 ) -> int:
     """Cancel what matches and nobody holds; return how many."""
     validation.validate_queue_name(queue)
-    criteria = criteria_on(where, tables(context.models).message)
+    criteria = criteria_on(where, context.tables.message)
     if not criteria and payload is None:
         raise InvalidArgument(
             "cancel_where needs criteria or payload=...: to empty a queue use queues.purge()"
@@ -63,11 +63,11 @@ def cancel_where(
     values = {"queue": queue, "reason": _text(reason)}
     if by_payload:
         values["contains"] = encoded(context.codec, payload)
-    statement = statements.cancel_where(context.models, criteria, by_payload=by_payload)
+    statement = statements.cancel_where(context.tables, criteria, by_payload=by_payload)
     ids = execute(session, context, statement, values).scalars().all()
     if (
         not ids
-        and not execute(session, context, queues.get(context.models), {"queue": queue}).all()
+        and not execute(session, context, queues.get(context.tables), {"queue": queue}).all()
     ):
         raise queue_not_found(session, context, queue)
     expire_deleted(session, context.models.message, ids)
@@ -87,7 +87,7 @@ def reschedule(
         raise InvalidArgument("reschedule needs delay=... or at=...")
     span, moment = validation.validate_delay_or_at(delay, at)
     values = {"message_id": id, "delay": span, "at": moment}
-    row = execute(session, context, statements.reschedule(context.models), values).one_or_none()
+    row = execute(session, context, statements.reschedule(context.tables), values).one_or_none()
     if row is None:
         raise _refusal(session, context, id)
     sync_loaded(session, context.models.message, [row], MOVED)
@@ -96,7 +96,7 @@ def reschedule(
 
 
 def _refusal(session: Session, context: Context, id: int) -> MessageLeased | MessageNotFound:
-    statement = statements.leased_until(context.models)
+    statement = statements.leased_until(context.tables)
     row = execute(session, context, statement, {"ids": [id]}).one_or_none()
     if row is None or row.until is None:
         return MessageNotFound([id], "is live: it was settled or cancelled, or never was")

@@ -20,10 +20,10 @@ from .. import validation
 from ..errors import InvalidArgument, LeaseLost, Whereabouts
 from ..retry import DEFAULT_BACKOFF
 from ..types import Delivery, Failure
-from ..wakeup.notify import announce
 from .context import Context, execute, expire_deleted, sync_loaded
 from .sql import settle as statements
 from .sql.fragments import MOVED
+from .wakeup import announce
 
 __all__ = [
     "archive",
@@ -75,7 +75,7 @@ def delete(
     if not held:
         return []
     values = fence(held, required=_required(held, strict))
-    rows = execute(session, context, statements.delete(context.models), values).all()
+    rows = execute(session, context, statements.delete(context.tables), values).all()
     gone = {row.id for row in rows}
     expire_deleted(session, context.models.message, gone)
     return _outcome(session, context, held, gone, strict)
@@ -94,7 +94,7 @@ def extend(
     if not held:
         return []
     values = fence(held, required=_required(held, strict), lease=span)
-    moved = _moved(session, context, statements.extend(context.models), values)
+    moved = _moved(session, context, statements.extend(context.tables), values)
     _outcome(session, context, held, moved, strict)
     return [replace(one, vt=moved[one.id]) if one.id in moved else None for one in held]
 
@@ -114,7 +114,7 @@ def release(
     if not held:
         return []
     values = fence(held, required=_required(held, strict), delay=span)
-    statement = statements.release(context.models, skip_locked=skip_locked)
+    statement = statements.release(context.tables, skip_locked=skip_locked)
     moved = _moved(session, context, statement, values)
     _announce(session, context, moved, span)
     return _outcome(session, context, held, moved, strict)
@@ -149,7 +149,7 @@ def fail(
             errors=[text] * len(held),
             delays=[wait(one) for one in held],
         )
-        statement = statements.reschedule_failed(context.models, skip_locked=skip_locked)
+        statement = statements.reschedule_failed(context.tables, skip_locked=skip_locked)
         moved = _moved(session, context, statement, values)
         _announce(session, context, moved, delay)
     # What was not put back has no attempt left, or is not held any more: the fence tells.
@@ -215,7 +215,7 @@ def _move(
 ) -> list[bool]:
     values = fence(held, required=_required(held, how.strict), outcome=outcome, **why)
     statement = statements.archive(
-        context.models, with_reason=bool(why), skip_locked=how.skip_locked
+        context.tables, with_reason=bool(why), skip_locked=how.skip_locked
     )
     rows = execute(session, context, statement, values).all()
     gone = {row.id for row in rows}
@@ -272,7 +272,7 @@ def _outcome(
 def lease_lost(session: Session, context: Context, held: Sequence[Delivery]) -> LeaseLost:
     """Return the error that says where the messages are which are not the caller's any more."""
     fences = {one.id: one for one in held}
-    rows = execute(session, context, statements.whereabouts(context.models), {"ids": list(fences)})
+    rows = execute(session, context, statements.whereabouts(context.tables), {"ids": list(fences)})
     found = {row.id: row for row in rows}
     lost = {}
     for id_, delivery in fences.items():

@@ -101,7 +101,7 @@ def _retry(session: Session, context: Context, one: Settlement, strict: bool) ->
     # would do that to a row that was locked at first, and then not any more.
     error = validation.error_text(one.error_text)
     values = settle.fence([one.delivery], required=0, errors=[error], delays=[one.delay])
-    statement = statements.reschedule_failed(context.models, skip_locked=True)
+    statement = statements.reschedule_failed(context.tables, skip_locked=True)
     return "retry" if execute(session, context, statement, values).all() else None
 
 

@@ -5,13 +5,24 @@ Each function takes whatever has the columns: a mapped class, an alias, or ``tab
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.sql import ColumnElement
 
-__all__ = ["exhausted", "has_attempts", "invisible", "leased", "now", "ready", "scheduled", "state"]
+__all__ = [
+    "exhausted",
+    "has_attempts",
+    "invisible",
+    "leased",
+    "never_past",
+    "now",
+    "ready",
+    "scheduled",
+    "state",
+]
 
 
 def now() -> ColumnElement[Any]:
@@ -21,6 +32,11 @@ def now() -> ColumnElement[Any]:
     be compared with through an index.
     """
     return func.statement_timestamp(type_=sa.DateTime(timezone=True))
+
+
+def never_past(moment: datetime) -> ColumnElement[Any]:
+    """A time as a value of ``vt``: one that has passed means now."""
+    return func.greatest(sa.literal(moment, sa.DateTime(timezone=True)), func.statement_timestamp())
 
 
 def has_attempts(message: Any) -> ColumnElement[bool]:

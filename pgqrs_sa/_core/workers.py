@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 from .. import validation
 from ..errors import InvalidArgument, WorkerInUse, WorkerNotFound, WorkerNotReady, safe_repr
 from ..types import WorkerHealth, WorkerInfo, WorkerStatus
-from ..wakeup.notify import announce
 from .context import Context, execute, expire_all_deleted, expire_deleted, sync_loaded
 from .sql import workers as statements
 from .sql.fragments import MOVED
+from .wakeup import announce
 
 __all__ = [
     "delete",
@@ -60,13 +60,13 @@ def register(
         "queues": [validation.validate_queue_name(queue) for queue in queues],
         "leased": leased,
     }
-    return _info(execute(session, context, statements.register(context.models), values).one())
+    return _info(execute(session, context, statements.register(context.tables), values).one())
 
 
 def get(session: Session, context: Context, id: int) -> WorkerInfo:
     """Return one worker."""
     values = {"worker_id": validation.validate_id(id, "worker")}
-    row = execute(session, context, statements.get(context.models), values).one_or_none()
+    row = execute(session, context, statements.get(context.tables), values).one_or_none()
     if row is None:
         raise WorkerNotFound(id)
     return _info(row)
@@ -80,7 +80,7 @@ def everything(
         raise InvalidArgument(
             f"status must be one of {', '.join(get_args(WorkerStatus))}, not {status!r}"
         )
-    statement = statements.everything(context.models, status=status, in_queue=queue is not None)
+    statement = statements.everything(context.tables, status=status, in_queue=queue is not None)
     values = {} if queue is None else {"queue": validation.validate_queue_name(queue)}
     return [_info(row) for row in execute(session, context, statement, values)]
 
@@ -88,7 +88,7 @@ def everything(
 def heartbeat(session: Session, context: Context, id: int, leased: int | None = None) -> WorkerInfo:
     """Note that a worker lives, and how much it holds; raise if it was stopped meanwhile."""
     count = None if leased is None else validation.validate_number(leased, "leased")
-    return _changed(session, context, statements.heartbeat(context.models), id, leased=count)
+    return _changed(session, context, statements.heartbeat(context.tables), id, leased=count)
 
 
 def set_status(
@@ -98,7 +98,7 @@ def set_status(
     status: WorkerStatus,
 ) -> WorkerInfo:
     """Suspend, resume or stop a worker; stopping a stopped one does nothing."""
-    statement = statements.set_status(context.models, status)
+    statement = statements.set_status(context.tables, status)
     if status == "stopped" and (info := get(session, context, id)).status == "stopped":
         return info
     return _changed(session, context, statement, id)
@@ -109,7 +109,7 @@ def health(session: Session, context: Context, silent_for: float | timedelta) ->
     longest = validation.validate_duration(silent_for, "silent_for")
     return [
         WorkerHealth(_info(row), row.silent_for, row.silent_for <= longest, row.leased)
-        for row in execute(session, context, statements.health(context.models))
+        for row in execute(session, context, statements.health(context.tables))
     ]
 
 
@@ -125,7 +125,7 @@ def reclaim(
     values: dict[str, Any] = {"silent_for": span}
     if queue is not None:
         values["queue"] = validation.validate_queue_name(queue)
-    statement = statements.stop_silent(context.models, in_queue=queue is not None, holding=holding)
+    statement = statements.stop_silent(context.tables, in_queue=queue is not None, holding=holding)
     rows = execute(session, context, statement, values).all()
     ids = [row.id for row in rows]
     sync_loaded(session, context.models.worker, rows, ("status", "shutdown_at"))
@@ -140,7 +140,7 @@ def release_leases(session: Session, context: Context, id: int) -> int:
 def purge(session: Session, context: Context, older_than: float | timedelta) -> int:
     """Delete workers that stopped long enough ago; return how many."""
     values = {"older_than": validation.validate_age(older_than, "older_than")}
-    result: Any = execute(session, context, statements.purge(context.models), values)
+    result: Any = execute(session, context, statements.purge(context.tables), values)
     expire_all_deleted(session, context.models.worker)
     return int(result.rowcount)
 
@@ -148,7 +148,7 @@ def purge(session: Session, context: Context, older_than: float | timedelta) -> 
 def delete(session: Session, context: Context, id: int) -> None:
     """Delete the row of a worker that is stopped and holds nothing."""
     info = get(session, context, id)
-    statement = statements.delete(context.models)
+    statement = statements.delete(context.tables)
     gone = execute(session, context, statement, {"worker_id": id}).scalars().all()
     if not gone:
         raise WorkerInUse(id, info.status)
@@ -158,7 +158,7 @@ def delete(session: Session, context: Context, id: int) -> None:
 def _release(session: Session, context: Context, ids: list[int]) -> int:
     if not ids:
         return 0
-    rows = execute(session, context, statements.release_leases(context.models), {"ids": ids}).all()
+    rows = execute(session, context, statements.release_leases(context.tables), {"ids": ids}).all()
     sync_loaded(session, context.models.message, rows, MOVED)
     announce(session, context, [row.id for row in rows])
     return len(rows)

@@ -58,8 +58,9 @@ def examine(app: App, only: tuple[str, ...] = ()) -> list[Finding]:
 
     from .._core.context import Context  # noqa: PLC0415
     from ..doctor.queue_checks import diagnose  # noqa: PLC0415
+    from ..models import READY_MADE  # noqa: PLC0415
 
-    context = Context.of(None, None, None, allow_autocommit=True)
+    context = Context.of(READY_MADE, None, None, allow_autocommit=True)
     schema = app.settings.schema
     # Not app.begin(): that refuses a schema of another version, which is one of the findings.
     with app.connect() as plain:

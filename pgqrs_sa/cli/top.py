@@ -92,8 +92,9 @@ class Frame:
         """Ask the database."""
         from .._core.activity import activity  # noqa: PLC0415
         from .._core.context import Context  # noqa: PLC0415 - SQLAlchemy takes a while
+        from ..models import READY_MADE  # noqa: PLC0415
 
-        context = Context.of(None, None, None, allow_autocommit=False)
+        context = Context.of(READY_MADE, None, None, allow_autocommit=False)
         with self.app.begin() as work:
             self.queues = activity(work.session, context, self.step)
             self.workers = work.service.workers.health()

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
-from .._core import settlements
+from .._core import settlements, wakeup
 from .._core.context import Context
 from .._core.lease import explain_nothing
 from ..errors import QueueNotFound
 from ..types import Delivery
-from ..wakeup import notify
 from . import store
 from .connection import ConsumerConnection
 from .disposition import Disposition
@@ -408,7 +407,7 @@ class Dispatcher:
         self._waiting_until = 0.0
         if context.worker is not None:
             self._connection.run_until(
-                self._stop_waiting, "a note", context, notify.set_waiting, context.worker, span
+                self._stop_waiting, "a note", context, wakeup.set_waiting, context.worker, span
             )
 
     # --------------------------------------------------------------------------- settling

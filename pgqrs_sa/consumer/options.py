@@ -13,13 +13,13 @@ from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack
 
 from sqlalchemy.orm import Session
 
-from .. import validation
-from .._core import queues, schema
+from .. import migrations, validation
+from .._core import queues
 from .._core.context import Context
 from ..codecs import Codec
 from ..declared import DeclaredQueue, QueueSource, declared_in, joined
 from ..errors import InvalidArgument, PoolTooSmall, safe_repr
-from ..models import Models
+from ..models import READY_MADE, Models
 from ..retry import Retry
 from ..types import Seconds
 from . import store
@@ -116,7 +116,11 @@ class ConsumerConfig:
     def context(self, worker: int | None = None) -> Context:
         """Return the context of the consumer's own statements."""
         return Context.of(
-            self.models, self.codec, worker, allow_autocommit=True, cursor_key=self.cursor_key
+            self.models or READY_MADE,
+            self.codec,
+            worker,
+            allow_autocommit=True,
+            cursor_key=self.cursor_key,
         )
 
 
@@ -264,7 +268,7 @@ def check_database(
     if not handlers:
         raise InvalidArgument("this consumer has no handler: decorate one with @consumer.on(queue)")
     store.server_info(session, context)
-    schema.check(session, context)
+    migrations.check(session, models=context.models)
     missing = _synchronized(session, context, declared, create=create)
     leases = {}
     for handler in handlers:

@@ -17,10 +17,9 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import NamedTuple, Protocol
 
-from .._core import workers
+from .._core import wakeup, workers
 from ..errors import EventLoopLost
 from ..types import WorkerInfo
-from ..wakeup import local
 from .call_transactions import CallTransactions
 from .connection import Connector, ConsumerConnection
 from .dispatcher import Dispatcher
@@ -233,7 +232,7 @@ class Runtime:
             until_empty=self._until_empty,
             listening=self._make_listener is not None,
         )
-        self._cleanup.append(local.subscribe(self.dispatcher.wake))
+        self._cleanup.append(wakeup.subscribe(self.dispatcher.wake))
         if waker is not None:
             waker.start()
             self._cleanup.append(waker.stop)

@@ -111,13 +111,13 @@ def settle_and_lease(
         "worker": context.worker,
         "attempts": attempts,
     }
-    statement = statements.settle_and_lease(context.models)
+    statement = statements.settle_and_lease(context.tables)
     taking = cursors.CursorUse(session, context, statement, values)
     rows = execute(session, context, statement, values | taking.binds()).all()
     taken = in_order(row for row in rows if row.id is not None)
     (settled,) = (row.settled for row in rows if row.id is None)
     if not taking.record(taken):
-        beginning = leasing.dequeue(context.models, by_worker=True)
+        beginning = leasing.dequeue(context.tables, by_worker=True)
         taken = in_order(execute(session, context, beginning, values | taking.binds()))
         taking.record(taken)
     found = deliveries_of(context, queue, taken, context.worker)
@@ -129,7 +129,7 @@ def renew(
 ) -> frozenset[int]:
     """Let leases run out ``lease`` from now; return the ids for which that was possible."""
     values = settle.fence(held, required=0, lease=lease)
-    statement = settling.extend(context.models, skip_locked=True)
+    statement = settling.extend(context.tables, skip_locked=True)
     return frozenset(row.id for row in execute(session, context, statement, values))
 
 
@@ -142,7 +142,7 @@ def lookup_status(
     reply to whose COMMIT was lost on the way; or, when it is dead, that of whoever buried it.
     """
     values = {"ids": [one.id for one in deliveries]}
-    rows = execute(session, context, settling.whereabouts(context.models), values).all()
+    rows = execute(session, context, settling.whereabouts(context.tables), values).all()
     by_id: dict[int, list[Any]] = {}
     for row in rows:
         by_id.setdefault(row.id, []).append(row)
@@ -161,7 +161,7 @@ def check_queues(session: Session, context: Context, queues: Sequence[str]) -> Q
     """Return which of these queues have something for this worker, in one statement."""
     values = {"queues": list(queues), "worker": context.worker}
     found: dict[str, set[str]] = {"ready": set(), "exhausted": set(), "missing": set()}
-    for row in execute(session, context, statements.check_queues(context.models), values):
+    for row in execute(session, context, statements.check_queues(context.tables), values):
         found[row.found].add(row.queue)
     return QueueCheck(**{what: frozenset(names) for what, names in found.items()})
 
@@ -193,7 +193,7 @@ def release_unanswered(
             "known": listed,
         }
         count += len(
-            execute(session, context, statements.release_unanswered(context.models), values).all()
+            execute(session, context, statements.release_unanswered(context.tables), values).all()
         )
     return count
 
@@ -205,7 +205,7 @@ def lock_messages(session: Session, context: Context, deliveries: Sequence[Deliv
     another transaction would make the acknowledgement fail. A locked message needs no renewal.
     """
     values = settle.fence(deliveries)
-    if len(execute(session, context, statements.lock_messages(context.models), values).all()) < len(
+    if len(execute(session, context, statements.lock_messages(context.tables), values).all()) < len(
         deliveries
     ):
         raise settle.lease_lost(session, context, deliveries)
@@ -214,7 +214,7 @@ def lock_messages(session: Session, context: Context, deliveries: Sequence[Deliv
 def try_housekeeping_lock(session: Session, context: Context) -> bool:
     """Return whether this transaction is the one that tidies up now."""
     return bool(
-        execute(session, context, statements.try_housekeeping_lock(context.models)).scalar_one()
+        execute(session, context, statements.try_housekeeping_lock(context.tables)).scalar_one()
     )
 
 

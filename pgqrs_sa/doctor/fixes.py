@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 from sqlalchemy.sql import ClauseElement
 
-from ..mixins import FENCING_TOKEN
+from .._core.tables import FENCING_TOKEN
 from .catalog import DIALECT, TABLES
 
 __all__ = ["TableRepairs", "lines", "literal", "quoted", "replacing"]

@@ -5,7 +5,7 @@ the schema wants temporary tables (see `catalogue`), and is less exact without. 
 transaction of its own, which may be ended as one likes::
 
     with Session(engine) as session:
-        for finding in diagnose(session, Context.of(None, None, None, allow_autocommit=True)):
+        for finding in diagnose(session, Context.of(READY_MADE, None, None, allow_autocommit=True)):
             print(finding.problem, finding.fix)
 """
 
@@ -19,7 +19,6 @@ from .. import migrations
 from .._core import routing
 from .._core.context import Context
 from .._core.sql import archive, catalog, health, integrity, queues
-from .._core.sql.fragments import tables
 from ..errors import InvalidArgument
 from ..migrations import advice
 from ..models import VERSION_COMMENT
@@ -144,25 +143,25 @@ def _inexact(visit: CheckContext) -> tuple[str, str] | None:
 
 def leases(visit: CheckContext) -> Iterator[Finding]:
     """Yield leases that nobody is going to settle, and that end only far in the future."""
-    models = visit.context.models
-    for row in visit.rows(health.stuck_leases(models), ahead=visit.limits.lease_ahead):
+    tables = visit.context.tables
+    for row in visit.rows(health.stuck_leases(tables), ahead=visit.limits.lease_ahead):
         yield Finding(
             "leases",
             "warning",
             f"worker {row.worker_id}",
             f"it is stopped or gone, and {row.leases} message(s) are leased to it until "
             f"{row.until.isoformat()} at the latest",
-            visit.sql(health.release_worker(models), worker_id=row.worker_id),
+            visit.sql(health.release_worker(tables), worker_id=row.worker_id),
         )
 
 
 def backlog(visit: CheckContext) -> Iterator[Finding]:
     """Yield queues whose messages are not worked on."""
-    models, limits = visit.context.models, visit.limits
-    for row in visit.rows_once(health.backlog(models)):
+    tables, limits = visit.context.tables, visit.limits
+    for row in visit.rows_once(health.backlog(tables)):
         paused, waiting = row.paused_age, row.ready_age
         if paused is not None and paused > limits.paused_age and row.ready:
-            fix = visit.sql(queues.resume(models), queue=row.queue)
+            fix = visit.sql(queues.resume(tables), queue=row.queue)
             problem = f"paused {text_of(paused)} ago, with {row.ready} message(s) ready"
             yield Finding("backlog", "warning", row.queue, problem, fix)
         if paused is None and waiting is not None and waiting > limits.ready_age:
@@ -176,11 +175,11 @@ def backlog(visit: CheckContext) -> Iterator[Finding]:
 
 def exhausted(visit: CheckContext) -> Iterator[Finding]:
     """Yield messages that are out of attempts, and that nobody has made dead letters."""
-    models = visit.context.models
-    for row in visit.rows_once(health.backlog(models)):
+    tables = visit.context.tables
+    for row in visit.rows_once(health.backlog(tables)):
         if row.exhausted_age is not None and row.exhausted_age > visit.limits.exhausted_age:
             fix = visit.sql(
-                archive.dead_letter_exhausted(models), queue=row.queue, limit=_DEAD_LETTER_CHUNK
+                archive.dead_letter_exhausted(tables), queue=row.queue, limit=_DEAD_LETTER_CHUNK
             )
             problem = (
                 f"{row.exhausted} message(s) are out of attempts, the oldest since "
@@ -195,8 +194,8 @@ def retention(visit: CheckContext) -> Iterator[Finding]:
     (archive_table,) = visit.rows(catalog.estimated_rows, oids=oids)
     if archive_table.estimate <= visit.limits.archived_rows:
         return
-    queue = tables(visit.context.models).queue
-    for row in visit.rows(health.kept_for_ever(visit.context.models)):
+    queue = visit.context.tables.queue
+    for row in visit.rows(health.kept_for_ever(visit.context.tables)):
         keep = queue.update().where(queue.c.id == row.id).values(retention_seconds=_A_YEAR)
         problem = (
             f"the archive has about {archive_table.estimate} rows: this queue has no retention, "
@@ -207,9 +206,9 @@ def retention(visit: CheckContext) -> Iterator[Finding]:
 
 def orphans(visit: CheckContext) -> Iterator[Finding]:
     """Yield messages whose queue is gone."""
-    queue = tables(visit.context.models).queue
+    queue = visit.context.tables.queue
     places: dict[int, list[str]] = {}
-    statements = integrity.missing_queues(visit.context.models)
+    statements = integrity.missing_queues(visit.context.tables)
     for place, statement in zip(("live", "archived"), statements, strict=True):
         for row in visit.rows(statement):
             places.setdefault(row.id, []).append(place)
@@ -222,9 +221,9 @@ def orphans(visit: CheckContext) -> Iterator[Finding]:
 
 def workers(visit: CheckContext) -> Iterator[Finding]:
     """Yield workers that are silent but not stopped."""
-    worker = tables(visit.context.models).worker
+    worker = visit.context.tables.worker
     silence = visit.limits.worker_silence
-    for row in visit.rows(health.silent_workers(visit.context.models), silence=silence):
+    for row in visit.rows(health.silent_workers(visit.context.tables), silence=silence):
         stop = worker.update().where(worker.c.id == row.id)
         stop = stop.values(status="stopped", shutdown_at=worker.c.heartbeat_at)
         problem = f"{row.name} on {row.hostname} was last heard of {text_of(row.silence)} ago"

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from .._core.sql import catalog, health
-from ..mixins import FENCING_TOKEN, fencing_sequence
+from .._core.tables import FENCING_TOKEN, fencing_sequence
 from .catalog import TABLES
 from .check_context import CheckContext, text_of
 from .findings import Finding
@@ -188,7 +188,7 @@ def sequences(visit: CheckContext) -> Iterator[Finding]:
     """Yield sequences that run out of numbers, or give out some that are taken."""
     if visit.facts.citus:
         return  # each node has a range of its own: the highest id says nothing about this sequence
-    highest = visit.rows(health.highest_ids(visit.context.models))[0]
+    highest = visit.rows(health.highest_ids(visit.context.tables))[0]
     names = {table.oid: name for name, table in visit.tables.items()}
     for row in visit.rows(catalog.sequences, oids=visit.oids):
         if row.column == FENCING_TOKEN:
@@ -224,7 +224,7 @@ def _tokens(visit: CheckContext, row: Row[Any]) -> Iterator[Finding]:
         if wrong:
             fix = f"ALTER SEQUENCE {row.name} {setting}"
             yield Finding("sequences", "error", row.name, f"the sequence {problem}", lines(fix))
-    newest = visit.rows(health.newest_token(visit.context.models))[0].token
+    newest = visit.rows(health.newest_token(visit.context.tables))[0].token
     if row.last is not None and row.last < (newest or 0):
         problem = (
             f"the next fencing token is {row.last + 1}, and a message has {newest} already: "

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from .._core.sql.fragments import tables
+from .._core.tables import tables_of
 from ..errors import IncompleteSchema, InvalidArgument
 from ..models import Models
 
@@ -115,8 +115,8 @@ def refuse_incomplete(connection: sa.Connection, schema: str) -> None:
         IncompleteSchema: It names those that are missing.
     """
     present = set(sa.inspect(connection).get_table_names(schema=schema))
-    missing = [table.name for table in tables(Models()) if table.name not in present]
-    if 0 < len(missing) < len(tables(Models())):
+    missing = [table.name for table in tables_of(Models()) if table.name not in present]
+    if 0 < len(missing) < len(tables_of(Models())):
         raise IncompleteSchema(schema, missing)
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from .. import migrations
 from .._core import integrity, states
 from .._core.context import Context
-from .._core.sql.fragments import tables
+from .._core.tables import tables_of
 from ..aio import AsyncQueueService
 from ..doctor.catalog import installed
 from ..errors import MessageNotFound as CoreMessageNotFound
@@ -581,7 +581,7 @@ def _verify(session: Session, schema: str | None, models: Models) -> None:
     migrations.check(session.connection(), schema, models=models)
     context = Context.of(models, None, None, allow_autocommit=False)
     existing = installed(session, context, schema)
-    if missing := [table.name for table in tables(models) if table.name not in existing]:
+    if missing := [table.name for table in tables_of(models) if table.name not in existing]:
         raise NotIntact({f"missing table {name}": 1 for name in missing})
     counts = integrity.orphans(session, context)
     if findings := {kind: count for kind, count in counts.items() if count}:

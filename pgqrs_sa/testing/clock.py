@@ -16,9 +16,10 @@ from .. import validation
 from .._core import cursors, states
 from .._core import queues as queue_operations
 from .._core.context import Context, execute, sync_loaded
-from .._core.sql.fragments import MOVED, array_bind, elapsed, interval_bind, tables, timestamp
+from .._core.sql.fragments import MOVED, array_bind, elapsed, interval_bind, timestamp
 from .._core.states import now
-from ..models import Models
+from .._core.tables import Tables
+from ..models import READY_MADE, Models
 from ..types import Seconds
 from .sessions import SessionLike, perform
 
@@ -65,7 +66,7 @@ def advance(
         QueueNotFound: with similar names.
         DelayError: a time that is negative.
     """
-    context = Context.of(models, None, None, allow_autocommit=True)
+    context = Context.of(models or READY_MADE, None, None, allow_autocommit=True)
     length = validation.validate_duration(by, "by")
 
     def work(session: Session) -> int:
@@ -81,7 +82,7 @@ def shift(
     session: Session, context: Context, length: timedelta, queues: Sequence[str] | None
 ) -> int:
     """Move the messages of these queues (or of all) back in time; return how many."""
-    statement = _shift(context.models, everywhere=queues is None)
+    statement = _shift(context.tables, everywhere=queues is None)
     values: dict[str, Any] = {"length": length}
     if queues is not None:
         values["queues"] = list(queues)
@@ -95,14 +96,14 @@ def next_due(session: Session, context: Context, queues: Sequence[str]) -> timed
     """Return how long it takes until the next scheduled message of these queues is due."""
     values = {"queues": list(queues)}
     wait: timedelta | None = execute(
-        session, context, _next_due(context.models), values
+        session, context, _next_due(context.tables), values
     ).scalar_one()
     return wait
 
 
 @cache
-def _shift(models: Models, *, everywhere: bool) -> Executable:
-    queue, message, _, _ = tables(models)
+def _shift(tables: Tables, *, everywhere: bool) -> Executable:
+    queue, message, _, _ = tables
     earlier = func.greatest(
         message.c.vt - interval_bind("length"), sa.literal(_EPOCH, timestamp), type_=timestamp
     )
@@ -114,8 +115,8 @@ def _shift(models: Models, *, everywhere: bool) -> Executable:
 
 
 @cache
-def _next_due(models: Models) -> Executable:
-    queue, message, _, _ = tables(models)
+def _next_due(tables: Tables) -> Executable:
+    queue, message, _, _ = tables
     return (
         sa.select(elapsed(func.min(message.c.vt) - now()))
         .join(queue, queue.c.id == message.c.queue_id)

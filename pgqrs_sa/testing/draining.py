@@ -242,7 +242,7 @@ class _Drain:
             "worker": None,
             "attempts": handler.retry.max_attempts,
         }
-        statement = statements.dequeue(self._context.models, by_worker=False)
+        statement = statements.dequeue(self._context.tables, by_worker=False)
         rows = in_order(execute(self._session, self._context, statement, values))
         sync_loaded(self._session, self._context.models.message, rows, MOVED)
         found = deliveries(self._context, handler.queue, rows, None)

@@ -15,7 +15,7 @@ from .._core import queries
 from .._core.context import Context, execute
 from .._core.states import now
 from ..codecs import Codec
-from ..models import Models
+from ..models import READY_MADE, Models
 from ..types import MessageInfo
 from .matching import Wanted, checked, differences, report
 from .sessions import SessionLike, perform
@@ -83,7 +83,7 @@ def all_enqueued(
     Raises:
         QueueNotFound: with similar names.
     """
-    context = Context.of(models, codec, None, allow_autocommit=True)
+    context = Context.of(models or READY_MADE, codec, None, allow_autocommit=True)
     return perform(session, lambda it: _look(it, context, queue), lambda seen: list(seen.messages))
 
 
@@ -124,7 +124,7 @@ def assert_enqueued(
         QueueNotFound: with similar names.
     """
     __tracebackhide__ = True
-    context = Context.of(models, codec, None, allow_autocommit=True)
+    context = Context.of(models or READY_MADE, codec, None, allow_autocommit=True)
     if count is not None:
         validation.validate_number(count, "count")
     expected = checked(wanted, context.codec)
@@ -173,7 +173,7 @@ def refute_enqueued(
         QueueNotFound: with similar names.
     """
     __tracebackhide__ = True
-    context = Context.of(models, codec, None, allow_autocommit=True)
+    context = Context.of(models or READY_MADE, codec, None, allow_autocommit=True)
     expected = checked(wanted, context.codec)
 
     def judge(seen: _Seen) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from .._core.context import Context
-from ..models import Models
+from ..models import READY_MADE, Models
 from .sessions import SessionLike, plain
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def raise_on_commit(
     """
     __tracebackhide__ = True
     target: Any = session if isinstance(session, sessionmaker) else plain(session)
-    mapper = Context.of(models, None, None, allow_autocommit=True).mapper
+    mapper = Context.of(models or READY_MADE, None, None, allow_autocommit=True).mapper
     fault = _Fault(committed=committed)
 
     def before_commit(committing: Session) -> None:

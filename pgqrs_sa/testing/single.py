@@ -15,6 +15,7 @@ from ..consumer.session_guard import forbid_commit
 from ..consumer.signature import inspect_handler
 from ..decisions import Decision
 from ..errors import InvalidArgument
+from ..models import READY_MADE
 from ..retry import Retry
 from ..types import Delivery
 from .draining import service_of
@@ -89,7 +90,9 @@ def work_one(
     """
     found, settings = _found(handler, queue)
     context = (
-        settings.context() if settings else Context.of(None, None, None, allow_autocommit=True)
+        settings.context()
+        if settings
+        else Context.of(READY_MADE, None, None, allow_autocommit=True)
     )
     unit = Invocation(found, (_delivery(found, context, payload, headers, attempt),))
     call = found.call

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from .. import dsns
-from .._core.sql.fragments import tables
 from .._core.sql.wakeup import channel
+from .._core.tables import tables_of
 from ..errors import InvalidArgument
-from ..models import Models
+from ..models import READY_MADE, Models
 from ..settings import database_url
 from .drivers import ListenConnection, open_listen_connection, wait_for
 
@@ -75,7 +75,7 @@ class Listener:
         own: sa.Engine = getattr(either, "sync_engine", either)
         self._engine = own if listen_dsn is None else _engine(listen_dsn, own)
         _check_driver(self._engine)
-        self._channel = _channel(own, models or Models())
+        self._channel = _channel(own, models or READY_MADE)
         self._on_wake = on_wake
         self._ping_interval = ping_interval
         self._ping_timeout = ping_timeout
@@ -207,6 +207,6 @@ def _check_driver(engine: sa.Engine) -> None:
 
 
 def _channel(engine: sa.Engine, models: Models) -> str:
-    schema = tables(models).message.schema
+    schema = tables_of(models).message.schema
     moved = engine.get_execution_options().get("schema_translate_map") or {}
     return channel(moved.get(schema, schema))

@@ -14,13 +14,13 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Item, QueueService
-from pgqrs_sa._core import enqueue, workers
+from pgqrs_sa._core import enqueue, wakeup, workers
 from pgqrs_sa._core.context import Context
 from pgqrs_sa.consumer import store
 from pgqrs_sa.consumer.connection import AsyncConnector, ConsumerConnection, SyncConnector
-from pgqrs_sa.wakeup import local
+from pgqrs_sa.models import READY_MADE
 
-CONTEXT = Context.of(None, None, None, allow_autocommit=True)
+CONTEXT = Context.of(READY_MADE, None, None, allow_autocommit=True)
 FOR_PGBOUNCER = {
     "statement_cache_size": 0,
     "prepared_statement_cache_size": 0,
@@ -115,7 +115,7 @@ def test_each_statement_of_a_line_is_there_for_others_at_once(line, engine):
 def test_what_a_line_enqueues_is_told_to_the_consumers_of_this_process(line):
     line.run_once(CONTEXT, create)
     told = []
-    forget = local.subscribe(told.append)
+    forget = wakeup.subscribe(told.append)
     for call in (line.run_once, line.run_once, line.transaction):
         call(CONTEXT, enqueue.one, "mail", Item(1))
         assert "mail" in told
@@ -126,7 +126,7 @@ def test_what_a_line_enqueues_is_told_to_the_consumers_of_this_process(line):
 def test_a_line_goes_on_from_what_it_has_leased(line):
     """Its cursor: each lease is committed when it returns."""
     worker = line.run_once(CONTEXT, create)
-    context = Context.of(None, None, worker, allow_autocommit=True)
+    context = Context.of(READY_MADE, None, worker, allow_autocommit=True)
     line.run_once(context, enqueue.many, "mail", range(6))
     leased = []
     for _ in range(3):
@@ -153,7 +153,7 @@ def test_a_line_goes_on_from_what_it_has_leased(line):
 
 def test_a_worker_that_is_suspended_leases_nothing_from_the_beginning_either(line):
     worker = line.run_once(CONTEXT, create)
-    context = Context.of(None, None, worker, allow_autocommit=True)
+    context = Context.of(READY_MADE, None, worker, allow_autocommit=True)
     line.run_once(context, enqueue.many, "mail", range(2))
     lease = "mail", 1, timedelta(minutes=1), None
     (first,) = line.run_once(context, store.settle_and_lease, [], *lease).leased
@@ -164,7 +164,7 @@ def test_a_worker_that_is_suspended_leases_nothing_from_the_beginning_either(lin
 
 def test_what_is_found_from_the_beginning_is_gone_on_from(line, engine):
     worker = line.run_once(CONTEXT, create)
-    context = Context.of(None, None, worker, allow_autocommit=True)
+    context = Context.of(READY_MADE, None, worker, allow_autocommit=True)
     lease = "mail", 1, timedelta(minutes=1), None
     with Session(engine) as late:
         QueueService(late).enqueue_many("mail", ["late", "later"])

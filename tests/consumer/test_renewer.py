@@ -20,10 +20,11 @@ from pgqrs_sa._core.context import Context
 from pgqrs_sa.consumer import store
 from pgqrs_sa.consumer.leases import LeaseTable
 from pgqrs_sa.consumer.renewer import LeaseRenewer
+from pgqrs_sa.models import READY_MADE
 from support.handlers import delivery, handlers
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-CONTEXT = Context.of(None, None, 7, allow_autocommit=True)
+CONTEXT = Context.of(READY_MADE, None, 7, allow_autocommit=True)
 LEASE = 30.0
 
 

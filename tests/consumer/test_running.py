@@ -28,10 +28,10 @@ from pgqrs_sa import (
     Retry,
     Snooze,
 )
+from pgqrs_sa._core import wakeup
 from pgqrs_sa.consumer.log_messages import format_error
 from pgqrs_sa.consumer.runtime import Runtime
 from pgqrs_sa.consumer.startup import Startup
-from pgqrs_sa.wakeup import local
 from support.consumers import Ear, effect
 from support.waiting import PATIENCE, until
 
@@ -176,7 +176,7 @@ def test_it_works_in_the_background_between_start_and_stop(kit):
 
 
 def test_a_start_that_takes_longer_than_anybody_waits_leaves_no_consumer_at_work(kit, monkeypatch):
-    subscribe = local.subscribe
+    subscribe = wakeup.subscribe
     begins, go_on = threading.Event(), threading.Event()
 
     def slowly(callback):
@@ -184,7 +184,7 @@ def test_a_start_that_takes_longer_than_anybody_waits_leaves_no_consumer_at_work
         assert go_on.wait(PATIENCE)
         return subscribe(callback)
 
-    monkeypatch.setattr(local, "subscribe", slowly)
+    monkeypatch.setattr(wakeup, "subscribe", slowly)
     ids = kit.send(1, 2)
     consumer = kit.consumer()
     consumer.on("mail", lease=600)(effect)
@@ -202,7 +202,7 @@ def test_a_start_that_takes_longer_than_anybody_waits_leaves_no_consumer_at_work
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_start_that_is_interrupted_leaves_no_consumer_at_work(threads, monkeypatch, begun):
-    subscribe, wait = local.subscribe, Startup.wait
+    subscribe, wait = wakeup.subscribe, Startup.wait
     begins, go_on = threading.Event(), threading.Event()
 
     def slowly(callback):
@@ -216,7 +216,7 @@ def test_a_start_that_is_interrupted_leaves_no_consumer_at_work(threads, monkeyp
             assert wait(start, PATIENCE)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(local, "subscribe", slowly)
+    monkeypatch.setattr(wakeup, "subscribe", slowly)
     monkeypatch.setattr(Startup, "wait", interrupted)
     ids = threads.send(1, 2)
     consumer = Consumer(sessionmaker(threads.engine))

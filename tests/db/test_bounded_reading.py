@@ -22,6 +22,7 @@ from pgqrs_sa import (
 )
 from pgqrs_sa._core.activity import activity
 from pgqrs_sa._core.context import Context
+from pgqrs_sa.models import READY_MADE
 
 SLEEPS = sa.text("pg_sleep(30) IS NOT NULL")
 SOON = timedelta(milliseconds=200)
@@ -40,7 +41,7 @@ def settle(session: Session, count: int, outcome: str, queue_id: int = 1) -> Non
 
 
 def looked(session: Session) -> Any:
-    context = Context.of(None, None, None, allow_autocommit=False)
+    context = Context.of(READY_MADE, None, None, allow_autocommit=False)
     return activity(session, context, timedelta(seconds=2))[0]
 
 

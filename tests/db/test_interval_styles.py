@@ -15,6 +15,7 @@ from pgqrs_sa._core.activity import activity
 from pgqrs_sa._core.context import Context
 from pgqrs_sa.doctor.findings import Thresholds
 from pgqrs_sa.doctor.queue_checks import diagnose
+from pgqrs_sa.models import READY_MADE
 
 STYLES = ("postgres", "postgres_verbose", "sql_standard", "iso_8601")
 LONG = timedelta(days=40, hours=3, minutes=2, seconds=1)
@@ -53,7 +54,7 @@ def test_durations_do_not_depend_on_the_interval_style(migrated: Any, aged: None
         assert about_long(service.messages.metrics("mail").oldest_ready_age)
         assert about_long(service.messages.all_metrics()[0].oldest_ready_age)
         assert about_long(service.workers.health()[0].silent_for)
-        context = Context.of(None, None, None, allow_autocommit=True)
+        context = Context.of(READY_MADE, None, None, allow_autocommit=True)
         seen = activity(session, context, timedelta(seconds=2))
         assert about_long(seen[0].oldest_ready_age)
         findings = diagnose(session, context, limits=Thresholds(dead_rows=-1))

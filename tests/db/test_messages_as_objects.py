@@ -31,7 +31,7 @@ from pgqrs_sa import (
     QueueService,
     WorkerMixin,
 )
-from pgqrs_sa._core.flush import ALLOW_AUTOCOMMIT
+from pgqrs_sa._core.orm_events import ALLOW_AUTOCOMMIT
 from pgqrs_sa.errors import DelayError, PgqrsError
 
 

@@ -16,9 +16,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.orm import Session
 
-from pgqrs_sa import Models, QueueService
+from pgqrs_sa import QueueService
 from pgqrs_sa._core.cursor import CursorSnapshot, Position
 from pgqrs_sa._core.sql import archive, consume, enqueue, lease, messages, settle
+from pgqrs_sa._core.tables import tables_of
+from pgqrs_sa.models import READY_MADE
 
 BACKLOG = 20_000
 FILL = (
@@ -187,7 +189,7 @@ def test_a_dequeue_reads_its_rows_from_the_order_index_and_finds_them_again_by_t
     limit: int,
     cursor: str | None,
 ) -> None:
-    statement = lease.dequeue(Models(), by_worker=False)
+    statement = lease.dequeue(TABLES, by_worker=False)
     values = dequeue_values(limit, cursor=cursor)
     explained(connection, statement, values)  # marks what is dead in the index as dead
     plan = explained(connection, statement, values)
@@ -208,7 +210,7 @@ def test_a_place_costs_no_page_and_a_level_that_has_nothing_five(connection: sa.
     read = []
     for places in (None, {0: place}, dict.fromkeys(range(-19, 1), place)):
         cursor = None if places is None else CursorSnapshot(f"f{oid}", places).as_json()
-        statement = lease.dequeue(Models(), by_worker=False)
+        statement = lease.dequeue(TABLES, by_worker=False)
         connection.exec_driver_sql("BEGIN")
         plan = explain(connection, statement, dequeue_values(10, cursor=cursor))
         connection.exec_driver_sql("ROLLBACK")
@@ -234,43 +236,43 @@ def leased(connection: sa.Connection, count: int) -> dict[str, Any]:
     return {"ids": list(ids), "tokens": list(tokens), "required": count}
 
 
-MODELS = Models()
+TABLES = tables_of(READY_MADE)
 SPAN = timedelta(seconds=30)
 NOW = datetime.now(UTC)
 EACH: dict[str, tuple[Callable[[], Any], Callable[[int], dict[str, Any]]]] = {
     # What is executed for one or more leases, and the parameters besides those that name them.
-    "extend": (lambda: settle.extend(MODELS), lambda _: {"lease": SPAN}),
-    "renew": (lambda: settle.extend(MODELS, skip_locked=True), lambda _: {"lease": SPAN}),
-    "release": (lambda: settle.release(MODELS), lambda _: {"delay": SPAN}),
+    "extend": (lambda: settle.extend(TABLES), lambda _: {"lease": SPAN}),
+    "renew": (lambda: settle.extend(TABLES, skip_locked=True), lambda _: {"lease": SPAN}),
+    "release": (lambda: settle.release(TABLES), lambda _: {"delay": SPAN}),
     "release what is not locked": (
-        lambda: settle.release(MODELS, skip_locked=True),
+        lambda: settle.release(TABLES, skip_locked=True),
         lambda _: {"delay": SPAN},
     ),
     "fail": (
-        lambda: settle.reschedule_failed(MODELS),
+        lambda: settle.reschedule_failed(TABLES),
         lambda n: {"errors": ["no"] * n, "delays": [SPAN] * n},
     ),
     "retry what is not locked": (
-        lambda: settle.reschedule_failed(MODELS, skip_locked=True),
+        lambda: settle.reschedule_failed(TABLES, skip_locked=True),
         lambda n: {"errors": ["no"] * n, "delays": [SPAN] * n},
     ),
-    "hold": (lambda: consume.lock_messages(MODELS), lambda _: {}),
-    "whereabouts": (lambda: settle.whereabouts(MODELS), lambda _: {}),
+    "hold": (lambda: consume.lock_messages(TABLES), lambda _: {}),
+    "whereabouts": (lambda: settle.whereabouts(TABLES), lambda _: {}),
     # Those that delete come last: in one of the states there are 100 messages.
     "archive": (
-        lambda: settle.archive(MODELS),
+        lambda: settle.archive(TABLES),
         lambda n: {"outcome": "archived", "reasons": [None] * n, "errors": [None] * n},
     ),
     "archive without a reason": (
-        lambda: settle.archive(MODELS, with_reason=False),
+        lambda: settle.archive(TABLES, with_reason=False),
         lambda _: {"outcome": "archived"},
     ),
     "archive what is not locked": (
-        lambda: settle.archive(MODELS, with_reason=False, skip_locked=True),
+        lambda: settle.archive(TABLES, with_reason=False, skip_locked=True),
         lambda _: {"outcome": "archived"},
     ),
-    "archive plainly": (lambda: settle.archive_done(MODELS), lambda _: {}),
-    "delete": (lambda: settle.delete(MODELS), lambda _: {}),
+    "archive plainly": (lambda: settle.archive_done(TABLES), lambda _: {}),
+    "delete": (lambda: settle.delete(TABLES), lambda _: {}),
 }
 
 
@@ -299,7 +301,7 @@ def test_a_turn_reads_what_it_settles_by_id_and_what_it_leases_from_the_order_in
 ) -> None:
     worker = "INSERT INTO pgqrs_workers (id, name, hostname) VALUES (1, 'w', 'h')"
     connection.execute(sa.text(worker))
-    statement = consume.settle_and_lease(MODELS)
+    statement = consume.settle_and_lease(TABLES)
     values = dequeue_values(count, cursor=cursor) | {"worker": 1}
     given = leased(connection, count)
     # Behind those that are ready: the newest are what the dead in front are not.
@@ -316,12 +318,12 @@ def test_a_turn_reads_what_it_settles_by_id_and_what_it_leases_from_the_order_in
 
 
 BY_ID: dict[str, tuple[Callable[[], Any], Callable[[list[int]], dict[str, Any]]]] = {
-    "cancel": (lambda: messages.cancel(MODELS), lambda ids: {"ids": ids, "reason": None}),
+    "cancel": (lambda: messages.cancel(TABLES), lambda ids: {"ids": ids, "reason": None}),
     "reschedule": (
-        lambda: messages.reschedule(MODELS),
+        lambda: messages.reschedule(TABLES),
         lambda ids: {"message_id": ids[0], "delay": SPAN, "at": None},
     ),
-    "leased until": (lambda: messages.leased_until(MODELS), lambda ids: {"ids": ids}),
+    "leased until": (lambda: messages.leased_until(TABLES), lambda ids: {"ids": ids}),
 }
 
 
@@ -338,12 +340,12 @@ def test_a_requeue_reads_no_message_but_those_with_its_key(
     connection: sa.Connection, explained: Callable[..., dict[str, Any]]
 ) -> None:
     values = leased(connection, 50) | {"outcome": "archived"}
-    connection.execute(settle.archive(MODELS, with_reason=False), values)
+    connection.execute(settle.archive(TABLES, with_reason=False), values)
     ids = list(connection.scalars(sa.text("SELECT id FROM pgqrs_archive")))
     values = {"ids": ids, "delay": SPAN, "attempts": None, "required": len(ids)}
-    read = scans(explained(connection, archive.requeue(MODELS), values))
+    read = scans(explained(connection, archive.requeue(TABLES), values))
     assert set(read) <= {"pgqrs_messages_dedup_key_idx"}, read
-    read = scans(explained(connection, archive.requeue_candidates(MODELS), {"ids": ids}))
+    read = scans(explained(connection, archive.requeue_candidates(TABLES), {"ids": ids}))
     assert set(read) <= {"pgqrs_messages_dedup_key_idx"}, read
 
 
@@ -355,7 +357,7 @@ def test_a_keyed_batch_reads_no_messages_but_those_that_have_its_keys(
     item = '["x",null,null,0,null,null,"{}"]'.format
     values = {"queue": "mail", "size": 1, "producer": None, "keys": keys[:live]}
     values["items"] = f"[{','.join(map(item, keys[:live]))}]"
-    statement = enqueue.many(MODELS, keyed=True, notify=False)
+    statement = enqueue.many(TABLES, keyed=True, notify=False)
     connection.execute(statement, values)
     values |= {"keys": keys, "items": f"[{','.join(map(item, keys))}]"}
     read = scans(explained(connection, statement, values))
@@ -370,7 +372,7 @@ def test_burying_reads_what_is_out_of_attempts(
     spent = "UPDATE pgqrs_messages SET max_read_ct = 1 WHERE id = ANY(:ids)"
     connection.execute(sa.text(spent), {"ids": values["ids"]})
     limited = {"queue": "mail", "limit": 10}
-    read = scans(explained(connection, archive.dead_letter_exhausted(MODELS), limited))
+    read = scans(explained(connection, archive.dead_letter_exhausted(TABLES), limited))
     assert set(read) <= {"pgqrs_messages_spent_idx", "pgqrs_messages_pkey"}, read
     assert max(read.values()) <= 2 * 50, read
 
@@ -388,7 +390,7 @@ def test_handing_back_what_a_lost_turn_has_leased_reads_the_messages_once(
         "known": [],
     }
     there = connection.scalar(sa.text("SELECT count(*) FROM pgqrs_messages"))
-    read = scans(explained(connection, consume.release_unanswered(MODELS), values))
+    read = scans(explained(connection, consume.release_unanswered(TABLES), values))
     assert sum(read.values()) <= there, read
 
 
@@ -441,7 +443,7 @@ def test_a_look_at_idle_queues_reads_a_few_pages_of_the_indexes_for_each_of_them
     count: int,
 ) -> None:
     connection.execute(sa.text(MANY_QUEUES))
-    statement = consume.check_queues(Models())
+    statement = consume.check_queues(TABLES)
     plan = explained(connection, statement, look_values(connection, count))
     assert sum(scans(plan).values()) == 0
     assert pages(plan) <= 10 * count + 20
@@ -470,6 +472,6 @@ def test_a_look_does_not_read_a_million_messages_of_ten_thousand_other_queues(
         assert connection.scalar(sa.text("SELECT count(*) FROM pgqrs_messages")) > 1_000_000
         if analysed:
             connection.execute(sa.text("VACUUM ANALYZE pgqrs_messages"))
-        plan = explained(connection, consume.check_queues(Models()), look_values(connection, 200))
+        plan = explained(connection, consume.check_queues(TABLES), look_values(connection, 200))
         assert sum(scans(plan).values()) == 0
         assert pages(plan) <= 200 * 10

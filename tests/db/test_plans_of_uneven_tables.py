@@ -13,11 +13,12 @@ import pytest
 import sqlalchemy as sa
 
 from pgqrs_sa._core.sql import archive, counts, health, queries
+from pgqrs_sa._core.tables import tables_of
+from pgqrs_sa.models import READY_MADE
 
 from .test_plans import explain
 from .test_plans_of_readers import (
     LIVE,
-    MODELS,
     QUEUES,
     SETTLED,
     STEP,
@@ -26,6 +27,8 @@ from .test_plans_of_readers import (
     reading_connection,
     renew,
 )
+
+TABLES = tables_of(READY_MADE)
 
 
 @pytest.fixture
@@ -48,10 +51,10 @@ def unequal(kept: Any) -> Iterator[sa.Connection]:
 def test_a_small_queue_beside_a_large_one_is_counted_by_its_own_entries(
     unequal: sa.Connection,
 ) -> None:
-    plan = explain(unequal, queries.metrics(MODELS, one_queue=True), {"queue_id": 2})
+    plan = explain(unequal, queries.metrics(TABLES, one_queue=True), {"queue_id": 2})
     scans, rows = looked_at(plan, "pgqrs_messages")
     assert (scans, rows <= 300) == (0, True), rows
-    found = queries.find(MODELS, in_queue=True, state=None, by_payload=False, where=())
+    found = queries.find(TABLES, in_queue=True, state=None, by_payload=False, where=())
     plan = explain(unequal, queries.count(found), {"queue_id": 2, "after": 0, "limit": None})
     assert looked_at(plan, "pgqrs_messages")[0] == 0
 
@@ -68,7 +71,7 @@ def test_dead_letters_of_one_queue_are_not_looked_for_in_the_others(
         connection.exec_driver_sql("UPDATE pgqrs_archive SET outcome = 'dead'")
         if analysed:
             connection.exec_driver_sql("ANALYZE pgqrs_archive")
-        for statement in (queries.metrics(MODELS, one_queue=False), health.overview(MODELS)):
+        for statement in (queries.metrics(TABLES, one_queue=False), health.overview(TABLES)):
             given = {key: STEP[key] for key in STEP if key in statement.compile().params}
             plan = explain(connection, statement, given)
             scans, rows = looked_at(plan, "pgqrs_archive")
@@ -101,7 +104,7 @@ def test_a_chunk_of_a_prune_reads_what_it_deletes(
             values["queue"] = "q2"
         if not by_retention:
             values["older_than"] = timedelta(hours=1)
-        statement = archive.prune(MODELS, one_queue=one_queue, by_retention=by_retention)
+        statement = archive.prune(TABLES, one_queue=one_queue, by_retention=by_retention)
         for _ in range(3):
             plan = explain(connection, statement, values)
             scans, rows = looked_at(plan, "pgqrs_archive")

@@ -19,10 +19,11 @@ from pgqrs_sa.doctor import server_checks
 from pgqrs_sa.doctor.findings import Thresholds
 from pgqrs_sa.doctor.queue_checks import CHECKS, diagnose
 from pgqrs_sa.errors import InvalidArgument
+from pgqrs_sa.models import READY_MADE
 from support.waiting import until
 
 NOTHING = timedelta(0)
-CONTEXT = Context.of(None, None, None, allow_autocommit=True)
+CONTEXT = Context.of(READY_MADE, None, None, allow_autocommit=True)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pgqrs_sa import (
 from pgqrs_sa._core.context import Context
 from pgqrs_sa.doctor.findings import Thresholds
 from pgqrs_sa.doctor.queue_checks import diagnose
+from pgqrs_sa.models import READY_MADE
 from support.cases import each_case
 
 
@@ -59,7 +60,7 @@ def test_tables_of_a_host_with_more_columns_are_healthy(database, schema):
 def test_tables_made_without_alembic_are_healthy(database):
     engine = sa.create_engine(database.url, poolclass=sa.NullPool)
     metadata.create_all(engine)
-    context = Context.of(None, None, None, allow_autocommit=False)
+    context = Context.of(READY_MADE, None, None, allow_autocommit=False)
     with Session(engine) as session:
         assert diagnose(session, context) == []
 
@@ -218,7 +219,7 @@ def test_a_read_only_transaction_sees_all_but_expressions(engine, sql, fixed, ki
     sql(damage.replace(";", "\n"))
     with Session(engine) as session:
         session.connection(execution_options={"postgresql_readonly": True})
-        findings = diagnose(session, Context.of(None, None, None, allow_autocommit=False))
+        findings = diagnose(session, Context.of(READY_MADE, None, None, allow_autocommit=False))
     *found, last = sorted(findings, key=lambda finding: finding.subject == "comparison")
     assert "read-only" in last.problem
     assert "not compared" in last.problem
@@ -231,7 +232,7 @@ def test_a_read_only_transaction_sees_all_but_expressions(engine, sql, fixed, ki
 def test_autocommit_is_less_exact_and_leaves_nothing(engine, rows):
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
     with Session(autocommit) as session:
-        context = Context.of(None, None, None, allow_autocommit=True)
+        context = Context.of(READY_MADE, None, None, allow_autocommit=True)
         (finding,) = diagnose(session, context, only=["drift"], limits=Thresholds())
     assert "AUTOCOMMIT" in finding.problem
     assert rows("SELECT FROM pg_class WHERE relname ~ '^pgqrs' AND relpersistence = 't'") == []
@@ -239,6 +240,6 @@ def test_autocommit_is_less_exact_and_leaves_nothing(engine, rows):
 
 def test_the_session_is_left_as_it_was(session, service):
     service.enqueue("mail", 1)
-    diagnose(session, Context.of(None, None, None, allow_autocommit=False))
+    diagnose(session, Context.of(READY_MADE, None, None, allow_autocommit=False))
     session.commit()
     assert service.messages.metrics("mail").ready == 1

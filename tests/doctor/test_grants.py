@@ -23,6 +23,7 @@ from pgqrs_sa.cli.queries import count_live
 from pgqrs_sa.doctor.queue_checks import diagnose
 from pgqrs_sa.errors import InvalidArgument
 from pgqrs_sa.grants import ROLES, grants
+from pgqrs_sa.models import READY_MADE
 
 
 @pytest.fixture
@@ -235,7 +236,7 @@ def test_a_dashboard_sees_no_contents_and_changes_nothing(role, stocked):
     )
 
 
-CONTEXT = Context.of(None, None, None, allow_autocommit=True)
+CONTEXT = Context.of(READY_MADE, None, None, allow_autocommit=True)
 
 
 def test_a_dashboard_role_may_run_the_doctor(role, stocked):

@@ -8,8 +8,9 @@ import sqlalchemy as sa
 from pgqrs_sa import QueueService
 from pgqrs_sa._core.context import Context
 from pgqrs_sa.doctor.queue_checks import diagnose
+from pgqrs_sa.models import READY_MADE
 
-CONTEXT = Context.of(None, None, None, allow_autocommit=False)
+CONTEXT = Context.of(READY_MADE, None, None, allow_autocommit=False)
 
 
 def fix(session, finding) -> None:

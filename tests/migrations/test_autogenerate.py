@@ -14,7 +14,7 @@ from pgqrs_sa import migrations
 from pgqrs_sa._core.context import Context
 from pgqrs_sa.doctor.queue_checks import diagnose
 from pgqrs_sa.errors import IncompleteSchema, SchemaVersionError
-from pgqrs_sa.models import metadata
+from pgqrs_sa.models import READY_MADE, metadata
 
 ORDER = """
 class Order(Base):
@@ -368,7 +368,7 @@ def test_both_halves_of_a_rename_by_hand_are_proposed(host, body, what):
     host.upgrade()
     host.check()
     with Session(sa.create_engine(host.url, poolclass=sa.NullPool)) as session:
-        assert diagnose(session, Context.of(None, None, None, allow_autocommit=True)) == []
+        assert diagnose(session, Context.of(READY_MADE, None, None, allow_autocommit=True)) == []
 
 
 def test_a_hosts_index_that_is_removed_brings_back_none_of_ours(host, body):

@@ -18,6 +18,7 @@ from pgqrs_sa._core.context import Context
 from pgqrs_sa.doctor.queue_checks import diagnose
 from pgqrs_sa.errors import InvalidArgument, SchemaVersionError
 from pgqrs_sa.migrations import install as steps
+from pgqrs_sa.models import READY_MADE
 from pgqrs_sa.pgqrs import Admin, Config
 
 UP = "op.pgqrs_upgrade(from_version=0, to_version=1)"
@@ -318,7 +319,7 @@ def test_an_application_finds_its_tables_along_the_search_path(tenants):
 
 def test_the_doctor_looks_at_one_schema_only(tenants, pgqrs):
     """The tables that an application finds first; what is missing there is not in another one."""
-    context = Context.of(None, None, None, allow_autocommit=True)
+    context = Context.of(READY_MADE, None, None, allow_autocommit=True)
 
     def examine() -> list[Any]:
         with tenants.connect("a,public") as connection, Session(connection) as session:

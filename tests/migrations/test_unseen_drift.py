@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa._core.context import Context
 from pgqrs_sa.doctor.queue_checks import diagnose
+from pgqrs_sa.models import READY_MADE
 
-CONTEXT = Context.of(None, None, None, allow_autocommit=True)
+CONTEXT = Context.of(READY_MADE, None, None, allow_autocommit=True)
 UNSEEN = {
     "the predicate of an index": (
         (

@@ -14,12 +14,14 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from pgqrs_sa import ArchivedMessage, Message, Models, metadata
+from pgqrs_sa import ArchivedMessage, Message, metadata
 from pgqrs_sa._core.sql import archive, consume, lease, messages, queues, settle, workers
+from pgqrs_sa._core.tables import tables_of
+from pgqrs_sa.models import READY_MADE
 from support import every_row
 from support.waiting import PATIENCE, until_blocked
 
-MODELS = Models()
+TABLES = tables_of(READY_MADE)
 
 
 @pytest.fixture
@@ -45,25 +47,25 @@ def fence(deliveries: Any, **more: Any) -> dict[str, Any]:
 
 SKIPPING: dict[str, tuple[Callable[..., Any], Callable[[int], dict[str, Any]]]] = {
     "archive": (
-        lambda: settle.archive(MODELS, skip_locked=True),
+        lambda: settle.archive(TABLES, skip_locked=True),
         lambda n: {"outcome": "archived", "reasons": [None] * n, "errors": [None] * n},
     ),
     "archive without a reason": (
-        lambda: settle.archive(MODELS, with_reason=False, skip_locked=True),
+        lambda: settle.archive(TABLES, with_reason=False, skip_locked=True),
         lambda _: {"outcome": "archived"},
     ),
-    "archive plainly": (lambda: settle.archive_done(MODELS), lambda _: {}),
-    "delete": (lambda: settle.delete(MODELS, skip_locked=True), lambda _: {}),
+    "archive plainly": (lambda: settle.archive_done(TABLES), lambda _: {}),
+    "delete": (lambda: settle.delete(TABLES, skip_locked=True), lambda _: {}),
     "extend": (
-        lambda: settle.extend(MODELS, skip_locked=True),
+        lambda: settle.extend(TABLES, skip_locked=True),
         lambda _: {"lease": timedelta(minutes=1)},
     ),
     "release": (
-        lambda: settle.release(MODELS, skip_locked=True),
+        lambda: settle.release(TABLES, skip_locked=True),
         lambda _: {"delay": timedelta(0)},
     ),
     "fail": (
-        lambda: settle.reschedule_failed(MODELS, skip_locked=True),
+        lambda: settle.reschedule_failed(TABLES, skip_locked=True),
         lambda n: {"errors": ["no"] * n, "delays": [timedelta(0)] * n},
     ),
 }
@@ -91,7 +93,7 @@ def test_whereabouts_are_read_of_the_messages_asked_for_and_no_others(service, s
     live = [one.id for one in service.messages.find("mail")]
     settled = [one.original_msg_id for one in service.archived.find("mail")]
     asked = [live[0], settled[0], 10**9]
-    rows = session.execute(settle.whereabouts(MODELS), {"ids": asked}).all()
+    rows = session.execute(settle.whereabouts(TABLES), {"ids": asked}).all()
     assert [row.id for row in rows] == [live[0], settled[0]]
 
 
@@ -100,42 +102,42 @@ def test_whereabouts_are_read_of_the_messages_asked_for_and_no_others(service, s
 LOCKED_OUT: dict[str, tuple[Callable[[], Any], dict[str, Any], str, int, set[int]]] = {
     # What builds the statement, its values, a row that is locked, and the rows that it then takes.
     "bury": (
-        lambda: archive.dead_letter_exhausted(MODELS),
+        lambda: archive.dead_letter_exhausted(TABLES),
         {"queue": "mail", "limit": 9},
         "messages",
         every_row.SPENT,
         set(),
     ),
     "release leases": (
-        lambda: workers.release_leases(MODELS),
+        lambda: workers.release_leases(TABLES),
         {"ids": [every_row.BUSY]},
         "messages",
         every_row.LEASED,
         {every_row.LAST},
     ),
     "hand back": (
-        lambda: consume.release_unanswered(MODELS),
+        lambda: consume.release_unanswered(TABLES),
         every_row.unanswered(every_row.BUSY),
         "messages",
         every_row.LEASED,
         {every_row.LAST},
     ),
     "stop the silent": (
-        lambda: workers.stop_silent(MODELS, in_queue=False, holding=False),
+        lambda: workers.stop_silent(TABLES, in_queue=False, holding=False),
         {"silent_for": timedelta(days=1)},
         "workers",
         every_row.SILENT,
         {every_row.SUSPENDED, every_row.QUIET},
     ),
     "prune": (
-        lambda: archive.prune(MODELS, one_queue=False, by_retention=False),
+        lambda: archive.prune(TABLES, one_queue=False, by_retention=False),
         {"limit": 9, "older_than": timedelta(hours=1)},
         "archive",
         every_row.OLD,
         {every_row.OLD_ELSEWHERE, every_row.KEPT},
     ),
     "dequeue": (
-        lambda: lease.dequeue(MODELS, by_worker=False),
+        lambda: lease.dequeue(TABLES, by_worker=False),
         {"queue": "mail", "limit": 2, "lease": None, "attempts": None, "worker": None},
         "messages",
         every_row.READY,
@@ -191,7 +193,7 @@ def rows_of(statement: Any, **values: Any) -> Callable[[Session], list[int]]:
 
 def test_a_batch_of_which_one_is_settled_this_very_moment_is_not_settled_at_all(staged) -> None:
     """What was counted before the wait is counted once more after it."""
-    delete = settle.delete(MODELS)
+    delete = settle.delete(TABLES)
     tokens = [every_row.token(every_row.LEASED), every_row.token(every_row.LAST)]
     both = {"ids": [every_row.LEASED, every_row.LAST], "tokens": tokens, "required": 2}
     with Session(staged) as first:
@@ -204,7 +206,7 @@ def test_a_batch_of_which_one_is_settled_this_very_moment_is_not_settled_at_all(
 
 
 def test_a_batch_of_which_one_is_requeued_this_very_moment_is_not_requeued_at_all(staged) -> None:
-    requeue = archive.requeue(MODELS)
+    requeue = archive.requeue(TABLES)
     values = {"attempts": None, "delay": timedelta(0)}
     both = values | {"ids": [every_row.OLD, every_row.DEAD], "required": 2}
     with Session(staged) as first:
@@ -219,11 +221,11 @@ def test_a_batch_of_which_one_is_requeued_this_very_moment_is_not_requeued_at_al
 
 CANCEL = {
     "cancel": (
-        lambda: messages.cancel(MODELS),
+        lambda: messages.cancel(TABLES),
         {"ids": [every_row.READY, every_row.LATER], "reason": None},
     ),
     "cancel where": (
-        lambda: messages.cancel_where(MODELS, (Message.id.in_([1, 4]),), by_payload=False),
+        lambda: messages.cancel_where(TABLES, (Message.id.in_([1, 4]),), by_payload=False),
         {"queue": "mail", "reason": None},
     ),
 }
@@ -234,7 +236,7 @@ def test_what_is_leased_this_very_moment_is_not_cancelled(staged, way: str) -> N
     build, values = CANCEL[way]
     leasing = {"queue": "mail", "limit": 2, "lease": None, "attempts": None, "worker": None}
     with Session(staged) as first:
-        taken = rows_of(lease.dequeue(MODELS, by_worker=False), **leasing)(first)
+        taken = rows_of(lease.dequeue(TABLES, by_worker=False), **leasing)(first)
         assert every_row.READY in taken
         with Waiting(staged, rows_of(build(), **values)) as second:
             first.commit()
@@ -242,7 +244,7 @@ def test_what_is_leased_this_very_moment_is_not_cancelled(staged, way: str) -> N
 
 
 def test_a_purge_takes_others_in_the_place_of_what_was_purged_this_very_moment(staged) -> None:
-    purge = queues.purge(MODELS)
+    purge = queues.purge(TABLES)
     values = {"queue": "mail", "limit": 2, "up_to": None}
 
     def count(session: Session) -> Any:

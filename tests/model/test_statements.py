@@ -15,14 +15,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.orm import Session
 
-from pgqrs_sa import Models
+from pgqrs_sa import Message
 from pgqrs_sa._core.sql import (
     archive,
     consume,
     counts,
     enqueue,
-    flush,
-    fragments,
     health,
     integrity,
     lease,
@@ -33,12 +31,13 @@ from pgqrs_sa._core.sql import (
     wakeup,
     workers,
 )
+from pgqrs_sa._core.tables import tables_of
+from pgqrs_sa.models import READY_MADE
 from support import every_row
 from support.cases import each_case
 from support.every_row import MAIL, OTHER, Seen
 
-MODELS = Models()
-TABLES = fragments.tables(MODELS)
+TABLES = tables_of(READY_MADE)
 SPAN = timedelta(minutes=10)
 HELD = ("dequeued_at", "consumer_worker_id")  # the fencing token stays: each lease sets a new one
 
@@ -97,18 +96,18 @@ def settling(tokens: Any = TOKENS, **more: Any) -> dict[str, tuple[Any, dict[str
     texts = {"reasons": ["why"] * n, "errors": ["err"] * n}
     return {
         "archive": (
-            settle.archive(MODELS),
+            settle.archive(TABLES),
             fence(tokens, outcome="discarded", **texts, **more),
         ),
         "archive without a reason": (
-            settle.archive(MODELS, with_reason=False),
+            settle.archive(TABLES, with_reason=False),
             fence(tokens, outcome="archived", **more),
         ),
-        "delete": (settle.delete(MODELS), fence(tokens, **more)),
-        "extend": (settle.extend(MODELS), fence(tokens, lease=SPAN, **more)),
-        "release": (settle.release(MODELS), fence(tokens, delay=SPAN, **more)),
+        "delete": (settle.delete(TABLES), fence(tokens, **more)),
+        "extend": (settle.extend(TABLES), fence(tokens, lease=SPAN, **more)),
+        "release": (settle.release(TABLES), fence(tokens, delay=SPAN, **more)),
         "fail": (
-            settle.reschedule_failed(MODELS),
+            settle.reschedule_failed(TABLES),
             fence(tokens, errors=["err"] * n, delays=[SPAN] * n, **more),
         ),
     }
@@ -170,7 +169,7 @@ def test_a_failure_is_put_back_only_with_an_attempt_left(session: Session) -> No
 
 def test_whereabouts_are_of_the_messages_asked_for(session: Session) -> None:
     asked = [every_row.READY, every_row.LEASED, 101, 999]
-    rows = session.execute(settle.whereabouts(MODELS), {"ids": asked}).all()
+    rows = session.execute(settle.whereabouts(TABLES), {"ids": asked}).all()
     assert [(row.id, row.state, row.held, row.settled) for row in rows] == [
         (every_row.READY, "ready", False, False),
         (every_row.LEASED, "leased", True, False),
@@ -190,7 +189,7 @@ def leasing(**more: Any) -> dict[str, Any]:
 
 
 def test_what_is_visible_in_one_queue_and_has_attempts_is_leased(session: Session) -> None:
-    seen = Seen(session, lease.dequeue(MODELS, by_worker=True), leasing())
+    seen = Seen(session, lease.dequeue(TABLES, by_worker=True), leasing())
     assert seen.changed == {"messages": set(TAKEN)}
     assert sorted(ids(seen)) == sorted(TAKEN)
     for id_ in TAKEN:
@@ -211,7 +210,7 @@ def test_what_is_visible_in_one_queue_and_has_attempts_is_leased(session: Sessio
 
 def test_the_lease_and_the_attempts_may_be_given_with_the_call(session: Session) -> None:
     values = leasing(lease=SPAN, attempts=2, worker=None, limit=2)
-    seen = Seen(session, lease.dequeue(MODELS, by_worker=False), values)
+    seen = Seen(session, lease.dequeue(TABLES, by_worker=False), values)
     assert seen.changed == {"messages": set(TAKEN[:2])}
     for id_ in TAKEN[:2]:
         row = seen.now["messages", id_]
@@ -221,7 +220,7 @@ def test_the_lease_and_the_attempts_may_be_given_with_the_call(session: Session)
 
 @each_case("worker", [every_row.SUSPENDED, every_row.GONE, 999], before="rollback")
 def test_a_worker_that_may_not_leases_nothing(session: Session, worker: int) -> None:
-    statement = lease.dequeue(MODELS, by_worker=True)
+    statement = lease.dequeue(TABLES, by_worker=True)
     assert session.execute(statement, leasing(worker=worker)).all() == []
     assert session.execute(statement, leasing(queue="paused")).all() == []
     assert session.execute(statement, leasing(queue="short")).all() == []
@@ -229,7 +228,7 @@ def test_a_worker_that_may_not_leases_nothing(session: Session, worker: int) -> 
 
 def places(session: Session, table: str = "f{}", ids: Sequence[int] = (every_row.READY,)) -> Any:
     """Where a dequeue goes on from: these messages, at their levels."""
-    last = [session.get_one(MODELS.message, id_) for id_ in ids]
+    last = [session.get_one(Message, id_) for id_ in ids]
     oid = session.scalar(sa.text("SELECT CAST('pgqrs_messages'::regclass AS oid)"))
     rows = [f'{{"level": {one.priority}, "vt": "{one.vt}", "id": {one.id}}}' for one in last]
     cursor = f'{{"{table.format(oid)}": [{", ".join(rows)}]}}'
@@ -240,7 +239,7 @@ def test_behind_a_place_only_what_lies_behind_it_is_leased_at_its_own_level(
     session: Session,
 ) -> None:
     values = leasing(**places(session))
-    seen = Seen(session, lease.dequeue(MODELS, by_worker=True), values)
+    seen = Seen(session, lease.dequeue(TABLES, by_worker=True), values)
     assert seen.changed == {"messages": {every_row.URGENT, every_row.LAPSED, every_row.LIMITED}}
     assert {row.cursor_table[0] for row in seen.rows} == {"f"}
 
@@ -248,19 +247,19 @@ def test_behind_a_place_only_what_lies_behind_it_is_leased_at_its_own_level(
 @each_case("order", [1, -1], before="rollback")
 def test_places_may_come_in_any_order(session: Session, order: int) -> None:
     ids = [every_row.URGENT, every_row.READY][::order]
-    seen = Seen(session, lease.dequeue(MODELS, by_worker=True), leasing(**places(session, ids=ids)))
+    seen = Seen(session, lease.dequeue(TABLES, by_worker=True), leasing(**places(session, ids=ids)))
     assert seen.changed == {"messages": {every_row.LAPSED, every_row.LIMITED}}
 
 
 @each_case("table", ["t{}", "f{}0", "f"], before="rollback")
 def test_places_of_another_table_are_not_used(session: Session, table: str) -> None:
-    seen = Seen(session, lease.dequeue(MODELS, by_worker=True), leasing(**places(session, table)))
+    seen = Seen(session, lease.dequeue(TABLES, by_worker=True), leasing(**places(session, table)))
     assert seen.changed == {"messages": set(TAKEN)}
 
 
 def test_criteria_leave_out_what_does_not_match(session: Session) -> None:
     where = (TABLES.message.c.id != every_row.URGENT,)
-    statement = lease.dequeue_where(MODELS, where, by_worker=True)
+    statement = lease.dequeue_where(TABLES, where, by_worker=True)
     seen = Seen(session, statement, leasing())
     assert seen.changed == {"messages": set(TAKEN[1:])}
 
@@ -270,7 +269,7 @@ def test_criteria_leave_out_what_does_not_match(session: Session) -> None:
 
 def test_a_turn_archives_what_is_held_and_leases_what_comes_next(session: Session) -> None:
     values = fence(TOKENS[:2] + TOKENS[3:]) | leasing(limit=2)
-    seen = Seen(session, consume.settle_and_lease(MODELS), values)
+    seen = Seen(session, consume.settle_and_lease(TABLES), values)
     assert seen.gone == {"messages": {every_row.LEASED, every_row.SILENTS}}
     assert seen.changed == {"messages": set(TAKEN[:2])}
     assert {row["outcome"] for row in seen.new} == {"archived"}
@@ -301,14 +300,14 @@ def test_a_look_finds_what_this_worker_could_lease_and_what_is_exhausted(
     session: Session, named: list[str], worker: int, found: list[str]
 ) -> None:
     values = {"queues": named, "worker": worker}
-    rows = session.execute(consume.check_queues(MODELS), values)
+    rows = session.execute(consume.check_queues(TABLES), values)
     assert sorted(f"{row.queue} {row.found}" for row in rows) == found
 
 
 def test_nothing_is_ready_in_a_queue_of_leases_and_scheduled_messages(session: Session) -> None:
     session.execute(sa.delete(TABLES.message).where(TABLES.message.c.id == every_row.ELSEWHERE))
     values = {"queues": ["other"], "worker": every_row.BUSY}
-    rows = session.execute(consume.check_queues(MODELS), values).all()
+    rows = session.execute(consume.check_queues(TABLES), values).all()
     assert [(row.queue, row.found) for row in rows] == [("other", "exhausted")]
 
 
@@ -318,14 +317,14 @@ def test_a_look_finds_what_is_ready_behind_an_urgent_message_that_is_scheduled(
     behind = sa.insert(TABLES.message).values(queue_id=every_row.SHORT, payload="1")
     session.execute(behind.values(priority=-5, vt=sa.text("now() + interval '1 day'")))
     values = {"queues": ["short"], "worker": every_row.BUSY}
-    assert session.execute(consume.check_queues(MODELS), values).all() == []
+    assert session.execute(consume.check_queues(TABLES), values).all() == []
     session.execute(behind.values(priority=3))
-    assert session.execute(consume.check_queues(MODELS), values).all() == [("short", "ready")]
+    assert session.execute(consume.check_queues(TABLES), values).all() == [("short", "ready")]
 
 
 def test_what_a_turn_without_a_reply_has_leased_is_handed_back_uncharged(session: Session) -> None:
     values = every_row.unanswered(every_row.BUSY, known=[every_row.token(every_row.LEASED)])
-    seen = Seen(session, consume.release_unanswered(MODELS), values)
+    seen = Seen(session, consume.release_unanswered(TABLES), values)
     assert seen.changed == {"messages": {every_row.LAST}}
     assert ids(seen) == [every_row.LAST]
     row = seen.now["messages", every_row.LAST]
@@ -352,14 +351,14 @@ def test_only_what_a_turn_without_a_reply_can_have_leased_is_handed_back(
     session: Session, changes: dict[str, Any], given_back: set[int]
 ) -> None:
     values = every_row.unanswered(every_row.BUSY, **changes)
-    assert {*ids(Seen(session, consume.release_unanswered(MODELS), values))} == given_back
+    assert {*ids(Seen(session, consume.release_unanswered(TABLES), values))} == given_back
 
 
 def test_a_lease_that_was_extended_is_not_handed_back(session: Session) -> None:
     """Nobody extends what nobody knows of."""
     longer = sa.text("UPDATE pgqrs_messages SET vt = vt + interval '1 s' WHERE id = :id")
     session.execute(longer, {"id": every_row.LEASED})
-    seen = Seen(session, consume.release_unanswered(MODELS), every_row.unanswered(every_row.BUSY))
+    seen = Seen(session, consume.release_unanswered(TABLES), every_row.unanswered(every_row.BUSY))
     assert ids(seen) == [every_row.LAST]
 
 
@@ -367,7 +366,7 @@ def test_a_lease_that_was_extended_is_not_handed_back(session: Session) -> None:
 
 
 def test_only_the_exhausted_of_one_queue_are_buried(session: Session) -> None:
-    seen = Seen(session, archive.dead_letter_exhausted(MODELS), {"queue": "mail", "limit": 9})
+    seen = Seen(session, archive.dead_letter_exhausted(TABLES), {"queue": "mail", "limit": 9})
     assert seen.gone == {"messages": {every_row.SPENT}}
     assert ids(seen) == [every_row.SPENT]
     (row,) = seen.new
@@ -381,7 +380,7 @@ def requeueing(*which: int, required: int | None = None) -> dict[str, Any]:
 
 def test_what_is_requeued_is_what_was_asked_for(session: Session) -> None:
     which = (every_row.OLD, every_row.DEAD, every_row.OLD_ELSEWHERE)
-    seen = Seen(session, archive.requeue(MODELS), requeueing(*which))
+    seen = Seen(session, archive.requeue(TABLES), requeueing(*which))
     assert (seen.gone, seen.changed) == ({"archive": set(which)}, {})
     assert {row["id"]: row["max_read_ct"] for row in seen.new} == {101: 6, 102: 10, 103: 8}
     for row in seen.new:
@@ -401,7 +400,7 @@ def test_what_is_requeued_is_what_was_asked_for(session: Session) -> None:
     before="rollback",
 )
 def test_none_is_requeued_when_one_cannot_be(session: Session, which: tuple[int, ...]) -> None:
-    seen = Seen(session, archive.requeue(MODELS), requeueing(*which))
+    seen = Seen(session, archive.requeue(TABLES), requeueing(*which))
     assert (seen.gone, seen.new, seen.rows) == ({}, [], [])
 
 
@@ -409,7 +408,7 @@ def test_none_is_requeued_when_one_cannot_be(session: Session, which: tuple[int,
 def test_a_key_that_another_archived_message_has_is_no_hindrance(
     session: Session, id_: int
 ) -> None:
-    seen = Seen(session, archive.requeue(MODELS), requeueing(id_))
+    seen = Seen(session, archive.requeue(TABLES), requeueing(id_))
     assert seen.gone == {"archive": {id_}}
 
 
@@ -417,13 +416,13 @@ def test_a_key_that_is_live_in_another_queue_is_no_hindrance(session: Session) -
     table = TABLES.message
     elsewhere = sa.update(table).where(table.c.id == every_row.ELSEWHERE).values(dedup_key="k")
     session.execute(elsewhere)
-    seen = Seen(session, archive.requeue(MODELS), requeueing(every_row.OLD))
+    seen = Seen(session, archive.requeue(TABLES), requeueing(every_row.OLD))
     assert seen.gone == {"archive": {every_row.OLD}}
 
 
 def test_which_live_message_has_the_key_of_an_archived_one(session: Session) -> None:
     asked = {"ids": [every_row.OLD, every_row.DEAD, every_row.LIVE_KEY, 999]}
-    rows = session.execute(archive.requeue_candidates(MODELS), asked).all()
+    rows = session.execute(archive.requeue_candidates(TABLES), asked).all()
     assert sorted((row.id, row.original_msg_id, row.live_id) for row in rows) == [
         (every_row.OLD, 101, None),
         (every_row.DEAD, 102, None),
@@ -436,7 +435,7 @@ def test_which_live_message_has_the_key_of_an_archived_one(session: Session) -> 
 def test_what_is_pruned_is_old_enough_for_its_queue(
     session: Session, one_queue: bool, by_retention: bool
 ) -> None:
-    statement = archive.prune(MODELS, one_queue=one_queue, by_retention=by_retention)
+    statement = archive.prune(TABLES, one_queue=one_queue, by_retention=by_retention)
     values = {"limit": 9, "queue": "mail", "older_than": timedelta(hours=1)}
     expected = {every_row.OLD}
     if not one_queue:
@@ -445,7 +444,7 @@ def test_what_is_pruned_is_old_enough_for_its_queue(
 
 
 def test_only_these_archived_messages_are_deleted(session: Session) -> None:
-    seen = Seen(session, archive.delete(MODELS), {"ids": [every_row.OLD, 999]})
+    seen = Seen(session, archive.delete(TABLES), {"ids": [every_row.OLD, 999]})
     assert seen.gone == {"archive": {every_row.OLD}}
     assert ids(seen) == [every_row.OLD]
 
@@ -455,19 +454,19 @@ def test_only_these_archived_messages_are_deleted(session: Session) -> None:
 
 def test_one_worker_is_read_and_one_is_written(session: Session) -> None:
     asked = {"worker_id": every_row.SILENT}
-    assert [row.id for row in session.execute(workers.get(MODELS), asked)] == [every_row.SILENT]
-    seen = Seen(session, workers.heartbeat(MODELS), asked | {"leased": 1})
+    assert [row.id for row in session.execute(workers.get(TABLES), asked)] == [every_row.SILENT]
+    seen = Seen(session, workers.heartbeat(TABLES), asked | {"leased": 1})
     assert seen.changed == {"workers": {every_row.SILENT}}
     assert seen.columns("workers", every_row.SILENT) == {"heartbeat_at"}
     assert about(seen.now["workers", every_row.SILENT]["heartbeat_at"])
-    seen = Seen(session, workers.heartbeat(MODELS), asked | {"leased": 7})
+    seen = Seen(session, workers.heartbeat(TABLES), asked | {"leased": 7})
     assert seen.now["workers", every_row.SILENT]["leased"] == 7
-    seen = Seen(session, workers.heartbeat(MODELS), asked | {"leased": None})
+    seen = Seen(session, workers.heartbeat(TABLES), asked | {"leased": None})
     assert seen.now["workers", every_row.SILENT]["leased"] is None
-    seen = Seen(session, workers.set_status(MODELS, "suspended"), asked)
+    seen = Seen(session, workers.set_status(TABLES, "suspended"), asked)
     assert seen.changed == {"workers": {every_row.SILENT}}
     assert seen.columns("workers", every_row.SILENT) == {"status"}
-    seen = Seen(session, workers.set_status(MODELS, "stopped"), asked)
+    seen = Seen(session, workers.set_status(TABLES, "stopped"), asked)
     assert seen.columns("workers", every_row.SILENT) == {"status", "shutdown_at"}
     assert seen.now["workers", every_row.SILENT]["status"] == "stopped"
 
@@ -475,9 +474,9 @@ def test_one_worker_is_read_and_one_is_written(session: Session) -> None:
 def test_a_worker_that_is_stopped_stays_as_it_is(session: Session) -> None:
     asked = {"worker_id": every_row.STOPPED}
     for statement in (
-        workers.heartbeat(MODELS),
-        workers.set_status(MODELS, "ready"),
-        workers.set_status(MODELS, "stopped"),
+        workers.heartbeat(TABLES),
+        workers.set_status(TABLES, "ready"),
+        workers.set_status(TABLES, "stopped"),
     ):
         seen = Seen(session, statement, asked | {"leased": None})
         assert (seen.changed, seen.rows) == ({}, [])
@@ -496,13 +495,13 @@ def test_a_worker_that_is_stopped_stays_as_it_is(session: Session) -> None:
 def test_workers_are_listed_by_status_and_queue(
     session: Session, status: Any, in_queue: bool, found: list[int]
 ) -> None:
-    statement = workers.everything(MODELS, status=status, in_queue=in_queue)
+    statement = workers.everything(TABLES, status=status, in_queue=in_queue)
     rows = session.execute(statement, {"queue": "other"} if in_queue else {})
     assert [row.id for row in rows] == found
 
 
 def test_the_health_of_workers_is_what_each_of_them_has_reported(session: Session) -> None:
-    rows = session.execute(workers.health(MODELS)).all()
+    rows = session.execute(workers.health(TABLES)).all()
     assert {row.id: row.leased for row in rows} == {
         every_row.BUSY: 2,
         every_row.SILENT: 1,
@@ -524,7 +523,7 @@ def test_the_health_of_workers_is_what_each_of_them_has_reported(session: Sessio
 def test_the_silent_are_stopped_and_nobody_else(
     session: Session, in_queue: bool, holding: bool, found: set[int]
 ) -> None:
-    statement = workers.stop_silent(MODELS, in_queue=in_queue, holding=holding)
+    statement = workers.stop_silent(TABLES, in_queue=in_queue, holding=holding)
     seen = Seen(session, statement, {"silent_for": timedelta(days=1), "queue": "mail"})
     assert seen.changed == {"workers": found}
     for id_ in found:
@@ -536,7 +535,7 @@ def test_the_leases_of_these_workers_are_released_with_the_attempt_charged(
     session: Session,
 ) -> None:
     seen = Seen(
-        session, workers.release_leases(MODELS), {"ids": [every_row.BUSY, every_row.SUSPENDED]}
+        session, workers.release_leases(TABLES), {"ids": [every_row.BUSY, every_row.SUSPENDED]}
     )
     expected = {every_row.LEASED, every_row.LAST, every_row.SUSPENDEDS}
     assert seen.changed == {"messages": expected}
@@ -553,7 +552,7 @@ def test_only_workers_that_stopped_long_ago_and_hold_nothing_are_forgotten(
 ) -> None:
     back = sa.text("UPDATE pgqrs_workers SET shutdown_at = now() - interval '9 days' WHERE id = 7")
     session.execute(back)  # it is said to have stopped, but it works: the status counts
-    seen = Seen(session, workers.purge(MODELS), {"older_than": timedelta(days=7)})
+    seen = Seen(session, workers.purge(TABLES), {"older_than": timedelta(days=7)})
     assert seen.gone == {"workers": {every_row.GONE}}
 
 
@@ -571,7 +570,7 @@ def test_only_workers_that_stopped_long_ago_and_hold_nothing_are_forgotten(
 def test_only_a_worker_that_is_stopped_and_holds_nothing_is_deleted(
     session: Session, id_: int, gone: bool
 ) -> None:
-    seen = Seen(session, workers.delete(MODELS), {"worker_id": id_})
+    seen = Seen(session, workers.delete(TABLES), {"worker_id": id_})
     assert seen.gone == ({"workers": {id_}} if gone else {})
 
 
@@ -588,7 +587,7 @@ def test_messages_are_cancelled_unless_somebody_holds_them(session: Session) -> 
         999,
     ]
     values = {"ids": asked, "reason": "no more"}
-    seen = Seen(session, messages.cancel(MODELS), values)
+    seen = Seen(session, messages.cancel(TABLES), values)
     assert seen.gone == {"messages": {every_row.READY, every_row.LATER, every_row.LAPSED}}
     assert {(row["outcome"], row["reason"]) for row in seen.new} == {("cancelled", "no more")}
 
@@ -596,10 +595,10 @@ def test_messages_are_cancelled_unless_somebody_holds_them(session: Session) -> 
 def test_the_messages_of_a_queue_that_match_are_cancelled(session: Session) -> None:
     where = (TABLES.message.c.id != every_row.LATER,)
     values = {"queue": "mail", "reason": None, "contains": "{}"}
-    statement = messages.cancel_where(MODELS, where, by_payload=True)
+    statement = messages.cancel_where(TABLES, where, by_payload=True)
     assert Seen(session, statement, values).gone == {"messages": {every_row.READY}}
     session.rollback()
-    statement = messages.cancel_where(MODELS, where, by_payload=False)
+    statement = messages.cancel_where(TABLES, where, by_payload=False)
     unheld = {*TAKEN, every_row.SPENT, every_row.HALF}
     assert Seen(session, statement, values).gone == {"messages": unheld}
 
@@ -619,7 +618,7 @@ def test_a_message_is_rescheduled_unless_somebody_holds_it(
     session: Session, id_: int, columns: tuple[str, ...] | None
 ) -> None:
     values = {"message_id": id_, "delay": SPAN, "at": None}
-    seen = Seen(session, messages.reschedule(MODELS), values)
+    seen = Seen(session, messages.reschedule(TABLES), values)
     assert seen.changed == ({} if columns is None else {"messages": {id_}})
     if columns is not None:
         assert seen.columns("messages", id_) == set(columns)
@@ -629,7 +628,7 @@ def test_a_message_is_rescheduled_unless_somebody_holds_it(
 
 def test_until_when_these_messages_are_leased(session: Session) -> None:
     asked = {"ids": [every_row.READY, every_row.LEASED, every_row.LAPSED, every_row.LATER, 999]}
-    rows = session.execute(messages.leased_until(MODELS), asked).all()
+    rows = session.execute(messages.leased_until(TABLES), asked).all()
     assert {row.id: row.until is not None for row in rows} == {
         every_row.READY: False,
         every_row.LEASED: True,
@@ -642,7 +641,7 @@ def test_until_when_these_messages_are_leased(session: Session) -> None:
 
 
 def test_one_worker_waits(session: Session) -> None:
-    seen = Seen(session, wakeup.waiting(MODELS), {"worker_id": every_row.QUIET, "span": SPAN})
+    seen = Seen(session, wakeup.waiting(TABLES), {"worker_id": every_row.QUIET, "span": SPAN})
     assert seen.changed == {"workers": {every_row.QUIET}}
     assert about(seen.now["workers", every_row.QUIET]["waiting_until"], SPAN)
 
@@ -696,7 +695,7 @@ ENQUEUED = {
 def test_a_message_gets_into_the_queue_that_is_named_if_that_takes_it(
     session: Session, way: str
 ) -> None:
-    statement = getattr(enqueue, way)(MODELS, keyed=False, notify=False)
+    statement = getattr(enqueue, way)(TABLES, keyed=False, notify=False)
     values = ENQUEUED | {"delay": timedelta(0)}
     seen = Seen(session, statement, values)
     assert [(row["queue_id"], row["payload"]) for row in seen.new] == [(MAIL, "x")]
@@ -719,9 +718,9 @@ def test_an_enqueue_notifies_of_what_is_visible_where_somebody_waits(
     values = ENQUEUED | {"queue": queue, "delay": delay, "items": items, "channel": "pgqrs_test"}
     query = sa.select(sa.literal("x").label("payload"), sa.literal(seconds).label("delay"))
     for statement in (
-        enqueue.one(MODELS, keyed=False, notify=True),
-        enqueue.many(MODELS, keyed=True, notify=True),
-        enqueue.from_select(MODELS, query, notify=True),
+        enqueue.one(TABLES, keyed=False, notify=True),
+        enqueue.many(TABLES, keyed=True, notify=True),
+        enqueue.from_select(TABLES, query, notify=True),
     ):
         (row,) = Seen(session, statement, values).rows
         assert (row.notified is not None) is told
@@ -744,7 +743,7 @@ def test_what_a_query_returns_gets_into_the_queue_that_is_named_if_that_takes_it
     session: Session,
 ) -> None:
     def put(queue: str, text: str) -> list[int]:
-        statement = enqueue.from_select(MODELS, sa.select(sa.literal(text)), notify=False)
+        statement = enqueue.from_select(TABLES, sa.select(sa.literal(text)), notify=False)
         seen = Seen(session, statement, {"queue": queue, "producer": None})
         return [row["queue_id"] for row in seen.new]
 
@@ -762,7 +761,7 @@ def test_a_keyed_batch_returns_the_live_messages_of_the_keys_that_it_could_not_i
 
     keys = ["k", "live", "more"]
     values = ENQUEUED | {"items": f"[{','.join(map(item, keys))}]", "keys": keys}
-    seen = Seen(session, enqueue.many(MODELS, keyed=True, notify=False), values)
+    seen = Seen(session, enqueue.many(TABLES, keyed=True, notify=False), values)
     assert [row["dedup_key"] for row in seen.new] == ["k", "more"]
     assert {row.dedup_key: row.id for row in seen.rows if row.duplicate} == {
         "live": every_row.READY
@@ -773,7 +772,7 @@ def test_a_keyed_batch_returns_the_live_messages_of_the_keys_that_it_could_not_i
 
 def test_live_keys_are_those_of_one_queue(session: Session) -> None:
     def live(**values: Any) -> list[int]:
-        return [row.id for row in session.execute(enqueue.live_keys(MODELS), values)]
+        return [row.id for row in session.execute(enqueue.live_keys(TABLES), values)]
 
     assert live(queue="mail", keys=["live", "k"]) == [every_row.READY]
     assert live(queue="other", keys=["live", "free"]) == [every_row.ELSEWHERE]
@@ -781,7 +780,7 @@ def test_live_keys_are_those_of_one_queue(session: Session) -> None:
 
 
 def test_a_flush_asks_for_the_queues_that_its_messages_name(session: Session) -> None:
-    accepts = flush.accepts(TABLES.queue, TABLES.message)
+    accepts = enqueue.accepts(TABLES.queue, TABLES.message)
 
     def accepted(**values: Any) -> list[int]:
         return sorted(row.id for row in session.execute(accepts, values))
@@ -794,7 +793,7 @@ def test_a_flush_asks_for_the_queues_that_its_messages_name(session: Session) ->
 
 
 def test_a_flush_asks_for_the_keys_of_its_messages(session: Session) -> None:
-    keyed = flush.keyed(TABLES.message)
+    keyed = enqueue.live_keys_by_queue_id(TABLES.message)
 
     def found(*values: list[Any]) -> list[int]:
         queue_ids, keys = values
@@ -811,37 +810,37 @@ def test_a_flush_asks_for_the_keys_of_its_messages(session: Session) -> None:
 
 def test_one_queue_is_read_changed_and_emptied(session: Session) -> None:
     asked = {"queue": "mail"}
-    assert [row.id for row in session.execute(queues.get(MODELS), asked)] == [MAIL]
-    seen = Seen(session, queues.pause(MODELS), asked)
+    assert [row.id for row in session.execute(queues.get(TABLES), asked)] == [MAIL]
+    seen = Seen(session, queues.pause(TABLES), asked)
     assert seen.changed == {"queues": {MAIL}}
     assert seen.columns("queues", MAIL) == {"paused_at"}
-    seen = Seen(session, queues.resume(MODELS), {"queue": "paused"})
+    seen = Seen(session, queues.resume(TABLES), {"queue": "paused"})
     assert seen.changed == {"queues": {every_row.PAUSED}}
     assert seen.now["queues", every_row.PAUSED]["paused_at"] is None
-    update = queues.update(MODELS, ("lease_seconds",))
+    update = queues.update(TABLES, ("lease_seconds",))
     seen = Seen(session, update, {"queue": "other", "new_lease_seconds": 99})
     assert (seen.changed, seen.columns("queues", OTHER)) == ({"queues": {OTHER}}, {"lease_seconds"})
-    counted = session.execute(queues.contents(MODELS), {"queue": "other"}).one()
+    counted = session.execute(queues.contents(TABLES), {"queue": "other"}).one()
     assert tuple(counted) == (3, 1)
     # Of another queue, unchanged, leased since, gone; the tokens are those of the scene.
     ids = [every_row.READY, every_row.ELSEWHERE, every_row.SUSPENDEDS, 99]
     read = {"queue": "other", "ids": ids, "tokens": [501, 507, 501, 508]}
     with session.begin_nested() as savepoint:
-        seen = Seen(session, queues.purge_unchanged(MODELS), read)
+        seen = Seen(session, queues.purge_unchanged(TABLES), read)
         assert seen.gone == {"messages": {every_row.ELSEWHERE}}
         savepoint.rollback()
-    seen = Seen(session, queues.purge(MODELS), {"queue": "other", "limit": None, "up_to": None})
+    seen = Seen(session, queues.purge(TABLES), {"queue": "other", "limit": None, "up_to": None})
     assert seen.gone == {
         "messages": {every_row.ELSEWHERE, every_row.SUSPENDEDS, every_row.SPENT_ELSEWHERE},
     }
-    seen = Seen(session, queues.delete_history(MODELS), {"queue": "other"})
+    seen = Seen(session, queues.delete_history(TABLES), {"queue": "other"})
     assert seen.gone == {"archive": {every_row.OLD_ELSEWHERE}}
-    assert Seen(session, queues.delete(MODELS), {"queue": "other"}).gone == {"queues": {OTHER}}
-    assert Seen(session, queues.delete(MODELS), {"queue": "no such queue"}).gone == {}
+    assert Seen(session, queues.delete(TABLES), {"queue": "other"}).gone == {"queues": {OTHER}}
+    assert Seen(session, queues.delete(TABLES), {"queue": "no such queue"}).gone == {}
 
 
 def test_a_queue_is_created_under_its_name_with_its_settings(session: Session) -> None:
-    create = queues.create(MODELS, ("lease_seconds",))
+    create = queues.create(TABLES, ("lease_seconds",))
     (row,) = Seen(session, create, {"queue": "new", "new_lease_seconds": 9}).new
     assert (row["queue_name"], row["lease_seconds"], row["max_read_ct"]) == ("new", 9, 5)
     assert Seen(session, create, {"queue": "mail", "new_lease_seconds": 9}).rows == []
@@ -851,7 +850,7 @@ def test_a_queue_is_created_under_its_name_with_its_settings(session: Session) -
 
 
 def test_a_peek_is_what_a_dequeue_would_take(session: Session) -> None:
-    rows = session.execute(queries.peek(MODELS), {"queue": "mail", "limit": 9}).all()
+    rows = session.execute(queries.peek(TABLES), {"queue": "mail", "limit": 9}).all()
     assert [row.id for row in rows] == TAKEN
     assert {row.queue for row in rows} == {"mail"}
 
@@ -863,7 +862,7 @@ def paged(**more: Any) -> dict[str, Any]:
 def test_what_is_found_is_what_was_asked_for(session: Session) -> None:
     def find(values: dict[str, Any], **options: Any) -> list[int]:
         given = {"in_queue": False, "state": None, "by_payload": False, "where": ()} | options
-        statement = queries.find(MODELS, **given)
+        statement = queries.find(TABLES, **given)
         binds = statement.compile().params.keys()
         rows = session.execute(statement, {k: v for k, v in values.items() if k in binds})
         return [row.id for row in rows]
@@ -882,7 +881,7 @@ def test_what_is_found_is_what_was_asked_for(session: Session) -> None:
 def test_what_is_found_in_the_archive_is_what_was_asked_for(session: Session) -> None:
     def find(values: dict[str, Any], **options: Any) -> list[int]:
         given = {"in_queue": False, "outcome": None, "by_payload": False, "where": ()} | options
-        statement = queries.find_archived(MODELS, **given)
+        statement = queries.find_archived(TABLES, **given)
         binds = statement.compile().params.keys()
         rows = session.execute(statement, {k: v for k, v in values.items() if k in binds})
         return [row.id for row in rows]
@@ -896,9 +895,9 @@ def test_what_is_found_in_the_archive_is_what_was_asked_for(session: Session) ->
 
 
 def test_one_message_and_one_archived_message_are_read(session: Session) -> None:
-    (row,) = session.execute(queries.message_by_id(MODELS), {"id": every_row.ELSEWHERE}).all()
+    (row,) = session.execute(queries.message_by_id(TABLES), {"id": every_row.ELSEWHERE}).all()
     assert (row.id, row.queue, row.state) == (every_row.ELSEWHERE, "other", "ready")
-    (row,) = session.execute(queries.archived_by_id(MODELS), {"id": every_row.DEAD}).all()
+    (row,) = session.execute(queries.archived_by_id(TABLES), {"id": every_row.DEAD}).all()
     assert (row.id, row.queue, row.outcome) == (every_row.DEAD, "mail", "dead")
 
 
@@ -919,16 +918,16 @@ def test_metrics_are_those_of_each_queue(session: Session) -> None:
             name: (*live, settled - dead, dead) for name, (*live, settled, dead) in found.items()
         }
 
-    rows = session.execute(queries.metrics(MODELS, one_queue=False)).all()
+    rows = session.execute(queries.metrics(TABLES, one_queue=False)).all()
     assert told(rows) == COUNTS
     assert {row.most for row in rows} == {10_000}
-    exact = session.execute(queries.metrics(MODELS, one_queue=False, exact=True)).all()
+    exact = session.execute(queries.metrics(TABLES, one_queue=False, exact=True)).all()
     assert told(exact) == COUNTS
     assert {row.most for row in exact} == {None}
     ages = {row.queue: row.oldest_ready_age and row.oldest_ready_age.days for row in rows}
     assert ages == {"mail": 9, "other": 6, "paused": 4, "short": None}
     for exact in (False, True):
-        one = queries.metrics(MODELS, one_queue=True, exact=exact)
+        one = queries.metrics(TABLES, one_queue=True, exact=exact)
         rows = session.execute(one, {"queue_id": OTHER}).all()
         assert told(rows) == {"other": COUNTS["other"]}
         assert rows[0].oldest_ready_age.days == 6
@@ -939,14 +938,14 @@ def test_the_queues_share_what_is_counted_of_the_archive(
     session: Session, monkeypatch: pytest.MonkeyPatch, of_all: int, most: int
 ) -> None:
     monkeypatch.setattr(counts, "MOST_OF_ALL", of_all)
-    assert session.scalar(sa.select(counts.cap(MODELS))) == most  # for each of four
+    assert session.scalar(sa.select(counts.cap(TABLES))) == most  # for each of four
 
 
 # --- what the doctor and the live view ask -------------------------------------------------------
 
 
 def test_the_backlog_of_each_queue(session: Session) -> None:
-    rows = session.execute(health.backlog(MODELS)).all()
+    rows = session.execute(health.backlog(TABLES)).all()
     found = {row.queue: (row.ready, row.exhausted) for row in rows}
     assert found == {name: (counts[0], counts[3]) for name, counts in COUNTS.items()}
     (mail,) = (row for row in rows if row.queue == "mail")
@@ -967,7 +966,7 @@ def test_the_overview_counts_what_is_live_and_what_is_dead(session: Session) -> 
         sa.update(archived).where(archived.c.id == every_row.KEPT).values(outcome="cancelled")
     )
     session.execute(cancelled)
-    rows = session.execute(health.overview(MODELS), {"since": timedelta(days=1)}).all()
+    rows = session.execute(health.overview(TABLES), {"since": timedelta(days=1)}).all()
     found = {
         row.queue: (row.ready, row.scheduled, row.leased, row.exhausted, row.dead) for row in rows
     }
@@ -1000,7 +999,7 @@ def test_the_outflow_of_each_queue_is_told_by_spans_of_time(session: Session) ->
         values = {"archived_at": sa.func.now() - ago, "enqueued_at": sa.func.now() - ago}
         session.execute(sa.update(table).where(table.c.id == id_).values(values))
     asked = {"step": SPAN, "step_seconds": SPAN.total_seconds()}
-    rows = session.execute(health.outflow(MODELS), asked).all()
+    rows = session.execute(health.outflow(TABLES), asked).all()
     found = {(row.queue_id, row.bucket): (row.settled, row.arrived) for row in rows}
     assert found == {(MAIL, 0): (1, 1), (MAIL, 2): (1, 0), (OTHER, 0): (1, 1)}
 
@@ -1027,12 +1026,12 @@ def test_leases_that_are_stuck_are_those_of_workers_that_are_stopped_or_gone(
     session.execute(sa.update(table).where(table.c.id.in_(far_ones)).values(far))
     values = {"consumer_worker_id": every_row.STOPPED}  # not for long any more
     session.execute(sa.update(table).where(table.c.id == every_row.LAST).values(values))
-    rows = session.execute(health.stuck_leases(MODELS), {"ahead": timedelta(days=2)}).all()
+    rows = session.execute(health.stuck_leases(TABLES), {"ahead": timedelta(days=2)}).all()
     assert {row.worker_id: row.leases for row in rows} == {every_row.HOLDING: 1, 999: 1}
 
 
 def test_what_one_worker_holds_is_given_back(session: Session) -> None:
-    seen = Seen(session, health.release_worker(MODELS), {"worker_id": every_row.BUSY})
+    seen = Seen(session, health.release_worker(TABLES), {"worker_id": every_row.BUSY})
     assert seen.changed == {"messages": {every_row.LEASED, every_row.LAST}}
     for id_ in (every_row.LEASED, every_row.LAST):
         assert seen.columns("messages", id_) == {"vt", *HELD}
@@ -1043,7 +1042,7 @@ def test_what_one_worker_holds_is_given_back(session: Session) -> None:
 
 def test_the_workers_that_are_silent(session: Session) -> None:
     values = {"silence": timedelta(days=1)}
-    rows = session.execute(health.silent_workers(MODELS), values).all()
+    rows = session.execute(health.silent_workers(TABLES), values).all()
     assert [row.id for row in rows] == [every_row.SILENT, every_row.SUSPENDED, every_row.QUIET]
 
 
@@ -1060,7 +1059,7 @@ def test_queues_that_are_not_there_are_found_by_what_refers_to_them(session: Ses
         session.execute(sa.update(message).where(message.c.id == id_).values(queue_id=queue))
     for id_, queue in {every_row.OLD: 90, every_row.DEAD: 95}.items():
         session.execute(sa.update(archived).where(archived.c.id == id_).values(queue_id=queue))
-    live, settled = integrity.missing_queues(MODELS)
+    live, settled = integrity.missing_queues(TABLES)
     assert session.scalars(live).all() == [50, 60, 70, 80]
     assert session.scalars(settled).all() == [90, 95]
     values = {"consumer_worker_id": 999}
@@ -1070,22 +1069,22 @@ def test_queues_that_are_not_there_are_found_by_what_refers_to_them(session: Ses
         every_row.LATER,
     ):  # held, run out, and not held
         session.execute(sa.update(message).where(message.c.id == id_).values(values))
-    row = session.execute(integrity.orphans(MODELS)).one()
+    row = session.execute(integrity.orphans(TABLES)).one()
     assert tuple(row) == (5, 2, 1)
 
 
 def test_there_are_no_orphans_in_the_scene(session: Session) -> None:
     """Nor is a lease of nobody's one, although no worker has it."""
-    assert [session.scalars(one).all() for one in integrity.missing_queues(MODELS)] == [[], []]
-    assert tuple(session.execute(integrity.orphans(MODELS)).one()) == (0, 0, 0)
+    assert [session.scalars(one).all() for one in integrity.missing_queues(TABLES)] == [[], []]
+    assert tuple(session.execute(integrity.orphans(TABLES)).one()) == (0, 0, 0)
 
 
 OFTEN = {
-    "turn": consume.settle_and_lease(MODELS),
-    "dequeue": lease.dequeue(MODELS, by_worker=True),
-    "archive": settle.archive(MODELS),
-    "enqueue": enqueue.one(MODELS, keyed=True, notify=True),
-    "enqueue many": enqueue.many(MODELS, keyed=True, notify=True),
+    "turn": consume.settle_and_lease(TABLES),
+    "dequeue": lease.dequeue(TABLES, by_worker=True),
+    "archive": settle.archive(TABLES),
+    "enqueue": enqueue.one(TABLES, keyed=True, notify=True),
+    "enqueue many": enqueue.many(TABLES, keyed=True, notify=True),
 }
 
 

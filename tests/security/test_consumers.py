@@ -20,10 +20,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import DeadLetter, Delivery, Discard, QueueService, Retry, RetryIn, Snooze
+from pgqrs_sa._core import wakeup
 from pgqrs_sa._core.context import Context
 from pgqrs_sa._core.sql.wakeup import channel
 from pgqrs_sa.consumer import registration, store
-from pgqrs_sa.wakeup import notify
+from pgqrs_sa.models import READY_MADE
 from support.consumers import Kit, effect, kit_for
 from support.waiting import PATIENCE, until
 
@@ -257,12 +258,12 @@ def test_what_a_consumer_executes_only_in_trouble_needs_no_more_rights(
     with Session(engine) as session, session.begin():
         QueueService(session).queues.create("mail")
         QueueService(session).enqueue_many("mail", range(4))
-    context = Context.of(None, None, None, allow_autocommit=True)
+    context = Context.of(READY_MADE, None, None, allow_autocommit=True)
     with Session(login("consumer", more=())) as session, session.begin():
         assert store.server_info(session, context) == "read committed"
         service = QueueService(session)
         worker = service.workers.register("w", queues=["mail"])
-        context = Context.of(None, None, worker.id, allow_autocommit=True)
+        context = Context.of(READY_MADE, None, worker.id, allow_autocommit=True)
         assert store.check_queues(session, context, ["mail"]).ready == {"mail"}
         turn = store.settle_and_lease(session, context, [], "mail", 1, timedelta(minutes=1), None)
         again = store.settle_and_lease(
@@ -279,7 +280,7 @@ def test_what_a_consumer_executes_only_in_trouble_needs_no_more_rights(
             store.release_unanswered(session, context, [lost], [again.leased[0].fencing_token]) == 1
         )
         assert store.try_housekeeping_lock(session, context)
-        notify.set_waiting(session, context, worker.id, None)
+        wakeup.set_waiting(session, context, worker.id, None)
         double = service.workers.register("w", queues=["mail"])
         registration._stop_namesakes(session, context, double, timedelta(minutes=1))
         assert service.workers.get(worker.id).status == "stopped"

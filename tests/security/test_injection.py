@@ -21,6 +21,7 @@ from pgqrs_sa.doctor.findings import Thresholds
 from pgqrs_sa.doctor.queue_checks import diagnose
 from pgqrs_sa.grants import grants
 from pgqrs_sa.migrations.install import install, uninstall
+from pgqrs_sa.models import READY_MADE
 from pgqrs_sa.pgqrs.database import models_in
 from support.cases import each_case
 
@@ -192,7 +193,7 @@ def test_the_name_of_a_schema_is_a_name_and_nothing_else(engine, text: str) -> N
             service.archived.prune(0)
             service.queues.delete("mail", force=True)
         with Session(bind) as session:
-            context = Context.of(models, None, None, allow_autocommit=True)
+            context = Context.of(models or READY_MADE, None, None, allow_autocommit=True)
             assert diagnose(session, context, limits=Thresholds(), only=("schema", "drift")) == []
     with engine.begin() as connection:
         run = connection.connection.driver_connection.execute  # as psql does: no parameters

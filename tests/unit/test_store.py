@@ -11,10 +11,11 @@ import pytest
 from pgqrs_sa import Delivery, LeaseLost
 from pgqrs_sa._core.context import Context
 from pgqrs_sa.consumer import store
+from pgqrs_sa.models import READY_MADE
 from support.cases import each_case
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-CONTEXT = Context.of(None, None, 7, allow_autocommit=True)
+CONTEXT = Context.of(READY_MADE, None, 7, allow_autocommit=True)
 SESSION: Any = None
 
 

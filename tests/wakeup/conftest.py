@@ -13,12 +13,13 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import QueueService
+from pgqrs_sa._core import wakeup
 from pgqrs_sa._core.context import Context
 from pgqrs_sa._core.sql.wakeup import channel
-from pgqrs_sa.wakeup import local
-from pgqrs_sa.wakeup.notify import set_waiting
+from pgqrs_sa._core.wakeup import set_waiting
+from pgqrs_sa.models import READY_MADE
 
-CONTEXT = Context.of(None, None, None, allow_autocommit=False)
+CONTEXT = Context.of(READY_MADE, None, None, allow_autocommit=False)
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ class Woken:
 @pytest.fixture
 def woken() -> Iterator[Woken]:
     woken = Woken()
-    unsubscribe = local.subscribe(woken.names.append)
+    unsubscribe = wakeup.subscribe(woken.names.append)
     yield woken
     unsubscribe()
-    assert not local.subscribed()
+    assert not wakeup.subscribed()

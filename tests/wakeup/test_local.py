@@ -16,8 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, sessionmaker
 
 from pgqrs_sa import AsyncQueueService, Item, Message, QueueService
-from pgqrs_sa._core import commits
-from pgqrs_sa.wakeup import local
+from pgqrs_sa._core import commits, wakeup
 from support.cases import each_case
 
 
@@ -105,7 +104,7 @@ def test_the_message_is_there_when_the_wake_comes(engine):
         with Session(engine) as other:
             seen.append(other.scalar(sa.select(sa.func.count()).select_from(Message)))
 
-    unsubscribe = local.subscribe(look)
+    unsubscribe = wakeup.subscribe(look)
     with Session(engine) as session, session.begin():
         enqueue(session)
     unsubscribe()
@@ -420,9 +419,9 @@ def test_a_connection_is_not_kept_for_it(engine, woken):
 
 def test_subscribers_come_and_go(engine):
     first, second = [], []
-    end_first = local.subscribe(first.append)
-    end_again = local.subscribe(first.append)  # the same function, a subscription of its own
-    end_second = local.subscribe(second.append)
+    end_first = wakeup.subscribe(first.append)
+    end_again = wakeup.subscribe(first.append)  # the same function, a subscription of its own
+    end_second = wakeup.subscribe(second.append)
     with Session(engine) as session:
         enqueue(session)
         session.commit()
@@ -437,14 +436,14 @@ def test_subscribers_come_and_go(engine):
         enqueue(session)
         session.commit()
         assert (first, second) == (["mail"] * 3, ["mail"] * 2)
-    assert not local.subscribed()
+    assert not wakeup.subscribed()
 
 
 def test_what_was_enqueued_before_somebody_subscribed_is_named_at_the_commit(engine):
     names = []
     with Session(engine) as session:
         enqueue(session)
-        unsubscribe = local.subscribe(names.append)
+        unsubscribe = wakeup.subscribe(names.append)
         session.commit()
     unsubscribe()
 
@@ -455,9 +454,9 @@ def test_a_subscriber_that_fails_hurts_nobody(engine, woken, caplog):
     def fail(queue):
         raise RuntimeError(f"no {queue}")
 
-    end = local.subscribe(fail)
+    end = wakeup.subscribe(fail)
     later = []
-    end_later = local.subscribe(later.append)
+    end_later = wakeup.subscribe(later.append)
     with caplog.at_level(logging.ERROR, "pgqrs_sa.wakeup.local"), Session(engine) as session:
         enqueue(session)
         session.commit()
@@ -471,7 +470,7 @@ def test_a_subscriber_that_fails_hurts_nobody(engine, woken, caplog):
 
 def test_it_is_called_in_the_thread_that_commits(engine):
     threads = []
-    end = local.subscribe(lambda _: threads.append(threading.current_thread()))
+    end = wakeup.subscribe(lambda _: threads.append(threading.current_thread()))
 
     def work():
         with Session(engine) as session, session.begin():
@@ -512,10 +511,10 @@ def test_the_consumers_of_a_parent_are_not_those_of_its_child():
     code = (
         "import os\n"
         "from pgqrs_sa.wakeup import local\n"
-        "local.subscribe(print)\n"
+        "wakeup.subscribe(print)\n"
         "pid = os.fork()\n"
         "if pid: os.waitpid(pid, 0)\n"
-        "print('parent' if pid else 'child', local.subscribed(), flush=True)\n"
+        "print('parent' if pid else 'child', wakeup.subscribed(), flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

@@ -21,14 +21,15 @@ from pgqrs_sa import (
     QueueService,
     metadata,
 )
+from pgqrs_sa._core import wakeup
 from pgqrs_sa._core.context import Context
 from pgqrs_sa._core.sql import enqueue as statements
 from pgqrs_sa._core.sql.wakeup import channel
 from pgqrs_sa.grants import grants
-from pgqrs_sa.wakeup import notify
+from pgqrs_sa.models import READY_MADE
 from support.cases import each_case
 
-CONTEXT = Context.of(None, None, None, allow_autocommit=False)
+CONTEXT = Context.of(READY_MADE, None, None, allow_autocommit=False)
 HOUR = timedelta(hours=1)
 
 PAYLOAD_AND = sa.select(sa.literal(7).label("payload"))
@@ -244,7 +245,7 @@ def one_for_another_queue(waits, _engine):
 
 def one_that_waits_no_more(waits, engine):
     with Session(engine) as session, session.begin():
-        notify.set_waiting(session, CONTEXT, waits("mail"), None)
+        wakeup.set_waiting(session, CONTEXT, waits("mail"), None)
 
 
 def one_whose_wait_is_over(waits, _engine):
@@ -433,7 +434,7 @@ def test_tables_that_were_moved_to_another_schema_have_their_own_channel(
         service = QueueService(session)
         service.queues.create("mail")
         worker = service.workers.register("w", queues=["mail"])
-        notify.set_waiting(session, CONTEXT, worker.id, timedelta(minutes=1))
+        wakeup.set_waiting(session, CONTEXT, worker.id, timedelta(minutes=1))
 
     for info, put in (({}, QueueService), ({"pgqrs_notify": True}, None)):
         ear.listen_to("jobs")
@@ -479,9 +480,9 @@ def test_a_transaction_that_is_to_be_prepared_does_not_notify(engine, stocked, w
     # PostgreSQL prepares no transaction that has notified.
     waits("mail")
     with engine.connect() as connection:
-        assert notify.channel_on(connection, Message.__table__)
+        assert wakeup.channel_on(connection, Message.__table__)
         with connection.begin_twophase() as transaction:
-            assert notify.channel_on(connection, Message.__table__) == {}
+            assert wakeup.channel_on(connection, Message.__table__) == {}
             with Session(connection, info={"pgqrs_notify": True}) as session:
                 QueueService(session).enqueue("mail", 1)
                 session.add(Message(queue_name="mail", payload=1))
@@ -550,7 +551,7 @@ def test_what_a_producer_adds_notifies_with_the_rights_of_one(role, stocked, wai
 def test_a_consumer_says_that_it_waits_with_the_rights_of_one(role, stocked, ear, engine):
     with Session(role("consumer")) as session, session.begin():
         worker = QueueService(session).workers.register("w", queues=["mail"])
-        notify.set_waiting(session, CONTEXT, worker.id, timedelta(minutes=1))
+        wakeup.set_waiting(session, CONTEXT, worker.id, timedelta(minutes=1))
     with Session(engine) as session, session.begin():
         QueueService(session, notify=True).enqueue("mail", 1)
 

@@ -42,7 +42,7 @@ class Group:
 
 _BUILDERS = (
     *(f"_core/sql/{name}" for name in ("settle", "lease", "consume", "archive", "workers")),
-    *(f"_core/sql/{name}" for name in ("messages", "wakeup", "enqueue", "flush", "queues")),
+    *(f"_core/sql/{name}" for name in ("messages", "wakeup", "enqueue", "queues")),
     "_core/states",
     *(f"_core/sql/{name}" for name in ("fragments", "integrity", "queries", "counts", "health")),
 )

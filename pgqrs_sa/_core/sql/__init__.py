@@ -1,6 +1,6 @@
-"""All SQL of the package, as pure builders: models in, a SQLAlchemy statement out.
+"""All SQL of the package, as pure builders: tables in, a SQLAlchemy statement out.
 
-Nothing here executes. Each builder is a function of `Models` and of the statement's shape, and is
+Nothing here executes. Each builder is a function of `Tables` and of the statement's shape, and is
 cached on both, so that a statement is built once per process and every call after that passes
 only its bind parameters (measured: building anew on each call halves the rate of enqueues).
 

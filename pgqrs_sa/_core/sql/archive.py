@@ -11,9 +11,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql import Executable
 
-from ...models import Models
 from .. import states
 from ..states import now
+from ..tables import Tables
 from .fragments import (
     array_bind,
     clamp_attempts,
@@ -24,30 +24,29 @@ from .fragments import (
     move_to_archive,
     queue_id,
     seconds,
-    tables,
 )
 
 EXHAUSTED_REASON = "no attempts left: the last lease ran out"
 
 
 @cache
-def dead_letter_exhausted(models: Models) -> Executable:
+def dead_letter_exhausted(tables: Tables) -> Executable:
     """Archive as dead what is out of attempts and in nobody's hands.
 
     Their last holder cannot say so: it died, or it never came back.
 
     Binds: queue, limit.
     """
-    message = tables(models).message
+    message = tables.message
     rows = (
         sa.select(message.c.id)
-        .where(message.c.queue_id == queue_id(models), states.exhausted(message.c))
+        .where(message.c.queue_id == queue_id(tables), states.exhausted(message.c))
         .order_by(message.c.vt, message.c.id)
         .limit(sa.bindparam("limit", type_=sa.Integer))
         .with_for_update(skip_locked=True)
     )
     return move_to_archive(
-        models,
+        tables,
         materialized(rows, "pgqrs_rows"),
         outcome=sa.literal("dead", sa.Text),
         reason=sa.literal(EXHAUSTED_REASON, sa.Text),
@@ -55,7 +54,7 @@ def dead_letter_exhausted(models: Models) -> Executable:
 
 
 @cache
-def requeue(models: Models) -> Executable:
+def requeue(tables: Tables) -> Executable:
     """Move archived messages back, under the ids that they had, with further attempts.
 
     ``read_ct`` stays and the limit is raised. The fencing token is a new number, greater than that
@@ -64,7 +63,7 @@ def requeue(models: Models) -> Executable:
 
     Binds: ids, attempts (None for the queue's limit), delay, required (how many ids).
     """
-    queue, message, archived, _ = tables(models)
+    queue, message, archived, _ = tables
     live = sa.exists().where(
         message.c.queue_id == archived.c.queue_id, message.c.dedup_key == archived.c.dedup_key
     )
@@ -87,7 +86,7 @@ def requeue(models: Models) -> Executable:
     )
     rows = materialized(chosen_rows, "pgqrs_rows")
     changed = ("vt", "max_read_ct", "dequeued_at", "consumer_worker_id", "fencing_token")
-    unchanged = tuple(name for name in copied_columns(models) if name not in changed)
+    unchanged = tuple(name for name in copied_columns(tables) if name not in changed)
     gone = (
         sa.delete(archived)
         .where(
@@ -117,12 +116,12 @@ def requeue(models: Models) -> Executable:
 
 
 @cache
-def requeue_candidates(models: Models) -> Executable:
+def requeue_candidates(tables: Tables) -> Executable:
     """The ids that archived messages had, and which live message has the key of one, or NULL.
 
     Binds: ids.
     """
-    _, message, archived, _ = tables(models)
+    _, message, archived, _ = tables
     return (
         sa.select(
             archived.c.id,
@@ -142,12 +141,12 @@ def requeue_candidates(models: Models) -> Executable:
 
 
 @cache
-def prune(models: Models, *, one_queue: bool, by_retention: bool) -> Executable:
+def prune(tables: Tables, *, one_queue: bool, by_retention: bool) -> Executable:
     """Delete what was archived long enough ago, a chunk at a time, the oldest first.
 
     Binds: limit; older_than (a timedelta) unless ``by_retention``; queue when ``one_queue``.
     """
-    queue, _, archived, _ = tables(models)
+    queue, _, archived, _ = tables
     # A retention beyond a thousand years would leave the range of timestamps.
     kept_for = func.least(queue.c.retention_seconds, 365_000 * 86_400.0, type_=sa.Double)
     # NULL keeps for ever: the comparison is then NULL as well.
@@ -170,9 +169,9 @@ def prune(models: Models, *, one_queue: bool, by_retention: bool) -> Executable:
 
 
 @cache
-def delete(models: Models) -> Executable:
+def delete(tables: Tables) -> Executable:
     """Delete archived messages. Binds: ids."""
-    archived: Any = tables(models).archived
+    archived: Any = tables.archived
     return (
         sa.delete(archived)
         .where(archived.c.id == func.any(array_bind("ids", sa.BigInteger)))

@@ -8,9 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.sql import Executable
 
-from ...models import Models
 from .. import states
 from ..states import now
+from ..tables import Tables
 from . import lease, settle
 from .fragments import (
     MOVED,
@@ -19,13 +19,12 @@ from .fragments import (
     interval_bind,
     materialized,
     queue_id,
-    tables,
     timestamp,
 )
 
 
 @cache
-def settle_and_lease(models: Models) -> Executable:
+def settle_and_lease(tables: Tables) -> Executable:
     """Archive what is done, and lease what comes next: one round trip, one commit.
 
     The two are about different rows, so that it does not matter in which order the server does
@@ -34,8 +33,8 @@ def settle_and_lease(models: Models) -> Executable:
 
     Binds: those of `lease.dequeue` and of `settle.archive_plainly`.
     """
-    leased = lease.dequeue(models, by_worker=True, tracked=False).cte("pq_leased")  # type: ignore[attr-defined]
-    settled = settle.archive_done(models).cte("pq_settled")  # type: ignore[attr-defined]
+    leased = lease.dequeue(tables, by_worker=True, tracked=False).cte("pq_leased")  # type: ignore[attr-defined]
+    settled = settle.archive_done(tables).cte("pq_settled")  # type: ignore[attr-defined]
     # In a row of its own: beside each message, 50 of them would be sent 50 times.
     ids = sa.select(sa.func.array_agg(settled.c.id).label("x")).scalar_subquery()
     told = sa.select(ids.label("settled")).subquery("told")
@@ -46,7 +45,7 @@ def settle_and_lease(models: Models) -> Executable:
 
 
 @cache
-def check_queues(models: Models) -> Executable:
+def check_queues(tables: Tables) -> Executable:
     """What some queues have: a row (queue, found) for each that has something, and no other row.
 
     ``found`` is ``ready`` (visible, in a queue that is not paused, and the worker may lease),
@@ -55,7 +54,7 @@ def check_queues(models: Models) -> Executable:
 
     Binds: queues, worker.
     """
-    queue, message, _, worker = tables(models)
+    queue, message, _, worker = tables
     names = array_bind("queues", sa.Text)
     asked = (
         sa.select(queue.c.id, queue.c.queue_name, queue.c.paused_at)
@@ -109,7 +108,7 @@ def _found(what: str, name: sa.ColumnElement[str]) -> Any:
 
 
 @cache
-def release_unanswered(models: Models) -> Executable:
+def release_unanswered(tables: Tables) -> Executable:
     """Give back, uncharged, what a worker has leased by a statement whose reply it did not get.
 
     Such a lease began while the worker waited for the reply, and nobody has extended it since. Its
@@ -118,12 +117,12 @@ def release_unanswered(models: Models) -> Executable:
     Binds: worker_id, queue, lease, since, until (between which moments it began), known (the
     fencing tokens of leases that are left alone).
     """
-    message = tables(models).message
+    message = tables.message
     unknown = (
         sa.select(message.c.id)
         .where(
             message.c.consumer_worker_id == sa.bindparam("worker_id", type_=sa.BigInteger),
-            message.c.queue_id == queue_id(models),
+            message.c.queue_id == queue_id(tables),
             message.c.dequeued_at.between(
                 sa.bindparam("since", type_=timestamp), sa.bindparam("until", type_=timestamp)
             ),
@@ -155,19 +154,19 @@ def clock() -> Executable:
 
 
 @cache
-def lock_messages(models: Models) -> Executable:
+def lock_messages(tables: Tables) -> Executable:
     """Lock messages that are held, so that nobody changes them until the transaction ends.
 
     Binds: ids, tokens.
     """
-    rows = settle.held(models)
+    rows = settle.held(tables)
     return sa.select(rows.c.id)
 
 
 @cache
-def try_housekeeping_lock(models: Models) -> Executable:
+def try_housekeeping_lock(tables: Tables) -> Executable:
     """Try for the right to tidy up: one consumer at a time, for the length of a transaction."""
-    name = tables(models).message.fullname
+    name = tables.message.fullname
     return sa.select(
         sa.func.pg_try_advisory_xact_lock(sa.func.hashtext(f"pgqrs:housekeeping:{name}"))
     )

@@ -17,9 +17,9 @@ from sqlalchemy import func
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.selectable import LateralFromClause
 
-from ...models import Models
 from .. import states
-from .fragments import QUEUE_ID, elapsed, tables
+from ..tables import Tables
+from .fragments import QUEUE_ID, elapsed
 
 MOST = 10_000
 """Up to how many settled messages of a queue are counted, for each outcome."""
@@ -50,20 +50,20 @@ def age(message: Any, state: str, name: str) -> ColumnElement[Any]:
     return elapsed(states.now() - oldest).label(name)
 
 
-def live_by_queue(models: Models, *columns: ColumnElement[Any]) -> sa.Subquery:
+def live_by_queue(tables: Tables, *columns: ColumnElement[Any]) -> sa.Subquery:
     """Aggregates over the live messages of each queue that has any: one read of the table."""
-    message = tables(models).message
+    message = tables.message
     grouped = sa.select(message.c.queue_id, *columns).group_by(message.c.queue_id)
     return grouped.subquery("live")
 
 
-def live_of_queue(models: Models) -> sa.Subquery:
+def live_of_queue(tables: Tables) -> sa.Subquery:
     """The counts of one queue, from its own index entries. Binds: queue_id.
 
     What is visible is counted in the indexes alone where vacuum has been; only of what is not
     are the rows looked at, to tell a lease from a schedule.
     """
-    message = tables(models).message
+    message = tables.message
 
     def own(*criteria: ColumnElement[bool]) -> sa.Select[Any]:
         return sa.select().where(message.c.queue_id == QUEUE_ID, *criteria)
@@ -114,21 +114,21 @@ def spent(message: Any) -> ColumnElement[bool]:
     return message.read_ct >= message.max_read_ct  # type: ignore[no-any-return]
 
 
-def cap(models: Models) -> ColumnElement[int]:
+def cap(tables: Tables) -> ColumnElement[int]:
     """Up to how many settled messages of each queue are counted, for each outcome."""
-    queues = sa.select(func.count()).select_from(tables(models).queue).scalar_subquery()
+    queues = sa.select(func.count()).select_from(tables.queue).scalar_subquery()
     share = sa.literal(MOST_OF_ALL, sa.BigInteger) // queues
     most = sa.cast(func.greatest(1, func.least(MOST, share)), sa.Integer).label("most")
     return sa.select(sa.select(most).cte("pgqrs_cap").c.most).scalar_subquery()
 
 
-def not_done(models: Models, outcome: str, most: ColumnElement[int]) -> LateralFromClause:
+def not_done(tables: Tables, outcome: str, most: ColumnElement[int]) -> LateralFromClause:
     """``found``: how many of a queue had this outcome, up to one more than ``most``."""
-    archived = tables(models).archived
+    archived = tables.archived
     rows = (
         sa.select(archived.c.id)
         .where(
-            archived.c.queue_id == tables(models).queue.c.id,
+            archived.c.queue_id == tables.queue.c.id,
             # The predicate of the partial index, and a range where one value is meant: then the
             # order is one that this index has and no other, and none else can be chosen, be the
             # outcome common or not there at all.
@@ -141,16 +141,16 @@ def not_done(models: Models, outcome: str, most: ColumnElement[int]) -> LateralF
 
 
 def settled(
-    models: Models, most: ColumnElement[int], others: Sequence[LateralFromClause]
+    tables: Tables, most: ColumnElement[int], others: Sequence[LateralFromClause]
 ) -> LateralFromClause:
     """``found``: how many of a queue were settled, up to one more than ``most`` and ``others``.
 
     So that what is left without the others is what was done, up to one more than ``most``.
     """
-    archived = tables(models).archived
+    archived = tables.archived
     rows = (
         sa.select(archived.c.id)
-        .where(archived.c.queue_id == tables(models).queue.c.id)
+        .where(archived.c.queue_id == tables.queue.c.id)
         .order_by(archived.c.archived_at.desc(), archived.c.id.desc())
     )
     limit = most + 1
@@ -159,12 +159,12 @@ def settled(
     return _number(archived, rows.limit(limit), "settled")
 
 
-def outcomes(models: Models, *, one_queue: bool) -> sa.Subquery:
+def outcomes(tables: Tables, *, one_queue: bool) -> sa.Subquery:
     """All settled messages of each queue that has any, or of one, by outcome.
 
     Binds: queue_id when ``one_queue``.
     """
-    archived = tables(models).archived
+    archived = tables.archived
     found = sa.select(
         archived.c.queue_id,
         func.count().label("settled"),

@@ -16,8 +16,8 @@ from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.sql import ColumnElement, Executable, Select
 from sqlalchemy.sql.expression import SelectBase
 
-from ...models import Models
 from ..states import now
+from ..tables import Tables
 from . import wakeup
 from .fragments import (
     array_bind,
@@ -25,7 +25,6 @@ from .fragments import (
     json_bind,
     queue_id,
     seconds,
-    tables,
     timestamp,
     visible_at,
 )
@@ -46,13 +45,13 @@ def _producer() -> ColumnElement[Any]:
     return sa.bindparam("producer", type_=sa.BigInteger)
 
 
-def _into(models: Models, source: SelectBase, *, keyed: bool) -> Insert:
+def _into(tables: Tables, source: SelectBase, *, keyed: bool) -> Insert:
     """INSERT the rows of ``source``, skipping those whose key is live already.
 
     DO NOTHING rather than DO UPDATE: an update would lock the message that is there, and hide
     it from consumers until the caller commits.
     """
-    message = tables(models).message
+    message = tables.message
     statement = insert(message).from_select(_COLUMNS, source)
     if not keyed:
         return statement
@@ -62,18 +61,18 @@ def _into(models: Models, source: SelectBase, *, keyed: bool) -> Insert:
     )
 
 
-def _notices(models: Models, *, notify: bool) -> tuple[ColumnElement[Any], ...]:
-    return (wakeup.notice(models),) if notify else ()
+def _notices(tables: Tables, *, notify: bool) -> tuple[ColumnElement[Any], ...]:
+    return (wakeup.notice(tables),) if notify else ()
 
 
 @cache
-def one(models: Models, *, keyed: bool, notify: bool) -> Executable:
+def one(tables: Tables, *, keyed: bool, notify: bool) -> Executable:
     """Insert a message into the queue of this name, if it is there and accepts the size.
 
     Binds: queue, payload, size, delay, at, priority, headers, max_read_ct, key, producer; channel
     with ``notify``.
     """
-    queue, message, _, _ = tables(models)
+    queue, message, _, _ = tables
     source = sa.select(
         queue.c.id,
         json_bind("payload"),
@@ -87,12 +86,12 @@ def one(models: Models, *, keyed: bool, notify: bool) -> Executable:
         queue.c.queue_name == sa.bindparam("queue"),
         queue.c.max_payload_bytes >= sa.bindparam("size", type_=sa.BigInteger),
     )
-    inserted = _into(models, source, keyed=keyed)
-    return inserted.returning(message.c.id, message.c.vt, *_notices(models, notify=notify))
+    inserted = _into(tables, source, keyed=keyed)
+    return inserted.returning(message.c.id, message.c.vt, *_notices(tables, notify=notify))
 
 
 @cache
-def many(models: Models, *, keyed: bool, notify: bool) -> Executable:
+def many(tables: Tables, *, keyed: bool, notify: bool) -> Executable:
     """Insert the items of one JSON array, in their order, so that ids rise with it.
 
     An item is ``[payload, delay, at, priority, headers, max_read_ct, key]``: delay in seconds,
@@ -121,11 +120,11 @@ def many(models: Models, *, keyed: bool, notify: bool) -> Executable:
         sa.cast(text(5), sa.Integer),
         text(6),
     )
-    return _of_items(models, items, columns, keyed=keyed, notify=notify)
+    return _of_items(tables, items, columns, keyed=keyed, notify=notify)
 
 
 @cache
-def plain(models: Models, *, notify: bool) -> Executable:
+def plain(tables: Tables, *, notify: bool) -> Executable:
     """Insert the payloads of one JSON array: `many` without any option, a fifth cheaper.
 
     Binds: those of `many`.
@@ -134,7 +133,7 @@ def plain(models: Models, *, notify: bool) -> Executable:
     nothing: ColumnElement[Any] = sa.null()
     zero: ColumnElement[Any] = sa.literal_column("0")
     columns = (items.c.item, now(), zero, nothing, nothing, nothing)
-    return _of_items(models, items, columns, keyed=False, notify=notify)
+    return _of_items(tables, items, columns, keyed=False, notify=notify)
 
 
 def _items() -> sa.TableValuedAlias:
@@ -147,7 +146,7 @@ def _items() -> sa.TableValuedAlias:
 
 
 def _of_items(
-    models: Models,
+    tables: Tables,
     items: sa.TableValuedAlias,
     columns: Sequence[ColumnElement[Any]],
     *,
@@ -155,7 +154,7 @@ def _of_items(
     notify: bool,
 ) -> Executable:
     """INSERT a row with these columns for each item, if the queue is there and accepts all."""
-    queue, message, _, _ = tables(models)
+    queue, message, _, _ = tables
     source = (
         sa.select(queue.c.id, *columns, _producer())
         .select_from(sa.join(queue, items, sa.true()))
@@ -165,15 +164,15 @@ def _of_items(
         )
         .order_by(items.c.n)
     )
-    inserted = _into(models, source, keyed=keyed)
+    inserted = _into(tables, source, keyed=keyed)
     columns = (message.c.id, message.c.vt)
-    notices = _notices(models, notify=notify)
+    notices = _notices(tables, notify=notify)
     if not keyed:
         return inserted.returning(*columns, *notices)
-    return _with_live(models, inserted.returning(*columns, message.c.dedup_key, *notices))
+    return _with_live(tables, inserted.returning(*columns, message.c.dedup_key, *notices))
 
 
-def _with_live(models: Models, inserted: Any) -> Executable:
+def _with_live(tables: Tables, inserted: Any) -> Executable:
     """Return what an INSERT has inserted, and the live messages that have the other ``keys``.
 
     Both see one snapshot, that of the statement: whatever a key was taken by at its start is found,
@@ -181,7 +180,7 @@ def _with_live(models: Models, inserted: Any) -> Executable:
     reads the keys that are left, and nothing when there are none: reading all of them would make
     SERIALIZABLE transactions with different keys conflict.
     """
-    message = tables(models).message
+    message = tables.message
     new = inserted.cte("pq_new")
     keys = func.unnest(array_bind("keys", sa.Text)).column_valued("key")
     left = sa.select(keys).except_(sa.select(new.c.dedup_key)).scalar_subquery()
@@ -189,7 +188,7 @@ def _with_live(models: Models, inserted: Any) -> Executable:
     true: ColumnElement[bool] = sa.literal_column("true")
     nothing = [sa.null()] if "notified" in new.c else []
     live = sa.select(message.c.id, message.c.vt, message.c.dedup_key, true, *nothing).where(
-        message.c.queue_id == queue_id(models),
+        message.c.queue_id == queue_id(tables),
         message.c.dedup_key == func.any(func.array(left, type_=sa.ARRAY(sa.Text))),
     )
     notified = [new.c.notified] if "notified" in new.c else []
@@ -201,14 +200,14 @@ SELECTABLE = ("payload", "delay", "at", "priority", "headers", "max_read_ct", "k
 """What the columns of a query given to `from_select` may be called."""
 
 
-def from_select(models: Models, query: SelectBase, *, notify: bool) -> Executable:
+def from_select(tables: Tables, query: SelectBase, *, notify: bool) -> Executable:
     """Insert what a query returns: all of it, or nothing if one payload is too large.
 
     How many there were is the number of rows, or with ``notify`` the value ``inserted``.
 
     Binds: queue, producer; channel with ``notify``.
     """
-    queue = tables(models).queue
+    queue = tables.queue
     rows = query.cte("pgqrs_rows")
     source = (
         sa.select(queue.c.id, *_selected(rows), _producer())
@@ -218,11 +217,11 @@ def from_select(models: Models, query: SelectBase, *, notify: bool) -> Executabl
             queue.c.max_payload_bytes >= _largest(rows).scalar_subquery(),
         )
     )
-    inserted = _into(models, source, keyed="key" in _options(rows))
+    inserted = _into(tables, source, keyed="key" in _options(rows))
     if not notify:
         return inserted.execution_options(preserve_rowcount=True)
     # One row for all of them: RETURNING would bring each to the client.
-    _, message, _, worker = tables(models)
+    _, message, _, worker = tables
     new = inserted.returning(message.c.vt).cte("pgqrs_new")
     wanted = sa.and_(func.bool_or(new.c.vt <= now()), wakeup.awaited(worker))
     told = sa.case((wanted, wakeup.notify())).label("notified")
@@ -282,13 +281,56 @@ def _selected(rows: sa.CTE) -> list[ColumnElement[Any]]:
 
 
 @cache
-def live_keys(models: Models) -> Executable:
+def live_keys(tables: Tables) -> Executable:
     """The live messages that have one of these keys.
 
     Binds: queue, keys.
     """
-    message = tables(models).message
+    message = tables.message
     return sa.select(message.c.id, message.c.vt, message.c.dedup_key).where(
-        message.c.queue_id == queue_id(models),
+        message.c.queue_id == queue_id(tables),
+        message.c.dedup_key == func.any(array_bind("keys", sa.Text)),
+    )
+
+
+@cache
+def accepts(queue: sa.Table, message: sa.Table) -> Executable:
+    """Select the queues that a flush is about to insert into, and how large a payload may be.
+
+    An INSERT of no rows takes the lock that an INSERT takes, so that a queue which is found here
+    is not deleted before the messages are in it: see `queues.lock_messages`. It takes the tables
+    that it needs, as a flush knows only the class of the message.
+
+    Binds: names, ids.
+    """
+    nothing = sa.select(sa.literal(0), sa.cast("null", JSONB)).where(sa.false())
+    writing = (
+        sa.insert(message)
+        .from_select(["queue_id", "payload"], nothing)
+        .returning(message.c.id)
+        .cte("pgqrs_writing")
+    )
+    return (
+        sa.select(queue.c.id, queue.c.queue_name, queue.c.max_payload_bytes)
+        .where(
+            sa.or_(
+                queue.c.queue_name == func.any(array_bind("names", sa.Text)),
+                queue.c.id == func.any(array_bind("ids", sa.BigInteger)),
+            )
+        )
+        .add_cte(writing)
+    )
+
+
+@cache
+def live_keys_by_queue_id(message: sa.Table) -> Executable:
+    """Select the live messages of some queues that have one of these keys.
+
+    It takes the table, as a flush does not know the other classes.
+
+    Binds: ids, keys.
+    """
+    return sa.select(message.c.id, message.c.queue_id, message.c.dedup_key).where(
+        message.c.queue_id == func.any(array_bind("ids", sa.BigInteger)),
         message.c.dedup_key == func.any(array_bind("keys", sa.Text)),
     )

@@ -9,22 +9,22 @@ import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.sql import ColumnElement, Executable
 
-from ...models import Models
 from .. import states
 from ..states import now
+from ..tables import Tables
 from . import counts
-from .fragments import elapsed, interval_bind, seconds, tables
+from .fragments import elapsed, interval_bind, seconds
 
 BUCKETS = 8
 """How many spans of time `outflow` tells apart."""
 
 
 @cache
-def backlog(models: Models) -> Executable:
+def backlog(tables: Tables) -> Executable:
     """Each queue, how many messages are ready and exhausted, and since when the oldest are."""
-    queue, message, _, _ = tables(models)
+    queue, message, _, _ = tables
     live = counts.live_by_queue(
-        models,
+        tables,
         counts.of_state(message.c, "ready"),
         counts.age(message.c, "ready", "ready_age"),
         counts.of_state(message.c, "exhausted"),
@@ -45,9 +45,9 @@ def backlog(models: Models) -> Executable:
 
 
 @cache
-def stuck_leases(models: Models) -> Executable:
+def stuck_leases(tables: Tables) -> Executable:
     """What is leased for long to workers that are stopped or gone. Binds: ahead."""
-    _, message, _, worker = tables(models)
+    _, message, _, worker = tables
     alive = sa.exists().where(
         worker.c.id == message.c.consumer_worker_id, worker.c.status != sa.literal("stopped")
     )
@@ -69,9 +69,9 @@ def stuck_leases(models: Models) -> Executable:
 
 
 @cache
-def release_worker(models: Models) -> Executable:
+def release_worker(tables: Tables) -> Executable:
     """Make visible what a worker holds, whether or not it is registered. Binds: worker_id."""
-    message = tables(models).message
+    message = tables.message
     return (
         sa.update(message)
         .where(
@@ -83,9 +83,9 @@ def release_worker(models: Models) -> Executable:
 
 
 @cache
-def silent_workers(models: Models) -> Executable:
+def silent_workers(tables: Tables) -> Executable:
     """Workers that are not stopped and were not heard of for so long. Binds: silence."""
-    worker = tables(models).worker
+    worker = tables.worker
     silence = now() - worker.c.heartbeat_at
     return (
         sa.select(worker.c.id, worker.c.name, worker.c.hostname, elapsed(silence).label("silence"))
@@ -95,16 +95,16 @@ def silent_workers(models: Models) -> Executable:
 
 
 @cache
-def highest_ids(models: Models) -> Executable:
+def highest_ids(tables: Tables) -> Executable:
     """The highest id of each of the four tables, by the table's name."""
     return sa.select(*(sa.select(func.max(t.c.id)).scalar_subquery().label(t.name)
-                       for t in tables(models)))  # fmt: skip
+                       for t in tables))  # fmt: skip
 
 
 @cache
-def kept_for_ever(models: Models) -> Executable:
+def kept_for_ever(tables: Tables) -> Executable:
     """The queues without a retention that have settled messages: one look into the index each."""
-    queue, _, archived, _ = tables(models)
+    queue, _, archived, _ = tables
     settled = sa.exists().where(archived.c.queue_id == queue.c.id)
     return (
         sa.select(queue.c.id, queue.c.queue_name.label("queue"))
@@ -117,9 +117,9 @@ _NEWEST = 1000
 
 
 @cache
-def newest_token(models: Models) -> Executable:
+def newest_token(tables: Tables) -> Executable:
     """The greatest fencing token of the newest rows: a look at all would take too long."""
-    _, message, archived, _ = tables(models)
+    _, message, archived, _ = tables
 
     def greatest(table: sa.Table) -> ColumnElement[Any]:
         newest = sa.select(table.c.fencing_token).order_by(table.c.id.desc()).limit(_NEWEST)
@@ -129,7 +129,7 @@ def newest_token(models: Models) -> Executable:
 
 
 @cache
-def overview(models: Models) -> Executable:
+def overview(tables: Tables) -> Executable:
     """Each queue with its live messages by state, and its dead letters.
 
     Of these there are up to one more than ``most``. The rest of the archive is not counted: it
@@ -137,16 +137,16 @@ def overview(models: Models) -> Executable:
 
     Binds: since (a timedelta: what counts as having come in just now).
     """
-    queue, message, _, _ = tables(models)
+    queue, message, _, _ = tables
     arrived = func.count().filter(message.c.enqueued_at > now() - interval_bind("since"))
     live = counts.live_by_queue(
-        models,
+        tables,
         *(counts.of_state(message.c, state) for state in counts.STATES),
         counts.age(message.c, "ready", "oldest"),
         arrived.label("arrived"),
     )
-    most = counts.cap(models)
-    dead = counts.not_done(models, "dead", most)
+    most = counts.cap(tables)
+    dead = counts.not_done(tables, "dead", most)
     return (
         sa.select(
             queue.c.id,
@@ -163,7 +163,7 @@ def overview(models: Models) -> Executable:
 
 
 @cache
-def outflow(models: Models) -> Executable:
+def outflow(tables: Tables) -> Executable:
     """What was settled in each of the last `BUCKETS` spans of time, 0 being the latest.
 
     ``arrived`` are those that were enqueued in the latest span as well. What was deleted rather
@@ -171,7 +171,7 @@ def outflow(models: Models) -> Executable:
 
     Binds: step (a timedelta), step_seconds (the same).
     """
-    queue, _, archived, _ = tables(models)
+    queue, _, archived, _ = tables
     age = sa.extract("epoch", now() - archived.c.archived_at)
     step = sa.bindparam("step_seconds", type_=sa.Double)
     bucket = sa.cast(func.floor(age / step), sa.Integer).label("bucket")

@@ -9,18 +9,17 @@ import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.sql import ColumnElement, Executable
 
-from ...models import Models
 from .. import states
-from .fragments import tables
+from ..tables import Tables
 
 
 @cache
-def missing_queues(models: Models) -> tuple[sa.Select[Any], sa.Select[Any]]:
+def missing_queues(tables: Tables) -> tuple[sa.Select[Any], sa.Select[Any]]:
     """Ids of queues that live messages have, and that archived ones have, and no queue has."""
-    _, message, archived, _ = tables(models)
+    _, message, archived, _ = tables
     spent = message.c.read_ct >= message.c.max_read_ct
     ids = sa.union(_ids(message, states.has_attempts(message.c), "a"), _ids(message, spent, "b"))
-    return _without_queue(models, ids), _without_queue(models, _ids(archived, sa.true(), "c"))
+    return _without_queue(tables, ids), _without_queue(tables, _ids(archived, sa.true(), "c"))
 
 
 def _ids(table: sa.Table, criterion: ColumnElement[bool], name: str) -> sa.Select[Any]:
@@ -37,22 +36,22 @@ def _ids(table: sa.Table, criterion: ColumnElement[bool], name: str) -> sa.Selec
     return sa.select(found.c.id).where(found.c.id.is_not(None))
 
 
-def _without_queue(models: Models, ids: Any) -> sa.Select[Any]:
-    queue = tables(models).queue
+def _without_queue(tables: Tables, ids: Any) -> sa.Select[Any]:
+    queue = tables.queue
     found = ids.subquery("found")
     there = sa.exists().where(queue.c.id == found.c.id)
     return sa.select(found.c.id).where(sa.not_(there)).order_by(found.c.id)
 
 
 @cache
-def orphans(models: Models) -> Executable:
+def orphans(tables: Tables) -> Executable:
     """One row: messages and archived ones without their queue, live leases without their worker.
 
     A producer that is gone, or the worker in a lease that is over, is no orphan: the rows of
     workers are purged while what they did is kept.
     """
-    _, message, archived, worker = tables(models)
-    live, settled = missing_queues(models)
+    _, message, archived, worker = tables
+    live, settled = missing_queues(tables)
 
     def count(table: sa.Table, *criteria: ColumnElement[bool]) -> ColumnElement[int]:
         return sa.select(func.count()).select_from(table).where(*criteria).scalar_subquery()

@@ -11,9 +11,9 @@ from sqlalchemy import func
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import ColumnElement, Executable
 
-from ...models import Models
 from .. import states
 from ..states import now
+from ..tables import Tables
 from .fragments import (
     TableName,
     alias_short,
@@ -24,7 +24,6 @@ from .fragments import (
     materialized,
     next_token,
     seconds,
-    tables,
     timestamp,
 )
 
@@ -45,7 +44,7 @@ DELIVERED = (
 
 
 @cache
-def dequeue(models: Models, *, by_worker: bool, tracked: bool = True) -> Executable:
+def dequeue(tables: Tables, *, by_worker: bool, tracked: bool = True) -> Executable:
     """Lease the first visible messages of a queue: `dequeue_where` without criteria.
 
     It goes on from the places that the caller remembers: see `_core.cursor`. Levels without one
@@ -57,12 +56,12 @@ def dequeue(models: Models, *, by_worker: bool, tracked: bool = True) -> Executa
     ``{table: [{"level": …, "vt": …, "id": …}]}``. They are used only where the table, which each
     row has in ``cursor_table``, is still the same.
     """
-    message = alias_short(tables(models).message)
-    return _lease(message, _origin(models, by_worker=by_worker), (), tracked=tracked)
+    message = alias_short(tables.message)
+    return _lease(message, _origin(tables, by_worker=by_worker), (), tracked=tracked)
 
 
 def dequeue_where(
-    models: Models, where: Sequence[sa.ColumnExpressionArgument[bool]], *, by_worker: bool
+    tables: Tables, where: Sequence[sa.ColumnExpressionArgument[bool]], *, by_worker: bool
 ) -> Executable:
     """Lease the first visible messages of a queue that is not paused.
 
@@ -72,14 +71,14 @@ def dequeue_where(
 
     Binds: queue, limit, lease and attempts (None for the queue's own), worker.
     """
-    message = tables(models).message  # by its own name, which the criteria use
-    return _lease(message, _origin(models, by_worker=by_worker), where, tracked=True)
+    message = tables.message  # by its own name, which the criteria use
+    return _lease(message, _origin(tables, by_worker=by_worker), where, tracked=True)
 
 
-def _origin(models: Models, *, by_worker: bool) -> sa.CTE:
+def _origin(tables: Tables, *, by_worker: bool) -> sa.CTE:
     """The queue, unless it is paused, or the worker may not lease."""
-    queue, worker = tables(models).queue.alias("q"), tables(models).worker.alias("w")
-    columns = (queue.c.id, queue.c.lease_seconds, queue.c.max_read_ct, _cursor_table(models))
+    queue, worker = tables.queue.alias("q"), tables.worker.alias("w")
+    columns = (queue.c.id, queue.c.lease_seconds, queue.c.max_read_ct, _cursor_table(tables))
     source = sa.select(*columns).where(
         queue.c.queue_name == sa.bindparam("queue"), queue.c.paused_at.is_(None)
     )
@@ -93,7 +92,7 @@ def _holder() -> ColumnElement[Any]:
     return sa.bindparam("worker", type_=sa.BigInteger)
 
 
-def _cursor_table(models: Models) -> ColumnElement[Any]:
+def _cursor_table(tables: Tables) -> ColumnElement[Any]:
     """Which table of messages this session sees: its number, after ``t`` if it hides some rows.
 
     Two sessions of one engine may have different tables under one name (``search_path``), and see
@@ -101,7 +100,7 @@ def _cursor_table(models: Models) -> ColumnElement[Any]:
     A transaction that keeps one snapshot does not see what was committed since: it has the first
     letters of its isolation level before that.
     """
-    name = TableName(tables(models).message)
+    name = TableName(tables.message)
     table = func.to_regclass(name).column_valued("t", joins_implicitly=True)
     isolation = _literal("nullif(left(current_setting('transaction_isolation'),4),'read')")
     number = sa.cast(table, postgresql.OID)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.sql import Executable, Select
 
-from ...models import Models
+from ..tables import Tables
 from .fragments import (
     MOVED,
     array_bind,
@@ -19,20 +19,19 @@ from .fragments import (
     materialized,
     move_to_archive,
     queue_id,
-    tables,
     timestamp,
     unleased,
     visible_at,
 )
 
 
-def _cancelled(models: Models, unheld: Select[Any]) -> Executable:
+def _cancelled(tables: Tables, unheld: Select[Any]) -> Executable:
     """Move the rows of ``unheld`` (ids, locked in their order) to the archive.
 
     Binds: reason, and those of ``unheld``.
     """
     return move_to_archive(
-        models,
+        tables,
         materialized(unheld, "pgqrs_unheld"),
         outcome=sa.literal("cancelled", sa.Text),
         reason=sa.bindparam("reason", type_=sa.Text),
@@ -40,47 +39,47 @@ def _cancelled(models: Models, unheld: Select[Any]) -> Executable:
 
 
 @cache
-def cancel(models: Models) -> Executable:
+def cancel(tables: Tables) -> Executable:
     """Archive messages as cancelled, unless somebody holds them.
 
     Binds: ids, reason.
     """
-    message = tables(models).message
+    message = tables.message
     unheld = (
         sa.select(message.c.id)
         .where(message.c.id == func.any(array_bind("ids", sa.BigInteger)), unleased(message))
         .order_by(message.c.id)
         .with_for_update()
     )
-    return _cancelled(models, unheld)
+    return _cancelled(tables, unheld)
 
 
 def cancel_where(
-    models: Models, criteria: Sequence[sa.ColumnExpressionArgument[bool]], *, by_payload: bool
+    tables: Tables, criteria: Sequence[sa.ColumnExpressionArgument[bool]], *, by_payload: bool
 ) -> Executable:
     """Archive the messages of a queue that match and that nobody holds, as cancelled.
 
     Binds: queue, reason, and contains (JSON text) when ``by_payload``.
     """
-    message = tables(models).message
+    message = tables.message
     unheld = (
         sa.select(message.c.id)
-        .where(message.c.queue_id == queue_id(models), unleased(message), *criteria)
+        .where(message.c.queue_id == queue_id(tables), unleased(message), *criteria)
         .order_by(message.c.id)
         .with_for_update(of=message)
     )
     if by_payload:
         unheld = unheld.where(message.c.payload.contains(json_bind("contains")))
-    return _cancelled(models, unheld)
+    return _cancelled(tables, unheld)
 
 
 @cache
-def reschedule(models: Models) -> Executable:
+def reschedule(tables: Tables) -> Executable:
     """Move a message that nobody holds to another time; one out of attempts gets another.
 
     Binds: message_id, delay, at.
     """
-    message = tables(models).message
+    message = tables.message
     return (
         sa.update(message)
         .where(message.c.id == sa.bindparam("message_id", type_=sa.BigInteger), unleased(message))
@@ -98,12 +97,12 @@ def reschedule(models: Models) -> Executable:
 
 
 @cache
-def leased_until(models: Models) -> Executable:
+def leased_until(tables: Tables) -> Executable:
     """Which of these messages are live, and until when each is leased (NULL: it is not).
 
     Binds: ids.
     """
-    message = tables(models).message
+    message = tables.message
     return sa.select(
         message.c.id, sa.case((sa.not_(unleased(message)), message.c.vt)).label("until")
     ).where(message.c.id == func.any(array_bind("ids", sa.BigInteger)))

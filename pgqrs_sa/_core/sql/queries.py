@@ -10,11 +10,11 @@ import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.sql import ColumnElement, Executable, Select
 
-from ...models import Models
 from ...types import MessageState, Outcome
 from .. import states
+from ..tables import Tables
 from . import counts
-from .fragments import QUEUE_ID, content, ids_of, json_bind, materialized, outline, queue_id, tables
+from .fragments import QUEUE_ID, content, ids_of, json_bind, materialized, outline, queue_id
 
 _Shown: TypeAlias = Callable[[sa.Table], Sequence[ColumnElement[Any]]]
 
@@ -22,30 +22,30 @@ _AFTER = sa.bindparam("after", type_=sa.BigInteger)
 _LIMIT = sa.bindparam("limit", type_=sa.Integer)
 
 
-def _live(models: Models, shown: _Shown = content) -> Select[Any]:
-    queue, message, _, _ = tables(models)
+def _live(tables: Tables, shown: _Shown = content) -> Select[Any]:
+    queue, message, _, _ = tables
     return sa.select(
         *shown(message), states.state(message.c).label("state"), queue.c.queue_name.label("queue")
     ).join(queue, queue.c.id == message.c.queue_id)
 
 
 @cache
-def peek(models: Models) -> Executable:
+def peek(tables: Tables) -> Executable:
     """What the next dequeue of a queue would see, without taking it.
 
     Binds: queue, limit.
     """
-    message = tables(models).message
+    message = tables.message
     return (
-        _live(models)
-        .where(message.c.queue_id == queue_id(models), states.ready(message.c))
+        _live(tables)
+        .where(message.c.queue_id == queue_id(tables), states.ready(message.c))
         .order_by(message.c.priority, message.c.vt, message.c.id)
         .limit(_LIMIT)
     )
 
 
 def find(
-    models: Models,
+    tables: Tables,
     *,
     in_queue: bool,
     state: MessageState | None,
@@ -58,10 +58,10 @@ def find(
 
     Binds: after, limit; queue_id when ``in_queue``; contains (JSON text) when ``by_payload``.
     """
-    message = tables(models).message
-    statement = _live(models, content if whole else outline).where(*where)
+    message = tables.message
+    statement = _live(tables, content if whole else outline).where(*where)
     if state == "exhausted":
-        statement = statement.where(_among_exhausted(models, in_queue=in_queue))
+        statement = statement.where(_among_exhausted(tables, in_queue=in_queue))
     elif state is not None:
         statement = statement.where(getattr(states, state)(message.c))
     if in_queue:
@@ -71,13 +71,13 @@ def find(
     return _page(statement, message, newest_first=newest_first)
 
 
-def _among_exhausted(models: Models, *, in_queue: bool) -> ColumnElement[bool]:
+def _among_exhausted(tables: Tables, *, in_queue: bool) -> ColumnElement[bool]:
     """It is one of the exhausted, which are found first.
 
     There are few, and the planner thinks that every third message is one: left to itself it
     looks for them at all live messages, in the order of the page.
     """
-    message = tables(models).message
+    message = tables.message
     ids = sa.select(message.c.id).where(states.exhausted(message.c))
     if in_queue:
         ids = ids.where(message.c.queue_id == QUEUE_ID)
@@ -86,7 +86,7 @@ def _among_exhausted(models: Models, *, in_queue: bool) -> ColumnElement[bool]:
 
 
 def find_archived(
-    models: Models,
+    tables: Tables,
     *,
     in_queue: bool,
     outcome: Outcome | None,
@@ -99,8 +99,8 @@ def find_archived(
 
     Binds: after, limit; queue_id when ``in_queue``; contains (JSON text) when ``by_payload``.
     """
-    archived = tables(models).archived
-    statement = _settled(models, content if whole else outline).where(*where)
+    archived = tables.archived
+    statement = _settled(tables, content if whole else outline).where(*where)
     if whole:
         statement = statement.add_columns(archived.c.reason)
     if outcome is not None:
@@ -128,8 +128,8 @@ def _contains(table: sa.Table) -> ColumnElement[bool]:
     return table.c.payload.contains(json_bind("contains"))
 
 
-def _settled(models: Models, shown: _Shown = content) -> Select[Any]:
-    queue, _, archived, _ = tables(models)
+def _settled(tables: Tables, shown: _Shown = content) -> Select[Any]:
+    queue, _, archived, _ = tables
     return sa.select(
         *shown(archived),
         archived.c.original_msg_id.label("original_msg_id"),
@@ -140,23 +140,21 @@ def _settled(models: Models, shown: _Shown = content) -> Select[Any]:
 
 
 @cache
-def message_by_id(models: Models) -> Executable:
+def message_by_id(tables: Tables) -> Executable:
     """One live message. Binds: id."""
-    return _live(models).where(
-        tables(models).message.c.id == sa.bindparam("id", type_=sa.BigInteger)
-    )
+    return _live(tables).where(tables.message.c.id == sa.bindparam("id", type_=sa.BigInteger))
 
 
 @cache
-def archived_by_id(models: Models) -> Executable:
+def archived_by_id(tables: Tables) -> Executable:
     """One archived message. Binds: id."""
-    archived = tables(models).archived
-    found = _settled(models).add_columns(archived.c.reason)
+    archived = tables.archived
+    found = _settled(tables).add_columns(archived.c.reason)
     return found.where(archived.c.id == sa.bindparam("id", type_=sa.BigInteger))
 
 
 @cache
-def metrics(models: Models, *, one_queue: bool, exact: bool = False) -> Executable:
+def metrics(tables: Tables, *, one_queue: bool, exact: bool = False) -> Executable:
     """Counts by state and outcome for each queue, or for one.
 
     ``settled`` and each outcome are counted up to one more than ``most``; with ``exact`` they are
@@ -164,18 +162,18 @@ def metrics(models: Models, *, one_queue: bool, exact: bool = False) -> Executab
 
     Binds: queue_id when ``one_queue``.
     """
-    queue = tables(models).queue
+    queue = tables.queue
     columns: list[ColumnElement[Any]] = [
         queue.c.queue_name.label("queue"),
         queue.c.paused_at.is_not(None).label("paused"),
     ]
     if one_queue:
-        live = counts.live_of_queue(models)
+        live = counts.live_of_queue(tables)
         source = queue.join(live, sa.true())
     else:
-        message = tables(models).message
+        message = tables.message
         live = counts.live_by_queue(
-            models,
+            tables,
             *(counts.of_state(message.c, state) for state in counts.STATES),
             counts.age(message.c, "ready", "oldest_ready_age"),
         )
@@ -183,15 +181,15 @@ def metrics(models: Models, *, one_queue: bool, exact: bool = False) -> Executab
     columns += [func.coalesce(live.c[state], 0).label(state) for state in counts.STATES]
     columns.append(live.c.oldest_ready_age)
     if exact:
-        history = counts.outcomes(models, one_queue=one_queue)
+        history = counts.outcomes(tables, one_queue=one_queue)
         source = source.outerjoin(history, history.c.queue_id == queue.c.id)
         names = ("settled", *counts.NOT_DONE)
         columns += [func.coalesce(history.c[name], 0).label(name) for name in names]
         columns.append(sa.null().label("most"))
     else:
-        most = sa.literal(counts.MOST, sa.Integer) if one_queue else counts.cap(models)
-        others = [counts.not_done(models, name, most) for name in counts.NOT_DONE]
-        for found in (*others, counts.settled(models, most, others)):
+        most = sa.literal(counts.MOST, sa.Integer) if one_queue else counts.cap(tables)
+        others = [counts.not_done(tables, name, most) for name in counts.NOT_DONE]
+        for found in (*others, counts.settled(tables, most, others)):
             source = source.join(found, sa.true())
             columns.append(found.c.found.label(found.name))
         columns.append(most.label("most"))

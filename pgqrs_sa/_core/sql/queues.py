@@ -14,11 +14,10 @@ from sqlalchemy.sql import ClauseElement, ColumnElement, Executable
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from ...declared import DeclaredQueue
-from ...models import Models
 from .. import states
 from ..states import now
-from . import flush
-from .fragments import array_bind, materialized, queue_id, tables
+from ..tables import Tables
+from .fragments import array_bind, materialized, queue_id
 
 SETTINGS = ("lease_seconds", "max_read_ct", "retention_seconds", "max_payload_bytes")
 """The defaults of a queue that can be given at creation and changed later."""
@@ -37,9 +36,9 @@ def _new_values(queue: sa.Table, settings: Collection[str]) -> dict[str, Any]:
 
 
 @cache
-def create(models: Models, settings: tuple[str, ...]) -> Executable:
+def create(tables: Tables, settings: tuple[str, ...]) -> Executable:
     """Insert a queue unless its name is taken. Binds: queue, and each of ``settings``."""
-    queue = tables(models).queue
+    queue = tables.queue
     values = _new_values(queue, settings)
     return (
         insert(queue)
@@ -90,54 +89,54 @@ def _or_default(given: ColumnElement[Any], column: sa.Column[Any]) -> ColumnElem
 
 
 @cache
-def named(models: Models) -> Executable:
+def named(tables: Tables) -> Executable:
     """The queues that have one of these names. Binds: names."""
-    queue = tables(models).queue
+    queue = tables.queue
     names = array_bind("names", sa.Text)
     return sa.select(*_row(queue)).where(queue.c.queue_name == func.any(names))
 
 
 @cache
-def get(models: Models) -> Executable:
+def get(tables: Tables) -> Executable:
     """One queue. Binds: queue."""
-    queue = tables(models).queue
+    queue = tables.queue
     return sa.select(*_row(queue)).where(queue.c.queue_name == sa.bindparam("queue"))
 
 
 @cache
-def everything(models: Models) -> Executable:
+def everything(tables: Tables) -> Executable:
     """All queues by name."""
-    return sa.select(*_row(tables(models).queue)).order_by(tables(models).queue.c.queue_name)
+    return sa.select(*_row(tables.queue)).order_by(tables.queue.c.queue_name)
 
 
 @cache
-def names(models: Models) -> Executable:
+def names(queue: sa.Table) -> Executable:
     """The names of all queues."""
-    return flush.names(tables(models).queue)
+    return sa.select(queue.c.queue_name).order_by(queue.c.queue_name)
 
 
 @cache
-def update(models: Models, settings: tuple[str, ...]) -> Executable:
+def update(tables: Tables, settings: tuple[str, ...]) -> Executable:
     """Change defaults of a queue. Binds: queue, and each of ``settings``."""
-    queue = tables(models).queue
+    queue = tables.queue
     values = _new_values(queue, settings)
-    return _update(models, **values)
+    return _update(tables, **values)
 
 
 @cache
-def pause(models: Models) -> Executable:
+def pause(tables: Tables) -> Executable:
     """Stop leasing from a queue; one that is paused keeps its time. Binds: queue."""
-    return _update(models, paused_at=func.coalesce(tables(models).queue.c.paused_at, now()))
+    return _update(tables, paused_at=func.coalesce(tables.queue.c.paused_at, now()))
 
 
 @cache
-def resume(models: Models) -> Executable:
+def resume(tables: Tables) -> Executable:
     """Lease from a queue again. Binds: queue."""
-    return _update(models, paused_at=None)
+    return _update(tables, paused_at=None)
 
 
-def _update(models: Models, **values: Any) -> Executable:
-    queue = tables(models).queue
+def _update(tables: Tables, **values: Any) -> Executable:
+    queue = tables.queue
     return (
         sa.update(queue)
         .where(queue.c.queue_name == sa.bindparam("queue"))
@@ -147,17 +146,17 @@ def _update(models: Models, **values: Any) -> Executable:
 
 
 @cache
-def purge(models: Models) -> Executable:
+def purge(tables: Tables) -> Executable:
     """Delete live messages of a queue, the lowest ids first.
 
     Binds: queue, limit and up_to (None for all).
     """
-    message = tables(models).message
+    message = tables.message
     # No id lies beyond the largest bigint, so that one plan serves with and without a bound.
     highest = func.coalesce(sa.bindparam("up_to", type_=sa.BigInteger), _HIGHEST_ID)
     lowest = (
         sa.select(message.c.id)
-        .where(message.c.queue_id == queue_id(models), message.c.id <= highest)
+        .where(message.c.queue_id == queue_id(tables), message.c.id <= highest)
         .order_by(message.c.id)
         .limit(sa.bindparam("limit", type_=sa.BigInteger))
         .with_for_update()
@@ -167,7 +166,7 @@ def purge(models: Models) -> Executable:
 
 
 @cache
-def purge_unchanged(models: Models) -> Executable:
+def purge_unchanged(tables: Tables) -> Executable:
     """Delete messages of a queue that have not been leased or requeued since they were read.
 
     Each lease and each INSERT, that of a requeue too, draws a new fencing token. No two messages,
@@ -175,7 +174,7 @@ def purge_unchanged(models: Models) -> Executable:
 
     Binds: queue; ids and tokens, in the same order.
     """
-    message = tables(models).message
+    message = tables.message
     ids = array_bind("ids", sa.BigInteger)
     read = (
         func.unnest(ids, array_bind("tokens", sa.BigInteger))
@@ -185,7 +184,7 @@ def purge_unchanged(models: Models) -> Executable:
     unchanged = (
         sa.select(message.c.id)
         .join(read, sa.and_(message.c.id == read.c.id, message.c.fencing_token == read.c.token))
-        .where(message.c.queue_id == queue_id(models), message.c.id == func.any(ids))
+        .where(message.c.queue_id == queue_id(tables), message.c.id == func.any(ids))
         .order_by(message.c.id)
         .with_for_update(of=message)
     )
@@ -194,15 +193,15 @@ def purge_unchanged(models: Models) -> Executable:
 
 
 @cache
-def contents(models: Models) -> Executable:
+def contents(tables: Tables) -> Executable:
     """How many live and archived messages a queue has. Binds: queue."""
-    _, message, archived, _ = tables(models)
+    _, message, archived, _ = tables
 
     def count(model: Any) -> ColumnElement[int]:
         return (
             sa.select(func.count())
             .select_from(model)
-            .where(model.c.queue_id == queue_id(models))
+            .where(model.c.queue_id == queue_id(tables))
             .scalar_subquery()
         )
 
@@ -210,14 +209,14 @@ def contents(models: Models) -> Executable:
 
 
 @cache
-def is_empty(models: Models) -> Executable:
+def is_empty(tables: Tables) -> Executable:
     """Whether a queue has neither live nor archived messages.
 
     It looks into the indexes that begin with the queue, and reads no other queue's rows: it runs
     while `keep_writers_out` holds everybody up. Binds: queue.
     """
-    _, message, archived, _ = tables(models)
-    return sa.select(holds_nothing(queue_id(models), message, archived))
+    _, message, archived, _ = tables
+    return sa.select(holds_nothing(queue_id(tables), message, archived))
 
 
 def holds_nothing(id_: Any, message: sa.Table, archived: sa.Table) -> ColumnElement[bool]:
@@ -237,16 +236,16 @@ def holds_nothing(id_: Any, message: sa.Table, archived: sa.Table) -> ColumnElem
 
 
 @cache
-def delete_history(models: Models) -> Executable:
+def delete_history(tables: Tables) -> Executable:
     """Delete everything archived of a queue. Binds: queue."""
-    archived = tables(models).archived
-    return sa.delete(archived).where(archived.c.queue_id == queue_id(models))
+    archived = tables.archived
+    return sa.delete(archived).where(archived.c.queue_id == queue_id(tables))
 
 
 @cache
-def delete(models: Models) -> Executable:
+def delete(tables: Tables) -> Executable:
     """Delete a queue. Binds: queue."""
-    queue = tables(models).queue
+    queue = tables.queue
     return sa.delete(queue).where(queue.c.queue_name == sa.bindparam("queue")).returning(queue.c.id)
 
 
@@ -264,10 +263,10 @@ def _lock_table(element: LockTable, compiler: SQLCompiler, **_options: Any) -> s
     return f"LOCK TABLE {compiler.preparer.format_table(element.table)} IN SHARE MODE"
 
 
-def lock_messages(models: Models) -> Executable:
+def lock_messages(tables: Tables) -> Executable:
     """Let nobody enqueue while a queue is being deleted.
 
     There is no foreign key that would refuse a message to a queue that is gone, and a lock on
     the queue's row would need a right that producers are better without.
     """
-    return LockTable(tables(models).message)
+    return LockTable(tables.message)

@@ -19,9 +19,9 @@ import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.sql import ColumnElement, Executable
 
-from ...models import Models
 from .. import states
 from ..states import now
+from ..tables import Tables
 from .fragments import (
     MOVED,
     alias_short,
@@ -33,12 +33,11 @@ from .fragments import (
     interval_bind,
     materialized,
     move_to_archive,
-    tables,
 )
 
 
 def held(
-    models: Models,
+    tables: Tables,
     *extra: ColumnElement[Any],
     skip_locked: bool = False,
     attempts: bool = False,
@@ -55,7 +54,7 @@ def held(
 
     Binds: ids, tokens, and those of ``extra``.
     """
-    message = alias_short(tables(models).message)
+    message = alias_short(tables.message)
     names = [f"extra_{n}" for n in range(len(extra))]
     given = (
         func.unnest(
@@ -91,15 +90,15 @@ def _enough(rows: sa.CTE) -> ColumnElement[bool]:
 
 
 @cache
-def archive(models: Models, *, with_reason: bool = True, skip_locked: bool = False) -> Executable:
+def archive(tables: Tables, *, with_reason: bool = True, skip_locked: bool = False) -> Executable:
     """Move messages to the archive: one statement deletes and inserts.
 
     Binds: ids, tokens, outcome, required; reasons and errors when ``with_reason``.
     """
     extra = (array_bind("reasons", sa.Text), array_bind("errors", sa.Text)) if with_reason else ()
-    rows = held(models, *extra, skip_locked=skip_locked)
+    rows = held(tables, *extra, skip_locked=skip_locked)
     return move_to_archive(
-        models,
+        tables,
         rows,
         _enough(rows),
         outcome=sa.bindparam("outcome", type_=sa.Text),
@@ -109,27 +108,27 @@ def archive(models: Models, *, with_reason: bool = True, skip_locked: bool = Fal
 
 
 @cache
-def archive_done(models: Models) -> Executable:
+def archive_done(tables: Tables) -> Executable:
     """Move to the archive what is held and not locked, as done.
 
     Binds: ids, tokens.
     """
     return move_to_archive(
-        models,
-        held(models, skip_locked=True),
+        tables,
+        held(tables, skip_locked=True),
         outcome=sa.literal("archived"),
         reason=sa.cast(sa.null(), sa.Text),
     )
 
 
 @cache
-def delete(models: Models, *, skip_locked: bool = False) -> Executable:
+def delete(tables: Tables, *, skip_locked: bool = False) -> Executable:
     """Delete messages, keeping nothing.
 
     Binds: ids, tokens, required.
     """
-    message = tables(models).message
-    rows = held(models, skip_locked=skip_locked)
+    message = tables.message
+    rows = held(tables, skip_locked=skip_locked)
     return (
         sa.delete(message)
         .where(in_rows(message, rows), _enough(rows))
@@ -138,26 +137,26 @@ def delete(models: Models, *, skip_locked: bool = False) -> Executable:
 
 
 @cache
-def extend(models: Models, *, skip_locked: bool = False) -> Executable:
+def extend(tables: Tables, *, skip_locked: bool = False) -> Executable:
     """Let the leases run out this much later than now.
 
     Binds: ids, tokens, lease, required.
     """
-    return _update(models, held(models, skip_locked=skip_locked), vt=now() + interval_bind("lease"))
+    return _update(tables, held(tables, skip_locked=skip_locked), vt=now() + interval_bind("lease"))
 
 
 @cache
-def release(models: Models, *, skip_locked: bool = False) -> Executable:
+def release(tables: Tables, *, skip_locked: bool = False) -> Executable:
     """Give leases back, without charging the attempt.
 
     ``read_ct`` only ever grows, so the limit is raised instead.
 
     Binds: ids, tokens, delay, required.
     """
-    message = tables(models).message
+    message = tables.message
     return _update(
-        models,
-        held(models, skip_locked=skip_locked),
+        tables,
+        held(tables, skip_locked=skip_locked),
         vt=now() + interval_bind("delay"),
         max_read_ct=clamp_attempts(sa.cast(message.c.max_read_ct, sa.BigInteger) + 1),
         dequeued_at=None,
@@ -166,20 +165,20 @@ def release(models: Models, *, skip_locked: bool = False) -> Executable:
 
 
 @cache
-def reschedule_failed(models: Models, *, skip_locked: bool = False) -> Executable:
+def reschedule_failed(tables: Tables, *, skip_locked: bool = False) -> Executable:
     """Put failed messages back for another attempt, those that have one left.
 
     Binds: ids, tokens, errors, delays, required.
     """
     rows = held(
-        models,
+        tables,
         array_bind("errors", sa.Text),
         array_bind("delays", sa.Interval),
         skip_locked=skip_locked,
         attempts=True,
     )
     return _update(
-        models,
+        tables,
         rows,
         rows.c.more,
         vt=now() + rows.c.extra_1,
@@ -190,9 +189,9 @@ def reschedule_failed(models: Models, *, skip_locked: bool = False) -> Executabl
 
 
 def _update(
-    models: Models, rows: sa.CTE, *conditions: sa.ColumnExpressionArgument[bool], **values: Any
+    tables: Tables, rows: sa.CTE, *conditions: sa.ColumnExpressionArgument[bool], **values: Any
 ) -> Executable:
-    message = tables(models).message
+    message = tables.message
     return (
         sa.update(message)
         .where(in_rows(message, rows), _enough(rows), *conditions)
@@ -202,12 +201,12 @@ def _update(
 
 
 @cache
-def whereabouts(models: Models) -> Executable:
+def whereabouts(tables: Tables) -> Executable:
     """Where messages are now, live or archived.
 
     Binds: ids.
     """
-    _, message, archived, _ = tables(models)
+    _, message, archived, _ = tables
     ids = array_bind("ids", sa.BigInteger)
     live = sa.select(
         message.c.id.label("id"),

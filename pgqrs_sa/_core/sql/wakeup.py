@@ -18,9 +18,9 @@ import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.sql import ColumnElement, Executable
 
-from ...models import Models
 from ..states import now
-from .fragments import array_bind, interval_bind, tables
+from ..tables import Tables
+from .fragments import array_bind, interval_bind
 
 
 @cache
@@ -33,9 +33,9 @@ def channel(schema: str | None) -> str:
 
 
 @cache
-def waiting(models: Models) -> Executable:
+def waiting(tables: Tables) -> Executable:
     """Say for how long from now a worker waits to be woken. Binds: worker_id, span (or None)."""
-    worker = tables(models).worker
+    worker = tables.worker
     return (
         sa.update(worker)
         .where(worker.c.id == sa.bindparam("worker_id", type_=sa.BigInteger))
@@ -44,12 +44,12 @@ def waiting(models: Models) -> Executable:
 
 
 @cache
-def notice(models: Models) -> ColumnElement[Any]:
+def notice(tables: Tables) -> ColumnElement[Any]:
     """What an INSERT returns so as to notify: of a message that is visible, if somebody waits.
 
     Binds: channel, queue.
     """
-    _, message, _, worker = tables(models)
+    _, message, _, worker = tables
     wanted = sa.and_(message.c.vt <= now(), awaited(worker))
     return sa.case((wanted, notify())).label("notified")
 

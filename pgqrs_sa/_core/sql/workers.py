@@ -10,11 +10,11 @@ from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql import ColumnElement, Executable
 
-from ...models import Models
 from ...types import WorkerStatus
 from .. import states
 from ..states import now
-from .fragments import MOVED, array_bind, elapsed, interval_bind, materialized, tables
+from ..tables import Tables
+from .fragments import MOVED, array_bind, elapsed, interval_bind, materialized
 
 _ID = sa.bindparam("worker_id", type_=sa.BigInteger)
 
@@ -26,24 +26,24 @@ def _row(worker: sa.Table) -> list[ColumnElement[Any]]:
 
 
 @cache
-def register(models: Models) -> Executable:
+def register(tables: Tables) -> Executable:
     """Insert a worker. Binds: name, hostname, pid, port, version, queues, leased."""
-    worker = tables(models).worker
+    worker = tables.worker
     names = ("name", "hostname", "pid", "port", "version", "queues", "leased")
     values = {name: sa.bindparam(name, type_=worker.c[name].type) for name in names}
     return insert(worker).values(**values).returning(*_row(worker))
 
 
 @cache
-def get(models: Models) -> Executable:
+def get(tables: Tables) -> Executable:
     """One worker. Binds: worker_id."""
-    return sa.select(*_row(tables(models).worker)).where(tables(models).worker.c.id == _ID)
+    return sa.select(*_row(tables.worker)).where(tables.worker.c.id == _ID)
 
 
 @cache
-def everything(models: Models, *, status: WorkerStatus | None, in_queue: bool) -> Executable:
+def everything(tables: Tables, *, status: WorkerStatus | None, in_queue: bool) -> Executable:
     """Workers by id. Binds: queue when ``in_queue``."""
-    worker = tables(models).worker
+    worker = tables.worker
     statement = sa.select(*_row(worker)).order_by(worker.c.id)
     if status is not None:
         statement = statement.where(worker.c.status == status)
@@ -54,31 +54,31 @@ def everything(models: Models, *, status: WorkerStatus | None, in_queue: bool) -
 
 
 @cache
-def heartbeat(models: Models) -> Executable:
+def heartbeat(tables: Tables) -> Executable:
     """Note that a worker lives, unless it was stopped, and what it says that it holds.
 
     Binds: worker_id, leased (None: it does not say).
     """
-    worker = tables(models).worker
+    worker = tables.worker
     leased = sa.bindparam("leased", type_=sa.Integer)
     living = worker.c.status != sa.literal("stopped")
-    return _update(models, living, heartbeat_at=now(), leased=leased)
+    return _update(tables, living, heartbeat_at=now(), leased=leased)
 
 
 @cache
-def set_status(models: Models, status: WorkerStatus) -> Executable:
+def set_status(tables: Tables, status: WorkerStatus) -> Executable:
     """Suspend, resume or stop a worker that is not stopped yet. Binds: worker_id."""
-    worker = tables(models).worker
+    worker = tables.worker
     values: dict[str, Any] = {"status": status}
     if status == "stopped":
         values["shutdown_at"] = now()
-    return _update(models, worker.c.status != sa.literal("stopped"), **values)
+    return _update(tables, worker.c.status != sa.literal("stopped"), **values)
 
 
 def _update(
-    models: Models, *conditions: sa.ColumnExpressionArgument[bool], **values: Any
+    tables: Tables, *conditions: sa.ColumnExpressionArgument[bool], **values: Any
 ) -> Executable:
-    worker = tables(models).worker
+    worker = tables.worker
     return (
         sa.update(worker)
         .where(worker.c.id == _ID, *conditions)
@@ -88,13 +88,13 @@ def _update(
 
 
 @cache
-def health(models: Models) -> Executable:
+def health(tables: Tables) -> Executable:
     """Each worker that is not stopped, and how long it has been silent.
 
     It reads the workers alone: no index finds what a worker holds, so that counting it here would
     read all messages.
     """
-    worker = tables(models).worker
+    worker = tables.worker
     return (
         sa.select(*_row(worker), elapsed(now() - worker.c.heartbeat_at).label("silent_for"))
         .where(worker.c.status != sa.literal("stopped"))
@@ -102,13 +102,13 @@ def health(models: Models) -> Executable:
     )
 
 
-def _holding(models: Models) -> ColumnElement[bool]:
-    _, message, _, worker = tables(models)
+def _holding(tables: Tables) -> ColumnElement[bool]:
+    _, message, _, worker = tables
     return sa.exists().where(message.c.consumer_worker_id == worker.c.id, states.leased(message.c))
 
 
 @cache
-def stop_silent(models: Models, *, in_queue: bool, holding: bool) -> Executable:
+def stop_silent(tables: Tables, *, in_queue: bool, holding: bool) -> Executable:
     """Stop the workers that have been silent for too long, and say which.
 
     The silence is judged again under the lock, so one that has come back meanwhile is spared;
@@ -116,12 +116,12 @@ def stop_silent(models: Models, *, in_queue: bool, holding: bool) -> Executable:
 
     Binds: silent_for; queue when ``in_queue``.
     """
-    worker = tables(models).worker
+    worker = tables.worker
     more: list[ColumnElement[bool]] = []
     if in_queue:
         more.append(sa.bindparam("queue", type_=sa.Text) == func.any(worker.c.queues))
     if holding:
-        more.append(_holding(models))
+        more.append(_holding(tables))
     overdue = (
         sa.select(worker.c.id)
         .where(
@@ -142,12 +142,12 @@ def stop_silent(models: Models, *, in_queue: bool, holding: bool) -> Executable:
 
 
 @cache
-def release_leases(models: Models) -> Executable:
+def release_leases(tables: Tables) -> Executable:
     """Make visible at once what these workers hold. The attempts stay counted.
 
     Binds: ids.
     """
-    message = tables(models).message
+    message = tables.message
     leases = (
         sa.select(message.c.id)
         .where(
@@ -167,26 +167,26 @@ def release_leases(models: Models) -> Executable:
 
 
 @cache
-def purge(models: Models) -> Executable:
+def purge(tables: Tables) -> Executable:
     """Delete workers that stopped long enough ago and hold nothing. Binds: older_than."""
-    worker = tables(models).worker
+    worker = tables.worker
     return sa.delete(worker).where(
         worker.c.status == sa.literal("stopped"),
         worker.c.shutdown_at < now() - interval_bind("older_than"),
-        sa.not_(_holding(models)),
+        sa.not_(_holding(tables)),
     )
 
 
 @cache
-def delete(models: Models) -> Executable:
+def delete(tables: Tables) -> Executable:
     """Delete a worker that is stopped and holds nothing. Binds: worker_id."""
-    worker = tables(models).worker
+    worker = tables.worker
     return (
         sa.delete(worker)
         .where(
             worker.c.id == _ID,
             worker.c.status == sa.literal("stopped"),
-            sa.not_(_holding(models)),
+            sa.not_(_holding(tables)),
         )
         .returning(worker.c.id)
     )

@@ -1,12 +1,15 @@
-"""Telling consumers of this process about messages that it has just committed itself.
+"""Waking consumers: those of this process when a commit is done, and others by NOTIFY.
 
-Whatever enqueues notes the queue's name in its session. When the session's transaction has been
-committed, everybody who has subscribed gets the names; when it is rolled back or closed, they are
-forgotten. Savepoints change nothing: a name whose savepoint was rolled back costs a look at an
-empty queue, one that was lost would cost a wait.
+A session collects the names of the queues that it enqueues into. When its transaction has been
+committed, every subscriber in this process gets the names; when it is rolled back or closed, they
+are dropped. Savepoints change nothing: a name whose savepoint was rolled back costs a look at an
+empty queue, a name that was lost would cost a wait.
 
 Where a session was joined to a connection's own transaction, that is the moment before the server
 commits (see `commits`). A consumer that finds the queue empty then looks again soon.
+
+Consumers of other processes are woken by a NOTIFY, which is part of the statement that enqueues
+(see `sql.wakeup`) or, where messages become visible in another way, a statement of its own.
 """
 
 from __future__ import annotations
@@ -14,15 +17,28 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any, TypeAlias
 
+import sqlalchemy as sa
 from sqlalchemy.orm import Mapper, Session
 
-from .._core import commits
+from . import commits, routing
+from .context import Context, execute
+from .sql import wakeup as statements
 
-__all__ = ["NOTIFY", "mark_enqueued", "subscribe", "subscribed"]
+__all__ = [
+    "NOTIFY",
+    "announce",
+    "channel",
+    "channel_on",
+    "mark_enqueued",
+    "set_waiting",
+    "subscribe",
+    "subscribed",
+]
 
 NOTIFY = "pgqrs_notify"
 """Set this in ``session.info`` to let everything that the session enqueues send a NOTIFY too."""
@@ -104,3 +120,43 @@ def _publish(queue: str) -> None:
         except Exception:  # noqa: BLE001 - whatever it is
             # Whoever has committed is not to blame for it.
             _log.exception("a subscriber failed over a message in queue %r", queue)
+
+
+def set_waiting(session: Session, context: Context, worker_id: int, span: timedelta | None) -> None:
+    """Say that a worker waits to be woken for so long from now; None: it does not wait any more.
+
+    Commit, and look into the queues once more before waiting: what was enqueued before that
+    commit has sent no notification.
+    """
+    values = {"worker_id": worker_id, "span": span}
+    execute(session, context, statements.waiting(context.tables), values)
+
+
+def channel(session: Session, context: Context) -> dict[str, str]:
+    """Return what a statement that notifies has to bind more, or nothing if none is to be sent."""
+    if not (context.notify or session.info.get(NOTIFY)):
+        return {}
+    connection = routing.connect(session, {"mapper": context.mapper})
+    return channel_on(connection, context.tables.message)
+
+
+def channel_on(connection: sa.Connection, messages: sa.Table) -> dict[str, str]:
+    """Return the same for a connection on which notifications are wanted."""
+    # PostgreSQL prepares no transaction that has notified. Its consumers find out by polling.
+    if isinstance(connection.get_transaction(), sa.TwoPhaseTransaction):
+        return {}
+    return {"channel": statements.channel(connection.schema_for_object(messages))}
+
+
+def announce(session: Session, context: Context, ids: Sequence[int]) -> None:
+    """Wake the consumers of messages that were made visible by hand, in a statement of its own.
+
+    Nothing is executed unless somebody may want to know.
+    """
+    to = channel(session, context)
+    if not ids or not (to or subscribed()):
+        return
+    queue, message, _, worker = context.tables
+    statement = statements.visible(queue, message, worker, notify=bool(to))
+    for name in execute(session, context, statement, {"ids": list(ids), **to}).scalars():
+        mark_enqueued(session, name, context.mapper)
