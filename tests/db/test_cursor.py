@@ -204,7 +204,7 @@ def test_the_time_of_a_dequeue_is_that_of_its_statement(
     taken: list[float] = []
 
     class Noting(DequeueCursor):
-        def took(self, *found: Any, seconds: float, **how: Any) -> CursorUpdate:
+        def record(self, *found: Any, seconds: float, **how: Any) -> CursorUpdate:
             taken.append(seconds)
             return super().record(*found, seconds=seconds, **how)
 
@@ -235,7 +235,7 @@ def test_a_dequeue_that_could_have_taken_more_was_not_full(
     told: list[bool] = []
 
     class Noting(DequeueCursor):
-        def took(self, *found: Any, full: bool, **how: Any) -> CursorUpdate:
+        def record(self, *found: Any, full: bool, **how: Any) -> CursorUpdate:
             told.append(full)
             return super().record(*found, full=full, **how)
 
