@@ -18,6 +18,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from pgqrs_sa import embedded
+from support.cases import each_case
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs Unix sockets")
 
@@ -117,37 +118,47 @@ def test_a_setting_postgres_rejects_is_reported_with_the_log(temporary_folder: P
     assert list(temporary_folder.iterdir()) == []
 
 
-def test_it_restarts_immediately_and_keeps_committed_rows() -> None:
-    with embedded.start() as server:
-        with psycopg.connect(server.dsn()) as connection:
-            connection.execute("CREATE TABLE kept AS SELECT 42 AS n")
-        before = postmaster_pid(server)
-        server.restart("immediate")
-        assert postmaster_pid(server) != before
-        assert ask(server, "SELECT n FROM kept") == 42
-        assert "automatic recovery" in server.log_file.read_text()
+@pytest.fixture(scope="module")
+def stopped() -> Iterator[embedded.EmbeddedServer]:
+    """A server that tests may stop, if they start it again."""
+    with embedded.start() as running:
+        yield running
 
 
-def test_a_fast_stop_disconnects_clients_and_a_start_brings_it_back() -> None:
-    with embedded.start() as server:
-        with psycopg.connect(server.dsn(), autocommit=True) as connection:
-            server.stop()
-            with pytest.raises(psycopg.OperationalError):
-                connection.execute("SELECT 1")
-        server.start()
-        assert ask(server, "SELECT 1") == 1
+def test_it_restarts_immediately_and_keeps_committed_rows(
+    stopped: embedded.EmbeddedServer,
+) -> None:
+    with psycopg.connect(stopped.dsn()) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 42 AS n")
+    before = postmaster_pid(stopped)
+    stopped.restart("immediate")
+    assert postmaster_pid(stopped) != before
+    assert ask(stopped, "SELECT n FROM kept") == 42
+    assert "automatic recovery" in stopped.log_file.read_text()
 
 
-def test_two_servers_run_side_by_side() -> None:
-    with embedded.start() as one, embedded.start() as two:
-        assert one.dsn() != two.dsn()
-        with psycopg.connect(one.dsn()) as connection:
-            connection.execute("CREATE TABLE only_here ()")
-        assert ask(one, "SELECT to_regclass('only_here') IS NULL") is False
-        assert ask(two, "SELECT to_regclass('only_here') IS NULL") is True
+def test_a_fast_stop_disconnects_clients_and_a_start_brings_it_back(
+    stopped: embedded.EmbeddedServer,
+) -> None:
+    with psycopg.connect(stopped.dsn(), autocommit=True) as connection:
+        stopped.stop()
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT 1")
+    stopped.start()
+    assert ask(stopped, "SELECT 1") == 1
 
 
-@pytest.mark.parametrize(
+def test_two_servers_run_side_by_side(
+    server: embedded.EmbeddedServer, stopped: embedded.EmbeddedServer
+) -> None:
+    assert server.dsn() != stopped.dsn()
+    with psycopg.connect(server.dsn()) as connection:
+        connection.execute("CREATE TABLE only_here ()")
+    assert ask(server, "SELECT to_regclass('only_here') IS NULL") is False
+    assert ask(stopped, "SELECT to_regclass('only_here') IS NULL") is True
+
+
+@each_case(
     ("name", "value"),
     [
         ("listen_addresses", ""),
@@ -166,15 +177,12 @@ def test_the_settings_are_the_documented_ones(
     assert ask(server, f"SHOW {name}") == value
 
 
-def test_a_durable_server_keeps_the_safe_settings() -> None:
-    with embedded.start(durable=True, settings={"max_connections": "7"}) as server:
+def test_a_durable_server_keeps_the_safe_settings_and_those_given_have_any_text() -> None:
+    settings = {"max_connections": "7", "cluster_name": r"it's a \n"}
+    with embedded.start(durable=True, settings=settings) as server:
         assert ask(server, "SHOW fsync") == "on"
         assert ask(server, "SHOW full_page_writes") == "on"
         assert ask(server, "SHOW max_connections") == "7"
-
-
-def test_a_setting_may_hold_quotes_and_backslashes() -> None:
-    with embedded.start(settings={"cluster_name": r"it's a \n"}) as server:
         assert ask(server, "SHOW cluster_name") == r"it's a \n"
 
 
