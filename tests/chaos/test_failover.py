@@ -32,7 +32,8 @@ from pgqrs_sa.wakeup.listener import Listener
 from support.ledger import Effect, Sent, audit
 from support.replica import Standby, either, make_synchronous, standby_of
 from support.results import Results
-from support.servers import Address, OwnServer, own_server, run_sql, until
+from support.servers import Address, OwnServer, own_server, run_sql
+from support.waiting import until
 
 LONG = 120.0
 """Seconds after which something that should have happened did not."""

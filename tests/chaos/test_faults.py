@@ -35,7 +35,8 @@ from support.operations import OPERATIONS, Operation
 from support.proxy import Fault, Proxy
 from support.results import Results, load
 from support.scripts import Script
-from support.servers import Address, OwnServer, run_sql, terminate_backends, until
+from support.servers import Address, OwnServer, run_sql, terminate_backends
+from support.waiting import until
 
 FAULTS = (
     *("SIGKILL", "SIGTERM", "SIGSTOP, SIGCONT", "terminate", "server crash", "lost reply"),

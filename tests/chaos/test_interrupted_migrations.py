@@ -24,7 +24,8 @@ from pgqrs_sa import QueueService
 from support.loops import outliving
 from support.proxy import Proxy
 from support.scripts import Script
-from support.servers import Address, OwnServer, run_sql, terminate_backends, until
+from support.servers import Address, OwnServer, run_sql, terminate_backends
+from support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 MADE = """
@@ -169,7 +170,7 @@ def test_a_process_that_dies_in_the_middle_lets_the_others_go_on(empty, migratin
     with upgrading(empty, "CREATE TABLE public.pgqrs_archive") as first:
         first.expect("at")
         with upgrading(empty) as second, upgrading(empty) as third:
-            until(lambda: len(run_sql(empty, WAITING)) == 2, "both wait for the lock", timeout=180)
+            until(lambda: len(run_sql(empty, WAITING)) == 2, "both wait for the lock", seconds=180)
             assert run_sql(empty, MADE) == []
             getattr(first, signal)()
             for other in (second, third):

@@ -30,7 +30,8 @@ from support.ledger import Effect, Sent, audit
 from support.loops import produce, work
 from support.replica import Standby, either, make_synchronous, standby_of
 from support.results import Results
-from support.servers import OwnServer, own_server, run_sql, until
+from support.servers import OwnServer, own_server, run_sql
+from support.waiting import until
 
 READ_ONLY = "25006"
 WRITES: dict[str, Callable[[Any], Any]] = {

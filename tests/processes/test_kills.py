@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import QueueService
 from support.processes import KINDS
-from support.servers import run_sql, until
+from support.servers import run_sql
+from support.waiting import until
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 

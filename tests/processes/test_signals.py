@@ -8,7 +8,8 @@ import socket
 import pytest
 
 from support.processes import KINDS
-from support.servers import Address, run_sql, until
+from support.servers import Address, run_sql
+from support.waiting import until
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 

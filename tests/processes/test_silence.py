@@ -6,7 +6,8 @@ import pytest
 import sqlalchemy as sa
 
 from support.processes import KINDS
-from support.servers import run_sql, terminate_backends, until
+from support.servers import run_sql, terminate_backends
+from support.waiting import until
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 

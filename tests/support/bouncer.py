@@ -28,7 +28,8 @@ from uuid import uuid4
 import sqlalchemy as sa
 import sqlalchemy.event
 
-from .servers import Address, until
+from .servers import Address
+from .waiting import until
 
 BINARY = os.environ.get("PGQRS_TEST_PGBOUNCER_BIN") or shutil.which(
     "pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin"

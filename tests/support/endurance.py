@@ -26,7 +26,8 @@ from support.bouncer import PgBouncer
 from support.ledger import Audit, Sent
 from support.loops import outliving
 from support.processes import KINDS, ConsumerFleet, ConsumerProcess
-from support.servers import OwnServer, own_server, run_sql, until
+from support.servers import OwnServer, own_server, run_sql
+from support.waiting import until
 
 _BATCH = 50  # messages that a producer commits together
 _ATTEMPTS = 10  # more than all kills and crashes together can cost a message

@@ -25,7 +25,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from pgqrs_sa import AsyncConsumer, Consumer, QueueService
 from support.scripts import Script
-from support.servers import Address, own_server, run_sql, until
+from support.servers import Address, own_server, run_sql
+from support.waiting import until
 
 Picked = Callable[[], float]
 """Waits for the next message, and returns when its handler began."""

@@ -23,7 +23,8 @@ from sqlalchemy.orm import Session
 from pgqrs_sa import QueueService
 from support.ledger import Audit, Sent, audit
 from support.scripts import Script
-from support.servers import WAIT, Address, run_sql, until
+from support.servers import WAIT, Address, run_sql
+from support.waiting import until
 
 KINDS = ("sync", "psycopg", "asyncpg")
 """Threads; tasks over psycopg; tasks over asyncpg."""

@@ -26,7 +26,8 @@ import sqlalchemy as sa
 from pgqrs_sa import embedded
 
 from .proxy import Proxy
-from .servers import OwnServer, run_sql, until
+from .servers import OwnServer, run_sql
+from .waiting import until
 
 
 @dataclass(frozen=True)

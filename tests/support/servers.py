@@ -11,10 +11,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from pgqrs_sa import QueueService, embedded, metadata
 
 from .ledger import books
+from .waiting import until
 
 WAIT = 90.0
 """Seconds after which whatever is waited for is taken not to come."""
@@ -105,8 +106,13 @@ def run_sql(address: Address, sql: str, **values: object) -> list[tuple[object, 
 
 def connected(address: Address) -> sa.Connection:
     """Return a connection of its own, in autocommit; a context manager."""
-    engine = sa.create_engine(address.url(), poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
-    return engine.connect()
+    return _engine(address).connect()
+
+
+@cache
+def _engine(address: Address) -> sa.Engine:
+    """Return an engine that pools nothing; a new one asks the server five questions first."""
+    return sa.create_engine(address.url(), poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
 
 
 # Materialized: PostgreSQL is free to call the function before it looks at the rest.
@@ -134,11 +140,3 @@ def terminate_backends(address: Address, where: str = "true", **values: object) 
         still = sa.text("SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(:pids)")
         until(lambda: not connection.scalar(still, {"pids": pids}), "the backends are gone")
     return len(pids)
-
-
-def until(condition: Callable[[], object], what: str, timeout: float = WAIT) -> None:
-    """Ask again until it holds: for states that nobody announces."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"it did not happen in {timeout} s: {what}"
-        time.sleep(0.01)
