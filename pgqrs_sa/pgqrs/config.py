@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 from ..errors import InvalidArgument
 from ..settings import Settings, Validation
@@ -12,6 +12,7 @@ from ..settings import Settings, Validation
 __all__ = ["Config"]
 
 _T = TypeVar("_T")
+_Path: TypeAlias = str | os.PathLike[str]
 
 
 class _Setting(Generic[_T]):
@@ -85,7 +86,7 @@ class Config:
         return cls(Settings.load())
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> Config:
+    def from_file(cls, path: _Path) -> Config:
         """Load a YAML or TOML file; the environment is not read."""
         return cls(Settings.load(config=path, environ={}))
 
@@ -95,18 +96,13 @@ class Config:
         return cls(Settings.load())
 
     @classmethod
-    def load_with_options(
-        cls, dsn: str | None = None, config_path: str | os.PathLike[str] | None = None
-    ) -> Config:
+    def load_with_options(cls, dsn: str | None = None, config_path: _Path | None = None) -> Config:
         """Load the arguments, the environment and a file, in that order."""
         return cls(Settings.load(dsn=dsn, config=config_path))
 
     @classmethod
     def load_with_schema_options(
-        cls,
-        dsn: str | None = None,
-        schema: str | None = None,
-        config_path: str | os.PathLike[str] | None = None,
+        cls, dsn: str | None = None, schema: str | None = None, config_path: _Path | None = None
     ) -> Config:
         """Load the arguments, the environment and a file, in that order."""
         return cls(Settings.load(dsn=dsn, schema=schema, config=config_path))

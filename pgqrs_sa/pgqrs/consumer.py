@@ -8,14 +8,13 @@ import time
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import sqlalchemy as sa
 
 from ..errors import InvalidArgument
 from ..types import Delivery, Seconds
 from ..validation import validate_duration
-from .admin import Admin
-from .config import Config
 from .errors import WorkerNotFound, WorkerNotReady
 from .types import QueueMessage
 from .worker import QueueWorker
@@ -107,12 +106,12 @@ class Consumer(QueueWorker):
         port: A number to tell it by: for people.
     """
 
+    _heartbeats: asyncio.Task[None] | None = None
     _kind = "consumer"
 
-    def __init__(self, admin: Admin | Config | str, queue: str, hostname: str, port: int) -> None:
-        super().__init__(admin, queue, hostname, port)
-        self._leases = _Leases()
-        self._heartbeats: asyncio.Task[None] | None = None
+    @cached_property
+    def _leases(self) -> _Leases:
+        return _Leases()
 
     # Dequeue
 
