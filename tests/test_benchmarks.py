@@ -21,6 +21,7 @@ from benchmarks.scenarios import SCENARIOS, Bench
 from benchmarks.scenarios import by_name as scenario
 from benchmarks.server import Server
 from benchmarks.work import Progress, Tally, payload_of
+from support.cases import each_case
 
 
 class Absent(Contender):
@@ -183,7 +184,7 @@ AGREEMENT = [
 ]
 
 
-@pytest.mark.parametrize(("ours", "met"), AGREEMENT)
+@each_case(("ours", "met"), AGREEMENT)
 def test_a_target_is_met_only_when_the_rounds_agree(ours: list[float], met: bool | None) -> None:
     facts = {"facts": {"producers": 1}}
     run = records.Run.of(
@@ -244,7 +245,7 @@ def test_a_file_that_is_no_run_is_refused_with_the_line(tmp_path: Path) -> None:
     assert "line 1, is no line of a run" in done.output
 
 
-@pytest.mark.parametrize(("least", "passed"), [(1.25, True), (1.26, False)])
+@each_case(("least", "passed"), [(1.25, True), (1.26, False)])
 def test_the_quick_mode_fails_on_a_ratio_below_its_threshold(
     stored: Path, least: float, passed: bool
 ) -> None:
@@ -268,7 +269,7 @@ def test_the_quick_mode_fails_on_what_was_not_measured_but_not_on_who_is_missing
     ]
 
 
-@pytest.mark.parametrize(("least", "code"), [(0.0, 0), (1e9, 1)])
+@each_case(("least", "code"), [(0.0, 0), (1e9, 1)])
 def test_the_exit_code_of_the_quick_mode_is_that_of_its_ratios(
     monkeypatch, stored: Path, least: float, code: int
 ) -> None:
@@ -283,7 +284,7 @@ def test_the_exit_code_of_the_quick_mode_is_that_of_its_ratios(
 quick_checks = quick.checks
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("arguments", "said"),
     [
         (["run", "-c", "nobody"], "there is no contender 'nobody'"),
