@@ -15,10 +15,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from pgqrs_sa import InvalidArgument, Item, Models, QueueNotFound, QueueService, metadata
+from pgqrs_sa import InvalidArgument, Item, QueueNotFound, QueueService, metadata
 from pgqrs_sa._core import cursors
 from pgqrs_sa._core.cursor import CursorSnapshot, CursorUpdate, DequeueCursor, Position
 from pgqrs_sa._core.sql import lease
+from pgqrs_sa._core.tables import tables_of
+from pgqrs_sa.models import READY_MADE
 from support.cases import each_case
 
 
@@ -560,7 +562,7 @@ def _blocks(connection: sa.Connection, places: dict[int, Position] | None) -> in
     if places is not None:
         oid = connection.exec_driver_sql("SELECT 'pgqrs_messages'::regclass::oid").scalar_one()
         values["cursor"] = CursorSnapshot(f"f{oid}", places).as_json()
-    statement = lease.dequeue(Models(), by_worker=False)
+    statement = lease.dequeue(tables_of(READY_MADE), by_worker=False)
     compiled = statement.compile(dialect=connection.dialect)
     found = connection.exec_driver_sql(
         f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {compiled}", compiled.construct_params(values)

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from pgqrs_sa import Models
 from pgqrs_sa._core.sql import counts, health, queries
-from pgqrs_sa._core.sql.fragments import tables
+from pgqrs_sa._core.tables import tables_of
+from pgqrs_sa.models import READY_MADE
 from support.cases import each_case
 
 from .test_plans import explain, nodes
 
-MODELS = Models()
+TABLES = tables_of(READY_MADE)
 STEP = {"since": timedelta(seconds=2), "step": timedelta(seconds=2), "step_seconds": 2.0}
 
 QUEUES = "INSERT INTO pgqrs_queues (queue_name) SELECT 'q' || g FROM generate_series(1, :queues) g"
@@ -90,7 +90,7 @@ def reading_connection(database: Any) -> Any:
 
 def renew(connection: sa.Connection) -> None:
     """Empty the tables, and forget what was known about their contents."""
-    names = ", ".join(table.name for table in tables(MODELS))
+    names = ", ".join(table.name for table in TABLES)
     connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
     for table in ("pgqrs_messages", "pgqrs_archive"):
         connection.exec_driver_sql(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
@@ -128,9 +128,9 @@ def test_all_queues_are_counted_by_one_read_of_the_messages(
     wanted, connection = loaded
     whole = pages_of(connection, "pgqrs_messages")
     for statement in (
-        queries.metrics(MODELS, one_queue=False),
-        health.overview(MODELS),
-        health.backlog(MODELS),
+        queries.metrics(TABLES, one_queue=False),
+        health.overview(TABLES),
+        health.backlog(TABLES),
     ):
         given = {key: STEP[key] for key in STEP if key in statement.compile().params}
         plan = explain(connection, statement, given)
@@ -149,7 +149,7 @@ def test_what_flowed_out_just_now_is_read_by_one_look_for_each_queue(
 ) -> None:
     wanted, connection = loaded
     values = {key: STEP[key] for key in ("step", "step_seconds")}
-    plan = explain(connection, health.outflow(MODELS), values)
+    plan = explain(connection, health.outflow(TABLES), values)
     scans, rows = looked_at(plan, "pgqrs_archive")
     assert (scans, rows) <= (0, 100)
     assert pages(plan) <= 5 * wanted.queues + 100
@@ -157,7 +157,7 @@ def test_what_flowed_out_just_now_is_read_by_one_look_for_each_queue(
 
 def test_one_queue_is_counted_by_its_own_entries(loaded: tuple[Size, sa.Connection]) -> None:
     wanted, connection = loaded
-    statement = queries.metrics(MODELS, one_queue=True)
+    statement = queries.metrics(TABLES, one_queue=True)
     plan = explain(connection, statement, {"queue_id": 2})
     own = wanted.rows // wanted.queues
     scans, rows = looked_at(plan, "pgqrs_messages")
@@ -172,7 +172,7 @@ def test_counting_the_messages_of_a_queue_reads_that_queue(
     loaded: tuple[Size, sa.Connection], state: Any
 ) -> None:
     wanted, connection = loaded
-    found = queries.find(MODELS, in_queue=True, state=state, by_payload=False, where=())
+    found = queries.find(TABLES, in_queue=True, state=state, by_payload=False, where=())
     values = {"queue_id": 2, "after": 0, "limit": None}
     plan = explain(connection, queries.count(found), values)
     scans, rows = looked_at(plan, "pgqrs_messages")
@@ -185,7 +185,7 @@ def test_what_is_exhausted_is_found_without_a_look_at_the_rest(
     loaded: tuple[Size, sa.Connection], in_queue: bool
 ) -> None:
     wanted, connection = loaded
-    found = queries.find(MODELS, in_queue=in_queue, state="exhausted", by_payload=False, where=())
+    found = queries.find(TABLES, in_queue=in_queue, state="exhausted", by_payload=False, where=())
     given = {"after": 0, "limit": 100} | ({"queue_id": 2} if in_queue else {})
     plan = explain(connection, found, given)
     there = wanted.rows * 2 // 97 // (wanted.queues if in_queue else 1)

@@ -457,7 +457,7 @@ def test_a_subscriber_that_fails_hurts_nobody(engine, woken, caplog):
     end = wakeup.subscribe(fail)
     later = []
     end_later = wakeup.subscribe(later.append)
-    with caplog.at_level(logging.ERROR, "pgqrs_sa.wakeup.local"), Session(engine) as session:
+    with caplog.at_level(logging.ERROR, "pgqrs_sa._core.wakeup"), Session(engine) as session:
         enqueue(session)
         session.commit()
         assert session.scalar(sa.select(sa.func.count()).select_from(Message)) == 1
@@ -510,7 +510,7 @@ def test_a_session_remembers_nothing_after_its_transaction(engine):
 def test_the_consumers_of_a_parent_are_not_those_of_its_child():
     code = (
         "import os\n"
-        "from pgqrs_sa.wakeup import local\n"
+        "from pgqrs_sa._core import wakeup\n"
         "wakeup.subscribe(print)\n"
         "pid = os.fork()\n"
         "if pid: os.waitpid(pid, 0)\n"

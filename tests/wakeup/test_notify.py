@@ -25,6 +25,7 @@ from pgqrs_sa._core import wakeup
 from pgqrs_sa._core.context import Context
 from pgqrs_sa._core.sql import enqueue as statements
 from pgqrs_sa._core.sql.wakeup import channel
+from pgqrs_sa._core.tables import tables_of
 from pgqrs_sa.grants import grants
 from pgqrs_sa.models import READY_MADE
 from support.cases import each_case
@@ -457,14 +458,12 @@ def test_the_name_of_a_channel_is_short_and_stays_the_same():
 
 
 def test_without_the_option_the_statements_are_what_they_were():
-    from pgqrs_sa.models import Models
-
     for keyed in (False, True):
         for builder in (statements.one, statements.many):
-            plain = str(builder(Models(), keyed=keyed, notify=False))
+            plain = str(builder(tables_of(READY_MADE), keyed=keyed, notify=False))
             assert "notify" not in plain
             assert "pgqrs_workers" not in plain
-            assert "notify" in str(builder(Models(), keyed=keyed, notify=True))
+            assert "notify" in str(builder(tables_of(READY_MADE), keyed=keyed, notify=True))
 
 
 def test_without_the_option_a_flush_executes_nothing_more(engine, stocked):
