@@ -1,9 +1,7 @@
-"""Wake-ups: how a consumer that waits learns that a message has arrived.
+"""The receiving side of NOTIFY. The sending side, and wake-ups in a process, are `_core.wakeup`.
 
 | module | |
 |---|---|
-| `local` | within one process, when the transaction of the enqueue commits |
-| `notify` | the channel of ``NOTIFY``, and the worker's row that asks producers for it |
 | `listener` | the thread that listens, and reconnects |
 | `drivers` | the connection that listens, for psycopg and asyncpg |
 """
