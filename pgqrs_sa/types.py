@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
 import sqlalchemy as sa
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 from .errors import PayloadError
 
 __all__ = [
+    "ArchiveOutcome",
     "ArchivedInfo",
     "Criteria",
     "Delivery",
@@ -41,8 +43,45 @@ Criteria: TypeAlias = (
 """One criterion in SQL, several that must all hold, or none."""
 
 MessageState = Literal["ready", "scheduled", "leased", "exhausted"]
-Outcome = Literal["archived", "dead", "cancelled", "discarded"]
+ArchiveOutcome = Literal["archived", "dead", "cancelled", "discarded"]
+"""The values of the archive's column ``outcome``: those of `Outcome` that settle a message."""
+
 WorkerStatus = Literal["ready", "suspended", "stopped"]
+
+
+class Outcome(StrEnum):
+    """How an attempt ended, or how a message was settled.
+
+    A member is equal to its value, the text that hooks, the log and the archive have. The first
+    four settle the message, which is then in the archive; after the others it is live.
+
+    =============  ====================================  ==========================================
+    member         who moves a message there             what happens next
+    =============  ====================================  ==========================================
+    ``ARCHIVED``   its holder, or a handler that         deleted after the queue's retention,
+                   returned                              unless it is put into the queue again
+    ``DISCARDED``  its holder; `Discard`                 the same
+    ``DEAD``       the last attempt, which failed;       the same
+                   `DeadLetter`; what cannot be decoded
+    ``CANCELLED``  `Messages.cancel`, while it is not    the same
+                   leased
+    ``RETRIED``    a failed attempt; `RetryIn`           leased again after the delay
+    ``RELEASED``   `Snooze`; a consumer that stops; a    leased again after the delay, if any; the
+                   conflict of transactions              attempt is not charged
+    ``LOST``       a lease that expired, or a message    its new holder decides
+                   that somebody else settled
+    =============  ====================================  ==========================================
+
+    docs/reference/states.md has the whole life of a message, with the hook of each outcome.
+    """
+
+    ARCHIVED = "archived"
+    DISCARDED = "discarded"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+    RETRIED = "retry"
+    RELEASED = "released"
+    LOST = "lease lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +249,7 @@ class ArchivedInfo(_Content):
     """
 
     original_msg_id: int
-    outcome: Outcome
+    outcome: ArchiveOutcome
     reason: str | None
     archived_at: datetime
     worker_id: int | None
@@ -326,7 +365,7 @@ class QueueMetrics:
     discarded: int
     oldest_ready_age: timedelta | None
     paused: bool
-    capped: frozenset[Outcome] = frozenset()
+    capped: frozenset[ArchiveOutcome] = frozenset()
 
     @property
     def live(self) -> int:

@@ -13,10 +13,10 @@ from .. import validation
 from ..errors import InvalidArgument, MessageNotFound, PayloadError
 from ..types import (
     ArchivedInfo,
+    ArchiveOutcome,
     Criteria,
     MessageInfo,
     MessageState,
-    Outcome,
     QueueMetrics,
     Seconds,
 )
@@ -106,7 +106,7 @@ def find_archived(
     session: Session,
     context: Context,
     queue: str | None,
-    outcome: Outcome | None,
+    outcome: ArchiveOutcome | None,
     payload: Any,
     where: Criteria,
     after: int,
@@ -127,7 +127,7 @@ def count_archived(
     session: Session,
     context: Context,
     queue: str | None,
-    outcome: Outcome | None,
+    outcome: ArchiveOutcome | None,
     payload: Any,
     where: Criteria,
     *,
@@ -171,7 +171,7 @@ def _metrics(row: Row[Any]) -> QueueMetrics:
         **{name: min(count, row.most or count) for name, count in found.items()},
         oldest_ready_age=row.oldest_ready_age,
         paused=row.paused,
-        capped=frozenset(name for name in get_args(Outcome) if name in capped),
+        capped=frozenset(name for name in get_args(ArchiveOutcome) if name in capped),
     )
 
 
@@ -198,12 +198,12 @@ def _live(
 def _settled(
     context: Context,
     queue: str | None,
-    outcome: Outcome | None,
+    outcome: ArchiveOutcome | None,
     payload: Any,
     where: Criteria,
     **order: bool,
 ) -> Select[Any]:
-    _check_choice("outcome", outcome, Outcome)
+    _check_choice("outcome", outcome, ArchiveOutcome)
     known = context.tables
     return statements.find_archived(
         context.tables,

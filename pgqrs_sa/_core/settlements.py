@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from sqlalchemy.orm import Session
 
 from .. import validation
-from ..types import Delivery
+from ..types import Delivery, Outcome
 from . import settle
 from .context import Context, execute
 from .sql import settle as statements
 
 __all__ = ["Settlement", "apply"]
 
+_MaybeOutcome: TypeAlias = Outcome | None
+"""None of what is not held, or is locked."""
+
 
 class Settlement(Protocol):
-    """What one delivery is to become."""
+    """How one delivery is to be settled."""
 
     @property
     def delivery(self) -> Delivery:
@@ -48,7 +51,7 @@ class Settlement(Protocol):
 
 def apply(
     session: Session, context: Context, wanted: Sequence[Settlement], *, strict: bool
-) -> dict[int, str]:
+) -> dict[int, Outcome]:
     """Settle deliveries as each is wanted to be.
 
     Args:
@@ -58,78 +61,87 @@ def apply(
         strict: All of them, or `LeaseLost`; otherwise rows that are locked are left alone.
 
     Returns:
-        By the id of each that was settled, what it is: ``archived``, ``discarded``, ``retry``,
-        ``dead`` or ``released``. What is missing is not held, or is locked.
+        The outcome of each that was settled, by its id. What is missing is not held, or is locked.
     """
-    outcome: dict[int, str] = {}
-    archives = [one.delivery for one in wanted if one.action == "archive"]
+    outcomes: dict[int, Outcome] = {}
+    archives = [settlement.delivery for settlement in wanted if settlement.action == "archive"]
     if archives:
         done = settle.archive(
             session, context, archives, "archived", None, strict, skip_locked=not strict
         )
-        outcome |= _those(archives, done, "archived")
-    for one in wanted:
-        if (act := _ACTS.get(one.action)) is not None and (
-            word := act(session, context, one, strict)
+        outcomes |= {
+            delivery.id: Outcome.ARCHIVED
+            for delivery, archived in zip(archives, done, strict=True)
+            if archived
+        }
+    for settlement in wanted:
+        if (settle_one := _BY_ACTION.get(settlement.action)) is not None and (
+            outcome := settle_one(session, context, settlement, strict)
         ):
-            outcome[one.delivery.id] = word
-    return outcome
+            outcomes[settlement.delivery.id] = outcome
+    return outcomes
 
 
-def _those(deliveries: Sequence[Delivery], done: Sequence[bool], word: str) -> dict[int, str]:
-    return {one.id: word for one, ok in zip(deliveries, done, strict=True) if ok}
-
-
-def _discard(session: Session, context: Context, one: Settlement, strict: bool) -> str | None:
+def _discard(
+    session: Session, context: Context, settlement: Settlement, strict: bool
+) -> _MaybeOutcome:
     (done,) = settle.archive(
         session,
         context,
-        [one.delivery],
+        [settlement.delivery],
         "discarded",
-        one.reason,
+        settlement.reason,
         strict,
         skip_locked=not strict,
     )
-    return "discarded" if done else None
+    return Outcome.DISCARDED if done else None
 
 
-def _retry(session: Session, context: Context, one: Settlement, strict: bool) -> str | None:
-    limit = one.delivery.max_read_ct
-    if strict or (limit is not None and one.delivery.read_ct >= limit):
-        return _fail(session, context, one, strict)
+def _retry(
+    session: Session, context: Context, settlement: Settlement, strict: bool
+) -> _MaybeOutcome:
+    limit = settlement.delivery.max_read_ct
+    if strict or (limit is not None and settlement.delivery.read_ct >= limit):
+        return _fail(session, context, settlement, strict)
     # An attempt is left. `settle.fail` makes a dead letter of what it could not put back, and
     # would do that to a row that was locked at first, and then not any more.
-    error = validation.error_text(one.error_text)
-    values = settle.fence([one.delivery], required=0, errors=[error], delays=[one.delay])
+    error = validation.error_text(settlement.error_text)
+    values = settle.fence(
+        [settlement.delivery], required=0, errors=[error], delays=[settlement.delay]
+    )
     statement = statements.reschedule_failed(context.tables, skip_locked=True)
-    return "retry" if execute(session, context, statement, values).all() else None
+    return Outcome.RETRIED if execute(session, context, statement, values).all() else None
 
 
-def _fail(session: Session, context: Context, one: Settlement, strict: bool) -> str | None:
+def _fail(
+    session: Session, context: Context, settlement: Settlement, strict: bool
+) -> _MaybeOutcome:
     (failure,) = settle.fail(
         session,
         context,
-        [one.delivery],
-        one.error_text,
-        one.delay,
-        one.reason,
-        one.action == "dead",
+        [settlement.delivery],
+        settlement.error_text,
+        settlement.delay,
+        settlement.reason,
+        settlement.action == "dead",
         strict,
         skip_locked=not strict,
     )
     if failure is None:
         return None
-    return "dead" if failure.dead else "retry"
+    return Outcome.DEAD if failure.dead else Outcome.RETRIED
 
 
-def _release(session: Session, context: Context, one: Settlement, strict: bool) -> str | None:
+def _release(
+    session: Session, context: Context, settlement: Settlement, strict: bool
+) -> _MaybeOutcome:
     (done,) = settle.release(
-        session, context, [one.delivery], one.delay, strict, skip_locked=not strict
+        session, context, [settlement.delivery], settlement.delay, strict, skip_locked=not strict
     )
-    return "released" if done else None
+    return Outcome.RELEASED if done else None
 
 
-_ACTS: dict[str, Callable[[Session, Context, Settlement, bool], str | None]] = {
+_BY_ACTION: dict[str, Callable[[Session, Context, Settlement, bool], _MaybeOutcome]] = {
     "discard": _discard,
     "retry": _retry,
     "dead": _fail,

@@ -7,14 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 from ..consumer.events import Event, Hooks
-from ..types import WorkerInfo
+from ..types import Outcome, WorkerInfo
 
 __all__ = ["Counter"]
 
-_NAMES = {"retry": "retried", "lease lost": "lost"}
-"""Outcomes whose name here differs from that of the hooks."""
-
-_COUNTED = ("archived", "discarded", "retried", "released", "dead", "lost")
+_COUNTED = (
+    Outcome.ARCHIVED,
+    Outcome.DISCARDED,
+    Outcome.RETRIED,
+    Outcome.RELEASED,
+    Outcome.DEAD,
+    Outcome.LOST,
+)
 
 
 class Counter(Hooks):
@@ -26,7 +30,7 @@ class Counter(Hooks):
 
     def __init__(self, begun: Callable[[WorkerInfo], None]) -> None:
         self._begun = begun
-        self._counts: dict[str, int] = dict.fromkeys(_COUNTED, 0)
+        self._counts = dict.fromkeys(_COUNTED, 0)
         self._lock = threading.Lock()
         self.worker: WorkerInfo | None = None
 
@@ -38,7 +42,7 @@ class Counter(Hooks):
 
     def _count(self, event: Event) -> None:
         with self._lock:
-            self._counts[_NAMES.get(event.outcome, event.outcome)] += 1
+            self._counts[Outcome(event.outcome)] += 1
 
     on_success = on_retry = on_dead = on_lease_lost = _count
 
@@ -48,10 +52,13 @@ class Counter(Hooks):
         return {
             "worker": worker.id if worker else None,
             "queues": list(worker.queues) if worker else [],
-            **self._counts,
+            **self._named(),
         }
 
     def sentence(self) -> str:
         """Return the counts as a sentence."""
-        counted = [f"{count} {name}" for name, count in self._counts.items() if count]
+        counted = [f"{count} {name}" for name, count in self._named().items() if count]
         return ", ".join(counted) or "no message came"
+
+    def _named(self) -> dict[str, int]:
+        return {outcome.name.lower(): count for outcome, count in self._counts.items()}

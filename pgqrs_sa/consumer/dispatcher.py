@@ -18,7 +18,7 @@ from .._core import settlements, wakeup
 from .._core.context import Context
 from .._core.lease import explain_nothing
 from ..errors import QueueNotFound
-from ..types import Delivery
+from ..types import Delivery, Outcome
 from . import store
 from .connection import ConsumerConnection
 from .disposition import Disposition
@@ -307,7 +307,7 @@ class Dispatcher:
         leased = self._lease_table.add(handler, turn.leased, lease, asked_at)
         self._scheduler.record_fetch(handler.queue, take.limit, len(leased), time.monotonic())
         if done:
-            self._record_settled(done, dict.fromkeys(turn.settled, "archived"))
+            self._record_settled(done, dict.fromkeys(turn.settled, Outcome.ARCHIVED))
         if turn.undecodable:
             self._report_undecodable(handler, turn.undecodable)
         if leased:
@@ -320,7 +320,7 @@ class Dispatcher:
             disposition = Disposition(
                 delivery, "dead", reason="cannot be decoded", error=delivery.decoded
             )
-            self._events.settled(handler, disposition, "dead", None)
+            self._events.settled(handler, disposition, Outcome.DEAD, None)
         self._scheduler.wake(handler.queue)  # they took the places of others: lease again at once
 
     def _release_unanswered(self, stopping: threading.Event) -> None:
@@ -351,7 +351,7 @@ class Dispatcher:
         lost = [one for one in leased if one.id not in done]
         if lost:
             known = self._connection.run("a look", self._context(), store.lookup_status, lost)
-            done |= {one for one, fate in known.items() if fate == "archived"}
+            done |= {one for one, fate in known.items() if fate is Outcome.ARCHIVED}
             lost = [one for one in lost if one.id not in done]
         self._lease_table.remove(leased)
         self._scheduler.finished(handler.queue, len(lost))
@@ -431,7 +431,9 @@ class Dispatcher:
                     one, handler, settle_by=alone_at
                 )
 
-    def _apply(self, dispositions: Sequence[Disposition], until: threading.Event) -> dict[int, str]:
+    def _apply(
+        self, dispositions: Sequence[Disposition], until: threading.Event
+    ) -> dict[int, Outcome]:
         return self._connection.run_until(
             until, "a settlement", self._context(), settlements.apply, dispositions, strict=False
         )
@@ -443,25 +445,26 @@ class Dispatcher:
         self._record_settled(due, self._apply([one.disposition for one in due], until))
 
     def _record_settled(
-        self, tried: Sequence[_PendingSettlement], outcome: Mapping[int, str]
+        self, tried: Sequence[_PendingSettlement], outcomes: Mapping[int, Outcome]
     ) -> None:
         """Take note of what was settled, and of what became of the rest."""
-        missing = [one for one in tried if one.disposition.delivery.id not in outcome]
+        missing = [one for one in tried if one.disposition.delivery.id not in outcomes]
+        known: dict[int, store.SettledStatus] = {**outcomes}
         if missing:
-            outcome = {**outcome, **self._lookup_missing(missing)}
-        told: list[_PendingSettlement] = []
+            known |= self._lookup_missing(missing)
+        settled: list[tuple[_PendingSettlement, Outcome]] = []
         for one in tried:
             id_ = one.disposition.delivery.id
-            word = outcome[id_]
-            if word == "busy":
+            status = known[id_]
+            if status == "busy":
                 self._retry_locked(one)
                 continue
             self._pending.pop(id_, None)
-            if word == "lost":
+            if status is Outcome.LOST:
                 self._mark_lost(one)
             else:
-                told.append(one)
-        self._report(told, outcome)
+                settled.append((one, status))
+        self._report(settled)
 
     def _retry_locked(self, waiting: _PendingSettlement) -> None:
         """Try again soon; not for ever, if it is the message's own call that keeps it locked.
@@ -473,26 +476,26 @@ class Dispatcher:
             self._end_call(waiting.disposition.delivery)
         waiting.busy = True
 
-    def _lookup_missing(self, missing: Sequence[_PendingSettlement]) -> Mapping[int, str]:
+    def _lookup_missing(
+        self, missing: Sequence[_PendingSettlement]
+    ) -> Mapping[int, store.SettledStatus]:
         deliveries = [one.disposition.delivery for one in missing]
         return self._connection.run("a look", self._context(), store.lookup_status, deliveries)
 
-    def _report(self, settled: Sequence[_PendingSettlement], words: Mapping[int, str]) -> None:
-        known = self._lease_table.remove([one.disposition.delivery for one in settled])
-        by_id = {one.delivery.id: one for one in known}
-        for one in settled:
-            if (held := by_id.get(one.disposition.delivery.id)) is not None:
-                held.lost = True  # if it took too long, its handler is running still, and may ask
-                word = words[one.disposition.delivery.id]
-                self._events.settled(one.handler, one.disposition, word, held.started_at)
+    def _report(self, settled: Sequence[tuple[_PendingSettlement, Outcome]]) -> None:
+        removed = self._lease_table.remove([done.disposition.delivery for done, _ in settled])
+        by_id = {lease.delivery.id: lease for lease in removed}
+        for done, outcome in settled:
+            if (lease := by_id.get(done.disposition.delivery.id)) is not None:
+                lease.lost = True  # if it took too long, its handler still runs, and may ask
+                self._events.settled(done.handler, done.disposition, outcome, lease.started_at)
 
     def _mark_lost(self, one: _PendingSettlement) -> None:
         held = self._lease_table.mark_lost([one.disposition.delivery])
         if not held:
             return  # it was told already: the renewer saw it first, or the handler took too long
         self._events.ended(
-            "on_lease_lost",
-            "lease lost",
+            Outcome.LOST,
             one.handler,
             one.disposition.delivery,
             held[0].started_at,

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from ..decisions import DeadLetter, Decision, Discard, RetryIn, Snooze
 from ..errors import InvalidArgument, InvalidResult, PgqrsError
-from ..types import Delivery
+from ..types import Delivery, Outcome
 from . import results
 from .handlers import Handler, Invocation
 
@@ -41,11 +41,11 @@ class Disposition:
 
     Attributes:
         delivery: Which.
-        kind: How.
+        action: How.
         delay: Until the next attempt, of ``retry`` and ``release``.
         reason: Of ``discard`` and ``dead``.
         error: What the handler raised, if it did.
-        word: What the handler's own transaction has made of it, if it was settled there.
+        outcome: What the handler's own transaction has made of it, if it was settled there.
     """
 
     delivery: Delivery
@@ -53,12 +53,12 @@ class Disposition:
     delay: timedelta = timedelta(0)
     reason: str | None = None
     error: BaseException | None = None
-    outcome: str = ""
+    outcome: Outcome | None = None
 
     @property
     def settled(self) -> bool:
         """True when the handler's own transaction has done it."""
-        return bool(self.outcome)
+        return self.outcome is not None
 
     @property
     def error_text(self) -> str:

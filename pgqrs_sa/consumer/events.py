@@ -14,8 +14,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
-from ..types import Delivery, WorkerInfo
+from ..types import Delivery, Outcome, WorkerInfo
 from .disposition import Disposition
 from .handlers import Handler, Invocation
 from .log_messages import format_outcome
@@ -25,11 +26,12 @@ __all__ = ["Event", "EventEmitter", "Hooks"]
 log = logging.getLogger("pgqrs_sa.consumer")
 
 _HOOKS = {
-    "archived": "on_success",
-    "discarded": "on_success",
-    "retry": "on_retry",
-    "released": "on_retry",
-    "dead": "on_dead",
+    Outcome.ARCHIVED: "on_success",
+    Outcome.DISCARDED: "on_success",
+    Outcome.RETRIED: "on_retry",
+    Outcome.RELEASED: "on_retry",
+    Outcome.DEAD: "on_dead",
+    Outcome.LOST: "on_lease_lost",
 }
 
 
@@ -39,8 +41,7 @@ class Event:
 
     Attributes:
         delivery: Which message, and which attempt.
-        outcome: ``started``, or what the message is now: ``archived``, ``discarded``, ``retry``,
-            ``released`` (snoozed, or given back), ``dead`` or ``lease lost``.
+        outcome: An `Outcome`, or ``started`` when the handler begins.
         handler: The handler's name.
         worker: The worker's id.
         duration: Since its handler began, or None when it has not.
@@ -50,7 +51,7 @@ class Event:
     """
 
     delivery: Delivery
-    outcome: str
+    outcome: Outcome | Literal["started"]
     handler: str
     worker: int | None
     duration: timedelta | None = None
@@ -104,27 +105,25 @@ class EventEmitter:
         self._emit("on_heartbeat", worker)
 
     def settled(
-        self, handler: Handler, disposition: Disposition, word: str, started_at: float | None
+        self, handler: Handler, disposition: Disposition, outcome: Outcome, started_at: float | None
     ) -> None:
-        """A disposition has been carried out; ``word`` is what the message is now."""
-        if word == "archived" and not (self._hooks or log.isEnabledFor(logging.DEBUG)):
+        """A disposition has been carried out, with this outcome."""
+        if outcome is Outcome.ARCHIVED and not (self._hooks or log.isEnabledFor(logging.DEBUG)):
             return  # nobody would hear of it
-        success = word in ("archived", "discarded")
+        success = outcome in (Outcome.ARCHIVED, Outcome.DISCARDED)
         self.ended(
-            _HOOKS[word],
-            word,
+            outcome,
             handler,
             disposition.delivery,
             started_at,
             error=None if success else disposition.error,
-            delay=disposition.delay if word in ("retry", "released") else None,
+            delay=disposition.delay if outcome in (Outcome.RETRIED, Outcome.RELEASED) else None,
             reason=disposition.reason,
         )
 
     def ended(
         self,
-        name: str,
-        outcome: str,
+        outcome: Outcome,
         handler: Handler,
         delivery: Delivery,
         started_at: float | None,
@@ -136,8 +135,7 @@ class EventEmitter:
         """A message has been settled, or lost.
 
         Args:
-            name: The hook.
-            outcome: For the log.
+            outcome: How it ended.
             handler: Whose message it is.
             delivery: Which.
             started_at: When the handler began, by the monotonic clock.
@@ -145,9 +143,10 @@ class EventEmitter:
             delay: Until the next attempt.
             reason: Of a dead letter.
         """
+        hook = _HOOKS[outcome]
         took = None if started_at is None else time.monotonic() - started_at
-        level = logging.DEBUG if name == "on_success" or error is None else logging.WARNING
-        if name in ("on_dead", "on_lease_lost"):
+        level = logging.DEBUG if hook == "on_success" or error is None else logging.WARNING
+        if hook in ("on_dead", "on_lease_lost"):
             level = logging.WARNING
         if log.isEnabledFor(level):
             log.log(
@@ -168,7 +167,7 @@ class EventEmitter:
         if self._hooks:
             span = None if took is None else timedelta(seconds=took)
             event = Event(delivery, outcome, handler.name, self.worker, span, error, delay, reason)
-            self._emit(name, event)
+            self._emit(hook, event)
 
     def _emit(self, name: str, what: Event | WorkerInfo) -> None:
         for hooks in self._hooks:

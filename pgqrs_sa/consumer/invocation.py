@@ -107,10 +107,10 @@ def settle_within(
 ) -> list[Disposition]:
     """Settle in the handler's transaction what it returned; `LeaseLost` rolls everything back."""
     dispositions = dispositions_for_result(unit, result)
-    words = settlements.apply(session, context, dispositions, strict=True)
+    outcomes = settlements.apply(session, context, dispositions, strict=True)
     return [
-        replace(one, outcome=words[one.delivery.id]) if one.delivery.id in words else one
-        for one in dispositions
+        replace(disposition, outcome=outcomes.get(disposition.delivery.id))
+        for disposition in dispositions
     ]
 
 

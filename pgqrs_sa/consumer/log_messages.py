@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from ..errors import HandlerTimeout, InvalidResult, LeaseLost, PgqrsError, TransactionRefused
-from ..types import Delivery
+from ..types import Delivery, Outcome
 from .disposition import of_the_handler
 
 __all__ = ["format_error", "format_outcome"]
@@ -24,7 +24,7 @@ _MEMBERS = 5  # of an exception group
 
 def format_outcome(
     delivery: Delivery,
-    outcome: str,
+    outcome: Outcome,
     error: BaseException | None = None,
     delay: timedelta | None = None,
 ) -> str:
@@ -32,23 +32,23 @@ def format_outcome(
 
     Args:
         delivery: Which message, and which attempt.
-        outcome: See `Event.outcome`.
+        outcome: How it ended.
         error: What the handler raised, if it did.
         delay: Until the next attempt.
     """
     most = "" if delivery.max_read_ct is None else f" of {delivery.max_read_ct}"
     ending = {
-        "retry": "failed",
-        "dead": "failed, and was the last",
-        "released": "was given back, and is not counted",
-        "lease lost": "has lost its lease",
+        Outcome.RETRIED: "failed",
+        Outcome.DEAD: "failed, and was the last",
+        Outcome.RELEASED: "was given back, and is not counted",
+        Outcome.LOST: "has lost its lease",
     }.get(outcome, f"has ended: {outcome}")
     why = "" if error is None else f": {format_error(error)}"
     seconds = 0.0 if delay is None else delay.total_seconds()
     after = {
-        "retry": f"; the next is in {seconds:.1f} s",
-        "released": f"; it comes again in {seconds:.1f} s",
-        "dead": "; the message is a dead letter",
+        Outcome.RETRIED: f"; the next is in {seconds:.1f} s",
+        Outcome.RELEASED: f"; it comes again in {seconds:.1f} s",
+        Outcome.DEAD: "; the message is a dead letter",
     }.get(outcome, "")
     return (
         f"message {delivery.id} of {delivery.queue}: "

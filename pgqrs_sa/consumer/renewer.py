@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from .._core import archive, workers
 from .._core.context import Context
 from ..errors import HandlerTimeout, QueueNotFound, WorkerNotFound, WorkerNotReady
-from ..types import WorkerInfo
+from ..types import Outcome, WorkerInfo
 from . import store
 from .connection import ConsumerConnection
 from .disposition import Disposition, disposition_for_error
@@ -148,7 +148,7 @@ class LeaseRenewer:
             [
                 one
                 for one in group
-                if known.get(one.delivery.id) in ("lost", "dead")
+                if known.get(one.delivery.id) in (Outcome.LOST, Outcome.DEAD)
                 and not (one.settling or one.timed_out)
             ]
         )
@@ -159,9 +159,7 @@ class LeaseRenewer:
         if lost:
             self._abandon(lost)
         for one in lost:
-            self._events.ended(
-                "on_lease_lost", "lease lost", one.handler, one.delivery, one.started_at
-            )
+            self._events.ended(Outcome.LOST, one.handler, one.delivery, one.started_at)
 
     def _end_overdue(self) -> None:
         for held in self._lease_table.overdue(time.monotonic() - self._grace):

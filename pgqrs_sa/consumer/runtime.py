@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 from .._core import wakeup, workers
 from ..errors import EventLoopLost
-from ..types import WorkerInfo
+from ..types import Outcome, WorkerInfo
 from .call_transactions import CallTransactions
 from .connection import Connector, ConsumerConnection
 from .dispatcher import Dispatcher
@@ -406,13 +406,13 @@ class Runtime:
                 self._idle.notify_all()
 
     def _report(self, unit: Invocation, disposition: Disposition) -> None:
-        if disposition.settled:
+        if disposition.outcome is not None:
             for held in self.lease_table.remove([disposition.delivery]):
                 self.events.settled(unit.handler, disposition, disposition.outcome, held.started_at)
         elif unit.handler.acknowledge == "manual":
             self.lease_table.hand_over([disposition.delivery])
         elif disposition.error is None:
-            self.events.settled(unit.handler, disposition, "archived", None)
+            self.events.settled(unit.handler, disposition, Outcome.ARCHIVED, None)
         else:
             log.warning(
                 "message %d of %s failed after its acknowledgement: %s",

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from sqlalchemy.orm import Session
 
@@ -22,7 +22,7 @@ from .._core.sql import consume as statements
 from .._core.sql import lease as leasing
 from .._core.sql import settle as settling
 from ..errors import ReadOnlyDatabase
-from ..types import Delivery
+from ..types import Delivery, Outcome
 
 __all__ = [
     "QueueCheck",
@@ -39,9 +39,11 @@ __all__ = [
     "try_housekeeping_lock",
 ]
 
-SettledStatus = Literal["archived", "dead", "discarded", "busy", "lost"]
-"""What became of a delivery that could not be settled: it is settled already, as this; its row is
-locked just now; or somebody else has it."""
+SettledStatus: TypeAlias = Outcome | Literal["busy"]
+"""What became of a delivery that could not be settled: its outcome, or "busy" while another
+transaction has its row locked."""
+
+_OWN_OUTCOMES = (Outcome.ARCHIVED, Outcome.DISCARDED, Outcome.DEAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +154,12 @@ def lookup_status(
 def _status(delivery: Delivery, rows: Iterable[Any]) -> SettledStatus:
     for row in rows:
         if row.fencing_token == delivery.fencing_token:
-            fate: SettledStatus = "busy" if row.held else row.state if row.settled else "lost"
-            return fate
-    return "lost"
+            if row.held:
+                return "busy"
+            if row.settled and row.state in _OWN_OUTCOMES:
+                return Outcome(row.state)
+            return Outcome.LOST
+    return Outcome.LOST
 
 
 def check_queues(session: Session, context: Context, queues: Sequence[str]) -> QueueCheck:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .._core import archive, queries
-from ..types import ArchivedInfo, Criteria, Outcome, Receipt, Seconds
+from ..types import ArchivedInfo, ArchiveOutcome, Criteria, Receipt, Seconds
 from .base import Resource
 
 __all__ = ["Archived"]
@@ -24,7 +24,7 @@ class Archived(Resource):
         self,
         queue: str | None = None,
         *,
-        outcome: Outcome | None = None,
+        outcome: ArchiveOutcome | None = None,
         payload: Any = None,
         where: Criteria = None,
         after: int = 0,
@@ -70,7 +70,7 @@ class Archived(Resource):
         self,
         queue: str | None = None,
         *,
-        outcome: Outcome | None = None,
+        outcome: ArchiveOutcome | None = None,
         payload: Any = None,
         where: Criteria = None,
         timeout: Seconds | None = None,

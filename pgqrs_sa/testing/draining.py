@@ -28,7 +28,7 @@ from ..consumer.signature import HandlerSignature
 from ..decisions import Decision
 from ..errors import InvalidArgument, LeaseLost, safe_repr
 from ..service import QueueService
-from ..types import Delivery
+from ..types import Delivery, Outcome
 from .clock import next_due, shift
 from .sessions import SessionLike, is_async, opened, perform
 
@@ -230,7 +230,7 @@ class _Drain:
         ]
         for disposition in dispositions:
             self._counts["dead"] += 1
-            self._reporter.settled(handler, disposition, "dead", None)
+            self._reporter.settled(handler, disposition, Outcome.DEAD, None)
         self._record_errors(dispositions)
 
     def _lease(self, handler: Handler, lease: timedelta) -> tuple[list[Delivery], list[Delivery]]:
@@ -295,7 +295,7 @@ class _Drain:
         outcomes = {
             disposition.delivery.id: disposition.outcome
             for disposition in dispositions
-            if disposition.settled
+            if disposition.outcome is not None
         }
         outcomes |= settlements.apply(self._session, self._context, due, strict=False)
         # A consumer's own session has no objects, but the session of a test may.
@@ -308,12 +308,11 @@ class _Drain:
             outcome = outcomes.get(disposition.delivery.id)
             if outcome is not None:
                 if not isinstance(disposition.error, LeaseLost):
-                    self._counts[_COUNTED[outcome]] += 1
+                    self._counts[_COUNTED.get(outcome, outcome.name.lower())] += 1
                 self._reporter.settled(unit.handler, disposition, outcome, started_at)
             elif disposition.action != "keep":
                 self._reporter.ended(
-                    "on_lease_lost",
-                    "lease lost",
+                    Outcome.LOST,
                     unit.handler,
                     disposition.delivery,
                     started_at,
@@ -364,13 +363,8 @@ class _Drain:
         return text
 
 
-_COUNTED = {
-    "archived": "archived",
-    "discarded": "discarded",
-    "retry": "retried",
-    "released": "snoozed",
-    "dead": "dead",
-}
+_COUNTED = {Outcome.RELEASED: "snoozed"}
+"""The fields of `Drained` that are not called as the outcome: nothing stops in a test."""
 
 
 def _of_handler(error: Exception) -> Exception:

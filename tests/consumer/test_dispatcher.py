@@ -28,6 +28,7 @@ from pgqrs_sa.consumer.leases import LeaseTable
 from pgqrs_sa.consumer.options import ConsumerConfig
 from pgqrs_sa.consumer.scheduler import Fetch, Scheduler
 from pgqrs_sa.consumer.store import QueueCheck, SettledAndLeased, UnansweredLease
+from pgqrs_sa.types import Outcome
 from support.cases import each_case
 from support.waiting import PATIENCE, until
 
@@ -500,7 +501,7 @@ class Told:
     def settled(self, _handler, disposition, word, _started_at) -> None:
         self.settlements.append((disposition.delivery.id, word))
 
-    def ended(self, _hook, _what, _handler, lost, _started_at, **_) -> None:
+    def ended(self, _outcome, _handler, lost, _started_at, **_) -> None:
         self.losses.append(lost.id)
 
 
@@ -527,7 +528,7 @@ def quiet(one: Office) -> None:
     ("fate", "left", "settlements", "losses"),
     [
         ("busy", 1, [], []),
-        ("lost", 0, [], [1]),
+        (Outcome.LOST, 0, [], [1]),
         ("dead", 0, [(1, "dead")], []),
         ("archived", 0, [(1, "archived")], []),
     ],
@@ -569,7 +570,7 @@ def test_what_others_have_told_of_is_told_once():
         (mine,) = leased(one, 1)
         quiet(one)
         one.book.remove([mine])
-        for fate in ("lost", "archived"):
+        for fate in (Outcome.LOST, Outcome.ARCHIVED):
             one.line.lookup_status = {1: fate}
             one.dispatcher.settle(one.handler, [Disposition(mine, "archive")])
             one.dispatcher._run_round()
@@ -943,7 +944,8 @@ def test_acknowledged_first_what_was_archived_is_begun_and_the_rest_is_forgotten
             one.handler, [delivery(n) for n in (1, 2, 3)], dt.timedelta(hours=1), time.monotonic()
         )
         one.dispatcher._scheduler.record_fetch("mail", 3, 3, time.monotonic())
-        one.line.lookup_status = {2: "archived", 3: "lost"}  # the reply for the second was lost
+        # The reply for the second was lost.
+        one.line.lookup_status = {2: Outcome.ARCHIVED, 3: Outcome.LOST}
         one.dispatcher._start(one.handler, held)
         assert [unit.deliveries[0].id for unit in one.ready] == [1, 2]
         assert one.line.settled == [1]

@@ -21,6 +21,7 @@ from pgqrs_sa.consumer import store
 from pgqrs_sa.consumer.leases import LeaseTable
 from pgqrs_sa.consumer.renewer import LeaseRenewer
 from pgqrs_sa.models import READY_MADE
+from pgqrs_sa.types import Outcome
 from support.handlers import delivery, handlers
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -155,7 +156,7 @@ def test_leases_are_renewed_together_if_they_are_as_long(scene):
 
 
 @pytest.mark.parametrize("lease", [30.0, 1.5])
-@pytest.mark.parametrize("fate", ["busy", "lost", "dead", "archived"])
+@pytest.mark.parametrize("fate", ["busy", Outcome.LOST, Outcome.DEAD, Outcome.ARCHIVED])
 @pytest.mark.parametrize("state", ["", "settling", "timed_out"])
 def test_what_cannot_be_renewed_is_lost_unless_it_is_locked_or_being_settled(
     scene, lease, fate, state
@@ -172,11 +173,11 @@ def test_what_cannot_be_renewed_is_lost_unless_it_is_locked_or_being_settled(
     assert kept.expires_at == scene.now + lease
     assert held.renew_at == pytest.approx(scene.now + min(0.5, lease / 6))
     assert held.expires_at == (max(end, scene.now + 1.0) if fate == "busy" else end)
-    lost = fate in ("lost", "dead") and not state
+    lost = fate in (Outcome.LOST, Outcome.DEAD) and not state
     assert held.lost is lost
     assert scene.book.all() == ([kept] if lost else [kept, held])
     assert scene.abandoned == ([[2]] if lost else [])
-    assert [one[:2] for one in scene.told] == ([("on_lease_lost", "lease lost")] if lost else [])
+    assert [one[0] for one in scene.told] == ([Outcome.LOST] if lost else [])
 
 
 def test_a_locked_lease_that_would_run_out_is_good_for_another_second(scene):

@@ -18,6 +18,7 @@ from pgqrs_sa.consumer.disposition import Disposition
 from pgqrs_sa.consumer.handlers import Invocation
 from pgqrs_sa.consumer.options import ConsumerConfig
 from pgqrs_sa.consumer.runtime import Runtime
+from pgqrs_sa.types import Outcome
 from support.handlers import delivery, handlers
 
 HOUR = dt.timedelta(hours=1)
@@ -221,7 +222,7 @@ def test_what_its_own_transaction_has_settled_is_told_and_not_settled_again(scen
     scene.runtime._accept([unit])
     scene.runtime.next_ready_invocation()
     started = scene.runtime.lease_table.get(unit.deliveries[0]).started_at
-    disposition = Disposition(unit.deliveries[0], "retry", outcome="retry")
+    disposition = Disposition(unit.deliveries[0], "retry", outcome=Outcome.RETRIED)
     for _ in range(2):
         scene.runtime.finished(unit, [disposition])
     assert scene.told == [(1, "retry", started)]

@@ -12,6 +12,7 @@ from pgqrs_sa import Delivery, LeaseLost
 from pgqrs_sa._core.context import Context
 from pgqrs_sa.consumer import store
 from pgqrs_sa.models import READY_MADE
+from pgqrs_sa.types import Outcome
 from support.cases import each_case
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -73,11 +74,13 @@ def test_messages_are_locked_all_together_or_the_lease_is_lost(monkeypatch):
 @each_case(
     ("rows", "fate"),
     [
-        ([], "lost"),
-        ([(2, False, True, "archived")], "lost"),  # of another attempt
-        ([(2, False, True, "dead"), (1, False, True, "archived")], "archived"),
+        ([], Outcome.LOST),
+        ([(2, False, True, "archived")], Outcome.LOST),  # of another attempt
+        ([(2, False, True, "dead"), (1, False, True, "archived")], Outcome.ARCHIVED),
         ([(1, True, False, "leased")], "busy"),
-        ([(1, False, False, "leased")], "lost"),
+        ([(1, False, False, "leased")], Outcome.LOST),
+        # Its release was committed, the reply was lost, and somebody has cancelled it since.
+        ([(1, False, True, "cancelled")], Outcome.LOST),
     ],
 )
 def test_what_became_of_a_delivery_is_told_by_its_own_token(monkeypatch, rows, fate):

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.sql import ColumnElement, Executable, Select
 
-from ...types import MessageState, Outcome
+from ...types import ArchiveOutcome, MessageState
 from .. import states
 from ..tables import Tables
 from . import counts
@@ -89,7 +89,7 @@ def find_archived(
     tables: Tables,
     *,
     in_queue: bool,
-    outcome: Outcome | None,
+    outcome: ArchiveOutcome | None,
     by_payload: bool,
     where: Sequence[sa.ColumnExpressionArgument[bool]],
     newest_first: bool = False,
