@@ -205,6 +205,12 @@ def _fresh(template: NoopExecutor, server: Server) -> Iterator[Database]:
         yield Database(template.dbname, server)
 
 
+@pytest.fixture(scope="session")
+def url_of(pg_server: Server) -> Callable[[str], str]:
+    """Return a function that returns the URL of a database by its name."""
+    return lambda name: Database(name, pg_server).url
+
+
 @pytest.fixture
 def database(pg_empty: NoopExecutor, pg_server: Server) -> Iterator[Database]:
     """A database with nothing in it."""

@@ -7,12 +7,14 @@ the very statements of the package.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy as sa
+from pytest_postgresql.janitor import DatabaseJanitor
 from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.orm import Session
 
@@ -79,20 +81,59 @@ def migrated(fresh: Any) -> Any:
     return fresh
 
 
-@pytest.fixture(params=STATES, ids=lambda state: state.__name__)
-def connection(request: pytest.FixtureRequest, engine: sa.Engine) -> Iterator[sa.Connection]:
+def database(like: Any, name: str, template: str) -> DatabaseJanitor:
+    """Return what makes a copy of a database, and drops it."""
+    janitor = DatabaseJanitor(
+        user=like.user,
+        host=like.host,
+        port=like.port,
+        dbname=name,
+        template_dbname=template,
+        maintenance_dbname=like.maintenance_dbname,
+        password=like.password,
+    )
+    janitor.drop()
+    return janitor
+
+
+@contextmanager
+def autocommitting(url: str) -> Iterator[sa.Connection]:
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        yield connection
 
-        def run(sql: str) -> None:
-            connection.execute(sa.text(sql))
 
-        def fill(rows: int, ahead: int = 0) -> None:
-            connection.execute(sa.text(FILL), {"rows": rows, "ahead": ahead})
+@pytest.fixture(scope="module", params=STATES, ids=lambda state: state.__name__)
+def state(request: pytest.FixtureRequest, pg_migrated: Any, url_of: Any) -> Iterator[str]:
+    """Make each state once, in a database of its own; return the name of that."""
+    name = "pgqrs_plans_state"
+    with database(pg_migrated, name, pg_migrated.template_dbname):
+        with autocommitting(url_of(name)) as connection:
 
-        # What autovacuum would do at some moment, the states do at theirs.
-        run("ALTER TABLE pgqrs_messages SET (autovacuum_enabled = off)")
-        run("INSERT INTO pgqrs_queues (id, queue_name) OVERRIDING SYSTEM VALUE VALUES (1, 'mail')")
-        request.param(run, fill)
+            def run(sql: str) -> None:
+                connection.execute(sa.text(sql))
+
+            def fill(rows: int, ahead: int = 0) -> None:
+                connection.execute(sa.text(FILL), {"rows": rows, "ahead": ahead})
+
+            # What autovacuum would do at some moment, the states do at theirs.
+            run("ALTER TABLE pgqrs_messages SET (autovacuum_enabled = off)")
+            run(
+                "INSERT INTO pgqrs_queues (id, queue_name)"
+                " OVERRIDING SYSTEM VALUE VALUES (1, 'mail')"
+            )
+            request.param(run, fill)
+        yield name
+
+
+@pytest.fixture
+def connection(state: str, pg_migrated: Any, url_of: Any) -> Iterator[sa.Connection]:
+    """A connection to a copy of the state, with its statistics and what is dead in it."""
+    name = "pgqrs_plans"
+    with (
+        database(pg_migrated, name, state),
+        autocommitting(url_of(name)) as connection,
+    ):
         yield connection
 
 
