@@ -176,7 +176,7 @@ class App:
     def _check(self, connection: sa.Connection) -> None:
         from .. import migrations  # noqa: PLC0415
         from ..errors import SchemaVersionError  # noqa: PLC0415
-        from ..migrations import advice  # noqa: PLC0415
+        from ..migrations import schemas  # noqa: PLC0415
 
         schema = self.settings.schema
         try:
@@ -184,8 +184,8 @@ class App:
         except SchemaVersionError as error:
             where, _, hint = str(error).partition(": ")
             if hint.startswith("run `alembic"):  # here the database is known
-                hint = advice.command(connection, schema)
-                if places := advice.elsewhere(connection):
+                hint = schemas.upgrade_command(connection, schema)
+                if places := schemas.with_tables(connection):
                     hint = f"--schema {' or '.join(places)} has tables; to make these: {hint}"
             raise Failed(where, hint=hint) from error
 

@@ -20,7 +20,7 @@ from .._core import routing
 from .._core.context import Context
 from .._core.sql import archive, catalog, health, integrity, queues
 from ..errors import InvalidArgument
-from ..migrations import advice
+from ..migrations import schemas
 from ..models import VERSION_COMMENT
 from . import schema_diff
 from .catalog import TABLES
@@ -84,7 +84,7 @@ def schema(visit: CheckContext) -> Iterator[Finding]:
     """Yield what is wrong with the version of the tables."""
     place = visit.schema
     found, version = migrations.read_stamp(visit.connection, visit.place)
-    upgrade = advice.command(visit.connection, visit.schema)
+    upgrade = schemas.upgrade_command(visit.connection, visit.schema)
     if found is None and visit.tables:
         return  # some of them are there: the drift says which is missing, and how it is made
     if found is None:

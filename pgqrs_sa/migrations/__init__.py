@@ -125,8 +125,8 @@ def lock(connection: _Executes) -> None:
     """Wait until no other process migrates; the lock ends with the transaction.
 
     Call it first inside ``context.begin_transaction()``: Alembic reads which revisions are applied
-    after that, so that whoever had to wait finds nothing left to do. The operations take the lock
-    too, but what Alembic has read before them is stale by then.
+    after that, so that a process that had to wait finds nothing left to do. The operations take the
+    lock too, but what Alembic has read before them is stale by then.
 
     The lock belongs to a transaction. With ``transaction_per_migration=True``, or once a revision
     leaves the transaction by ``autocommit_block()``, it covers the first part only: let a single
@@ -247,7 +247,7 @@ def unstamped(schema: str) -> str:
     )
 
 
-# A host's revision imports this module to have its operations, and Alembic is there by then.
+# A host's revision imports this module to have its operations, and Alembic is imported by then.
 # In the other order the entry point registers them as soon as anything imports Alembic, so a
 # worker that only checks the version never pays for that import.
 if sys.modules.get("alembic") is not None:

@@ -1,4 +1,4 @@
-"""What autogenerate writes about the four tables: one call per schema, and the host's additions.
+"""Autogenerate for the four tables: one call per schema, and the host's additions.
 
 It runs after Alembic's own comparisons, and changes what they found:
 
@@ -185,16 +185,16 @@ class _Comparison:
     def _is_hosts(self, op: MigrateOperation, table: str, place: _Place) -> bool:
         if isinstance(op, _COMMENTS) or (place.due and isinstance(op, _DROPS)):
             return False
-        there = self._unseen.get((self._key(place.schema), table))
-        return not (_names(_OWNED[table]).hold(op) or (there is not None and there.hold(op)))
+        unseen = self._unseen.get((self._key(place.schema), table))
+        return not (_names(_OWNED[table]).hold(op) or (unseen is not None and unseen.hold(op)))
 
     def _additions(self, op: ops.CreateTableOp, place: _Place) -> list[MigrateOperation]:
         """Return the host's own columns and constraints of a table that a step creates."""
-        there = _Names(frozenset(), frozenset())
+        existing = _Names(frozenset(), frozenset())
         if place.installed:
-            # Alembic does not look into this schema, so what is there is not compared with.
-            there = self._reflect(op.table_name, place)
-            self._unseen[self._key(place.schema), op.table_name] = there
+            # Alembic does not look into this schema, so the existing table was not compared.
+            existing = self._reflect(op.table_name, place)
+            self._unseen[self._key(place.schema), op.table_name] = existing
         columns = [item for item in op.columns if isinstance(item, sa.Column)]
         constraints = [item for item in op.columns if isinstance(item, sa.Constraint)]
         # A table's constraints are a set; a foreign key may refer to a unique one of them.
@@ -206,7 +206,7 @@ class _Comparison:
         found += [
             ops.AddConstraintOp.from_constraint(constraint)
             for constraint in constraints
-            if not _is_there(constraint, there)
+            if not _exists(constraint, existing)
         ]
         return [each for each in found if self._is_hosts(each, op.table_name, place)]
 
@@ -249,7 +249,7 @@ class _Comparison:
 
 
 def _wanted(context: AutogenContext) -> Iterator[tuple[str | None, tuple[str | None, bool]]]:
-    """Yield the schemas by key, as written, and whether the models are there."""
+    """Yield the schemas by key, as written, and whether the models are in ``target_metadata``."""
     default = context.dialect.default_schema_name
     option: Iterable[str | None] = context.opts.get("pgqrs_schemas") or ()
     for schema in option:
@@ -308,9 +308,9 @@ def _label(constraint: sa.Constraint) -> str:
     return f"{constraint.name or ''} {columns}"
 
 
-def _is_there(constraint: sa.Constraint, there: _Names) -> bool:
+def _exists(constraint: sa.Constraint, existing: _Names) -> bool:
     """Return whether a constraint needs no operation: its columns bring it, or have brought it."""
     if getattr(constraint, "_type_bound", False):
         return True
     columns = getattr(constraint, "columns", ())
-    return bool(columns) and {column.name for column in columns} <= there.columns
+    return bool(columns) and {column.name for column in columns} <= existing.columns

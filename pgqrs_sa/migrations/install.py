@@ -1,7 +1,7 @@
 """Create and drop the tables without an Alembic history: the same steps, the same lock.
 
 ``pgqrs install`` and the `Admin` of `pgqrs_sa.pgqrs` call these, for a database that no host's
-history takes care of. Where an ``alembic_version`` table stands beside the tables, a history does:
+history takes care of. Where the schema has a table ``alembic_version``, a history does:
 moving the schema behind its back would make its next revision fail, so that is refused.
 
 They need Alembic, the extra ``alembic``.
@@ -67,7 +67,7 @@ def install(connection: sa.Connection, schema: str | None = None) -> int:
 
     Raises:
         HostHistory: there is something to do, and it is for a host's Alembic to do it.
-        SchemaVersionError: a newer release made the tables, or nobody knows their version.
+        SchemaVersionError: a newer release made the tables, or their version is unknown.
     """
     migrations.lock(connection)
     before = plan(connection, schema)
@@ -96,7 +96,7 @@ def uninstall(connection: sa.Connection, schema: str | None = None) -> int:
 
     Raises:
         HostHistory: a host's Alembic made them, and has to undo it.
-        SchemaVersionError: a newer release made the tables, or nobody knows their version.
+        SchemaVersionError: a newer release made the tables, or their version is unknown.
     """
     migrations.lock(connection)
     before = _installed(connection, schema)

@@ -12,8 +12,11 @@ counting a ``"$user"`` that leads nowhere.
 
 from __future__ import annotations
 
+import shlex
+
 import sqlalchemy as sa
 
+from .._core.sql import catalog
 from .._core.tables import tables_of
 from ..errors import IncompleteSchema, InvalidArgument
 from ..models import Models
@@ -25,6 +28,8 @@ __all__ = [
     "refuse_incomplete",
     "require",
     "target",
+    "upgrade_command",
+    "with_tables",
 ]
 
 _TEMPORARY = "pg_temp_"
@@ -118,6 +123,26 @@ def refuse_incomplete(connection: sa.Connection, schema: str) -> None:
     missing = [table.name for table in tables_of(Models()) if table.name not in present]
     if 0 < len(missing) < len(tables_of(Models())):
         raise IncompleteSchema(schema, missing)
+
+
+def upgrade_command(connection: sa.Connection, schema: str | None) -> str:
+    """Return the shell command that creates or upgrades the tables of a database.
+
+    It is that of Alembic where the schema has a history of revisions, else ``pgqrs install``.
+
+    Args:
+        connection: A connection to the database.
+        schema: The schema of the tables; None follows the ``search_path``.
+    """
+    if connection.scalar(catalog.has_history, {"schema": schema}):
+        return "alembic upgrade head"
+    options = () if schema is None else ("--schema", schema)
+    return shlex.join(("pgqrs", *options, "install"))
+
+
+def with_tables(connection: sa.Connection) -> list[str]:
+    """Return the schemas that have a table of queues, by name."""
+    return list(connection.scalars(catalog.schemas_with, {"name": "pgqrs_queues"}))
 
 
 def _named(connection: sa.Connection, schema: str | None) -> str | None:
