@@ -60,9 +60,13 @@ def test_consumers_outlive_the_end_of_their_backends(fleet, kind):
 def test_consumers_outlive_the_end_of_pgbouncer(fleet, kind):
     """By SIGKILL: all connections through it end at once, in the midst of anything."""
     with PgBouncer(fleet.address) as pooler:
-        direct = fleet.address.url()
+        # A lease that was on its way may have to run out before its message is done.
         worker = fleet.start(
-            kind, through=pooler.address, pooled=True, consumer={"listen_dsn": direct}
+            kind,
+            through=pooler.address,
+            pooled=True,
+            consumer={"listen_dsn": fleet.address.url()},
+            on={"lease": 5},
         )
         fleet.registered()
         fleet.send(*[{"ms": 1}] * 300)
