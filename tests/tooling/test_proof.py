@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from support.direct import DIRECT
 from tools.proof import __main__ as program
 from tools.proof import history
 from tools.proof.page import page
@@ -242,6 +243,16 @@ def test_a_run_exits_with_1_if_a_part_fails(tmp_path, monkeypatch):
     done = command("run", "--out", str(tmp_path))
     assert done.exit_code == 1
     assert read(tmp_path, program.PARTS)[0].failed
+
+
+def test_what_does_not_go_through_pgbouncer_exists():
+    root = Path(__file__).parents[2]
+    sources = "".join(path.read_text() for path in (root / "tests").rglob("test_*.py"))
+    for name in DIRECT:
+        if name.endswith(".py"):
+            assert (root / name).exists(), name
+        else:
+            assert f"def {name.partition('[')[0]}(" in sources, name
 
 
 def test_every_part_that_pytest_runs_has_tests():
