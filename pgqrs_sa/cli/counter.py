@@ -30,7 +30,7 @@ class Counter(Hooks):
 
     def __init__(self, begun: Callable[[WorkerInfo], None]) -> None:
         self._begun = begun
-        self._counts = dict.fromkeys(_COUNTED, 0)
+        self._counts: dict[Outcome, int] = dict.fromkeys(_COUNTED, 0)
         self._lock = threading.Lock()
         self.worker: WorkerInfo | None = None
 
