@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import get_args
 from urllib.parse import quote
 
 import pytest
@@ -26,6 +27,7 @@ from pgqrs_sa import (
     Discard,
     Hooks,
     Message,
+    Outcome,
     QueueService,
     RetryIn,
     Snooze,
@@ -33,6 +35,7 @@ from pgqrs_sa import (
 from pgqrs_sa.consumer.base import BaseConsumer
 from pgqrs_sa.dsns import servers
 from pgqrs_sa.settings import database_url
+from pgqrs_sa.types import MessageState
 from support import programs
 
 ROOT = Path(__file__).parents[1]
@@ -260,6 +263,13 @@ def test_the_diagram_of_states_is_the_same_on_both_pages() -> None:
     diagrams = [diagram.findall((ROOT / page).read_text()) for page in pages]
     assert diagrams[0] == diagrams[1]
     assert len(diagrams[0]) == 1
+
+
+def test_every_outcome_has_a_row_and_every_hook_in_it_exists() -> None:
+    text = (ROOT / "docs/reference/states.md").read_text()
+    rows = set(re.findall(r"^\| `([a-z ]+)` \|", text, re.MULTILINE))
+    assert rows == {*Outcome, *get_args(MessageState)}
+    assert set(re.findall(r"`(on_\w+)`", text)) <= set(vars(Hooks))
 
 
 # Consumers
