@@ -21,7 +21,7 @@ from support.consumers import QUICK, Kit, effect
 from support.waiting import PATIENCE, until, until_awaited
 
 LONG = 600
-SHORT = 5.0
+SHORT = 3.0
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from support.cases import each_case
 from support.consumers import Ear, effect
 from support.waiting import PATIENCE, until, until_awaited
 
-SHORT = 5.0
+SHORT = 3.0
 """A lease that runs out within a test, unless it is renewed: when a third of it is over, so that a
 busy machine has seconds for it."""
 
