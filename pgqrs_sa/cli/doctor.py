@@ -15,7 +15,7 @@ from .output import Column
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from ..doctor.findings import Finding
+    from ..doctor import Finding
 
 __all__ = ["doctor", "examine"]
 
@@ -57,7 +57,7 @@ def examine(app: App, only: tuple[str, ...] = ()) -> list[Finding]:
     from sqlalchemy.orm import Session  # noqa: PLC0415 - only now: it takes a while
 
     from .._core.context import Context  # noqa: PLC0415
-    from ..doctor.queue_checks import diagnose  # noqa: PLC0415
+    from ..doctor import diagnose  # noqa: PLC0415
     from ..models import READY_MADE  # noqa: PLC0415
 
     context = Context.of(READY_MADE, None, None, allow_autocommit=True)
@@ -70,7 +70,7 @@ def examine(app: App, only: tuple[str, ...] = ()) -> list[Finding]:
 
 
 def _list_checks(app: App) -> None:
-    from ..doctor.queue_checks import CHECKS  # noqa: PLC0415
+    from ..doctor import CHECKS  # noqa: PLC0415
 
     rows: list[dict[str, Any]] = []
     for name, check in CHECKS.items():

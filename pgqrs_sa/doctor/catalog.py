@@ -1,7 +1,7 @@
 """The four tables as they should be, and as the database has them, in the same terms.
 
 What they should be is what PostgreSQL makes of the models: the tables are created in ``pg_temp``,
-inside a savepoint that is rolled back, and read from the catalogue by the statements that read
+inside a savepoint that is rolled back, and read from the catalog by the statements that read
 the real ones. So both texts of an expression come from the same server, and no release of it
 needs a translation of ours. It takes the right to create temporary tables, which everybody has
 unless it was taken away; neither a schema nor a name of the host's is touched, and no other

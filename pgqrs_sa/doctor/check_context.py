@@ -1,4 +1,4 @@
-"""What the checks of the doctor have in common."""
+"""The database that one run of the doctor examines, and how it writes statements as text."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class CheckContext:
     """One run of the doctor.
 
     Attributes:
-        session: The session to ask through.
+        session: The session to execute the statements in.
         context: The service's settings.
-        limits: From when on something is a finding.
+        thresholds: Above which something is a finding.
         connection: The connection of the session.
-        schema: Where the tables are meant to be; None follows the search path.
+        schema: The schema that the tables belong in; None follows the search path.
         facts: The row of `pgqrs_sa._core.sql.catalog.facts`.
-        tables: Those of the four tables that are there.
+        tables: Those of the four tables that exist.
     """
 
     session: Session
     context: Context
-    limits: Thresholds
+    thresholds: Thresholds
     connection: sa.Connection
     schema: str | None
     facts: Row[Any]
@@ -49,22 +49,22 @@ class CheckContext:
     _seen: dict[Any, list[Row[Any]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, session: Session, context: Context, limits: Thresholds) -> CheckContext:
-        """Return a visit to the database of a session."""
+    def of(cls, session: Session, context: Context, thresholds: Thresholds) -> CheckContext:
+        """Return the context for the database of a session."""
         connection = routing.connect(session, {"mapper": context.mapper})
-        declared: Any = sa.inspect(context.models.queue).local_table
+        declared = context.tables.queue
         mapped = connection.get_execution_options().get("schema_translate_map") or {}
         schema: str | None = mapped.get(declared.schema, declared.schema)
         facts = execute(session, context, catalog.facts).one()
-        there = installed(session, context, schema)
-        return cls(session, context, limits, connection, schema, facts, there)
+        tables = installed(session, context, schema)
+        return cls(session, context, thresholds, connection, schema, facts, tables)
 
     def rows(self, statement: Any, **values: Any) -> list[Row[Any]]:
         """Return the rows of a statement."""
         return list(execute(self.session, self.context, statement, values).all())
 
     def rows_once(self, statement: Any) -> list[Row[Any]]:
-        """Return the rows of a statement that several checks look at."""
+        """Return the rows of a statement that several checks read."""
         if statement not in self._seen:
             self._seen[statement] = self.rows(statement)
         return self._seen[statement]
@@ -84,7 +84,7 @@ class CheckContext:
         return TableRepairs(name, self.place, citus=self.facts.citus)
 
     def command(self, *words: str) -> str:
-        """Return a command of ours for this schema, ready for a shell."""
+        """Return a command of pgqrs for this schema, quoted for a shell."""
         schema = () if self.schema is None else ("--schema", self.schema)
         return shlex.join(("pgqrs", *schema, *words))
 
@@ -107,5 +107,5 @@ class CheckContext:
 
 
 def text_of(age: timedelta | None) -> str:
-    """Return a span of time for people."""
+    """Return a span of time as text."""
     return "never" if age is None else str(age - timedelta(microseconds=age.microseconds))

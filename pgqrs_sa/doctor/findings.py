@@ -1,4 +1,4 @@
-"""What the doctor finds, and from when on it calls something a finding."""
+"""A finding of the doctor, and the thresholds above which a condition is a finding."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong, and how to put it right.
+    """A problem, and how to fix it.
 
     Attributes:
-        check: The check that found it, one of `pgqrs_sa.doctor.queue_checks.CHECKS`.
+        check: The check that found it, one of `pgqrs_sa.doctor.CHECKS`.
         severity: ``error`` when messages cannot be worked on as promised, else ``warning``.
-        subject: What it is about: a table, an index, a queue, a process of the server.
-        problem: What is wrong, in a sentence.
+        subject: The table, index, queue or server process that it is about.
+        problem: The problem in a sentence.
         fix: The SQL or the command that fixes it, one statement a line, ready to paste.
     """
 
@@ -37,7 +37,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """From when on something is a finding. Nothing is reported at a limit, only beyond it.
+    """Thresholds above which a condition is reported (exclusive).
 
     Attributes:
         clock_skew: Between this computer's clock and the database's.

@@ -1,17 +1,21 @@
-"""What the database's tables are, against what they should be; see `catalogue` for how."""
+"""Checks of the tables: their version, their drift from the models, and additions that harm."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+from .. import migrations
+from .._core import routing
 from .._core.sql import catalog
+from ..migrations import schemas
+from ..models import VERSION_COMMENT
 from .catalog import TABLES, Column, Constraint, Index, Table, expected
 from .check_context import CheckContext
 from .findings import Finding, Severity
 from .fixes import TableRepairs, lines, quoted, replacing
 
-__all__ = ["compare", "invariants"]
+__all__ = ["compare", "invariants", "version"]
 
 _MESSAGES = ("pgqrs_messages", "pgqrs_archive")
 _ON_DELETE_FAILS = {"a", "r"}
@@ -20,20 +24,76 @@ _OUR_CONSTRAINTS = frozenset(
 )
 
 
-def compare(visit: CheckContext, *, exact: bool) -> Iterator[Finding]:
-    """Yield what differs from the models.
+def version(check: CheckContext) -> Iterator[Finding]:
+    """Yield what is wrong with the version of the tables."""
+    place = check.schema
+    found, stamped = migrations.read_stamp(check.connection, check.place)
+    upgrade = schemas.upgrade_command(check.connection, check.schema)
+    if found is None and check.tables:
+        return  # some of them exist: the drift reports which is missing, and how it is created
+    if found is None:
+        where = "the default schema" if place is None else f"schema {place!r}"
+        yield Finding("schema", "error", "schema", f"{where} holds no queue tables", upgrade)
+    elif stamped is None:
+        queues_table = check.repairs("pgqrs_queues").name
+        stamp = f"{VERSION_COMMENT}{migrations.LATEST}"
+        yield Finding(
+            "schema",
+            "error",
+            queues_table,
+            "the tables are there without their version, which pg_dump --no-comments loses; "
+            "stamp them once nothing has drifted",
+            lines(f"COMMENT ON TABLE {queues_table} IS '{stamp}'"),
+        )
+    elif stamped > migrations.LATEST:
+        problem = f"version {stamped} is newer than {migrations.LATEST}, which this release knows"
+        yield Finding("schema", "error", "schema", problem, "pip install --upgrade pgqrs-sa")
+    elif stamped < migrations.LATEST:
+        severity: Severity = "error" if stamped < migrations.OLDEST else "warning"
+        problem = f"version {stamped} is older than {migrations.LATEST}, which this release makes"
+        yield Finding("schema", severity, "schema", problem, upgrade)
 
-    Args:
-        visit: The run of the doctor.
-        exact: Expressions, too, which needs temporary tables.
-    """
-    for name, wanted in expected(visit.session, visit.context, exact=exact).items():
-        repairs = visit.repairs(name)
-        if name not in visit.tables:
+
+def compare(check: CheckContext) -> Iterator[Finding]:
+    """Yield what differs from the models, if the tables are of their version."""
+    _, stamped = migrations.read_stamp(check.connection, check.place)
+    if stamped not in {None, migrations.LATEST}:
+        return
+    reason = _inexact(check)
+    yield from _compare_tables(check, exact=reason is None)
+    if reason is not None:
+        problem, fix = reason
+        yield Finding(
+            "drift",
+            "warning",
+            "comparison",
+            f"{problem}, so that the words of defaults, predicates and CHECKs were not compared",
+            fix,
+        )
+
+
+def _inexact(check: CheckContext) -> tuple[str, str] | None:
+    """Return why no temporary table can be made, and what to do about it."""
+    role, database = quoted(check.facts.role), quoted(check.facts.database)
+    if check.facts.read_only:
+        return "the transaction is read-only", "pgqrs doctor --only drift"
+    if not check.facts.temporary:
+        grant = f"GRANT TEMPORARY ON DATABASE {database} TO {role}"
+        return "this role may not make temporary tables", lines(grant)
+    if routing.is_autocommit(check.connection):
+        return "the connection is in AUTOCOMMIT", "pgqrs doctor --only drift"
+    return None
+
+
+def _compare_tables(check: CheckContext, *, exact: bool) -> Iterator[Finding]:
+    """Yield what differs from the models; if ``exact``, expressions too."""
+    for name, wanted in expected(check.session, check.context, exact=exact).items():
+        repairs = check.repairs(name)
+        if name not in check.tables:
             problem = "the table is missing"
             yield _drift("error", repairs.name, problem, repairs.create(wanted.options))
         else:
-            there = visit.tables[name]
+            there = check.tables[name]
             yield from _columns(repairs, wanted, there)
             yield from _indexes(repairs, wanted, there)
             yield from _constraints(repairs, wanted, there)
@@ -157,19 +217,19 @@ def _same(there: Table, name: str, value: str) -> bool:
     return name in there.options and float(there.options[name]) == float(value)
 
 
-def invariants(visit: CheckContext) -> Iterator[Finding]:
+def invariants(check: CheckContext) -> Iterator[Finding]:
     """Yield what was added to the tables that breaks a promise of the queue."""
-    names = {table.oid: name for name, table in visit.tables.items()}
-    oids = [table.oid for name, table in visit.tables.items() if name in _MESSAGES]
-    for row in visit.rows(catalog.triggers, oids=oids):
-        fix = lines(f"DROP TRIGGER {quoted(row.name)} ON {visit.repairs(names[row.oid]).name}")
+    names = {table.oid: name for name, table in check.tables.items()}
+    oids = [table.oid for name, table in check.tables.items() if name in _MESSAGES]
+    for row in check.rows(catalog.triggers, oids=oids):
+        fix = lines(f"DROP TRIGGER {quoted(row.name)} ON {check.repairs(names[row.oid]).name}")
         problem = "a trigger on messages: it slows every statement, and its error fails them"
         yield Finding("promises", "warning", row.name, problem, fix)
-    for row in visit.rows(catalog.foreign_keys, oids=oids):
-        if finding := _foreign_key(row, names, citus=visit.facts.citus):
+    for row in check.rows(catalog.foreign_keys, oids=oids):
+        if finding := _foreign_key(row, names, citus=check.facts.citus):
             yield finding
-    for name, table in visit.tables.items():
-        yield from _required(visit, name, table)
+    for name, table in check.tables.items():
+        yield from _required(check, name, table)
 
 
 def _foreign_key(row: Any, names: dict[int, str], *, citus: bool) -> Finding | None:
@@ -202,14 +262,14 @@ def _set_null(body: str) -> str:
     return f"{body} ON DELETE SET NULL"
 
 
-def _required(visit: CheckContext, name: str, table: Table) -> Iterator[Finding]:
+def _required(check: CheckContext, name: str, table: Table) -> Iterator[Finding]:
     """Yield columns of a host that statements of the library would leave empty, and must not."""
-    along = visit.tables["pgqrs_messages"].columns if name == "pgqrs_archive" else {}
+    along = check.tables["pgqrs_messages"].columns if name == "pgqrs_archive" else {}
     for column, found in table.columns.items():
         filled = found.default is not None or found.identity or column in along
         if column in TABLES[name].columns or found.nullable or filled:
             continue
-        repairs = visit.repairs(name)
+        repairs = check.repairs(name)
         subject = f"{repairs.name}.{quoted(column)}"
         problem = "the added column may not be NULL and has no default: nothing can be inserted"
         fix = lines(repairs.alter_column(column, "DROP NOT NULL"))

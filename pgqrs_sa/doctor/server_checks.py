@@ -1,4 +1,4 @@
-"""What the doctor asks the server about: clocks, vacuum, transactions, limits."""
+"""What the doctor asks the server about: clocks, vacuum, transactions, thresholds."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _MOST_SHOWN = 10
 _FOR_MESSAGES = ("pgqrs_messages", "pgqrs_archive")
 
 
-def rights(visit: CheckContext) -> Iterator[Finding]:
+def rights(check: CheckContext) -> Iterator[Finding]:
     """Yield that this role is not shown what other sessions do."""
-    if not visit.facts.sees_others:
+    if not check.facts.sees_others:
         yield Finding(
             "rights",
             "warning",
-            visit.facts.role,
+            check.facts.role,
             "this role is not shown the transactions of others: those checks saw nothing",
-            lines(f"GRANT pg_read_all_stats TO {quoted(visit.facts.role)}"),
+            lines(f"GRANT pg_read_all_stats TO {quoted(check.facts.role)}"),
         )
 
 
-def read_only(visit: CheckContext) -> Iterator[Finding]:
+def read_only(check: CheckContext) -> Iterator[Finding]:
     """Yield that this is no server to write to."""
-    database = visit.facts.database
-    if visit.facts.standby:
+    database = check.facts.database
+    if check.facts.standby:
         yield Finding(
             "read_only",
             "error",
@@ -45,7 +45,7 @@ def read_only(visit: CheckContext) -> Iterator[Finding]:
             "this is a standby: nothing can be enqueued or leased here",
             "add target_session_attrs=read-write to the DSN, and list the primary in it",
         )
-    for row in visit.rows(catalog.settings):
+    for row in check.rows(catalog.settings):
         # A session that is read-only on purpose, like a doctor's, says nothing about the others.
         ours = row.source in {"session", "user", "client", "override"}
         if row.name == "default_transaction_read_only" and row.setting == "on" and not ours:
@@ -57,14 +57,14 @@ def read_only(visit: CheckContext) -> Iterator[Finding]:
             yield Finding("read_only", "error", database, problem, fix)
 
 
-def clock(visit: CheckContext) -> Iterator[Finding]:
+def clock(check: CheckContext) -> Iterator[Finding]:
     """Yield that the clocks of this computer and of the database differ."""
     before = _now()
-    at: datetime = visit.rows(catalog.clock)[0].at
+    at: datetime = check.rows(catalog.clock)[0].at
     after = _now()
     # Somewhere between the two the database looked at its clock.
     skew = before - at if at < before else max(at - after, timedelta(0))
-    if skew > visit.limits.clock_skew:
+    if skew > check.thresholds.clock_skew:
         ahead = "behind" if at < before else "ahead of"
         yield Finding(
             "clock",
@@ -80,9 +80,9 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def transactions(visit: CheckContext) -> Iterator[Finding]:
+def transactions(check: CheckContext) -> Iterator[Finding]:
     """Yield transactions that keep vacuum from removing dead messages."""
-    rows = visit.rows(catalog.transactions, longest=visit.limits.transaction_age)
+    rows = check.rows(catalog.transactions, longest=check.thresholds.transaction_age)
     for row in rows[:_MOST_SHOWN]:
         started = "never" if row.query_start is None else row.query_start.isoformat()
         yield Finding(
@@ -96,9 +96,9 @@ def transactions(visit: CheckContext) -> Iterator[Finding]:
         )
 
 
-def slots(visit: CheckContext) -> Iterator[Finding]:
+def slots(check: CheckContext) -> Iterator[Finding]:
     """Yield replication slots that keep vacuum from removing dead messages."""
-    for row in visit.rows(catalog.slots, most=visit.limits.slot_age):
+    for row in check.rows(catalog.slots, most=check.thresholds.slot_age):
         yield Finding(
             "slots",
             "warning",
@@ -109,12 +109,12 @@ def slots(visit: CheckContext) -> Iterator[Finding]:
         )
 
 
-def prepared(visit: CheckContext) -> Iterator[Finding]:
+def prepared(check: CheckContext) -> Iterator[Finding]:
     """Yield prepared transactions that nobody has ended."""
-    longest = visit.limits.transaction_age
-    for row in visit.rows(catalog.prepared_transactions, longest=longest):
+    longest = check.thresholds.transaction_age
+    for row in check.rows(catalog.prepared_transactions, longest=longest):
         fix = f"ROLLBACK PREPARED {literal(row.name)}"
-        if visit.facts.citus and row.name.startswith("citus_"):
+        if check.facts.citus and row.name.startswith("citus_"):
             # Only Citus knows whether the other nodes have committed theirs.
             fix = "SELECT recover_prepared_transactions()"
         yield Finding(
@@ -127,10 +127,10 @@ def prepared(visit: CheckContext) -> Iterator[Finding]:
         )
 
 
-def notifications(visit: CheckContext) -> Iterator[Finding]:
+def notifications(check: CheckContext) -> Iterator[Finding]:
     """Yield that a listener lets notifications pile up."""
-    used = visit.facts.notifications
-    if used is not None and used > visit.limits.notifications:
+    used = check.facts.notifications
+    if used is not None and used > check.thresholds.notifications:
         yield Finding(
             "notifications",
             "error",
@@ -142,10 +142,10 @@ def notifications(visit: CheckContext) -> Iterator[Finding]:
         )
 
 
-def connections(visit: CheckContext) -> Iterator[Finding]:
+def connections(check: CheckContext) -> Iterator[Finding]:
     """Yield that the server is about to refuse connections."""
-    used, most = visit.facts.connections, visit.facts.most_connections
-    if used > most * visit.limits.connections:
+    used, most = check.facts.connections, check.facts.most_connections
+    if used > most * check.thresholds.connections:
         yield Finding(
             "connections",
             "warning",
@@ -156,47 +156,47 @@ def connections(visit: CheckContext) -> Iterator[Finding]:
         )
 
 
-def autovacuum(visit: CheckContext) -> Iterator[Finding]:
+def autovacuum(check: CheckContext) -> Iterator[Finding]:
     """Yield that nothing removes dead messages."""
-    for row in visit.rows(catalog.settings):
+    for row in check.rows(catalog.settings):
         if row.name in {"autovacuum", "track_counts"} and row.setting == "off":
             fix = lines(f"ALTER SYSTEM SET {row.name} = on", "SELECT pg_reload_conf()")
             problem = "is off on this server: dead messages are never removed"
             yield Finding("autovacuum", "error", row.name, f"{row.name} {problem}", fix)
-    for name, table in visit.tables.items():
+    for name, table in check.tables.items():
         if table.options.get("autovacuum_enabled") in {"false", "off", "0", "no"}:
-            repairs = visit.repairs(name)
+            repairs = check.repairs(name)
             fix = lines(repairs.alter("RESET (autovacuum_enabled)"))
             problem = "autovacuum is switched off for the table"
             yield Finding("autovacuum", "error", repairs.name, problem, fix)
 
 
-def vacuum(visit: CheckContext) -> Iterator[Finding]:
+def vacuum(check: CheckContext) -> Iterator[Finding]:
     """Yield tables that are full of dead rows."""
-    names = {visit.tables[name].oid: name for name in _FOR_MESSAGES if name in visit.tables}
-    for row in visit.rows(catalog.vacuum, oids=list(names)):
-        fresh = row.age is not None and row.age <= visit.limits.vacuum_age
-        if row.dead > visit.limits.dead_rows and not fresh:
-            repairs = visit.repairs(names[row.oid])
+    names = {check.tables[name].oid: name for name in _FOR_MESSAGES if name in check.tables}
+    for row in check.rows(catalog.vacuum, oids=list(names)):
+        fresh = row.age is not None and row.age <= check.thresholds.vacuum_age
+        if row.dead > check.thresholds.dead_rows and not fresh:
+            repairs = check.repairs(names[row.oid])
             problem = f"{row.dead} dead rows; last vacuumed: {text_of(row.age)}"
             problem += "" if row.age is None else " ago"
             fix = lines(f"VACUUM (ANALYZE) {repairs.name}")
             yield Finding("vacuum", "warning", repairs.name, problem, fix)
 
 
-def sequences(visit: CheckContext) -> Iterator[Finding]:
+def sequences(check: CheckContext) -> Iterator[Finding]:
     """Yield sequences that run out of numbers, or give out some that are taken."""
-    if visit.facts.citus:
+    if check.facts.citus:
         return  # each node has a range of its own: the highest id says nothing about this sequence
-    highest = visit.rows(health.highest_ids(visit.context.tables))[0]
-    names = {table.oid: name for name, table in visit.tables.items()}
-    for row in visit.rows(catalog.sequences, oids=visit.oids):
+    highest = check.rows(health.highest_ids(check.context.tables))[0]
+    names = {table.oid: name for name, table in check.tables.items()}
+    for row in check.rows(catalog.sequences, oids=check.oids):
         if row.column == FENCING_TOKEN:
-            yield from _tokens(visit, row)
+            yield from _tokens(check, row)
         if row.last is None:
             continue
         name, taken = names[row.oid], getattr(highest, names[row.oid]) or 0
-        if row.last > row.highest * visit.limits.sequence:
+        if row.last > row.highest * check.thresholds.sequence:
             fix = f"ALTER SEQUENCE {row.name} AS bigint MAXVALUE {_BIGGEST}"
             problem = f"{row.last} of its {row.highest} numbers are given out"
             yield Finding("sequences", "error", row.name, problem, lines(fix))
@@ -209,7 +209,7 @@ def sequences(visit: CheckContext) -> Iterator[Finding]:
             yield Finding("sequences", "error", row.name, problem, lines(fix))
 
 
-def _tokens(visit: CheckContext, row: Row[Any]) -> Iterator[Finding]:
+def _tokens(check: CheckContext, row: Row[Any]) -> Iterator[Finding]:
     """Yield why fencing tokens would repeat, or not grow, or not be found."""
     wanted = fencing_sequence(TABLES["pgqrs_messages"]).name
     if row.short_name != wanted:
@@ -224,13 +224,13 @@ def _tokens(visit: CheckContext, row: Row[Any]) -> Iterator[Finding]:
         if wrong:
             fix = f"ALTER SEQUENCE {row.name} {setting}"
             yield Finding("sequences", "error", row.name, f"the sequence {problem}", lines(fix))
-    newest = visit.rows(health.newest_token(visit.context.tables))[0].token
+    newest = check.rows(health.newest_token(check.context.tables))[0].token
     if row.last is not None and row.last < (newest or 0):
         problem = (
             f"the next fencing token is {row.last + 1}, and a message has {newest} already: "
             "tokens would repeat (rows were restored without their sequence)"
         )
-        fix = visit.repairs("pgqrs_messages").count_on(FENCING_TOKEN)
+        fix = check.repairs("pgqrs_messages").count_on(FENCING_TOKEN)
         yield Finding("sequences", "error", row.name, problem, lines(fix))
 
 

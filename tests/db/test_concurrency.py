@@ -39,7 +39,7 @@ from pgqrs_sa import (
     WorkerNotReady,
 )
 from pgqrs_sa._core.context import Context
-from pgqrs_sa.doctor import queue_checks
+from pgqrs_sa.doctor import diagnose
 from pgqrs_sa.models import READY_MADE
 from support.waiting import PATIENCE, until, until_blocked
 
@@ -847,7 +847,7 @@ def test_what_gets_into_a_queue_that_only_an_old_snapshot_has_is_found_by_the_do
     assert left == (0 if level == "READ COMMITTED" else 1)
     with Session(engine) as session:
         context = Context.of(READY_MADE, None, None, allow_autocommit=False)
-        findings = queue_checks.diagnose(session, context, only=["orphans"])
+        findings = diagnose(session, context, only=["orphans"])
     assert len(findings) == left
 
 

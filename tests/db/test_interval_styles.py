@@ -13,8 +13,7 @@ from sqlalchemy.orm import Session
 from pgqrs_sa import AsyncQueueService, Message, Queue, QueueService, Worker
 from pgqrs_sa._core.activity import activity
 from pgqrs_sa._core.context import Context
-from pgqrs_sa.doctor.findings import Thresholds
-from pgqrs_sa.doctor.queue_checks import diagnose
+from pgqrs_sa.doctor import Thresholds, diagnose
 from pgqrs_sa.models import READY_MADE
 
 STYLES = ("postgres", "postgres_verbose", "sql_standard", "iso_8601")
@@ -57,7 +56,7 @@ def test_durations_do_not_depend_on_the_interval_style(migrated: Any, aged: None
         context = Context.of(READY_MADE, None, None, allow_autocommit=True)
         seen = activity(session, context, timedelta(seconds=2))
         assert about_long(seen[0].oldest_ready_age)
-        findings = diagnose(session, context, limits=Thresholds(dead_rows=-1))
+        findings = diagnose(session, context, thresholds=Thresholds(dead_rows=-1))
         told = {one.check: one.problem for one in findings}
         assert {"exhausted", "backlog", "workers", "vacuum"} <= set(told)
         assert all("40 days, 3:02:0" in told[one] for one in ("exhausted", "backlog", "workers"))

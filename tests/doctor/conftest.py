@@ -9,8 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pgqrs_sa._core.context import Context
-from pgqrs_sa.doctor.findings import Finding, Thresholds
-from pgqrs_sa.doctor.queue_checks import diagnose
+from pgqrs_sa.doctor import Finding, Thresholds, diagnose
 from pgqrs_sa.models import READY_MADE
 
 CONTEXT = Context.of(READY_MADE, None, None, allow_autocommit=True)
@@ -22,7 +21,7 @@ def doctor(engine) -> Callable[..., list[Finding]]:
 
     def examine(*only: str, context: Context = CONTEXT, **limits) -> list[Finding]:
         with Session(engine) as session:
-            return diagnose(session, context, limits=Thresholds(**limits), only=only)
+            return diagnose(session, context, thresholds=Thresholds(**limits), only=only)
 
     return examine
 

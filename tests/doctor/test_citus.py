@@ -95,12 +95,12 @@ def test_a_part_of_a_distributed_transaction_is_for_citus_to_end(prefix):
     """A rollback here, where another node has committed, would tear it apart."""
     from types import SimpleNamespace
 
-    from pgqrs_sa.doctor.findings import Thresholds
+    from pgqrs_sa.doctor import Thresholds
     from pgqrs_sa.doctor.server_checks import prepared
 
     row = SimpleNamespace(name=f"{prefix}1", role="r", age=timedelta(days=2))
     visit = SimpleNamespace(
-        facts=SimpleNamespace(citus=True), limits=Thresholds(), rows=lambda *_, **__: [row]
+        facts=SimpleNamespace(citus=True), thresholds=Thresholds(), rows=lambda *_, **__: [row]
     )
     (finding,) = prepared(visit)
     rolls_back = "ROLLBACK PREPARED" in finding.fix

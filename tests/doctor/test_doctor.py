@@ -14,10 +14,8 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import QueueService, embedded, metadata
 from pgqrs_sa._core.context import Context
-from pgqrs_sa.doctor import queue_checks as doctor_module
-from pgqrs_sa.doctor import server_checks
-from pgqrs_sa.doctor.findings import Thresholds
-from pgqrs_sa.doctor.queue_checks import CHECKS, diagnose
+from pgqrs_sa.doctor import CHECKS, Thresholds, diagnose, server_checks
+from pgqrs_sa.doctor.check_context import CheckContext
 from pgqrs_sa.errors import InvalidArgument
 from pgqrs_sa.models import READY_MADE
 from support.waiting import until
@@ -169,7 +167,7 @@ def special():
 
 def found(engine, *only, **limits):
     with Session(engine) as session:
-        return diagnose(session, CONTEXT, limits=Thresholds(**limits), only=only)
+        return diagnose(session, CONTEXT, thresholds=Thresholds(**limits), only=only)
 
 
 def paste(engine, script):
@@ -231,7 +229,7 @@ def test_the_server_is_read_only(special):
 
 def test_a_standby(doctor, monkeypatch):
     # The facts of a standby; a real one is for the tests of failover.
-    real = doctor_module.CheckContext.of
+    real = CheckContext.of
 
     def of(*arguments):
         visit = real(*arguments)
@@ -241,7 +239,7 @@ def test_a_standby(doctor, monkeypatch):
 
         return replace(visit, facts=SimpleNamespace(**facts))
 
-    monkeypatch.setattr(doctor_module.CheckContext, "of", of)
+    monkeypatch.setattr(CheckContext, "of", of)
     (finding,) = doctor()
     assert finding.check == "read_only"
     assert "standby" in finding.problem

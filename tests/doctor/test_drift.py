@@ -15,8 +15,7 @@ from pgqrs_sa import (
     metadata,
 )
 from pgqrs_sa._core.context import Context
-from pgqrs_sa.doctor.findings import Thresholds
-from pgqrs_sa.doctor.queue_checks import diagnose
+from pgqrs_sa.doctor import Thresholds, diagnose
 from pgqrs_sa.models import READY_MADE
 from support.cases import each_case
 
@@ -233,7 +232,7 @@ def test_autocommit_is_less_exact_and_leaves_nothing(engine, rows):
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
     with Session(autocommit) as session:
         context = Context.of(READY_MADE, None, None, allow_autocommit=True)
-        (finding,) = diagnose(session, context, only=["drift"], limits=Thresholds())
+        (finding,) = diagnose(session, context, only=["drift"], thresholds=Thresholds())
     assert "AUTOCOMMIT" in finding.problem
     assert rows("SELECT FROM pg_class WHERE relname ~ '^pgqrs' AND relpersistence = 't'") == []
 

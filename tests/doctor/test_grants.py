@@ -20,7 +20,7 @@ from pgqrs_sa import (
 from pgqrs_sa._core.context import Context
 from pgqrs_sa.cli.messages import STATES
 from pgqrs_sa.cli.queries import count_live
-from pgqrs_sa.doctor.queue_checks import diagnose
+from pgqrs_sa.doctor import diagnose
 from pgqrs_sa.errors import InvalidArgument
 from pgqrs_sa.grants import ROLES, grants
 from pgqrs_sa.models import READY_MADE

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import migrations
 from pgqrs_sa._core.context import Context
-from pgqrs_sa.doctor.queue_checks import diagnose
+from pgqrs_sa.doctor import diagnose
 from pgqrs_sa.errors import IncompleteSchema, SchemaVersionError
 from pgqrs_sa.models import READY_MADE, metadata
 

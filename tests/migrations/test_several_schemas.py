@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import QueueService, cli, migrations
 from pgqrs_sa._core.context import Context
-from pgqrs_sa.doctor.queue_checks import diagnose
+from pgqrs_sa.doctor import diagnose
 from pgqrs_sa.errors import InvalidArgument, SchemaVersionError
 from pgqrs_sa.migrations import install as steps
 from pgqrs_sa.models import READY_MADE

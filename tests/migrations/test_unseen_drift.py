@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pgqrs_sa._core.context import Context
-from pgqrs_sa.doctor.queue_checks import diagnose
+from pgqrs_sa.doctor import diagnose
 from pgqrs_sa.models import READY_MADE
 
 CONTEXT = Context.of(READY_MADE, None, None, allow_autocommit=True)

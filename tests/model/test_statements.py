@@ -1031,7 +1031,7 @@ def test_leases_that_are_stuck_are_those_of_workers_that_are_stopped_or_gone(
 
 
 def test_what_one_worker_holds_is_given_back(session: Session) -> None:
-    seen = Seen(session, health.release_worker(TABLES), {"worker_id": every_row.BUSY})
+    seen = Seen(session, workers.release_worker(TABLES), {"worker_id": every_row.BUSY})
     assert seen.changed == {"messages": {every_row.LEASED, every_row.LAST}}
     for id_ in (every_row.LEASED, every_row.LAST):
         assert seen.columns("messages", id_) == {"vt", *HELD}

@@ -17,8 +17,7 @@ from sqlalchemy.orm import Session
 from pgqrs_sa import InvalidArgument, Item, Message, QueueService, metadata, migrations
 from pgqrs_sa._core.context import Context
 from pgqrs_sa.cli.schema import script
-from pgqrs_sa.doctor.findings import Thresholds
-from pgqrs_sa.doctor.queue_checks import diagnose
+from pgqrs_sa.doctor import diagnose
 from pgqrs_sa.grants import grants
 from pgqrs_sa.migrations.install import install, uninstall
 from pgqrs_sa.models import READY_MADE
@@ -194,7 +193,7 @@ def test_the_name_of_a_schema_is_a_name_and_nothing_else(engine, text: str) -> N
             service.queues.delete("mail", force=True)
         with Session(bind) as session:
             context = Context.of(models or READY_MADE, None, None, allow_autocommit=True)
-            assert diagnose(session, context, limits=Thresholds(), only=("schema", "drift")) == []
+            assert diagnose(session, context, only=("schema", "drift")) == []
     with engine.begin() as connection:
         run = connection.connection.driver_connection.execute  # as psql does: no parameters
         run(f"CREATE ROLE {role}")

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import DuplicateMessage, Item, LeaseLost, MessageNotFound, QueueService
 from pgqrs_sa._core.context import Context
-from pgqrs_sa.doctor.queue_checks import diagnose
+from pgqrs_sa.doctor import diagnose
 from pgqrs_sa.grants import grants
 
 DOCUMENT = Path(__file__).parents[2] / "docs/how-to/row-level-security.md"

@@ -69,20 +69,6 @@ def stuck_leases(tables: Tables) -> Executable:
 
 
 @cache
-def release_worker(tables: Tables) -> Executable:
-    """Make visible what a worker holds, whether or not it is registered. Binds: worker_id."""
-    message = tables.message
-    return (
-        sa.update(message)
-        .where(
-            states.leased(message.c),
-            message.c.consumer_worker_id == sa.bindparam("worker_id", type_=sa.BigInteger),
-        )
-        .values(vt=now(), dequeued_at=sa.null(), consumer_worker_id=sa.null())
-    )
-
-
-@cache
 def silent_workers(tables: Tables) -> Executable:
     """Workers that are not stopped and were not heard of for so long. Binds: silence."""
     worker = tables.worker

@@ -141,19 +141,21 @@ def stop_silent(tables: Tables, *, in_queue: bool, holding: bool) -> Executable:
     )
 
 
+def _leased_to(message: sa.Table, workers: ColumnElement[Any]) -> ColumnElement[bool]:
+    """The leases of workers, registered or not, that have not expired: what a release ends."""
+    return sa.and_(states.leased(message.c), message.c.consumer_worker_id == workers)
+
+
 @cache
 def release_leases(tables: Tables) -> Executable:
-    """Make visible at once what these workers hold. The attempts stay counted.
+    """Make the messages that these workers hold visible at once. The attempts stay counted.
 
-    Binds: ids.
+    Messages that another transaction has locked are left as they are. Binds: ids.
     """
     message = tables.message
     leases = (
         sa.select(message.c.id)
-        .where(
-            states.leased(message.c),
-            message.c.consumer_worker_id == func.any(array_bind("ids", sa.BigInteger)),
-        )
+        .where(_leased_to(message, func.any(array_bind("ids", sa.BigInteger))))
         .order_by(message.c.id)
         .with_for_update(skip_locked=True)
     )
@@ -163,6 +165,17 @@ def release_leases(tables: Tables) -> Executable:
         .where(message.c.id == held.c.id)
         .values(vt=now(), dequeued_at=None, consumer_worker_id=None)
         .returning(message.c.id, *(message.c[name] for name in MOVED))
+    )
+
+
+@cache
+def release_worker(tables: Tables) -> Executable:
+    """As `release_leases` of one worker, in a form that the doctor can print. Binds: worker_id."""
+    message = tables.message
+    return (
+        sa.update(message)
+        .where(_leased_to(message, _ID))
+        .values(vt=now(), dequeued_at=sa.null(), consumer_worker_id=sa.null())
     )
 
 
