@@ -365,7 +365,7 @@ def test_what_was_acknowledged_first_and_waits_is_worked_on_before_it_stops(thre
     until(lambda: len(threads.archive()) == 6, "all are acknowledged")
     stopper = threading.Thread(target=threads.stop, args=(consumer.consumer,))
     stopper.start()
-    until(consumer.runtime.dispatcher.resting.is_set, "it stops")
+    until(consumer.runtime.dispatcher.stopped_leasing.is_set, "it stops")
     go.set()
     stopper.join(PATIENCE)
     assert consumer.result() == 0

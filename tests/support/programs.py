@@ -284,7 +284,11 @@ class _Server:
                 self._waiting = program
                 self._socket.sendmsg([b"fork"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, handed)])
                 started = self._started.wait_for(lambda: self._waiting is None, PATIENCE)
-        assert started, "the server that forks does not answer"
+        if not started:
+            # Its answer may still come, and would be taken for that of the next program: every
+            # later test would then wait for, and kill, the process of another.
+            _server.cache_clear()
+            raise AssertionError("the server that forks does not answer")
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
