@@ -137,10 +137,12 @@ _OUR_BINDS = frozenset(
 def reject_reserved_binds(*expressions: Any) -> None:
     """Refuse bind parameters of the caller's that have the name of one of ours."""
     for expression in expressions:
-        for one in visitors.iterate(expression):
-            if isinstance(one, sa.BindParameter) and not one.unique and one.key in _OUR_BINDS:
+        for element in visitors.iterate(expression):
+            if not isinstance(element, sa.BindParameter) or element.unique:
+                continue
+            if element.key in _OUR_BINDS:
                 raise InvalidArgument(
-                    f"bindparam({one.key!r}) has a name that pgqrs_sa uses itself: rename it"
+                    f"bindparam({element.key!r}) has a name that pgqrs_sa uses itself: rename it"
                 )
 
 
@@ -168,7 +170,7 @@ def criteria_on(where: Any, table: sa.Table, *joined: sa.Table) -> tuple[Any, ..
     except ArgumentError as error:
         raise InvalidArgument(f"where must be criteria of SQLAlchemy: {error}") from None
     reject_reserved_binds(*criteria)
-    others = {one for one in froms if one not in {table, *joined}}
+    others = set(froms) - {table, *joined}
     if stray := others - _linked(criteria, table):
         names = ", ".join(sorted(map(_named, stray)))
         raise InvalidArgument(
@@ -194,9 +196,10 @@ def _linked(criteria: Sequence[Any], table: sa.Table) -> set[Any]:
     """Return the tables that comparisons tie to ``table``, directly or through each other."""
     ties = []
     for criterion in criteria:
-        for one in visitors.iterate(criterion):
-            if isinstance(one, sa.BinaryExpression):
-                columns = (c for c in visitors.iterate(one) if isinstance(c, sa.ColumnClause))
+        for element in visitors.iterate(criterion):
+            if isinstance(element, sa.BinaryExpression):
+                parts = visitors.iterate(element)
+                columns = (part for part in parts if isinstance(part, sa.ColumnClause))
                 ties.append({column.table for column in columns})
     linked: set[Any] = {table}
     for _ in ties:

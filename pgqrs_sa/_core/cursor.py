@@ -132,8 +132,12 @@ class DequeueCursor:
         """Return where to begin, or None for the beginning of every level."""
         now = self._clock()
         with self._lock:
-            places = {level: one for level, one in self._positions.items() if now < one.due_at}
-            return CursorSnapshot(self._table, places) if places else None
+            known = {
+                level: position
+                for level, position in self._positions.items()
+                if now < position.due_at
+            }
+            return CursorSnapshot(self._table, known) if known else None
 
     def record(
         self,

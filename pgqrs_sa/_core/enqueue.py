@@ -106,16 +106,16 @@ def many(session: Session, context: Context, queue: str, items: Iterable[Any]) -
             for receipt in batch.insert(f"[{','.join(chunk)}]", len(chunk), plain=True)
         ]
     encoded = [_encode(context, item, index) for index, item in enumerate(listed)]
-    batch = _Batch(session, context, queue, [one.size for one in encoded], channel)
+    batch = _Batch(session, context, queue, [item.size for item in encoded], channel)
     batch.check_what_is_large()
     receipts: dict[int, Receipt] = {}
-    for part in _chunks_of([one for one in encoded if one.key is None]):
+    for part in _chunks_of([item for item in encoded if item.key is None]):
         delayed = all(item.delayed for item in part)
         found = batch.insert(_array(part), len(part), delayed=delayed)
         receipts |= {item.place: receipt for item, receipt in zip(part, found, strict=True)}
     # In the order of their keys, so that two batches with the same keys cannot deadlock: each
     # waits at the first key that the other has.
-    for part in _chunks_of(sorted((one for one in encoded if one.key is not None), key=_by_key)):
+    for part in _chunks_of(sorted((item for item in encoded if item.key is not None), key=_by_key)):
         receipts |= batch.insert_keyed(part)
     return [receipts[index] for index in range(len(encoded))]
 
@@ -143,7 +143,7 @@ def from_query(session: Session, context: Context, queue: str, query: SelectBase
 def _plain_texts(context: Context, items: Sequence[Any]) -> list[str] | None:
     """Return the payloads' texts, of a batch without options that can be checked together."""
     codec = context.codec
-    if type(codec) is not JsonCodec or any(isinstance(one, Item) for one in items):
+    if type(codec) is not JsonCodec or any(isinstance(item, Item) for item in items):
         return None
     return codec.dumps_each(items)
 
@@ -197,7 +197,7 @@ def _chunks(listed: Sequence[_T], weights: Sequence[int]) -> Iterator[Sequence[_
 
 
 def _chunks_of(encoded: Sequence[_Encoded]) -> Iterator[Sequence[_Encoded]]:
-    return _chunks(encoded, [one.weight for one in encoded])
+    return _chunks(encoded, [item.weight for item in encoded])
 
 
 def _array(items: Iterable[_Encoded]) -> str:
@@ -404,7 +404,7 @@ def _check_columns(query: SelectBase) -> None:
     reject_reserved_binds(query)
     columns = list(query.selected_columns)
     names = [column.key for column in columns]
-    if any(isinstance(one, sa.UpdateBase) for one in visitors.iterate(query)):
+    if any(isinstance(element, sa.UpdateBase) for element in visitors.iterate(query)):
         raise InvalidArgument("the query writes, and may be run twice: execute that part before")
     if len(names) == 1:
         return

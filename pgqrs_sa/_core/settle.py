@@ -96,7 +96,10 @@ def extend(
     values = fence(held, required=_required(held, strict), lease=span)
     moved = _moved(session, context, statements.extend(context.tables), values)
     _outcome(session, context, held, moved, strict)
-    return [replace(one, vt=moved[one.id]) if one.id in moved else None for one in held]
+    return [
+        replace(delivery, vt=moved[delivery.id]) if delivery.id in moved else None
+        for delivery in held
+    ]
 
 
 def release(
@@ -135,7 +138,7 @@ def fail(
     """Put messages back for another attempt, or among the dead when that was the last."""
     held = _checked(deliveries)
     text = validation.error_text(error)
-    wait: Callable[[Delivery], timedelta] = lambda one: DEFAULT_BACKOFF.delay(one.read_ct)  # noqa: E731
+    wait: Callable[[Delivery], timedelta] = lambda delivery: DEFAULT_BACKOFF.delay(delivery.read_ct)  # noqa: E731
     if delay is not None:
         span = validation.validate_duration(delay)
         wait = lambda _: span  # noqa: E731
@@ -147,20 +150,22 @@ def fail(
             held,
             required=_required(held, strict),
             errors=[text] * len(held),
-            delays=[wait(one) for one in held],
+            delays=[wait(delivery) for delivery in held],
         )
         statement = statements.reschedule_failed(context.tables, skip_locked=skip_locked)
         moved = _moved(session, context, statement, values)
         _announce(session, context, moved, delay)
     # What was not put back has no attempt left, or is not held any more: the fence tells.
-    spent = [one for one in held if one.id not in moved]
+    spent = [delivery for delivery in held if delivery.id not in moved]
     how = _How(strict, skip_locked)
-    buried = _dead_letter(session, context, spent, text, reason, how) if spent else set[int]()
+    dead_lettered = (
+        _dead_letter(session, context, spent, text, reason, how) if spent else set[int]()
+    )
     return [
-        Failure(one.id, one.id in buried, moved.get(one.id))
-        if one.id in buried or one.id in moved
+        Failure(delivery.id, delivery.id in dead_lettered, moved.get(delivery.id))
+        if delivery.id in dead_lettered or delivery.id in moved
         else None
-        for one in held
+        for delivery in held
     ]
 
 
@@ -197,12 +202,12 @@ def _dead_letter(
     reasons = [
         validation.error_text(reason)
         if reason is not None
-        else f"attempt {one.read_ct} of {one.max_read_ct} failed"
-        for one in spent
+        else f"attempt {delivery.read_ct} of {delivery.max_read_ct} failed"
+        for delivery in spent
     ]
     errors = [error] * len(spent)
     done = _move(session, context, spent, "dead", how, reasons=reasons, errors=errors)
-    return {one.id for one, ok in zip(spent, done, strict=True) if ok}
+    return {delivery.id for delivery, ok in zip(spent, done, strict=True) if ok}
 
 
 def _move(
@@ -225,10 +230,12 @@ def _move(
 
 def _checked(deliveries: Iterable[Delivery]) -> Sequence[Delivery]:
     listed = validation.as_list(deliveries, "deliveries")
-    for index, one in enumerate(listed):
-        if not isinstance(one, Delivery):
-            raise InvalidArgument(f"deliveries[{index}] must come from dequeue(), not be {one!r}")
-    counts = Counter(one.id for one in listed)
+    for index, delivery in enumerate(listed):
+        if not isinstance(delivery, Delivery):
+            raise InvalidArgument(
+                f"deliveries[{index}] must come from dequeue(), not be {delivery!r}"
+            )
+    counts = Counter(delivery.id for delivery in listed)
     if len(counts) < len(listed):
         (twice, _), *_ = counts.most_common(1)
         raise InvalidArgument(f"message {twice} is among the deliveries twice: settle it once")
@@ -242,8 +249,8 @@ def _required(held: Sequence[Delivery], strict: bool) -> int:
 def fence(held: Sequence[Delivery], **values: Any) -> dict[str, Any]:
     """Return the parameters that say which leases are meant."""
     return {
-        "ids": [one.id for one in held],
-        "tokens": [one.fencing_token for one in held],
+        "ids": [delivery.id for delivery in held],
+        "tokens": [delivery.fencing_token for delivery in held],
         **values,
     }
 
@@ -266,12 +273,12 @@ def _outcome(
 ) -> list[bool]:
     if strict and len(settled) < len(held):
         raise lease_lost(session, context, held)
-    return [one.id in settled for one in held]
+    return [delivery.id in settled for delivery in held]
 
 
 def lease_lost(session: Session, context: Context, held: Sequence[Delivery]) -> LeaseLost:
     """Return the error that says where the messages are which are not the caller's any more."""
-    fences = {one.id: one for one in held}
+    fences = {delivery.id: delivery for delivery in held}
     rows = execute(session, context, statements.whereabouts(context.tables), {"ids": list(fences)})
     found = {row.id: row for row in rows}
     lost = {}
@@ -281,4 +288,4 @@ def lease_lost(session: Session, context: Context, held: Sequence[Delivery]) -> 
             lost[id_] = Whereabouts(id_, "gone")
         elif not row.held or row.fencing_token != delivery.fencing_token:
             lost[id_] = Whereabouts(id_, row.state, row.read_ct, row.worker_id, row.until)
-    return LeaseLost(lost or {one.id: Whereabouts(one.id, "gone") for one in held})
+    return LeaseLost(lost or {delivery.id: Whereabouts(delivery.id, "gone") for delivery in held})

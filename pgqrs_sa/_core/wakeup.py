@@ -88,11 +88,11 @@ def subscribe(callback: Callable[[str], None]) -> Callable[[], None]:
     """
 
     # An object of its own for each subscription, even of the same function.
-    def one(queue: str) -> None:
+    def subscription(queue: str) -> None:
         callback(queue)
 
-    _subscribers.add(one)
-    return lambda: _subscribers.remove(one)
+    _subscribers.add(subscription)
+    return lambda: _subscribers.remove(subscription)
 
 
 def subscribed() -> bool:

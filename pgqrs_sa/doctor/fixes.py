@@ -73,7 +73,7 @@ class TableRepairs:
     def create(self, options: dict[str, str]) -> str:
         """Return what makes the table, with its indexes and settings."""
         indexes = sorted(self._table.indexes, key=lambda index: str(index.name))
-        made = [_ddl(CreateTable(self._table)), *(_ddl(CreateIndex(one)) for one in indexes)]
+        made = [_ddl(CreateTable(self._table)), *(_ddl(CreateIndex(index)) for index in indexes)]
         return lines(*made, *([self.set_options(options)] if options else []))
 
     def replace_constraint(self, name: str, added: str, definition: str) -> list[str]:
@@ -121,7 +121,7 @@ class TableRepairs:
 
     def index(self, name: str, *, replaces: bool) -> str:
         """Return what builds an index, in place of one of the same name that is wrong."""
-        (index,) = (one for one in self._table.indexes if one.name == name)
+        (index,) = (index for index in self._table.indexes if index.name == name)
         index.dialect_options["postgresql"]["concurrently"] = True
         create = _ddl(CreateIndex(index))
         if not replaces:
@@ -139,7 +139,7 @@ class TableRepairs:
         return lines(*self._constraint(name, name if replaces else None))
 
     def _constraint(self, name: str, replaced: str | None) -> list[str]:
-        (found,) = (one for one in self._table.constraints if one.name == name)
+        (found,) = (constraint for constraint in self._table.constraints if constraint.name == name)
         check = isinstance(found, sa.CheckConstraint)
         body = f"{self._body(found)} NOT VALID" if check else self._body(found)
         validate = [self.validate(name)] if check else []

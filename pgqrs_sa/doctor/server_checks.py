@@ -1,4 +1,4 @@
-"""What the doctor asks the server about: clocks, vacuum, transactions, thresholds."""
+"""Checks of the server: clocks, vacuum, transactions, limits."""
 
 from __future__ import annotations
 

@@ -40,10 +40,10 @@ class ListenConnection(Protocol):
 class _Psycopg:
     """Psycopg, synchronous or not, driven through libpq: nothing here ever blocks."""
 
-    def __init__(self, driver: Any, heard: OnNotification) -> None:
+    def __init__(self, driver: Any, on_notification: OnNotification) -> None:
         self._driver = driver
         self._libpq = driver.pgconn
-        self._heard = heard
+        self._on_notification = on_notification
         self.pid: int = self._libpq.backend_pid
         self._loop = asyncio.get_running_loop()
         self._answer: asyncio.Future[None] | None = None
@@ -66,8 +66,8 @@ class _Psycopg:
         try:
             self._libpq.consume_input()
             self._take_results()
-            while (one := self._libpq.notifies()) is not None:
-                self._heard(one.relname.decode(), one.extra.decode(), one.be_pid)
+            while (notify := self._libpq.notifies()) is not None:
+                self._on_notification(notify.relname.decode(), notify.extra.decode(), notify.be_pid)
         except Exception as error:  # noqa: BLE001 - whatever it is, the connection is of no use
             _mark_lost(self, str(error))
 
@@ -90,9 +90,9 @@ class _Psycopg:
 class _Asyncpg:
     """asyncpg, which has listeners of its own."""
 
-    def __init__(self, driver: Any, heard: OnNotification) -> None:
+    def __init__(self, driver: Any, on_notification: OnNotification) -> None:
         self._driver = driver
-        self._heard = heard
+        self._on_notification = on_notification
         self.pid: int = driver.get_server_pid()
         self._tasks: set[asyncio.Future[Any]] = set()
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -107,7 +107,7 @@ class _Asyncpg:
         await self._driver.add_listener(name, self._listener)
 
     def _listener(self, _driver: Any, pid: int, name: str, payload: object) -> None:
-        self._heard(name, str(payload), pid)
+        self._on_notification(name, str(payload), pid)
 
     def send(self, sql: str) -> None:
         self._start(self._driver.execute(sql))
@@ -161,12 +161,16 @@ def _nothing(_name: str, _payload: str, _pid: int) -> None:
 
 @contextlib.asynccontextmanager
 async def open_listen_connection(
-    engine: sa.Engine, heard: OnNotification = _nothing
+    engine: sa.Engine, on_notification: OnNotification = _nothing
 ) -> AsyncIterator[ListenConnection]:
     """Open a connection as the engine would, outside of its pool."""
     async with asyncio.timeout(_CONNECTING):
         driver = await (_opened(engine) if engine.dialect.is_async else _opened_aside(engine))
-    wire = _Asyncpg(driver, heard) if engine.driver == "asyncpg" else _Psycopg(driver, heard)
+    wire = (
+        _Asyncpg(driver, on_notification)
+        if engine.driver == "asyncpg"
+        else _Psycopg(driver, on_notification)
+    )
     try:
         yield wire
     finally:

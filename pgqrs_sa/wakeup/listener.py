@@ -146,7 +146,7 @@ class Listener:
         ping = f"{self._channel}_{secrets.token_hex(8)}"
         pong: asyncio.Future[int]
 
-        def heard(name: str, payload: str, pid: int) -> None:
+        def on_notification(name: str, payload: str, pid: int) -> None:
             if name != ping:
                 self._wake(payload)
             elif not pong.done():
@@ -159,7 +159,7 @@ class Listener:
             await wait_for(self._ping_timeout, wire, pong)
             return pong.result()
 
-        async with open_listen_connection(self._engine, heard) as wire:
+        async with open_listen_connection(self._engine, on_notification) as wire:
             for name in (self._channel, ping):
                 await wait_for(self._ping_timeout, wire, wire.listen(name))
             self._wake(None)

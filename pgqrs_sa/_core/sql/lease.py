@@ -146,7 +146,7 @@ def _levels(message: Any, origin: sa.CTE) -> sa.CTE:
     known = _known(origin)
     level = _literal("pq_k.level")
     found = sa.select(_BEFORE_ALL.label("level"), *_BEGINNING).cte("pq_l", recursive=True)
-    one = _literal("1")  # no bind, which a plan for any values would not see
+    first = _literal("1")  # no bind, which a plan for any values would not see
     further = level > found.c.level
     bound = sa.select(func.min(level).label("x")).select_from(known).where(further).correlate(found)
     unknown = (
@@ -159,11 +159,11 @@ def _levels(message: Any, origin: sa.CTE) -> sa.CTE:
         )
         .correlate(found)
         .order_by(message.c.priority)
-        .limit(one)
+        .limit(first)
     )
     later = sa.select(level, _literal("pq_k.vt"), _literal("pq_k.id")).select_from(known)
     later = later.where(further).correlate(found)
-    either = sa.union_all(unknown, later).order_by("level").limit(one).lateral("n")
+    either = sa.union_all(unknown, later).order_by("level").limit(first).lateral("n")
     step = sa.select(_literal("n.level"), _literal("n.vt"), _literal("n.id"))
     return found.union_all(step.select_from(sa.join(found, either, sa.true())))
 
@@ -211,7 +211,7 @@ def _lease(
         interval_bind("lease"), seconds(sa.select(origin.c.lease_seconds).scalar_subquery())
     )
     limit_of_queue = sa.select(origin.c.max_read_ct).scalar_subquery()
-    texts = {one.name: one for one in content(message)}
+    texts = {column.name: column for column in content(message)}
     as_text = {"payload", "headers"}
     return (
         sa.update(message)
