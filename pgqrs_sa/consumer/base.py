@@ -26,7 +26,6 @@ from .options import (
     refuse_autocommit_session,
     takes_options,
 )
-from .runtime import WakeupListener
 from .sessions import engine_of, factory_of, open_session, sessionmaker_for
 
 __all__ = ["BaseConsumer"]
@@ -207,14 +206,3 @@ class BaseConsumer(ABC, Generic[_S]):
         """How many sessions of handlers may be open at a time."""
         wanted = sum(one.concurrency for one in self._handlers if one.call.needs_session)
         return min(self._config.concurrency, wanted)
-
-    def _listener(
-        self, engine: Any
-    ) -> Callable[[Callable[[str | None], None]], WakeupListener] | None:
-        if not self._config.notify:
-            return None
-        from ..wakeup.listener import Listener  # noqa: PLC0415 - only who asked for it pays for it
-
-        models = self._config.context().models
-        dsn = self._config.listen_dsn
-        return lambda on_wake: Listener(engine, on_wake, models=models, listen_dsn=dsn)

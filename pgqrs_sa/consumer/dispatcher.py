@@ -1,4 +1,4 @@
-"""Where messages are leased and settled, on one connection: in the thread that has the leader.
+"""The dispatcher leases and settles messages, on one connection, in the thread that leads.
 
 Handlers end at any time; here all that is over is settled together with the next lease, in one
 statement where that is an archive: one round trip and one commit, however many they are.
@@ -12,24 +12,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, Protocol
 
 from .._core import settlements, wakeup
-from .._core.context import Context
 from .._core.lease import explain_nothing
 from ..errors import QueueNotFound
 from ..types import Delivery, Outcome
 from . import store
 from .connection import ConsumerConnection
 from .disposition import Disposition
-from .events import EventEmitter
 from .handlers import Handler, Invocation
 from .leader import LINGER, LeaderFollower
-from .leases import Lease, LeaseTable
 from .retrying import is_transient
 from .scheduler import CheckQueues, Fetch, Scheduler, invocations
+from .state import ConsumerState
 
-__all__ = ["Dispatcher"]
+__all__ = ["Acceptor", "Dispatcher"]
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
@@ -53,58 +51,43 @@ class _PendingSettlement:
     busy: bool = False  # whether its row was locked
 
 
+class Acceptor(Protocol):
+    """Takes in what was leased."""
+
+    def accept(self, invocations: Sequence[Invocation]) -> None:
+        """Start these invocations as soon as they may run."""
+
+
 class Dispatcher:
     """Leases for the handlers, and settles what they decided.
 
     Args:
-        line: Its connection.
-        context: Returns the context, whose worker changes when it had to register again.
-        book: The leases held.
-        schedule: What to lease, used by this thread alone.
-        leases: How long a lease of each queue lasts.
-        reporter: Hears of what was settled.
-        begin: Takes in what was leased.
-        lost: Hears of leases that are gone.
-        wake: Has a thread of a handler that has nothing to do come for `help`; False if none can.
-        end_call: Ends the connection of a message's call that goes on, if it keeps that locked.
-        until_empty: Stop when nothing is left.
-        listening: Ask producers for notifications when idle.
+        connection: Its connection.
+        state: Of the run.
+        scheduler: What to lease, used in the leader alone.
+        runtime: Starts what was leased.
     """
 
     def __init__(
         self,
         connection: ConsumerConnection,
-        context: Callable[[], Context],
-        lease_table: LeaseTable,
+        state: ConsumerState,
         scheduler: Scheduler,
-        lease_lengths: dict[str, timedelta],
-        events: EventEmitter,
-        begin: Callable[[Sequence[Invocation]], None],
-        on_lost: Callable[[Sequence[Lease]], None],
-        wake_worker: Callable[[], bool],
-        end_call: Callable[[Delivery], None],
-        *,
-        until_empty: bool,
-        listening: bool,
+        runtime: Acceptor,
     ) -> None:
         self._connection = connection
-        self._context = context
-        self._lease_table = lease_table
+        self._state = state
+        self._lease_table = state.lease_table
+        self._events = state.events
         self._scheduler = scheduler
-        self._lease_lengths = lease_lengths
-        self._events = events
-        self._begin = begin
-        self._on_lost = on_lost
-        self._end_call = end_call
-        self._until_empty = until_empty
-        self._listening = listening
+        self._runtime = runtime
+        self._until_empty = state.until_empty
+        self._listening = state.config.notify
         self._pending: dict[int, _PendingSettlement] = {}
         self._mode: Literal["leasing", "draining", "closing"] = "leasing"
         self._paused = False
         self._stop_waiting = threading.Event()  # no lease is worth waiting for any more
-        self._leader = LeaderFollower(
-            self._run_round, self._idle_time, self._fail, wake_worker, self._stop_waiting
-        )
+        self._leader = LeaderFollower(self, state.executor, self._stop_waiting)
         self._explained_at: dict[str, float] = {}
         self._waiting_until = 0.0
         self._in_flight: tuple[str, timedelta, float] | None = None  # a lease that is on its way
@@ -170,7 +153,7 @@ class Dispatcher:
 
     def _on_failure(self) -> None:
         """A call has failed: if it was to lease, it may have done so."""
-        worker = self._context().worker
+        worker = self._state.context.worker
         if self._in_flight is not None and worker is not None:
             queue, lease, since = self._in_flight
             now = time.monotonic()
@@ -186,14 +169,15 @@ class Dispatcher:
         self.stopped_leasing.set()
         self.ended.set()
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """See `Rounds`."""
         self.fatal = error  # whoever runs the consumer raises it; if nobody waits, it is here
-        self._connection.log_failure(error, self._context().worker)
+        self._connection.log_failure(error, self._state.context.worker)
 
     # ------------------------------------------------------------------------ in the leader
 
-    def _run_round(self) -> float:
-        """Do one thing, if there is one; return for how many seconds there is nothing to do."""
+    def run_round(self) -> float:
+        """See `Rounds`."""
         mode = self._mode  # before the notes: what they say when it closes counts
         self._leader.run_tasks()
         if mode != "leasing":
@@ -248,11 +232,11 @@ class Dispatcher:
         elif self._unanswered:
             self._release_unanswered(self._connection.stopping)
         elif not self._ask_for_notifications(now):
-            return self._idle_time()
+            return self.idle_time()
         return 0.0
 
-    def _idle_time(self) -> float:
-        """For how many seconds there is nothing to do, unless there are news."""
+    def idle_time(self) -> float:
+        """See `Rounds`."""
         now = time.monotonic()
         moments = [max(one.not_before, one.settle_by) for one in self._pending.values()]
         rest = _MAX_RETRY_DELAY if moments else _MAX_IDLE
@@ -263,7 +247,7 @@ class Dispatcher:
     def _drained(self, now: float) -> None:
         """End, as there is nothing left, unless somebody had it locked just then."""
         queues = self._scheduler.queues
-        if self._connection.run("a look", self._context(), store.check_queues, queues).ready:
+        if self._connection.run("a look", self._state.context, store.check_queues, queues).ready:
             self._scheduler.check_again(now)
             return
         self.empty = True
@@ -285,14 +269,14 @@ class Dispatcher:
         if others:
             self._settle(others)
         handler = take.handler
-        lease = self._lease_lengths[handler.queue]
+        lease = self._state.lease_lengths[handler.queue]
         asked_at = time.monotonic()
         self._in_flight = (handler.queue, lease, asked_at)
         try:
             turn = self._connection.run_until(
                 self._stop_waiting,
                 "a lease",
-                self._context(),
+                self._state.context,
                 store.settle_and_lease,
                 [one.disposition.delivery for one in done],
                 handler.queue,
@@ -303,7 +287,7 @@ class Dispatcher:
         finally:
             self._in_flight = None
         if replaced := self._lease_table.replaced(turn.leased):
-            self._on_lost(replaced)
+            self._state.mark_lost(replaced)
         leased = self._lease_table.add(handler, turn.leased, lease, asked_at)
         self._scheduler.record_fetch(handler.queue, take.limit, len(leased), time.monotonic())
         if done:
@@ -327,7 +311,12 @@ class Dispatcher:
         """Give back leases whose reply was lost."""
         turns, known = list(self._unanswered), self._lease_table.tokens()
         self._connection.run_until(
-            stopping, "a look for strays", self._context(), store.release_unanswered, turns, known
+            stopping,
+            "a look for strays",
+            self._state.context,
+            store.release_unanswered,
+            turns,
+            known,
         )
         self._unanswered.clear()
 
@@ -342,7 +331,7 @@ class Dispatcher:
     def _start(self, handler: Handler, leased: list[Delivery]) -> None:
         if handler.acknowledge == "first":
             leased = self._acknowledged(handler, leased)
-        self._begin(invocations(handler, leased))
+        self._runtime.accept(invocations(handler, leased))
 
     def _acknowledged(self, handler: Handler, leased: list[Delivery]) -> list[Delivery]:
         """Archive before the handler is called; return what could be archived."""
@@ -350,7 +339,7 @@ class Dispatcher:
         done: set[int] = {*self._apply(dispositions, self._connection.stopping)}
         lost = [one for one in leased if one.id not in done]
         if lost:
-            known = self._connection.run("a look", self._context(), store.lookup_status, lost)
+            known = self._connection.run("a look", self._state.context, store.lookup_status, lost)
             done |= {one for one, fate in known.items() if fate is Outcome.ARCHIVED}
             lost = [one for one in lost if one.id not in done]
         self._lease_table.remove(leased)
@@ -361,7 +350,7 @@ class Dispatcher:
         """Ask which of the queues that had nothing have something now, in one statement."""
         asked_at = time.monotonic()
         found = self._connection.run_until(
-            self._stop_waiting, "a look", self._context(), store.check_queues, queues
+            self._stop_waiting, "a look", self._state.context, store.check_queues, queues
         )
         self._scheduler.record_check(queues, found.ready, asked_at)
         for queue in sorted(found.missing | found.exhausted):
@@ -374,10 +363,10 @@ class Dispatcher:
         self._explained_at[queue] = now
         try:
             self._connection.run_until(
-                self._stop_waiting, "a look", self._context(), explain_nothing, queue, None
+                self._stop_waiting, "a look", self._state.context, explain_nothing, queue, None
             )
         except QueueNotFound as gone:
-            log.error("%s", gone, extra={"queue": queue, "worker": self._context().worker})  # noqa: TRY400
+            log.error("%s", gone, extra={"queue": queue, "worker": self._state.context.worker})  # noqa: TRY400
             self._scheduler.remove(queue)
             if not self._scheduler.queues:
                 raise
@@ -403,7 +392,7 @@ class Dispatcher:
         return bool(self._waiting_until) and not self._scheduler.idle_for(now)
 
     def _advertise_waiting(self, span: timedelta | None) -> None:
-        context = self._context()
+        context = self._state.context
         self._waiting_until = 0.0
         if context.worker is not None:
             self._connection.run_until(
@@ -435,7 +424,12 @@ class Dispatcher:
         self, dispositions: Sequence[Disposition], until: threading.Event
     ) -> dict[int, Outcome]:
         return self._connection.run_until(
-            until, "a settlement", self._context(), settlements.apply, dispositions, strict=False
+            until,
+            "a settlement",
+            self._state.context,
+            settlements.apply,
+            dispositions,
+            strict=False,
         )
 
     def _settle(self, due: Sequence[_PendingSettlement]) -> None:
@@ -473,14 +467,14 @@ class Dispatcher:
         """
         waiting.not_before = time.monotonic() + _LOCK_RETRY
         if waiting.busy:
-            self._end_call(waiting.disposition.delivery)
+            self._state.call_transactions.end(waiting.disposition.delivery)
         waiting.busy = True
 
     def _lookup_missing(
         self, missing: Sequence[_PendingSettlement]
     ) -> Mapping[int, store.SettledStatus]:
         deliveries = [one.disposition.delivery for one in missing]
-        return self._connection.run("a look", self._context(), store.lookup_status, deliveries)
+        return self._connection.run("a look", self._state.context, store.lookup_status, deliveries)
 
     def _report(self, settled: Sequence[tuple[_PendingSettlement, Outcome]]) -> None:
         removed = self._lease_table.remove([done.disposition.delivery for done, _ in settled])

@@ -13,10 +13,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from .handlers import Invocation
+from .state import Executor
 
-__all__ = ["LINGER", "LeaderFollower"]
+__all__ = ["LINGER", "LeaderFollower", "Rounds"]
 
 LINGER = 0.005
 """Seconds for which what is done waits for the next lease, to share its commit."""
@@ -24,30 +26,42 @@ LINGER = 0.005
 _CLAIM_INTERVAL = 0.1  # seconds after which a thread that waits for the leader looks around again
 
 
+class Rounds(Protocol):
+    """The work that is done in rounds."""
+
+    def run_round(self) -> float:
+        """Do one thing, if there is one, beginning with `LeaderFollower.run_tasks`.
+
+        Returns:
+            For how many seconds there is nothing to do then, or 0.0 to be called again.
+        """
+        ...
+
+    def idle_time(self) -> float:
+        """Return for how many seconds there is nothing to do, and do nothing."""
+        ...
+
+    def fail(self, error: BaseException) -> None:
+        """Note the error of a round, which was the last one."""
+
+
 class LeaderFollower:
     """One thread at a time does rounds; the others leave notes for the next.
 
     Args:
-        round: Does one thing, if there is one, beginning with `read`; returns for how many seconds
-            there is nothing to do then, or 0.0 to be called again.
-        rest: Returns for how many seconds there is nothing to do, and does nothing.
-        broken: Hears of an error of a round, which is the last one.
-        wake: Has a thread of a handler that has nothing to do come for `help`; False if none can.
-        leaving: Set when no thread of a handler is to wait for the leader any more.
+        work: The rounds.
+        executor: Its idle threads are woken.
+        stop_waiting: Set when no thread of a handler is to wait for the leader any more.
     """
 
     def __init__(
         self,
-        round: Callable[[], float],
-        idle_time: Callable[[], float],
-        on_error: Callable[[BaseException], None],
-        wake_worker: Callable[[], bool],
+        work: Rounds,
+        executor: Executor,
         stop_waiting: threading.Event,
     ) -> None:
-        self._round = round
-        self._idle_time = idle_time
-        self._on_error = on_error
-        self._wake_worker = wake_worker
+        self._work = work
+        self._executor = executor
         self._stop_waiting = stop_waiting
         self._leading = threading.Lock()
         self._tasks: deque[Callable[[], None]] = deque()
@@ -78,7 +92,7 @@ class LeaderFollower:
     def submit_now(self, task: Callable[[], None]) -> None:
         """Have something done at once, by a thread that can then go on with what it has leased."""
         self.submit(task, quiet=True)
-        if not self._wake_worker():
+        if not self._executor.wake():
             self.wake()
 
     def wake(self) -> None:
@@ -109,7 +123,7 @@ class LeaderFollower:
                 return None
             if (unit := claim()) is not None:
                 return unit
-            rest = self._run_round() or self._idle_time()
+            rest = self._run_round() or self._work.idle_time()
             if self._stopped or time.monotonic() + rest < self._asleep_until:
                 self.wake()
         finally:
@@ -162,8 +176,8 @@ class LeaderFollower:
 
     def _run_round(self) -> float:
         try:
-            return self._round()
+            return self._work.run_round()
         except BaseException as error:  # noqa: BLE001 - it is kept
             self._stopped = True
-            self._on_error(error)
+            self._work.fail(error)
             return 0.0

@@ -13,27 +13,27 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from datetime import timedelta
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from .._core import wakeup, workers
 from ..errors import EventLoopLost
-from ..types import Outcome, WorkerInfo
-from .call_transactions import CallTransactions
-from .connection import Connector, ConsumerConnection
+from ..types import Outcome
+from .connection import ConsumerConnection
 from .dispatcher import Dispatcher
 from .disposition import Disposition
-from .events import EventEmitter
-from .handlers import Handler, Invocation
-from .leases import Lease, LeaseTable
-from .options import ConsumerConfig, check_database, refuse_autocommit
-from .registration import register_worker
+from .handlers import Invocation
+from .maintenance import register_worker
+from .options import check_database, refuse_autocommit
 from .renewer import LeaseRenewer
 from .retrying import is_transient
 from .scheduler import RunQueue, Scheduler
+from .state import ConsumerState
 
-__all__ = ["Executor", "RunResult", "Runtime", "StartAborted", "WakeupListener"]
+if TYPE_CHECKING:
+    from ..wakeup.listener import Listener
+
+__all__ = ["RunResult", "Runtime", "StartAborted"]
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
@@ -53,46 +53,6 @@ class StartAborted(Exception):
     """A run was told to stop before it had begun."""
 
 
-class Executor(Protocol):
-    """Who calls the handlers."""
-
-    def submit(self, count: int) -> None:
-        """So much may be started: ask `Runtime.next_unit` until it returns None.
-
-        Where that must not wait: `Runtime.next_ready`.
-        """
-
-    def wake(self) -> bool:
-        """Have a thread that has nothing to do ask `Runtime.next_unit`; False if there is none."""
-        ...
-
-    def silent_for(self) -> float:
-        """Return for how many seconds no call can have begun; infinity when none ever will."""
-        ...
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether no call goes on either, while it is silent."""
-        ...
-
-    def abandon(self, held: Sequence[Lease]) -> None:
-        """Tell the handlers of these messages to stop, if they can be told."""
-
-    def stack(self, held: Lease) -> str | None:
-        """Return where the handler of a message is just now, or None if that is not known."""
-        ...
-
-
-class WakeupListener(Protocol):
-    """What tells of notifications: see `pgqrs_sa.wakeup.listener`."""
-
-    def start(self) -> None:
-        """Begin to listen."""
-
-    def stop(self) -> None:
-        """Stop listening."""
-
-
 class RunResult(NamedTuple):
     """How a run ended."""
 
@@ -110,35 +70,14 @@ class Runtime:
     """One run: made, checked and started, then stopped, once.
 
     Args:
-        settings: Of the consumer.
-        handlers: Those that work.
-        executor: Who calls them.
-        connector: Makes a connection for one of the threads here.
-        listener: Makes what calls back when a notification comes, or None.
-        until_empty: End when nothing is left to lease.
-        grace: Seconds that the executor needs for ending a call by itself when its time is over.
+        state: What its threads share.
     """
 
-    def __init__(
-        self,
-        settings: ConsumerConfig,
-        handlers: Sequence[Handler],
-        executor: Executor,
-        connector: Callable[[], Connector],
-        *,
-        listener: Callable[[Callable[[str | None], None]], WakeupListener] | None,
-        until_empty: bool,
-        grace: float,
-    ) -> None:
-        self.settings = settings
-        self._handlers = tuple(handlers)
-        self._executor = executor
-        self._connector = connector
-        self._make_listener = listener
-        self._until_empty = until_empty
-        self._grace = grace
+    def __init__(self, state: ConsumerState) -> None:
+        self.state = state
+        self._executor = state.executor
         self._pid = os.getpid()
-        self._run_queue = RunQueue(settings.concurrency)
+        self._run_queue = RunQueue(state.config.concurrency)
         self._running: dict[int, Invocation] = {}
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -151,14 +90,6 @@ class Runtime:
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
         self._cleanup: list[Callable[[], None]] = []
-        self.context = settings.context()
-        self.lease_table = LeaseTable()
-        self.call_transactions = CallTransactions()
-        self.events = EventEmitter(settings.hooks)
-        self.worker: WorkerInfo | None = None
-        self._shortest_lease = min(
-            (h.lease.total_seconds() for h in handlers if h.lease), default=30.0
-        )
         self._starting: ConsumerConnection | None = None
         # Added to the leases that the consumer asks for. A handler may lease from the same queue,
         # by the same worker and for as long, while the reply to such a lease is lost: by its exact
@@ -173,69 +104,46 @@ class Runtime:
         Args:
             create: Create the declared queues that are missing.
         """
-        line = self._starting = self._connect()
+        state = self.state
+        connection = self._starting = self._connect()
         try:
-            leases = line.run_once(
-                self.context, check_database, self._handlers, self.settings.queues, create=create
+            leases = connection.run_once(
+                state.context, check_database, state.handlers, state.config.queues, create=create
             )
-            if line.is_autocommit:
-                refuse_autocommit(self._handlers)
+            if connection.is_autocommit:
+                refuse_autocommit(state.handlers)
             return leases
         finally:
-            line.close()
+            connection.close()
 
     def start(self) -> None:
         """Check, register, and begin to lease."""
+        state = self.state
         leases = self.check(create=True)
-        self._shortest_lease = min(one.total_seconds() for one in leases.values())
-        waker = self._make_listener(self._wake) if self._make_listener else None
+        state.lease_lengths = {
+            queue: length + self._lease_jitter for queue, length in leases.items()
+        }
+        state.shortest_lease = min(length.total_seconds() for length in leases.values())
+        listener = self._listener()
         if self._stop_waiting.is_set():  # told to stop meanwhile: there is nothing to undo yet
             raise StartAborted
-        line = self._starting = self._connect()
+        connection = self._starting = self._connect()
         try:
-            worker = self._register(line)
+            worker = register_worker(connection, state)
             if self._stop_waiting.is_set():  # told to stop meanwhile
-                line.run_once(self.context, workers.set_status, worker.id, "stopped")
+                connection.run_once(state.context, workers.set_status, worker.id, "stopped")
                 raise StartAborted
         finally:
-            line.close()
-        schedule = Scheduler(self.settings.concurrency, self.settings.poll_interval)
-        schedule.add_handlers(self._handlers)
+            connection.close()
+        scheduler = Scheduler(state.config.concurrency, state.config.poll_interval)
+        scheduler.add_handlers(state.handlers)
         self._dispatcher_connection, self._renewer_connection = self._connect(), self._connect()
-        self.renewer = LeaseRenewer(
-            self._renewer_connection,
-            lambda: self.context,
-            self.lease_table,
-            self.events,
-            lambda: self._register(self._renewer_connection),
-            lambda held, disposition: self.dispatcher.settle(held.handler, [disposition]),
-            self._executor.abandon,
-            self._executor.stack,
-            queues=list(leases),
-            heartbeat=self.settings.heartbeat,
-            grace=self._grace,
-            housekeeping=self.settings.housekeeping,
-            silent_for=max(60.0, 6 * self.settings.heartbeat),
-            max_idle=min(1.0, self._shortest_lease / 6),
-        )
-        self.dispatcher = Dispatcher(
-            self._dispatcher_connection,
-            lambda: self.context,
-            self.lease_table,
-            schedule,
-            {queue: lease + self._lease_jitter for queue, lease in leases.items()},
-            self.events,
-            self._accept,
-            self.renewer.mark_lost,
-            self._executor.wake,
-            self.call_transactions.end,
-            until_empty=self._until_empty,
-            listening=self._make_listener is not None,
-        )
+        self.dispatcher = Dispatcher(self._dispatcher_connection, state, scheduler, self)
+        self.renewer = LeaseRenewer(self._renewer_connection, state, self.dispatcher)
         self._cleanup.append(wakeup.subscribe(self.dispatcher.wake))
-        if waker is not None:
-            waker.start()
-            self._cleanup.append(waker.stop)
+        if listener is not None:
+            listener.start()
+            self._cleanup.append(listener.stop)
         work = {
             "dispatcher": self.dispatcher.run,
             "renewer": self.renewer.run,
@@ -245,30 +153,30 @@ class Runtime:
             thread = threading.Thread(target=run, name=f"pgqrs-{what}", daemon=True)
             thread.start()
             self._threads.append(thread)
-        self.events.heartbeat(worker)
+        state.events.heartbeat(worker)
 
     def _watch(self) -> None:
         # In a thread of its own: who has started the consumer may do something else meanwhile.
-        while not self._closed.wait(min(0.5, self._shortest_lease / 6)):
+        while not self._closed.wait(min(0.5, self.state.shortest_lease / 6)):
             for line in (self._dispatcher_connection, self._renewer_connection):
                 line.abort_if_stuck()
             self._check_executor()
-            if unbegun := self.lease_table.unstarted(time.monotonic()):
+            if unbegun := self.state.lease_table.unstarted(time.monotonic()):
                 self._release_unstarted(unbegun)
             if self.fatal is not None:
                 self._shut_down()
 
     def _check_executor(self) -> None:
         """Hold no message for handlers that cannot be called."""
-        silent = self._executor.silent_for()
-        if silent > self._shortest_lease and self._executor.is_dead and self._loop_lost is None:
+        silent, shortest = self._executor.silent_for(), self.state.shortest_lease
+        if silent > shortest and self._executor.is_dead and self._loop_lost is None:
             what = "is closed" if silent == math.inf else f"has not run for {silent:.1f} s"
             self._loop_lost = EventLoopLost(
                 f"the event loop that calls the handlers {what}: the consumer ends, and gives back "
                 f"what it holds (await consumer.stop() before the loop ends)"
             )
-            log.error("%s", self._loop_lost, extra={"worker": self.context.worker})
-        paused = silent > min(LOOP_SILENCE, self._shortest_lease / 2)
+            log.error("%s", self._loop_lost, extra={"worker": self.state.context.worker})
+        paused = silent > min(LOOP_SILENCE, shortest / 2)
         if paused != self._paused and not self._draining:
             self._pause(paused=paused)
 
@@ -280,44 +188,46 @@ class Runtime:
         if paused:
             log.warning(
                 "the event loop is blocked, or does not run: nothing is leased until it answers",
-                extra={"worker": self.context.worker},
+                extra={"worker": self.state.context.worker},
             )
             self._release_unstarted()
         else:
-            log.info("the event loop answers again", extra={"worker": self.context.worker})
+            log.info("the event loop answers again", extra={"worker": self.state.context.worker})
 
     def _shut_down(self) -> None:
         """End a run that cannot go on, as whoever has started it may not wait for that."""
         if self._closing.locked():
             return  # somebody does that
         if self._loop_lost is not None:
-            self._executor.abandon(self.lease_table.all())  # should the loop run again
+            self._executor.abandon(self.state.lease_table.all())  # should the loop run again
         self.drain()
         self.close(lambda: False)
 
     def _connect(self) -> ConsumerConnection:
         # A call that takes as long as a short lease would let all of them run out.
         return ConsumerConnection(
-            self._connector(),
+            self._executor.connector(),
             self._stop_waiting,
-            deadline=max(2.0, min(self._shortest_lease / 3, 15.0)),
+            deadline=max(2.0, min(self.state.shortest_lease / 3, 15.0)),
         )
 
-    def _register(self, line: ConsumerConnection) -> WorkerInfo:
-        """Register this start, or this consumer anew after it was taken for dead."""
-        queues = [one.queue for one in self._handlers]
-        name, version = self.settings.name, self.settings.version
-        self.worker = register_worker(line, self.context, name, queues, version)
-        self.context = replace(self.context, worker=self.worker.id)
-        self.events.worker = self.worker.id
-        return self.worker
+    def _listener(self) -> Listener | None:
+        """Return what waits for notifications, if they are asked for."""
+        config = self.state.config
+        if not config.notify:
+            return None
+        from ..wakeup.listener import Listener  # noqa: PLC0415 - only who asked for it pays for it
+
+        models, dsn = config.context().models, config.listen_dsn
+        return Listener(self._executor.engine, self._wake, models=models, listen_dsn=dsn)
 
     # ----------------------------------------------------------------------------- working
 
     def _wake(self, queue: str | None) -> None:
         self.dispatcher.wake(queue)
 
-    def _accept(self, units: Sequence[Invocation]) -> None:
+    def accept(self, units: Sequence[Invocation]) -> None:
+        """Start these invocations as soon as they may run."""
         with self._lock:
             # What was leased while the consumer was told to stop goes back; what is acknowledged
             # already would be lost with that.
@@ -374,10 +284,10 @@ class Runtime:
 
     def _mark_started(self, unit: Invocation) -> bool:
         """Note that a call begins, and its timeout; False if its lease is not held any more."""
-        if unit.handler.acknowledge == "first" or self.lease_table.mark_started(
+        if unit.handler.acknowledge == "first" or self.state.lease_table.mark_started(
             unit.deliveries, threading.get_ident()
         ):
-            self.events.started(unit)
+            self.state.events.started(unit)
             return True
         # Waited for too long in this process: whoever has it now does the work.
         self.finished(unit, [Disposition(one, "release") for one in unit.deliveries])
@@ -393,7 +303,7 @@ class Runtime:
             dispositions: What becomes of each message.
             quiet: The caller asks for `next_unit` now, so that nobody has to be woken.
         """
-        self.lease_table.mark_settling(unit.deliveries)
+        self.state.lease_table.mark_settling(unit.deliveries)
         for one in dispositions:
             if one.settled or one.action == "keep":
                 self._report(unit, one)
@@ -407,12 +317,14 @@ class Runtime:
 
     def _report(self, unit: Invocation, disposition: Disposition) -> None:
         if disposition.outcome is not None:
-            for held in self.lease_table.remove([disposition.delivery]):
-                self.events.settled(unit.handler, disposition, disposition.outcome, held.started_at)
+            for held in self.state.lease_table.remove([disposition.delivery]):
+                self.state.events.settled(
+                    unit.handler, disposition, disposition.outcome, held.started_at
+                )
         elif unit.handler.acknowledge == "manual":
-            self.lease_table.hand_over([disposition.delivery])
+            self.state.lease_table.hand_over([disposition.delivery])
         elif disposition.error is None:
-            self.events.settled(unit.handler, disposition, Outcome.ARCHIVED, None)
+            self.state.events.settled(unit.handler, disposition, Outcome.ARCHIVED, None)
         else:
             log.warning(
                 "message %d of %s failed after its acknowledgement: %s",
@@ -424,7 +336,7 @@ class Runtime:
                     "queue": disposition.delivery.queue,
                     "msg_id": disposition.delivery.id,
                     "attempt": disposition.delivery.read_ct,
-                    "worker": self.events.worker,
+                    "worker": self.state.events.worker,
                 },
             )
 
@@ -527,7 +439,7 @@ class Runtime:
         with self._lock:
             unfinished = list(self._running.values())
         for unit in unfinished:
-            held = self.lease_table.abandon(unit.deliveries)
+            held = self.state.lease_table.abandon(unit.deliveries)
             self.dispatcher.settle(
                 unit.handler, [Disposition(delivery, "release") for delivery in held]
             )

@@ -18,7 +18,6 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from ..aio import AsyncQueueService
@@ -37,6 +36,7 @@ from .runtime import RunResult, Runtime
 from .session_guard import forbid_commit
 from .sessions import refuse_elsewhere
 from .startup import START_GRACE, Startup
+from .state import ConsumerState
 
 __all__ = ["AsyncConsumer"]
 
@@ -151,19 +151,14 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
         check_pool(engine.pool, needed, "one for each handler that runs at the same time")
         executor = TaskExecutor(
             self._sessionmaker,
-            engine.sync_engine,
+            engine,
             asyncio.get_running_loop(),
             call_context_of(self._config.call_context),
         )
-        executor.runtime = Runtime(
-            self._config,
-            self.handlers,
-            executor,
-            lambda: AsyncConnector(engine),
-            listener=self._listener(engine),
-            until_empty=until_empty,
-            grace=_GRACE,
+        state = ConsumerState(
+            self._config, self.handlers, executor, until_empty=until_empty, grace=_GRACE
         )
+        executor.runtime = Runtime(state)
         return _Run(executor.runtime, executor)
 
     def _on_signal(self) -> None:
@@ -264,13 +259,13 @@ class TaskExecutor:
     def __init__(
         self,
         sessionmaker: Callable[[], AsyncSession],
-        engine: Engine,
+        engine: AsyncEngine,
         loop: asyncio.AbstractEventLoop,
         call_context: CallContext,
     ) -> None:
         self._sessionmaker = sessionmaker
         self._call_context = call_context
-        self._engine = engine
+        self.engine = engine
         self._loop = loop
         self._context = copy_context()  # of whoever starts the consumer: each call gets a copy
         self._by_attempt: dict[tuple[int, int], asyncio.Task[bool]] = {}
@@ -278,6 +273,10 @@ class TaskExecutor:
         self.running: set[asyncio.Task[bool]] = set()
         self.failure: BaseException | None = None
         self._asked_at: float | None = None  # when the loop was asked whether it runs
+
+    def connector(self) -> AsyncConnector:
+        """See `Executor`."""
+        return AsyncConnector(self.engine)
 
     def submit(self, count: int) -> None:
         """See `Executor`. Called from the dispatcher's thread."""
@@ -405,7 +404,7 @@ class TaskExecutor:
         return after_return(unit, result)
 
     async def _invoke_in_session(self, unit: Invocation, payloads: list[Any]) -> list[Disposition]:
-        with self.runtime.call_transactions.transaction(unit) as transaction:
+        with self.runtime.state.call_transactions.transaction(unit) as transaction:
             async with self._sessionmaker() as session, session.begin():
                 return await self._invoke_in_transaction(unit, payloads, session, transaction)
 
@@ -416,25 +415,25 @@ class TaskExecutor:
         session: AsyncSession,
         transaction: CallTransaction,
     ) -> list[Disposition]:
-        call, context = unit.handler.call, self.runtime.context
-        refuse_elsewhere(session.sync_session, context, self._engine)
+        call, context = unit.handler.call, self.runtime.state.context
+        refuse_elsewhere(session.sync_session, context, self.engine.sync_engine)
         if unit.handler.acknowledge == "commit":
             await session.run_sync(
-                begin, context, unit, self.runtime.call_transactions, transaction
+                begin, context, unit, self.runtime.state.call_transactions, transaction
             )
         service = AsyncQueueService(
             session,
             models=context.models,
             codec=context.codec,
             worker=context.worker,
-            notify=self.runtime.settings.notify,
+            notify=self.runtime.state.config.notify,
         )
         arguments = call.arguments(unit.deliveries, payloads, session, service)
         with forbid_commit(session.sync_session, unit.handler):
             result = await call.awaited(arguments)
         if unit.handler.acknowledge == "first":
             return after_return(unit, result)
-        book = self.runtime.lease_table
+        book = self.runtime.state.lease_table
         return await session.run_sync(commit_within, context, unit, result, book, transaction)
 
 

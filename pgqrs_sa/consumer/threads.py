@@ -28,6 +28,7 @@ from .runtime import RunResult, Runtime
 from .session_guard import forbid_commit
 from .sessions import refuse_elsewhere
 from .startup import START_GRACE, Startup
+from .state import ConsumerState
 
 __all__ = ["Consumer"]
 
@@ -214,15 +215,10 @@ class Consumer(BaseConsumer[Session]):
         executor = ThreadExecutor(
             self._sessionmaker, engine, call_context_of(self._config.call_context)
         )
-        executor.runtime = Runtime(
-            self._config,
-            self.handlers,
-            executor,
-            lambda: SyncConnector(engine),
-            listener=self._listener(engine),
-            until_empty=until_empty,
-            grace=0.0,
+        state = ConsumerState(
+            self._config, self.handlers, executor, until_empty=until_empty, grace=0.0
         )
+        executor.runtime = Runtime(state)
         return _Run(executor.runtime, executor)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
@@ -291,7 +287,7 @@ class ThreadExecutor:
         self, sessionmaker: Callable[[], Session], engine: Engine, call_context: CallContext
     ) -> None:
         self._sessionmaker = sessionmaker
-        self._engine = engine
+        self.engine = engine
         self._call_context = call_context
         self._context = copy_context()  # of whoever starts the consumer: each call gets a copy
         self._work_ready = threading.Condition()
@@ -322,6 +318,10 @@ class ThreadExecutor:
     def is_of(self, thread: threading.Thread) -> bool:
         """Return whether a thread is one of these."""
         return thread in self._threads
+
+    def connector(self) -> SyncConnector:
+        """See `Executor`."""
+        return SyncConnector(self.engine)
 
     def submit(self, count: int) -> None:
         """See `Executor`: a free thread wakes, and works until there is nothing to start."""
@@ -388,16 +388,16 @@ class ThreadExecutor:
         return after_return(unit, call.run(arguments))
 
     def _invoke_in_session(self, unit: Invocation) -> list[Disposition]:
-        call, context = unit.handler.call, self.runtime.context
+        call, context = unit.handler.call, self.runtime.state.context
         payloads = call.payloads(unit.deliveries)
-        settings = self.runtime.settings
-        calls = self.runtime.call_transactions
+        settings = self.runtime.state.config
+        calls = self.runtime.state.call_transactions
         with (
             calls.transaction(unit) as transaction,
             self._sessionmaker() as session,
             session.begin(),
         ):
-            refuse_elsewhere(session, context, self._engine)
+            refuse_elsewhere(session, context, self.engine)
             if unit.handler.acknowledge == "commit":
                 begin(session, context, unit, calls, transaction)
             service = QueueService(
@@ -411,5 +411,5 @@ class ThreadExecutor:
                 result = call.run(call.arguments(unit.deliveries, payloads, session, service))
             if unit.handler.acknowledge == "first":
                 return after_return(unit, result)
-            book = self.runtime.lease_table
+            book = self.runtime.state.lease_table
             return commit_within(session, context, unit, result, book, transaction)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -21,12 +21,11 @@ from pgqrs_sa._core.lease import explain_nothing
 from pgqrs_sa.consumer import store
 from pgqrs_sa.consumer.dispatcher import Dispatcher
 from pgqrs_sa.consumer.disposition import Disposition
-from pgqrs_sa.consumer.events import EventEmitter
 from pgqrs_sa.consumer.handlers import Handlers, Invocation
 from pgqrs_sa.consumer.leader import LINGER, LeaderFollower
-from pgqrs_sa.consumer.leases import LeaseTable
 from pgqrs_sa.consumer.options import ConsumerConfig
 from pgqrs_sa.consumer.scheduler import Fetch, Scheduler
+from pgqrs_sa.consumer.state import ConsumerState
 from pgqrs_sa.consumer.store import QueueCheck, SettledAndLeased, UnansweredLease
 from pgqrs_sa.types import Outcome
 from support.cases import each_case
@@ -130,23 +129,28 @@ class Office:
 
         handlers.add("mail", work, prefetch=prefetch)
         (self.handler,) = handlers
-        settings = ConsumerConfig.validated(
-            name="w", concurrency=concurrency, poll_interval=60, housekeeping=None
+        config = ConsumerConfig.validated(
+            name="w",
+            concurrency=concurrency,
+            poll_interval=60,
+            housekeeping=None,
+            notify=listening,
         )
         self.line = FakeLine()
         self.ready: list[Invocation] = []
         self.ended_calls: list[Delivery] = []
         self.idle = False  # whether a thread of a handler has nothing to do
-        context = replace(settings.context(), worker=1)
         schedule = Scheduler(concurrency, 60, jitter=lambda: 0.5)
         schedule.add_handlers([self.handler])
-        self.book = LeaseTable()
-        self.dispatcher = Dispatcher(
-            self.line, lambda: context, self.book, schedule, {"mail": dt.timedelta(hours=1)},
-            EventEmitter(()), self.ready.extend, lambda _held: None, lambda: self.idle,
-            self.ended_calls.append,
-            until_empty=False, listening=listening,
-        )  # fmt: skip
+        executor: Any = SimpleNamespace(wake=lambda: self.idle, abandon=lambda _leases: None)
+        self.state = ConsumerState(config, [self.handler], executor, until_empty=False, grace=0.0)
+        self.state.registered(SimpleNamespace(id=1))  # type: ignore[arg-type]
+        self.state.lease_lengths = {"mail": dt.timedelta(hours=1)}
+        self.book = self.state.lease_table
+        calls: Any = SimpleNamespace(end=self.ended_calls.append)
+        self.state.call_transactions = calls
+        runtime: Any = SimpleNamespace(accept=self.ready.extend)
+        self.dispatcher = Dispatcher(self.line, self.state, schedule, runtime)
         self.thread = threading.Thread(target=self.dispatcher.run, daemon=True)
 
     def look(self) -> Invocation | None:
@@ -192,7 +196,7 @@ def test_a_call_is_left_to_a_thread_of_a_handlers_that_has_nothing_to_do_if_ther
         rounds.append(threading.current_thread().name)
         return 60.0
 
-    leader = LeaderFollower(work, lambda: 60.0, pytest.fail, lambda: idle, threading.Event())
+    leader = led(work, idle_time=60.0, idle=idle)
     news = leader._has_tasks = LateEvent()
     news.may_go.set()
     own = threading.Thread(target=leader.run, name="own", daemon=True)
@@ -213,15 +217,20 @@ def test_a_call_is_left_to_a_thread_of_a_handlers_that_has_nothing_to_do_if_ther
     assert not own.is_alive()
 
 
+def led(run_round: Callable[[], float], *, idle_time: float, idle: bool) -> LeaderFollower:
+    """Return a leader of these rounds; ``idle``: whether a thread of a handler is."""
+    work: Any = SimpleNamespace(run_round=run_round, idle_time=lambda: idle_time, fail=pytest.fail)
+    executor: Any = SimpleNamespace(wake=lambda: idle)
+    return LeaderFollower(work, executor, threading.Event())
+
+
 class Rounds:
     """A leader whose rounds do what the notes say, and note who has done them."""
 
     def __init__(self, *rests: float, wake: bool = False) -> None:
         self.by: list[str] = []
         self.rests = list(rests)  # of each round; then an hour
-        self.leader = LeaderFollower(
-            self.round, lambda: 3600.0, pytest.fail, lambda: wake, threading.Event()
-        )
+        self.leader = led(self.round, idle_time=3600.0, idle=wake)
         self.own = threading.Thread(target=self.leader.run, name="own", daemon=True)
 
     def round(self) -> float:
@@ -541,7 +550,7 @@ def test_what_could_not_be_settled_is_looked_up(fate, left, settlements, losses)
         one.line.lookup_status = {1: fate}
         one.dispatcher.settle(one.handler, [Disposition(mine, "archive")])
         before = time.monotonic()
-        rest = one.dispatcher._run_round()
+        rest = one.dispatcher.run_round()
         assert (one.dispatcher.unsettled, told.settlements, told.losses) == (
             left,
             settlements,
@@ -553,14 +562,14 @@ def test_what_could_not_be_settled_is_looked_up(fate, left, settlements, losses)
             assert rest == 0.0
             (waiting,) = one.dispatcher._pending.values()
             assert 0.2 <= waiting.not_before - before <= 0.2 + time.monotonic() - before
-            assert 0.0 < one.dispatcher._idle_time() <= 0.2
-            assert one.dispatcher._run_round() > 0.0  # it is not its time yet
+            assert 0.0 < one.dispatcher.idle_time() <= 0.2
+            assert one.dispatcher.run_round() > 0.0  # it is not its time yet
             waiting.not_before = 0.0
             one.line.lookup_status = {}
-            one.dispatcher._run_round()
+            one.dispatcher.run_round()
             assert (one.dispatcher.unsettled, told.settlements) == (0, [(1, "archived")])
         one.dispatcher.close()
-        one.dispatcher._run_round()
+        one.dispatcher.run_round()
         assert one.dispatcher._leader._stopped
 
 
@@ -573,7 +582,7 @@ def test_what_others_have_told_of_is_told_once():
         for fate in (Outcome.LOST, Outcome.ARCHIVED):
             one.line.lookup_status = {1: fate}
             one.dispatcher.settle(one.handler, [Disposition(mine, "archive")])
-            one.dispatcher._run_round()
+            one.dispatcher.run_round()
         assert (told.settlements, told.losses, one.dispatcher.unsettled) == ([], [], 0)
 
 
@@ -629,7 +638,7 @@ def test_with_a_store_ahead_what_is_done_waits_a_moment_for_a_lease_to_join():
         quiet(one)
         assert one.dispatcher._is_due([waiting], now)
         assert not one.dispatcher._is_due([], now)
-        one.dispatcher._run_round()
+        one.dispatcher.run_round()
         assert told.settlements == [(first.id, "archived")]
 
 
@@ -647,7 +656,7 @@ def test_it_has_ended_when_all_is_empty_and_nothing_was_locked(locked):
         one.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic())
         ready = frozenset(["mail"] if locked else [])
         one.line.findings = QueueCheck(ready, frozenset(), frozenset())
-        assert one.dispatcher._run_round() == 0.0
+        assert one.dispatcher.run_round() == 0.0
         assert one.dispatcher.ended.is_set() is (not locked)
         assert one.dispatcher.empty is (not locked)
         assert one.dispatcher._scheduler.drained is (not locked)
@@ -662,7 +671,7 @@ def test_it_has_not_ended_while_something_is_to_be_settled_or_it_is_to_go_on():
                 one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "retry")], 0.0)
                 one.dispatcher._pending[1].not_before = time.monotonic() + 1000
             one.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic())
-            one.dispatcher._run_round()
+            one.dispatcher.run_round()
             assert not one.dispatcher.ended.is_set()
 
 
@@ -707,8 +716,8 @@ def test_producers_are_asked_for_notifications_when_it_has_been_idle_and_only_th
         assert not one.dispatcher._needs_no_notifications(now + 121.0)
         one.dispatcher._scheduler.record_fetch("mail", 1, 1, now + 122.0)
         assert one.dispatcher._needs_no_notifications(now + 122.0)
-        assert one.dispatcher._idle_time() == 0.0
-        one.dispatcher._run_round()
+        assert one.dispatcher.idle_time() == 0.0
+        one.dispatcher.run_round()
         assert one.line.noted == [span, span, None]
         assert not one.dispatcher._needs_no_notifications(now + 122.0)
 
@@ -723,18 +732,18 @@ def test_it_rests_until_something_can_be_leased_or_settled():
     with office(working=False) as one:
         now = time.monotonic()
         one.dispatcher._scheduler.record_fetch("mail", 1, 0, now + 1000)
-        assert 900 < one.dispatcher._idle_time() < 1300
+        assert 900 < one.dispatcher.idle_time() < 1300
         one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "archive")], now)
         waiting = one.dispatcher._pending[1]
         waiting.not_before, waiting.settle_by = now + 50, now + 70
-        assert 60 < one.dispatcher._idle_time() <= 70
+        assert 60 < one.dispatcher.idle_time() <= 70
         quiet(one)
-        assert one.dispatcher._idle_time() == 1.0
+        assert one.dispatcher.idle_time() == 1.0
         waiting.settle_by = 0.0
         waiting.not_before = now + 0.9
-        assert 0.0 < one.dispatcher._idle_time() <= 0.9
+        assert 0.0 < one.dispatcher.idle_time() <= 0.9
         one.dispatcher._pending.clear()
-        assert one.dispatcher._idle_time() == 60.0
+        assert one.dispatcher.idle_time() == 60.0
 
 
 @pytest.mark.parametrize("hurried", [True, False])
@@ -745,7 +754,7 @@ def test_what_cannot_be_settled_keeps_it_from_the_end_until_there_is_no_time_lef
         one.dispatcher.stop_leasing()
         one.dispatcher.close()
         one.line.stop_requested = hurried
-        one.dispatcher._run_round()
+        one.dispatcher.run_round()
         assert one.dispatcher.stopped_leasing.is_set()
         assert one.dispatcher._leader._stopped is hurried
         assert one.dispatcher.unsettled == 1
@@ -805,8 +814,7 @@ def test_leases_without_an_answer_are_noted_for_the_worker_from_one_try_to_the_n
         one.dispatcher._on_failure()
         first, second = one.dispatcher._unanswered
         assert (first.since, second.since) == (5.0, first.until)
-        worker = one.dispatcher._context()
-        one.dispatcher._context = lambda: replace(worker, worker=None)
+        one.state.context = replace(one.state.context, worker=None)
         one.dispatcher._on_failure()
         assert len(one.dispatcher._unanswered) == 2
 
@@ -816,10 +824,10 @@ def test_leases_without_an_answer_keep_it_from_the_end_until_they_were_looked_fo
         one.dispatcher._unanswered = [UnansweredLease(1, "mail", dt.timedelta(hours=1), 0.0, 1.0)]
         one.dispatcher.stop_leasing()
         one.dispatcher.close()
-        assert one.dispatcher._run_round() == 0.0
+        assert one.dispatcher.run_round() == 0.0
         assert not one.dispatcher._leader._stopped
         assert len(one.line.strays) == 1
-        one.dispatcher._run_round()
+        one.dispatcher.run_round()
         assert one.dispatcher._leader._stopped
         assert len(one.line.strays) == 1
 
@@ -830,7 +838,7 @@ def test_who_only_drains_does_not_end_although_there_is_no_time_left():
         one.line.lookup_status = {1: "busy"}
         one.dispatcher.stop_leasing()
         one.line.stop_requested = True
-        one.dispatcher._run_round()
+        one.dispatcher.run_round()
         assert not one.dispatcher._leader._stopped
         one.dispatcher.settle(one.handler, [])
         assert one.dispatcher.unsettled == 2
@@ -840,7 +848,7 @@ def test_what_is_leased_goes_to_whoever_has_the_leader_and_the_limit_is_the_sche
     with office(working=False, concurrency=2) as one:
         one.line.supply = [delivery(n) for n in range(1, 5)]
         one.dispatcher.wake("mail")
-        one.dispatcher._run_round()
+        one.dispatcher.run_round()
         assert [unit.deliveries[0].id for unit in one.ready] == [1, 2]
         assert one.dispatcher._scheduler.in_hand == 2
         one.dispatcher.finished(one.ready[0], [Disposition(delivery(1), "retry")], quiet=True)
@@ -885,7 +893,7 @@ def test_it_has_not_ended_while_a_handler_runs():
         leased(one, 1)
         one.dispatcher._until_empty = True
         one.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic())
-        one.dispatcher._run_round()
+        one.dispatcher.run_round()
         assert not one.dispatcher.ended.is_set()
 
 
@@ -907,7 +915,7 @@ def test_a_turn_settles_what_cannot_join_it_and_archives_the_rest():
         )
         one.line.supply = [delivery(3)]
         one.dispatcher.wake("mail")
-        one.dispatcher._run_round()
+        one.dispatcher.run_round()
         assert one.line.settled == [other.id, mine.id]
         assert [id_ for id_, _ in told.settlements] == [other.id, mine.id]
         assert [unit.deliveries[0].id for unit in one.ready] == [3]
@@ -917,7 +925,7 @@ def test_a_turn_settles_what_cannot_join_it_and_archives_the_rest():
         one.dispatcher._unanswered = [UnansweredLease(1, "mail", dt.timedelta(hours=1), 0.0, 1.0)]
         one.line.supply = [delivery(4)]
         one.dispatcher.wake("mail")
-        one.dispatcher._run_round()
+        one.dispatcher.run_round()
         ((_, known),) = one.line.strays
         assert sorted(known) == [delivery(3).fencing_token, delivery(4).fencing_token]
         assert one.dispatcher._unanswered == []
@@ -926,14 +934,14 @@ def test_a_turn_settles_what_cannot_join_it_and_archives_the_rest():
 def test_a_lease_of_what_was_held_here_ends_the_earlier_one():
     with office(working=False, concurrency=3) as one:
         lost: list[list[int]] = []
-        one.dispatcher._on_lost = lambda gone: lost.append(
+        one.state.mark_lost = lambda gone: lost.append(
             [held.delivery.fencing_token for held in gone]
         )
         leased(one, 1)
         assert lost == []
         one.line.supply = [replace(delivery(1), fencing_token=77)]
         one.dispatcher.wake("mail")
-        one.dispatcher._run_round()
+        one.dispatcher.run_round()
         assert lost == [[delivery(1).fencing_token]]
 
 
@@ -960,7 +968,7 @@ def test_who_settles_waits_for_a_database_until_it_stops_or_is_to_rest(resting):
         if resting:
             one.dispatcher.stopped_leasing.set()
         one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "archive")], 0.0)
-        one.dispatcher._run_round()
+        one.dispatcher.run_round()
         until_ = one.line.stopping if resting else one.dispatcher._stop_waiting
         assert one.line.asked == [("a settlement", until_, {"strict": False})]
 
@@ -971,7 +979,7 @@ def test_a_row_that_is_locked_holds_up_no_other():
         dispositions = [Disposition(delivery(n), "archive") for n in (1, 2)]
         one.line.lookup_status = {1: "busy"}
         one.dispatcher._add_pending(one.handler, dispositions, 0.0)
-        one.dispatcher._run_round()
+        one.dispatcher.run_round()
         assert [*one.dispatcher._pending] == [1]
         assert one.line.settled == [2]
 
@@ -983,9 +991,9 @@ def test_a_call_that_keeps_its_message_locked_is_ended_when_that_is_found_again(
         one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "release")], 0.0)
         for ended in ([], [1], [1, 1]):
             one.dispatcher._pending[1].not_before = 0.0
-            one.dispatcher._run_round()
+            one.dispatcher.run_round()
             assert [call.id for call in one.ended_calls] == ended
         one.line.lookup_status = {}
         one.dispatcher._pending[1].not_before = 0.0
-        one.dispatcher._run_round()
+        one.dispatcher.run_round()
         assert one.line.settled == [1]

@@ -19,7 +19,10 @@ from pgqrs_sa._core import archive, workers
 from pgqrs_sa._core.context import Context
 from pgqrs_sa.consumer import store
 from pgqrs_sa.consumer.leases import LeaseTable
+from pgqrs_sa.consumer.maintenance import Maintenance
+from pgqrs_sa.consumer.options import ConsumerConfig
 from pgqrs_sa.consumer.renewer import LeaseRenewer
+from pgqrs_sa.consumer.state import ConsumerState
 from pgqrs_sa.models import READY_MADE
 from pgqrs_sa.types import Outcome
 from support.handlers import delivery, handlers
@@ -69,42 +72,48 @@ class Scene:
         self.now = 1000.0
         clock = SimpleNamespace(monotonic=lambda: self.now)
         monkeypatch.setattr("pgqrs_sa.consumer.renewer.time", clock)
+        monkeypatch.setattr("pgqrs_sa.consumer.maintenance.time", clock)
         self.line = FakeLine()
-        self.book = LeaseTable(clock.monotonic)
-        self.context = CONTEXT
+        self.clock = clock.monotonic
         self.told: list[Any] = []
         self.abandoned: list[list[int]] = []
         self.timed_out: list[Any] = []
-        self.registered = 0
         self.heartbeat: list[WorkerInfo] = []
+        self.state = self.shared(ConsumerConfig.validated(housekeeping=None))
 
-    def renewer(self, **options: Any) -> LeaseRenewer:
-        reporter: Any = SimpleNamespace(
+    @property
+    def book(self) -> LeaseTable:
+        return self.state.lease_table
+
+    def shared(self, config: ConsumerConfig, grace: float = 2.0) -> ConsumerState:
+        """Return the state of a run, in which this notes what others are told."""
+        executor: Any = SimpleNamespace(
+            abandon=lambda leases: self.abandoned.append([one.delivery.id for one in leases]),
+            stack=lambda _lease: "where it is",
+        )
+        state = ConsumerState(config, handlers({}), executor, until_empty=False, grace=grace)
+        state.context = CONTEXT
+        state.lease_table = LeaseTable(self.clock)
+        state.lease_lengths = {"q0": timedelta(seconds=30)}
+        events: Any = SimpleNamespace(
             ended=lambda *what: self.told.append(what), heartbeat=self.heartbeat.append
         )
-        line: Any = self.line
-        settings: dict[str, Any] = {
-            "queues": ["q0"],
-            "heartbeat": 10.0,
-            "grace": 2.0,
-            "housekeeping": None,
-            "silent_for": 60.0,
-        }
-        return LeaseRenewer(
-            line,
-            lambda: self.context,
-            self.book,
-            reporter,
-            self.register,
-            lambda held, disposition: self.timed_out.append((held, disposition)),
-            lambda held: self.abandoned.append([one.delivery.id for one in held]),
-            lambda _held: "where it is",
-            **settings | options,
-        )
+        state.events = events
+        return state
 
-    def register(self) -> WorkerInfo:
-        self.registered += 1
-        return worker("ready")
+    def renewer(
+        self, *, heartbeat: float = 10.0, grace: float = 2.0, housekeeping: float | None = None
+    ) -> LeaseRenewer:
+        config = ConsumerConfig.validated(heartbeat=heartbeat, housekeeping=housekeeping)
+        self.state = self.shared(config, grace)
+        line: Any = self.line
+        dispatcher: Any = SimpleNamespace(
+            settle=lambda handler, dispositions: self.timed_out.append((handler, *dispositions))
+        )
+        return LeaseRenewer(line, self.state, dispatcher)
+
+    def maintenance(self, **options: Any) -> Maintenance:
+        return self.renewer(**options)._maintenance
 
     def hold(self, *ids: int, lease: float = LEASE, **options: Any) -> list[Any]:
         (handler,) = handlers(options)
@@ -126,7 +135,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
 
 
 def test_it_rests_until_the_next_lease_or_heartbeat_is_due_and_no_longer_than_it_may(scene):
-    renewer = scene.renewer(heartbeat=10.0, max_idle=1.0)
+    renewer = scene.renewer(heartbeat=10.0)
     assert renewer._idle_time() == 1.0
     scene.hold(1, lease=0.9)
     assert renewer._idle_time() == pytest.approx(0.3)
@@ -190,10 +199,9 @@ def test_a_locked_lease_that_would_run_out_is_good_for_another_second(scene):
 
 
 def test_what_is_forgotten_already_is_told_to_nobody(scene):
-    renewer = scene.renewer()
     held = scene.hold(1)
     scene.book.remove([one.delivery for one in held])
-    renewer.mark_lost(held)
+    scene.state.mark_lost(held)
     assert scene.abandoned == scene.told == []
 
 
@@ -206,8 +214,8 @@ def test_a_handler_has_its_time_and_some_grace(scene):
     assert scene.timed_out == scene.abandoned == []
     scene.now += 0.2
     renewer._end_overdue()
-    ((which, disposition),) = scene.timed_out
-    assert which is held
+    ((handler, disposition),) = scene.timed_out
+    assert handler is held.handler
     assert (disposition.action, disposition.delivery) == ("retry", held.delivery)
     assert isinstance(disposition.error, HandlerTimeout)
     assert "20" in str(disposition.error)
@@ -216,39 +224,42 @@ def test_a_handler_has_its_time_and_some_grace(scene):
 
 def test_a_heartbeat_says_how_much_is_held_when_it_is_due(scene, caplog):
     caplog.set_level(logging.INFO, "pgqrs_sa.consumer")
-    renewer = scene.renewer(heartbeat=10.0)
+    maintenance = scene.maintenance(heartbeat=10.0)
     scene.hold(1, 2)
     scene.line.answers["heartbeat"] = worker("ready")
     scene.now += 9.9
-    renewer._send_heartbeat()
+    maintenance.send_heartbeat()
     assert scene.line.taken() == []
     scene.now = 1010.0
-    renewer._send_heartbeat()
-    renewer._send_heartbeat()
+    maintenance.send_heartbeat()
+    maintenance.send_heartbeat()
     assert scene.line.taken() == [("heartbeat", 7, 2)]
     assert scene.heartbeat == [worker("ready")]
     assert caplog.messages == []
     scene.line.answers["heartbeat"] = worker("suspended")
     for scene.now in (1020.0, 1030.0):
-        renewer._send_heartbeat()
+        maintenance.send_heartbeat()
     assert caplog.messages == ["worker 7 is suspended"]
 
 
 def test_who_is_not_registered_sends_no_heartbeat(scene):
-    renewer = scene.renewer()
-    scene.context = replace(CONTEXT, worker=None)
+    maintenance = scene.maintenance()
+    scene.state.context = replace(CONTEXT, worker=None)
     scene.now += 100
-    renewer._send_heartbeat()
+    maintenance.send_heartbeat()
     assert scene.line.taken() == []
 
 
 def test_who_was_taken_for_dead_has_lost_everything_and_registers_again(scene):
-    renewer = scene.renewer()
+    maintenance = scene.maintenance()
     scene.hold(1, 2)
-    scene.line.answers["heartbeat"] = WorkerNotFound(7)
+    scene.line.answers |= {"heartbeat": WorkerNotFound(7), "once": worker("ready")}
+    scene.state.context = replace(CONTEXT, worker=6)
     scene.now += 10
-    renewer._send_heartbeat()
-    assert scene.registered == 1
+    maintenance.send_heartbeat()
+    assert scene.line.taken() == [("heartbeat", 6, 2), ("once",)]
+    assert (scene.state.context.worker, scene.state.events.worker) == (7, 7)
+    assert scene.state.worker == worker("ready")
     assert scene.abandoned == [[1, 2]]
     assert len(scene.told) == 2
     assert scene.book.all() == []
@@ -256,22 +267,22 @@ def test_who_was_taken_for_dead_has_lost_everything_and_registers_again(scene):
 
 
 def test_it_tidies_up_when_that_is_due_each_job_by_itself(scene, caplog):
-    renewer = scene.renewer(housekeeping=50.0)
-    renewer._maintenance_at = 1050.0
+    maintenance = scene.maintenance(housekeeping=50.0)
+    maintenance._maintenance_at = 1050.0
     scene.now = 1049.9
-    renewer._run_maintenance()
+    maintenance.run_jobs()
     assert scene.line.taken() == []
     scene.now = 1050.0
-    renewer._run_maintenance()
+    maintenance.run_jobs()
     jobs = [("_reclaim",), ("_dead_letter_exhausted",), ("_prune",), ("_purge_workers",)]
     assert scene.line.taken() == jobs
-    renewer._run_maintenance()
+    maintenance.run_jobs()
     scene.now = 1099.9
-    renewer._run_maintenance()
+    maintenance.run_jobs()
     assert scene.line.taken() == []
     scene.now = 1100.0
     scene.line.answers["_dead_letter_exhausted"] = ValueError("of a host's own")
-    renewer._run_maintenance()
+    maintenance.run_jobs()
     assert scene.line.taken() == jobs
     assert caplog.messages == ["tidying up failed: ValueError"]
 
@@ -289,12 +300,13 @@ def test_only_who_tidies_up_now_does_the_jobs(scene, monkeypatch, ours):
         *((archive, name) for name in ("dead_letter_exhausted", "prune")),
     ):
         monkeypatch.setattr(module, name, noted(name))
-    renewer = scene.renewer(queues=["q0", "q1"])
+    maintenance = scene.maintenance()
+    scene.state.lease_lengths["q1"] = timedelta(seconds=30)
     for job in (
-        renewer._reclaim,
-        renewer._dead_letter_exhausted,
-        renewer._prune,
-        renewer._purge_workers,
+        maintenance._reclaim,
+        maintenance._dead_letter_exhausted,
+        maintenance._prune,
+        maintenance._purge_workers,
     ):
         job(None, CONTEXT)
     jobs = [
@@ -313,24 +325,24 @@ def test_tidying_up_that_is_denied_or_comes_later_is_no_warning(scene, caplog, c
         sqlstate = code
 
     caplog.set_level(logging.INFO, "pgqrs_sa.consumer")
-    renewer = scene.renewer(housekeeping=50.0)
+    maintenance = scene.maintenance(housekeeping=50.0)
     scene.now += 50
     scene.line.answers["_prune"] = sa.exc.DBAPIError("DELETE", {}, Driver())
-    renewer._run_maintenance()
+    maintenance.run_jobs()
     assert caplog.messages == ["tidying up was not possible: DBAPIError"]
     assert caplog.records[0].levelname == "INFO"
 
 
 def test_who_does_no_housekeeping_never_tidies_up(scene):
-    renewer = scene.renewer(housekeeping=None)
+    maintenance = scene.maintenance(housekeeping=None)
     scene.now += 1e9
-    renewer._run_maintenance()
+    maintenance.run_jobs()
     assert scene.line.taken() == []
 
 
 def test_the_first_rounds_of_many_are_spread_over_an_interval(scene):
-    renewers = [scene.renewer(housekeeping=97.0) for _ in range(200)]
-    after = [one._maintenance_at - scene.now for one in renewers]
+    many = [scene.maintenance(housekeeping=97.0) for _ in range(200)]
+    after = [maintenance._maintenance_at - scene.now for maintenance in many]
     assert min(after) >= 0
     assert 48 < max(after) < 97
 
@@ -347,7 +359,7 @@ def test_at_the_end_its_row_says_so_and_the_line_is_closed(scene, broken, tries)
 
 def test_who_is_not_registered_has_no_row_that_could_say_so(scene):
     renewer = scene.renewer()
-    scene.context = replace(CONTEXT, worker=None)
+    scene.state.context = replace(CONTEXT, worker=None)
     renewer.close()
     renewer.run()
     assert (scene.line.taken(), scene.line.closed) == ([], 1)
@@ -380,4 +392,4 @@ def test_each_round_renews_ends_what_takes_too_long_sends_a_heartbeat_and_tidies
     names = [name for name, *_ in scene.line.taken()]
     jobs = ["_reclaim", "_dead_letter_exhausted", "_prune", "_purge_workers"]
     assert names == ["renew", "heartbeat", *jobs, "set_status"]
-    assert [one for one, _ in scene.timed_out] == [slow]
+    assert [one.delivery for _, one in scene.timed_out] == [slow.delivery]

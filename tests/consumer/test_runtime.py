@@ -18,6 +18,7 @@ from pgqrs_sa.consumer.disposition import Disposition
 from pgqrs_sa.consumer.handlers import Invocation
 from pgqrs_sa.consumer.options import ConsumerConfig
 from pgqrs_sa.consumer.runtime import Runtime
+from pgqrs_sa.consumer.state import ConsumerState
 from pgqrs_sa.types import Outcome
 from support.handlers import delivery, handlers
 
@@ -93,21 +94,13 @@ class Scene:
     """A run that has started, as far as the rest of it can tell."""
 
     def __init__(self, *, concurrency: int = 2, **options: Any) -> None:
-        settings = ConsumerConfig.validated(
+        config = ConsumerConfig.validated(
             name="w", concurrency=concurrency, poll_interval=60, housekeeping=None
         )
         (self.handler,) = handlers(options)
         self.executor: Any = Executor()
-        connector: Any = None
-        self.runtime = Runtime(
-            settings,
-            [self.handler],
-            self.executor,
-            connector,
-            listener=None,
-            until_empty=False,
-            grace=1.0,
-        )
+        state = ConsumerState(config, [self.handler], self.executor, until_empty=False, grace=1.0)
+        self.runtime = Runtime(state)
         self.dispatcher: Any = Dispatcher()
         self.runtime.dispatcher = self.dispatcher
         self.renewer: Any = SimpleNamespace(
@@ -131,13 +124,13 @@ class Scene:
                 (disposition.delivery.id, word, at)
             ),
         )
-        self.runtime.events = reporter
+        self.runtime.state.events = reporter
 
     def units(self, *ids: int, held: bool = True) -> list[Invocation]:
         leased = [delivery(id_) for id_ in ids]
         if held:
-            self.runtime.lease_table.add(
-                self.handler, leased, HOUR, self.runtime.lease_table._clock()
+            self.runtime.state.lease_table.add(
+                self.handler, leased, HOUR, self.runtime.state.lease_table._clock()
             )
         return [Invocation(self.handler, (one,)) for one in leased]
 
@@ -149,7 +142,7 @@ def scene() -> Scene:
 
 def test_what_is_leased_is_begun_as_often_as_it_may_run(scene):
     first, second, third = scene.units(1, 2, 3)
-    scene.runtime._accept([first, second, third])
+    scene.runtime.accept([first, second, third])
     assert scene.executor.begun == [3]
     assert scene.runtime.waiting
     assert scene.runtime.next_invocation() is first
@@ -160,7 +153,7 @@ def test_what_is_leased_is_begun_as_often_as_it_may_run(scene):
     assert scene.dispatcher.settled == []
     scene.runtime.finished(first, [Disposition(first.deliveries[0], "archive")], quiet=True)
     assert (scene.dispatcher.settled, scene.dispatcher.quiet) == ([(1, "archive")], [True])
-    assert scene.runtime.lease_table.get(first.deliveries[0]).settling
+    assert scene.runtime.state.lease_table.get(first.deliveries[0]).settling
     assert scene.runtime.next_ready_invocation() is third
     assert not scene.runtime.waiting
 
@@ -170,7 +163,7 @@ def test_what_is_leased_is_begun_as_often_as_it_may_run(scene):
 def test_what_comes_too_late_goes_back_unless_it_is_acknowledged(state, acknowledge):
     scene = Scene(acknowledge=acknowledge)
     setattr(scene.runtime, f"_{state}", True)
-    scene.runtime._accept(scene.units(1, 2))
+    scene.runtime.accept(scene.units(1, 2))
     if acknowledge == "commit":
         assert (scene.dispatcher.settled, scene.executor.begun) == (
             [(1, "release"), (2, "release")],
@@ -184,7 +177,7 @@ def test_what_comes_too_late_goes_back_unless_it_is_acknowledged(state, acknowle
 
 @pytest.mark.parametrize(("ids", "back"), [(None, [1, 2, 3]), ({2}, [2]), (set(), [])])
 def test_what_waits_is_given_back(scene, ids, back):
-    scene.runtime._accept(scene.units(1, 2, 3))
+    scene.runtime.accept(scene.units(1, 2, 3))
     scene.runtime._release_unstarted(ids)
     assert scene.dispatcher.settled == [(one, "release") for one in back]
     assert scene.runtime._run_queue.waiting == 3 - len(back)
@@ -192,7 +185,7 @@ def test_what_waits_is_given_back(scene, ids, back):
 
 def test_what_waits_and_is_acknowledged_stays():
     scene = Scene(acknowledge="first")
-    scene.runtime._accept(scene.units(1))
+    scene.runtime.accept(scene.units(1))
     scene.runtime._release_unstarted()
     assert scene.dispatcher.settled == []
     assert scene.runtime.waiting
@@ -201,27 +194,27 @@ def test_what_waits_and_is_acknowledged_stays():
 @pytest.mark.parametrize("way", ["next_invocation", "next_ready_invocation"])
 def test_what_was_lost_while_it_waited_is_not_begun(scene, way):
     lost, held = scene.units(1, 2)
-    scene.runtime.lease_table.mark_lost(lost.deliveries)
-    scene.runtime._accept([lost, held])
+    scene.runtime.state.lease_table.mark_lost(lost.deliveries)
+    scene.runtime.accept([lost, held])
     assert getattr(scene.runtime, way)() is held
     assert scene.started == [held]
     assert scene.dispatcher.settled == [(1, "release")]
     assert scene.runtime.busy == 1
-    assert scene.runtime.lease_table.get(held.deliveries[0]).thread == threading.get_ident()
+    assert scene.runtime.state.lease_table.get(held.deliveries[0]).thread == threading.get_ident()
 
 
 def test_what_is_acknowledged_needs_no_lease_to_begin():
     scene = Scene(acknowledge="first")
     (unit,) = scene.units(1, held=False)
-    scene.runtime._accept([unit])
+    scene.runtime.accept([unit])
     assert scene.runtime.next_ready_invocation() is unit
 
 
 def test_what_its_own_transaction_has_settled_is_told_and_not_settled_again(scene):
     (unit,) = scene.units(1)
-    scene.runtime._accept([unit])
+    scene.runtime.accept([unit])
     scene.runtime.next_ready_invocation()
-    started = scene.runtime.lease_table.get(unit.deliveries[0]).started_at
+    started = scene.runtime.state.lease_table.get(unit.deliveries[0]).started_at
     disposition = Disposition(unit.deliveries[0], "retry", outcome=Outcome.RETRIED)
     for _ in range(2):
         scene.runtime.finished(unit, [disposition])
@@ -234,8 +227,8 @@ def test_what_is_acknowledged_by_hand_is_left_to_that():
     scene = Scene(acknowledge="manual")
     (unit,) = scene.units(1)
     scene.runtime.finished(unit, [Disposition(unit.deliveries[0], "keep")])
-    assert scene.runtime.lease_table.all() == []
-    assert scene.runtime.lease_table.tokens() == [unit.deliveries[0].fencing_token]
+    assert scene.runtime.state.lease_table.all() == []
+    assert scene.runtime.state.lease_table.tokens() == [unit.deliveries[0].fencing_token]
     assert scene.told == scene.dispatcher.settled == []
 
 
@@ -254,7 +247,7 @@ def test_it_is_idle_when_it_rests_and_nothing_runs_or_waits(scene):
     assert not scene.runtime.idle
     scene.dispatcher.stopped_leasing.set()
     assert scene.runtime.idle
-    scene.runtime._accept([first, second])
+    scene.runtime.accept([first, second])
     assert not scene.runtime.idle
     scene.runtime.next_ready_invocation()
     scene.runtime._release_unstarted()
@@ -279,7 +272,7 @@ def test_whoever_waits_for_the_end_is_told_when_nothing_more_is_leased(scene):
 
 
 def test_it_drains_once(scene):
-    scene.runtime._accept(scene.units(1))
+    scene.runtime.accept(scene.units(1))
     for _ in range(2):
         scene.runtime.drain()
         assert scene.runtime.stopping
@@ -329,7 +322,7 @@ def test_it_is_over_when_it_is_drained_or_broken(scene):
 @pytest.mark.parametrize(("silent", "paused"), [(2.0, False), (2.1, True), (29.0, True)])
 def test_nothing_is_leased_while_no_handler_can_be_called(scene, caplog, silent, paused):
     caplog.set_level(logging.INFO, "pgqrs_sa.consumer")
-    scene.runtime._accept(scene.units(1))
+    scene.runtime.accept(scene.units(1))
     scene.executor.silent = silent
     for _ in range(2):
         scene.runtime._check_executor()
@@ -337,7 +330,7 @@ def test_nothing_is_leased_while_no_handler_can_be_called(scene, caplog, silent,
     assert scene.dispatcher.settled == ([(1, "release")] if paused else [])
     assert len(caplog.messages) == paused
     scene.executor.silent = 0.0
-    scene.runtime._accept(scene.units(2) if not paused else [])
+    scene.runtime.accept(scene.units(2) if not paused else [])
     scene.runtime._check_executor()
     assert scene.dispatcher.said == ([("pause", True), ("pause", False)] if paused else [])
     assert scene.dispatcher.settled == ([(1, "release")] if paused else [])
@@ -353,7 +346,7 @@ def test_a_run_that_drains_is_not_paused_as_well(scene):
 
 
 def test_short_leases_are_given_back_sooner(scene):
-    scene.runtime._shortest_lease = 2.0
+    scene.runtime.state.shortest_lease = 2.0
     scene.executor.silent = 1.1
     scene.runtime._check_executor()
     assert scene.dispatcher.said == [("pause", True)]
@@ -410,10 +403,10 @@ def test_it_is_watched_more_often_the_shorter_its_leases_are(scene, lease, secon
         return len(waits) > 2
 
     scene.runtime._closed = SimpleNamespace(wait=wait, set=lambda: None)
-    scene.runtime._shortest_lease = lease
+    scene.runtime.state.shortest_lease = lease
     fresh, late = scene.units(1, 2)
-    scene.runtime._accept([fresh, late])
-    scene.runtime.lease_table.get(late.deliveries[0]).start_by = 0.0
+    scene.runtime.accept([fresh, late])
+    scene.runtime.state.lease_table.get(late.deliveries[0]).start_by = 0.0
     scene.executor.silent = 29.0 if lease == 30.0 else 0.0
     scene.runtime._watch()
     assert waits == [pytest.approx(seconds)] * 3
@@ -434,7 +427,7 @@ def test_whoever_watches_ends_a_run_that_is_broken(scene):
 
 def test_at_the_end_what_runs_is_given_back_and_all_that_was_subscribed_ends(scene):
     (unit,) = scene.units(1)
-    scene.runtime._accept([unit])
+    scene.runtime.accept([unit])
     scene.runtime.next_ready_invocation()
     ended: list[str] = []
     scene.runtime._cleanup = [lambda: ended.append("wakeups"), lambda: ended.append("listener")]

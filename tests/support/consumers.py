@@ -124,7 +124,7 @@ class Driver:
     @property
     def running(self) -> bool:
         run = self.consumer._run
-        return run is not None and run.runtime.worker is not None
+        return run is not None and run.runtime.state.worker is not None
 
     @property
     def runtime(self) -> Any:

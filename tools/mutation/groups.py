@@ -47,7 +47,7 @@ _BUILDERS = (
     *(f"_core/sql/{name}" for name in ("fragments", "integrity", "queries", "counts", "health")),
 )
 _RUNTIME = (
-    *("_watch", "_check_executor", "_pause", "_shut_down", "_accept", "_release_unstarted"),
+    *("_watch", "_check_executor", "_pause", "_shut_down", "accept", "_release_unstarted"),
     *(
         "_release",
         "next_invocation",
@@ -84,7 +84,10 @@ GROUPS: Mapping[str, Group] = {
     ),
     "leases": Group(
         {
-            **dict.fromkeys(("consumer/leases", "consumer/renewer"), ()),
+            **dict.fromkeys(
+                (f"consumer/{name}" for name in ("leases", "renewer", "maintenance")), ()
+            ),
+            "consumer/state": ("ConsumerState.registered", "ConsumerState.mark_lost"),
             **dict.fromkeys(("_core/lease", "consumer/store"), ()),
         },
         (

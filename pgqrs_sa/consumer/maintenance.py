@@ -1,0 +1,163 @@
+"""A consumer's row among the workers (registration and heartbeat), and the housekeeping."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from datetime import timedelta
+
+from sqlalchemy.orm import Session
+
+from .._core import archive, workers
+from .._core.context import Context
+from ..errors import QueueNotFound, WorkerNotFound, WorkerNotReady
+from ..types import WorkerInfo
+from . import store
+from .connection import ConsumerConnection
+from .retrying import is_transient, sqlstate, without_parameters
+from .state import ConsumerState
+
+__all__ = ["Maintenance", "register_worker"]
+
+log = logging.getLogger("pgqrs_sa.consumer")
+
+_CHUNK = 1_000  # rows of the archive that one round of housekeeping deletes at most
+_WORKERS_KEPT = timedelta(days=7)
+_MIN_SILENCE = 60.0  # seconds without a heartbeat after which another worker may be taken for dead
+_DENIED = "42501"
+_LONGER = 5.0  # seconds by which the database may count more of them than this process
+
+
+class Maintenance:
+    """Sends the heartbeat of a consumer, and does its housekeeping.
+
+    Args:
+        connection: The renewer's, in whose thread this works.
+        state: Of the run.
+    """
+
+    def __init__(self, connection: ConsumerConnection, state: ConsumerState) -> None:
+        self._connection = connection
+        self._state = state
+        self._status = "ready"
+        now = time.monotonic()
+        self.heartbeat_at = now + state.config.heartbeat
+        # The first round comes soon, but not from all consumers of a deployment at once.
+        self._maintenance_at = now + (state.config.housekeeping or 0.0) * (id(self) % 97) / 97
+
+    def send_heartbeat(self) -> None:
+        """Tell the database that this consumer lives, when that is due; register again if dead."""
+        now = time.monotonic()
+        worker = self._state.context.worker
+        if now < self.heartbeat_at or worker is None:
+            return
+        self.heartbeat_at = now + self._state.config.heartbeat
+        try:
+            info = self._connection.run(
+                "a heartbeat",
+                self._state.context,
+                workers.heartbeat,
+                worker,
+                len(self._state.lease_table.tokens()),
+            )
+        except (WorkerNotReady, WorkerNotFound) as error:
+            log.warning("taken for dead: %s", error, extra={"worker": worker})
+            self._state.mark_lost(self._state.lease_table.all())
+            info = register_worker(self._connection, self._state)
+        self._state.events.heartbeat(info)
+        if info.status != self._status:
+            self._status = info.status
+            log.info("worker %d is %s", worker, info.status, extra={"worker": worker})
+
+    def run_jobs(self) -> None:
+        """Do the housekeeping, when it is due."""
+        now, housekeeping = time.monotonic(), self._state.config.housekeeping
+        if housekeeping is None or now < self._maintenance_at:
+            return
+        self._maintenance_at = now + housekeeping
+        # Each in a transaction of its own: a consumer's role may do the first two alone.
+        for job in (self._reclaim, self._dead_letter_exhausted, self._prune, self._purge_workers):
+            try:
+                self._connection.transaction(self._state.context, job)
+            except Exception as error:
+                if not (is_transient(error) or sqlstate(error) == _DENIED):
+                    name = type(error).__name__
+                    log.warning("tidying up failed: %s", name, exc_info=without_parameters(error))
+                else:
+                    log.info("tidying up was not possible: %s", type(error).__name__)
+
+    def _reclaim(self, session: Session, context: Context) -> None:
+        if store.try_housekeeping_lock(session, context):
+            workers.reclaim(
+                session,
+                context,
+                max(_MIN_SILENCE, 6 * self._state.config.heartbeat),
+                None,
+                holding=False,
+            )
+
+    def _dead_letter_exhausted(self, session: Session, context: Context) -> None:
+        if store.try_housekeeping_lock(session, context):
+            for queue in self._state.lease_lengths:
+                with contextlib.suppress(QueueNotFound):  # the dispatcher says so
+                    archive.dead_letter_exhausted(session, context, queue, _CHUNK)
+
+    def _prune(self, session: Session, context: Context) -> None:
+        if store.try_housekeeping_lock(session, context):
+            archive.prune(session, context, None, None, _CHUNK)
+
+    def _purge_workers(self, session: Session, context: Context) -> None:
+        if store.try_housekeeping_lock(session, context):
+            workers.purge(session, context, _WORKERS_KEPT)
+
+    def mark_stopped(self) -> None:
+        """Note in its row that this consumer has stopped."""
+        worker = self._state.context.worker
+        # Twice: the connection may have been lost since it was last used.
+        for _ in range(2 if worker is not None else 0):
+            try:
+                self._connection.run_once(
+                    self._state.context, workers.set_status, worker or 0, "stopped"
+                )
+                break
+            except Exception as error:  # noqa: BLE001 - the row then shows its silence
+                log.info("worker %d was not noted as stopped: %s", worker, type(error).__name__)
+
+
+def register_worker(connection: ConsumerConnection, state: ConsumerState) -> WorkerInfo:
+    """Register this start of a process, or register again after it was taken for dead.
+
+    It is registered once, also when the reply was lost and it was asked for again.
+    """
+    context, name, version = state.context, state.config.name, state.config.version
+    queues = [handler.queue for handler in state.handlers]
+    began, tries = time.monotonic(), 0
+
+    def once(session: Session, context: Context) -> WorkerInfo:
+        nonlocal tries
+        tries += 1
+        return workers.register(session, context, name, queues, None, None, None, version, leased=0)
+
+    info = connection.run("the registration", context, once)
+    if tries > 1:
+        span = timedelta(seconds=time.monotonic() - began + _LONGER)
+        connection.run("a look for doubles", context, _stop_namesakes, info, span)
+    state.registered(info)
+    return info
+
+
+def _stop_namesakes(session: Session, context: Context, mine: WorkerInfo, span: timedelta) -> None:
+    """Stop the rows that an attempt to register has left whose reply was lost.
+
+    Nobody else has the process's number on this host, under its name and so shortly before.
+    """
+    for worker in workers.everything(session, context, "ready", None):
+        same = (worker.name, worker.hostname, worker.pid, worker.queues) == (
+            mine.name,
+            mine.hostname,
+            mine.pid,
+            mine.queues,
+        )
+        if same and worker.id < mine.id and mine.started_at - worker.started_at < span:
+            workers.set_status(session, context, worker.id, "stopped")
