@@ -1,4 +1,4 @@
-"""The runtime: what calls handlers with messages, and settles what they decided.
+"""The consumers: they call handlers with messages, and settle what the handlers decided.
 
 `threads.Consumer` and `tasks.AsyncConsumer` are two ways of calling handlers over one runtime:
 
@@ -8,11 +8,14 @@
 ``scheduler``    what to lease, when, and what to start next; ``disposition``: what becomes of a
                  message. Both pure
 ``leases``       the leases held, and when each is to be renewed
-``dispatcher``   leases and settles; ``leader``: which thread does that; ``renewer``: renews, sends
-                 the heartbeat and does the maintenance; ``connection``: their connections;
-                 ``retrying``: which errors pass
+``state``        what the threads of a run share, and who writes it
+``dispatcher``   leases and settles; ``leader``: which thread does that
+``renewer``      renews leases and ends calls that take too long, in a thread of its own, where
+                 ``maintenance`` sends the heartbeat and does the housekeeping
+``connection``   the connections of both; ``store``: their statements; ``retrying``: which errors
+                 pass
 ``runtime``      one run, from its checks to its last settlement; ``startup``: its start, which can
-                 be aborted; ``registration``: its row in the register of workers
+                 be aborted
 ===============  ================================================================================
 """
 
