@@ -113,8 +113,8 @@ def main(context: click.Context, *, quick_mode: bool) -> None:
 @main.command("list")
 def list_command() -> None:
     """List scenarios and contenders."""
-    for one in SCENARIOS:
-        click.echo(f"{one.name:24}{one.title}")
+    for listed in SCENARIOS:
+        click.echo(f"{listed.name:24}{listed.title}")
     click.echo()
     for who in CONTENDERS:
         click.echo(f"{who.name:24}{who.title}")
@@ -157,9 +157,9 @@ def quick_command(rounds: int | None = None, **options: Any) -> None:
     found = records.read(file)
     report.show(Console(), found, targets=False)
     results = list(quick.checks(found))
-    for one in results:
-        click.echo(str(one))
-    if not results or not all(one.passed for one in results):
+    for result in results:
+        click.echo(str(result))
+    if not results or not all(result.passed for result in results):
         raise click.exceptions.Exit(1)
 
 
@@ -232,9 +232,9 @@ def _made(
         records.write(
             lines, header(present, server.versions(), sizes, wanted.rounds, wanted.heavy_rounds)
         )
-        for one in missing:
-            console.print(f"missing: {one.contender}: {one.reason}", markup=False)
-            records.write(lines, one)
+        for name in missing:
+            console.print(f"missing: {name.contender}: {name.reason}", markup=False)
+            records.write(lines, name)
         with report.Bar(console, len(measure.turns(wanted, bench))) as bar:
             for record in measure.run(wanted, bench, server, bar):
                 records.write(lines, record)
@@ -248,7 +248,7 @@ def _pgmq(given: Path | None) -> Path | None:
 
 
 def _settings(given: Iterable[str]) -> dict[str, str]:
-    pairs = [one.partition("=") for one in given]
+    pairs = [item.partition("=") for item in given]
     wrong = [name for name, equals, _ in pairs if not equals]
     if wrong:
         raise click.UsageError(f"--set {wrong[0]}: give it as NAME=VALUE")

@@ -155,7 +155,7 @@ class Executor:
         members = self._members[: len(assignments)]
         try:
             reports = zip(assignments, self._reports(members, assignments), strict=True)
-            return _joined([report for one, report in reports if one.counted])
+            return _joined([report for item, report in reports if item.counted])
         except BaseException:
             # What the others are doing is of no use any more, and nobody knows how long it takes.
             self.renew()
@@ -173,7 +173,7 @@ class Executor:
         for member in members:
             member.line.send(start)
         said = [member.answer(deadline) for member in members]
-        return [one for one in said if isinstance(one, _Report)]
+        return [line for line in said if isinstance(line, _Report)]
 
 
 def _joined(reports: Sequence[_Report]) -> Outcome:

@@ -76,12 +76,12 @@ def absent(
 ) -> tuple[tuple[type[Contender], ...], tuple[Missing, ...]]:
     """Return who can take part, and who cannot and why."""
     present, missing = [], []
-    for one in contenders:
-        reason = one.missing(server.place)
+    for contender in contenders:
+        reason = contender.missing(server.place)
         if reason is None:
-            present.append(one)
+            present.append(contender)
         else:
-            missing.append(Missing(one.name, reason))
+            missing.append(Missing(contender.name, reason))
     return tuple(present), tuple(missing)
 
 
@@ -91,11 +91,15 @@ def turns(plan: Plan, bench: Bench) -> list[Turn]:
     for scenario in plan.scenarios:
         rounds = plan.heavy_rounds if scenario.heavy else plan.rounds
         for point in scenario.points(bench.sizes):
-            able = [one for one in plan.contenders if _takes_part(plan, scenario, one, point)]
+            able = [
+                contender
+                for contender in plan.contenders
+                if _takes_part(plan, scenario, contender, point)
+            ]
             for number in range(rounds):
                 start = number % len(able) if able else 0
                 order = able[start:] + able[:start]
-                found += [Turn(scenario, point, one, number) for one in order]
+                found += [Turn(scenario, point, item, number) for item in order]
     return found
 
 
@@ -168,14 +172,16 @@ class Summary:
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Summary:
         """Sum up the samples of one contender at one point."""
-        values = [one.value for one in samples]
+        values = [sample.value for sample in samples]
         low, median, high = quartiles(values)
-        names = {name for one in samples for name in one.more}
+        names = {name for sample in samples for name in sample.more}
         more = {
-            name: statistics.median([one.more[name] for one in samples if name in one.more])
+            name: statistics.median(
+                [sample.more[name] for sample in samples if name in sample.more]
+            )
             for name in sorted(names)
         }
-        by_round = {one.round: one.value for one in samples}
+        by_round = {sample.round: sample.value for sample in samples}
         return cls(median, low, high, by_round, more, samples[0].facts, samples[0].unit)
 
 

@@ -88,21 +88,21 @@ def _flat(value: object) -> str:
 
 
 def _absences(run: Run) -> list[str]:
-    texts = [f"{one.contender}: {one.reason}" for one in run.missing]
+    texts = [f"{name.contender}: {name.reason}" for name in run.missing]
     texts += [
-        f"{one.contender} in {one.scenario} ({one.point}) failed: {one.reason}"
-        for one in run.failures
+        f"{failure.contender} in {failure.scenario} ({failure.point}) failed: {failure.reason}"
+        for failure in run.failures
     ]
     return list(dict.fromkeys(texts))
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in one)} |" for one in lines)
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
 def _html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(one)}</th>" for one in columns)
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
 

@@ -14,10 +14,10 @@ from .records import Run, Sample
 
 __all__ = ["draw"]
 
-_TITLES = {one.name: one.title for one in CONTENDERS}
-_COLOURS = {one.name: f"C{place}" for place, one in enumerate(CONTENDERS)}
+_TITLES = {contender.name: contender.title for contender in CONTENDERS}
+_COLOURS = {contender.name: f"C{place}" for place, contender in enumerate(CONTENDERS)}
 _DASHED = {"baseline": ":", "peer": "--", "ours": "-"}
-_STYLES = {one.name: _DASHED[one.family] for one in CONTENDERS}
+_STYLES = {contender.name: _DASHED[contender.family] for contender in CONTENDERS}
 _BARS = ("enqueue-single", "enqueue-open", "enqueue-batch", "business", "wake-up", "payloads")
 
 
@@ -59,10 +59,10 @@ def _saved(figure: Any, folder: Path, name: str) -> Path:
 
 
 def _drains(table: dict[Where, Summary], folder: Path) -> Iterator[Path]:
-    found = {where: one for where, one in table.items() if where[0] == "drain"}
+    found = {where: item for where, item in table.items() if where[0] == "drain"}
     if not found:
         return
-    consumers = sorted({int(one.facts["consumers"]) for one in found.values()})
+    consumers = sorted({int(row.facts["consumers"]) for row in found.values()})
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
     figure, axes = plt.subplots(
@@ -83,9 +83,9 @@ def _drains(table: dict[Where, Summary], folder: Path) -> Iterator[Path]:
 
 def _lines(axis: Any, found: dict[Where, Summary], consumers: int) -> None:
     lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for (_, _, name), one in found.items():
-        if one.facts["consumers"] == consumers:
-            lines[name].append((int(one.facts["batch"]), one.median))
+    for (_, _, name), row in found.items():
+        if row.facts["consumers"] == consumers:
+            lines[name].append((int(row.facts["batch"]), row.median))
     for name, points in lines.items():
         across, up = zip(*sorted(points), strict=True)
         style = {"color": _COLOURS[name], "linestyle": _STYLES[name], "label": _TITLES[name]}
@@ -97,9 +97,9 @@ def _lines(axis: Any, found: dict[Where, Summary], consumers: int) -> None:
 
 def _latencies(samples: Sequence[Sample], folder: Path) -> Iterator[Path]:
     lines: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for one in samples:
-        if one.scenario == "latency":
-            lines[one.contender, one.point] += one.series.get("latency_ms", [])
+    for sample in samples:
+        if sample.scenario == "latency":
+            lines[sample.contender, sample.point] += sample.series.get("latency_ms", [])
     if not any(lines.values()):
         return
     figure, axis = _figure()
@@ -117,16 +117,16 @@ def _latencies(samples: Sequence[Sample], folder: Path) -> Iterator[Path]:
 
 def _windows(run: Run, folder: Path) -> Iterator[Path]:
     rounds: dict[str, list[list[float]]] = defaultdict(list)
-    for one in run.samples:
-        if one.scenario == "snapshot":
-            rounds[one.contender].append(one.series.get("rates", []))
+    for sample in run.samples:
+        if sample.scenario == "snapshot":
+            rounds[sample.contender].append(sample.series.get("rates", []))
     if not rounds:
         return
     figure, axis = _figure()
     width = float(run.header.sizes["window"])
     for name, rates in rounds.items():
         length = min(map(len, rates))
-        up = [statistics.median(one[n] for one in rates) for n in range(length)]
+        up = [statistics.median(rate[n] for rate in rates) for n in range(length)]
         across = [width * (n + 1) for n in range(length)]
         style = {"color": _COLOURS[name], "linestyle": _STYLES[name], "label": _TITLES[name]}
         axis.plot(across, up, marker="o", **style)
@@ -137,22 +137,26 @@ def _windows(run: Run, folder: Path) -> Iterator[Path]:
 
 
 def _bars(table: dict[Where, Summary], scenario: str, folder: Path) -> Iterator[Path]:
-    found = {where: one for where, one in table.items() if where[0] == scenario}
+    found = {where: item for where, item in table.items() if where[0] == scenario}
     if not found:
         return
     points = list(dict.fromkeys(where[1] for where in found))
-    names = [one.name for one in CONTENDERS if any(where[2] == one.name for where in found)]
+    names = [
+        contender.name
+        for contender in CONTENDERS
+        if any(where[2] == contender.name for where in found)
+    ]
     figure, axis = _figure(9, 1 + 0.3 * len(points) * len(names))
     height = 0.8 / len(names)
     for place, name in enumerate(names):
         for row, point in enumerate(points):
-            one = found.get((scenario, point, name))
-            if one is not None:
-                spread = [[one.median - one.low], [one.high - one.median]]
+            item = found.get((scenario, point, name))
+            if item is not None:
+                spread = [[item.median - item.low], [item.high - item.median]]
                 label = _TITLES[name] if row == 0 else None
                 across = row + place * height
                 axis.barh(
-                    across, one.median, height, xerr=spread, color=_COLOURS[name], label=label
+                    across, item.median, height, xerr=spread, color=_COLOURS[name], label=label
                 )
     axis.set_yticks([row + 0.4 for row in range(len(points))], points)
     axis.invert_yaxis()

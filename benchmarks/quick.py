@@ -83,8 +83,10 @@ class Check:
 
 def plan(rounds: int) -> Plan:
     """Return what the quick mode measures."""
-    scenarios = dict.fromkeys(one.scenario for one in THRESHOLDS)
-    names = dict.fromkeys(name for one in THRESHOLDS for name in (one.ours, one.against))
+    scenarios = dict.fromkeys(threshold.scenario for threshold in THRESHOLDS)
+    names = dict.fromkeys(
+        name for threshold in THRESHOLDS for name in (threshold.ours, threshold.against)
+    )
     return Plan(
         tuple(map(scenario, scenarios)), tuple(map(by_name, names)), rounds, rounds, named=True
     )
@@ -97,7 +99,7 @@ def checks(run: Run, thresholds: Iterable[Threshold] = THRESHOLDS) -> Iterator[C
     missing on this machine is left out.
     """
     table = summaries(run)
-    absent = {one.contender for one in run.missing}
+    absent = {name.contender for name in run.missing}
     for wanted in thresholds:
         if {wanted.ours, wanted.against} & absent:
             continue

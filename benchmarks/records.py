@@ -102,14 +102,14 @@ class Run:
             ValueError: there is no header among them.
         """
         known = list(records)
-        headers = [one for one in known if isinstance(one, Header)]
+        headers = [entry for entry in known if isinstance(entry, Header)]
         if not headers:
             raise ValueError("these are not the lines of a run: no line has the kind 'header'")
         return cls(
             headers[0],
-            tuple(one for one in known if isinstance(one, Missing)),
-            tuple(one for one in known if isinstance(one, Failure)),
-            tuple(one for one in known if isinstance(one, Sample)),
+            tuple(entry for entry in known if isinstance(entry, Missing)),
+            tuple(entry for entry in known if isinstance(entry, Failure)),
+            tuple(entry for entry in known if isinstance(entry, Sample)),
         )
 
 

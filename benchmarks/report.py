@@ -34,7 +34,7 @@ TARGET_COLUMNS = (
 )
 """Met is "unclear" when the rounds do not agree: see `Comparison.met`."""
 
-_TITLES = {one.name: one.title for one in CONTENDERS}
+_TITLES = {contender.name: contender.title for contender in CONTENDERS}
 _LARGE = 100
 
 
@@ -91,16 +91,19 @@ class Grid:
 def grids(run: Run) -> list[Grid]:
     """Return the tables of a run: median, quartiles, and ours as a multiple of the other."""
     table = summaries(run)
-    failed = {(one.scenario, one.point, one.contender) for one in run.failures}
+    failed = {(failure.scenario, failure.point, failure.contender) for failure in run.failures}
     places = [*table, *failed]
     found = []
     for scenario in SCENARIOS:
         points = _in_order(where[1] for where in table if where[0] == scenario.name)
         names = {where[2] for where in places if where[0] == scenario.name}
         rows = [
-            (_TITLES[one.name], *(_cell(table, failed, scenario, p, one.name) for p in points))
-            for one in CONTENDERS
-            if one.name in names
+            (
+                _TITLES[contender.name],
+                *(_cell(table, failed, scenario, p, contender.name) for p in points),
+            )
+            for contender in CONTENDERS
+            if contender.name in names
         ]
         if points:
             found.append(Grid(scenario, points, tuple(rows)))
@@ -164,8 +167,8 @@ def show(console: Console, run: Run, *, targets: bool = True) -> None:
 
 def _reasons(run: Run) -> list[str]:
     texts = [
-        f"failed: {one.contender} in {one.scenario} ({one.point}): {one.reason}"
-        for one in run.failures
+        f"failed: {failure.contender} in {failure.scenario} ({failure.point}): {failure.reason}"
+        for failure in run.failures
     ]
     return list(_in_order(texts))
 

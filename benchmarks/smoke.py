@@ -118,12 +118,14 @@ def every_scenario_leaves_numbers(server: Server, executor: Executor) -> Iterato
     run = _run(server, executor, SCENARIOS, (by_name("service"),))
     for failure in run.failures:
         yield f"{failure.scenario} ({failure.point}): {failure.reason}"
-    for name in {one.name for one in SCENARIOS} - {sample.scenario for sample in run.samples}:
+    for name in {made.name for made in SCENARIOS} - {sample.scenario for sample in run.samples}:
         yield f"{name} has no sample"
     for sample in run.samples:
         if sample.unit == "msgs/s" and not sample.value > 0:
             yield f"{sample.scenario} ({sample.point}): {sample.value} {sample.unit}"
-    for name in {"latency_ms", "rates"} - {name for one in run.samples for name in one.series}:
+    for name in {"latency_ms", "rates"} - {
+        name for sample in run.samples for name in sample.series
+    }:
         yield f"no sample has the series {name}"
 
 

@@ -247,8 +247,8 @@ def _judged(target: Target, point: str, ours: Summary, table: Table) -> Iterator
             yield Comparison(target, point, wanted, ours.median, other.median, found)
 
 
-def _shown(target: Target, one: Summary) -> float:
-    return one.more[target.number] if target.number else one.median
+def _shown(target: Target, summary: Summary) -> float:
+    return summary.more[target.number] if target.number else summary.median
 
 
 def _compared(target: Target, ours: Summary, other: Summary) -> tuple[float, ...]:

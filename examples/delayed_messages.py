@@ -250,8 +250,8 @@ def report(service: QueueService, now: datetime) -> list[str]:
         f"{metrics.archived} done, {metrics.dead} dead"
     )
     waiting = service.messages.find(QUEUE, state="scheduled")
-    first = sorted(waiting, key=lambda one: one.vt)[:5]
-    return [counts, *(f"{one.id} in {one.vt - now}: {one.payload}" for one in first)]
+    first = sorted(waiting, key=lambda item: item.vt)[:5]
+    return [counts, *(f"{item.id} in {item.vt - now}: {item.payload}" for item in first)]
 
 
 def schedule_everything(engine: Engine) -> Sequence[int]:

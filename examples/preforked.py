@@ -83,7 +83,7 @@ def main(orders: int = 20) -> int:
         written = [Order(customer="ada", total_cents=1) for _ in range(orders)]
         session.add_all(written)
         session.flush()
-        service.enqueue_many("receipts", [{"order": one.id} for one in written])
+        service.enqueue_many("receipts", [{"order": item.id} for item in written])
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # it waits for sigwait()
     children = [fork() for _ in range(workers)]
     with sessions() as session:

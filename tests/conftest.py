@@ -52,7 +52,7 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
 
 def _left_out(item: pytest.Item) -> bool:
     names = {item.name.partition("[")[0], item.nodeid.partition("::")[0]}
-    case = any("[" in one and item.name.startswith(one) for one in DIRECT)
+    case = any("[" in entry and item.name.startswith(entry) for entry in DIRECT)
     return bool(os.environ.get("PGQRS_TEST_PGBOUNCER")) and (case or not names.isdisjoint(DIRECT))
 
 
@@ -249,12 +249,12 @@ def emptied(kept: Database) -> Database:
 
 @cache
 def _emptying() -> bytes:
-    tables = [one.name for one in metadata.sorted_tables]
-    kept = ", ".join(f"'{one}'" for one in [*tables, "alembic_version", "shop_orders"])
+    tables = [table.name for table in metadata.sorted_tables]
+    kept = ", ".join(f"'{case}'" for case in [*tables, "alembic_version", "shop_orders"])
     emptied = "".join(
-        f"DELETE FROM {one};"  # noqa: S608
-        f" PERFORM setval(pg_get_serial_sequence('{one}', 'id'), 1, false);\n"
-        for one in tables
+        f"DELETE FROM {table};"  # noqa: S608
+        f" PERFORM setval(pg_get_serial_sequence('{table}', 'id'), 1, false);\n"
+        for table in tables
     )
     return f"""
     DO $$

@@ -37,7 +37,7 @@ def test_in_every_round_each_has_a_turn_and_another_one_begins() -> None:
         (scenario("enqueue-open"),), (by_name("service"), by_name("bare")), 3, 1, named=True
     )
     turns = measure.turns(plan, Bench(Executor(1), smoke.SIZES))
-    names = [(one.round, one.contender.name) for one in turns]
+    names = [(turn.round, turn.contender.name) for turn in turns]
     assert names == [
         (0, "service"),
         (0, "bare"),
@@ -57,7 +57,9 @@ def test_who_cannot_take_part_says_why_and_is_no_error() -> None:
     for contender in CONTENDERS:
         reason = contender.missing(place)
         assert reason is None or reason, contender.name
-        assert any(contender.offers(work) for one in SCENARIOS for work in one.work), contender.name
+        assert any(contender.offers(work) for scenario in SCENARIOS for work in scenario.work), (
+            contender.name
+        )
 
 
 def test_the_quick_mode_measures_what_its_thresholds_compare() -> None:
@@ -154,8 +156,8 @@ def stored(tmp_path: Path) -> Path:
     ]
     file = tmp_path / "run.jsonl"
     with file.open("w") as lines:
-        for one in found:
-            records.write(lines, one)
+        for row in found:
+            records.write(lines, row)
     return file
 
 
@@ -167,7 +169,7 @@ def test_a_ratio_is_that_of_the_rounds_and_not_of_the_medians(stored: Path) -> N
 
 
 def test_targets_are_judged_by_what_was_measured(stored: Path) -> None:
-    met = {one.target.text: one.met for one in report.judged(records.read(stored))}
+    met = {item.target.text: item.met for item in report.judged(records.read(stored))}
     assert met == {
         "drain, QueueService: 1.2 x the peers": True,
         "snapshot held: last window / first": False,
@@ -263,7 +265,7 @@ def test_the_quick_mode_fails_on_what_was_not_measured_but_not_on_who_is_missing
         quick.Threshold("business", "service", "bare", 0.1),
     ]
     results = list(quick.checks(records.read(stored), wanted))
-    assert [(one.threshold.against, one.passed) for one in results] == [
+    assert [(result.threshold.against, result.passed) for result in results] == [
         ("pgqrs", False),
         ("bare", False),
     ]

@@ -233,7 +233,7 @@ def test_the_tests_of_the_guide_to_testing_pass_and_leave_nothing_behind(
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_a_document_names_only_files_and_headings_that_exist(document: str) -> None:
     links = re.findall(r"\]\(([^)]+)\)", (ROOT / document).read_text())
-    for link in [one for one in links if "://" not in one]:
+    for link in [link for link in links if "://" not in link]:
         name, _, anchor = link.partition("#")
         path = (ROOT / document).parent / name if name else ROOT / document
         assert path.exists(), link
@@ -242,7 +242,7 @@ def test_a_document_names_only_files_and_headings_that_exist(document: str) -> N
 
 def anchors(text: str) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 PARTS = ["docs/architecture.md", "docs/glossary.md"]
@@ -320,8 +320,11 @@ def test_the_blocks_about_consumers_run_one_after_the_other(
     with Session(engine) as session:
         service = QueueService(session)
         assert session.get_one(shop.Order, 7).receipts_sent == 1
-        books = {one.queue: (one.archived, one.live) for one in service.messages.all_metrics()}
-        ends = {one.payload["to"]: one.reason for one in service.archived.find("mail")}
+        books = {
+            metrics.queue: (metrics.archived, metrics.live)
+            for metrics in service.messages.all_metrics()
+        }
+        ends = {message.payload["to"]: message.reason for message in service.archived.find("mail")}
         (spam,) = service.messages.find("posts")
         customers = session.scalars(sa.select(shop.Order.customer)).all()
     assert books == {
@@ -377,7 +380,7 @@ def test_every_hook_and_decision_is_documented() -> None:
     decisions = [RetryIn, Snooze, Discard, DeadLetter]
     assert len(hooks) == text.count("| `on_")
     assert not [name for name in hooks if f"| `{name}` |" not in text]
-    assert not [one for one in decisions if f"| `{one.__name__}(" not in text]
+    assert not [decision for decision in decisions if f"| `{decision.__name__}(" not in text]
 
 
 @pytest.mark.parametrize("function", [BaseConsumer.__init__, BaseConsumer.on])

@@ -302,11 +302,11 @@ def test_the_crawler_fetches_indexes_and_sorts_out(migrated, session):
             "discarded {'url': '/a/gone'}: there is no such page",
         ]
         service = QueueService(session)
-        assert [one.live for one in service.messages.all_metrics()] == [0, 0]
+        assert [metrics.live for metrics in service.messages.all_metrics()] == [0, 0]
         attempts = [
-            one.read_ct
-            for one in service.archived.find("pages", outcome="archived")
-            if one.payload == {"url": "/b"}
+            message.read_ct
+            for message in service.archived.find("pages", outcome="archived")
+            if message.payload == {"url": "/b"}
         ]
         assert attempts == [2]
         session.execute(sa.text("DELETE FROM pgqrs_archive"))
@@ -322,8 +322,8 @@ def test_each_forked_process_works_on_connections_of_its_own(migrated, session):
         "20 orders have exactly one receipt\nthe children ended with [0, 0]\n"
     )
     workers = QueueService(session).workers.list()
-    assert len({one.pid for one in workers}) == len(workers) == 2
-    assert [one.status for one in workers] == ["stopped", "stopped"]
+    assert len({worker.pid for worker in workers}) == len(workers) == 2
+    assert [worker.status for worker in workers] == ["stopped", "stopped"]
     assert QueueService(session).messages.metrics("receipts").archived == 20
 
 
@@ -367,7 +367,7 @@ def test_the_kubernetes_fragment_waits_for_the_consumer_that_it_runs(load, migra
     assert check["command"] == ["pgqrs", "worker", "check", "fastapi_consumer:consumer"]
     assert "lifecycle" not in worker
     # The liveness looks at the file that the consumer writes, less often than it is written.
-    (alive,) = [one["value"] for one in worker["env"] if one["name"] == "ALIVE_FILE"]
+    (alive,) = [item["value"] for item in worker["env"] if item["name"] == "ALIVE_FILE"]
     assert alive in worker["livenessProbe"]["exec"]["command"][-1]
     assert worker["livenessProbe"]["periodSeconds"] > 2 * consumer._config.heartbeat
 

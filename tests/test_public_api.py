@@ -120,8 +120,8 @@ def definitions(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
 
 
 def is_setter(node: ast.AST) -> bool:
-    decorators = [ast.unparse(one) for one in getattr(node, "decorator_list", [])]
-    return any(one.endswith((".setter", "overload")) for one in decorators)
+    decorators = [ast.unparse(item) for item in getattr(node, "decorator_list", [])]
+    return any(decorator.endswith((".setter", "overload")) for decorator in decorators)
 
 
 def test_everything_public_is_documented():
@@ -212,12 +212,12 @@ def test_the_services_are_made_alike_and_have_the_same_resources():
 
 def test_settling_comes_in_four_forms_with_the_same_options():
     for verb in ("archive", "delete", "extend", "release", "fail"):
-        one, many, try_one, try_many = (
+        item, many, try_one, try_many = (
             parameters(getattr(QueueService, name))
             for name in (verb, f"{verb}_many", f"try_{verb}", f"try_{verb}_many")
         )
-        assert one[2:] == many[2:] == try_one[2:] == try_many[2:]
-        assert one[:2] == try_one[:2]
+        assert item[2:] == many[2:] == try_one[2:] == try_many[2:]
+        assert item[:2] == try_one[:2]
         assert many[:2] == try_many[:2]
 
 
@@ -430,8 +430,8 @@ def test_no_statement_about_our_tables_is_written_as_text():
 
 def variable_parts(node: ast.AST) -> set[str]:
     """The names in an expression that are no constants of the module."""
-    names = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
-    return {one for one in names if one.strip("_") != one.strip("_").upper()} - {"str"}
+    names = {item.id for item in ast.walk(node) if isinstance(item, ast.Name)}
+    return {name for name in names if name.strip("_") != name.strip("_").upper()} - {"str"}
 
 
 def test_no_value_becomes_part_of_the_sql():
@@ -472,18 +472,18 @@ def error_classes() -> list[type[errors.PgqrsError]]:
     while waiting:
         found.append(waiting.pop())
         waiting += found[-1].__subclasses__()
-    return [one for one in found if one.__module__.startswith("pgqrs_sa")]
+    return [row for row in found if row.__module__.startswith("pgqrs_sa")]
 
 
 def test_no_two_errors_share_a_code():
     """A subclass of one error may go by its code, as the names of pgqrs do."""
     owners: dict[str, type] = {}
-    for one in sorted(error_classes(), key=lambda kind: len(kind.__mro__)):
-        assert issubclass(one, owners.setdefault(one.code, one)), (one, owners[one.code])
+    for item in sorted(error_classes(), key=lambda kind: len(kind.__mro__)):
+        assert issubclass(item, owners.setdefault(item.code, item)), (item, owners[item.code])
 
 
 def test_every_code_is_documented():
     page = (PACKAGE.parent / "docs/reference/errors.md").read_text()
     listed = dict(re.findall(r"^\| `(PGQ-\d{3})` \| `(\w+)`", page, re.MULTILINE))
-    codes = {one.code: one.__name__ for one in error_classes() if "code" in vars(one)}
+    codes = {kind.code: kind.__name__ for kind in error_classes() if "code" in vars(kind)}
     assert listed == codes

@@ -45,7 +45,7 @@ CONTENDERS: tuple[type[Contender], ...] = (
 
 def by_name(name: str) -> type[Contender]:
     """Return a contender, or raise KeyError with the names that there are."""
-    known = {one.name: one for one in CONTENDERS}
+    known = {contender.name: contender for contender in CONTENDERS}
     if name not in known:
         raise KeyError(f"there is no contender {name!r}; there are: {', '.join(known)}")
     return known[name]

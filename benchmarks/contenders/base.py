@@ -113,7 +113,7 @@ class Contender:
         Raises:
             ContenderFailed: one of them could not.
         """
-        own = [Assignment(cls, place, work, one, warm_up=warm_up) for one in arguments]
+        own = [Assignment(cls, place, work, argument, warm_up=warm_up) for argument in arguments]
         return executor.run([*own, *beside])
 
     # ------------------------------------------------------------- in the executor's processes

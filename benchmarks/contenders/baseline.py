@@ -81,9 +81,11 @@ class Baseline(Ours):
         del executor, warm_up
         if beside:
             raise ContenderFailed("pgbench works alone")
-        one = arguments[0]
-        script, units = getattr(cls, f"_{work}")(**one)
-        transactions = one["backlog"] // one["batch"] if work == "drain" else one["count"]
+        argument = arguments[0]
+        script, units = getattr(cls, f"_{work}")(**argument)
+        transactions = (
+            argument["backlog"] // argument["batch"] if work == "drain" else argument["count"]
+        )
         warm = _WARM
         if work == "in_transaction":
             # The script is one transaction, and each command in it is prepared when it is met
@@ -93,7 +95,7 @@ class Baseline(Ours):
             # They would be missing from the backlog.
             warm, transactions = 0, transactions // len(arguments)
         elif work == "batches":
-            cls._load(place, one["payload"], one["size"])
+            cls._load(place, argument["payload"], argument["size"])
         return _measured(place, script, len(arguments), (warm, transactions), units)
 
     @classmethod
@@ -167,7 +169,7 @@ def _measured(
         times = _times(Path(folder).glob("log.*"), warm)
     # Each client's own rate; a client that is done sooner does not wait for the others.
     # A clock that stood still has counted a microsecond, at least.
-    rate = sum(units * len(one) / max(sum(one), 1e-6 * len(one)) for one in times if one)
+    rate = sum(units * len(time) / max(sum(time), 1e-6 * len(time)) for time in times if time)
     if not rate:
         raise ContenderFailed("pgbench has logged no transaction")
     count = units * sum(map(len, times))

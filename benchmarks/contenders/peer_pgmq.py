@@ -238,7 +238,7 @@ class PgmqSqlalchemy(Contender):
     def consume(self, batch: int, progress: Progress) -> None:
         """See `Contender`."""
         while found := self._client.read_batch(QUEUE, batch, _LEASE):
-            self._client.archive_batch(QUEUE, [one.msg_id for one in found])
+            self._client.archive_batch(QUEUE, [row.msg_id for row in found])
             if not progress.add(len(found)):
                 return
 
@@ -257,7 +257,7 @@ class PgmqSqlalchemyChained(PgmqSqlalchemy):
             with Session(self._engine) as session, session.begin():
                 done = found
                 if done:
-                    ids = [one.msg_id for one in done]
+                    ids = [delivery.msg_id for delivery in done]
                     self._client.archive_batch(QUEUE, ids, session=session, commit=False)
                 found = (
                     self._client.read_batch(QUEUE, batch, _LEASE, session=session, commit=False)

@@ -88,7 +88,7 @@ class Pgqrs(AsyncContender):
 
         async def work() -> None:
             while found := await self._take(batch):
-                await self._consumer.archive_many([one.id for one in found])
+                await self._consumer.archive_many([row.id for row in found])
                 if not progress.add(len(found)):
                     return
 
@@ -103,9 +103,9 @@ class Pgqrs(AsyncContender):
         async def work() -> None:
             while len(ages) < count and time.monotonic() < end:
                 found = await self._take(1)
-                ages.extend(age_ms(one.payload) for one in found)
+                ages.extend(age_ms(row.payload) for row in found)
                 if found:
-                    await self._consumer.archive_many([one.id for one in found])
+                    await self._consumer.archive_many([row.id for row in found])
                 else:
                     await asyncio.sleep(POLL)
 

@@ -124,7 +124,7 @@ class Service(Ours):
         end = time.monotonic() + longest
         while len(ages) < count and time.monotonic() < end:
             deliveries = self._dequeue(QUEUE, 1)
-            ages.extend(age_ms(one.payload) for one in deliveries)
+            ages.extend(age_ms(delivery.payload) for delivery in deliveries)
             if deliveries:
                 self._settle(deliveries)
             else:

@@ -95,7 +95,11 @@ def _statement(built: Executable, **defaults: Any) -> Statement:
 def _plain(build: Callable[..., Executable]) -> Executable:
     """Build an enqueue without any option, whichever options this version's builder has."""
     parameters = inspect.signature(build).parameters.values()
-    options = {one.name: False for one in parameters if one.kind is one.KEYWORD_ONLY}
+    options = {
+        parameter.name: False
+        for parameter in parameters
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
     return build(TABLES, **options)
 
 

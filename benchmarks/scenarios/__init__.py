@@ -27,7 +27,7 @@ SCENARIOS: tuple[Scenario, ...] = (
 
 def by_name(name: str) -> Scenario:
     """Return a scenario, or raise KeyError with the names that there are."""
-    known = {one.name: one for one in SCENARIOS}
+    known = {scenario.name: scenario for scenario in SCENARIOS}
     if name not in known:
         raise KeyError(f"there is no scenario {name!r}; there are: {', '.join(known)}")
     return known[name]

@@ -142,7 +142,7 @@ class WakeUp(_Producing):
         if not point.number("listening"):
             return ()
         producers = point.number("producers")
-        count = sum(one["count"] for one in self.arguments(sizes, producers))
+        count = sum(item["count"] for item in self.arguments(sizes, producers))
         count += producers * int(self.warm_up(sizes)["count"])
         arguments = {"count": count, "longest": _LISTENING}
         return [Assignment(Runtime, place, "listen", arguments, counted=False)]

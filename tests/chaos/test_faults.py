@@ -405,7 +405,7 @@ def test_a_process_is_stopped_until_its_lease_has_run_out(
         assert process.wait() == 0, process.errors
     too_late = point == "begin" and case.operation.takes
     assert (outcome.acknowledged, outcome.lease_lost) == (not too_late, too_late)
-    given = [one.result for one in (outcome, rival) if one.result is not None]
+    given = [case.result for case in (outcome, rival) if case.result is not None]
     with Session(case.engine) as session:
         assert case.operation.applied(session)
         lost = int(case.operation.lost(session, given))

@@ -118,24 +118,24 @@ def test_the_tests_use_the_settings_of_the_page():
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_operation_is_done(pooled, engine, operation, driver):
     for number in range(8):  # often enough for a driver to begin to prepare
-        one = OPERATIONS[operation](f"q{number}")
+        item = OPERATIONS[operation](f"q{number}")
         with Session(engine) as session, session.begin():
-            one.prepare(session)
-        outcome = Actor(pooled, driver, one, options=bouncer.SETTINGS[driver]).run()
+            item.prepare(session)
+        outcome = Actor(pooled, driver, item, options=bouncer.SETTINGS[driver]).run()
         assert (outcome.acknowledged, outcome.tries, outcome.errors) == (True, 1, [])
         with Session(engine) as session:
-            assert one.applied(session)
-            assert one.doubled(session, [outcome.result]) == 0
+            assert item.applied(session)
+            assert item.doubled(session, [outcome.result]) == 0
 
 
 def test_many_clients_share_two_connections(pooled, engine):
     clients = sa.create_engine(pooled.url(), pool_size=8, **bouncer.PSYCOPG)
     with ThreadPoolExecutor(8) as pool:
         made = [pool.submit(produce, clients, "mail", range(n, 120, 3)) for n in range(3)]
-        for one in made:
-            one.result()
+        for entry in made:
+            entry.result()
         done = [pool.submit(work, clients, "mail", limit=3, by=str(n)) for n in range(8)]
-        assert sum(one.result() for one in done) == 120
+        assert sum(delivery.result() for delivery in done) == 120
     clients.dispose()
     assert audit(engine).assert_clean().archived == 120
 
@@ -191,8 +191,8 @@ def seven_times(connection: sa.Connection) -> None:
 def test_psycopg_without_its_setting_collides(own, address):
     with PgBouncer(address, pool_size=1) as pooler:
         engine = sa.create_engine(pooler.address.url())
-        with engine.connect() as one, engine.connect() as other:
-            seven_times(one)
+        with engine.connect() as connection, engine.connect() as other:
+            seven_times(connection)
             with pytest.raises(DBAPIError) as caught:
                 seven_times(other)
         engine.dispose()
@@ -208,13 +208,13 @@ async def test_asyncpg_without_its_settings_misses_its_statements(pooled):
             await connection.execute(query)
             await connection.rollback()
 
-    async with engine.connect() as one, engine.connect() as other:
-        await one.execute(query)
+    async with engine.connect() as item, engine.connect() as other:
+        await item.execute(query)
         await other.execute(query)  # at the same time: on the other connection of the two
-        await one.rollback()
+        await item.rollback()
         await other.rollback()
         with pytest.raises(DBAPIError, match=r"prepared statement .* does not exist"):
-            await several_times(one)
+            await several_times(item)
     await engine.dispose()
 
 

@@ -131,7 +131,7 @@ def plans(engine: sa.Engine, call: Callable[[QueueService, list[Delivery]], Any]
 
 def pages(found: list[dict[str, Any]]) -> int:
     """How many were looked at, in memory or not."""
-    plans = [one["Plan"] for one in found]
+    plans = [row["Plan"] for row in found]
     return sum(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for plan in plans)
 
 
@@ -152,8 +152,8 @@ def test_a_call_reads_what_it_needs_and_no_more(engine, filled, results):
         read = pages(found)
         scanned = {
             node["Relation Name"]
-            for one in found
-            for node in nodes(one["Plan"])
+            for row in found
+            for node in nodes(row["Plan"])
             if node["Node Type"] == "Seq Scan"
             and node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
         }
@@ -161,7 +161,7 @@ def test_a_call_reads_what_it_needs_and_no_more(engine, filled, results):
             amount=str(filled),
             operation=name,
             buffers=read,
-            milliseconds=round(sum(one["Execution Time"] for one in found), 2),
+            milliseconds=round(sum(row["Execution Time"] for row in found), 2),
         )
         assert not scanned & {"pgqrs_messages", "pgqrs_archive"}, name
         assert read < 300 + 40 * rows, (name, read)
@@ -244,7 +244,7 @@ def test_scheduled_messages_of_a_higher_priority_stand_in_front(address, engine,
         amount="100000 scheduled of a higher priority",
         operation="dequeue 1",
         buffers=read,
-        milliseconds=sum(one["Execution Time"] for one in found),
+        milliseconds=sum(row["Execution Time"] for row in found),
     )
     print(f"{read} pages")
     assert read < 1_000

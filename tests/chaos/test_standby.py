@@ -145,14 +145,14 @@ class Load:
 
     def _work(self) -> None:
         def alive() -> bool:
-            return any(one.is_alive() for one in self.producers)
+            return any(producer.is_alive() for producer in self.producers)
 
         work(
             self.engine,
             "mail",
             lease=2,
             trouble=self._trouble,
-            settled=lambda one: self.worked.append(one.payload["unit"]),
+            settled=lambda item: self.worked.append(item.payload["unit"]),
             until=lambda: not alive(),
         )
 
@@ -238,7 +238,7 @@ def counted(load: Load) -> dict[str, int]:
     with Session(load.engine) as session:
         sent = Counter(session.scalars(sa.select(Sent.unit)))
         ids = {row.message_id: row.unit for row in session.scalars(sa.select(Sent))}
-        done = {ids.get(one) for one in session.scalars(sa.select(Effect.message_id))}
+        done = {ids.get(item) for item in session.scalars(sa.select(Effect.message_id))}
     assert len({*load.told}) == load.units
     return {
         "acknowledged": len({*load.told}),

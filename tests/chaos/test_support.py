@@ -238,10 +238,10 @@ def pooled(bouncer):
 
 @pytest.mark.pgbouncer
 def test_pgbouncer_shares_connections(pooled):
-    with pooled.connect() as one, pooled.connect() as two, pooled.connect() as three:
-        pids = {each.execute(PID).scalar_one() for each in (one, two)}
+    with pooled.connect() as connection, pooled.connect() as two, pooled.connect() as three:
+        pids = {each.execute(PID).scalar_one() for each in (connection, two)}
         assert len(pids) == 2
-        one.rollback()
+        connection.rollback()
         first = three.execute(PID).scalar_one()
         three.rollback()
         two.rollback()

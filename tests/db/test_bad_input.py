@@ -1228,7 +1228,7 @@ async def test_the_async_service_refuses_the_same(
 
     second = await async_service.enqueue("mail", "after")
     await async_session.commit()
-    assert [one.id for one in await async_service.messages.find()] == [first.id, second.id]
+    assert [message.id for message in await async_service.messages.find()] == [first.id, second.id]
     await async_service.queues.purge("mail")
 
 

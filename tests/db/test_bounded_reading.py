@@ -88,7 +88,9 @@ def test_many_queues_share_what_is_counted(session, service):
         service.queues.create(f"q{n}")
     settle(session, 5_001, "archived")
     settle(session, 5_000, "dead", queue_id=2)
-    mail, first = (one for one in service.messages.all_metrics() if one.queue in {"mail", "q0"})
+    mail, first = (
+        metrics for metrics in service.messages.all_metrics() if metrics.queue in {"mail", "q0"}
+    )
     assert (mail.archived, mail.capped) == (5_000, {"archived"})
     assert (first.dead, first.archived, first.capped) == (5_000, 0, frozenset())
     assert service.messages.metrics("mail").archived == 5_001

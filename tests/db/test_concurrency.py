@@ -183,7 +183,9 @@ def drain(session: Session) -> int:
     """Lease and settle until nothing is left; some of it only at a later attempt."""
     queue, done = QueueService(session), 0
     while deliveries := queue.dequeue("mail", random.randint(1, 5)):
-        session.add_all(Taken(message_id=one.id, read_ct=one.read_ct) for one in deliveries)
+        session.add_all(
+            Taken(message_id=delivery.id, read_ct=delivery.read_ct) for delivery in deliveries
+        )
         session.commit()
         for delivery in deliveries:
             match delivery.payload % 3 if delivery.read_ct == 1 else 0:
@@ -325,7 +327,9 @@ def test_batches_in_opposite_orders_do_not_deadlock(engine, service, way):
             lambda session, held=held: BATCHES[way](QueueService(session), held[::-1])[::-1],
             lambda session, some=shuffled: BATCHES["archive"](QueueService(session), some),
         )
-        third = [done for _, done in sorted(zip([one.id for one in shuffled], third, strict=True))]
+        third = [
+            done for _, done in sorted(zip([entry.id for entry in shuffled], third, strict=True))
+        ]
         assert [sum(done) for done in zip(first, second, third, strict=True)] == [1] * len(held)
 
 
@@ -443,8 +447,8 @@ def test_one_key_at_once_makes_one_message(engine, service):
 
     for n in range(1, 6):
         receipts = together(engine, *[work] * 8)
-        assert Counter(one.duplicate for one in receipts) == {True: 7, False: 1}
-        assert len({(one.id, one.vt) for one in receipts}) == 1
+        assert Counter(receipt.duplicate for receipt in receipts) == {True: 7, False: 1}
+        assert len({(receipt.id, receipt.vt) for receipt in receipts}) == 1
         assert count(engine) == 1
         with Session(engine) as session:
             QueueService(session).archive_many(QueueService(session).dequeue("mail"))
@@ -473,7 +477,7 @@ def test_batches_of_the_same_keys_in_opposite_orders_do_not_deadlock(engine, ser
             lambda session, items=items: QueueService(session).enqueue_many("mail", items),
             lambda session, items=items: QueueService(session).enqueue_many("mail", items[::-1]),
         )
-        assert sum(one.duplicate for some in receipts for one in some) == 500
+        assert sum(item.duplicate for some in receipts for item in some) == 500
     assert count(engine) == 5000
 
 
@@ -544,8 +548,8 @@ def test_keys_that_are_settled_meanwhile_are_duplicates_of_a_batch(engine, servi
 
     receipts = service.enqueue_many("mail", items)
     session.commit()
-    assert all(one.duplicate for one in receipts)
-    assert [one.id for one in receipts] == [one.id for one in first]
+    assert all(receipt.duplicate for receipt in receipts)
+    assert [receipt.id for receipt in receipts] == [item.id for item in first]
     assert len(sent) == 1
     assert count(engine) == 149
 
@@ -603,9 +607,9 @@ def test_a_key_that_is_settled_between_two_statements_makes_no_deadlock(engine, 
     ((batch, future),) = others
     theirs = future.result(PATIENCE)
     batch.__exit__()
-    assert [one.duplicate for one in theirs] == [False, False]
-    assert [one.duplicate for one in receipts] == [False, True, True, False]
-    assert {one.id for one in theirs} <= {one.id for one in receipts}
+    assert [delivery.duplicate for delivery in theirs] == [False, False]
+    assert [receipt.duplicate for receipt in receipts] == [False, True, True, False]
+    assert {delivery.id for delivery in theirs} <= {receipt.id for receipt in receipts}
     assert count(engine) == 5
 
 
@@ -639,7 +643,7 @@ def test_a_batch_whose_keys_come_and_go_is_sent_in_smaller_parts(engine, service
             other.commit()
             other.close()
         receipts = future.result(PATIENCE)
-    assert not any(one.duplicate for one in receipts)
+    assert not any(receipt.duplicate for receipt in receipts)
     assert sent == [8, 4, 2, 1, 2, 4, 1]
     assert count(engine) == 8
 
@@ -991,7 +995,7 @@ def test_a_dequeue_does_not_wait_for_a_cancellation_or_a_settlement_in_flight(
     service.messages.cancel_where("mail", payload=0)
     service.archive_many(service.dequeue("mail"))
     with Session(engine) as other:
-        assert [one.payload for one in QueueService(other).dequeue("mail", 5)] == [2]
+        assert [delivery.payload for delivery in QueueService(other).dequeue("mail", 5)] == [2]
 
 
 def test_a_message_in_flight_is_seen_by_its_own_transaction_alone(engine, service, session):

@@ -55,7 +55,7 @@ def take(engine: sa.Engine, service: QueueService) -> Callable[..., list[Any]]:
     def take(limit: int = 1, **options: Any) -> list[Any]:
         with Session(engine) as session, session.begin():
             found = QueueService(session).dequeue("mail", limit, **options)
-            return [one.payload for one in found]
+            return [row.payload for row in found]
 
     return take
 
@@ -176,7 +176,7 @@ def test_a_reading_that_found_a_late_message_is_gone_on_from_although_it_was_rol
         assert take() == [1]
         late.commit()
     with Session(engine) as other:
-        assert [one.payload for one in QueueService(other).dequeue("mail")] == ["late"]
+        assert [delivery.payload for delivery in QueueService(other).dequeue("mail")] == ["late"]
         other.rollback()
     assert take() == ["late"]
     assert sent == ["beginning", "cursor", "beginning", "cursor"]
@@ -293,7 +293,7 @@ def test_criteria_look_at_all_messages(service, session, take, sent, clock):
 def test_twenty_levels_are_gone_on_from(service, session, take, sent, clock):
     service.enqueue_many("mail", [Item(n, priority=n % 20) for n in range(200)])
     session.commit()
-    taken = [one for _ in range(28) for one in take(7)]
+    taken = [delivery for _ in range(28) for delivery in take(7)]
     assert taken == sorted(range(200), key=lambda n: (n % 20, n))[:196]
     assert sent == ["beginning"] + ["cursor"] * 27
 
@@ -326,7 +326,10 @@ def test_only_the_outermost_commit_of_a_joined_session_moves_a_place(
     with engine.connect() as connection:
         outer = connection.begin()
         with Session(connection, join_transaction_mode=mode) as joined:
-            assert [one.payload for one in QueueService(joined).dequeue("mail", 2)] == [2, 3]
+            assert [delivery.payload for delivery in QueueService(joined).dequeue("mail", 2)] == [
+                2,
+                3,
+            ]
             joined.commit()
             assert place(0) == 2
         getattr(outer, end)()
@@ -345,7 +348,10 @@ def test_a_savepoint_of_a_connection_that_is_rolled_back_moves_no_place(
     with engine.begin() as connection:
         savepoint = connection.begin_nested()
         with Session(connection, join_transaction_mode=mode) as joined:
-            assert [one.payload for one in QueueService(joined).dequeue("mail", 2)] == [2, 3]
+            assert [delivery.payload for delivery in QueueService(joined).dequeue("mail", 2)] == [
+                2,
+                3,
+            ]
             joined.commit()
         savepoint.rollback()
     assert place(0) == 2
@@ -355,8 +361,8 @@ def test_a_savepoint_of_a_connection_that_is_rolled_back_moves_no_place(
 def place(level: int) -> int:
     """The id of the last message that was leased, of the one queue that there is."""
     ((_, by_key),) = cursors._cursors._by_pool.items()
-    (one,) = by_key.values()
-    return one.snapshot().positions[level].id
+    (item,) = by_key.values()
+    return item.snapshot().positions[level].id
 
 
 def test_a_joined_session_that_is_rolled_back_moves_no_place(engine, service, session, take, clock):
@@ -370,7 +376,7 @@ def test_a_joined_session_that_is_rolled_back_moves_no_place(engine, service, se
     ):
         QueueService(joined).dequeue("mail", 2)
         joined.rollback()
-        assert [one.payload for one in QueueService(joined).dequeue("mail")] == [2]
+        assert [delivery.payload for delivery in QueueService(joined).dequeue("mail")] == [2]
         joined.commit()
     assert take(2) == [3, 4]
 
@@ -400,7 +406,7 @@ def test_a_transaction_that_keeps_one_snapshot_puts_off_no_reading(
         assert take() == [1]
         late.commit()
         clock[0] += 1.0
-        assert [one.payload for one in QueueService(old).dequeue("mail")] == ["other"]
+        assert [delivery.payload for delivery in QueueService(old).dequeue("mail")] == ["other"]
         assert take() == ["late"]
 
 
@@ -501,7 +507,7 @@ def test_a_schema_that_a_hook_gives_each_statement_keeps_places_apart(engine, cl
             return call(QueueService(session))
 
     def take(tenant: str) -> list[Any]:
-        return run(tenant, lambda queue: [one.payload for one in queue.dequeue("mail")])
+        return run(tenant, lambda queue: [delivery.payload for delivery in queue.dequeue("mail")])
 
     first, second = tenants
     for tenant in tenants:
@@ -531,7 +537,9 @@ def test_dead_entries_are_not_read_again_while_a_snapshot_keeps_them(
     """
     n_all, limit = 6_000, 200
     priorities = [n * levels // n_all for n in range(n_all)]
-    service.enqueue_many("mail", [Item(n, priority=one) for n, one in enumerate(priorities)])
+    service.enqueue_many(
+        "mail", [Item(n, priority=priority) for n, priority in enumerate(priorities)]
+    )
     session.commit()
     with engine.connect() as reader:
         reader.execution_options(isolation_level="REPEATABLE READ")
@@ -540,8 +548,8 @@ def test_dead_entries_are_not_read_again_while_a_snapshot_keeps_them(
         for _ in range(n_all // limit - 1):
             with Session(engine) as other, other.begin():
                 deliveries = QueueService(other).dequeue("mail", limit)
-                for one in deliveries:
-                    last[one.priority] = Position(one.enqueued_at, one.id, 0, 0.0)
+                for delivery in deliveries:
+                    last[delivery.priority] = Position(delivery.enqueued_at, delivery.id, 0, 0.0)
                 QueueService(other).delete_many(deliveries)
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             reads = {

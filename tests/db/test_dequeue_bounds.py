@@ -63,13 +63,13 @@ class Flow:
         with Session(self.engine) as session, session.begin():
             found = QueueService(session, **self.options).dequeue(self.queue, limit)
             with inside or nullcontext():
-                return [one.payload for one in found]
+                return [row.payload for row in found]
 
     def passed_over(self, message: Any, since: float) -> float:
         """Return how long after it became visible the last dequeue began that did not find it."""
         while message not in self.take():
             assert time.monotonic() - since < PATIENCE, f"{message} was not found"
-        passing = [one for one in self.begun[:-1] if one > since]
+        passing = [item for item in self.begun[:-1] if item > since]
         return passing[-1] - since if passing else 0.0
 
 
@@ -84,7 +84,7 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
 
     asked = cursor.interval
     monkeypatch.setattr(cursor, "interval", interval)
-    return lambda: min(BOUND, max(one + max(1.0, 20 * one) for one in took))
+    return lambda: min(BOUND, max(item + max(1.0, 20 * item) for item in took))
 
 
 @contextmanager
@@ -223,7 +223,7 @@ def test_a_lease_that_another_process_rolls_back_comes_first_again_in_time(
     flow = Flow(own)
     backlog(engine)
     with Session(engine) as elsewhere:
-        taken = [one.payload for one in QueueService(elsewhere).dequeue("mail", 3)]
+        taken = [delivery.payload for delivery in QueueService(elsewhere).dequeue("mail", 3)]
         flow.take()
         elsewhere.rollback()
         began_at = time.monotonic()

@@ -233,10 +233,10 @@ def test_add_all_keeps_the_order_and_takes_one_select_for_all(engine, session, s
     session.flush()
 
     assert len(selects) == 1
-    assert [one.id for one in messages] == sorted(one.id for one in messages)
+    assert [message.id for message in messages] == sorted(message.id for message in messages)
     rows = stored(session)
-    assert [rows[one.id]["payload"] for one in messages] == [str(n) for n in range(200)]
-    assert [rows[one.id]["queue_name"] for one in messages[:4]] == ["mail", "other"] * 2
+    assert [rows[message.id]["payload"] for message in messages] == [str(n) for n in range(200)]
+    assert [rows[message.id]["queue_name"] for message in messages[:4]] == ["mail", "other"] * 2
 
 
 def test_a_message_may_be_added_by_the_id_of_its_queue(session, service):
@@ -378,7 +378,7 @@ def test_a_message_ahead_of_its_time_is_not_delivered_and_comes_in_time(session,
     session.execute(
         sa.text("UPDATE pgqrs_messages SET vt = statement_timestamp() WHERE id = :id"), row
     )
-    assert [one.id for one in service.dequeue("mail")] == [row["id"]]
+    assert [delivery.id for delivery in service.dequeue("mail")] == [row["id"]]
 
 
 def test_the_clock_is_that_of_each_statement_and_not_of_the_transaction(session, service):
@@ -510,7 +510,7 @@ def test_a_key_twice_in_one_batch_makes_one_message_for_both(service):
     assert again == Receipt(first.id, first.vt, duplicate=True)
     assert [first.duplicate, plain.duplicate, other.duplicate] == [False] * 3
     # Those with a key come after the others, in the order of the keys: see `enqueue_many`.
-    assert [one.payload for one in service.messages.find("mail")] == ["plain", "a", "c"]
+    assert [message.payload for message in service.messages.find("mail")] == ["plain", "a", "c"]
     assert service.messages.get(first.id).payload == "a"
 
 
@@ -521,7 +521,12 @@ def test_a_key_twice_in_two_chunks_makes_one_message_for_both(monkeypatch, servi
     receipts = service.enqueue_many("mail", items)
 
     assert receipts[3] == Receipt(receipts[0].id, receipts[0].vt, duplicate=True)
-    assert [one.payload for one in service.messages.find("mail")] == ["plain", "more", "end", "a"]
+    assert [message.payload for message in service.messages.find("mail")] == [
+        "plain",
+        "more",
+        "end",
+        "a",
+    ]
 
 
 def add_in_savepoint(session: Session, message: Message) -> None:
@@ -539,7 +544,7 @@ def test_adding_a_live_key_is_refused_by_the_key_and_the_message_that_has_it(ses
     assert (caught.value.key, caught.value.id) == ("k", first.id)
     service.enqueue("mail", 3)
     session.commit()
-    assert [one.payload for one in service.messages.find("mail")] == [1, 3]
+    assert [message.payload for message in service.messages.find("mail")] == [1, 3]
 
 
 def test_adding_a_key_that_is_live_elsewhere_or_no_more_is_fine(session, service):
@@ -556,7 +561,7 @@ def test_adding_a_key_that_is_live_elsewhere_or_no_more_is_fine(session, service
     )
     session.commit()
 
-    assert [one.payload for one in service.messages.find()] == [1, 3, 4, 5]
+    assert [message.payload for message in service.messages.find()] == [1, 3, 4, 5]
 
 
 @each_case("seed", range(12), before="anew")
@@ -610,7 +615,7 @@ def test_receipts_come_in_the_order_of_the_items_and_ids_rise_with_it(session, s
 
     assert ids == sorted(set(ids))
     assert [rows[id_]["payload"] for id_ in ids] == [str(n) for n in range(500)]
-    assert [rows[one.id]["vt"] for one in receipts] == [one.vt for one in receipts]
+    assert [rows[receipt.id]["vt"] for receipt in receipts] == [receipt.vt for receipt in receipts]
 
 
 @each_case(("rows", "statements"), [(1, 10), (3, 4), (9, 2), (10, 1), (11, 1)])
@@ -639,7 +644,7 @@ def test_a_batch_is_sent_in_chunks_of_so_many_bytes(
     receipts = service.enqueue_many("mail", payloads)
 
     assert len(sent) == statements
-    assert [service.messages.get(one.id).payload for one in receipts] == payloads
+    assert [service.messages.get(receipt.id).payload for receipt in receipts] == payloads
 
 
 def test_a_batch_whose_headers_are_large_is_sent_in_chunks_too(monkeypatch, engine, service):
@@ -663,7 +668,7 @@ def test_a_batch_of_ten_thousand_is_two_statements(engine, service):
     receipts = service.enqueue_many("mail", range(10_000))
 
     assert len(sent) == 2
-    assert [one.id for one in receipts] == sorted({one.id for one in receipts})
+    assert [receipt.id for receipt in receipts] == sorted({receipt.id for receipt in receipts})
     assert service.messages.metrics("mail").ready == 10_000
 
 
@@ -860,7 +865,7 @@ def test_a_query_may_read_a_mapped_class_and_sees_what_is_pending(session, servi
     session.add(Message(queue_name="mail", payload={"pending": True}))
 
     assert service.enqueue_from("copies", sa.select(Message.payload)) == 1
-    assert [one.payload for one in service.messages.find("copies")] == [{"pending": True}]
+    assert [message.payload for message in service.messages.find("copies")] == [{"pending": True}]
 
 
 def test_ids_follow_the_order_of_the_query(session, service, orders):
@@ -920,7 +925,7 @@ async def test_the_async_service_makes_the_same_row(async_session, async_service
         max_read_ct=9,
     )
     options = {n: getattr(item, n) for n in ("at", "priority", "headers", "max_read_ct")}
-    one = await async_service.enqueue("mail", item.payload, key="k1", **options)
+    entry = await async_service.enqueue("mail", item.payload, key="k1", **options)
     (two,) = await async_service.enqueue_many("mail", [item])
     added = Message(queue_name="mail", payload=item.payload, dedup_key="k2", **options)
     async_session.add(added)
@@ -929,11 +934,11 @@ async def test_the_async_service_makes_the_same_row(async_session, async_service
     differs = {"id", "enqueued_at", "dedup_key", "fencing_token"}
     alike = [
         {n: v for n, v in rows[id_].items() if n not in differs}
-        for id_ in (one.id, two.id, added.id)
+        for id_ in (entry.id, two.id, added.id)
     ]
 
     assert alike[0] == alike[1] == alike[2]
-    assert one.vt == two.vt == item.at
+    assert entry.vt == two.vt == item.at
     assert await async_service.enqueue("mail", 1, key="k") == Receipt(two.id, two.vt, True)
 
 
@@ -948,7 +953,10 @@ async def test_the_async_service_adds_a_delay_to_the_databases_clock(
     rows = await async_session.run_sync(stored)
     span = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
 
-    assert [rows[one.id]["vt"] - rows[one.id]["enqueued_at"] for one in receipts] == [span, span]
+    assert [rows[receipt.id]["vt"] - rows[receipt.id]["enqueued_at"] for receipt in receipts] == [
+        span,
+        span,
+    ]
 
 
 async def test_the_async_service_enqueues_by_a_query(async_session, async_service):
@@ -962,5 +970,5 @@ async def test_the_async_service_enqueues_by_a_query(async_session, async_servic
     assert await async_service.enqueue_from("mail", query) == 5
     assert await async_service.enqueue_from("mail", query) == 0
     found = await async_service.messages.find("mail")
-    assert [one.payload for one in found] == [1, 2, 3, 4, 5]
-    assert [(one.vt - one.enqueued_at).total_seconds() for one in found] == [1, 2, 3, 4, 5]
+    assert [row.payload for row in found] == [1, 2, 3, 4, 5]
+    assert [(row.vt - row.enqueued_at).total_seconds() for row in found] == [1, 2, 3, 4, 5]

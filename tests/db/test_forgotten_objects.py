@@ -13,10 +13,10 @@ from support.cases import each_case
 
 EXHAUSTED = "UPDATE pgqrs_messages SET read_ct = 99, max_read_ct = 5"
 SETTLING = {
-    "archive": lambda service, one: service.archive(one),
-    "delete": lambda service, one: service.delete(one),
-    "discard": lambda service, one: service.archive(one, outcome="discarded", reason="why"),
-    "dead": lambda service, one: service.fail(one, "error", dead=True),
+    "archive": lambda service, item: service.archive(item),
+    "delete": lambda service, item: service.delete(item),
+    "discard": lambda service, item: service.archive(item, outcome="discarded", reason="why"),
+    "dead": lambda service, item: service.fail(item, "error", dead=True),
 }
 REMOVING: dict[str, Callable[[QueueService, int], Any]] = {
     "requeue": lambda service, id_: service.archived.requeue(id_),
@@ -28,10 +28,10 @@ REMOVING: dict[str, Callable[[QueueService, int], Any]] = {
 
 def loaded(session: Session, kind: Any) -> int:
     """Load the only object of a class, which the session then knows."""
-    one = session.scalars(sa.select(kind)).one()
-    assert session.get(kind, one.id) is one
-    session.info["kept"] = one  # or the session would let go of it by itself
-    return int(one.id)
+    item = session.scalars(sa.select(kind)).one()
+    assert session.get(kind, item.id) is item
+    session.info["kept"] = item  # or the session would let go of it by itself
+    return int(item.id)
 
 
 @each_case("way", list(SETTLING), before="anew")

@@ -57,9 +57,9 @@ def test_durations_do_not_depend_on_the_interval_style(migrated: Any, aged: None
         seen = activity(session, context, timedelta(seconds=2))
         assert about_long(seen[0].oldest_ready_age)
         findings = diagnose(session, context, thresholds=Thresholds(dead_rows=-1))
-        told = {one.check: one.problem for one in findings}
+        told = {finding.check: finding.problem for finding in findings}
         assert {"exhausted", "backlog", "workers", "vacuum"} <= set(told)
-        assert all("40 days, 3:02:0" in told[one] for one in ("exhausted", "backlog", "workers"))
+        assert all("40 days, 3:02:0" in told[case] for case in ("exhausted", "backlog", "workers"))
     engine.dispose()
 
 

@@ -84,7 +84,7 @@ def lease(service: QueueService, n: int = 1, *, worker: Any = None, **options: A
 
 def run_out(session: Session, *deliveries: Delivery) -> None:
     """Let leases end a second ago."""
-    ids = [one.id for one in deliveries]
+    ids = [delivery.id for delivery in deliveries]
     ended = sa.func.statement_timestamp() - timedelta(seconds=1)
     session.execute(sa.update(Message).where(Message.id.in_(ids)).values(vt=ended))
     session.commit()
@@ -208,7 +208,7 @@ def test_a_lease_that_is_not_committed_never_was(service, session, other):
     assert service.dequeue("mail")
     assert other.dequeue("mail") == []
     session.rollback()
-    assert [one.read_ct for one in other.dequeue("mail")] == [1]
+    assert [delivery.read_ct for delivery in other.dequeue("mail")] == [1]
 
 
 def test_extending_counts_from_now(service, session):
@@ -395,13 +395,13 @@ def test_a_lease_that_was_never_committed_spoils_no_batch(service, session, othe
     session.commit()
     never = roll_back(session, None)
     held = [*lease(service, 2)]  # the message of `never` is one of them
-    theirs = [one for one in held if one.id != never.id]
+    theirs = [lease for lease in held if lease.id != never.id]
     with pytest.raises(LeaseLost) as lost:
         SETTLE[way](service, [never, *theirs])
     assert lost.value.ids == (never.id,)
     session.rollback()
     assert TRY[way](service, [never, *theirs]) == [False, *[True] * len(theirs)]
-    (kept,) = [one for one in held if one.id == never.id]
+    (kept,) = [lease for lease in held if lease.id == never.id]
     service.archive(kept)
 
 
@@ -444,7 +444,9 @@ def test_a_lease_draws_one_number_for_each_message_that_it_takes(service, sessio
     drawn = sa.text("SELECT last_value FROM pgqrs_messages_fencing_token_seq")
     before = session.scalar(drawn)
     taken = service.dequeue("mail", limit)
-    assert sorted(one.fencing_token for one in taken) == [before + n + 1 for n in range(limit)]
+    assert sorted(delivery.fencing_token for delivery in taken) == [
+        before + n + 1 for n in range(limit)
+    ]
     assert session.scalar(drawn) == before + limit
     assert service.dequeue("mail", where=sa.false()) == []
     assert session.scalar(drawn) == before + limit
@@ -527,7 +529,7 @@ def test_a_batch_that_fails_with_one_lost_buries_none_of_the_others(service, ses
             service.fail_many(order, "no")
         assert lost.value.ids == (gone.id,)
         assert rows(session) == before
-    assert [one.dead for one in service.fail_many([left, spent], "no")] == [False, True]
+    assert [failure.dead for failure in service.fail_many([left, spent], "no")] == [False, True]
 
 
 @each_way
@@ -734,12 +736,12 @@ def test_failures_of_a_batch_come_in_its_order(service, session):
     spent = lease(service, max_read_ct=1)
     left = lease(service, 2)
     failures = service.fail_many([left[1], spent, left[0]], "no", delay=5)
-    assert [(one.id, one.dead) for one in failures] == [
+    assert [(failure.id, failure.dead) for failure in failures] == [
         (left[1].id, False),
         (spent.id, True),
         (left[0].id, False),
     ]
-    assert all((one.vt is None) == one.dead for one in failures)
+    assert all((failure.vt is None) == failure.dead for failure in failures)
 
 
 class Noise(Exception):
@@ -814,7 +816,7 @@ def test_attempts_are_those_of_the_message_or_else_of_its_queue(service, session
     service.queues.update("mail", max_read_ct=2)
     service.enqueue_many("mail", ["queue's", Item("own", max_read_ct=7)])
     service.enqueue("mail", "own", max_read_ct=8)
-    assert [one.max_read_ct for one in service.dequeue("mail", 5)] == [2, 7, 8]
+    assert [delivery.max_read_ct for delivery in service.dequeue("mail", 5)] == [2, 7, 8]
 
 
 def test_a_new_limit_holds_for_messages_that_were_never_leased(service, session):
@@ -823,7 +825,10 @@ def test_a_new_limit_holds_for_messages_that_were_never_leased(service, session)
     service.queues.update("mail", max_read_ct=1)
     service.release(leased)
     deliveries = service.dequeue("mail", 5)
-    assert {one.payload: one.max_read_ct for one in deliveries} == {"leased": 6, "waiting": 1}
+    assert {delivery.payload: delivery.max_read_ct for delivery in deliveries} == {
+        "leased": 6,
+        "waiting": 1,
+    }
 
 
 # --- bury ----------------------------------------------------------------------------------------
@@ -853,7 +858,9 @@ def test_burying_takes_only_what_is_exhausted(service, session):
     assert service.archived.bury("mail", limit=1) == 1
     assert service.archived.bury("mail") == 1
     assert service.archived.bury("mail") == 0
-    assert {one.original_msg_id for one in service.archived.find()} == {one.id for one in spent[:2]}
+    assert {message.original_msg_id for message in service.archived.find()} == {
+        delivery.id for delivery in spent[:2]
+    }
 
 
 def test_burying_leaves_to_others_what_they_are_settling(service, session, other, engine):
@@ -863,7 +870,9 @@ def test_burying_leaves_to_others_what_they_are_settling(service, session, other
     service.archive(a)
     assert other.archived.bury("mail") == 1
     session.commit()
-    outcomes = {one.original_msg_id: one.outcome for one in service.archived.find("mail")}
+    outcomes = {
+        message.original_msg_id: message.outcome for message in service.archived.find("mail")
+    }
     assert outcomes == {a.id: "archived", b.id: "dead"}
 
 
@@ -958,7 +967,7 @@ def test_reclaiming_takes_back_what_the_silent_hold_and_nothing_else(service, se
     for delivery in lost:
         assert_all_lost(service, delivery)
     service.archive_many([kept, nobodys])
-    assert [one.read_ct for one in other.dequeue("mail", 5)] == [2, 2]
+    assert [delivery.read_ct for delivery in other.dequeue("mail", 5)] == [2, 2]
     with pytest.raises(WorkerNotReady):
         service.workers.heartbeat(silent.id)
     with pytest.raises(WorkerNotReady):
@@ -1023,7 +1032,7 @@ def test_a_reclaim_during_a_settlement_leaves_that_alone(service, session, other
     service.archive(settled)
     assert other.workers.reclaim(silent_for=60) == 1
     session.commit()
-    assert [one.original_msg_id for one in service.archived.find()] == [settled.id]
+    assert [message.original_msg_id for message in service.archived.find()] == [settled.id]
     assert_all_lost(service, held)
 
 
@@ -1059,15 +1068,15 @@ def test_priority_goes_before_age_and_age_before_id(service, session):
         .where(Message.payload == sa.literal("d", Message.payload.type))
         .values(vt=earlier)
     )
-    assert "".join(one.payload for one in service.dequeue("mail", 3)) == "abb2"
-    assert [one.payload for one in service.dequeue("mail", 9)] == ["d", "c", "e"]
+    assert "".join(delivery.payload for delivery in service.dequeue("mail", 3)) == "abb2"
+    assert [delivery.payload for delivery in service.dequeue("mail", 9)] == ["d", "c", "e"]
 
 
 def test_what_is_scheduled_is_given_when_its_time_comes(service, session):
     receipt = service.enqueue("mail", 1, delay=3600)
     assert service.dequeue("mail") == []
     session.execute(sa.update(Message).values(vt=sa.func.statement_timestamp()))
-    assert [one.id for one in service.dequeue("mail")] == [receipt.id]
+    assert [delivery.id for delivery in service.dequeue("mail")] == [receipt.id]
 
 
 def test_a_queue_gives_only_its_own(service, session):
@@ -1120,7 +1129,7 @@ WHERE: dict[str, tuple[Any, list[int]]] = {
 def test_criteria_choose_among_the_visible(service, customers, name, limit):
     criteria, expected = WHERE[name]
     taken = service.dequeue("mail", limit, where=criteria)
-    assert [one.payload["customer"] for one in taken] == expected[:limit]
+    assert [delivery.payload["customer"] for delivery in taken] == expected[:limit]
     rest = service.dequeue("mail", 5)
     assert len(taken) + len(rest) == 5
 
@@ -1131,9 +1140,9 @@ async def test_criteria_choose_among_the_visible_on_every_driver(
 ):
     criteria, expected = WHERE[name]
     found = await async_service.messages.find("mail", where=criteria)
-    assert {one.payload["customer"] for one in found} == set(expected)
+    assert {row.payload["customer"] for row in found} == set(expected)
     taken = await async_service.dequeue("mail", 5, where=criteria)
-    assert [one.payload["customer"] for one in taken] == expected
+    assert [delivery.payload["customer"] for delivery in taken] == expected
 
 
 def test_rows_of_the_application_are_not_locked_by_criteria(service, session, customers, engine):
@@ -1252,11 +1261,11 @@ def test_a_dequeue_waits_for_nobody(service, session, other):
     service.enqueue_many("mail", range(5))
     session.commit()
     (first,) = service.dequeue("mail")
-    assert [one.payload for one in other.dequeue("mail")] == [1]
+    assert [delivery.payload for delivery in other.dequeue("mail")] == [1]
     service.messages.cancel_where("mail", payload=2)
-    assert [one.payload for one in other.dequeue("mail")] == [3]
+    assert [delivery.payload for delivery in other.dequeue("mail")] == [3]
     session.rollback()
-    assert [one.payload for one in other.dequeue("mail", 5)] == [0, 2, 4]
+    assert [delivery.payload for delivery in other.dequeue("mail", 5)] == [0, 2, 4]
     assert first.payload == 0
 
 
@@ -1359,7 +1368,9 @@ def test_criteria_that_join_to_many_match_a_message_once(service, session):
     service.enqueue_many("mail", [{"order": n} for n in range(1, 5)])
     joined = [lines.c.order_id == Message.payload["order"].as_integer(), lines.c.n > 1]
     assert service.messages.count("mail", where=joined) == 3
-    assert [one.payload["order"] for one in service.messages.find("mail", where=joined)] == [
+    assert [
+        message.payload["order"] for message in service.messages.find("mail", where=joined)
+    ] == [
         1,
         2,
         3,
@@ -1372,4 +1383,4 @@ def test_the_error_names_what_was_lost_also_if_it_is_held_again_by_then(service,
     """As after the rollback of whoever had changed it."""
     deliveries = lease(service, 2)
     error = lease_lost(session, service._context, deliveries)
-    assert error.ids == tuple(one.id for one in deliveries)
+    assert error.ids == tuple(delivery.id for delivery in deliveries)

@@ -107,13 +107,15 @@ def test_a_message_of_another_listener_is_checked_as_its_row_is_inserted(engine,
 
     @event.listens_for(Emitting, "before_flush")
     def emit(inner: Session, _context: object, _instances: object) -> None:
-        if not any(isinstance(one, Message) and one.payload == "emitted" for one in inner.new):
+        if not any(
+            isinstance(entry, Message) and entry.payload == "emitted" for entry in inner.new
+        ):
             inner.add(Message(queue_name="mail", payload="emitted"))
 
     with Emitting(engine) as inner:
         inner.add(Message(queue_name="mail", payload="added"))
         inner.commit()
-    assert {one.payload for one in service.messages.find("mail")} == {"added", "emitted"}
+    assert {message.payload for message in service.messages.find("mail")} == {"added", "emitted"}
     plain = engine.execution_options(isolation_level="AUTOCOMMIT")
     with Emitting(plain) as inner:
         inner.add(Message(queue_name="mail", payload="added"))

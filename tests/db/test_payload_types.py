@@ -66,13 +66,13 @@ def sample(count: int) -> list[float]:
     ]  # fmt: skip
     drawn = random.Random(16)
     floats = [struct.unpack("<d", drawn.randbytes(8))[0] for _ in range(count)]
-    found = [*edges, *(one for one in floats if math.isfinite(one))]
-    return [*found, *(-one for one in found if one)]
+    found = [*edges, *filter(math.isfinite, floats)]
+    return [*found, *(-row for row in found if row)]
 
 
 def same(found: Any, wanted: list[float]) -> None:
-    assert [type(one) for one in found] == [float] * len(wanted)
-    assert [one.hex() for one in found] == [one.hex() for one in wanted]
+    assert [type(row) for row in found] == [float] * len(wanted)
+    assert [row.hex() for row in found] == [item.hex() for item in wanted]
 
 
 @at_least(100)
@@ -105,7 +105,7 @@ def test_the_server_keeps_floats_and_is_as_the_model_says(service, session):
     session.bulk_save_objects([Message(queue_id=queue_id, payload=numbers)])
     deliveries = service.dequeue("mail", 9)
     assert len(deliveries) == 8
-    model = json.dumps([json.loads(jsonb(codec.dumps(one))) for one in numbers])
+    model = json.dumps([json.loads(jsonb(codec.dumps(number))) for number in numbers])
     for delivery in deliveries:
         same(delivery.payload, numbers)
         assert json.dumps(json.loads(delivery.text)) == model
@@ -185,7 +185,7 @@ def test_the_sign_of_zero_is_what_jsonb_does_not_keep(service):
     service.enqueue("mail", [-0.0, 0.0])
     (delivery,) = service.dequeue("mail")
     assert delivery.payload == [-0.0, 0.0]
-    assert [math.copysign(1, one) for one in delivery.payload] == [1, 1]
+    assert [math.copysign(1, item) for item in delivery.payload] == [1, 1]
 
 
 def bulk(session: Session, payload: Any, how: Callable[[Session, int, Any], Any]) -> Any:
@@ -256,7 +256,7 @@ async def test_every_driver_writes_objects(async_service, async_session):
     queue_id = (await async_service.queues.get("mail")).id
     rows = [{"queue_id": queue_id, "payload": OBJECTS}] * 2
     await async_session.execute(sa.insert(Message), rows)
-    assert [one.text for one in await async_service.dequeue("mail", 9)] == [TEXT] * 4
+    assert [delivery.text for delivery in await async_service.dequeue("mail", 9)] == [TEXT] * 4
 
 
 def test_a_filter_by_payload_takes_objects_as_enqueue_does(service, session):

@@ -256,9 +256,9 @@ def test_a_place_costs_no_page_and_a_level_that_has_nothing_five(connection: sa.
         plan = explain(connection, statement, dequeue_values(10, cursor=cursor))
         connection.exec_driver_sql("ROLLBACK")
         read.append(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
-    beginning, one, twenty = read
-    assert one <= beginning + 2, read
-    assert twenty <= one + 19 * 5, read
+    beginning, item, twenty = read
+    assert item <= beginning + 2, read
+    assert twenty <= item + 19 * 5, read
 
 
 def newest(connection: sa.Connection, count: int) -> list[int]:
@@ -454,7 +454,7 @@ def test_what_is_executed_all_the_time_is_not_planned_anew_each_time(
                 " WHERE statement ~ 'pgqrs_messages'"
             )
         ).all()
-    assert len(planned) >= 3, [one.statement[:60] for one in planned]
+    assert len(planned) >= 3, [item.statement[:60] for item in planned]
     for custom, generic, statement in planned:
         # The server makes five before it compares.
         assert (custom, generic > 0) == (5, True), statement

@@ -73,7 +73,7 @@ def states(session: Session, service: QueueService) -> dict[int, str]:
     last = enqueue("mail", {"n": "leased, last attempt"}, priority=-1, max_read_ct=1).id
     retried = enqueue("mail", {"n": "failed"}, priority=-1).id
     released = enqueue("mail", {"n": "released"}, priority=-1).id
-    deliveries = {one.id: one for one in service.dequeue("mail", 4, lease=600)}
+    deliveries = {delivery.id: delivery for delivery in service.dequeue("mail", 4, lease=600)}
     service.fail(deliveries[retried], "no", delay=600)
     service.release(deliveries[released])
     found |= {leased: "leased", last: "leased", retried: "scheduled", released: "ready"}
@@ -139,13 +139,13 @@ def test_creating_a_queue_that_is_there_returns_it_as_it_is(session, service):
     assert service.queues.create("orders") == paused
     assert service.queues.create("orders", lease=99, max_read_ct=1, retention=None) == paused
     assert paused.id == first.id
-    assert [one.name for one in service.queues.list()] == ["mail", "orders"]
+    assert [entry.name for entry in service.queues.list()] == ["mail", "orders"]
 
 
 def test_creating_a_queue_that_another_session_has_just_created_returns_that(engine, service):
-    with Session(engine) as one, Session(engine) as two:
-        first = QueueService(one).queues.create("orders", lease=5)
-        one.commit()
+    with Session(engine) as session, Session(engine) as two:
+        first = QueueService(session).queues.create("orders", lease=5)
+        session.commit()
         assert QueueService(two).queues.create("orders", lease=6) == first
 
 
@@ -153,7 +153,7 @@ def test_queues_are_listed_by_name(service):
     for name in ("b", "a", "a.b", "B", "0"):
         service.queues.create(name)
 
-    assert [one.name for one in service.queues.list()] == ["0", "B", "a", "a.b", "b", "mail"]
+    assert [entry.name for entry in service.queues.list()] == ["0", "B", "a", "a.b", "b", "mail"]
 
 
 def test_names_of_queues_differ_by_case(service):
@@ -176,7 +176,7 @@ def test_a_new_limit_of_attempts_holds_for_messages_that_were_never_leased(sessi
     service.dequeue("mail")
     service.queues.update("mail", max_read_ct=2)
     expire_leases(session)
-    limits = {one.payload: one.max_read_ct for one in service.dequeue("mail", 3)}
+    limits = {delivery.payload: delivery.max_read_ct for delivery in service.dequeue("mail", 3)}
 
     assert limits == {"old": 5, "new": 2, "own": 9}
 
@@ -204,7 +204,7 @@ def test_a_paused_queue_gives_nothing_and_takes_everything(session, service):
     service.archive(held)
     assert service.messages.metrics("mail").paused
     assert service.queues.resume("mail").paused_at is None
-    assert [one.payload for one in service.dequeue("mail", 5)] == [2, 3]
+    assert [delivery.payload for delivery in service.dequeue("mail", 5)] == [2, 3]
 
 
 def test_pausing_again_keeps_the_time_and_resuming_again_does_nothing(session, service):
@@ -245,7 +245,7 @@ def test_a_purge_deletes_every_live_message_and_nothing_else(service, states):
 
     assert service.queues.purge("mail") == len(states) - 1
     assert service.messages.find("mail") == []
-    assert [one.payload for one in service.messages.find()] == [1]
+    assert [message.payload for message in service.messages.find()] == [1]
     assert len(service.archived.find("mail")) == 1
     assert service.workers.get(worker.id) == worker
     assert service.queues.purge("mail") == 0
@@ -256,7 +256,7 @@ def test_a_purge_with_a_limit_deletes_the_oldest(service):
     service.enqueue_many("mail", [Item(n, priority=-n) for n in range(5)])
 
     assert service.queues.purge("mail", limit=2) == 2
-    assert [one.payload for one in service.messages.find("mail")] == [2, 3, 4]
+    assert [message.payload for message in service.messages.find("mail")] == [2, 3, 4]
     assert service.queues.purge("mail", limit=99) == 3
 
 
@@ -271,7 +271,7 @@ def test_a_purge_of_named_messages_spares_those_that_have_changed(session, servi
     before = fencing_tokens(session)
     (held,) = service.dequeue("mail")
     assert service.queues.purge("mail", tokens=before) == 2
-    assert [one.id for one in service.messages.find("mail")] == [held.id]
+    assert [message.id for message in service.messages.find("mail")] == [held.id]
 
 
 @each_case("bound", [{"limit": 1}, {"up_to": 1}], before="anew")
@@ -315,7 +315,7 @@ def test_a_queue_that_holds_something_is_deleted_only_by_force(session, service,
     assert service.messages.metrics("mail").live == live  # the transaction goes on
     service.queues.delete("mail", force=True)
     session.commit()
-    assert [one.name for one in service.queues.list()] == ["other"]
+    assert [entry.name for entry in service.queues.list()] == ["other"]
     assert len(service.messages.find()) == live
     assert len(service.archived.find()) == settled
 
@@ -347,25 +347,25 @@ def test_a_peek_shows_what_the_next_dequeue_takes_in_its_order_and_takes_nothing
     session.commit()
     seen = service.messages.peek("mail", 10)
 
-    assert [one.payload for one in seen] == [2, 0, 3, 5, 1]
-    assert {one.state for one in seen} == {"ready"}
+    assert [item.payload for item in seen] == [2, 0, 3, 5, 1]
+    assert {item.state for item in seen} == {"ready"}
     assert service.messages.peek("mail", 2) == seen[:2]
-    assert [one.id for one in service.messages.peek("mail")] == [seen[0].id]
-    assert [one.id for one in service.dequeue("mail", 10)] == [one.id for one in seen]
+    assert [message.id for message in service.messages.peek("mail")] == [seen[0].id]
+    assert [delivery.id for delivery in service.dequeue("mail", 10)] == [item.id for item in seen]
     assert service.messages.peek("mail", 10) == []
 
 
 def test_messages_of_one_priority_come_in_the_order_in_which_they_became_visible(session, service):
-    ids = [one.id for one in service.enqueue_many("mail", range(4))]
+    ids = [receipt.id for receipt in service.enqueue_many("mail", range(4))]
     for place, id_ in enumerate(reversed(ids)):
         set_back(session, Message.vt, timedelta(seconds=100 - place), id_)
 
-    assert [one.id for one in service.messages.peek("mail", 4)] == ids[::-1]
-    assert [one.id for one in service.dequeue("mail", 4)] == ids[::-1]
+    assert [message.id for message in service.messages.peek("mail", 4)] == ids[::-1]
+    assert [delivery.id for delivery in service.dequeue("mail", 4)] == ids[::-1]
 
 
 def test_a_peek_leaves_out_what_is_not_ready(service, states):
-    seen = {one.id for one in service.messages.peek("mail", 100)}
+    seen = {message.id for message in service.messages.peek("mail", 100)}
 
     assert seen == {id_ for id_, state in states.items() if state == "ready"}
 
@@ -408,16 +408,16 @@ def test_a_message_is_seen_with_everything_there_is_to_know(session, service):
 def test_messages_are_found_by_state(service, states, state):
     found = service.messages.find("mail", state=state)
 
-    assert {one.id for one in found} == {i for i, s in states.items() if s == state}
-    assert {one.state for one in found} == {state}
+    assert {row.id for row in found} == {i for i, s in states.items() if s == state}
+    assert {row.state for row in found} == {state}
     assert service.messages.find(state=state) == found
 
 
 def test_all_messages_are_found_by_id_with_their_states(service, states):
     found = service.messages.find("mail")
 
-    assert {one.id: one.state for one in found} == states
-    assert [one.id for one in found] == sorted(states)
+    assert {row.id: row.state for row in found} == states
+    assert [row.id for row in found] == sorted(states)
 
 
 PAYLOADS = [
@@ -453,9 +453,9 @@ def test_messages_are_found_and_cancelled_by_what_their_payload_contains(service
     service.enqueue_many("mail", PAYLOADS)
     expected = [PAYLOADS[n] for n in found]
 
-    assert [one.payload for one in service.messages.find(payload=contained)] == expected
+    assert [message.payload for message in service.messages.find(payload=contained)] == expected
     assert service.messages.cancel_where("mail", payload=contained) == len(found)
-    assert [one.payload for one in service.archived.find(payload=contained)] == expected
+    assert [message.payload for message in service.archived.find(payload=contained)] == expected
 
 
 @each_case(
@@ -483,7 +483,7 @@ def test_criteria_choose_what_is_found_leased_and_cancelled(session, service, wh
     session.commit()
 
     def numbers(messages):
-        return [one.payload["n"] for one in messages]
+        return [message.payload["n"] for message in messages]
 
     assert numbers(service.messages.find("mail", where=where)) == found
     assert numbers(service.messages.find(where=where)) == found
@@ -500,7 +500,7 @@ def test_messages_are_found_a_page_at_a_time(service):
         service.enqueue(("mail", "other")[n % 2], n)
     pages, after = [], 0
     while page := service.messages.find("mail", after=after, limit=2):
-        pages.append([one.payload for one in page])
+        pages.append([item.payload for item in page])
         after = page[-1].id
 
     assert pages == [[0, 2], [4, 6], [8]]
@@ -525,7 +525,7 @@ UNDECODABLE = {
 @each_case("text", UNDECODABLE)
 @each_case("column", ["payload", "headers"], before="anew")
 def test_a_row_that_cannot_be_decoded_hides_none_of_its_neighbours(session, service, column, text):
-    ids = [one.id for one in service.enqueue_many("mail", ["first", "bad", "last"])]
+    ids = [receipt.id for receipt in service.enqueue_many("mail", ["first", "bad", "last"])]
     value = sa.cast(text, JSONB)
     session.execute(
         sa.update(Message.__table__)
@@ -545,7 +545,7 @@ def test_a_row_that_cannot_be_decoded_hides_none_of_its_neighbours(session, serv
     check(service.messages.peek("mail", 3))
     check(service.messages.find("mail"))
     service.archive_many(service.dequeue("mail", 3))  # which makes a dead letter of the other
-    check(sorted(service.archived.find("mail"), key=lambda one: one.original_msg_id))
+    check(sorted(service.archived.find("mail"), key=lambda message: message.original_msg_id))
 
 
 def test_metrics_count_every_state_and_outcome(session, service, states):
@@ -575,7 +575,7 @@ def test_metrics_count_every_state_and_outcome(session, service, states):
 
 def test_the_age_of_the_oldest_ready_message_counts_from_when_it_became_visible(session, service):
     assert service.messages.metrics("mail").oldest_ready_age is None
-    ids = [one.id for one in service.enqueue_many("mail", [1, 2, Item(3, delay=600)])]
+    ids = [receipt.id for receipt in service.enqueue_many("mail", [1, 2, Item(3, delay=600)])]
     session.commit()
     set_back(session, Message.vt, 10 * MINUTE, ids[0])
     set_back(session, Message.vt, 5 * MINUTE, ids[1])
@@ -595,12 +595,12 @@ def test_metrics_of_all_queues_are_those_of_each_by_name(session, service, state
     session.commit()
     together = service.messages.all_metrics()
 
-    assert [one.queue for one in together] == ["a", "empty", "mail"]
-    for one in together:
-        alone = service.messages.metrics(one.queue)
-        ages = (one.oldest_ready_age, alone.oldest_ready_age)
+    assert [item.queue for item in together] == ["a", "empty", "mail"]
+    for item in together:
+        alone = service.messages.metrics(item.queue)
+        ages = (item.oldest_ready_age, alone.oldest_ready_age)
         assert (ages[0] is None) == (ages[1] is None)
-        assert {n: getattr(one, n) for n in QueueMetrics.__slots__ if n != "oldest_ready_age"} == {
+        assert {n: getattr(item, n) for n in QueueMetrics.__slots__ if n != "oldest_ready_age"} == {
             n: getattr(alone, n) for n in QueueMetrics.__slots__ if n != "oldest_ready_age"
         }
     assert together[0].paused
@@ -628,7 +628,7 @@ def test_a_message_that_nobody_holds_is_cancelled_with_its_reason(service, state
         assert (row.outcome, row.reason) == ("cancelled", "not needed")
         assert service.messages.try_cancel(id_) is False
 
-    assert {one.state for one in service.messages.find()} == {"leased"}
+    assert {message.state for message in service.messages.find()} == {"leased"}
 
 
 def test_cancelling_keeps_all_that_the_message_was(service):
@@ -663,9 +663,9 @@ def test_cancelling_by_criteria_leaves_what_is_held_and_other_queues(service, st
     assert service.messages.cancel_where("mail", Message.scheduled, reason="r") == 2
     assert service.messages.cancel_where("mail", payload={}) == len(waiting) - 2
     assert service.messages.cancel_where("mail", payload={}) == 0
-    assert {one.state for one in service.messages.find("mail")} == {"leased"}
+    assert {message.state for message in service.messages.find("mail")} == {"leased"}
     assert len(service.messages.find("other")) == 1
-    assert [one.reason for one in service.archived.find()].count("r") == 2
+    assert [message.reason for message in service.archived.find()].count("r") == 2
 
 
 @each_case("to", [{"delay": 600}, {"at": FAR}, {"delay": 0}], before="rollback")
@@ -720,7 +720,7 @@ def settled(session: Session, service: QueueService) -> dict[str, int]:
             service.archive(held, outcome=outcome, reason="because")
     service.messages.cancel(service.messages.find()[0].id, reason="because")
     session.commit()
-    return {one.outcome: one.id for one in service.archived.find()}
+    return {message.outcome: message.id for message in service.archived.find()}
 
 
 @each_case("outcome", ["archived", "discarded", "dead", "cancelled"], before="rollback")
@@ -742,7 +742,7 @@ def test_archived_messages_are_found_by_queue_criteria_and_page(session, service
     service.delete(service.dequeue("other")[0])
     everything = service.archived.find()
 
-    assert [one.id for one in everything] == sorted(settled.values())
+    assert [item.id for item in everything] == sorted(settled.values())
     assert service.archived.find("other") == []
     assert service.archived.find("mail") == everything
     assert service.archived.find(where=ArchivedMessage.dedup_key == "dead")[0].key == "dead"
@@ -752,7 +752,7 @@ def test_archived_messages_are_found_by_queue_criteria_and_page(session, service
     while page := service.archived.find(after=after, limit=3):
         pages.append(page)
         after = page[-1].id
-    assert [one for page in pages for one in page] == everything
+    assert [item for page in pages for item in page] == everything
     assert [len(page) for page in pages] == [3, 1]
 
 
@@ -771,7 +771,7 @@ def test_burying_takes_the_exhausted_and_nothing_else(session, service, states):
     service.queues.create("other")
     service.enqueue("other", 1, max_read_ct=1)
     service.dequeue("other")
-    expire_leases(session, *[one.id for one in service.messages.find("other")])
+    expire_leases(session, *[message.id for message in service.messages.find("other")])
     session.commit()
 
     assert service.archived.bury("mail") == 1
@@ -785,14 +785,15 @@ def test_burying_takes_the_exhausted_and_nothing_else(session, service, states):
 
 def test_burying_takes_at_most_so_many_the_longest_waiting_first(session, service):
     ids = [
-        one.id for one in service.enqueue_many("mail", [Item(n, max_read_ct=1) for n in range(5)])
+        receipt.id
+        for receipt in service.enqueue_many("mail", [Item(n, max_read_ct=1) for n in range(5)])
     ]
     service.dequeue("mail", 5)
     expire_leases(session)
     set_back(session, Message.vt, MINUTE, ids[3])
 
     assert service.archived.bury("mail", limit=2) == 2
-    assert {one.payload for one in service.archived.find()} == {0, 3}
+    assert {message.payload for message in service.archived.find()} == {0, 3}
     assert service.archived.bury("mail", limit=2) == 2
     assert service.archived.bury("mail", limit=2) == 1
 
@@ -811,7 +812,7 @@ def test_a_settled_message_is_requeued_under_the_id_that_it_had(session, service
     assert (after.worker_id, after.dequeued_at) == (None, None)
     with pytest.raises(MessageNotFound, match=f"{settled[outcome]} is in the archive"):
         service.archived.get(settled[outcome])
-    assert [one.id for one in service.dequeue("mail")] == [before.original_msg_id]
+    assert [delivery.id for delivery in service.dequeue("mail")] == [before.original_msg_id]
 
 
 @each_case(("attempts", "limit"), [(None, 6), (1, 2), (7, 8)], before="rollback")
@@ -871,7 +872,7 @@ def test_two_that_share_a_key_are_not_requeued_together(session, service):
     for n in range(2):
         service.enqueue("mail", n, key="k")
         service.archive(service.dequeue("mail")[0])
-    ids = [one.id for one in service.archived.find()]
+    ids = [message.id for message in service.archived.find()]
     with pytest.raises(InvalidArgument, match="share a key") as caught:
         service.archived.requeue_many(ids)
 
@@ -883,7 +884,7 @@ def test_two_that_share_a_key_are_not_requeued_together(session, service):
 def test_requeueing_many_is_all_or_nothing_and_answers_in_the_order_of_the_ids(session, service):
     service.enqueue_many("mail", range(6))
     service.archive_many(service.dequeue("mail", 6))
-    ids = [one.id for one in service.archived.find()]
+    ids = [message.id for message in service.archived.find()]
     with pytest.raises(MessageNotFound):
         service.archived.requeue_many([*ids, 10**12])
     assert service.messages.find() == []
@@ -891,7 +892,7 @@ def test_requeueing_many_is_all_or_nothing_and_answers_in_the_order_of_the_ids(s
     originals = [service.archived.get(id_).original_msg_id for id_ in order]
     receipts = service.archived.requeue_many(iter(order))
 
-    assert [one.id for one in receipts] == originals
+    assert [receipt.id for receipt in receipts] == originals
     assert len(service.messages.find()) == 3
     assert len(service.archived.find()) == 3
 
@@ -908,14 +909,14 @@ def test_archived_messages_are_deleted_by_their_ids(service, settled):
     wanted = [settled["dead"], settled["cancelled"], 10**12, settled["dead"]]
 
     assert service.archived.delete(wanted) == 2
-    assert {one.outcome for one in service.archived.find()} == {"archived", "discarded"}
+    assert {message.outcome for message in service.archived.find()} == {"archived", "discarded"}
     assert service.archived.delete(iter(wanted)) == 0
 
 
 def archive_some(service: QueueService, queue: str, count: int) -> list[int]:
     service.enqueue_many(queue, range(count))
     service.archive_many(service.dequeue(queue, count))
-    return [one.id for one in service.archived.find(queue, limit=1000)]
+    return [message.id for message in service.archived.find(queue, limit=1000)]
 
 
 def test_pruning_by_age_deletes_what_is_older(session, service):
@@ -924,7 +925,7 @@ def test_pruning_by_age_deletes_what_is_older(session, service):
 
     assert service.archived.prune(2 * DAY) == 0
     assert service.archived.prune(DAY - MINUTE) == 2
-    assert [one.id for one in service.archived.find()] == ids[2:]
+    assert [message.id for message in service.archived.find()] == ids[2:]
     session.commit()
     assert service.archived.prune(0) == 2
 
@@ -936,11 +937,11 @@ def test_pruning_by_retention_follows_each_queue_and_keeps_where_there_is_none(s
     set_back(session, ArchivedMessage.archived_at, DAY)
 
     assert service.archived.prune() == 2
-    assert [one.id for one in service.archived.find("short")] == []
+    assert [message.id for message in service.archived.find("short")] == []
     set_back(session, ArchivedMessage.archived_at, 7 * DAY)
     assert service.archived.prune() == 2
     assert service.archived.prune() == 0
-    assert [one.id for one in service.archived.find()] == kept["mail"]
+    assert [message.id for message in service.archived.find()] == kept["mail"]
 
 
 def test_pruning_may_be_kept_to_one_queue(session, service):
@@ -960,7 +961,7 @@ def test_pruning_goes_by_chunks_the_oldest_first(session, service):
     set_back(session, ArchivedMessage.archived_at, DAY)
     set_back(session, ArchivedMessage.archived_at, DAY, ids[6])
     counts = [service.archived.prune(60, limit=3)]
-    assert [one.id for one in service.archived.find()] == ids[2:6]
+    assert [message.id for message in service.archived.find()] == ids[2:6]
     while counts[-1]:
         counts.append(service.archived.prune(60, limit=3))
 
@@ -1067,7 +1068,7 @@ def test_workers_are_listed_by_id_status_and_queue(service):
     service.workers.stop(c.id)
 
     def names(**filters):
-        return [one.name for one in service.workers.list(**filters)]
+        return [entry.name for entry in service.workers.list(**filters)]
 
     assert names() == ["a", "b", "c"]
     assert names(status="ready") == ["a"]
@@ -1094,22 +1095,22 @@ def test_health_tells_the_silent_from_the_lively(session, service):
     service.workers.suspend(idle.id)
     service.workers.heartbeat(lively.id, leased=2)
     service.workers.heartbeat(idle.id, leased=0)
-    health = {one.worker.name: one for one in service.workers.health(silent_for=60)}
+    health = {health.worker.name: health for health in service.workers.health(silent_for=60)}
 
     assert list(health) == ["lively", "silent", "idle"]
-    assert {name: one.healthy for name, one in health.items()} == {
+    assert {name: worker.healthy for name, worker in health.items()} == {
         "lively": True,
         "silent": False,
         "idle": True,
     }
-    assert {name: one.leases for name, one in health.items()} == {
+    assert {name: worker.leases for name, worker in health.items()} == {
         "lively": 2,
         "silent": None,
         "idle": 0,
     }
     assert 2 * MINUTE <= health["silent"].silent_for < 3 * MINUTE
     assert health["idle"].worker.status == "suspended"
-    assert all(one.healthy for one in service.workers.health(silent_for=5 * MINUTE))
+    assert all(health.healthy for health in service.workers.health(silent_for=5 * MINUTE))
 
 
 def test_health_reads_the_workers_alone(service, session, engine):
@@ -1145,7 +1146,7 @@ def test_reclaiming_stops_the_silent_and_gives_back_what_they_hold(session, serv
     with pytest.raises(WorkerNotReady):
         service.dequeue("mail", worker=silent)
     again = service.dequeue("mail", 10)
-    assert {one.id for one in again if one.read_ct == 2} == {one.id for one in lost}
+    assert {item.id for item in again if item.read_ct == 2} == {lease.id for lease in lost}
     service.archive_many([*kept, *leaving, *anonymous])
 
 
@@ -1161,15 +1162,15 @@ def test_what_was_reclaimed_on_its_last_attempt_is_exhausted(session, service):
 
 
 def test_releasing_the_leases_of_a_worker_gives_back_what_it_alone_holds(session, service):
-    one, other = (service.workers.register(n) for n in ("one", "other"))
+    worker, other = (service.workers.register(n) for n in ("one", "other"))
     service.enqueue_many("mail", range(4))
-    mine = service.dequeue("mail", 2, worker=one, lease=600)
+    mine = service.dequeue("mail", 2, worker=worker, lease=600)
     theirs = service.dequeue("mail", 1, worker=other, lease=600)
     session.commit()
 
-    assert service.workers.release_leases(one.id) == 2
-    assert service.workers.release_leases(one.id) == 0
-    assert service.workers.get(one.id).status == "ready"
+    assert service.workers.release_leases(worker.id) == 2
+    assert service.workers.release_leases(worker.id) == 0
+    assert service.workers.get(worker.id).status == "ready"
     with pytest.raises(LeaseLost):
         service.delete(mine[0])
     service.archive_many(theirs)
@@ -1192,7 +1193,7 @@ def test_purging_deletes_those_that_stopped_long_ago_and_hold_nothing(session, s
 
     assert service.workers.purge(older_than=2 * DAY) == 0
     assert service.workers.purge(older_than=DAY) == 2
-    assert [one.name for one in service.workers.list()] == ["holding", "fresh", "lively"]
+    assert [entry.name for entry in service.workers.list()] == ["holding", "fresh", "lively"]
     with pytest.raises(WorkerNotFound):
         service.workers.get(workers["old"].id)
     assert service.messages.get(gone.id).worker_id == workers["expired"].id
@@ -1256,8 +1257,8 @@ def test_states_work_on_an_alias_and_in_an_aggregate_and_an_update(session, stat
 
 
 def test_a_state_on_an_instance_is_the_state_in_sql(session, service, states):
-    loaded = {one.id: one for one in session.scalars(sa.select(Message))}
-    infos = {one.id: one for one in service.messages.find("mail")}
+    loaded = {item.id: item for item in session.scalars(sa.select(Message))}
+    infos = {message.id: message for message in service.messages.find("mail")}
 
     for id_, state in states.items():
         message = loaded[id_]
@@ -1306,16 +1307,16 @@ def test_the_boundary_of_a_state_is_the_databases_clock(session, service):
 async def test_the_resources_do_the_same_awaited(async_session, async_service):
     service = async_service
     await service.queues.create("other", lease=5, retention=60)
-    assert [one.name for one in await service.queues.list()] == ["mail", "other"]
+    assert [entry.name for entry in await service.queues.list()] == ["mail", "other"]
     assert (await service.queues.update("other", lease=6)).lease_seconds == 6
     assert (await service.queues.pause("other")).paused_at is not None
     assert (await service.queues.resume("other")).paused_at is None
     worker = await service.workers.register("w", queues=["mail", "other"], port=1)
     assert (await service.workers.heartbeat(worker.id)).status == "ready"
-    assert [one.id for one in await service.workers.list(queue="other")] == [worker.id]
+    assert [entry.id for entry in await service.workers.list(queue="other")] == [worker.id]
 
     await service.enqueue_many("mail", [{"n": n} for n in range(6)])
-    assert [one.payload["n"] for one in await service.messages.peek("mail", 2)] == [0, 1]
+    assert [message.payload["n"] for message in await service.messages.peek("mail", 2)] == [0, 1]
     held = await service.dequeue("mail", 2, worker=worker, lease=600)
     assert (await service.workers.health())[0].leases is None
     await service.workers.heartbeat(worker.id, leased=2)
@@ -1329,14 +1330,14 @@ async def test_the_resources_do_the_same_awaited(async_session, async_service):
     assert await service.messages.cancel_where("mail", Message.scheduled) == 1
     metrics = await service.messages.metrics("mail")
     assert (metrics.ready, metrics.archived, metrics.cancelled) == (3, 1, 2)
-    assert [one.queue for one in await service.messages.all_metrics()] == ["mail", "other"]
+    assert [metrics.queue for metrics in await service.messages.all_metrics()] == ["mail", "other"]
 
     archived = await service.archived.find("mail", outcome="archived")
     assert (await service.archived.get(archived[0].id)).payload == {"n": 0}
     assert (await service.archived.requeue(archived[0].id)).id == held[0].id
     assert await service.archived.bury("mail") == 0
     assert await service.archived.prune(DAY) == 0
-    rest = [one.id for one in await service.archived.find()]
+    rest = [message.id for message in await service.archived.find()]
     assert await service.archived.delete(rest) == 2
     assert await service.queues.purge("mail", limit=1) == 1
     with pytest.raises(QueueNotEmpty):
@@ -1348,7 +1349,7 @@ async def test_the_resources_do_the_same_awaited(async_session, async_service):
     assert await service.workers.reclaim() == 0
     assert await service.workers.purge(older_than=DAY) == 0
     await async_session.commit()
-    assert [one.name for one in await service.queues.list()] == ["other"]
+    assert [entry.name for entry in await service.queues.list()] == ["other"]
 
 
 # -------------------------------------------------------------------------------- counting
@@ -1375,7 +1376,7 @@ def test_the_newest_come_first_a_page_at_a_time(service):
     newest = service.messages.find("mail", limit=3, newest_first=True)
     before = service.messages.find("mail", limit=9, after=newest[-1].id, newest_first=True)
 
-    assert [one.id for one in newest + before] == ids[::-1]
+    assert [message.id for message in newest + before] == ids[::-1]
 
 
 def test_only_a_worker_that_is_stopped_and_holds_nothing_is_deleted(service):

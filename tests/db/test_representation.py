@@ -74,7 +74,7 @@ def rows(service: QueueService, session: Session) -> list[Any]:
     service.fail(first, SECRET, reason="bounced", dead=True)
     session.commit()
     return [
-        session.scalars(sa.select(one)).one() for one in (Queue, Message, ArchivedMessage, Worker)
+        session.scalars(sa.select(case)).one() for case in (Queue, Message, ArchivedMessage, Worker)
     ]
 
 
@@ -106,5 +106,5 @@ def test_nothing_that_is_shown_is_secret(rows, service, session):
     deliveries = service.dequeue("mail")
     shown = [*rows, *deliveries, *service.messages.find("mail"), *service.archived.find("mail")]
     assert deliveries
-    for one in [*shown, service]:
-        assert SECRET not in repr(one)
+    for case in [*shown, service]:
+        assert SECRET not in repr(case)

@@ -41,11 +41,11 @@ def archived(service: QueueService, session: Session) -> Callable[..., list[int]
 
     def make(*keys: str | None) -> list[int]:
         service.enqueue_many("mail", [Item(key, key=key) for key in keys])
-        taken = {one.payload: one for one in service.dequeue("mail", len(keys))}
+        taken = {delivery.payload: delivery for delivery in service.dequeue("mail", len(keys))}
         for key in keys:
             service.archive(taken[key])
         session.commit()
-        ids = [one.id for one in service.archived.find("mail")]
+        ids = [message.id for message in service.archived.find("mail")]
         session.commit()
         return ids
 

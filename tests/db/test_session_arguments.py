@@ -252,7 +252,7 @@ def test_what_is_no_session_is_refused_with_the_name_of_the_right_thing(service,
             cls(thing)
         except InvalidArgument as error:
             said[name] = str(error)
-    accepted = {name for (name, one), better in BETTER.items() if one is cls and better is None}
+    accepted = {name for (name, item), better in BETTER.items() if item is cls and better is None}
 
     assert set(things) - set(said) == accepted
     for name, text in said.items():

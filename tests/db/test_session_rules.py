@@ -177,7 +177,7 @@ def whole_api(queue: Any) -> Generator[Any, Any, None]:
     assert (yield queue.queues.pause("jobs")).paused_at is not None
     assert (yield queue.dequeue("jobs")) == []
     assert (yield queue.queues.resume("jobs")).paused_at is None
-    assert [one.name for one in (yield queue.queues.sync(DeclaredQueue("jobs")))] == ["jobs"]
+    assert [item.name for item in (yield queue.queues.sync(DeclaredQueue("jobs")))] == ["jobs"]
     with pytest.raises(QueueNotFound):
         yield queue.enqueue("job", 1)
     yield from _settling(queue)
@@ -196,7 +196,7 @@ def whole_api(queue: Any) -> Generator[Any, Any, None]:
 def _leased(queue: Any, n: int) -> Generator[Any, Any, list[Delivery]]:
     assert len((yield queue.enqueue_many("jobs", range(n)))) == n
     deliveries = yield queue.dequeue("jobs", n)
-    assert [one.payload for one in deliveries] == list(range(n))
+    assert [delivery.payload for delivery in deliveries] == list(range(n))
     return deliveries
 
 
@@ -220,7 +220,7 @@ def _settling(queue: Any) -> Generator[Any, Any, None]:
 
     a, b = yield from _leased(queue, 2)
     assert (yield queue.extend(a, 600)).vt > a.vt
-    assert [one.id for one in (yield queue.extend_many([b, a], 600))] == [b.id, a.id]
+    assert [item.id for item in (yield queue.extend_many([b, a], 600))] == [b.id, a.id]
     assert (yield queue.try_extend(a, 600)) is True
     assert (yield queue.try_extend_many([a, b], 600)) == [True, True]
     yield queue.release(a, delay=60)
@@ -293,7 +293,7 @@ def _workers(queue: Any) -> Generator[Any, Any, None]:
         yield queue.dequeue("jobs", worker=worker)
     yield queue.workers.resume(worker.id)
     (delivery,) = yield queue.dequeue("jobs", worker=worker)
-    assert worker.id in [one.worker.id for one in (yield queue.workers.health())]
+    assert worker.id in [item.worker.id for item in (yield queue.workers.health())]
     assert (yield queue.workers.heartbeat(worker.id)).status == "ready"
     assert (yield queue.workers.release_leases(worker.id)) == 1
     assert (yield queue.try_archive(delivery)) is False
@@ -372,7 +372,7 @@ def test_times_are_those_of_the_statement_in_a_transaction_that_is_old(run):
         ]
         session.add_all(added)
         session.flush()
-        assert min(one.vt for one in added) >= old
+        assert min(message.vt for message in added) >= old
 
     run(body)
 
@@ -387,7 +387,9 @@ def test_no_time_comes_from_this_computer(engine, service, session):
     )
     call_all(service)
     assert sent
-    assert not [one for one in sent if any(isinstance(v, datetime) for v in (one or {}).values())]
+    assert not [
+        item for item in sent if any(isinstance(v, datetime) for v in (item or {}).values())
+    ]
 
 
 # --- 2: savepoints -------------------------------------------------------------------------------
@@ -801,7 +803,7 @@ def test_a_loaded_archived_message_follows_requeue_and_delete(run):
         queue.archived.delete([first.id])
         queue.archived.requeue(second.id)
         session.commit()
-        assert [session.get(ArchivedMessage, one) for one in (1, 2)] == [None, None]
+        assert [session.get(ArchivedMessage, case) for case in (1, 2)] == [None, None]
 
     run(body)
 
@@ -876,8 +878,8 @@ def test_receipts_come_in_the_order_of_the_items(run):
         receipts = queue.enqueue_many("mail", items)
         stored = dict(session.execute(sa.select(Message.id, Message.payload)).all())
         assert len(receipts) == 2500
-        duplicates = {n: one for n, one in enumerate(receipts) if one.duplicate}
-        assert {n: one.id for n, one in duplicates.items()} == {
+        duplicates = {n: receipt for n, receipt in enumerate(receipts) if receipt.duplicate}
+        assert {n: duplicate.id for n, duplicate in duplicates.items()} == {
             1000: there.id,
             2000: receipts[7].id,
         }
@@ -901,7 +903,7 @@ def test_deliveries_come_in_the_order_of_the_queue(run):
         ).scalars()
         expected = list(places)
         session.execute(sa.text("SET LOCAL enable_nestloop = off"))
-        taken = [one.id for n in (1, 99, 200) for one in queue.dequeue("mail", n)]
+        taken = [delivery.id for n in (1, 99, 200) for delivery in queue.dequeue("mail", n)]
         assert taken == expected
 
     run(body)
@@ -961,8 +963,8 @@ def test_a_lease_never_takes_more_than_its_limit(service, session, plan):
     for setting in PLANS[plan]:
         session.execute(sa.text(f"SET LOCAL {setting} = off"))
     deliveries = [service.dequeue("mail", n) for n in (1, 1, 7)]
-    assert [len(one) for one in deliveries] == [1, 1, 7]
-    assert [one.payload for some in deliveries for one in some] == list(range(9))
+    assert [len(delivery) for delivery in deliveries] == [1, 1, 7]
+    assert [item.payload for some in deliveries for item in some] == list(range(9))
     assert service.messages.metrics("mail").leased == 9
 
     service.archive_many(deliveries[2][:3])
@@ -1001,7 +1003,7 @@ def test_a_two_phase_session_enqueues_leases_and_settles(two_phase_url, driver):
         session.commit()
         deliveries = queue.dequeue("mail", 5)
         session.commit()
-        assert [one.payload for one in deliveries] == [1, 2, 3]
+        assert [delivery.payload for delivery in deliveries] == [1, 2, 3]
         queue.archive(deliveries[0])
         queue.enqueue("mail", 4)
         session.prepare()
@@ -1361,7 +1363,7 @@ def test_a_host_that_listens_to_what_its_session_executes_sees_our_statements(ru
         session.commit()
 
     run(body)
-    assert any(one.is_insert for one in seen)
+    assert any(item.is_insert for item in seen)
     assert count(engine) >= 1
 
 
@@ -1492,7 +1494,7 @@ async def test_a_rolled_back_async_test_transaction_leaves_nothing(
             await session.commit()
             await queue.enqueue("mail", 2)
             await session.rollback()
-            assert [one.payload for one in await queue.dequeue("mail", 5)] == [1]
+            assert [delivery.payload for delivery in await queue.dequeue("mail", 5)] == [1]
             await session.commit()
         await outer.rollback()
     assert count(engine) == 0
@@ -1573,7 +1575,7 @@ async def test_closing_the_session_is_enough_after_a_cancellation(
         with pytest.raises(asyncio.CancelledError):
             await task
     with Session(engine) as after:
-        assert [one.read_ct for one in QueueService(after).dequeue("mail")] == [1]
+        assert [delivery.read_ct for delivery in QueueService(after).dequeue("mail")] == [1]
 
 
 async def test_services_of_two_sessions_run_side_by_side(async_engine, async_service, engine):
@@ -1586,7 +1588,7 @@ async def test_services_of_two_sessions_run_side_by_side(async_engine, async_ser
         taken: list[int] = []
         async with AsyncSession(async_engine) as session:
             while deliveries := await AsyncQueueService(session).dequeue("mail", 3):
-                taken += [one.payload for one in deliveries]
+                taken += [delivery.payload for delivery in deliveries]
                 await AsyncQueueService(session).archive_many(deliveries)
                 await session.commit()
         return taken
@@ -1750,7 +1752,7 @@ def test_times_are_moments_in_every_time_zone(run, zone):
         queue = QueueService(session)
         assert queue.enqueue("mail", "late", at=last).vt == last
         assert queue.enqueue_many("mail", [Item("late", at=last)])[0].vt == last
-        assert {one.vt for one in queue.messages.find("mail")} == {last}
+        assert {message.vt for message in queue.messages.find("mail")} == {last}
         queue.enqueue("mail", "now")
         (delivery,) = queue.dequeue("mail", 5)
         assert abs(delivery.enqueued_at - datetime.now(UTC)) < timedelta(minutes=5)
@@ -2034,8 +2036,8 @@ def test_two_hosts_in_two_schemas_share_a_session(engine, service):
         own.queues.create("mail")
         ready_made.enqueue("mail", "default", key="k")
         assert not own.enqueue("mail", "jobs", key="k").duplicate
-        assert [one.payload for one in own.dequeue("mail", 5)] == ["jobs"]
-        assert [one.payload for one in ready_made.dequeue("mail", 5)] == ["default"]
+        assert [delivery.payload for delivery in own.dequeue("mail", 5)] == ["jobs"]
+        assert [delivery.payload for delivery in ready_made.dequeue("mail", 5)] == ["default"]
 
 
 def test_payloads_are_plain_json_for_everybody_else(run):

@@ -53,9 +53,9 @@ def test_the_reason_is_kept_of_what_is_discarded(service, session, delivery):
 @pytest.mark.parametrize(
     "put_back",
     [
-        lambda service, one: service.release(one, delay=60),
-        lambda service, one: service.fail(one, "error", delay=60),
-        lambda service, one: service.fail(one, "error"),
+        lambda service, item: service.release(item, delay=60),
+        lambda service, item: service.fail(item, "error", delay=60),
+        lambda service, item: service.fail(item, "error"),
     ],
     ids=["release", "fail", "fail_with_backoff"],
 )
@@ -89,7 +89,7 @@ def test_an_undecodable_message_that_is_locked_meanwhile_stays_leased(engine, se
     session.execute(sa.update(Message).values(vt=sa.func.now() - timedelta(seconds=1)))
     session.commit()
     assert service.dequeue("mail") == []
-    assert [one.outcome for one in service.archived.find("mail")] == ["dead"]
+    assert [message.outcome for message in service.archived.find("mail")] == ["dead"]
 
 
 def test_a_failure_that_has_met_a_lock_is_no_dead_letter(engine, service, session, delivery):

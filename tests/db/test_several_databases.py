@@ -192,7 +192,8 @@ def test_a_message_that_its_chooser_puts_into_another_shard_is_refused(first, se
 
 async def test_an_async_session_that_fans_out_is_refused(first, second):
     engines = [
-        create_async_engine(one.url.set(drivername="postgresql+asyncpg")) for one in (first, second)
+        create_async_engine(case.url.set(drivername="postgresql+asyncpg"))
+        for case in (first, second)
     ]
     options = {
         "sync_session_class": ShardedSession,
@@ -228,7 +229,7 @@ def test_a_sharded_session_with_a_fixed_shard_works(first, second, shard):
         session.flush()
         queue.enqueue_from("mail", sa.select(Order.id))
         deliveries = queue.dequeue("mail", 10)
-        assert [one.payload for one in deliveries] == [1, 2, 3, 4, 7]
+        assert [delivery.payload for delivery in deliveries] == [1, 2, 3, 4, 7]
         queue.archive_many(deliveries[:2])
         queue.release(queue.extend(deliveries[2], 60))
         old = queue.archived.find("mail")[0]
@@ -381,7 +382,8 @@ def test_what_a_listener_of_the_host_writes_last_may_be_allowed(first, second, w
 
 async def test_an_async_session_is_looked_at_last_too(first, second):
     engines = [
-        create_async_engine(one.url.set(drivername="postgresql+asyncpg")) for one in (first, second)
+        create_async_engine(case.url.set(drivername="postgresql+asyncpg"))
+        for case in (first, second)
     ]
     binds = dict(zip((pgqrs_sa.Base, Order), engines, strict=True))
     try:
@@ -397,13 +399,13 @@ async def test_an_async_session_is_looked_at_last_too(first, second):
 
 
 def test_a_connection_of_the_caller_that_the_session_commits_is_not_watched_for_ever(first, second):
-    with first.connect() as one, second.connect() as two:
+    with first.connect() as connection, second.connect() as two:
         for _ in range(3):
-            with Session(binds={pgqrs_sa.Base: one, Order: two}) as session:
+            with Session(binds={pgqrs_sa.Base: connection, Order: two}) as session:
                 session.execute(sa.select(Order))
                 enqueue(session)
                 session.commit()
-        assert [list(held.dispatch.commit) for held in (one, two)] == [[], []]
+        assert [list(held.dispatch.commit) for held in (connection, two)] == [[], []]
     assert count(first) == 3
 
 
@@ -498,10 +500,10 @@ def test_the_end_of_a_savepoint_is_not_a_commit(first, second):
 
 
 def test_connections_that_the_caller_commits_are_the_callers(first, second):
-    with first.connect() as one, second.connect() as two:
-        outer = [one.begin(), two.begin()]
+    with first.connect() as connection, second.connect() as two:
+        outer = [connection.begin(), two.begin()]
         with Session(
-            binds={pgqrs_sa.Base: one, Order: two}, join_transaction_mode="create_savepoint"
+            binds={pgqrs_sa.Base: connection, Order: two}, join_transaction_mode="create_savepoint"
         ) as session:
             enqueue(session)
             add_order(session)

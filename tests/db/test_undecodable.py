@@ -67,7 +67,10 @@ def poisoned(session: Session, service: QueueService) -> dict[str, int]:
 
 def letters(service: QueueService) -> dict[int, ArchivedInfo]:
     """The dead letters, by the id that the message had."""
-    return {one.original_msg_id: one for one in service.archived.find("mail", outcome="dead")}
+    return {
+        message.original_msg_id: message
+        for message in service.archived.find("mail", outcome="dead")
+    }
 
 
 def test_an_undecodable_payload_is_dead_at_once_and_does_not_hide_its_neighbours(
@@ -76,7 +79,7 @@ def test_an_undecodable_payload_is_dead_at_once_and_does_not_hide_its_neighbours
     """F44, E5: the lease that meets it makes it a dead letter, and gives the others."""
     deliveries = service.dequeue("mail", 10)
     session.commit()
-    assert [one.payload for one in deliveries] == ["good", "good"]
+    assert [delivery.payload for delivery in deliveries] == ["good", "good"]
     found = letters(service)
     assert set(found) == set(poisoned.values())
     for id_, letter in found.items():
@@ -97,7 +100,7 @@ def test_undecodable_messages_do_not_starve_those_behind_them(service, session, 
     assert set(letters(service)) == set(poisoned.values())
     session.rollback()
     assert letters(service) == {}  # all of it was the caller's
-    assert [one.payload for one in service.dequeue("mail", 2)] == ["good", "good"]
+    assert [delivery.payload for delivery in service.dequeue("mail", 2)] == ["good", "good"]
 
 
 def test_a_dequeue_makes_only_so_many_dead_letters(service, session, monkeypatch):
@@ -130,7 +133,7 @@ def test_a_dequeue_that_meets_nothing_undecodable_leases_once(
     sa.event.listen(session.connection(), "before_cursor_execute", note)
     monkeypatch.setattr(lease_operations, "explain_nothing", lambda *given: explained.append(given))
     deliveries = service.dequeue("mail")
-    assert [one.payload for one in deliveries] == ([] if payload is None else ["good"])
+    assert [delivery.payload for delivery in deliveries] == ([] if payload is None else ["good"])
     assert (len(leases), len(explained)) == (1, 1 if payload is None else 0)
 
 
@@ -177,7 +180,7 @@ def test_whatever_a_codec_raises_is_the_message_s_alone(service, session, error)
         assert [messages[0].payload, messages[2].payload] == ["first", "last"]
         with pytest.raises(PayloadError, match=r"payload of message \d+ cannot be decoded"):
             _ = messages[1].payload
-    assert [one.payload for one in strange.dequeue("mail", 3)] == ["first", "last"]
+    assert [delivery.payload for delivery in strange.dequeue("mail", 3)] == ["first", "last"]
     session.commit()
     (letter,) = strange.archived.find("mail", outcome="dead")
     assert "cannot be decoded" in letter.last_error
@@ -243,7 +246,7 @@ def test_text_of_a_codec_that_only_looks_odd_is_sent(service, session, text):
 
 def test_an_undecodable_payload_is_found_peeked_and_counted(service, session, poisoned):
     """F44."""
-    assert {one.id for one in service.messages.find("mail")} >= set(poisoned.values())
+    assert {message.id for message in service.messages.find("mail")} >= set(poisoned.values())
     assert len(service.messages.peek("mail", 10)) == 4
     assert service.messages.metrics("mail").ready == 4
     for id_ in poisoned.values():

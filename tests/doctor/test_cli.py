@@ -71,7 +71,7 @@ def test_the_doctors_fixes_are_run_by_psql(pgqrs, psql, sql, migrated):
     assert "3 error(s) and 0 warning(s)" in done.stderr
     assert "error drift pgqrs_archive_queue_idx: the index of" in done.stdout
     listed = json.loads(pgqrs("doctor", "--format", "json", code=1).stdout)
-    assert [sorted(one) for one in listed] == [
+    assert [sorted(entry) for entry in listed] == [
         ["check", "fix", "mend", "problem", "severity", "subject"]
     ] * 3
     for form in ("ndjson", "csv"):

@@ -46,7 +46,7 @@ def test_errors_come_first(doctor, sql):
         "ALTER TABLE pgqrs_messages SET (autovacuum_vacuum_threshold = 5)\n"
         "COMMENT ON TABLE pgqrs_queues IS NULL"
     )
-    assert [one.severity for one in doctor()] == ["error", "warning"]
+    assert [finding.severity for finding in doctor()] == ["error", "warning"]
 
 
 # The schema's version.
@@ -310,10 +310,10 @@ def test_leases_of_a_stopped_worker_and_of_one_that_is_gone(doctor, sql, service
     session.commit()
     sql(f"DELETE FROM pgqrs_workers WHERE id = {ids[1]}")  # noqa: S608
     findings = doctor()
-    assert [one.subject for one in findings] == [f"worker {ids[0]}", f"worker {ids[1]}"]
-    assert all("2 message(s)" in one.problem for one in findings)
-    for one in findings:
-        sql(one.fix)
+    assert [finding.subject for finding in findings] == [f"worker {ids[0]}", f"worker {ids[1]}"]
+    assert all("2 message(s)" in finding.problem for finding in findings)
+    for finding in findings:
+        sql(finding.fix)
     assert doctor() == []
     assert service.messages.metrics("mail").ready == 4
 
@@ -428,10 +428,10 @@ def test_a_schema_given_by_a_translation(database):
     with engine.begin() as connection:
         connection.exec_driver_sql('DROP INDEX "Jobs".pgqrs_messages_spent_idx')
     findings = found(engine, exhausted_age=NOTHING)
-    assert [one.check for one in findings] == ["drift", "exhausted"]
-    for one in findings:
-        assert '"Jobs".pgqrs_messages' in one.fix
-        paste(engine, one.fix)
+    assert [finding.check for finding in findings] == ["drift", "exhausted"]
+    for finding in findings:
+        assert '"Jobs".pgqrs_messages' in finding.fix
+        paste(engine, finding.fix)
     assert found(engine, exhausted_age=NOTHING) == []
 
 

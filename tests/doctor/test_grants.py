@@ -45,8 +45,8 @@ def role(migrated, engine):
         return engines[-1]
 
     yield make
-    for one in engines:
-        one.dispose()
+    for item in engines:
+        item.dispose()
     with engine.begin() as connection:
         for name in names:
             connection.exec_driver_sql(f"DROP OWNED BY {name}")
@@ -136,18 +136,18 @@ def test_a_consumer_leases_and_settles(role, stocked):
         service.workers.heartbeat(worker.id, leased=0)
         batch = service.dequeue("mail", 8, worker=worker.id)
         batch += service.dequeue("mail", 1, where=Message.payload["secret"].as_integer() > 0)
-        one, two, three, four, five, six, seven, eight, _ = batch
-        service.archive(one)
+        item, two, three, four, five, six, seven, eight, _ = batch
+        service.archive(item)
         service.delete(two)
         service.extend(three, 60)
         service.release(four)
         assert not service.fail(five, "later").dead
         assert service.fail(six, "never", dead=True).dead
         service.archive(seven, outcome="discarded", reason="why")
-        assert service.try_archive(one) is False
+        assert service.try_archive(item) is False
         assert service.archived.bury("mail") == 1
         with pytest.raises(Exception, match="archived"):
-            service.archive_many([eight, one])
+            service.archive_many([eight, item])
         assert service.workers.health()[-1].leases == 0
         assert service.workers.release_leases(worker.id) == 2
         service.workers.reclaim(silent_for=60)
@@ -206,13 +206,13 @@ def test_a_dashboard_lists_messages_without_their_contents(role, stocked):
     with Session(role("dashboard")) as session:
         service = QueueService(session)
         live = service.messages.find("mail", content=False)
-        assert {one.state for one in live} == {"ready", "exhausted"}
+        assert {message.state for message in live} == {"ready", "exhausted"}
         assert service.messages.find(state="exhausted", content=False) == [
-            one for one in live if one.state == "exhausted"
+            message for message in live if message.state == "exhausted"
         ]
         settled = service.archived.find("mail", content=False, newest_first=True)
-        assert [one.outcome for one in settled] == ["dead", "archived"]
-        assert not any(one.content for one in (*live, *settled))
+        assert [delivery.outcome for delivery in settled] == ["dead", "archived"]
+        assert not any(case.content for case in (*live, *settled))
 
 
 def test_a_dashboard_sees_no_contents_and_changes_nothing(role, stocked):
@@ -340,7 +340,7 @@ def test_a_hosts_columns_are_granted_too():
     models = Models(Queue, OwnMessage, Archived, Worker)
     usage, *rest = grants("consumer", "app", models=models)
     assert usage == "GRANT USAGE ON SCHEMA jobs TO app;"
-    (archive,) = (one for one in rest if " jobs.pgqrs_archive " in one)
+    (archive,) = (item for item in rest if " jobs.pgqrs_archive " in item)
     assert "tenant_id" in archive.partition("INSERT (")[2].partition(")")[0]
     assert "tenant_id" in grants("producer", "app", models=models)[2]
 

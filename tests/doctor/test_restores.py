@@ -66,8 +66,8 @@ def test_a_sequence_of_which_the_fencing_tokens_cannot_come_is_found(session, ch
 def test_a_table_that_is_missing_is_named_and_made_again(session):
     session.execute(sa.text("DROP TABLE pgqrs_queues"))
     findings = diagnose(session, CONTEXT, only=["schema", "drift"])
-    assert any("pgqrs_queues" in one.subject + one.problem for one in findings)
-    assert not any("holds no queue tables" in one.problem for one in findings)
+    assert any("pgqrs_queues" in finding.subject + finding.problem for finding in findings)
+    assert not any("holds no queue tables" in finding.problem for finding in findings)
     for finding in findings:
         fix(session, finding)
     for finding in diagnose(session, CONTEXT, only=["schema", "drift"]):

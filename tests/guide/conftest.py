@@ -72,11 +72,13 @@ class Clock:
 
     def visible(self, queue: str) -> list[int]:
         with Session(self.engine) as session:
-            return [one.id for one in QueueService(session).messages.peek(queue, 1000)]
+            return [message.id for message in QueueService(session).messages.peek(queue, 1000)]
 
     def payloads(self) -> dict[int, Any]:
         with Session(self.engine) as session:
-            return {one.id: one.payload for one in QueueService(session).messages.find()}
+            return {
+                message.id: message.payload for message in QueueService(session).messages.find()
+            }
 
     def metrics(self, queue: str) -> Any:
         with Session(self.engine) as session:

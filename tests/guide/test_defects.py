@@ -80,7 +80,7 @@ async def test_d2_a_scheduled_message_is_cancelled_by_its_id(producer, consumer,
 async def test_d2_a_visible_message_that_nobody_holds_is_not_cancelled(producer, consumer) -> None:
     id_ = await producer.enqueue({"n": 1})
     assert await consumer.delete(id_) is False
-    assert [one.id for one in await consumer.dequeue()] == [id_]
+    assert [delivery.id for delivery in await consumer.dequeue()] == [id_]
     assert await consumer.delete(id_) is True
 
 
@@ -204,8 +204,8 @@ async def test_d7_r10_workers_are_purged_whatever_the_archive_says_of_them(
 
 async def test_d8_a_batch_of_a_hundred_works_with_the_defaults(producer, consumer) -> None:
     made = await producer.enqueue_batch([{"n": n} for n in range(100)])
-    assert [one.payload["n"] for one in made] == list(range(100))
-    assert [one.id for one in made] == sorted(one.id for one in made)
+    assert [entry.payload["n"] for entry in made] == list(range(100))
+    assert [entry.id for entry in made] == sorted(entry.id for entry in made)
     assert len(await consumer.dequeue_batch(100)) == 100
     assert await producer.enqueue_batch([]) == []
 
@@ -401,7 +401,7 @@ async def test_d11_every_option_is_read(database, admin, clock) -> None:
         taken = await consumer.dequeue_batch()
         assert len(taken) == 3
         lease = timedelta(seconds=42)
-        assert all(begun + lease <= one.vt <= clock.now() + lease for one in taken)
+        assert all(begun + lease <= delivery.vt <= clock.now() + lease for delivery in taken)
         with pytest.raises(ValueError, match="default_max_batch_size=3"):
             await consumer.dequeue_batch(4)
         with Session(clock.engine) as session:
@@ -411,8 +411,8 @@ async def test_d11_every_option_is_read(database, admin, clock) -> None:
 
 
 async def use_three_connections(admin: pgqrs.Admin) -> None:
-    async with admin._service() as one, admin._service() as two:
-        await one.queues.list()
+    async with admin._service() as item, admin._service() as two:
+        await item.queues.list()
         await two.queues.list()
         await admin.get_queue("own")
 
@@ -459,7 +459,7 @@ async def test_d12_r12_verify_looks_at_its_own_schema_and_nothing_is_set_on_a_co
             await jobs.uninstall()
             await more.verify()
             await jobs.close()
-    assert not [one for one in sent if one.lstrip().upper().startswith("SET ")]
+    assert not [item for item in sent if item.lstrip().upper().startswith("SET ")]
     assert await (await admin.get_messages()).count() == 0
 
 
@@ -509,7 +509,7 @@ async def test_d13_releasing_charges_no_attempt(producer, consumer) -> None:
 
 
 async def test_d13_a_graceful_end_gives_leases_back_uncharged(admin, producer, clock) -> None:
-    ids = [one.id for one in await producer.enqueue_batch([1, 2])]
+    ids = [item.id for item in await producer.enqueue_batch([1, 2])]
     async with pgqrs.Consumer(admin, "tasks", "h", 1) as consumer:
         await consumer.dequeue_batch_with_delay(2, 600)
         with clock.puts_off(ids[1], 300):
@@ -553,7 +553,7 @@ async def test_d14_big_integers_keep_their_value(producer, consumer) -> None:
 
 
 async def test_d14_archive_says_whether_it_did(producer, consumer) -> None:
-    ids = [one.id for one in await producer.enqueue_batch([1, 2, 3])]
+    ids = [item.id for item in await producer.enqueue_batch([1, 2, 3])]
     await consumer.dequeue_batch(2)
     assert await consumer.archive(ids[0]) is True
     assert await consumer.archive(ids[0]) is False
@@ -625,8 +625,8 @@ async def test_archive_lists_begin_with_the_newest_a_page_at_a_time(admin, produ
     taken = await consumer.dequeue_batch(5)
     assert await consumer.archive_batch([message.id for message in taken]) == [True] * 5
     archive = await admin.get_archive()
-    first = [one.original_msg_id for one in await archive.list(2, 0)]
-    second = [one.original_msg_id for one in await archive.list(2, 2)]
+    first = [item.original_msg_id for item in await archive.list(2, 0)]
+    second = [item.original_msg_id for item in await archive.list(2, 2)]
     assert sorted(first + second, reverse=True) == sorted(ids, reverse=True)[:4]
     assert max(second) < min(first)
     with pytest.raises(ValueError, match="offset"):

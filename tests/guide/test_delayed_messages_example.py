@@ -108,7 +108,7 @@ def test_scheduled_email_and_follow_up_series(example, service, time_passes) -> 
     example.schedule_follow_up_series(service, 7)
     service.commit()
     assert time_passes.delays() == [600, 86400, 259200, 604800, 1209600]
-    days = [one.get("series_day") for one in time_passes.payloads().values()]
+    days = [payload.get("series_day") for payload in time_passes.payloads().values()]
     assert days == [None, 1, 3, 7, 14]
 
 
@@ -138,7 +138,7 @@ def test_recurring_reminders(example, service, time_passes) -> None:
     example.ReminderScheduler(service).schedule_recurring(7, "stretch", timedelta(hours=6), 4)
     service.commit()
     assert time_passes.delays() == [n * 6 * 3600 for n in (1, 2, 3, 4)]
-    assert [one["occurrence"] for one in time_passes.payloads().values()] == [1, 2, 3, 4]
+    assert [payload["occurrence"] for payload in time_passes.payloads().values()] == [1, 2, 3, 4]
 
 
 def test_cancelled_reminders_never_arrive(example, service, time_passes) -> None:
@@ -153,7 +153,9 @@ def test_cancelled_reminders_never_arrive(example, service, time_passes) -> None
     service.commit()
     time_passes.pass_seconds(3601)
     assert time_passes.visible(example.QUEUE) == [other]
-    outcomes = {one.original_msg_id: one.outcome for one in time_passes.archived(example.QUEUE)}
+    outcomes = {
+        message.original_msg_id: message.outcome for message in time_passes.archived(example.QUEUE)
+    }
     assert outcomes == {first: "cancelled", second: "cancelled"}
 
 
@@ -174,7 +176,7 @@ async def test_processing_loop_by_type(example, service, time_passes, engine, ca
     loop = example.process_scheduled_tasks(engine, example.HANDLERS, idle=0.05)
     await together(loop, lambda: done(3))
     assert "email to ada@example.org" in capsys.readouterr().out
-    outcomes = [one.outcome for one in time_passes.archived(example.QUEUE)]
+    outcomes = [message.outcome for message in time_passes.archived(example.QUEUE)]
     assert sorted(outcomes) == ["archived", "archived", "discarded"]
     assert time_passes.metrics(example.QUEUE).scheduled == 4
 

@@ -122,7 +122,7 @@ def test_scheduled_email(guide: Guide, clock: Clock, prepare) -> None:
     assert clock.delays() == [600, *days]
     welcome, *series = clock.payloads().values()
     assert welcome["type"] == "welcome_email"
-    assert [one["series_day"] for one in series] == [1, 3, 7, 14]
+    assert [item["series_day"] for item in series] == [1, 3, 7, 14]
     passed = 0
     for seen, delay in enumerate([600, *days]):
         clock.pass_seconds(delay - 60 - passed)
@@ -146,7 +146,7 @@ def test_retry_with_backoff(guide: Guide, clock: Clock, prepare, capsys) -> None
     # Attempts 0 to 4 wait longer and longer; a fifth is allowed, after it the task is given up.
     assert clock.delays()[:4] == [60, 240, 960, 3840]
     *retries, last = clock.payloads().values()
-    assert [one["attempt"] for one in retries] == [1, 2, 3, 4, 5]
+    assert [retry["attempt"] for retry in retries] == [1, 2, 3, 4, 5]
     assert last["type"] == "failed_permanently"
     assert clock.delays()[5] == 0
     assert "Max attempts (5) reached, giving up" in capsys.readouterr().out
@@ -241,7 +241,7 @@ def test_canceling_scheduled_messages_of_a_user(
         await producer.enqueue_delayed({"nested": {"user_id": 7}}, delay_seconds=600)
         messages = await admin.get_messages()
         found = await messages.filter_by_payload({"more": {"a": [1]}, "user_id": 7})
-        assert [one.payload["n"] for one in found] == [0, 1, 2]  # by containment
+        assert [row.payload["n"] for row in found] == [0, 1, 2]  # by containment
         await guide.cancel_user_reminders(admin, 7)
         assert await messages.filter_by_payload({"user_id": 7}) == []
         return other
@@ -258,9 +258,9 @@ def test_complete_example_delayed_messages_demo(guide: Guide, clock: Clock, caps
     out = capsys.readouterr().out
     received = re.findall(r"\[ *([\d.]+)s\] Received: {'msg': '(\d+) seconds'}", out)
     assert [int(wanted) for _, wanted in received] == [5, 10, 15]
-    for (_, wanted), one in zip(received, clock.archived("scheduled"), strict=True):
-        assert one.payload == {"msg": f"{wanted} seconds"}
-        assert one.dequeued_at - one.enqueued_at >= timedelta(seconds=int(wanted))  # not sooner
+    for (_, wanted), item in zip(received, clock.archived("scheduled"), strict=True):
+        assert item.payload == {"msg": f"{wanted} seconds"}
+        assert item.dequeued_at - item.enqueued_at >= timedelta(seconds=int(wanted))  # not sooner
     # It looks twice a second: the last one is received about when it is due.
     assert float(received[-1][0]) < 60
     assert "All scheduled messages processed!" in out

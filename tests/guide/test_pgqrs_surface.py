@@ -50,7 +50,7 @@ asyncio.run(second(producer))                  # the same objects in another eve
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 async def test_a_dsn_may_name_several_hosts(database, driver, tmp_path) -> None:
     server = database.server
-    hosts = ",".join(quote(one, safe="") for one in (str(tmp_path), server.host))
+    hosts = ",".join(quote(case, safe="") for case in (str(tmp_path), server.host))
     user = quote(server.user) + (f":{quote(server.password)}" if server.password else "")
     dsn = (
         f"postgresql+{driver}://{user}@{hosts}/{database.name}"
@@ -106,7 +106,7 @@ async def test_the_next_awaited_call_registers_what_was_constructed(admin) -> No
     consumer = pgqrs.Consumer(admin, "tasks", "b", 2)
     assert producer.worker_id is None
     workers = await admin.get_workers()
-    assert [(one.name, one.hostname, one.port) for one in await workers.list()] == [
+    assert [(entry.name, entry.hostname, entry.port) for entry in await workers.list()] == [
         ("producer", "a", 1),
         ("consumer", "b", 2),
     ]
@@ -143,7 +143,7 @@ async def test_dsn_and_config_are_taken_where_an_admin_is(database, admin) -> No
         )
         await consumer.archive(message.id)
     workers = await (await admin.get_workers()).list("stopped")
-    assert [one.name for one in workers] == ["producer", "consumer"]
+    assert [worker.name for worker in workers] == ["producer", "consumer"]
 
 
 def test_a_config_is_made_from_a_dsn_and_a_schema() -> None:
@@ -204,11 +204,11 @@ async def test_calls_of_a_worker_say_that_it_lives(database, admin) -> None:
         consumer = pgqrs.Consumer(mine, "tasks", "h", 1)
         await consumer.dequeue()
         workers = await admin.get_workers()
-        before = [one.heartbeat_at for one in await workers.list()]
+        before = [entry.heartbeat_at for entry in await workers.list()]
         await asyncio.sleep(0.1)
         await consumer.dequeue()
         await mine.system_stats()
-        after = [one.heartbeat_at for one in await workers.list()]
+        after = [entry.heartbeat_at for entry in await workers.list()]
         assert all(late > early for early, late in zip(before, after, strict=True))
 
 
@@ -231,10 +231,10 @@ async def test_an_admin_is_a_worker_when_it_registers(admin) -> None:
 async def test_what_a_worker_holds_is_seen_and_released(admin) -> None:
     producer = pgqrs.Producer(admin, "tasks", "h", 1)
     consumer = pgqrs.Consumer(admin, "tasks", "h", 2)
-    ids = [one.id for one in await producer.enqueue_batch([1, 2, 3])]
+    ids = [item.id for item in await producer.enqueue_batch([1, 2, 3])]
     await consumer.dequeue_batch_with_delay(2, 600)
     held = await admin.get_worker_messages(consumer.worker_id)
-    assert [one.id for one in held] == ids[:2]
+    assert [lease.id for lease in held] == ids[:2]
     assert (await admin.worker_stats("tasks")).leases == 2
     (health,) = await admin.worker_health_stats()
     assert (health.total, health.ready, health.stale) == (2, 2, 0)
@@ -242,19 +242,21 @@ async def test_what_a_worker_holds_is_seen_and_released(admin) -> None:
     assert await consumer.archive(ids[0]) is False
     stats = await admin.system_stats()
     assert (stats.queues, stats.ready, stats.leased, stats.workers) == (1, 3, 0, 2)
-    assert [one.queue for one in await admin.all_queues_metrics()] == ["tasks"]
+    assert [item.queue for item in await admin.all_queues_metrics()] == ["tasks"]
 
 
 async def test_extend_and_delete_many_at_once(admin, clock: Clock) -> None:
     producer = pgqrs.Producer(admin, "tasks", "h", 1)
     consumer = pgqrs.Consumer(admin, "tasks", "h", 2)
-    ids = [one.id for one in await producer.enqueue_batch([1, 2])]
+    ids = [item.id for item in await producer.enqueue_batch([1, 2])]
     ids.append(await producer.enqueue_delayed(3, 3600))
     await consumer.dequeue_batch(2)
     assert await consumer.extend_visibility_batch(ids, 500) == [True, True, False]
     assert all(clock.waits()[id_] > 499 for id_ in ids[:2])
     assert await consumer.delete_many([ids[2], ids[0], 999, ids[0]]) == [True, True, False, False]
-    assert [one.outcome for one in clock.archived("tasks")] == ["cancelled"]  # the other is gone
+    assert [message.outcome for message in clock.archived("tasks")] == [
+        "cancelled"
+    ]  # the other is gone
     assert await consumer.delete_many([]) == []
     assert await consumer.extend_visibility_batch([], 1) == []
     assert await consumer.archive_batch([]) == []
@@ -267,10 +269,10 @@ async def test_queues_and_workers_as_tables(admin) -> None:
     queues = await admin.get_queues()
     tasks = await queues.get_by_name("tasks")
     assert await queues.count() == 2
-    assert [one.queue_name for one in await queues.list()] == ["other", "tasks"]
+    assert [entry.queue_name for entry in await queues.list()] == ["other", "tasks"]
     assert await queues.get(tasks.id) == tasks
     assert datetime.fromisoformat(tasks.created_at) < datetime.now(UTC)
-    assert [await queues.exists(one) for one in ("tasks", "nope")] == [True, False]
+    assert [await queues.exists(case) for case in ("tasks", "nope")] == [True, False]
     producer = pgqrs.Producer(admin, "tasks", "h", 1)
     consumer = pgqrs.Consumer(admin, "tasks", "h", 2)
     workers = await admin.get_workers()
@@ -278,7 +280,7 @@ async def test_queues_and_workers_as_tables(admin) -> None:
     assert await workers.count_for_queue("other") == 0
     await producer.close()
     await workers.delete(producer.worker_id)
-    assert [one.id for one in await workers.filter_by_fk(tasks.id)] == [consumer.worker_id]
+    assert [item.id for item in await workers.filter_by_fk(tasks.id)] == [consumer.worker_id]
     await queues.delete_by_name("other")
     with pytest.raises(pgqrs.QueueNotFound):
         await queues.delete(999)
@@ -291,7 +293,7 @@ async def five(admin) -> tuple[pgqrs.Producer, pgqrs.Consumer, list[int]]:
     """Five messages: the first is archived, the second is held."""
     producer = pgqrs.Producer(admin, "tasks", "h", 1)
     consumer = pgqrs.Consumer(admin, "tasks", "h", 2)
-    ids = [one.id for one in await producer.enqueue_batch([{"n": n} for n in range(5)])]
+    ids = [item.id for item in await producer.enqueue_batch([{"n": n} for n in range(5)])]
     await consumer.dequeue_batch(2)
     await consumer.archive(ids[0])
     return producer, consumer, ids
@@ -305,10 +307,13 @@ async def test_messages_as_a_table(admin, five, clock: Clock) -> None:
     assert await messages.count_pending_filtered("tasks") == 3
     assert await messages.count_pending_filtered("tasks", consumer.worker_id) == 1
     assert (await messages.get(ids[2])).payload == {"n": 2}
-    assert [one.id for one in await messages.get_by_ids([ids[4], ids[1], 999])] == [ids[1], ids[4]]
-    assert [one.id for one in await messages.list(after=ids[2], limit=1)] == [ids[3]]
+    assert [item.id for item in await messages.get_by_ids([ids[4], ids[1], 999])] == [
+        ids[1],
+        ids[4],
+    ]
+    assert [entry.id for entry in await messages.list(after=ids[2], limit=1)] == [ids[3]]
     assert len(await messages.filter_by_fk("tasks")) == 4
-    assert [one.id for one in await messages.filter_by_payload({"n": 3})] == [ids[3]]
+    assert [item.id for item in await messages.filter_by_payload({"n": 3})] == [ids[3]]
     with pytest.raises(ValueError, match="a value to look for"):
         await messages.filter_by_payload(None)
     later = datetime.now(UTC) + timedelta(hours=1)
@@ -327,8 +332,8 @@ async def test_the_archive_as_a_table(admin, five) -> None:
     archive = await admin.get_archive()
     assert await archive.count() == 3
     newest = await archive.list()
-    assert [one.original_msg_id for one in newest] == [ids[3], ids[2], ids[0]]
-    assert [one.original_msg_id for one in await archive.list(1, 1)] == [ids[2]]
+    assert [message.original_msg_id for message in newest] == [ids[3], ids[2], ids[0]]
+    assert [item.original_msg_id for item in await archive.list(1, 1)] == [ids[2]]
     assert await archive.count_by_worker(consumer.worker_id) == 1
     (mine,) = await archive.list_by_worker(consumer.worker_id, 10, 0)
     assert (mine.producer_worker_id, mine.outcome) == (producer.worker_id, "archived")
@@ -371,7 +376,7 @@ async def test_silent_workers_of_a_queue_are_listed(admin, five, clock: Clock) -
         )
     queue = await admin.get_queue("tasks")
     found = await workers.list_zombies_for_queue(queue.id, 60)
-    assert [one.id for one in found] == [producer.worker_id, consumer.worker_id]
+    assert [row.id for row in found] == [producer.worker_id, consumer.worker_id]
     assert await workers.count_zombies_for_queue("tasks", 7200) == 0
     (stats,) = await admin.worker_health_stats(60, False)
     assert stats.stale == 2
@@ -460,7 +465,7 @@ def test_validation_settings() -> None:
 
 def test_every_error_is_a_value_error_or_a_runtime_error_and_has_a_code_of_its_own() -> None:
     kinds = [getattr(pgqrs, name) for name in pgqrs.__all__]
-    errors = [one for one in kinds if isinstance(one, type) and issubclass(one, Exception)]
+    errors = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)]
     assert len(errors) > 20
     for kind in errors:
         assert issubclass(kind, PgqrsError)
@@ -526,12 +531,12 @@ def test_the_table_in_the_docs_names_everything() -> None:
     named = [name for row in rows for name in re.findall(r"`([^`]+)`", row[0])]
     assert len(set(named)) == len(named)
     endings = ("Info", "Message", "Metrics", "Stats", "Status")
-    values = {one for one in pgqrs.__all__ if one.endswith(endings)}
+    values = {item for item in pgqrs.__all__ if item.endswith(endings)}
     wanted = set(pgqrs.__all__)
     for name in wanted - values - {"Validation"}:
         kind = getattr(pgqrs, name)
         if not issubclass(kind, Exception):
-            wanted |= {f"{name}.{one}" for one in dir(kind) if not one.startswith("_")}
+            wanted |= {f"{name}.{item}" for item in dir(kind) if not item.startswith("_")}
     assert set(named) == wanted
 
 

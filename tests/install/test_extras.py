@@ -55,7 +55,7 @@ def documented() -> set[frozenset[str]]:
 
 
 def test_every_set_that_the_documentation_names_is_tried():
-    found = {one for one in documented() if not one & NOT_TRIED}
+    found = {item for item in documented() if not item & NOT_TRIED}
     assert len(found) > 8
     assert found - set(map(frozenset, SETS)) == set()
 
@@ -90,7 +90,7 @@ def test_a_set_of_extras_works(wheel, database, tmp_path, extras, version):
     python = folder / "bin" / "python"
     wanted = f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
     _pip("install", wanted, f"sqlalchemy=={version}.*", python=python)
-    there = set(extras).union(*(INCLUDED.get(one, set()) for one in extras))
+    there = set(extras).union(*(INCLUDED.get(extra, set()) for extra in extras))
     if "asyncio" not in there:
         _pip("uninstall", "--yes", "greenlet", python=python)  # SQLAlchemy 2.0 brings it
 

@@ -157,7 +157,7 @@ def test_a_session_of_this_release_does_everything_on_the_tables_of_the_next(
         worker = service.workers.register("w", queues=["mail"])
         first, *others = service.dequeue("mail", 9, worker=worker)
         assert first.id == before.id
-        assert [one.payload for one in others] == [1, 2, 3, 4, 5]
+        assert [other.payload for other in others] == [1, 2, 3, 4, 5]
         service.fail(first, "no", dead=True)
         service.archive_many(others)
         (letter,) = service.archived.find("mail", outcome="dead")

@@ -55,30 +55,33 @@ class Tables:
 
 def faults(events: Iterable[Event], tables: Tables) -> list[str]:
     """Return what the events cannot have done if the promises are kept; nothing if they are."""
-    done = [one for one in events if one.ok]
+    done = [event for event in events if event.ok]
     by_message: dict[int, list[Event]] = defaultdict(list)
-    for one in done:
-        by_message[one.id].append(one)
+    for delivery in done:
+        by_message[delivery.id].append(delivery)
     found = [fault for id_ in by_message for fault in _message(id_, by_message[id_])]
     return found + _accounts(done, tables)
 
 
 def _message(id_: int, events: Sequence[Event]) -> list[str]:
-    leases = sorted((one for one in events if one.op == "lease"), key=lambda one: one.token)
+    leases = sorted((event for event in events if event.op == "lease"), key=lambda item: item.token)
     found = []
-    for token, times in Counter(one.token for one in leases).items():
+    for token, times in Counter(lease.token for lease in leases).items():
         if times > 1:
             found.append(f"message {id_}: lease {token} was given {times} times")
     by_token: dict[int, list[Event]] = defaultdict(list)
-    for one in events:
-        by_token[one.token].append(one)
+    for event in events:
+        by_token[event.token].append(event)
     for lease in leases:
         found += _lease(lease, by_token[lease.token])
-    leased = {(one.token, one.worker) for one in leases}
-    for one in events:
-        if one.op not in ("enqueue", "lease", "expire") and (one.token, one.worker) not in leased:
+    leased = {(lease.token, lease.worker) for lease in leases}
+    for event in events:
+        if (
+            event.op not in ("enqueue", "lease", "expire")
+            and (event.token, event.worker) not in leased
+        ):
             found.append(
-                f"message {id_}: {one.worker} did {one.op} without having lease {one.token}"
+                f"message {id_}: {event.worker} did {event.op} without having lease {event.token}"
             )
     for before, after in pairwise(leases):
         found += _succession(before, after, by_token[before.token])
@@ -88,16 +91,18 @@ def _message(id_: int, events: Sequence[Event]) -> list[str]:
 def _lease(lease: Event, events: Sequence[Event]) -> list[str]:
     """The rules of one lease."""
     name = f"message {lease.id}: lease {lease.token}"
-    endings = [one for one in events if one.op in ENDINGS]
+    endings = [event for event in events if event.op in ENDINGS]
     found = [
-        f"{name} was ended by {one.op} before it began" for one in endings if one.end < lease.start
+        f"{name} was ended by {ending.op} before it began"
+        for ending in endings
+        if ending.end < lease.start
     ]
     if len(endings) > 1:
         found.append(f"{name} was ended {len(endings)} times: {', '.join(e.op for e in endings)}")
     found += [
         f"{name} was extended after it had been ended"
-        for one in events
-        if one.op == "extend" and any(other.end < one.start for other in endings)
+        for event in events
+        if event.op == "extend" and any(other.end < event.start for other in endings)
     ]
     return found
 
@@ -111,9 +116,9 @@ def _succession(before: Event, after: Event, events: Sequence[Event]) -> list[st
     if after.end < (end := _earliest_end(before, events, after.end)):
         found.append(f"{name} ran until {end:.6f}, lease {after.token} came by {after.end:.6f}")
     found += [
-        f"{name}: {one.op} by its former holder succeeded, lease {after.token} was given before"
-        for one in events
-        if one.op in (*ENDINGS, "extend") and one.start > after.end
+        f"{name}: {event.op} by its former holder succeeded, lease {after.token} was given before"
+        for event in events
+        if event.op in (*ENDINGS, "extend") and event.start > after.end
     ]
     return found
 
@@ -126,22 +131,28 @@ def _earliest_end(lease: Event, events: Sequence[Event], seen_by: float) -> floa
         events: What was done under its token.
         seen_by: Extensions that may have come after this are not counted.
     """
-    extended = [one for one in events if one.op == "extend" and one.end <= seen_by]
+    extended = [event for event in events if event.op == "extend" and event.end <= seen_by]
     # Extensions may also bring the end nearer, and which was the last is not always certain.
-    last = [one for one in extended if not any(other.start > one.end for other in extended)]
-    ends = [one.until for one in last or [lease] if one.until is not None]
-    ends += [one.start for one in events if one.op in (*ENDINGS, "expire")]
+    last = [
+        delivery
+        for delivery in extended
+        if not any(other.start > delivery.end for other in extended)
+    ]
+    ends = [item.until for item in last or [lease] if item.until is not None]
+    ends += [event.start for event in events if event.op in (*ENDINGS, "expire")]
     # An extension in flight may have come after all, and before those that are certain.
-    flying = (one for one in events if one.op == "extend" and one.start <= seen_by < one.end)
-    return min([*ends, *(one.until for one in flying if one.until is not None)])
+    flying = (
+        event for event in events if event.op == "extend" and event.start <= seen_by < event.end
+    )
+    return min([*ends, *(item.until for item in flying if item.until is not None)])
 
 
 def _accounts(done: Sequence[Event], tables: Tables) -> list[str]:
     """What was acknowledged is what is there, once."""
     found = []
-    enqueued = Counter(one.id for one in done if one.op == "enqueue")
-    acknowledged = Counter(one.id for one in done if one.op == "archive")
-    deleted = Counter(one.id for one in done if one.op == "delete")
+    enqueued = Counter(delivery.id for delivery in done if delivery.op == "enqueue")
+    acknowledged = Counter(delivery.id for delivery in done if delivery.op == "archive")
+    deleted = Counter(delivery.id for delivery in done if delivery.op == "delete")
     for what, counts in (
         ("was enqueued", enqueued),
         ("was acknowledged", acknowledged),

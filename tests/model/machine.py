@@ -216,9 +216,9 @@ class QueueMachine(RuleBasedStateMachine):
         waits = self.model.waits_for_key(s, queue, [row.key for row in rows])
         with self.unless(s, waits) as service:
             receipts = service.enqueue_many(queue, given)
-            assert [one.id for one in receipts if not one.duplicate] == sorted(
-                {one.id for one in receipts if not one.duplicate},
-                key=[one.id for one in receipts].index,
+            assert [receipt.id for receipt in receipts if not receipt.duplicate] == sorted(
+                {receipt.id for receipt in receipts if not receipt.duplicate},
+                key=[receipt.id for receipt in receipts].index,
             )
             for receipt, row in zip(receipts, rows, strict=True):
                 self.made(s, receipt, row)
@@ -285,7 +285,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.seen["a dequeue while paused"] += 1
             ready = []
         deliveries = call()
-        taken = [one.id for one in deliveries]
+        taken = [delivery.id for delivery in deliveries]
         if which is None:
             # It may go on from where this process was, and pass over what lies before: see
             # `_core.cursor`. What it takes comes in order, and there is some if there is any.
@@ -294,15 +294,21 @@ class QueueMachine(RuleBasedStateMachine):
             self.seen["a dequeue that passes over some"] += taken != ready[:limit]
         else:
             assert taken == ready[:limit]
-        for one in deliveries:
-            assert not model.running(s, one.id), f"message {one.id} has two holders"
-            grant = model.lease(s, one.id, worker)
-            row = model.get(s, "live", one.id)
-            told = (one.payload, one.read_ct, one.max_read_ct, one.worker_id, one.last_error)
+        for delivery in deliveries:
+            assert not model.running(s, delivery.id), f"message {delivery.id} has two holders"
+            grant = model.lease(s, delivery.id, worker)
+            row = model.get(s, "live", delivery.id)
+            told = (
+                delivery.payload,
+                delivery.read_ct,
+                delivery.max_read_ct,
+                delivery.worker_id,
+                delivery.last_error,
+            )
             assert told == (row.n, row.read_ct, row.max_read_ct, row.worker, row.error)
-            model.learn(s, one.id, one.vt)
-            model.open[s].leases.append(Lease(one, grant))
-            self.seen["a lease" if one.read_ct == 1 else "a lease of a later attempt"] += 1
+            model.learn(s, delivery.id, delivery.vt)
+            model.open[s].leases.append(Lease(delivery, grant))
+            self.seen["a lease" if delivery.read_ct == 1 else "a lease of a later attempt"] += 1
         if not deliveries and model.bury(s, queue):
             self.seen["a dequeue that buries"] += 1
 
@@ -320,9 +326,9 @@ class QueueMachine(RuleBasedStateMachine):
         leases = self.some_leases(s, chosen)
         if not leases:
             return
-        held = [one for one in leases if self.holds(s, one)]
-        ids = [one.delivery.id for one in held]
-        deliveries = [one.delivery for one in leases]
+        held = [lease for lease in leases if self.holds(s, lease)]
+        ids = [lease.delivery.id for lease in held]
+        deliveries = [lease.delivery for lease in leases]
         self.seen[f"{way}, strict" if strict else f"{way}, or not"] += 1
         self.seen["a settle by a former holder"] += len(held) < len(leases)
         self.seen["a settle of an expired lease"] += any(
@@ -338,11 +344,11 @@ class QueueMachine(RuleBasedStateMachine):
         with self.unless(s, model.waits(s, "live", ids)) as service:
             if not strict:
                 done = TRY[way](service, deliveries, wait, error)
-                assert done == [one in held for one in leases]
+                assert done == [lease in held for lease in leases]
             elif len(held) < len(leases):
                 with pytest.raises(LeaseLost) as lost:
                     SETTLE[way](service, deliveries, wait, error)
-                assert set(lost.value.ids) == {one.id for one in deliveries} - set(ids)
+                assert set(lost.value.ids) == {delivery.id for delivery in deliveries} - set(ids)
                 model.lock(s, "live", ids)
                 return
             else:
@@ -357,7 +363,7 @@ class QueueMachine(RuleBasedStateMachine):
         """
         pool = (self.model.leases + self.model.open[s].leases)[-10:] + self.model.uncommitted[-2:]
         taken = (pool[-1 - pick % len(pool)] for pick in chosen if pool)
-        return [*{one.delivery.id: one for one in taken}.values()]
+        return [*{delivery.delivery.id: delivery for delivery in taken}.values()]
 
     def holds(self, s: int, lease: Lease) -> bool:
         row = self.model.get(s, "live", lease.delivery.id)
@@ -498,7 +504,7 @@ class QueueMachine(RuleBasedStateMachine):
         waits = waits or any(model.waits_for_key(s, row.queue, [row.key]) for row in rows)
         with self.unless(s, waits) as service:
             receipts = call(service)
-            assert [one.id for one in receipts] == ids
+            assert [receipt.id for receipt in receipts] == ids
             self.seen["a requeue"] += 1
             for id_, receipt in zip(ids, receipts, strict=True):
                 model.requeue(s, id_, wait, attempts)
@@ -508,8 +514,8 @@ class QueueMachine(RuleBasedStateMachine):
         model = self.model
         ids = [
             id_
-            for id_, one in model.all(s, "archive").items()
-            if age == 0 and queue in {None, one.row.queue} and not model.taken(s, "archive", id_)
+            for id_, item in model.all(s, "archive").items()
+            if age == 0 and queue in {None, item.row.queue} and not model.taken(s, "archive", id_)
         ]
         assert self.services[s].archived.prune(age, queue=queue) == len(ids)
         self.seen["a prune"] += bool(ids)
@@ -564,8 +570,8 @@ class QueueMachine(RuleBasedStateMachine):
     def reclaim(self, s, holding, queue) -> None:
         model = self.model
         dead = []
-        for id_, one in model.all(s, "worker").items():
-            overdue = one.silent and one.status != "stopped" and queue in {None, "mail"}
+        for id_, item in model.all(s, "worker").items():
+            overdue = item.silent and item.status != "stopped" and queue in {None, "mail"}
             if overdue and not model.taken(s, "worker", id_):
                 dead += [id_] if self.held_by(s, [id_]) or not holding else []
         back = self.held_by(s, dead, skip_locked=True)
@@ -713,8 +719,8 @@ class QueueMachine(RuleBasedStateMachine):
 
     def nothing_has_two_holders(self, live: Any) -> None:
         """Of all committed deliveries one at most fits a row: this asks no model."""
-        given = Counter(one.delivery.id for one in self.model.leases)
-        tokens = {(one.delivery.id, one.delivery.fencing_token) for one in self.model.leases}
+        given = Counter(lease.delivery.id for lease in self.model.leases)
+        tokens = {(lease.delivery.id, lease.delivery.fencing_token) for lease in self.model.leases}
         assert len(tokens) == given.total(), "two leases have the same token"
         for row in live:
             if row.held and row.vt > row.now:
@@ -724,11 +730,11 @@ class QueueMachine(RuleBasedStateMachine):
         """No number is given twice, and of a message a later lease has the greater one."""
         model = self.model
         given = [*model.leases, *model.uncommitted, *(x for o in model.open for x in o.leases)]
-        assert len({one.delivery.fencing_token for one in given}) == len(given)
-        by_grant = sorted(given, key=lambda one: one.grant)
+        assert len({item.delivery.fencing_token for item in given}) == len(given)
+        by_grant = sorted(given, key=lambda item: item.grant)
         last: dict[int, int] = {}
-        for one in by_grant:
-            id_, token = one.delivery.id, one.delivery.fencing_token
+        for item in by_grant:
+            id_, token = item.delivery.id, item.delivery.fencing_token
             assert token > last.get(id_, 0), f"message {id_}"
             last[id_] = token
         for row in rows:

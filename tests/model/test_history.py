@@ -115,7 +115,7 @@ def test_a_history_that_keeps_the_promises_has_no_fault(events: list[Event]) -> 
 )
 def test_a_lease_that_cannot_have_been_is_found(events: list[Event], fault: str) -> None:
     found = told(*events, **DONE)
-    assert any(fault in one for one in found), found
+    assert any(fault in row for row in found), found
 
 
 ACKNOWLEDGED = [lease(1, 1, 9), act("archive", 1, 2)]
@@ -141,7 +141,7 @@ def test_an_account_that_does_not_balance_is_found(
     events: list[Event], books: Any, fault: str
 ) -> None:
     found = told(*events, **books)
-    assert any(fault in one for one in found), found
+    assert any(fault in row for row in found), found
 
 
 # --- the judged ----------------------------------------------------------------------------------
@@ -176,17 +176,17 @@ def run(url: str, threads: int, processes: int, steps: int) -> None:
         )
         for n in range(processes)
     ]
-    for one in others:
-        one.start()
+    for other in others:
+        other.start()
     with ThreadPoolExecutor(threads) as pool:
         futures = [
             pool.submit(random_worker.work, name=f"thread {n}", **common) for n in range(threads)
         ]
     for future in futures:
         future.result()
-    for one in others:
-        one.join(600)
-    assert [one.exitcode for one in others] == [0] * processes
+    for other in others:
+        other.join(600)
+    assert [other.exitcode for other in others] == [0] * processes
 
 
 def read(engine: sa.Engine) -> tuple[list[Event], Tables]:
@@ -205,19 +205,19 @@ def read(engine: sa.Engine) -> tuple[list[Event], Tables]:
             for row in connection.execute(sa.select(random_worker.HISTORY))
         ]
         columns = (Message.id, ArchivedMessage.original_msg_id, random_worker.EFFECTS.c.id)
-        return events, Tables(*(connection.scalars(sa.select(one)).all() for one in columns))
+        return events, Tables(*(connection.scalars(sa.select(column)).all() for column in columns))
 
 
 def judge(engine: sa.Engine) -> Counter[tuple[str, bool]]:
     """Find no fault, and see that there was something to find one in."""
     events, books = read(engine)
     assert faults(events, books) == []
-    seen = Counter((one.op, one.ok) for one in events)
+    seen = Counter((event.op, event.ok) for event in events)
     for op in ("archive", "release", "fail", "delete", "extend"):
         assert seen[op, True], f"no {op} succeeded: nothing is shown"
         assert seen[op, False], f"no {op} came too late: nothing is shown"
     assert seen["expire", True]
-    assert max(one.token for one in events) > 1
+    assert max(event.token for event in events) > 1
     return seen
 
 
@@ -248,9 +248,9 @@ def test_a_real_history_with_one_lie_in_it_is_found_out(engine, migrated) -> Non
     run(migrated.url, threads=3, processes=0, steps=120)
     events, books = read(engine)
     assert faults(events, books) == []
-    late = next(one for one in events if one.op == "archive" and not one.ok)
+    late = next(event for event in events if event.op == "archive" and not event.ok)
     told = Event(late.op, late.id, late.token, late.worker, late.start, late.end)
     assert faults([*events, told], books)
-    first = next(one for one in events if one.op == "lease")
+    first = next(event for event in events if event.op == "lease")
     twin = Event("lease", first.id, first.token, "twin", first.start, first.end, until=first.until)
     assert faults([*events, twin], books)

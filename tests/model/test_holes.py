@@ -38,8 +38,8 @@ def engine(migrated: Any) -> Iterator[sa.Engine]:
 def fence(deliveries: Any, **more: Any) -> dict[str, Any]:
     """The parameters of a settle of these, as many as are still held."""
     return {
-        "ids": [one.id for one in deliveries],
-        "tokens": [one.fencing_token for one in deliveries],
+        "ids": [delivery.id for delivery in deliveries],
+        "tokens": [delivery.fencing_token for delivery in deliveries],
         "required": 0,
         **more,
     }
@@ -83,15 +83,15 @@ def test_a_settle_that_is_to_skip_what_is_locked_settles_the_others_and_does_not
     with Session(engine) as other:
         other.execute(sa.select(Message.id).where(Message.id == locked).with_for_update())
         rows = session.execute(build(), fence(deliveries, **more(3))).all()
-    assert {row.id for row in rows} == {one.id for one in deliveries} - {locked}
+    assert {row.id for row in rows} == {delivery.id for delivery in deliveries} - {locked}
 
 
 def test_whereabouts_are_read_of_the_messages_asked_for_and_no_others(service, session) -> None:
     """A lost lease would otherwise cost a look at the whole backlog and the whole history."""
     service.enqueue_many("mail", range(6))
     service.archive_many(service.dequeue("mail", 3))
-    live = [one.id for one in service.messages.find("mail")]
-    settled = [one.original_msg_id for one in service.archived.find("mail")]
+    live = [message.id for message in service.messages.find("mail")]
+    settled = [message.original_msg_id for message in service.archived.find("mail")]
     asked = [live[0], settled[0], 10**9]
     rows = session.execute(settle.whereabouts(TABLES), {"ids": asked}).all()
     assert [row.id for row in rows] == [live[0], settled[0]]
@@ -197,8 +197,8 @@ def test_a_batch_of_which_one_is_settled_this_very_moment_is_not_settled_at_all(
     tokens = [every_row.token(every_row.LEASED), every_row.token(every_row.LAST)]
     both = {"ids": [every_row.LEASED, every_row.LAST], "tokens": tokens, "required": 2}
     with Session(staged) as first:
-        one = {"ids": [every_row.LEASED], "tokens": tokens[:1], "required": 1}
-        assert rows_of(delete, **one)(first) == [every_row.LEASED]
+        item = {"ids": [every_row.LEASED], "tokens": tokens[:1], "required": 1}
+        assert rows_of(delete, **item)(first) == [every_row.LEASED]
         with Waiting(staged, rows_of(delete, **both)) as second:
             first.commit()
             assert second.result(20) == []
@@ -210,8 +210,8 @@ def test_a_batch_of_which_one_is_requeued_this_very_moment_is_not_requeued_at_al
     values = {"attempts": None, "delay": timedelta(0)}
     both = values | {"ids": [every_row.OLD, every_row.DEAD], "required": 2}
     with Session(staged) as first:
-        one = values | {"ids": [every_row.OLD], "required": 1}
-        assert rows_of(requeue, **one)(first) == [101]
+        item = values | {"ids": [every_row.OLD], "required": 1}
+        assert rows_of(requeue, **item)(first) == [101]
         with Waiting(staged, rows_of(requeue, **both)) as second:
             first.commit()
             assert second.result(20) == []

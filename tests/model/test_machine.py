@@ -42,8 +42,8 @@ def engine(migrated: Any) -> Iterator[sa.Engine]:
 def histories(engine: sa.Engine, seeds: Iterable[int], steps: int) -> Counter[str]:
     """Run a batch for each seed, and return what happened in them, and how often."""
     seen: Counter[str] = Counter()
-    for one in seeds:
-        machine = seed(one)(lambda: QueueMachine(engine, seen))
+    for item in seeds:
+        machine = seed(item)(lambda: QueueMachine(engine, seen))
         run_state_machine_as_test(machine, settings=settings(BATCH, stateful_step_count=steps))
     return seen
 
@@ -57,7 +57,7 @@ def told(seen: Counter[str], first: int) -> dict[str, Any]:
 
 def never(seen: Counter[str], *situations: str) -> list[str]:
     """What a machine has not met: it says nothing about that."""
-    return [one for one in situations if not seen[one]]
+    return [situation for situation in situations if not seen[situation]]
 
 
 def test_random_histories_keep_the_promises(engine: sa.Engine, note: Any) -> None:

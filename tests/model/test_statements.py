@@ -230,7 +230,7 @@ def places(session: Session, table: str = "f{}", ids: Sequence[int] = (every_row
     """Where a dequeue goes on from: these messages, at their levels."""
     last = [session.get_one(Message, id_) for id_ in ids]
     oid = session.scalar(sa.text("SELECT CAST('pgqrs_messages'::regclass AS oid)"))
-    rows = [f'{{"level": {one.priority}, "vt": "{one.vt}", "id": {one.id}}}' for one in last]
+    rows = [f'{{"level": {item.priority}, "vt": "{item.vt}", "id": {item.id}}}' for item in last]
     cursor = f'{{"{table.format(oid)}": [{", ".join(rows)}]}}'
     return {"cursor": cursor}
 
@@ -927,8 +927,8 @@ def test_metrics_are_those_of_each_queue(session: Session) -> None:
     ages = {row.queue: row.oldest_ready_age and row.oldest_ready_age.days for row in rows}
     assert ages == {"mail": 9, "other": 6, "paused": 4, "short": None}
     for exact in (False, True):
-        one = queries.metrics(TABLES, one_queue=True, exact=exact)
-        rows = session.execute(one, {"queue_id": OTHER}).all()
+        item = queries.metrics(TABLES, one_queue=True, exact=exact)
+        rows = session.execute(item, {"queue_id": OTHER}).all()
         assert told(rows) == {"other": COUNTS["other"]}
         assert rows[0].oldest_ready_age.days == 6
 
@@ -1075,7 +1075,7 @@ def test_queues_that_are_not_there_are_found_by_what_refers_to_them(session: Ses
 
 def test_there_are_no_orphans_in_the_scene(session: Session) -> None:
     """Nor is a lease of nobody's one, although no worker has it."""
-    assert [session.scalars(one).all() for one in integrity.missing_queues(TABLES)] == [[], []]
+    assert [session.scalars(queue).all() for queue in integrity.missing_queues(TABLES)] == [[], []]
     assert tuple(session.execute(integrity.orphans(TABLES)).one()) == (0, 0, 0)
 
 

@@ -204,12 +204,12 @@ def test_a_consumer_does_all_its_work_with_the_rights_of_one(
     before = kit.workers()[1].heartbeat_at
     until(lambda: kit.workers()[1].heartbeat_at > before, "its heart beats")
     assert consumer.stop() == 0
-    assert [one.status for one in kit.workers()] == ["stopped", "stopped"]
+    assert [worker.status for worker in kit.workers()] == ["stopped", "stopped"]
     assert kit.held() == []
     # Not for it: to prune the archive, and to forget workers. That is said, and harms nothing.
-    denied = [one for one in caplog.records if "tidying up" in one.getMessage()]
+    denied = [record for record in caplog.records if "tidying up" in record.getMessage()]
     assert denied
-    assert all(one.levelno == logging.INFO for one in denied)
+    assert all(item.levelno == logging.INFO for item in denied)
 
 
 def test_a_consumer_under_its_role_is_woken_by_a_producer_under_its_own(
@@ -232,7 +232,9 @@ def test_a_consumer_under_its_role_is_woken_by_a_producer_under_its_own(
     until(lambda: kit.workers()[0].waiting_until, "it waits")
     url = login("producer").url.render_as_string(hide_password=False)
     subprocess.run([sys.executable, "-c", PRODUCE, url, "mail"], check=True, timeout=180)
-    assert [one.payload for one in ear.notifies(timeout=60, stop_after=1)] == ["mail"]
+    assert [notification.payload for notification in ear.notifies(timeout=60, stop_after=1)] == [
+        "mail"
+    ]
     until(lambda: len(kit.effects()) == 6, "all are done")
     assert consumer.stop() == 0
     assert set(kit.outcomes().values()) == {"archived"}

@@ -123,7 +123,7 @@ def test_a_queue_may_be_called_like_a_piece_of_sql(session, name: str) -> None:
     service.enqueue_many(name, [2, Item(3, key="k")])
     service.enqueue_from(name, sa.select(sa.literal(4)))
     session.add(Message(queue_name=name, payload=5))
-    assert sorted(one.payload for one in service.messages.peek(name, 9)) == [1, 2, 3, 4, 5]
+    assert sorted(message.payload for message in service.messages.peek(name, 9)) == [1, 2, 3, 4, 5]
     service.archive_many(service.dequeue(name, 2))
     assert service.messages.metrics(name).archived == 2
     assert service.workers.register("w", queues=[name]).queues == [name]
@@ -255,7 +255,7 @@ def test_the_tables_of_one_schema_are_not_those_of_another_with_a_name_like_it(e
             sequence = sa.Sequence("pgqrs_messages_fencing_token_seq", schema=name)
             drawn = session.connection().dialect.identifier_preparer.format_sequence(sequence)
             drawn = sa.text(f"SELECT last_value FROM {drawn}".replace("%%", "%"))  # noqa: S608
-            assert session.scalar(drawn) == max(one.fencing_token for one in taken)
+            assert session.scalar(drawn) == max(delivery.fencing_token for delivery in taken)
     with engine.begin() as connection:
         for name in names:
             connection.execute(sa.schema.DropSchema(name, cascade=True))

@@ -131,11 +131,11 @@ def lifecycle(service: QueueService, session: Session) -> list[PgqrsError]:
     refuse(PayloadError, lambda: service.enqueue("mail", PAYLOAD * 100_000))
     refuse(PgqrsError, lambda: service.enqueue_many("mail", payload))
     refuse(PgqrsError, lambda: service.enqueue("mail", payload, headers=HEADER))
-    one, two, three, four, five, six, seven = service.dequeue("mail", 9, worker=worker)
+    delivery, two, three, four, five, six, seven = service.dequeue("mail", 9, worker=worker)
     session.commit()
-    refuse(MessageLeased, lambda: service.messages.cancel(one.id))
-    service.archive(one)
-    refuse(LeaseLost, lambda: service.archive(one))
+    refuse(MessageLeased, lambda: service.messages.cancel(delivery.id))
+    service.archive(delivery)
+    refuse(LeaseLost, lambda: service.archive(delivery))
     service.delete(two)
     service.extend(three, 60)
     service.release(four)
@@ -152,7 +152,7 @@ def lifecycle(service: QueueService, session: Session) -> list[PgqrsError]:
     service.queues.purge("mail")
     session.commit()
     # A delivery may be logged as it is: by its repr it shows no payload.
-    errors.append(PgqrsError(repr(one)))
+    errors.append(PgqrsError(repr(delivery)))
     return errors
 
 

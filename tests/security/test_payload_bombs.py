@@ -162,7 +162,7 @@ def test_what_only_looks_like_a_bomb_is_taken(service) -> None:
         "[" * 9999,
     ]
     service.enqueue_many("mail", values)
-    assert [one.payload for one in service.dequeue("mail", 9)] == values
+    assert [delivery.payload for delivery in service.dequeue("mail", 9)] == values
 
 
 # --- put there by SQL ----------------------------------------------------------------------------
@@ -209,17 +209,17 @@ def test_a_bomb_put_there_by_sql_is_one_undecodable_message_between_its_neighbou
     service.archive_many([before, after])
     session.commit()
     letters = service.archived.find("mail", outcome="dead")
-    assert [one.original_msg_id for one in letters] == [bad, worse]
-    for one in letters:
-        assert one.read_ct == 1
-        problem = f"payload of message {one.original_msg_id} cannot be decoded"
-        assert problem in one.last_error
-        assert len(one.last_error) < 9000
+    assert [letter.original_msg_id for letter in letters] == [bad, worse]
+    for letter in letters:
+        assert letter.read_ct == 1
+        problem = f"payload of message {letter.original_msg_id} cannot be decoded"
+        assert problem in letter.last_error
+        assert len(letter.last_error) < 9000
         with pytest.raises(PayloadError, match=r"^payload of message \d+ cannot be decoded"):
-            _ = one.payload
-        assert len(repr(one)) < 9000
-    again = service.archived.requeue_many([one.id for one in letters])
-    assert [one.id for one in again] == [bad, worse]
+            _ = letter.payload
+        assert len(repr(letter)) < 9000
+    again = service.archived.requeue_many([letter.id for letter in letters])
+    assert [item.id for item in again] == [bad, worse]
     assert service.messages.metrics("mail").ready == 2
 
 
@@ -228,10 +228,10 @@ def test_what_sql_put_there_and_python_can_read_is_delivered(service, session, w
     expression, value = READABLE[what]
     put(session, expression)
     service.enqueue("mail", "after")
-    one, after = service.dequeue("mail", 2)
-    assert one.payload == value
+    delivery, after = service.dequeue("mail", 2)
+    assert delivery.payload == value
     assert after.payload == "after"
-    service.archive_many([one, after])
+    service.archive_many([delivery, after])
     assert service.archived.find("mail")[0].payload == value
 
 

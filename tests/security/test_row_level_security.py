@@ -149,7 +149,7 @@ def test_a_tenant_with_a_key_goes_on_from_its_own_place(template, act) -> None:
     }
     for expected in (1, 2):
         exec(compile(block("key"), str(DOCUMENT), "exec", dont_inherit=True), names)  # noqa: S102
-        assert [one.payload for one in names["deliveries"]] == [expected]
+        assert [name.payload for name in names["deliveries"]] == [expected]
         (theirs,) = act("bolt", lambda service: service.dequeue("mail"))
         assert theirs.payload == expected
     assert sent == [False, False, True, False]
@@ -159,9 +159,9 @@ def test_a_tenant_sees_and_takes_only_its_own(template, act) -> None:
     for tenant in ("acme", "bolt"):
         act(tenant, lambda service, tenant=tenant: service.enqueue_many("mail", [tenant] * 3))
     seen = act("acme", lambda service: service.messages.find("mail"))
-    assert [one.payload for one in seen] == ["acme"] * 3
+    assert [item.payload for item in seen] == ["acme"] * 3
     taken = act("bolt", lambda service: service.dequeue("mail", 9))
-    assert [one.payload for one in taken] == ["bolt"] * 3
+    assert [delivery.payload for delivery in taken] == ["bolt"] * 3
     # Not even by their ids, and with what only their holder can know.
     with pytest.raises(LeaseLost):
         act("acme", lambda service: service.archive_many(taken))
@@ -310,7 +310,7 @@ def test_a_consumer_of_everybody_takes_all_and_keeps_their_tenants(template, act
     act(None, lambda service: service.fail_many(taken, "no", dead=True), role="everybodys")
     assert tenants(template, "pgqrs_archive") == ["acme", "bolt"]
     letters = act(None, lambda service: service.archived.find("mail"), role="everybodys")
-    ids = [one.id for one in letters]
+    ids = [letter.id for letter in letters]
     act(None, lambda service: service.archived.requeue_many(ids), role="everybodys")
     assert tenants(template) == ["acme", "bolt"]
     assert len(act("acme", lambda service: service.dequeue("mail", 9))) == 1

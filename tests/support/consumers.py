@@ -240,7 +240,7 @@ class Kit:
     def send(self, *payloads: Any, queue: str = "mail", **options: Any) -> list[int]:
         with Session(self.engine) as session, session.begin():
             service = QueueService(session)
-            return [service.enqueue(queue, one, **options).id for one in payloads]
+            return [service.enqueue(queue, payload, **options).id for payload in payloads]
 
     def sql(self, text: str, **values: Any) -> Sequence[Any]:
         with self.engine.begin() as connection:
@@ -259,24 +259,24 @@ class Kit:
     def live(self) -> dict[int, Any]:
         """The messages by id."""
         rows = self.sql(f"SELECT id, {_PLAIN} FROM pgqrs_messages ORDER BY id")  # noqa: S608
-        return {one.id: one for one in rows}
+        return {row.id: row for row in rows}
 
     def archive(self) -> dict[int, Any]:
         """What is in the archive, by the messages' ids."""
         rows = self.sql(f"SELECT original_msg_id, outcome, reason, {_PLAIN} FROM pgqrs_archive")  # noqa: S608
-        return {one.original_msg_id: one for one in rows}
+        return {row.original_msg_id: row for row in rows}
 
     def outcomes(self) -> dict[int, str]:
-        return {id_: one.outcome for id_, one in self.archive().items()}
+        return {id_: delivery.outcome for id_, delivery in self.archive().items()}
 
     def effects(self) -> list[tuple[int, int]]:
         """Which attempts of which messages have had an effect."""
         rows = self.sql("SELECT msg_id, read_ct FROM effects ORDER BY id")
-        return [(one.msg_id, one.read_ct) for one in rows]
+        return [(row.msg_id, row.read_ct) for row in rows]
 
     def held(self) -> list[int]:
         """The messages that somebody has leased."""
-        return [one.id for one in self.live().values() if one.dequeued_at is not None]
+        return [message.id for message in self.live().values() if message.dequeued_at is not None]
 
     def workers(self) -> list[Any]:
         return list(self.sql("SELECT * FROM pgqrs_workers ORDER BY id"))

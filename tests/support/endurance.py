@@ -54,11 +54,11 @@ class Options:
 
     @property
     def poison(self) -> int:
-        return sum(self.payload(one)["do"] == "poison" for one in range(self.messages))
+        return sum(self.payload(number)["do"] == "poison" for number in range(self.messages))
 
     @property
     def failing(self) -> int:
-        return sum(self.payload(one)["do"] != "work" for one in range(self.messages))
+        return sum(self.payload(number)["do"] != "work" for number in range(self.messages))
 
 
 @dataclass
@@ -115,17 +115,17 @@ def endure(server: OwnServer, dbname: str, options: Options) -> Report:
                 pooler.crash()
                 say("PgBouncer was killed and is back")
             else:
-                one = running.pop(0)
-                one.kill()
+                producer = running.pop(0)
+                producer.kill()
                 running.append(_start(fleet, len(fleet.workers), options, pooler))
-                say(f"{one.name} was killed, and replaced by {running[-1].name}")
-        for one in producers:
-            one.join(options.timeout)
+                say(f"{producer.name} was killed, and replaced by {running[-1].name}")
+        for producer in producers:
+            producer.join(options.timeout)
         say("all is enqueued")
         fleet.emptied(options.timeout)
-        for one in running:
-            one.terminate()
-        report.codes = [one.wait(90) for one in running]
+        for producer in running:
+            producer.terminate()
+        report.codes = [item.wait(90) for item in running]
         report.seconds = time.monotonic() - began
         _audit(fleet, report)
     engine.dispose()
@@ -169,18 +169,18 @@ def _produce(engine: sa.Engine, options: Options) -> list[threading.Thread]:
         threading.Thread(target=produce, args=(start,), daemon=True)
         for start in range(options.producers)
     ]
-    for one in threads:
-        one.start()
+    for thread in threads:
+        thread.start()
     return threads
 
 
 def _batch(engine: sa.Engine, options: Options, numbers: list[int]) -> Callable[[], None]:
     def send() -> None:
-        items = [Item(options.payload(one), key=f"unit-{one}") for one in numbers]
+        items = [Item(options.payload(number), key=f"unit-{number}") for number in numbers]
         with Session(engine) as session, session.begin():
-            for one in QueueService(session).enqueue_many("mail", items):
-                if not one.duplicate:
-                    session.add(Sent(message_id=one.id))
+            for receipt in QueueService(session).enqueue_many("mail", items):
+                if not receipt.duplicate:
+                    session.add(Sent(message_id=receipt.id))
 
     return send
 

@@ -133,9 +133,9 @@ class Seen:
         self.rows = result.all() if result.returns_rows else []
         self.now = everything(session)
         common = before.keys() & self.now.keys()
-        self.changed = _by_table(one for one in common if before[one] != self.now[one])
+        self.changed = _by_table(item for item in common if before[item] != self.now[item])
         self.gone = _by_table(before.keys() - self.now.keys())
-        self.new = [self.now[one] for one in sorted(self.now.keys() - before.keys())]
+        self.new = [self.now[item] for item in sorted(self.now.keys() - before.keys())]
         self._before = before
 
     def columns(self, table: str, id_: int) -> set[str]:

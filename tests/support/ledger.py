@@ -104,7 +104,7 @@ class Audit:
     uncounted: int
 
     def as_dict(self) -> dict[str, int]:
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def assert_clean(self, *, live: int = 0) -> Audit:
         """Each message has exactly one effect, or is dead; every attempt counts; none is held."""

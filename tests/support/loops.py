@@ -123,10 +123,10 @@ def work(
             if leased is not None:
                 leased(delivery)
             try:
-                ours = outliving(lambda one=delivery: _settle(engine, one, by, handle), trouble)
+                ours = outliving(lambda item=delivery: _settle(engine, item, by, handle), trouble)
             except LeaseLost:
                 # Our own archive, whose reply was lost, or somebody else's.
-                ours = outliving(lambda one=delivery: settled_by(engine, one), trouble)
+                ours = outliving(lambda item=delivery: settled_by(engine, item), trouble)
             done += ours
             if ours and settled is not None:
                 settled(delivery)
@@ -137,7 +137,9 @@ def _lease(
 ) -> list[Delivery]:
     with Session(engine) as session, session.begin():
         taken = QueueService(session).dequeue(queue, limit, lease=lease)
-        session.add_all(Start(message_id=one.id, read_ct=one.read_ct, by=by) for one in taken)
+        session.add_all(
+            Start(message_id=delivery.id, read_ct=delivery.read_ct, by=by) for delivery in taken
+        )
     return taken
 
 

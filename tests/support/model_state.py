@@ -154,7 +154,9 @@ class ModelState:
 
     def metrics(self, s: int, queue: str) -> dict[str, int]:
         live = [row.state for row in self.all(s, "live").values() if row.queue == queue]
-        settled = [one.outcome for one in self.all(s, "archive").values() if one.row.queue == queue]
+        settled = [
+            entry.outcome for entry in self.all(s, "archive").values() if entry.row.queue == queue
+        ]
         counts = {state: live.count(state) for state in ("ready", "scheduled", "leased")}
         counts["exhausted"] = live.count("exhausted")
         return counts | {outcome: settled.count(outcome) for outcome in OUTCOMES}

@@ -156,8 +156,10 @@ class Dequeue(Operation):
 
     async def do(self, session, service, held):
         taken = await got(service.dequeue(self.queue, lease=self.lease))
-        session.add_all(Start(message_id=one.id, read_ct=one.read_ct) for one in taken)
-        return [one.read_ct for one in taken]
+        session.add_all(
+            Start(message_id=delivery.id, read_ct=delivery.read_ct) for delivery in taken
+        )
+        return [delivery.read_ct for delivery in taken]
 
     def _starts(self, session):
         row = self.message(session)
@@ -171,11 +173,11 @@ class Dequeue(Operation):
         return self._starts(session) > 0
 
     def lost(self, session, acknowledged):
-        taken = [one for result in acknowledged for one in result]
-        return sum(one > self._starts(session) for one in taken)
+        taken = [item for result in acknowledged for item in result]
+        return sum(delivery > self._starts(session) for delivery in taken)
 
     def doubled(self, session, acknowledged):
-        taken = [one for result in acknowledged for one in result]
+        taken = [item for result in acknowledged for item in result]
         return len(taken) - len({*taken})
 
 
@@ -332,5 +334,5 @@ class Prune(Operation):
 
 
 OPERATIONS: dict[str, type[Operation]] = {
-    one.name: one for one in (Enqueue, Dequeue, Extend, Archive, Fail, Reclaim, Prune)
+    case.name: case for case in (Enqueue, Dequeue, Extend, Archive, Fail, Reclaim, Prune)
 }

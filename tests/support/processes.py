@@ -115,8 +115,8 @@ class ConsumerFleet:
         """Enqueue messages; return their ids."""
         with Session(self.engine) as session, session.begin():
             receipts = QueueService(session).enqueue_many("mail", payloads)
-            ids = [one.id for one in receipts]
-            session.add_all(Sent(message_id=one) for one in ids)
+            ids = [receipt.id for receipt in receipts]
+            session.add_all(Sent(message_id=id_) for id_ in ids)
         return ids
 
     def registered(self, count: int = 1) -> None:
@@ -135,7 +135,10 @@ class ConsumerFleet:
         try:
             until(lambda: not run_sql(self.address, live), "the queue is empty", timeout)
         except AssertionError as error:
-            said = [f"{one.name}: {one.process.poll()}\n{one.errors}" for one in self.workers]
+            said = [
+                f"{worker.name}: {worker.process.poll()}\n{worker.errors}"
+                for worker in self.workers
+            ]
             left = run_sql(self.address, live)
             raise AssertionError("\n".join([str(error), f"{left}", *said])) from None
 
@@ -148,18 +151,18 @@ class ConsumerFleet:
     def shutdown(self, workers: Iterable[ConsumerProcess] | None = None, code: int = 0) -> None:
         """Let workers end properly."""
         going = list(self.workers if workers is None else workers)
-        going = [one for one in going if one.process.poll() is None]
-        for one in going:
-            one.terminate()
-        for one in going:
-            ended = one.wait(WAIT)
-            assert ended == code, f"{one.name} ended with {ended}, not {code}\n{one.errors}"
+        going = [item for item in going if item.process.poll() is None]
+        for item in going:
+            item.terminate()
+        for item in going:
+            ended = item.wait(WAIT)
+            assert ended == code, f"{item.name} ended with {ended}, not {code}\n{item.errors}"
 
     def audit(self, *, live: int = 0) -> Audit:
         """The audit of the books; and whoever ended properly has said so."""
         found = audit(self.engine).assert_clean(live=live)
         assert found.started <= found.attempts, f"more starts than attempts: {found}"
-        left = {one.pid for one in self.workers if one.process.poll() in (0, 1)}
+        left = {worker.pid for worker in self.workers if worker.process.poll() in (0, 1)}
         ready = run_sql(self.address, "SELECT pid, name FROM pgqrs_workers WHERE status = 'ready'")
         assert not [name for pid, name in ready if pid in left], f"still registered: {ready}"
         return found

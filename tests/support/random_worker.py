@@ -66,7 +66,7 @@ class Actor:
         start = self.clock()
         receipts = self.service.enqueue_many("mail", range(random.randint(1, 3)))
         self.session.commit()
-        self.note("enqueue", start, *((one.id, 0, True, None) for one in receipts))
+        self.note("enqueue", start, *((receipt.id, 0, True, None) for receipt in receipts))
 
     def lease(self) -> None:
         start = self.clock()
@@ -82,7 +82,7 @@ class Actor:
 
     def settle(self) -> None:
         """Some of what it has leased, whether it still holds that or not."""
-        by_id = {one.id: one for one in random.sample(self.leases, len(self.leases))}
+        by_id = {item.id: item for item in random.sample(self.leases, len(self.leases))}
         chosen = [*by_id.values()][: random.randint(1, 3)]
         if not chosen:
             return
@@ -91,9 +91,9 @@ class Actor:
         match op:
             case "archive":
                 done = self.service.try_archive_many(chosen)
-                for one, ok in zip(chosen, done, strict=True):
+                for item, ok in zip(chosen, done, strict=True):
                     if ok:  # the work: in the same transaction
-                        self.session.execute(sa.insert(EFFECTS).values(id=one.id))
+                        self.session.execute(sa.insert(EFFECTS).values(id=item.id))
             case "delete":
                 chosen = chosen[:1]
                 done = self.service.try_delete_many(chosen)
@@ -104,10 +104,10 @@ class Actor:
             case "extend":
                 done = self.service.try_extend_many(chosen, random.choice([0.002, 0.05]))
                 vts = sa.select(Message.id, Message.vt).where(
-                    Message.id.in_([one.id for one in chosen])
+                    Message.id.in_([item.id for item in chosen])
                 )
                 new = dict(self.session.execute(vts).all())
-                untils = [new.get(one.id) for one in chosen]
+                untils = [new.get(item.id) for item in chosen]
             case _:
                 return
         # Now and then it changes its mind: nothing of this may have happened.
@@ -116,7 +116,7 @@ class Actor:
             return
         self.session.commit()
         rows = zip(chosen, done, untils, strict=False)
-        self.note(op, start, *((one.id, one.fencing_token, ok, until) for one, ok, until in rows))
+        self.note(op, start, *((row.id, row.fencing_token, ok, until) for row, ok, until in rows))
 
     def expire(self) -> None:
         """Let somebody's lease run out."""

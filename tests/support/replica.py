@@ -93,12 +93,12 @@ def make_synchronous(primary: OwnServer) -> None:
     until(lambda: run_sql(primary.address, state) == [("sync",)], "the standby is synchronous")
 
 
-def either(one: OwnServer, other: OwnServer, dbname: str) -> sa.URL:
+def either(server: OwnServer, other: OwnServer, dbname: str) -> sa.URL:
     """An address with two hosts: whichever takes writes (F30)."""
-    hosts = [one.address, other.address]
+    hosts = [server.address, other.address]
     return sa.URL.create(
         "postgresql+psycopg",
-        one.address.user,
+        server.address.user,
         database=dbname,
         query={
             "host": ",".join(each.host for each in hosts),

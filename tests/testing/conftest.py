@@ -32,8 +32,8 @@ def contents(engine: sa.Engine) -> dict[str, int]:
     tables = [*metadata.sorted_tables, sa.table("shop_orders")]
     with engine.connect() as connection:
         return {
-            one.name: connection.scalar(sa.select(sa.func.count()).select_from(one))
-            for one in tables
+            table.name: connection.scalar(sa.select(sa.func.count()).select_from(table))
+            for table in tables
         }
 
 

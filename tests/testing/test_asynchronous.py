@@ -157,7 +157,7 @@ async def test_a_failed_assertion_comes_without_the_frames_of_sqlalchemy(async_s
     with pytest.raises(AssertionError, match="the queue 'mail' is empty") as failed:
         await assert_enqueued(async_session, "mail")
 
-    assert not [one for one in failed.traceback if "sqlalchemy" in str(one.path)]
+    assert not [item for item in failed.traceback if "sqlalchemy" in str(item.path)]
 
 
 async def test_an_async_registry_of_sessions_will_do(async_session, consumer):

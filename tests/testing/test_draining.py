@@ -179,7 +179,9 @@ def test_decisions_are_carried_out_and_are_no_errors(session, service, consumer)
     # A snooze costs no attempt.
     assert (retried.read_ct, retried.max_read_ct) == (1, 3)
     assert (snoozed.read_ct, snoozed.max_read_ct) == (1, 4)
-    assert {one.reason for one in service.archived.find("mail", outcome="dead")} == {"no such user"}
+    assert {message.reason for message in service.archived.find("mail", outcome="dead")} == {
+        "no such user"
+    }
 
 
 def test_an_error_that_the_policy_expects_is_settled_as_it_says(session, service, host_engine):
@@ -318,7 +320,7 @@ def test_a_batch_is_settled_one_by_one(session, service, consumer):
     @consumer.on("mail", batch=3)
     def handle(session: Session, deliveries: list[Delivery], payloads: list[int]) -> dict:
         sizes.append(len(deliveries))
-        return {one: Broken("even") for one in deliveries if one.payload % 2 == 0}
+        return {delivery: Broken("even") for delivery in deliveries if delivery.payload % 2 == 0}
 
     service.enqueue_many("mail", [1, 2, 3, 4])
     drained = drain(session, consumer, raise_errors=False)
@@ -549,11 +551,11 @@ def test_what_comes_first_after_time_has_passed_is_leased_first(session, service
         service.enqueue("mail", number, delay=number)
     service.enqueue("mail", "scheduled", delay=20)
     advance(session, 10)
-    assert [one.payload for one in service.dequeue("mail")] == [0]
+    assert [delivery.payload for delivery in service.dequeue("mail")] == [0]
     session.commit()
     advance(session, 15)
 
-    assert [one.payload for one in service.dequeue("mail", 9)] == [1, 2, 3, "scheduled"]
+    assert [delivery.payload for delivery in service.dequeue("mail", 9)] == [1, 2, 3, "scheduled"]
 
 
 def test_advancing_takes_pending_and_loaded_objects_along(session):

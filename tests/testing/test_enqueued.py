@@ -176,8 +176,8 @@ def test_a_misspelt_expectation_is_refused(session):
 def test_all_messages_of_one_queue_or_of_all_are_listed_by_id(session, service):
     ids = [service.enqueue(queue, 1).id for queue in ("mail", "receipts", "mail")]
 
-    assert [one.id for one in all_enqueued(session)] == ids
-    assert [one.id for one in all_enqueued(session, "mail")] == [ids[0], ids[2]]
+    assert [message.id for message in all_enqueued(session)] == ids
+    assert [message.id for message in all_enqueued(session, "mail")] == [ids[0], ids[2]]
 
 
 def test_a_payload_that_cannot_be_decoded_matches_nothing_and_hides_nobody(session, service):

@@ -131,7 +131,7 @@ def test_a_batch_of_one_gives_the_decision_for_it(consumer, form):
 def test_an_error_that_a_batch_returns_for_its_message_is_raised(consumer):
     @consumer.on("mail", batch=10)
     def handle(deliveries: list[Delivery]) -> object:
-        return {one: ValueError("no") for one in deliveries}
+        return {delivery: ValueError("no") for delivery in deliveries}
 
     with pytest.raises(ValueError, match="no"):
         work_one(consumer, 5)
@@ -149,7 +149,7 @@ def test_a_session_is_given_in_a_savepoint(session, order):
         work_one(handle, 2, session=session)
 
     assert session.scalars(sa.select(order.id)).all() == [1]
-    assert [one.payload for one in QueueService(session).messages.find("mail")] == [1]
+    assert [message.payload for message in QueueService(session).messages.find("mail")] == [1]
 
 
 def test_what_cannot_be_returned_rolls_back(session, consumer, order):
@@ -197,7 +197,7 @@ def test_an_attempt_is_a_number_from_1(attempt):
 
 def test_a_result_that_has_not_run_is_refused():
     def handle(payload: int) -> object:
-        return (one for one in [payload])
+        return (case for case in [payload])
 
     with pytest.raises(InvalidResult, match="returned a generator"):
         work_one(handle, 5)

@@ -32,5 +32,7 @@ def test_the_newest_of_a_major_version_is_taken_and_a_missing_one_says_why(tmp_p
 
 
 def test_every_version_is_run_and_every_test_is_there():
-    assert {one.major for one in COMBINATIONS if one.pins is None} == {*MAJORS}
+    assert {combination.major for combination in COMBINATIONS if combination.pins is None} == {
+        *MAJORS
+    }
     assert all((ROOT / name).is_dir() for name in SELECTION)

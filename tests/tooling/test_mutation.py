@@ -88,24 +88,24 @@ DECIDED = [
 
 def test_each_part_is_taken_out_once() -> None:
     found = [*mutants(SOURCE)]
-    assert {(one.kind, one.what) for one in found} == {(kind, what) for kind, what, _ in CHANGES}
+    assert {(row.kind, row.what) for row in found} == {(kind, what) for kind, what, _ in CHANGES}
     assert len(found) == len(CHANGES)
-    for one in found:
-        (expected,) = (text for *key, text in CHANGES if (one.kind, one.what) == tuple(key))
-        ast.parse(one.source)
-        assert expected in one.source
-        assert one.function == "build"
-    assert [one.line for one in found if one.kind in {"join", "lock", "set"}] == [5, 8, 10, 10]
+    for row in found:
+        (expected,) = (text for *key, text in CHANGES if (row.kind, row.what) == tuple(key))
+        ast.parse(row.source)
+        assert expected in row.source
+        assert row.function == "build"
+    assert [row.line for row in found if row.kind in {"join", "lock", "set"}] == [5, 8, 10, 10]
 
 
 def test_each_decision_is_changed_once() -> None:
     found = [*decisions(DECISION)]
-    assert [(one.function, one.line, one.kind) for one in found] == [row[:3] for row in DECIDED]
-    for one, (_, line, _, what, text) in zip(found, DECIDED, strict=True):
-        ast.parse(one.source)
-        assert what in (None, one.what)
-        assert text in one.source
-        assert one.lines[0] == line
+    assert [(row.function, row.line, row.kind) for row in found] == [row[:3] for row in DECIDED]
+    for item, (_, line, _, what, text) in zip(found, DECIDED, strict=True):
+        ast.parse(item.source)
+        assert what in (None, item.what)
+        assert text in item.source
+        assert item.lines[0] == line
 
 
 def test_classes_and_functions_can_be_chosen() -> None:

@@ -33,7 +33,7 @@ def left(folder: Path, name: str, text: Any) -> None:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if name.endswith(".jsonl"):
-        text = "".join(json.dumps(one) + "\n" for one in text)
+        text = "".join(json.dumps(item) + "\n" for item in text)
     path.write_text(text if isinstance(text, str) else json.dumps(text))
 
 
@@ -42,7 +42,7 @@ def written(folder: Path) -> str:
 
 
 def line(text: str, start: str) -> str:
-    (found,) = [one for one in text.splitlines() if one.startswith(start)]
+    (found,) = [item for item in text.splitlines() if item.startswith(start)]
     return found
 
 
@@ -232,10 +232,10 @@ def test_a_part_leaves_its_output_and_what_it_was_run_on(tmp_path):
     write = f"import sys; print('hello'); open(sys.argv[1], 'w').write({JUNIT.format(more='')!r})"
     left(tmp_path, "small/junit-old.xml", JUNIT.format(more=BROKEN))
     assert ran(part(write), tmp_path / "small") == 0
-    (one,) = read(tmp_path, [part(write)])
-    assert (one.state, one.counts.tests) == ("passed", 2)
+    (item,) = read(tmp_path, [part(write)])
+    assert (item.state, item.counts.tests) == ("passed", 2)
     assert (tmp_path / "small" / "output.txt").read_text() == "hello\n"
-    assert one.record["machine"]["python"] == sys.version.split()[0]
+    assert item.record["machine"]["python"] == sys.version.split()[0]
 
 
 def test_a_run_exits_with_1_if_a_part_fails(tmp_path, monkeypatch):
@@ -257,6 +257,6 @@ def test_what_does_not_go_through_pgbouncer_exists():
 
 def test_every_part_that_pytest_runs_has_tests():
     root = Path(__file__).parents[2]
-    for one in PARTS:
-        for word in one.command:
+    for part in PARTS:
+        for word in part.command:
             assert not word.startswith("tests/") or (root / word).exists(), word

@@ -440,7 +440,7 @@ def test_one_key_that_is_no_string_anywhere_is_found_and_named(data, key):
 def test_many_values_at_once_are_written_as_each_by_itself_or_left_to_that(values, data):
     found = codec.dumps_each(values)
     # Text that only looks odd is left to the closer look at a single one.
-    assert found == [codec.dumps(one) for one in values] or "\\u0000" in json.dumps(values)
+    assert found == [codec.dumps(value) for value in values] or "\\u0000" in json.dumps(values)
     odd = data.draw(
         st.sampled_from([float("nan"), {1: 2}, "\x00", "\ud800", (1, 2), {1}, 10**5000])
     )
@@ -465,8 +465,8 @@ def test_many_values_are_no_deeper_than_one_may_be():
 @quick
 @given(st.lists(values, max_size=8))
 def test_many_texts_at_once_are_read_as_each_by_itself(values):
-    texts = [codec.dumps(one) for one in values]
-    assert codec.loads_each(texts) == [codec.loads(one) for one in texts]
+    texts = [codec.dumps(value) for value in values]
+    assert codec.loads_each(texts) == [codec.loads(text) for text in texts]
 
 
 @each_case("odd", ["", "1, 2", "] [", "nope", "[" * 100_000 + "]" * 100_000])

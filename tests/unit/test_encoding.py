@@ -170,7 +170,7 @@ moments = st.datetimes(timezones=zones)
 usual = moments.filter(
     lambda moment: moment.fold == 0 and moment.utcoffset() == moment.replace(fold=1).utcoffset()
 )
-clocks = st.times().map(lambda one: one.replace(fold=0))
+clocks = st.times().map(lambda item: item.replace(fold=0))
 aware = st.datetimes(timezones=st.just(dt.UTC))
 fields_of_leaf = {
     uuid.UUID: st.uuids(),

@@ -68,7 +68,7 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 
 def public(module: Any) -> list[type[BaseException]]:
     found = [getattr(module, name) for name in module.__all__]
-    return [one for one in found if isinstance(one, type) and issubclass(one, BaseException)]
+    return [row for row in found if isinstance(row, type) and issubclass(row, BaseException)]
 
 
 ERRORS = [*public(pgqrs_sa), *public(pgqrs)]

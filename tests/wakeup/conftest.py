@@ -46,10 +46,10 @@ class Ear:
         # Notifications come in the order of the commits: after our own there is nothing left.
         self._mouth.execute(f"NOTIFY {self._name}, '(end)'")
         payloads: list[str] = []
-        for one in self._connection.notifies(timeout=60):
-            if one.payload == "(end)":
+        for notification in self._connection.notifies(timeout=60):
+            if notification.payload == "(end)":
                 return payloads
-            payloads.append(one.payload)
+            payloads.append(notification.payload)
         raise AssertionError(f"not even our own notification was heard, only {payloads}")
 
     def close(self) -> None:

@@ -77,8 +77,8 @@ def make_engine(migrated, driver) -> Iterator[Callable[..., object]]:
         return engines[-1]
 
     yield make
-    for one in engines:
-        closing = one.dispose()
+    for engine in engines:
+        closing = engine.dispose()
         if closing is not None:
             asyncio.run(closing)
 
@@ -97,9 +97,9 @@ def start() -> Iterator[Callable[..., Listener]]:
         return listener
 
     yield start
-    for one in listeners:
-        one.stop()
-        assert one._thread is None or not one._thread.is_alive()
+    for item in listeners:
+        item.stop()
+        assert item._thread is None or not item._thread.is_alive()
 
 
 @pytest.fixture
@@ -275,10 +275,10 @@ class Proxy:
             target.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        for one in (self._listening, *self._sockets):
+        for case in (self._listening, *self._sockets):
             with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+                case.shutdown(socket.SHUT_RDWR)
+            case.close()
         for thread in self._threads:
             thread.join(PATIENCE)
 
@@ -331,15 +331,15 @@ def test_one_that_is_heard_is_kept(proxy, through, make_engine, start, woken):
 def proxies(migrated) -> Iterator[list[Proxy]]:
     proxies = [Proxy(migrated), Proxy(migrated)]
     yield proxies
-    for one in proxies:
-        one.close()
+    for proxy in proxies:
+        proxy.close()
 
 
 @pytest.fixture(params=["host list", "keywords", "URL"])
 def both(request, proxies, through, migrated) -> str | sa.URL:
     """The server by two ways, in each form that names several hosts."""
     hosts = ",".join("127.0.0.1" for _ in proxies)
-    ports = ",".join(str(one.port) for one in proxies)
+    ports = ",".join(str(proxy.port) for proxy in proxies)
     query = {"host": hosts, "port": ports, "target_session_attrs": "read-write"}
     url = sa.URL.create(
         "postgresql", through.username, through.password, database=through.database, query=query
@@ -347,7 +347,7 @@ def both(request, proxies, through, migrated) -> str | sa.URL:
     if request.param == "URL":
         return url.set(drivername=through.drivername)
     if request.param == "host list":
-        places = ",".join(f"127.0.0.1:{one.port}" for one in proxies)
+        places = ",".join(f"127.0.0.1:{proxy.port}" for proxy in proxies)
         dsn = url.set(query={"target_session_attrs": "read-write"})
         return dsn.render_as_string(hide_password=False).replace("@/", f"@{places}/")
     words = query | {"user": url.username, "password": url.password, "dbname": url.database}
@@ -357,7 +357,7 @@ def both(request, proxies, through, migrated) -> str | sa.URL:
 def goes_over(proxies, listener, woken, server) -> None:
     """The first way is closed, and the listener goes the second."""
     woken.until(None)
-    assert [one.accepted for one in proxies] == [1, 0]
+    assert [proxy.accepted for proxy in proxies] == [1, 0]
     proxies[0].close()
     woken.until(None)
     until(lambda: listener.connected)
@@ -385,7 +385,7 @@ def test_a_host_that_never_answers_is_passed_over_in_time(
 ):
     proxies[0].deaf.set()
     start(make_engine(), woken, listen_dsn=f"{both}&connect_timeout=2")
-    assert [one.accepted for one in proxies] == [1, 1]
+    assert [proxy.accepted for proxy in proxies] == [1, 1]
     woken.until(None)
     notify(server)
     woken.until("mail")

@@ -486,11 +486,11 @@ def test_it_is_called_in_the_thread_that_commits(engine):
 
 def test_sessions_of_one_maker_share_nothing(engine, woken):
     maker = sessionmaker(engine, info={"app": 1})
-    with maker() as one, maker() as other:
-        enqueue(one)
+    with maker() as session, maker() as other:
+        enqueue(session)
         enqueue(other, "post")
         other.rollback()
-        one.commit()
+        session.commit()
         other.commit()
 
     assert woken.take() == ["mail"]

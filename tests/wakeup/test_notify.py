@@ -145,11 +145,11 @@ async def test_what_a_service_makes_visible_notifies_a_waiting_consumer(run, wai
 @each_case(
     ("put_back", "heard"),
     [
-        (lambda service, one: service.release(one), ["mail"]),
-        (lambda service, one: service.release(one, delay=60), []),
-        (lambda service, one: service.fail(one, "error", delay=0), ["mail"]),
-        (lambda service, one: service.fail(one, "error", delay=60), []),
-        (lambda service, one: service.fail(one, "error"), []),  # after its backoff
+        (lambda service, item: service.release(item), ["mail"]),
+        (lambda service, item: service.release(item, delay=60), []),
+        (lambda service, item: service.fail(item, "error", delay=0), ["mail"]),
+        (lambda service, item: service.fail(item, "error", delay=60), []),
+        (lambda service, item: service.fail(item, "error"), []),  # after its backoff
     ],
     ids=["release", "release_later", "fail", "fail_later", "fail_with_backoff"],
     before="anew",
@@ -412,7 +412,7 @@ def test_a_receipt_and_a_count_are_the_same_with_notifications(engine, stocked, 
         again = service.enqueue("mail", 1, key="a")
         assert (again.id, again.duplicate) == (first.id, True)
         receipts = service.enqueue_many("mail", [1, Item(2, key="a"), 3, Item(4, key="b")])
-        assert [one.duplicate for one in receipts] == [False, True, False, False]
+        assert [receipt.duplicate for receipt in receipts] == [False, True, False, False]
         assert receipts[0].id < receipts[2].id
         three = sa.select(sa.func.generate_series(1, 3))
         assert service.enqueue_from("mail", three) == 3

@@ -17,7 +17,7 @@ import click
 
 from .combinations import COMBINATIONS, SELECTION, row
 
-_NAMES = [one.name for one in COMBINATIONS]
+_NAMES = [combination.name for combination in COMBINATIONS]
 
 
 @click.command(help=__doc__.split("\n\n")[1])
@@ -26,16 +26,18 @@ _NAMES = [one.name for one in COMBINATIONS]
 @click.option("--tests", multiple=True, help="Files and folders of tests; a selection by default.")
 @click.option("--list", "listing", is_flag=True, help="Print the combinations, and end.")
 def main(names: tuple[str, ...], out: Path, tests: tuple[str, ...], listing: bool) -> None:
-    chosen = [one for one in COMBINATIONS if not names or one.name in names]
+    chosen = [combination for combination in COMBINATIONS if not names or combination.name in names]
     if listing:
-        for one in chosen:
-            pins = "this environment" if one.pins is None else " ".join(one.pins) or "the newest"
-            click.echo(f"{one.name}: PostgreSQL {one.major}, {one.python or 'this Python'}, {pins}")
+        for item in chosen:
+            pins = "this environment" if item.pins is None else " ".join(item.pins) or "the newest"
+            click.echo(
+                f"{item.name}: PostgreSQL {item.major}, {item.python or 'this Python'}, {pins}"
+            )
         return
     out.mkdir(parents=True, exist_ok=True)
     failed = False
-    for one in chosen:
-        found = row(one, tests or SELECTION, out)
+    for item in chosen:
+        found = row(item, tests or SELECTION, out)
         with (out / "versions.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
         click.echo(_said(found))

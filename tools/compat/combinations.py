@@ -64,20 +64,20 @@ class NoClient(RuntimeError):
 
 
 @contextmanager
-def _environment(one: Combination) -> Iterator[Path]:
+def _environment(combination: Combination) -> Iterator[Path]:
     """The interpreter to run with: this one, or that of a fresh virtual environment."""
-    if one.pins is None:
+    if combination.pins is None:
         yield Path(sys.executable)
         return
-    program = shutil.which(one.python) if one.python else sys.executable
+    program = shutil.which(combination.python) if combination.python else sys.executable
     if program is None:
-        raise NoClient(f"there is no {one.python} on the PATH")
+        raise NoClient(f"there is no {combination.python} on the PATH")
     with tempfile.TemporaryDirectory(prefix="compat-") as folder:
         _call([program, "-m", "venv", folder])
         python = Path(folder) / "bin" / "python"
-        _call([python, "-m", "pip", "install", "--quiet", "-e", f"{ROOT}[dev]", *one.pins])
-        if one.core:
-            _call([python, "-m", "pip", "install", "--quiet", *one.core])
+        _call([python, "-m", "pip", "install", "--quiet", "-e", f"{ROOT}[dev]", *combination.pins])
+        if combination.core:
+            _call([python, "-m", "pip", "install", "--quiet", *combination.core])
         yield python
 
 
@@ -97,24 +97,24 @@ def _versions(python: Path) -> dict[str, str]:
     return json.loads(done.stdout)
 
 
-def row(one: Combination, tests: Sequence[str], folder: Path) -> dict[str, Any]:
+def row(combination: Combination, tests: Sequence[str], folder: Path) -> dict[str, Any]:
     """Run these tests with a combination; return what became of it, and keep its output.
 
     Args:
-        one: The combination.
+        combination: The versions to run with.
         tests: Files and folders for pytest, from the root of the checkout.
         folder: Where the junit file and what pytest printed are kept.
     """
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    common = {"combination": one.name, "started": started, "tests": list(tests)}
+    common = {"combination": combination.name, "started": started, "tests": list(tests)}
     try:
-        server = found(one.major)
-        with _environment(one) as python:
+        server = found(combination.major)
+        with _environment(combination) as python:
             told = _versions(python)
-            code = _pytest(python, server, tests, folder, one)
+            code = _pytest(python, server, tests, folder, combination)
     except (NoServer, NoClient) as error:
-        return {**common, "postgresql": str(one.major), "not_run": str(error)}
-    counts = counted(path for path in [folder / f"{one.name}.xml"] if path.exists())
+        return {**common, "postgresql": str(combination.major), "not_run": str(error)}
+    counts = counted(path for path in [folder / f"{combination.name}.xml"] if path.exists())
     return {
         **common,
         "postgresql": server.version,
@@ -130,7 +130,7 @@ def row(one: Combination, tests: Sequence[str], folder: Path) -> dict[str, Any]:
 
 
 def _pytest(
-    python: Path, server: Server, tests: Sequence[str], folder: Path, one: Combination
+    python: Path, server: Server, tests: Sequence[str], folder: Path, combination: Combination
 ) -> int:
     environment: Mapping[str, str] = {
         **os.environ,
@@ -138,11 +138,11 @@ def _pytest(
         "PGQRS_TEST_PG_BIN": str(server.bin_dir),
     }
     command = [python, "-m", "pytest", *tests, "-q", "-p", "no:cacheprovider"]
-    if one.without:
-        command += ["-k", f"not ({one.without})"]
-    with (folder / f"{one.name}.txt").open("w") as output:
+    if combination.without:
+        command += ["-k", f"not ({combination.without})"]
+    with (folder / f"{combination.name}.txt").open("w") as output:
         return subprocess.run(
-            [*command, f"--junitxml={folder.absolute() / one.name}.xml"],
+            [*command, f"--junitxml={folder.absolute() / combination.name}.xml"],
             cwd=ROOT,
             env=environment,
             stdout=output,

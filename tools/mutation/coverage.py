@@ -40,14 +40,14 @@ def chosen(
     """
     wanted = {*lines}
     by_file: dict[str, dict[str, float]] = defaultdict(dict)
-    for test, one in coverage.items():
-        if not wanted.isdisjoint(one["lines"].get(module, ())):
-            by_file[test.partition("::")[0]][test] = one["seconds"]
+    for test, item in coverage.items():
+        if not wanted.isdisjoint(item["lines"].get(module, ())):
+            by_file[test.partition("::")[0]][test] = item["seconds"]
     tests: dict[str, float] = {}
     left = most
-    for file in sorted(by_file, key=lambda one: (one not in first, sum(by_file[one].values()))):
+    for file in sorted(by_file, key=lambda path: (path not in first, sum(by_file[path].values()))):
         for_file = min(left, most / 2)
-        for test, seconds in sorted(by_file[file].items(), key=lambda one: (one[1], one[0])):
+        for test, seconds in sorted(by_file[file].items(), key=lambda path: (path[1], path[0])):
             if seconds <= for_file:
                 tests[test] = seconds
                 for_file -= seconds

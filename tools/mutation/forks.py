@@ -47,21 +47,23 @@ class _Session:
 
     def __init__(self, session: pytest.Session) -> None:
         self.session: Any = session  # as the next of the last test: what is the session's stays
-        self.items = {one.nodeid: one for one in session.items}
+        self.items = {entry.nodeid: entry for entry in session.items}
         modules = [_module(name) for name in os.environ[TARGETS].split(",")]
-        self.files = {str(one.__file__): _name(one) for one in modules}
+        self.files = {str(module.__file__): _name(module) for module in modules}
         self.functions: dict[tuple[str, str, int], list[FunctionType]] = defaultdict(list)
         self.caches: list[_lru_cache_wrapper[Any]] = []
-        for one in gc.get_objects():
-            if isinstance(one, FunctionType) and one.__code__.co_filename in self.files:
-                self.functions[_key(one.__code__)].append(one)
-            elif isinstance(one, _lru_cache_wrapper) and (one.__module__ or "").startswith("pgqrs"):
-                self.caches.append(one)
+        for item in gc.get_objects():
+            if isinstance(item, FunctionType) and item.__code__.co_filename in self.files:
+                self.functions[_key(item.__code__)].append(item)
+            elif isinstance(item, _lru_cache_wrapper) and (item.__module__ or "").startswith(
+                "pgqrs"
+            ):
+                self.caches.append(item)
 
     def forget(self) -> None:
         """Have every statement built again."""
-        for one in self.caches:
-            one.cache_clear()
+        for cache in self.caches:
+            cache.cache_clear()
 
     def swap(self, module: str, source: str) -> None:
         """Put other code in the place of that of a module's functions."""
@@ -77,8 +79,8 @@ class _Session:
         for old, new in changed[:1]:
             functions = self.functions[_key(old)]
             assert functions, f"{old.co_qualname} is not to be found"
-            for one in functions:
-                one.__code__ = new
+            for function in functions:
+                function.__code__ = new
         assert changed, "nothing is changed"
 
     def run(self, names: Sequence[str]) -> Iterator[str]:
@@ -104,12 +106,12 @@ def _key(code: CodeType) -> tuple[str, str, int]:
 
 def _functions(code: CodeType) -> Iterator[CodeType]:
     """Yield the functions of a module and of its classes."""
-    for one in code.co_consts:
-        if isinstance(one, CodeType):
-            if one.co_flags & _OPTIMIZED:
-                yield one
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            if constant.co_flags & _OPTIMIZED:
+                yield constant
             else:
-                yield from _functions(one)
+                yield from _functions(constant)
 
 
 class _Notes:
@@ -174,7 +176,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtestloop(session: pytest.Session) -> bool:
     reading, writing = map(int, os.environ[FDS].split(","))
     for fixture in ("pg_empty", "pg_migrated"):
-        item = next(one for one in session.items if fixture in getattr(one, "fixturenames", ()))
+        item = next(
+            entry for entry in session.items if fixture in getattr(entry, "fixturenames", ())
+        )
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=session)  # type: ignore[arg-type]
     inherited = _Session(session)
     gc.collect()

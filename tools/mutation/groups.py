@@ -35,9 +35,9 @@ class Group:
         if not self.builds:
             yield from decisions(source, self.modules[module])
             return
-        for one in mutants(source):
-            if everything or one.kind in ESSENTIAL:
-                yield one
+        for mutant in mutants(source):
+            if everything or mutant.kind in ESSENTIAL:
+                yield mutant
 
 
 _BUILDERS = (
@@ -129,7 +129,7 @@ GROUPS: Mapping[str, Group] = {
 }
 """By name, the fences of the statements first."""
 
-MODULES = tuple(dict.fromkeys(module for one in GROUPS.values() for module in one.modules))
+MODULES = tuple(dict.fromkeys(module for group in GROUPS.values() for module in group.modules))
 """All that have mutants."""
 
 _FILES = {

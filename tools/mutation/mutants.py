@@ -66,8 +66,8 @@ def mutants(source: str) -> Iterator[Mutant]:
                     line = at.end_lineno or 0  # of a chain of calls, the end is the call's own
                     lines = range(at.lineno, line + 1)
                     found.append(Mutant(line, kind, what, function.name, changed, lines))
-    unique = {one.source: one for one in found}  # a nested function is walked twice
-    yield from sorted(unique.values(), key=lambda one: (one.line, one.what))
+    unique = {row.source: row for row in found}  # a nested function is walked twice
+    yield from sorted(unique.values(), key=lambda name: (name.line, name.what))
 
 
 def replaced(source: str, node: Any, text: str) -> str:

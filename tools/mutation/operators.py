@@ -69,8 +69,8 @@ def decisions(source: str, within: Sequence[str] = ()) -> Iterator[Mutant]:
             for kind, what, old, text in _changes(node, constructs=constructs):
                 lines = range(old.lineno, (old.end_lineno or 0) + 1)
                 found.append(Mutant(lines[0], kind, what, name, replaced(source, old, text), lines))
-    unique = {one.source: one for one in found}
-    yield from sorted(unique.values(), key=lambda one: (one.line, one.kind, one.what))
+    unique = {row.source: row for row in found}
+    yield from sorted(unique.values(), key=lambda name: (name.line, name.kind, name.what))
 
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -127,7 +127,7 @@ def _is_removable(node: ast.stmt, *, constructs: bool) -> bool:
         value = node.value.value if isinstance(node.value, ast.Await) else node.value
         return isinstance(value, ast.Call)
     if isinstance(node, ast.Assign):
-        return not any(isinstance(one, ast.Name) for one in _targets(node))
+        return not any(isinstance(item, ast.Name) for item in _targets(node))
     return isinstance(node, (ast.AugAssign, ast.Delete))
 
 
@@ -156,7 +156,7 @@ def _compared(node: ast.Compare) -> Iterator[_Change]:
 
 def _operands(node: ast.BoolOp) -> Iterator[_Change]:
     for place, operand in enumerate(node.values):
-        left = [one for n, one in enumerate(node.values) if n != place]
+        left = [value for n, value in enumerate(node.values) if n != place]
         new = left[0] if len(left) == 1 else ast.BoolOp(node.op, left)
         word = "and" if isinstance(node.op, ast.And) else "or"
         what = f"{word}: {ast.unparse(operand)}"

@@ -59,8 +59,8 @@ class Trial:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        one = self.mutant
-        return self.module, one.function, one.kind, one.what
+        mutant = self.mutant
+        return self.module, mutant.function, mutant.kind, mutant.what
 
     @property
     def reason(self) -> str | None:
@@ -68,14 +68,19 @@ class Trial:
         return REASONS.get(self.key)
 
     def __str__(self) -> str:
-        one = self.mutant
+        mutant = self.mutant
         fate = f"found by {self.found_by}" if self.found_by else "SURVIVED"
-        where = f"{self.module}.py:{one.line} {one.function}()"
-        return f"{fate}: {where}: {one.kind}: {one.what} ({self.seconds:.0f} s)"
+        where = f"{self.module}.py:{mutant.line} {mutant.function}()"
+        return f"{fate}: {where}: {mutant.kind}: {mutant.what} ({self.seconds:.0f} s)"
 
     def row(self) -> dict[str, Any]:
-        one = self.mutant
-        told = {"line": one.line, "function": one.function, "kind": one.kind, "what": one.what}
+        mutant = self.mutant
+        told = {
+            "line": mutant.line,
+            "function": mutant.function,
+            "kind": mutant.kind,
+            "what": mutant.what,
+        }
         fate = {"found_by": self.found_by, "seconds": round(self.seconds, 1), "how": self.how}
         where = {"group": self.group, "module": self.module}
         return {**where, **told, **fate, "reason": self.reason}
@@ -139,7 +144,7 @@ class Sandbox:
 
     def notes(self, file: str) -> dict[str, Any]:
         """Return which lines each test of a file runs."""
-        tests = [one for one in self.tests if one.partition("::")[0] == file]
+        tests = [test for test in self.tests if test.partition("::")[0] == file]
         answer = self._ask(notes=True, tests=tests, limits={})
         if not isinstance(answer, dict):
             raise RuntimeError(f"{file}: {answer}")  # noqa: TRY004 - it is no argument
@@ -162,7 +167,7 @@ class Sandbox:
     def _failed(
         self, tests: Sequence[str], seconds: Mapping[str, float], module: str, source: str | None
     ) -> tuple[str, str] | None:
-        limits = {one: max(_SHORTEST, _TIMES * seconds[one]) for one in tests}
+        limits = {test: max(_SHORTEST, _TIMES * seconds[test]) for test in tests}
         answer = self._ask(tests=tests, limits=limits, module=module, source=source)
         if answer is None:
             return None

@@ -60,16 +60,16 @@ def report(folder: Path, docs: Path | None) -> None:
 def _told(outcomes: list[Outcome]) -> bool:
     """Print a line for each part; return whether one has failed."""
     shown = Table("part", "tests", "passed", "failed", "skipped", "seconds", "state")
-    for one in outcomes:
-        counts = one.counts
+    for outcome in outcomes:
+        counts = outcome.counts
         numbers = (
-            [counts.tests, counts.passed, counts.failed, counts.skipped, round(one.seconds)]
+            [counts.tests, counts.passed, counts.failed, counts.skipped, round(outcome.seconds)]
             if counts
             else ["-"] * 5
         )
-        shown.add_row(one.part.name, *map(str, numbers), one.state)
+        shown.add_row(outcome.part.name, *map(str, numbers), outcome.state)
     Console(stderr=True).print(shown)
-    return any(one.failed for one in outcomes)
+    return any(outcome.failed for outcome in outcomes)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table in Markdown."""
 
     def line(cells: Sequence[Any]) -> str:
-        return "| " + " | ".join(_cell(one) for one in cells) + " |"
+        return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
 
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
 
@@ -61,23 +61,23 @@ def page(outcomes: Sequence[Outcome], left_out: Mapping[str, str]) -> str:
         outcomes: Of every part, those that were not run included.
         left_out: The tests that do not go through PgBouncer, and why.
     """
-    by_name = {one.part.name: one for one in outcomes}
+    by_name = {outcome.part.name: outcome for outcome in outcomes}
     sections: list[tuple[str, str, Callable[[Outcome], str]]] = [
         ("Faults", "chaos", _faults),
         ("A standby is promoted", "chaos", _standby),
         ("More data", "chaos", _scale),
         ("Versions", "compat", _versions),
-        ("PgBouncer", "pgbouncer", lambda one: _pgbouncer(one, left_out)),
+        ("PgBouncer", "pgbouncer", lambda item: _pgbouncer(item, left_out)),
         ("Random histories", "model", _model),
         ("Mutants", "mutation", _mutants),
         ("Endurance", "endurance", _endurance),
     ]
     parts = [_HEAD, _age(outcomes), "\n## Environment\n", _environment(outcomes)]
     parts += ["\n## Summary\n", _summary(outcomes)]
-    parts += [f"\n{_failures(outcomes)}"] if any(one.failed for one in outcomes) else []
+    parts += [f"\n{_failures(outcomes)}"] if any(outcome.failed for outcome in outcomes) else []
     for title, name, write in sections:
-        one = by_name.get(name)
-        text = _NOT_RUN if one is None or one.counts is None else write(one)
+        item = by_name.get(name)
+        text = _NOT_RUN if item is None or item.counts is None else write(item)
         parts.append(f"\n## {title}\n\n{text}")
     return "\n".join(parts).rstrip() + "\n"
 
@@ -87,14 +87,16 @@ def prose(text: str) -> str:
     return "\n".join(f"> {line}".rstrip() for line in text.splitlines())
 
 
-def _commit(one: Outcome) -> str | None:
-    return (one.record.get("machine") or {}).get("commit")
+def _commit(outcome: Outcome) -> str | None:
+    return (outcome.record.get("machine") or {}).get("commit")
 
 
 def _age(outcomes: Sequence[Outcome]) -> str:
     """Which commits the figures come from, and how much of the package has changed since."""
     commits = dict.fromkeys(
-        commit for one in outcomes if one.counts and (commit := _commit(one)) is not None
+        commit
+        for outcome in outcomes
+        if outcome.counts and (commit := _commit(outcome)) is not None
     )
     rows = [(commit, _changed(commit)) for commit in commits]
     built = f"Built at commit {history.head() or 'unknown'}."
@@ -109,14 +111,18 @@ def _changed(commit: str | None) -> str:
 def _environment(outcomes: Sequence[Outcome]) -> str:
     """Each fact with its value; with several of them, if the parts were run on different ones."""
     found: dict[str, dict[str, None]] = {}
-    for one in outcomes:
-        heads = [head for head, _ in one.tables()] if "machine" not in one.record else []
+    for outcome in outcomes:
+        heads = [head for head, _ in outcome.tables()] if "machine" not in outcome.record else []
         for name, value in (
-            pair for facts in (one.record.get("machine") or {}, *heads) for pair in facts.items()
+            pair
+            for facts in (outcome.record.get("machine") or {}, *heads)
+            for pair in facts.items()
         ):
             if value is not None:
                 found.setdefault(name, {})[str(value)] = None
-    days = dict.fromkeys(sorted({one.started for one in outcomes if one.counts and one.started}))
+    days = dict.fromkeys(
+        sorted({outcome.started for outcome in outcomes if outcome.counts and outcome.started})
+    )
     rows = [("date", ", ".join(days) or "-")]
     rows += [(title, ", ".join(found.get(name, ["-"]))) for name, title in _ABOUT.items()]
     return table(("what", "which"), rows)
@@ -124,16 +130,24 @@ def _environment(outcomes: Sequence[Outcome]) -> str:
 
 def _summary(outcomes: Sequence[Outcome]) -> str:
     rows = []
-    for one in outcomes:
+    for outcome in outcomes:
         counts: list[Any] = [None] * 4
-        if (found := one.counts) is not None:
+        if (found := outcome.counts) is not None:
             counts = [found.tests, found.passed, found.failed, found.skipped]
-        seconds = f"{one.seconds:.0f}" if one.seconds else None
-        since = [_commit(one) or "unknown", _changed(_commit(one))] if found else [None, None]
-        rows.append((one.part.name, f"`{one.command}`", *counts, seconds, one.state, *since))
+        seconds = f"{outcome.seconds:.0f}" if outcome.seconds else None
+        since = (
+            [_commit(outcome) or "unknown", _changed(_commit(outcome))] if found else [None, None]
+        )
+        rows.append(
+            (outcome.part.name, f"`{outcome.command}`", *counts, seconds, outcome.state, *since)
+        )
     head = ("part", "command", "tests", "passed", "failed", "skipped", "seconds", "state")
-    notes = [f"- {one.part.name}: {note}" for one in outcomes if (note := one.record.get("note"))]
-    about = [f"- {one.part.name}: {one.part.about}." for one in outcomes]
+    notes = [
+        f"- {outcome.part.name}: {note}"
+        for outcome in outcomes
+        if (note := outcome.record.get("note"))
+    ]
+    about = [f"- {outcome.part.name}: {outcome.part.about}." for outcome in outcomes]
     texts = [table((*head, "commit", "files changed since"), rows), "", prose("\n".join(about))]
     if notes:
         texts += ["", prose("\n".join(["Notes:", "", *notes]))]
@@ -142,10 +156,10 @@ def _summary(outcomes: Sequence[Outcome]) -> str:
 
 def _failures(outcomes: Sequence[Outcome]) -> str:
     named = [
-        f"- {one.part.name}: {name}"
-        for one in outcomes
-        if one.failed and one.counts
-        for name in one.counts.failures or [f"exit code {one.record.get('exit_code')}"]
+        f"- {outcome.part.name}: {name}"
+        for outcome in outcomes
+        if outcome.failed and outcome.counts
+        for name in outcome.counts.failures or [f"exit code {outcome.record.get('exit_code')}"]
     ]
     return "\n".join(["Failed:", "", *named])
 
@@ -158,19 +172,19 @@ def summed(rows: Iterable[Row], by: Sequence[str], counts: Sequence[str]) -> lis
         found.update({name: int(row.get(name) or 0) for name in counts})
         found["cases"] += 1
     total: Counter[str] = Counter()
-    for one in sums.values():
-        total.update(one)
+    for item in sums.values():
+        total.update(item)
     names = ("cases", *counts)
     last = ["all", *[""] * (len(by) - 1), *(total[name] for name in names)]
-    return [*([*key, *(one[name] for name in names)] for key, one in sums.items()), last]
+    return [*([*key, *(total[name] for name in names)] for key, total in sums.items()), last]
 
 
-def _titled(one: Outcome, title: str) -> tuple[Row, list[Row]]:
-    return next((found for found in one.tables() if found[0]["title"] == title), ({}, []))
+def _titled(outcome: Outcome, title: str) -> tuple[Row, list[Row]]:
+    return next((found for found in outcome.tables() if found[0]["title"] == title), ({}, []))
 
 
-def _summed(one: Outcome, title: str, by: Sequence[str], default: Sequence[str]) -> str:
-    head, rows = _titled(one, title)
+def _summed(outcome: Outcome, title: str, by: Sequence[str], default: Sequence[str]) -> str:
+    head, rows = _titled(outcome, title)
     if not rows:
         return _NOT_RUN
     counts = list(head.get("counts") or default)
@@ -184,8 +198,8 @@ that the operation is done. Nobody is told if the process was killed first; two 
 one was only suspended. Lost: the effect is missing. Doubled: the effect happened twice."""
 
 
-def _faults(one: Outcome) -> str:
-    _, rows = _titled(one, "faults")
+def _faults(outcome: Outcome) -> str:
+    _, rows = _titled(outcome, "faults")
     if not rows:
         return _NOT_RUN
     drivers = list(dict.fromkeys(str(row["driver"]) for row in rows))
@@ -215,25 +229,27 @@ def _three(found: Counter[str] | None) -> str | None:
     return " / ".join(str(found[name]) for name in _OUTCOMES) + f" ({found['cases']})"
 
 
-def _standby(one: Outcome) -> str:
-    return _summed(one, "standby", ["mode"], _OUTCOMES)
+def _standby(outcome: Outcome) -> str:
+    return _summed(outcome, "standby", ["mode"], _OUTCOMES)
 
 
-def _scale(one: Outcome) -> str:
-    return _summed(one, "scale", ["amount", "operation"], ["buffers"])
+def _scale(outcome: Outcome) -> str:
+    return _summed(outcome, "scale", ["amount", "operation"], ["buffers"])
 
 
-def _versions(one: Outcome) -> str:
+def _versions(outcome: Outcome) -> str:
     """A table for each selection of tests that was run."""
     groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in versions(one.folder):
+    for row in versions(outcome.folder):
         groups.setdefault(tuple(row["tests"]), []).append(row)
     texts = []
     for tests, rows in groups.items():
         told = ", ".join(f"`{test}`" for test in tests)
         texts += [f"With each of these: {told}.\n", _combinations(rows), ""]
     there = {row["combination"] for rows in groups.values() for row in rows}
-    absent = ", ".join(one.name for one in COMBINATIONS if one.name not in there)
+    absent = ", ".join(
+        combination.name for combination in COMBINATIONS if combination.name not in there
+    )
     return "\n".join([*texts, f"Not run: {absent}."] if absent else texts[:-1])
 
 
@@ -250,9 +266,9 @@ def _combinations(rows: Iterable[Row]) -> str:
     return table(["combination", *names, *counts], told)
 
 
-def _pgbouncer(one: Outcome, left_out: Mapping[str, str]) -> str:
-    assert one.counts is not None
-    counts = one.counts
+def _pgbouncer(outcome: Outcome, left_out: Mapping[str, str]) -> str:
+    assert outcome.counts is not None
+    counts = outcome.counts
     said = f"{counts.passed} passed, {counts.failed} failed, {counts.skipped} skipped."
     rows = [(f"`{name}`", why) for name, why in left_out.items()]
     return f"{said} These need the server itself, and are left out:\n\n" + table(
@@ -260,8 +276,8 @@ def _pgbouncer(one: Outcome, left_out: Mapping[str, str]) -> str:
     )
 
 
-def _model(one: Outcome) -> str:
-    found = lines(one.folder / "model.jsonl")
+def _model(outcome: Outcome) -> str:
+    found = lines(outcome.folder / "model.jsonl")
     if not found:
         return "It left no counts of what happened."
     names = list(
@@ -282,8 +298,8 @@ def _model(one: Outcome) -> str:
     return text
 
 
-def _mutants(one: Outcome) -> str:
-    rows = [{**row, "found": bool(row["found_by"])} for row in mutants(one.folder)]
+def _mutants(outcome: Outcome) -> str:
+    rows = [{**row, "found": bool(row["found_by"])} for row in mutants(outcome.folder)]
     for row in rows:
         row.setdefault("group", "statements")
         row["survived"] = not row["found"]
@@ -308,5 +324,5 @@ def _mutants(one: Outcome) -> str:
     return "\n".join(texts)
 
 
-def _endurance(one: Outcome) -> str:
-    return f"```\n{(one.folder / 'output.txt').read_text().strip()}\n```"
+def _endurance(outcome: Outcome) -> str:
+    return f"```\n{(outcome.folder / 'output.txt').read_text().strip()}\n```"

@@ -27,7 +27,7 @@ class Part:
         """What a reader types to run it without ``tools.proof``."""
         kept = {name: value for name, value in self.environment.items() if OUT not in value}
         words = [f"{name}={value}" for name, value in kept.items()]
-        return " ".join([*words, *(f'"{one}"' if " " in one else one for one in self.command)])
+        return " ".join([*words, *(f'"{item}"' if " " in item else item for item in self.command)])
 
 
 def _pytest(*arguments: str) -> tuple[str, ...]:
