@@ -1,4 +1,4 @@
-"""What a live view shows of queues: their state, and what flows in and out at the moment."""
+"""The activity of queues for a live view: their state, and how fast messages come and go."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["QueueActivity", "activity"]
 
 @dataclass(frozen=True, slots=True)
 class QueueActivity:
-    """One queue at one moment.
+    """The state and the rates of a queue at one moment.
 
     Attributes:
         queue: Its name.

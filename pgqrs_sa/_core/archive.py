@@ -1,4 +1,4 @@
-"""What becomes of settled messages: requeue, delete, prune; and burying the exhausted."""
+"""Settled messages: requeue, delete and prune them, and dead-letter the exhausted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TRIES = 10  # a key that is settled between two statements is free; this never 
 
 
 def dead_letter_exhausted(session: Session, context: Context, queue: str, limit: int) -> int:
-    """Archive as dead what is out of attempts and in nobody's hands; return how many."""
+    """Archive exhausted messages as dead letters; return how many."""
     validation.validate_queue_name(queue)
     values = {"queue": queue, "limit": validation.validate_limit(limit)}
     ids = (
@@ -118,7 +118,7 @@ def prune(
     queue: str | None,
     limit: int,
 ) -> int:
-    """Delete a chunk of what was archived long enough ago; return how many."""
+    """Delete a chunk of the messages that were archived long enough ago; return how many."""
     values: dict[str, Any] = {"limit": validation.validate_limit(limit)}
     if older_than is not None:
         values["older_than"] = validation.validate_age(older_than, "older_than")

@@ -1,11 +1,11 @@
-"""Doing something when the work of a session is committed for good.
+"""Callbacks for the moment when the work of a session is committed.
 
-What is noted in a session is done when its outermost transaction has been committed, and forgotten
-when that is rolled back or closed.
+A callback that is registered with a session is called when its outermost transaction has been
+committed, and dropped when that is rolled back or closed.
 
 A session that was joined to a connection on which the application has begun a transaction of its
-own commits nothing, and its end means nothing. What it has noted is done when that connection
-commits: at the moment before the server does it, since SQLAlchemy has no later event.
+own commits nothing, and its end means nothing. Its callbacks are called when that connection
+commits: just before the server does it, since SQLAlchemy has no later event.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class Waiting(NamedTuple):
-    """What is noted in a session: see `when_committed`."""
+    """A callback that is registered with a session: see `when_committed`."""
 
     call: partial[None]
     joined: sa.Connection | None
@@ -44,11 +44,11 @@ class Waiting(NamedTuple):
 
 
 _outer: WeakKeyDictionary[sa.Connection, dict[Hashable, Waiting]] = WeakKeyDictionary()
-"""What waits for the commit of a connection of the application's."""
+"""The callbacks that wait for the commit of one of the application's connections."""
 
 
 def waiting(session: Session, key: Hashable) -> Waiting | None:
-    """Return what is to be done under this key when the session commits."""
+    """Return the callback that is registered under this key."""
     noted: dict[Hashable, Waiting] = session.info.get(_WAITING, {})
     return noted.get(key)
 
@@ -61,14 +61,14 @@ def when_committed(
     *,
     strict: bool = False,
 ) -> sa.Connection | None:
-    """Do something when what a session has done is committed; the last call for a key counts.
+    """Call a function when the work of a session is committed; a later call replaces the key's.
 
     Args:
         session: Whose transaction it is.
         mapper: Of a class in it: a session may have several binds.
-        key: Each is done once.
-        call: What is to be done. It must not raise.
-        strict: Forget it when a savepoint is rolled back, whatever was done in that.
+        key: Identifies the callback, which is called once.
+        call: The callback. It must not raise.
+        strict: Drop it when any savepoint is rolled back.
 
     Returns:
         The connection of the application's that the session works on, if it does.
@@ -81,13 +81,13 @@ def when_committed(
 def when_connection_commits(
     connection: sa.Connection, key: Hashable, call: partial[None], *, strict: bool = False
 ) -> None:
-    """Do something when a connection commits; the last call for a key counts.
+    """Call a function when a connection commits; a later call replaces the key's.
 
     Args:
         connection: Which.
-        key: Each is done once.
-        call: What is to be done. It must not raise.
-        strict: Forget it when a savepoint is rolled back, whatever was done in that.
+        key: Identifies the callback, which is called once.
+        call: The callback. It must not raise.
+        strict: Drop it when any savepoint is rolled back.
     """
     if connection not in _outer:
         _outer[connection] = {}
@@ -98,14 +98,14 @@ def when_connection_commits(
 
 
 def now(session: Session) -> None:
-    """Take what a session has done for committed, as where each statement commits by itself."""
+    """Call the callbacks immediately, as each statement commits by itself (AUTOCOMMIT)."""
     noted: dict[Hashable, Waiting] = session.info.pop(_WAITING, {})
     for waiting in noted.values():
         waiting.call()
 
 
 def committed(session: Session) -> None:
-    """Do what was noted, if it is the outermost transaction that was committed."""
+    """Call the callbacks after the outermost commit."""
     if session.in_nested_transaction():
         return
     noted: dict[Hashable, Waiting] = session.info.pop(_WAITING, {})
@@ -117,7 +117,7 @@ def committed(session: Session) -> None:
 
 
 def rolled_back(session: Session) -> None:
-    """Forget what may have been undone: a transaction, or a savepoint, was rolled back."""
+    """Drop the strict callbacks: a transaction or a savepoint was rolled back."""
     noted: dict[Hashable, Waiting] = session.info.get(_WAITING, {})
     _forget_strict(noted)
 
@@ -128,12 +128,12 @@ def _forget_strict(noted: dict[Hashable, Waiting]) -> None:
 
 
 def ended(session: Session) -> None:
-    """Forget what was noted: the outermost transaction is over."""
+    """Drop all callbacks: the outermost transaction is over."""
     session.info.pop(_WAITING, None)
 
 
 def _joined(session: Session, mapper: Mapper[Any]) -> sa.Connection | None:
-    """Return the connection of the application's that a session works on, if it does."""
+    """Return the application's connection that a session was joined to, if it was."""
     try:
         bind = session.get_bind(mapper)
     except Exception:  # noqa: BLE001 - whatever it is

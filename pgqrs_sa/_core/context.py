@@ -1,4 +1,4 @@
-"""What a service was built with, and the questions that several operations ask."""
+"""The settings of a service, and what several operations need: execution, criteria, codecs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Context:
 
     @property
     def mapper(self) -> Mapper[Any]:
-        """What tells a session with several binds which of them has our tables."""
+        """The mapper of messages: a session with several binds finds the right bind by it."""
         return _mapper(self.models)
 
     def represented(self, cls: type[Any], session: Session) -> str:
@@ -102,7 +102,7 @@ class Context:
         cursor_key: str | None = None,
         create_queues: bool = False,
     ) -> Context:
-        """Return the settings of a service, with what was not given filled in."""
+        """Return the settings of a service, with defaults for those that are None."""
         return cls(
             models,
             codec or _STRICT,
@@ -135,7 +135,7 @@ _OUR_BINDS = frozenset(
 
 
 def reject_reserved_binds(*expressions: Any) -> None:
-    """Refuse bind parameters of the caller's that have the name of one of ours."""
+    """Refuse the caller's bind parameters if they have reserved names."""
     for expression in expressions:
         for element in visitors.iterate(expression):
             if not isinstance(element, sa.BindParameter) or element.unique:
@@ -208,7 +208,7 @@ def _linked(criteria: Sequence[Any], table: sa.Table) -> set[Any]:
 
 
 def queue_not_found(session: Session, context: Context, queue: str) -> QueueNotFound:
-    """Return the error for a queue that is not there, with the names that come close."""
+    """Return the error for a queue that does not exist, with the names that come close."""
     known: Sequence[str] = (
         execute(session, context, queues.names(context.tables.queue)).scalars().all()
     )
@@ -277,16 +277,16 @@ def execute(
         refuse_autocommit(connection, "QueueService(session, allow_autocommit=True)")
     if _session_is_customized(session):
         return session.execute(statement, values, bind_arguments=where)
-    # What Session.execute() comes to for a statement of Core, at two thirds of its price.
+    # The same as Session.execute() for a statement of Core, at two thirds of its cost.
     return connection.execute(statement, values)
 
 
 def connect(
     session: Session, context: Context, statement: Executable, values: Any
 ) -> tuple[sa.Connection, dict[str, Any]]:
-    """Flush what is pending in a session; return its connection for a statement, and how it is got.
+    """Flush a session; return its connection for a statement, and the bind arguments.
 
-    The second is what ``bind_arguments`` takes.
+    `Session.execute` takes the second as ``bind_arguments``.
     """
     # SQLAlchemy 2.0 flushes only before statements about mapped classes, 2.1 before all of them.
     session._autoflush()  # noqa: SLF001
@@ -295,7 +295,7 @@ def connect(
 
 
 def _session_is_customized(session: Session) -> bool:
-    """Whether the host wants to see, or to change, what the session executes."""
+    """Whether the application hooks or overrides ``Session.execute()``."""
     return bool(
         session.dispatch.do_orm_execute
         or getattr(session, "execution_options", None)  # since SQLAlchemy 2.1

@@ -1,4 +1,4 @@
-"""Where a dequeue begins, so that it does not read again what is done. Pure: no I/O.
+"""The dequeue cursor, a low-water mark: where a dequeue begins to read. Pure: no I/O.
 
 A message that was leased or settled leaves a dead entry in front of the live ones, in the order
 of the index, and a transaction that stays open anywhere in the database keeps vacuum from taking
@@ -38,7 +38,7 @@ _MOST_LEVELS = 32
 
 
 class Key(Protocol):
-    """The place in the queue that a message had before it was leased."""
+    """The position of a message in the queue before it was leased."""
 
     @property
     def priority(self) -> int:
@@ -73,7 +73,7 @@ class Position(NamedTuple):
 
 
 class CursorSnapshot(NamedTuple):
-    """Where a dequeue is to begin: in this table, behind these places, and else at the beginning.
+    """Where a dequeue begins: after these positions, and in other levels at the beginning.
 
     Attributes:
         table: What the server calls ``cursor_table``.
@@ -93,13 +93,13 @@ class CursorSnapshot(NamedTuple):
 
 
 class CursorUpdate(NamedTuple):
-    """The places that count once a lease is committed."""
+    """The positions that apply once a lease is committed."""
 
     table: str
     positions: Mapping[int, Position]
 
     def after(self, earlier: CursorUpdate | None) -> CursorUpdate:
-        """Return these together with those of an earlier dequeue of the same transaction."""
+        """Return these positions merged with those of an earlier dequeue of the transaction."""
         if earlier is None or earlier.table != self.table:
             return self
         return CursorUpdate(self.table, {**earlier.positions, **self.positions})
@@ -115,7 +115,7 @@ def interval(took: float) -> float:
 
 
 class DequeueCursor:
-    """The places of one queue, in one process. Safe for threads.
+    """The positions of a queue in this process. Safe for threads.
 
     Args:
         clock: Seconds that only grow.
@@ -148,7 +148,7 @@ class DequeueCursor:
         full: bool,
         seconds: float,
     ) -> CursorUpdate:
-        """Note what a dequeue has leased, and return what counts once that is committed.
+        """Record what a dequeue has leased; return the update to apply once it is committed.
 
         Args:
             table: Where it found it: ``cursor_table``.
@@ -182,7 +182,7 @@ class DequeueCursor:
         return CursorUpdate(table, places)
 
     def _read(self, place: Position, first: Key | None, due_at: float) -> Position:
-        """Return a place after its level was read from the beginning, uncommitted as it may be."""
+        """Return a position after a full scan of its level, whether or not that is committed."""
         vt, id_ = place[:2]
         if first is not None:
             # There may be more behind what was found before the place.
@@ -190,7 +190,7 @@ class DequeueCursor:
         return Position(vt, id_, self._readings, due_at)
 
     def apply(self, moves: CursorUpdate) -> None:
-        """Note that a lease was committed."""
+        """Apply the update of a committed lease."""
         with self._lock:
             if moves.table != self._table:
                 return
@@ -207,6 +207,6 @@ class DequeueCursor:
                 del self._positions[level]
 
     def reset(self) -> None:
-        """Note that a dequeue from the beginning has found nothing: there is no place in that."""
+        """Forget all positions: a dequeue from the beginning has found nothing."""
         with self._lock:
             self._positions = {}

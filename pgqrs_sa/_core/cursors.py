@@ -1,7 +1,7 @@
-"""The places of this process: for each pool of connections, set of tables, queue and key.
+"""The dequeue cursors of this process, by pool, tables, queue and `cursor_key`.
 
-A lease that is not committed is not a place to go on from: what a session has leased moves a place
-only when its outermost transaction commits.
+A cursor moves only when the outermost transaction that has leased commits: an uncommitted lease
+may be rolled back, and its message would then lie before the cursor.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .cursor import CursorSnapshot, DequeueCursor
 __all__ = ["CursorUse", "reset"]
 
 _MOST = 1_000
-"""Queues of a pool that are remembered, those that were leased from last."""
+"""The number of cursors kept for a pool, the most recently used."""
 
 
 class _CursorRegistry:
@@ -52,7 +52,7 @@ class _CursorRegistry:
             return cursors[key]
 
     def made(self, pool: sa.Pool, key: Hashable) -> DequeueCursor:
-        """Return the cursor that is there by now, or make one."""
+        """Return the cursor for a key; make it if there is none."""
         with self._lock:
             cursors = self._by_pool.setdefault(pool, OrderedDict())
             cursor = cursors.setdefault(key, DequeueCursor())
@@ -67,12 +67,12 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows
 
 
 def reset() -> None:
-    """Let every dequeue begin at the beginning, as after messages were moved back in time."""
+    """Make every dequeue begin at the beginning, as after messages were moved back in time."""
     _cursors.reset()
 
 
 class CursorUse:
-    """One dequeue: where it is to begin, and what it has found.
+    """The use of a cursor by one dequeue: where it begins, and what it has found.
 
     The connection is taken from the pool at once, so that a wait for it is not part of the time.
 
@@ -100,13 +100,13 @@ class CursorUse:
         self._began_at = 0.0
 
     def binds(self) -> dict[str, Any]:
-        """Return the parameters that say where to begin. From now on the time is taken."""
+        """Return the parameters that say where to begin, and start to measure the time."""
         self._began_at = time.monotonic()
         start = self._start
         return {"cursor": None if start is None else start.as_json()}
 
     def record(self, rows: Sequence[Any]) -> bool:
-        """Note what was leased, to count when its transaction has committed.
+        """Record what was leased; it applies when its transaction has committed.
 
         Args:
             rows: In the order of the queue.
@@ -133,7 +133,7 @@ class CursorUse:
         return True
 
     def _may_remember(self, table: str) -> bool:
-        """Whether what this session sees is what others with the same key see: see `statements`.
+        """Whether sessions with the same key see the same rows: see `sql.lease`.
 
         ``f`` and the number of the table; ``t`` where row-level security is active; something else
         in a transaction that keeps one snapshot.

@@ -1,4 +1,4 @@
-"""Putting messages into a queue."""
+"""Enqueueing: one message, many, or the rows of a query."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["CHUNK_BYTES", "CHUNK_ROWS", "from_query", "many", "one"]
 
 CHUNK_ROWS = 5_000
 CHUNK_BYTES = 8 * 1024 * 1024
-"""A batch is sent in statements of at most so many rows, and about so many bytes."""
+"""The most rows, and about the most bytes, of one statement of a batch."""
 
 _T = TypeVar("_T")
 
@@ -39,7 +39,7 @@ _NO_OPTIONS = ",null,null,0,null,null,null]"
 
 
 class _Encoded(NamedTuple):
-    """An item that has passed every check, as it travels."""
+    """An item that has passed every check, as JSON text."""
 
     place: int
     text: str
@@ -185,7 +185,7 @@ def _by_key(item: _Encoded) -> tuple[str, int]:
 
 
 def _chunks(listed: Sequence[_T], weights: Sequence[int]) -> Iterator[Sequence[_T]]:
-    """Cut what is sent into what one statement may have."""
+    """Cut a batch into chunks of the size of one statement."""
     begin = weight = 0
     for place, more in enumerate(weights):
         if place > begin and (place - begin == CHUNK_ROWS or weight + more > CHUNK_BYTES):
@@ -206,7 +206,7 @@ def _array(items: Iterable[_Encoded]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """One call of `many`, whose chunks get in together or not at all.
+    """A call of `many`, whose chunks are inserted together or not at all.
 
     Each statement asks whether the queue accepts the largest payload of the whole batch, so that
     no chunk gets in before a later one is refused.
@@ -223,12 +223,12 @@ class _Batch:
         return max(self.sizes)
 
     def check_what_is_large(self) -> None:
-        """Raise before anything is sent for what a queue of the usual kind would not take."""
+        """Check large payloads against the limit of the queue before anything is sent."""
         if self.largest > _COMMON_LIMIT:
             self.check_accepted()
 
     def check_accepted(self) -> None:
-        """Raise for the first item that the queue would not take, if there is one."""
+        """Raise for the first item that the queue does not accept."""
         limit = _limit(self.session, self.context, self.queue)
         for index, size in enumerate(self.sizes):
             check_size(self.queue, size, limit, f"items[{index}].")
@@ -236,7 +236,7 @@ class _Batch:
     def insert(
         self, items: str, count: int, *, plain: bool = False, delayed: bool = False
     ) -> list[Receipt]:
-        """Insert so many items without keys, given as a JSON array."""
+        """Insert ``count`` items without keys, given as a JSON array."""
         tables, notify = self.context.tables, bool(self.channel)
         if plain:
             statement = statements.plain(tables, notify=notify)

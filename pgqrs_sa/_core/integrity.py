@@ -1,4 +1,4 @@
-"""Looking for rows that refer to rows which are not there."""
+"""Counting rows that refer to rows that do not exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taking messages under lease."""
+"""Leasing messages."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _leased(
 def _lease_from_cursor(
     session: Session, context: Context, statement: Executable, values: dict[str, Any]
 ) -> Sequence[Row[Any]]:
-    """Lease from where this process was last, or from the beginning: see `_core.cursor`."""
+    """Lease from the cursor, or from the beginning: see `_core.cursor`."""
     taking = cursors.CursorUse(session, context, statement, values)
     while True:
         rows = in_order(execute(session, context, statement, values | taking.binds()))
@@ -120,7 +120,7 @@ def decodable(
     """Make dead letters of the messages whose payload or headers cannot be decoded.
 
     In the caller's transaction: an error here would roll back the lease and its attempt, and the
-    same message would come first again, for ever.
+    same message would come first again each time.
 
     Returns:
         The other deliveries, and the dead ones.
@@ -136,7 +136,7 @@ def decodable(
 
 
 def explain_nothing(session: Session, context: Context, queue: str, worker: int | None) -> None:
-    """Raise if there was nothing because the queue or the worker is not what was meant.
+    """Raise if nothing was leased because the queue or the worker does not exist, or may not lease.
 
     Otherwise there may be messages whose attempts are used up: make dead letters of some.
     """

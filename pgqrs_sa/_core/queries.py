@@ -1,4 +1,4 @@
-"""Looking at messages and counting them, without touching any."""
+"""Reading and counting messages, without changing any."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
 
 
 def peek(session: Session, context: Context, queue: str, limit: int) -> list[MessageInfo]:
-    """Return what the next dequeue would see, in its order."""
+    """Return the messages that the next dequeue would lease, in its order."""
     validation.validate_queue_name(queue)
     values = {"queue": queue, "limit": validation.validate_limit(limit)}
     rows = execute(session, context, statements.peek(context.tables), values).all()
@@ -266,7 +266,7 @@ def _page(
 
 
 def _check_queue(session: Session, context: Context, queue: str | None) -> None:
-    """Raise when a queue that returned nothing is not there at all."""
+    """Raise if a queue that returned nothing does not exist."""
     if queue is None:
         return
     if (
@@ -293,7 +293,7 @@ def _content(context: Context, row: Any) -> dict[str, Any]:
 
 
 def _private(context: Context, row: Any) -> dict[str, Any]:
-    """Return what is not for everybody's eyes; nothing, where it was not read."""
+    """Return the fields that may be private; empty where they were not read."""
     if "payload" not in row._mapping:  # noqa: SLF001 - public, despite its name
         unread = PayloadError("payload", f"of message {row.id} was not read: content=False")
         hidden = dict.fromkeys(("headers", "key", "last_error"))

@@ -52,7 +52,7 @@ def create(
     retention: object,
     max_payload_bytes: object,
 ) -> QueueInfo:
-    """Return the queue of this name, created with these settings if it was not there."""
+    """Return the queue of this name; create it with these settings if it does not exist."""
     validation.validate_queue_name(name)
     given = _checked(lease, max_read_ct, retention, max_payload_bytes)
     statement = statements.create(context.tables, tuple(given))
@@ -91,7 +91,7 @@ def sync(
 def _found(
     session: Session, context: Context, declared: Sequence[DeclaredQueue]
 ) -> dict[str, QueueInfo]:
-    """Return those that exist. No INSERT is tried for them, which needs a right of its own."""
+    """Return those that exist. They need no INSERT, which needs a right of its own."""
     if not declared:
         return {}
     names = [queue.name for queue in declared]
@@ -172,12 +172,12 @@ def update(
 
 
 def pause(session: Session, context: Context, name: str) -> QueueInfo:
-    """Let nothing be leased from a queue until it is resumed."""
+    """Pause leasing from a queue until it is resumed."""
     return _one(session, context, statements.pause(context.tables), name)
 
 
 def resume(session: Session, context: Context, name: str) -> QueueInfo:
-    """Let messages be leased from a queue again."""
+    """Resume leasing from a queue."""
     found = _one(session, context, statements.resume(context.tables), name)
     wakeup.mark_enqueued(session, name, context.mapper)
     return found

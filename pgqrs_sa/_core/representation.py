@@ -1,4 +1,4 @@
-"""How our objects are shown: short, with nothing secret, and without loading anything."""
+"""``repr`` of our objects: short, without secrets, and without loading anything."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def database_of(session: Session) -> str | None:
 
 
 class _Kind:
-    """Stands for a payload, of which nothing is shown but its kind and size."""
+    """The ``repr`` of a payload: its kind and size only."""
 
     def __init__(self, value: object) -> None:
         size = f" of {len(value)}" if isinstance(value, Collection) else ""

@@ -38,7 +38,7 @@ __all__ = [
 
 
 class _How(NamedTuple):
-    """All or none, and whether a row that is locked just now is left as it is."""
+    """How to settle: all or none, and whether locked rows are skipped."""
 
     strict: bool
     skip_locked: bool
@@ -54,7 +54,7 @@ def archive(
     *,
     skip_locked: bool = False,
 ) -> list[bool]:
-    """Move messages to the archive, as done or as given up on purpose."""
+    """Move messages to the archive, as archived or as discarded."""
     if outcome not in ("archived", "discarded"):
         raise InvalidArgument(f"outcome must be 'archived' or 'discarded', not {outcome!r}")
     held = _checked(deliveries)
@@ -88,7 +88,7 @@ def extend(
     lease: float | timedelta,
     strict: bool,
 ) -> list[Delivery | None]:
-    """Let leases run out ``lease`` from now; return the deliveries with their new ``vt``."""
+    """Let leases expire ``lease`` from now; return the deliveries with their new ``vt``."""
     span = validation.validate_duration(lease, "lease", positive=True)
     held = _checked(deliveries)
     if not held:
@@ -111,7 +111,7 @@ def release(
     *,
     skip_locked: bool = False,
 ) -> list[bool]:
-    """Give leases back without charging the attempt."""
+    """Release leases without charging the attempt."""
     span = validation.validate_duration(delay)
     held = _checked(deliveries)
     if not held:
@@ -135,7 +135,7 @@ def fail(
     *,
     skip_locked: bool = False,
 ) -> list[Failure | None]:
-    """Put messages back for another attempt, or among the dead when that was the last."""
+    """Reschedule messages for another attempt, or dead-letter those that have none left."""
     held = _checked(deliveries)
     text = validation.error_text(error)
     wait: Callable[[Delivery], timedelta] = lambda delivery: DEFAULT_BACKOFF.delay(delivery.read_ct)  # noqa: E731
@@ -186,7 +186,7 @@ def _announce(
     moved: Mapping[int, datetime],
     delay: float | timedelta | None,
 ) -> None:
-    """Wake consumers for what was put back without a delay."""
+    """Wake consumers for the messages that are visible without a delay."""
     if delay is not None and not delay:
         announce(session, context, list(moved))
 
@@ -247,7 +247,7 @@ def _required(held: Sequence[Delivery], strict: bool) -> int:
 
 
 def fence(held: Sequence[Delivery], **values: Any) -> dict[str, Any]:
-    """Return the parameters that say which leases are meant."""
+    """Return the parameters that identify the leases."""
     return {
         "ids": [delivery.id for delivery in held],
         "tokens": [delivery.fencing_token for delivery in held],
@@ -277,7 +277,7 @@ def _outcome(
 
 
 def lease_lost(session: Session, context: Context, held: Sequence[Delivery]) -> LeaseLost:
-    """Return the error that says where the messages are which are not the caller's any more."""
+    """Return the error that lists the messages whose leases were lost, and where each is now."""
     fences = {delivery.id: delivery for delivery in held}
     rows = execute(session, context, statements.whereabouts(context.tables), {"ids": list(fences)})
     found = {row.id: row for row in rows}

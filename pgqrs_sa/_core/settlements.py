@@ -1,4 +1,4 @@
-"""Settling as a consumer decides it: many deliveries, each in its own way."""
+"""Settling the deliveries of a consumer, each by its own disposition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What state a message is in, in SQL: decided here, for the models and for the statements.
+"""The states of a message as SQL: the one definition for the models and for the statements.
 
 Each function takes whatever has the columns: a mapped class, an alias, or ``table.c``.
 """
@@ -63,12 +63,12 @@ def invisible(message: Any) -> ColumnElement[bool]:
 
 
 def leased(message: Any) -> ColumnElement[bool]:
-    """Somebody holds it, and the lease has not run out."""
+    """Somebody holds it, and the lease has not expired."""
     return sa.and_(invisible(message), message.dequeued_at.is_not(None))
 
 
 def scheduled(message: Any) -> ColumnElement[bool]:
-    """Waiting for its time, in nobody's hands."""
+    """Waiting for its time; nobody holds it."""
     return sa.and_(invisible(message), message.dequeued_at.is_(None))
 
 

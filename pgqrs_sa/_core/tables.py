@@ -1,4 +1,4 @@
-"""The four tables, which is what the statements are about."""
+"""The four tables, as the statements take them."""
 
 from __future__ import annotations
 

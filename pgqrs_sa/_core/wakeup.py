@@ -49,7 +49,7 @@ _Callback: TypeAlias = Callable[[str], None]
 
 
 class _Subscribers:
-    """Who wants to know. The tuple is replaced, never changed, so that reading needs no lock."""
+    """The subscribers. The tuple is replaced, never changed, so that reading needs no lock."""
 
     def __init__(self) -> None:
         self.reset()
@@ -77,7 +77,7 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows
 
 
 def subscribe(callback: Callable[[str], None]) -> Callable[[], None]:
-    """Have a function called with the name of each queue that this process enqueues into.
+    """Call a function with the name of each queue that this process enqueues into.
 
     Args:
         callback: Gets the name after the commit, in the thread that has committed: it must be
@@ -96,12 +96,12 @@ def subscribe(callback: Callable[[str], None]) -> Callable[[], None]:
 
 
 def subscribed() -> bool:
-    """Whether anybody in this process wants to know."""
+    """Whether this process has a subscriber."""
     return bool(_subscribers.callbacks)
 
 
 def mark_enqueued(session: Session, queue: str, mapper: Mapper[Any]) -> None:
-    """Remember that a session has put something into a queue, until its transaction ends."""
+    """Mark a queue as enqueued into, and publish that when the session's transaction commits."""
     key = (mark_enqueued, queue)
     known = commits.waiting(session, key)
     if known is not None and known.joined is None:
@@ -123,7 +123,7 @@ def _publish(queue: str) -> None:
 
 
 def set_waiting(session: Session, context: Context, worker_id: int, span: timedelta | None) -> None:
-    """Say that a worker waits to be woken for so long from now; None: it does not wait any more.
+    """Store that a worker waits to be woken for ``span`` from now; None: it no longer waits.
 
     Commit, and look into the queues once more before waiting: what was enqueued before that
     commit has sent no notification.
@@ -133,7 +133,7 @@ def set_waiting(session: Session, context: Context, worker_id: int, span: timede
 
 
 def channel(session: Session, context: Context) -> dict[str, str]:
-    """Return what a statement that notifies has to bind more, or nothing if none is to be sent."""
+    """Return the further parameters of a statement that notifies; empty if none is to be sent."""
     if not (context.notify or session.info.get(NOTIFY)):
         return {}
     connection = routing.connect(session, {"mapper": context.mapper})
@@ -149,9 +149,9 @@ def channel_on(connection: sa.Connection, messages: sa.Table) -> dict[str, str]:
 
 
 def announce(session: Session, context: Context, ids: Sequence[int]) -> None:
-    """Wake the consumers of messages that were made visible by hand, in a statement of its own.
+    """Wake the consumers of messages that were made visible, in a statement of its own.
 
-    Nothing is executed unless somebody may want to know.
+    Nothing is executed if nobody can be waiting.
     """
     to = channel(session, context)
     if not ids or not (to or subscribed()):

@@ -1,4 +1,4 @@
-"""Registering processes, and taking back what silent ones hold."""
+"""Registering workers, and releasing what silent ones hold."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def everything(
 
 
 def heartbeat(session: Session, context: Context, id: int, leased: int | None = None) -> WorkerInfo:
-    """Note that a worker lives, and how much it holds; raise if it was stopped meanwhile."""
+    """Store the heartbeat of a worker and how much it holds; raise if it was stopped."""
     count = None if leased is None else validation.validate_number(leased, "leased")
     return _changed(session, context, statements.heartbeat(context.tables), id, leased=count)
 
@@ -105,7 +105,7 @@ def set_status(
 
 
 def health(session: Session, context: Context, silent_for: float | timedelta) -> list[WorkerHealth]:
-    """Return the workers that are not stopped, and whether each was heard of lately."""
+    """Return the workers that are not stopped, and whether the last heartbeat of each is recent."""
     longest = validation.validate_duration(silent_for, "silent_for")
     return [
         WorkerHealth(_info(row), row.silent_for, row.silent_for <= longest, row.leased)
@@ -120,7 +120,7 @@ def reclaim(
     queue: str | None,
     holding: bool,
 ) -> int:
-    """Stop the workers that fell silent and make visible what they hold; return how many."""
+    """Stop silent workers and release what they hold; return how many messages."""
     span = validation.validate_age(silent_for, "silent_for", positive=True)
     values: dict[str, Any] = {"silent_for": span}
     if queue is not None:
@@ -133,7 +133,7 @@ def reclaim(
 
 
 def release_leases(session: Session, context: Context, id: int) -> int:
-    """Make visible what one worker holds; return how many messages."""
+    """Release what a worker holds; return how many messages."""
     return _release(session, context, [get(session, context, id).id])
 
 

@@ -30,9 +30,9 @@ from .._core.sql import catalog
 
 __all__ = ["DIALECT", "TABLES", "Column", "Constraint", "Index", "Table", "expected", "installed"]
 
-# Drivers' styles double the percent signs of names, which nobody wants to paste.
+# The styles of drivers double the percent signs of names, and the text is to be pasted.
 DIALECT = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
-"""How SQL is written that people read."""
+"""The dialect of SQL that people read."""
 
 
 TABLES = schema_models.tables_in("pg_temp")

@@ -46,9 +46,9 @@ class Thresholds:
         dead_rows: Dead rows of a table that vacuum has not been at for ``vacuum_age``.
         archived_rows: Rows of the archive, as PostgreSQL estimates them, while there are queues
             without a retention.
-        vacuum_age: Since the last vacuum of a table that has so many dead rows.
+        vacuum_age: Since the last vacuum of a table with more than ``dead_rows`` dead rows.
         lease_ahead: How far in the future a lease may end whose worker is stopped or gone.
-        exhausted_age: How long a message without attempts may lie about.
+        exhausted_age: How long a message may stay without attempts.
         paused_age: How long a queue with messages that are ready may be paused.
         ready_age: How long a message of a queue that is not paused may wait to be taken.
         worker_silence: Since the last heartbeat of a worker that is not stopped.

@@ -1,7 +1,7 @@
 """The SQL that fixes a table, as text to paste: one statement a line.
 
-What can be done without keeping consumers out is done so: indexes are built concurrently, the old
-one staying in use until the new one is there, and a CHECK is validated after it was added.
+Where possible, a fix does not block consumers: indexes are built concurrently, the old
+one staying in use until the new one is ready, and a CHECK is validated after it was added.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def replacing(table: str, dropped: str, added: str, *, citus: bool) -> list[str]
         table: The table, as SQL needs it.
         dropped: The name of the constraint to drop.
         added: The name and the definition of the other one, as SQL needs them.
-        citus: In two statements, since Citus allows nothing beside an ADD CONSTRAINT.
+        citus: In two statements, since Citus allows nothing else with an ADD CONSTRAINT.
     """
     drop, add = f"DROP CONSTRAINT {quoted(dropped)}", f"ADD CONSTRAINT {added}"
     alter = f"ALTER TABLE {table}"
@@ -50,7 +50,7 @@ def replacing(table: str, dropped: str, added: str, *, citus: bool) -> list[str]
 
 
 class TableRepairs:
-    """Fixes one of the four tables, where a database has it.
+    """The statements that fix one of the four tables.
 
     Args:
         name: The table's name.
@@ -71,13 +71,13 @@ class TableRepairs:
         return f"ALTER TABLE {self.name} {action}"
 
     def create(self, options: dict[str, str]) -> str:
-        """Return what makes the table, with its indexes and settings."""
+        """Return what creates the table, with its indexes and settings."""
         indexes = sorted(self._table.indexes, key=lambda index: str(index.name))
         made = [_ddl(CreateTable(self._table)), *(_ddl(CreateIndex(index)) for index in indexes)]
         return lines(*made, *([self.set_options(options)] if options else []))
 
     def replace_constraint(self, name: str, added: str, definition: str) -> list[str]:
-        """Return what drops a constraint and adds another one: at once, where that is possible."""
+        """Return what drops a constraint and adds another one, in one statement where possible."""
         return replacing(self.name, name, f"{quoted(added)} {definition}", citus=self._citus)
 
     def set_options(self, options: dict[str, str]) -> str:
@@ -112,7 +112,7 @@ class TableRepairs:
         """Return what makes the sequence of a column go on from the highest value in use."""
         sequence = f"pg_get_serial_sequence({literal(self.name)}, {literal(name)})"
         # A settled message takes its fencing token along.
-        also = [self._beside("pgqrs_archive")] if name == FENCING_TOKEN else []
+        also = [self._sibling("pgqrs_archive")] if name == FENCING_TOKEN else []
         highest = ", ".join(
             f"(SELECT max({quoted(name)}) FROM {table})"  # noqa: S608 - both quoted
             for table in (self.name, *also)
@@ -127,12 +127,12 @@ class TableRepairs:
         if not replaces:
             return lines(create)
         old = quoted(f"{name}_old")
-        rename = f"ALTER INDEX {self._beside(name)} RENAME TO {old}"
-        return lines(rename, create, f"DROP INDEX CONCURRENTLY {self._beside(f'{name}_old')}")
+        rename = f"ALTER INDEX {self._sibling(name)} RENAME TO {old}"
+        return lines(rename, create, f"DROP INDEX CONCURRENTLY {self._sibling(f'{name}_old')}")
 
     def reindex(self, name: str) -> str:
-        """Return what builds an index anew."""
-        return lines(f"REINDEX INDEX CONCURRENTLY {self._beside(name)}")
+        """Return what rebuilds an index."""
+        return lines(f"REINDEX INDEX CONCURRENTLY {self._sibling(name)}")
 
     def constraint(self, name: str, *, replaces: bool) -> str:
         """Return what adds a constraint, in place of one of the same name that is wrong."""
@@ -148,7 +148,7 @@ class TableRepairs:
         return [*self.replace_constraint(replaced, name, body), *validate]
 
     def validate(self, name: str) -> str:
-        """Return what checks the rows that were there before a constraint."""
+        """Return what checks the rows that are older than a constraint."""
         return self.alter(f"VALIDATE CONSTRAINT {quoted(name)}")
 
     def rename_constraint(self, old: str, new: str) -> str:
@@ -164,7 +164,7 @@ class TableRepairs:
         listed = ", ".join(quoted(column.name) for column in constraint.columns)  # type: ignore[attr-defined]
         return f"{kind} ({listed})"
 
-    def _beside(self, name: str) -> str:
+    def _sibling(self, name: str) -> str:
         schema = self._table.schema
         return quoted(name) if schema is None else f"{quoted(schema)}.{quoted(name)}"
 

@@ -1,4 +1,4 @@
-"""Checks of queues, messages and workers: what nobody works on, and what nobody deletes."""
+"""Checks of queues, messages and workers: those that nobody works on or deletes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections to listen on: what a driver is for `listener`, opened outside of the pool."""
+"""Connections of a driver to listen on, opened outside of the engine's pool."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _resolve(future: asyncio.Future[None]) -> None:
 
 
 async def wait_for(seconds: float, wire: ListenConnection, future: asyncio.Future[Any]) -> None:
-    """Wait for something, but no longer than this, nor longer than the connection lasts."""
+    """Wait for a future, at most this long, and only while the connection lasts."""
     await asyncio.wait({future, wire.lost}, timeout=seconds, return_when="FIRST_COMPLETED")
     if wire.lost.done():
         raise ConnectionError(wire.lost.result())
@@ -156,7 +156,7 @@ async def wait_for(seconds: float, wire: ListenConnection, future: asyncio.Futur
 
 
 def _nothing(_name: str, _payload: str, _pid: int) -> None:
-    """Hear what nobody wants to know."""
+    """Ignore a notification."""
 
 
 @contextlib.asynccontextmanager
@@ -185,7 +185,7 @@ async def _opened(engine: sa.Engine) -> Any:
 
 
 async def _opened_aside(engine: sa.Engine) -> Any:
-    """Connect in a thread, which can be left alone where a connect cannot be interrupted."""
+    """Connect in a thread, which can be abandoned, as a connect cannot be interrupted."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
     lock, made, left_alone = threading.Lock(), [], False
@@ -219,7 +219,7 @@ async def _opened_aside(engine: sa.Engine) -> Any:
 
 
 def _taken(pooled: sa.PoolProxiedConnection) -> Any:
-    """Return the driver's connection, which the pool forgets."""
+    """Detach the driver's connection from the pool, and return it."""
     driver = pooled.driver_connection
     pooled.detach()
     return driver

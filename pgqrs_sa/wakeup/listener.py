@@ -1,4 +1,4 @@
-"""Hearing the NOTIFY of enqueues, on a connection of its own.
+"""Receiving the NOTIFY of enqueues, on a connection of its own.
 
 A listener has a thread, and in it a connection that is the application's in all but the pool: the
 same address, arguments and creators. It says when something may be there to lease, and no more
@@ -6,7 +6,7 @@ than that: a notification is a hint, and consumers poll as well.
 
 What is subscribed and dead looks like what is subscribed and idle: a connection that was dropped
 without a word, or one through PgBouncer in transaction mode. So the listener sends itself a
-notification now and then, and connects anew when it does not hear it.
+notification now and then, and reconnects when it does not receive it.
 """
 
 from __future__ import annotations
@@ -87,11 +87,11 @@ class Listener:
 
     @property
     def connected(self) -> bool:
-        """Whether it is subscribed, and has heard itself on its connection."""
+        """Whether it is subscribed, and has received its own notification."""
         return self._hears
 
     def start(self) -> None:
-        """Begin to listen, in a thread of its own; a second call does nothing.
+        """Start to listen, in a thread of its own; a second call does nothing.
 
         Raises:
             InvalidArgument: it was stopped: make another one.
@@ -142,7 +142,7 @@ class Listener:
         return longest * random.uniform(0.5, 1)  # noqa: S311 - jitter, not a secret
 
     async def _listen(self) -> None:
-        """Connect, subscribe, and pass on what is heard until the connection fails."""
+        """Connect, subscribe, and pass on notifications until the connection fails."""
         ping = f"{self._channel}_{secrets.token_hex(8)}"
         pong: asyncio.Future[int]
 
@@ -185,7 +185,7 @@ class Listener:
 
 
 def _engine(listen_dsn: str | sa.URL, used: sa.Engine) -> sa.Engine:
-    """Return an engine for an address, with the driver that is there."""
+    """Return an engine for an address, with the driver that is installed."""
     url = database_url(listen_dsn, used.driver if used.driver in _DRIVERS else "psycopg")
     if url.get_driver_name() != "asyncpg":
         return sa.create_engine(url, poolclass=sa.NullPool)

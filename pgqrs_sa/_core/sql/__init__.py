@@ -2,7 +2,7 @@
 
 Nothing here executes. Each builder is a function of `Tables` and of the statement's shape, and is
 cached on both, so that a statement is built once per process and every call after that passes
-only its bind parameters (measured: building anew on each call halves the rate of enqueues).
+only its bind parameters (measured: building it on each call halves the rate of enqueues).
 
 Three rules hold throughout. The clock is ``statement_timestamp()``: ``now()`` stands still for the
 length of a transaction, and ``clock_timestamp()`` cannot use an index. Rows that are to be settled

@@ -1,4 +1,4 @@
-"""The archive: bury, requeue, prune."""
+"""The archive: dead-letter, requeue, prune."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXHAUSTED_REASON = "no attempts left: the last lease ran out"
 
 @cache
 def dead_letter_exhausted(tables: Tables) -> Executable:
-    """Archive as dead what is out of attempts and in nobody's hands.
+    """Archive exhausted messages as dead letters.
 
     Their last holder cannot say so: it died, or it never came back.
 
@@ -142,14 +142,14 @@ def requeue_candidates(tables: Tables) -> Executable:
 
 @cache
 def prune(tables: Tables, *, one_queue: bool, by_retention: bool) -> Executable:
-    """Delete what was archived long enough ago, a chunk at a time, the oldest first.
+    """Delete messages that were archived long enough ago, a chunk at a time, the oldest first.
 
     Binds: limit; older_than (a timedelta) unless ``by_retention``; queue when ``one_queue``.
     """
     queue, _, archived, _ = tables
     # A retention beyond a thousand years would leave the range of timestamps.
     kept_for = func.least(queue.c.retention_seconds, 365_000 * 86_400.0, type_=sa.Double)
-    # NULL keeps for ever: the comparison is then NULL as well.
+    # NULL keeps the rows: the comparison is then NULL as well.
     lasts = seconds(kept_for) if by_retention else interval_bind("older_than")
     limit = sa.bindparam("limit", type_=sa.Integer)
     # Lateral, so that nothing is read of a queue but what goes.

@@ -1,4 +1,4 @@
-"""Reading PostgreSQL's catalogue and statistics, for the doctor: nothing else reads them.
+"""PostgreSQL's catalog and statistics, as the doctor reads them.
 
 Every statement here only reads, works from PostgreSQL 14 on, and needs no right beyond
 connecting; without ``pg_read_all_stats`` the sessions of others are seen without their times.

@@ -1,4 +1,4 @@
-"""What a consumer's own connection executes: one statement acknowledges and leases."""
+"""Statements of a consumer's own connection: one settles and leases."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .fragments import (
 
 @cache
 def settle_and_lease(tables: Tables) -> Executable:
-    """Archive what is done, and lease what comes next: one round trip, one commit.
+    """Archive messages that are done, and lease the next: one round trip, one commit.
 
     The two are about different rows, so that it does not matter in which order the server does
     them. One row tells in ``settled`` what was archived (or NULL), and is NULL otherwise; the
@@ -46,7 +46,7 @@ def settle_and_lease(tables: Tables) -> Executable:
 
 @cache
 def check_queues(tables: Tables) -> Executable:
-    """What some queues have: a row (queue, found) for each that has something, and no other row.
+    """A row (queue, found) for each of these queues that has something to do.
 
     ``found`` is ``ready`` (visible, in a queue that is not paused, and the worker may lease),
     ``exhausted`` (messages without attempts, which are to become dead letters), or ``missing`` (no
@@ -109,7 +109,7 @@ def _found(what: str, name: sa.ColumnElement[str]) -> Any:
 
 @cache
 def release_unanswered(tables: Tables) -> Executable:
-    """Give back, uncharged, what a worker has leased by a statement whose reply it did not get.
+    """Release, uncharged, the leases of a statement whose reply the worker did not get.
 
     Such a lease began while the worker waited for the reply, and nobody has extended it since. Its
     length is that of no other lease: each run of a consumer adds some microseconds of its own.
@@ -165,7 +165,7 @@ def lock_messages(tables: Tables) -> Executable:
 
 @cache
 def try_housekeeping_lock(tables: Tables) -> Executable:
-    """Try for the right to tidy up: one consumer at a time, for the length of a transaction."""
+    """Try to take the housekeeping lock: one consumer at a time, until the transaction ends."""
     name = tables.message.fullname
     return sa.select(
         sa.func.pg_try_advisory_xact_lock(sa.func.hashtext(f"pgqrs:housekeeping:{name}"))
@@ -174,7 +174,7 @@ def try_housekeeping_lock(tables: Tables) -> Executable:
 
 @cache
 def server_info() -> Executable:
-    """What a consumer asks of the server before it starts."""
+    """The properties of the server that a consumer checks before it starts."""
     setting = sa.func.current_setting
     return sa.select(
         sa.func.pg_is_in_recovery().label("standby"),

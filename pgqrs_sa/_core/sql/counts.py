@@ -1,4 +1,4 @@
-"""How the live messages of queues are counted by state, and their archive by outcome.
+"""Counts of the live messages of queues by state, and of their archive by outcome.
 
 All queues are counted by one grouped read of the live messages. One queue is counted from its
 own entries in the two partial indexes, which together have every live message.
@@ -131,7 +131,7 @@ def not_done(tables: Tables, outcome: str, most: ColumnElement[int]) -> LateralF
             archived.c.queue_id == tables.queue.c.id,
             # The predicate of the partial index, and a range where one value is meant: then the
             # order is one that this index has and no other, and none else can be chosen, be the
-            # outcome common or not there at all.
+            # outcome common or missing.
             archived.c.outcome != sa.literal_column("'archived'", sa.Text),
             archived.c.outcome.between(_NAMES[outcome], _NAMES[outcome]),
         )

@@ -67,7 +67,7 @@ def _notices(tables: Tables, *, notify: bool) -> tuple[ColumnElement[Any], ...]:
 
 @cache
 def one(tables: Tables, *, keyed: bool, notify: bool) -> Executable:
-    """Insert a message into the queue of this name, if it is there and accepts the size.
+    """Insert a message into the queue of this name, if it exists and accepts the size.
 
     Binds: queue, payload, size, delay, at, priority, headers, max_read_ct, key, producer; channel
     with ``notify``.
@@ -153,7 +153,7 @@ def _of_items(
     keyed: bool,
     notify: bool,
 ) -> Executable:
-    """INSERT a row with these columns for each item, if the queue is there and accepts all."""
+    """INSERT a row with these columns for each item, if the queue exists and accepts all."""
     queue, message, _, _ = tables
     source = (
         sa.select(queue.c.id, *columns, _producer())

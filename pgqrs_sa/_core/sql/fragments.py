@@ -88,7 +88,7 @@ def elapsed(duration: ColumnElement[Any]) -> ColumnElement[timedelta]:
 
 
 def visible_at(delay: ColumnElement[Any], at: ColumnElement[Any]) -> ColumnElement[Any]:
-    """The moment that a delay or a time means; a time that has passed means now.
+    """The time at which a message with this delay or time is visible; not before now.
 
     A message is never placed before those that are visible already.
     """
@@ -128,9 +128,9 @@ def hide_from_planner(bind: ColumnElement[Any]) -> ColumnElement[Any]:
     """A bind parameter whose value the planner does not look at.
 
     Seeing a list of one, it finds the plan for that cheaper than the one for any list, and plans
-    anew each time (measured: 0.5 ms of the 1.2 that archiving and leasing one message took).
+    it again each time (measured: 0.5 ms of the 1.2 that archiving and leasing one message took).
     """
-    return sa.select(bind.label("x")).scalar_subquery()  # shorter than anon_1: see `short`
+    return sa.select(bind.label("x")).scalar_subquery()  # shorter than anon_1: see `alias_short`
 
 
 class _NextToken(next_value):
@@ -199,12 +199,12 @@ def alias_short(message: sa.Table) -> Any:
 
 
 def unleased(message: sa.Table) -> ColumnElement[bool]:
-    """Nobody holds a live lease on it."""
+    """Nobody holds a lease on it that has not expired."""
     return sa.or_(message.c.dequeued_at.is_(None), message.c.vt <= now())
 
 
 def materialized(rows: HasCTE, name: str) -> sa.CTE:
-    """Rows that a statement locks first and changes then: never more of them than these."""
+    """Rows that a statement first locks and then changes: never more than these."""
     return rows.cte(name).prefix_with("MATERIALIZED", dialect="postgresql")
 
 
@@ -258,7 +258,7 @@ def move_to_archive(
         .cte("pq_gone")
     )
     # All that DELETE returns, in its order. Named one by one, its columns are a tenth of the text
-    # of the statement that archives and leases: see `short`.
+    # of the statement that archives and leases: see `alias_short`.
     everything: ColumnElement[Any] = sa.literal_column("pq_gone.*")
     source = sa.select(everything, outcome).select_from(gone)
     names = ("original_msg_id", *columns, "last_error", "reason", "outcome")
@@ -275,7 +275,7 @@ def seconds(value: sa.ColumnExpressionArgument[Any]) -> ColumnElement[Any]:
 
 
 def content(model: Any) -> list[ColumnElement[Any]]:
-    """What a view of a message shows, JSON as text so that one bad row stays one bad row."""
+    """The columns of a view of a message, JSON as text so that a bad row fails by itself."""
     return [
         *outline(model),
         sa.cast(model.c.payload, sa.Text).label("payload"),
@@ -286,7 +286,7 @@ def content(model: Any) -> list[ColumnElement[Any]]:
 
 
 def outline(model: Any) -> list[ColumnElement[Any]]:
-    """What a view of a message shows to whom its content is none of their business."""
+    """The columns of a view of a message, without its content, which may be private."""
     names = (
         *("id", "priority", "vt", "enqueued_at", "read_ct", "max_read_ct"),
         *("consumer_worker_id", "producer_worker_id", "dequeued_at"),

@@ -1,4 +1,4 @@
-"""SELECT: what the doctor and the live view ask about queues, messages and workers."""
+"""SELECT: the state of queues, messages and workers, for the doctor and the live view."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def backlog(tables: Tables) -> Executable:
 
 @cache
 def stuck_leases(tables: Tables) -> Executable:
-    """What is leased for long to workers that are stopped or gone. Binds: ahead."""
+    """Leases of workers that are stopped or gone which end far in the future. Binds: ahead."""
     _, message, _, worker = tables
     alive = sa.exists().where(
         worker.c.id == message.c.consumer_worker_id, worker.c.status != sa.literal("stopped")
@@ -70,7 +70,7 @@ def stuck_leases(tables: Tables) -> Executable:
 
 @cache
 def silent_workers(tables: Tables) -> Executable:
-    """Workers that are not stopped and were not heard of for so long. Binds: silence."""
+    """Workers that are not stopped whose last heartbeat is older than this. Binds: silence."""
     worker = tables.worker
     silence = now() - worker.c.heartbeat_at
     return (

@@ -1,4 +1,4 @@
-"""Counting rows that refer to rows which are not there: no foreign key would keep them out."""
+"""Rows that refer to rows that do not exist, as there are no foreign keys to prevent them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..tables import Tables
 
 @cache
 def missing_queues(tables: Tables) -> tuple[sa.Select[Any], sa.Select[Any]]:
-    """Ids of queues that live messages have, and that archived ones have, and no queue has."""
+    """Queue ids referenced by live and by archived messages for which no queue exists."""
     _, message, archived, _ = tables
     spent = message.c.read_ct >= message.c.max_read_ct
     ids = sa.union(_ids(message, states.has_attempts(message.c), "a"), _ids(message, spent, "b"))

@@ -1,4 +1,4 @@
-"""Taking a message: the UPDATE that leases, counts the attempt, and skips what others hold."""
+"""The UPDATE that leases messages, counts the attempt, and skips what others hold."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _cursor_table(tables: Tables) -> ColumnElement[Any]:
 
 
 def _literal(text: str) -> ColumnElement[Any]:
-    """A text, where SQLAlchemy would write a longer one: see `short`."""
+    """A text, where SQLAlchemy would write a longer one: see `alias_short`."""
     return sa.literal_column(text)
 
 
@@ -120,7 +120,7 @@ _THE_SAME = (_literal("'-infinity'").label("vt"), _literal("0").label("id"))  # 
 
 
 def _known(origin: sa.CTE) -> sa.CTE:
-    """The places that the caller remembers of the table that it sees now."""
+    """The caller's cursor positions for the table that it sees now."""
     cursor = sa.cast(sa.bindparam("cursor", None, sa.Text), postgresql.JSONB)
     level, vt, id_ = (
         sa.column("level", sa.SmallInteger),

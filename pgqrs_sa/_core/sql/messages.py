@@ -1,4 +1,4 @@
-"""Changing a message that nobody is working on: cancel and reschedule, and why one could not."""
+"""Messages that nobody holds: cancel, reschedule, and the reason why one could not be."""
 
 from __future__ import annotations
 

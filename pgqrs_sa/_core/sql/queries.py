@@ -31,7 +31,7 @@ def _live(tables: Tables, shown: _Shown = content) -> Select[Any]:
 
 @cache
 def peek(tables: Tables) -> Executable:
-    """What the next dequeue of a queue would see, without taking it.
+    """The messages that the next dequeue of a queue would lease.
 
     Binds: queue, limit.
     """

@@ -1,4 +1,4 @@
-"""The queues themselves."""
+"""Queues: create, change, pause, purge and delete."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def _lock_table(element: LockTable, compiler: SQLCompiler, **_options: Any) -> s
 
 
 def lock_messages(tables: Tables) -> Executable:
-    """Let nobody enqueue while a queue is being deleted.
+    """Keep everybody from enqueueing while a queue is being deleted.
 
     There is no foreign key that would refuse a message to a queue that is gone, and a lock on
     the queue's row would need a right that producers are better without.

@@ -109,7 +109,7 @@ def archive(tables: Tables, *, with_reason: bool = True, skip_locked: bool = Fal
 
 @cache
 def archive_done(tables: Tables) -> Executable:
-    """Move to the archive what is held and not locked, as done.
+    """Archive the messages that are held and not locked.
 
     Binds: ids, tokens.
     """
@@ -138,7 +138,7 @@ def delete(tables: Tables, *, skip_locked: bool = False) -> Executable:
 
 @cache
 def extend(tables: Tables, *, skip_locked: bool = False) -> Executable:
-    """Let the leases run out this much later than now.
+    """Let the leases expire this long from now.
 
     Binds: ids, tokens, lease, required.
     """
@@ -147,7 +147,7 @@ def extend(tables: Tables, *, skip_locked: bool = False) -> Executable:
 
 @cache
 def release(tables: Tables, *, skip_locked: bool = False) -> Executable:
-    """Give leases back, without charging the attempt.
+    """Release leases without charging the attempt.
 
     ``read_ct`` only ever grows, so the limit is raised instead.
 
@@ -166,7 +166,7 @@ def release(tables: Tables, *, skip_locked: bool = False) -> Executable:
 
 @cache
 def reschedule_failed(tables: Tables, *, skip_locked: bool = False) -> Executable:
-    """Put failed messages back for another attempt, those that have one left.
+    """Reschedule failed messages that have an attempt left.
 
     Binds: ids, tokens, errors, delays, required.
     """

@@ -34,7 +34,7 @@ def channel(schema: str | None) -> str:
 
 @cache
 def waiting(tables: Tables) -> Executable:
-    """Say for how long from now a worker waits to be woken. Binds: worker_id, span (or None)."""
+    """Store for how long from now a worker waits to be woken. Binds: worker_id, span (or None)."""
     worker = tables.worker
     return (
         sa.update(worker)
@@ -45,7 +45,7 @@ def waiting(tables: Tables) -> Executable:
 
 @cache
 def notice(tables: Tables) -> ColumnElement[Any]:
-    """What an INSERT returns so as to notify: of a message that is visible, if somebody waits.
+    """The column of an INSERT's RETURNING that notifies of a visible message, if anybody waits.
 
     Binds: channel, queue.
     """
@@ -70,8 +70,8 @@ def notify() -> ColumnElement[Any]:
 def visible(queues: sa.Table, messages: sa.Table, workers: sa.Table, *, notify: bool) -> Executable:
     """The names of the queues in which some of these messages are visible.
 
-    With ``notify`` those for which a consumer waits are notified. It is about tables, not about
-    `Models`: a flush knows only the message's own class.
+    With ``notify`` those for which a consumer waits are notified. It takes the tables that it
+    needs, as a flush knows only the class of the message.
 
     Binds: ids; channel with ``notify``.
     """

@@ -1,4 +1,4 @@
-"""The register of processes, and taking leases back from those that fell silent."""
+"""Workers: register, heartbeat, status, and releasing the leases of silent ones."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def everything(tables: Tables, *, status: WorkerStatus | None, in_queue: bool) -
 
 @cache
 def heartbeat(tables: Tables) -> Executable:
-    """Note that a worker lives, unless it was stopped, and what it says that it holds.
+    """Store the heartbeat of a worker that is not stopped, and how much it holds.
 
-    Binds: worker_id, leased (None: it does not say).
+    Binds: worker_id, leased (None: unknown).
     """
     worker = tables.worker
     leased = sa.bindparam("leased", type_=sa.Integer)
