@@ -164,8 +164,7 @@ class AsyncQueueService(Awaited[QueueService]):
         super().__init__(current, service)
 
     def __repr__(self) -> str:
-        context = self._sync._context  # noqa: SLF001 - the two are made together
-        return context.represented(type(self), self._sync.session)
+        return self._sync._scope.represented(type(self))  # noqa: SLF001 - made together
 
     @property
     def session(self) -> AsyncSession:

@@ -30,10 +30,11 @@ from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.sql.expression import SelectBase
 
 from . import migrations, resources
-from ._core import enqueue, integrity, settle
+from ._core import enqueue, settle
 from ._core import lease as lease_operations
-from ._core.context import Context
+from ._core.scope import Context, Scope
 from ._core.sessions import synchronous
+from ._core.sql import integrity
 from .codecs import Codec
 from .models import READY_MADE, Models
 from .types import Criteria, Delivery, Failure, Item, Receipt, Seconds
@@ -82,8 +83,8 @@ class QueueService:
         cursor_key: str | None = None,
         create_queues: bool = False,
     ) -> None:
-        self._session = synchronous(session)
-        self._context = Context.of(
+        current = synchronous(session)
+        context = Context.of(
             models or READY_MADE,
             codec,
             worker,
@@ -92,34 +93,35 @@ class QueueService:
             cursor_key=cursor_key,
             create_queues=create_queues,
         )
+        self._scope = Scope(current, context)
 
     def __repr__(self) -> str:
-        return self._context.represented(type(self), self._session)
+        return self._scope.represented(type(self))
 
     @property
     def session(self) -> Session:
         """The session; of a registry, the one that was current when the service was made."""
-        return self._session
+        return self._scope.session
 
     @property
     def queues(self) -> resources.Queues:
         """The queues themselves: create, pause, purge and so on."""
-        return resources.Queues(self._session, self._context)
+        return resources.Queues(self._scope)
 
     @property
     def messages(self) -> resources.Messages:
         """Messages that nobody needs a lease for: look, count, cancel, reschedule."""
-        return resources.Messages(self._session, self._context)
+        return resources.Messages(self._scope)
 
     @property
     def archived(self) -> resources.Archived:
         """What became of messages: browse, requeue, prune."""
-        return resources.Archived(self._session, self._context)
+        return resources.Archived(self._scope)
 
     @property
     def workers(self) -> resources.Workers:
         """The register of processes."""
-        return resources.Workers(self._session, self._context)
+        return resources.Workers(self._scope)
 
     def check_schema(self) -> None:
         """Raise unless the database's queue schema is the one that this release needs.
@@ -127,7 +129,7 @@ class QueueService:
         Raises:
             SchemaVersionError: with the command that fixes it.
         """
-        migrations.check(self._session, models=self._context.models)
+        migrations.check(self._scope.session, models=self._scope.models)
 
     def orphans(self) -> dict[str, int]:
         """Count rows that refer to rows which are not there; in a sound database all are 0.
@@ -135,7 +137,8 @@ class QueueService:
         Returns:
             ``messages_without_queue``, ``archived_without_queue`` and ``leases_without_worker``.
         """
-        return integrity.orphans(self._session, self._context)
+        row = self._scope.execute(integrity.orphans(self._scope.tables)).one()
+        return {name: int(count) for name, count in row._mapping.items()}  # noqa: SLF001
 
     def enqueue(
         self,
@@ -174,7 +177,7 @@ class QueueService:
             NonAtomicEnqueue: the connection is in AUTOCOMMIT.
         """
         item = Item(payload, delay, at, priority, headers, key, max_read_ct)
-        return enqueue.one(self._session, self._context, queue, item)
+        return enqueue.one(self._scope, queue, item)
 
     def enqueue_many(self, queue: str, items: Iterable[Any]) -> list[Receipt]:
         """Put many messages into a queue, one statement for each few thousand.
@@ -194,7 +197,7 @@ class QueueService:
             InvalidArgument: like every error here, one item is wrong. Its place is named, and
                 nothing was sent.
         """
-        return enqueue.many(self._session, self._context, queue, items)
+        return enqueue.many(self._scope, queue, items)
 
     def enqueue_from(self, queue: str, query: SelectBase) -> int:
         """Put a message into a queue for each row of a query, as INSERT … SELECT.
@@ -208,7 +211,7 @@ class QueueService:
         Returns:
             How many messages were made; rows whose key is live already make none.
         """
-        return enqueue.from_query(self._session, self._context, queue, query)
+        return enqueue.from_query(self._scope, queue, query)
 
     def dequeue(
         self,
@@ -240,9 +243,7 @@ class QueueService:
         Raises:
             QueueNotFound, WorkerNotFound, WorkerNotReady.
         """
-        return lease_operations.dequeue(
-            self._session, self._context, queue, limit, lease, worker, where
-        )
+        return lease_operations.dequeue(self._scope, queue, limit, lease, worker, where)
 
     def archive(
         self,
@@ -271,7 +272,7 @@ class QueueService:
         reason: str | None = None,
     ) -> None:
         """Archive all of these deliveries, or none: see `archive`."""
-        settle.archive(self._session, self._context, deliveries, outcome, reason, strict=True)
+        settle.archive(self._scope, deliveries, outcome, reason, strict=True)
 
     def try_archive(
         self,
@@ -291,9 +292,7 @@ class QueueService:
         reason: str | None = None,
     ) -> list[bool]:
         """Archive those that are still held, and say of each whether it was."""
-        return settle.archive(
-            self._session, self._context, deliveries, outcome, reason, strict=False
-        )
+        return settle.archive(self._scope, deliveries, outcome, reason, strict=False)
 
     def delete(self, delivery: Delivery) -> None:
         """Settle a delivery and keep nothing of it.
@@ -305,7 +304,7 @@ class QueueService:
 
     def delete_many(self, deliveries: Iterable[Delivery]) -> None:
         """Delete all of these deliveries, or none: see `delete`."""
-        settle.delete(self._session, self._context, deliveries, strict=True)
+        settle.delete(self._scope, deliveries, strict=True)
 
     def try_delete(self, delivery: Delivery) -> bool:
         """Delete, and return whether the lease was still held."""
@@ -313,7 +312,7 @@ class QueueService:
 
     def try_delete_many(self, deliveries: Iterable[Delivery]) -> list[bool]:
         """Delete those that are still held, and say of each whether it was."""
-        return settle.delete(self._session, self._context, deliveries, strict=False)
+        return settle.delete(self._scope, deliveries, strict=False)
 
     def extend(self, delivery: Delivery, lease: Seconds) -> Delivery:
         """Keep a delivery for longer.
@@ -332,7 +331,7 @@ class QueueService:
 
     def extend_many(self, deliveries: Iterable[Delivery], lease: Seconds) -> list[Delivery]:
         """Extend all of these deliveries, or none: see `extend`."""
-        kept = settle.extend(self._session, self._context, deliveries, lease, strict=True)
+        kept = settle.extend(self._scope, deliveries, lease, strict=True)
         return [one for one in kept if one is not None]
 
     def try_extend(self, delivery: Delivery, lease: Seconds) -> bool:
@@ -341,7 +340,7 @@ class QueueService:
 
     def try_extend_many(self, deliveries: Iterable[Delivery], lease: Seconds) -> list[bool]:
         """Extend those that are still held, and say of each whether it was."""
-        kept = settle.extend(self._session, self._context, deliveries, lease, strict=False)
+        kept = settle.extend(self._scope, deliveries, lease, strict=False)
         return [one is not None for one in kept]
 
     def release(self, delivery: Delivery, *, delay: Seconds = 0) -> None:
@@ -358,7 +357,7 @@ class QueueService:
 
     def release_many(self, deliveries: Iterable[Delivery], *, delay: Seconds = 0) -> None:
         """Release all of these deliveries, or none: see `release`."""
-        settle.release(self._session, self._context, deliveries, delay, strict=True)
+        settle.release(self._scope, deliveries, delay, strict=True)
 
     def try_release(self, delivery: Delivery, *, delay: Seconds = 0) -> bool:
         """Release, and return whether the lease was still held."""
@@ -366,7 +365,7 @@ class QueueService:
 
     def try_release_many(self, deliveries: Iterable[Delivery], *, delay: Seconds = 0) -> list[bool]:
         """Release those that are still held, and say of each whether it was."""
-        return settle.release(self._session, self._context, deliveries, delay, strict=False)
+        return settle.release(self._scope, deliveries, delay, strict=False)
 
     def fail(
         self,
@@ -405,9 +404,7 @@ class QueueService:
         dead: bool = False,
     ) -> list[Failure]:
         """Fail all of these deliveries, or none: see `fail`."""
-        done = settle.fail(
-            self._session, self._context, deliveries, error, delay, reason, dead, strict=True
-        )
+        done = settle.fail(self._scope, deliveries, error, delay, reason, dead, strict=True)
         return [one for one in done if one is not None]
 
     def try_fail(
@@ -432,7 +429,5 @@ class QueueService:
         dead: bool = False,
     ) -> list[bool]:
         """Fail those that are still held, and say of each whether it was."""
-        done = settle.fail(
-            self._session, self._context, deliveries, error, delay, reason, dead, strict=False
-        )
+        done = settle.fail(self._scope, deliveries, error, delay, reason, dead, strict=False)
         return [one is not None for one in done]

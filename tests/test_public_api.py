@@ -375,8 +375,8 @@ BUILT_ANEW = {
     "enqueue.from_select",  # by the caller's query
     "enqueue.largest",
     "queries.count",  # of a find
-    "queries.find",  # by the caller's criteria
-    "queries.find_archived",
+    "queries.find_archived_where",  # by the caller's criteria
+    "queries.find_where",
     "messages.cancel_where",
     "lease.dequeue_where",
     "queues.columns_of",  # no statement

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy.orm import Session
-
-from .context import Context, execute
+from .scope import Scope
 from .sql import health
 
 __all__ = ["QueueActivity", "activity"]
@@ -45,20 +43,19 @@ class QueueActivity:
     outgoing: tuple[float, ...]
 
 
-def activity(session: Session, context: Context, step: timedelta) -> list[QueueActivity]:
+def activity(scope: Scope, step: timedelta) -> list[QueueActivity]:
     """Return each queue by name; nothing is remembered from one call to the next.
 
     Args:
-        session: The session.
-        context: The service's settings.
+        scope: The session, and the settings of the service.
         step: The span of time over which the rates are taken.
     """
     seconds = step.total_seconds()
-    rows = execute(session, context, health.overview(context.tables), {"since": step}).all()
+    rows = scope.execute(health.overview(scope.tables), {"since": step}).all()
     values = {"step": step, "step_seconds": seconds}
     settled: dict[int, list[float]] = {row.id: [0.0] * health.BUCKETS for row in rows}
     arrived: dict[int, int] = {}
-    for flow in execute(session, context, health.outflow(context.tables), values):
+    for flow in scope.execute(health.outflow(scope.tables), values):
         if flow.bucket < health.BUCKETS and flow.queue_id in settled:
             settled[flow.queue_id][-1 - flow.bucket] = flow.settled / seconds
         arrived[flow.queue_id] = arrived.get(flow.queue_id, 0) + flow.arrived

@@ -16,12 +16,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 from sqlalchemy.sql import Executable
 
 from . import commits
-from .context import Context, connect
 from .cursor import CursorSnapshot, DequeueCursor
+from .scope import Scope
 
 __all__ = ["CursorUse", "reset"]
 
@@ -77,22 +76,18 @@ class CursorUse:
     The connection is taken from the pool at once, so that a wait for it is not part of the time.
 
     Args:
-        session: Whose transaction it is.
-        context: The settings.
+        scope: The session, and the settings of the service.
         statement: What is going to be executed.
         values: Its parameters, but for `binds`.
     """
 
-    def __init__(
-        self, session: Session, context: Context, statement: Executable, values: Mapping[str, Any]
-    ) -> None:
-        connection, _ = connect(session, context, statement, values)
-        schemas = [connection.schema_for_object(table) for table in context.tables[:2]]
-        self._session = session
-        self._context = context
+    def __init__(self, scope: Scope, statement: Executable, values: Mapping[str, Any]) -> None:
+        connection, _ = scope.connect(statement, values)
+        schemas = [connection.schema_for_object(table) for table in scope.tables[:2]]
+        self._scope = scope
         self._limit = values["limit"]
         self._pool = connection.engine.pool
-        self._key = (context.tables, values["queue"], context.cursor_key, *schemas)
+        self._key = (scope.tables, values["queue"], scope.context.cursor_key, *schemas)
         self._cursor = _cursors.get(self._pool, self._key)
         self._start: CursorSnapshot | None = (
             None if self._cursor is None else self._cursor.snapshot()
@@ -125,11 +120,13 @@ class CursorUse:
             cursor = self._cursor or _cursors.made(self._pool, self._key)
             full = len(rows) == self._limit
             moves = cursor.record(table, rows, start, full=full, seconds=seconds)
-            earlier = commits.waiting(self._session, cursor)
+            earlier = commits.waiting(self._scope.session, cursor)
             if earlier is not None:
                 moves = moves.after(earlier.call.args[0])
             call = partial(cursor.apply, moves)
-            commits.when_committed(self._session, self._context.mapper, cursor, call, strict=True)
+            commits.when_committed(
+                self._scope.session, self._scope.mapper, cursor, call, strict=True
+            )
         return True
 
     def _may_remember(self, table: str) -> bool:
@@ -138,5 +135,5 @@ class CursorUse:
         ``f`` and the number of the table; ``t`` where row-level security is active; something else
         in a transaction that keeps one snapshot.
         """
-        keyed = self._context.cursor_key is not None
+        keyed = self._scope.context.cursor_key is not None
         return len(table) > 1 and (table[0] == "f" or (table[0] == "t" and keyed))

@@ -10,7 +10,6 @@ from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 from sqlalchemy.sql import Executable, visitors
 from sqlalchemy.sql.expression import SelectBase
 
@@ -19,9 +18,9 @@ from ..codecs import JsonCodec
 from ..errors import DelayError, InvalidArgument, PayloadError, PgqrsError, safe_repr
 from ..types import Item, Receipt
 from . import routing, wakeup
-from .context import Context, encoded, execute, queue_not_found, reject_reserved_binds
-from .queues import UNCHANGED
+from .criteria import reject_reserved_binds
 from .queues import create as create_queue
+from .scope import Context, Scope, encoded, queue_not_found
 from .sql import enqueue as statements
 from .sql import queues
 
@@ -54,10 +53,10 @@ class _Encoded(NamedTuple):
         return self.size + self.headers_size
 
 
-def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
+def one(scope: Scope, queue: str, item: Item) -> Receipt:
     """Insert one message, or find the live one that has its key."""
     validation.validate_queue_name(queue)
-    payload = encoded(context.codec, item.payload)
+    payload = encoded(scope.codec, item.payload)
     delay, at = validation.validate_delay_or_at(item.delay, item.at)
     key = None if item.key is None else validation.validate_key(item.key)
     size = _size(payload)
@@ -71,42 +70,42 @@ def one(session: Session, context: Context, queue: str, item: Item) -> Receipt:
         "headers": validation.headers_text(item.headers),
         "max_read_ct": _checked_attempts(item),
         "key": key,
-        "producer": context.worker,
+        "producer": scope.worker,
     }
-    values |= (channel := wakeup.channel(session, context))
-    statement = statements.one(context.tables, keyed=key is not None, notify=bool(channel))
+    values |= (channel := wakeup.channel(scope))
+    statement = statements.one(scope.tables, keyed=key is not None, notify=bool(channel))
     if size > _COMMON_LIMIT:
-        check_size(queue, size, _limit(session, context, queue))
+        check_size(queue, size, _limit(scope, queue))
     for _ in range(_TRIES):
-        row = execute(session, context, statement, values, atomic=True).one_or_none()
+        row = scope.execute(statement, values, atomic=True).one_or_none()
         if row is not None:
             if not delay:
-                wakeup.mark_enqueued(session, queue, context.mapper)
+                wakeup.mark_enqueued(scope.session, queue, scope.mapper)
             return Receipt(row.id, row.vt)
-        if key is not None and (found := _live(session, context, queue, [key])):
+        if key is not None and (found := _live(scope, queue, [key])):
             return found[key]
         # Refused for a reason that is raised here; or the key was settled this very moment.
-        check_size(queue, size, _limit(session, context, queue))
+        check_size(queue, size, _limit(scope, queue))
     raise _rows_vanish(queue) if key is None else _never_found(queue, key)
 
 
-def many(session: Session, context: Context, queue: str, items: Iterable[Any]) -> list[Receipt]:
+def many(scope: Scope, queue: str, items: Iterable[Any]) -> list[Receipt]:
     """Insert payloads or items, one statement a chunk; receipts come in the order given."""
     validation.validate_queue_name(queue)
     # All are checked before the first is sent: a bad one at the end leaves nothing behind.
     if not (listed := validation.as_list(items, "items")):
         return []
-    channel = wakeup.channel(session, context)
-    if (texts := _plain_texts(context, listed)) is not None:
-        batch = _Batch(session, context, queue, list(map(_size, texts)), channel)
+    channel = wakeup.channel(scope)
+    if (texts := _plain_texts(scope.context, listed)) is not None:
+        batch = _Batch(scope, queue, list(map(_size, texts)), channel)
         batch.check_what_is_large()
         return [
             receipt
             for chunk in _chunks(texts, batch.sizes)
             for receipt in batch.insert(f"[{','.join(chunk)}]", len(chunk), plain=True)
         ]
-    encoded = [_encode(context, item, index) for index, item in enumerate(listed)]
-    batch = _Batch(session, context, queue, [item.size for item in encoded], channel)
+    encoded = [_encode(scope.context, item, index) for index, item in enumerate(listed)]
+    batch = _Batch(scope, queue, [item.size for item in encoded], channel)
     batch.check_what_is_large()
     receipts: dict[int, Receipt] = {}
     for part in _chunks_of([item for item in encoded if item.key is None]):
@@ -120,23 +119,23 @@ def many(session: Session, context: Context, queue: str, items: Iterable[Any]) -
     return [receipts[index] for index in range(len(encoded))]
 
 
-def from_query(session: Session, context: Context, queue: str, query: SelectBase) -> int:
+def from_query(scope: Scope, queue: str, query: SelectBase) -> int:
     """Insert what a query returns, without a row passing through Python; return how many."""
     validation.validate_queue_name(queue)
     _check_columns(query)
-    routing.refuse_foreign_tables(session, context.mapper, query)
-    if context.create_queues:
-        _limit(session, context, queue)
-    channel = wakeup.channel(session, context)
-    statement = statements.from_select(context.tables, query, notify=bool(channel))
-    values = {"queue": queue, "producer": context.worker, **channel}
-    result: Any = execute(session, context, statement, values, atomic=True)
+    routing.refuse_foreign_tables(scope.session, scope.mapper, query)
+    if scope.context.create_queues:
+        _limit(scope, queue)
+    channel = wakeup.channel(scope)
+    statement = statements.from_select(scope.tables, query, notify=bool(channel))
+    values = {"queue": queue, "producer": scope.worker, **channel}
+    result: Any = scope.execute(statement, values, atomic=True)
     inserted: int = result.one().inserted if channel else result.rowcount
     if inserted == 0:
-        limit = _limit(session, context, queue)
-        check_size(queue, execute(session, context, statements.largest(query)).scalar_one(), limit)
+        limit = _limit(scope, queue)
+        check_size(queue, scope.execute(statements.largest(query)).scalar_one(), limit)
     else:
-        wakeup.mark_enqueued(session, queue, context.mapper)
+        wakeup.mark_enqueued(scope.session, queue, scope.mapper)
     return inserted
 
 
@@ -212,8 +211,7 @@ class _Batch:
     no chunk gets in before a later one is refused.
     """
 
-    session: Session
-    context: Context
+    scope: Scope
     queue: str
     sizes: Sequence[int]
     channel: Mapping[str, str]
@@ -229,7 +227,7 @@ class _Batch:
 
     def check_accepted(self) -> None:
         """Raise for the first item that the queue does not accept."""
-        limit = _limit(self.session, self.context, self.queue)
+        limit = _limit(self.scope, self.queue)
         for index, size in enumerate(self.sizes):
             check_size(self.queue, size, limit, f"items[{index}].")
 
@@ -237,7 +235,7 @@ class _Batch:
         self, items: str, count: int, *, plain: bool = False, delayed: bool = False
     ) -> list[Receipt]:
         """Insert ``count`` items without keys, given as a JSON array."""
-        tables, notify = self.context.tables, bool(self.channel)
+        tables, notify = self.scope.tables, bool(self.channel)
         if plain:
             statement = statements.plain(tables, notify=notify)
         else:
@@ -263,9 +261,9 @@ class _Batch:
         else, who has it and waits for one of these, could not go on (a deadlock). Each time that
         happens fewer are sent at once, so that other keys do not take part in it for long.
         """
-        statement = statements.many(self.context.tables, keyed=True, notify=bool(self.channel))
+        statement = statements.many(self.scope.tables, keyed=True, notify=bool(self.channel))
         receipts: dict[int, Receipt] = {}
-        if self.context.create_queues:
+        if self.scope.context.create_queues:
             self.check_accepted()  # creates the queue where no savepoint takes it back
         left, size, tries = list(chunk), len(chunk), 0
         while left:
@@ -301,9 +299,9 @@ class _Batch:
 
         None where each statement commits by itself, or when none is needed.
         """
-        self.session._autoflush()  # noqa: SLF001 - what is pending must not go back with it
-        where = {"mapper": self.context.mapper, "clause": statement}
-        connection = routing.connect(self.session, where)
+        self.scope.session._autoflush()  # noqa: SLF001 - what is pending must not go back with it
+        where = {"mapper": self.scope.mapper, "clause": statement}
+        connection = routing.connect(self.scope.session, where)
         if not needed or routing.is_autocommit(connection):
             yield None
             return
@@ -323,7 +321,7 @@ class _Batch:
         if fresh:
             self._note(delayed=all(item.delayed for item in items))
         if missing := keys - fresh.keys() - there.keys():
-            there |= _live(self.session, self.context, self.queue, missing)
+            there |= _live(self.scope, self.queue, missing)
             if missing - there.keys():
                 self.check_accepted()
         receipts: dict[int, Receipt] = {}
@@ -340,16 +338,16 @@ class _Batch:
             "queue": self.queue,
             "items": items,
             "size": self.largest,
-            "producer": self.context.worker,
+            "producer": self.scope.worker,
             **self.channel,
             **more,
         }
-        return execute(self.session, self.context, statement, values, atomic=True).all()
+        return self.scope.execute(statement, values, atomic=True).all()
 
     def _note(self, *, delayed: bool) -> None:
         """Wake consumers of this process, once it is committed, for what is visible."""
         if not delayed:
-            wakeup.mark_enqueued(self.session, self.queue, self.context.mapper)
+            wakeup.mark_enqueued(self.scope.session, self.queue, self.scope.mapper)
 
 
 def _rows_vanish(queue: str, taken: str = f"no message in {_TRIES} tries") -> PgqrsError:
@@ -367,25 +365,22 @@ def _never_found(queue: str, key: str | None) -> PgqrsError:
     )
 
 
-def _live(
-    session: Session, context: Context, queue: str, keys: Collection[str | None]
-) -> dict[str | None, Receipt]:
+def _live(scope: Scope, queue: str, keys: Collection[str | None]) -> dict[str | None, Receipt]:
     values = {"queue": queue, "keys": list(keys)}
-    rows = execute(session, context, statements.live_keys(context.tables), values)
+    rows = scope.execute(statements.live_keys(scope.tables), values)
     return {row.dedup_key: Receipt(row.id, row.vt, duplicate=True) for row in rows}
 
 
-def _limit(session: Session, context: Context, queue: str) -> int:
+def _limit(scope: Scope, queue: str) -> int:
     """Return the size of the largest payload that a queue accepts."""
-    create = context.create_queues  # and not where the message itself would be refused
-    found = execute(session, context, queues.get(context.tables), {"queue": queue}, atomic=create)
+    create = scope.context.create_queues  # and not where the message itself would be refused
+    found = scope.execute(queues.get(scope.tables), {"queue": queue}, atomic=create)
     row = found.one_or_none()
     if row is not None:
         return int(row.max_payload_bytes)
     if not create:
-        raise queue_not_found(session, context, queue)
-    settings = (UNCHANGED, UNCHANGED, UNCHANGED, UNCHANGED)
-    return create_queue(session, context, queue, *settings).max_payload_bytes
+        raise queue_not_found(scope, queue)
+    return create_queue(scope, queue, {}).max_payload_bytes
 
 
 def check_size(queue: str, size: int, limit: int, path: str = "") -> None:

@@ -8,20 +8,28 @@ from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Row
-from sqlalchemy.orm import Session
 from sqlalchemy.sql import Executable
 
 from .. import validation
 from ..errors import PayloadError, WorkerNotFound, WorkerNotReady
 from ..types import Criteria, Delivery
 from . import cursors, settle
-from .archive import dead_letter_exhausted
-from .context import Context, criteria_on, decode_all, execute, queue_not_found, sync_loaded
+from .criteria import criteria_on
+from .identity_map import expire_deleted, sync_loaded
+from .queues import get as get_queue
+from .scope import Context, Scope, decode_all, queue_not_found
+from .sql import archive, queues, workers
 from .sql import lease as statements
-from .sql import queues, workers
 from .sql.fragments import MOVED
 
-__all__ = ["decodable", "deliveries", "dequeue", "explain_nothing", "in_order"]
+__all__ = [
+    "dead_letter_exhausted",
+    "decodable",
+    "deliveries",
+    "dequeue",
+    "explain_nothing",
+    "in_order",
+]
 
 _DEAD_LETTER_CHUNK = 100
 """A dequeue that finds nothing makes dead letters of so many messages that are out of attempts:
@@ -32,8 +40,7 @@ _MOST_TRIES = 100
 
 
 def dequeue(
-    session: Session,
-    context: Context,
+    scope: Scope,
     queue: str,
     limit: int,
     lease: float | timedelta | None,
@@ -41,8 +48,8 @@ def dequeue(
     where: Criteria,
 ) -> list[Delivery]:
     """Lease up to ``limit`` visible messages and count the attempt."""
-    holder = context.worker if worker is None else validation.validate_worker_id(worker)
-    criteria = criteria_on(where, context.tables.message)
+    holder = scope.worker if worker is None else validation.validate_worker_id(worker)
+    criteria = criteria_on(where, scope.tables.message)
     validation.validate_queue_name(queue)
     values = {
         "queue": queue,
@@ -55,17 +62,16 @@ def dequeue(
     }
     found: list[Delivery] = []
     for _ in range(_MOST_TRIES):
-        found, dead = _leased(session, context, queue, criteria, values)
+        found, dead = _leased(scope, queue, criteria, values)
         if found or not dead:
             break
     if not found:
-        explain_nothing(session, context, queue, holder)
+        explain_nothing(scope, queue, holder)
     return found
 
 
 def _leased(
-    session: Session,
-    context: Context,
+    scope: Scope,
     queue: str,
     criteria: tuple[Any, ...],
     values: dict[str, Any],
@@ -73,22 +79,22 @@ def _leased(
     """Lease once; return as `decodable`."""
     by_worker = values["worker"] is not None
     if criteria:
-        statement = statements.dequeue_where(context.tables, criteria, by_worker=by_worker)
-        rows = in_order(execute(session, context, statement, values))
+        statement = statements.dequeue_where(scope.tables, criteria, by_worker=by_worker)
+        rows = in_order(scope.execute(statement, values))
     else:
-        statement = statements.dequeue(context.tables, by_worker=by_worker)
-        rows = _lease_from_cursor(session, context, statement, values)
-    sync_loaded(session, context.models.message, rows, MOVED)
-    return decodable(session, context, deliveries(context, queue, rows, values["worker"]))
+        statement = statements.dequeue(scope.tables, by_worker=by_worker)
+        rows = _lease_from_cursor(scope, statement, values)
+    sync_loaded(scope.session, scope.models.message, rows, MOVED)
+    return decodable(scope, deliveries(scope.context, queue, rows, values["worker"]))
 
 
 def _lease_from_cursor(
-    session: Session, context: Context, statement: Executable, values: dict[str, Any]
+    scope: Scope, statement: Executable, values: dict[str, Any]
 ) -> Sequence[Row[Any]]:
     """Lease from the cursor, or from the beginning: see `_core.cursor`."""
-    taking = cursors.CursorUse(session, context, statement, values)
+    taking = cursors.CursorUse(scope, statement, values)
     while True:
-        rows = in_order(execute(session, context, statement, values | taking.binds()))
+        rows = in_order(scope.execute(statement, values | taking.binds()))
         if taking.record(rows):
             return rows
 
@@ -114,9 +120,7 @@ def deliveries(
     ]
 
 
-def decodable(
-    session: Session, context: Context, leased: list[Delivery]
-) -> tuple[list[Delivery], list[Delivery]]:
+def decodable(scope: Scope, leased: list[Delivery]) -> tuple[list[Delivery], list[Delivery]]:
     """Make dead letters of the messages whose payload or headers cannot be decoded.
 
     In the caller's transaction: an error here would roll back the lease and its attempt, and the
@@ -128,28 +132,36 @@ def decodable(
     undecodable = [delivery for delivery in leased if type(delivery.decoded) is PayloadError]
     if not undecodable:
         return leased, []
-    dead = settle.dead_letter_undecodable(session, context, undecodable)
+    dead = settle.dead_letter_undecodable(scope, undecodable)
     return (
         [delivery for delivery in leased if type(delivery.decoded) is not PayloadError],
         [delivery for delivery in undecodable if delivery.id in dead],
     )
 
 
-def explain_nothing(session: Session, context: Context, queue: str, worker: int | None) -> None:
+def explain_nothing(scope: Scope, queue: str, worker: int | None) -> None:
     """Raise if nothing was leased because the queue or the worker does not exist, or may not lease.
 
     Otherwise there may be messages whose attempts are used up: make dead letters of some.
     """
-    if (
-        execute(session, context, queues.get(context.tables), {"queue": queue}).one_or_none()
-        is None
-    ):
-        raise queue_not_found(session, context, queue)
+    if scope.execute(queues.get(scope.tables), {"queue": queue}).one_or_none() is None:
+        raise queue_not_found(scope, queue)
     if worker is not None:
         values = {"worker_id": worker}
-        row = execute(session, context, workers.get(context.tables), values).one_or_none()
+        row = scope.execute(workers.get(scope.tables), values).one_or_none()
         if row is None:
             raise WorkerNotFound(worker)
         if row.status != "ready":
             raise WorkerNotReady(worker, row.status)
-    dead_letter_exhausted(session, context, queue, _DEAD_LETTER_CHUNK)
+    dead_letter_exhausted(scope, queue, _DEAD_LETTER_CHUNK)
+
+
+def dead_letter_exhausted(scope: Scope, queue: str, limit: int) -> int:
+    """Archive exhausted messages as dead letters; return how many."""
+    validation.validate_queue_name(queue)
+    values = {"queue": queue, "limit": validation.validate_limit(limit)}
+    ids = scope.execute(archive.dead_letter_exhausted(scope.tables), values).scalars().all()
+    if not ids:
+        get_queue(scope, queue)
+    expire_deleted(scope.session, scope.models.message, ids)
+    return len(ids)

@@ -27,8 +27,8 @@ from ..codecs import JsonCodec
 from ..declared import DeclaredQueue
 from ..errors import DuplicateMessage, InvalidArgument, QueueNotFound
 from . import commits, routing, states, wakeup
-from .context import refuse_autocommit
 from .enqueue import check_size
+from .scope import refuse_autocommit
 from .sql import enqueue as statements
 from .sql import queues as queue_statements
 from .sql.wakeup import visible

@@ -13,14 +13,14 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy.orm import Session
 from sqlalchemy.sql import Executable
 
 from .. import validation
 from ..errors import InvalidArgument, LeaseLost, Whereabouts
 from ..retry import DEFAULT_BACKOFF
 from ..types import Delivery, Failure
-from .context import Context, execute, expire_deleted, sync_loaded
+from .identity_map import expire_deleted, sync_loaded
+from .scope import Scope
 from .sql import settle as statements
 from .sql.fragments import MOVED
 from .wakeup import announce
@@ -45,8 +45,7 @@ class _How(NamedTuple):
 
 
 def archive(
-    session: Session,
-    context: Context,
+    scope: Scope,
     deliveries: Iterable[Delivery],
     outcome: Literal["archived", "discarded"],
     reason: str | None,
@@ -62,28 +61,25 @@ def archive(
         return []
     how = _How(strict, skip_locked)
     if reason is None:
-        return _move(session, context, held, outcome, how)
+        return _move(scope, held, outcome, how)
     reasons, errors = [validation.error_text(reason)] * len(held), [None] * len(held)
-    return _move(session, context, held, outcome, how, reasons=reasons, errors=errors)
+    return _move(scope, held, outcome, how, reasons=reasons, errors=errors)
 
 
-def delete(
-    session: Session, context: Context, deliveries: Iterable[Delivery], strict: bool
-) -> list[bool]:
+def delete(scope: Scope, deliveries: Iterable[Delivery], strict: bool) -> list[bool]:
     """Delete messages, keeping nothing."""
     held = _checked(deliveries)
     if not held:
         return []
     values = fence(held, required=_required(held, strict))
-    rows = execute(session, context, statements.delete(context.tables), values).all()
+    rows = scope.execute(statements.delete(scope.tables), values).all()
     gone = {row.id for row in rows}
-    expire_deleted(session, context.models.message, gone)
-    return _outcome(session, context, held, gone, strict)
+    expire_deleted(scope.session, scope.models.message, gone)
+    return _outcome(scope, held, gone, strict)
 
 
 def extend(
-    session: Session,
-    context: Context,
+    scope: Scope,
     deliveries: Iterable[Delivery],
     lease: float | timedelta,
     strict: bool,
@@ -94,8 +90,8 @@ def extend(
     if not held:
         return []
     values = fence(held, required=_required(held, strict), lease=span)
-    moved = _moved(session, context, statements.extend(context.tables), values)
-    _outcome(session, context, held, moved, strict)
+    moved = _moved(scope, statements.extend(scope.tables), values)
+    _outcome(scope, held, moved, strict)
     return [
         replace(delivery, vt=moved[delivery.id]) if delivery.id in moved else None
         for delivery in held
@@ -103,8 +99,7 @@ def extend(
 
 
 def release(
-    session: Session,
-    context: Context,
+    scope: Scope,
     deliveries: Iterable[Delivery],
     delay: float | timedelta,
     strict: bool,
@@ -117,15 +112,14 @@ def release(
     if not held:
         return []
     values = fence(held, required=_required(held, strict), delay=span)
-    statement = statements.release(context.tables, skip_locked=skip_locked)
-    moved = _moved(session, context, statement, values)
-    _announce(session, context, moved, span)
-    return _outcome(session, context, held, moved, strict)
+    statement = statements.release(scope.tables, skip_locked=skip_locked)
+    moved = _moved(scope, statement, values)
+    _announce(scope, moved, span)
+    return _outcome(scope, held, moved, strict)
 
 
 def fail(
-    session: Session,
-    context: Context,
+    scope: Scope,
     deliveries: Iterable[Delivery],
     error: BaseException | str,
     delay: float | timedelta | None,
@@ -152,15 +146,13 @@ def fail(
             errors=[text] * len(held),
             delays=[wait(delivery) for delivery in held],
         )
-        statement = statements.reschedule_failed(context.tables, skip_locked=skip_locked)
-        moved = _moved(session, context, statement, values)
-        _announce(session, context, moved, delay)
+        statement = statements.reschedule_failed(scope.tables, skip_locked=skip_locked)
+        moved = _moved(scope, statement, values)
+        _announce(scope, moved, delay)
     # What was not put back has no attempt left, or is not held any more: the fence tells.
     spent = [delivery for delivery in held if delivery.id not in moved]
     how = _How(strict, skip_locked)
-    dead_lettered = (
-        _dead_letter(session, context, spent, text, reason, how) if spent else set[int]()
-    )
+    dead_lettered = _dead_letter(scope, spent, text, reason, how) if spent else set[int]()
     return [
         Failure(delivery.id, delivery.id in dead_lettered, moved.get(delivery.id))
         if delivery.id in dead_lettered or delivery.id in moved
@@ -169,31 +161,27 @@ def fail(
     ]
 
 
-def dead_letter_undecodable(
-    session: Session, context: Context, deliveries: Sequence[Delivery]
-) -> set[int]:
+def dead_letter_undecodable(scope: Scope, deliveries: Sequence[Delivery]) -> set[int]:
     """Make dead letters of deliveries whose ``decoded`` is the error; return their ids."""
     reasons = ["cannot be decoded"] * len(deliveries)
     errors = [validation.error_text(delivery.decoded) for delivery in deliveries]
     how = _How(strict=False, skip_locked=True)
-    done = _move(session, context, deliveries, "dead", how, reasons=reasons, errors=errors)
+    done = _move(scope, deliveries, "dead", how, reasons=reasons, errors=errors)
     return {delivery.id for delivery, ok in zip(deliveries, done, strict=True) if ok}
 
 
 def _announce(
-    session: Session,
-    context: Context,
+    scope: Scope,
     moved: Mapping[int, datetime],
     delay: float | timedelta | None,
 ) -> None:
     """Wake consumers for the messages that are visible without a delay."""
     if delay is not None and not delay:
-        announce(session, context, list(moved))
+        announce(scope, list(moved))
 
 
 def _dead_letter(
-    session: Session,
-    context: Context,
+    scope: Scope,
     spent: Sequence[Delivery],
     error: str,
     reason: str | None,
@@ -206,26 +194,23 @@ def _dead_letter(
         for delivery in spent
     ]
     errors = [error] * len(spent)
-    done = _move(session, context, spent, "dead", how, reasons=reasons, errors=errors)
+    done = _move(scope, spent, "dead", how, reasons=reasons, errors=errors)
     return {delivery.id for delivery, ok in zip(spent, done, strict=True) if ok}
 
 
 def _move(
-    session: Session,
-    context: Context,
+    scope: Scope,
     held: Sequence[Delivery],
     outcome: str,
     how: _How,
     **why: Sequence[str | None],
 ) -> list[bool]:
     values = fence(held, required=_required(held, how.strict), outcome=outcome, **why)
-    statement = statements.archive(
-        context.tables, with_reason=bool(why), skip_locked=how.skip_locked
-    )
-    rows = execute(session, context, statement, values).all()
+    statement = statements.archive(scope.tables, with_reason=bool(why), skip_locked=how.skip_locked)
+    rows = scope.execute(statement, values).all()
     gone = {row.id for row in rows}
-    expire_deleted(session, context.models.message, gone)
-    return _outcome(session, context, held, gone, how.strict)
+    expire_deleted(scope.session, scope.models.message, gone)
+    return _outcome(scope, held, gone, how.strict)
 
 
 def _checked(deliveries: Iterable[Delivery]) -> Sequence[Delivery]:
@@ -255,31 +240,28 @@ def fence(held: Sequence[Delivery], **values: Any) -> dict[str, Any]:
     }
 
 
-def _moved(
-    session: Session, context: Context, statement: Executable, values: dict[str, Any]
-) -> dict[int, datetime]:
+def _moved(scope: Scope, statement: Executable, values: dict[str, Any]) -> dict[int, datetime]:
     """Run an update of live messages, and return their new times by id."""
-    rows = execute(session, context, statement, values).all()
-    sync_loaded(session, context.models.message, rows, MOVED)
+    rows = scope.execute(statement, values).all()
+    sync_loaded(scope.session, scope.models.message, rows, MOVED)
     return {row.id: row.vt for row in rows}
 
 
 def _outcome(
-    session: Session,
-    context: Context,
+    scope: Scope,
     held: Sequence[Delivery],
     settled: Collection[int],
     strict: bool,
 ) -> list[bool]:
     if strict and len(settled) < len(held):
-        raise lease_lost(session, context, held)
+        raise lease_lost(scope, held)
     return [delivery.id in settled for delivery in held]
 
 
-def lease_lost(session: Session, context: Context, held: Sequence[Delivery]) -> LeaseLost:
+def lease_lost(scope: Scope, held: Sequence[Delivery]) -> LeaseLost:
     """Return the error that lists the messages whose leases were lost, and where each is now."""
     fences = {delivery.id: delivery for delivery in held}
-    rows = execute(session, context, statements.whereabouts(context.tables), {"ids": list(fences)})
+    rows = scope.execute(statements.whereabouts(scope.tables), {"ids": list(fences)})
     found = {row.id: row for row in rows}
     lost = {}
     for id_, delivery in fences.items():

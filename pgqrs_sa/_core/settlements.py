@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Protocol, TypeAlias
 
-from sqlalchemy.orm import Session
-
 from .. import validation
 from ..types import Delivery, Outcome
 from . import settle
-from .context import Context, execute
+from .scope import Scope
 from .sql import settle as statements
 
 __all__ = ["Settlement", "apply"]
@@ -49,14 +47,11 @@ class Settlement(Protocol):
         ...
 
 
-def apply(
-    session: Session, context: Context, wanted: Sequence[Settlement], *, strict: bool
-) -> dict[int, Outcome]:
+def apply(scope: Scope, wanted: Sequence[Settlement], *, strict: bool) -> dict[int, Outcome]:
     """Settle deliveries as each is wanted to be.
 
     Args:
-        session: In whose transaction.
-        context: Of the service.
+        scope: The session, and the settings of the service.
         wanted: What each becomes.
         strict: All of them, or `LeaseLost`; otherwise rows that are locked are left alone.
 
@@ -66,9 +61,7 @@ def apply(
     outcomes: dict[int, Outcome] = {}
     archives = [settlement.delivery for settlement in wanted if settlement.action == "archive"]
     if archives:
-        done = settle.archive(
-            session, context, archives, "archived", None, strict, skip_locked=not strict
-        )
+        done = settle.archive(scope, archives, "archived", None, strict, skip_locked=not strict)
         outcomes |= {
             delivery.id: Outcome.ARCHIVED
             for delivery, archived in zip(archives, done, strict=True)
@@ -76,18 +69,15 @@ def apply(
         }
     for settlement in wanted:
         if (settle_one := _BY_ACTION.get(settlement.action)) is not None and (
-            outcome := settle_one(session, context, settlement, strict)
+            outcome := settle_one(scope, settlement, strict)
         ):
             outcomes[settlement.delivery.id] = outcome
     return outcomes
 
 
-def _discard(
-    session: Session, context: Context, settlement: Settlement, strict: bool
-) -> _MaybeOutcome:
+def _discard(scope: Scope, settlement: Settlement, strict: bool) -> _MaybeOutcome:
     (done,) = settle.archive(
-        session,
-        context,
+        scope,
         [settlement.delivery],
         "discarded",
         settlement.reason,
@@ -97,28 +87,23 @@ def _discard(
     return Outcome.DISCARDED if done else None
 
 
-def _retry(
-    session: Session, context: Context, settlement: Settlement, strict: bool
-) -> _MaybeOutcome:
+def _retry(scope: Scope, settlement: Settlement, strict: bool) -> _MaybeOutcome:
     limit = settlement.delivery.max_read_ct
     if strict or (limit is not None and settlement.delivery.read_ct >= limit):
-        return _fail(session, context, settlement, strict)
+        return _fail(scope, settlement, strict)
     # An attempt is left. `settle.fail` makes a dead letter of what it could not put back, and
     # would do that to a row that was locked at first, and then not any more.
     error = validation.error_text(settlement.error_text)
     values = settle.fence(
         [settlement.delivery], required=0, errors=[error], delays=[settlement.delay]
     )
-    statement = statements.reschedule_failed(context.tables, skip_locked=True)
-    return Outcome.RETRIED if execute(session, context, statement, values).all() else None
+    statement = statements.reschedule_failed(scope.tables, skip_locked=True)
+    return Outcome.RETRIED if scope.execute(statement, values).all() else None
 
 
-def _fail(
-    session: Session, context: Context, settlement: Settlement, strict: bool
-) -> _MaybeOutcome:
+def _fail(scope: Scope, settlement: Settlement, strict: bool) -> _MaybeOutcome:
     (failure,) = settle.fail(
-        session,
-        context,
+        scope,
         [settlement.delivery],
         settlement.error_text,
         settlement.delay,
@@ -132,16 +117,14 @@ def _fail(
     return Outcome.DEAD if failure.dead else Outcome.RETRIED
 
 
-def _release(
-    session: Session, context: Context, settlement: Settlement, strict: bool
-) -> _MaybeOutcome:
+def _release(scope: Scope, settlement: Settlement, strict: bool) -> _MaybeOutcome:
     (done,) = settle.release(
-        session, context, [settlement.delivery], settlement.delay, strict, skip_locked=not strict
+        scope, [settlement.delivery], settlement.delay, strict, skip_locked=not strict
     )
     return Outcome.RELEASED if done else None
 
 
-_BY_ACTION: dict[str, Callable[[Session, Context, Settlement, bool], _MaybeOutcome]] = {
+_BY_ACTION: dict[str, Callable[[Scope, Settlement, bool], _MaybeOutcome]] = {
     "discard": _discard,
     "retry": _retry,
     "dead": _fail,

@@ -9,12 +9,11 @@ from datetime import timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
 from .. import validation
 from ..errors import InvalidArgument, ReadTimeout
 from . import routing
-from .context import Context
+from .scope import Scope
 
 __all__ = ["within"]
 
@@ -32,14 +31,13 @@ _LONGEST = timedelta(milliseconds=2**31 - 1)
 
 
 @contextmanager
-def within(session: Session, context: Context, timeout: float | timedelta | None) -> Iterator[None]:
+def within(scope: Scope, timeout: float | timedelta | None) -> Iterator[None]:
     """Let the server end a read that takes too long, without loss to the caller's transaction.
 
     The limit is set in a savepoint, whose rollback takes it back: nothing may be written inside.
 
     Args:
-        session: The session that reads.
-        context: The service's settings.
+        scope: The session, and the settings of the service.
         timeout: Seconds, or a timedelta, at most 2,147,483.647 s (24 days); None for no limit but
             the session's own.
 
@@ -58,8 +56,8 @@ def within(session: Session, context: Context, timeout: float | timedelta | None
             f"at most {_LONGEST.total_seconds():.0f} (24 days): use a shorter one, or none"
         )
     longest = span.total_seconds()
-    session._autoflush()  # noqa: SLF001 - what is pending must not be rolled back with the limit
-    connection = session.connection(bind_arguments={"mapper": context.mapper})
+    scope.session._autoflush()  # noqa: SLF001 - what is pending must not be rolled back with the limit
+    connection = scope.session.connection(bind_arguments={"mapper": scope.mapper})
     if routing.is_autocommit(connection):
         raise InvalidArgument("timeout needs a transaction, and this connection is in AUTOCOMMIT")
     savepoint = connection.begin_nested()

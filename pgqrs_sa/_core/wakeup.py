@@ -26,7 +26,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapper, Session
 
 from . import commits, routing
-from .context import Context, execute
+from .scope import Scope
 from .sql import wakeup as statements
 
 __all__ = [
@@ -122,22 +122,22 @@ def _publish(queue: str) -> None:
             _log.exception("a subscriber failed over a message in queue %r", queue)
 
 
-def set_waiting(session: Session, context: Context, worker_id: int, span: timedelta | None) -> None:
+def set_waiting(scope: Scope, worker_id: int, span: timedelta | None) -> None:
     """Store that a worker waits to be woken for ``span`` from now; None: it no longer waits.
 
     Commit, and look into the queues once more before waiting: what was enqueued before that
     commit has sent no notification.
     """
     values = {"worker_id": worker_id, "span": span}
-    execute(session, context, statements.waiting(context.tables), values)
+    scope.execute(statements.waiting(scope.tables), values)
 
 
-def channel(session: Session, context: Context) -> dict[str, str]:
+def channel(scope: Scope) -> dict[str, str]:
     """Return the further parameters of a statement that notifies; empty if none is to be sent."""
-    if not (context.notify or session.info.get(NOTIFY)):
+    if not (scope.context.notify or scope.session.info.get(NOTIFY)):
         return {}
-    connection = routing.connect(session, {"mapper": context.mapper})
-    return channel_on(connection, context.tables.message)
+    connection = routing.connect(scope.session, {"mapper": scope.mapper})
+    return channel_on(connection, scope.tables.message)
 
 
 def channel_on(connection: sa.Connection, messages: sa.Table) -> dict[str, str]:
@@ -148,15 +148,15 @@ def channel_on(connection: sa.Connection, messages: sa.Table) -> dict[str, str]:
     return {"channel": statements.channel(connection.schema_for_object(messages))}
 
 
-def announce(session: Session, context: Context, ids: Sequence[int]) -> None:
+def announce(scope: Scope, ids: Sequence[int]) -> None:
     """Wake the consumers of messages that were made visible, in a statement of its own.
 
     Nothing is executed if nobody can be waiting.
     """
-    to = channel(session, context)
+    to = channel(scope)
     if not ids or not (to or subscribed()):
         return
-    queue, message, _, worker = context.tables
+    queue, message, _, worker = scope.tables
     statement = statements.visible(queue, message, worker, notify=bool(to))
-    for name in execute(session, context, statement, {"ids": list(ids), **to}).scalars():
-        mark_enqueued(session, name, context.mapper)
+    for name in scope.execute(statement, {"ids": list(ids), **to}).scalars():
+        mark_enqueued(scope.session, name, scope.mapper)

@@ -56,7 +56,7 @@ def examine(app: App, only: tuple[str, ...] = ()) -> list[Finding]:
     """Return the findings about the database of a command."""
     from sqlalchemy.orm import Session  # noqa: PLC0415 - only now: it takes a while
 
-    from .._core.context import Context  # noqa: PLC0415
+    from .._core.scope import Context  # noqa: PLC0415
     from ..doctor import diagnose  # noqa: PLC0415
     from ..models import READY_MADE  # noqa: PLC0415
 

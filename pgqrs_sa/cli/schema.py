@@ -136,12 +136,12 @@ def _checks(app: App) -> Iterator[dict[str, Any]]:
 
 
 def _tables(work: Work, schema: str | None) -> Iterator[dict[str, Any]]:
-    from .._core.context import Context  # noqa: PLC0415
+    from .._core.scope import Context, Scope  # noqa: PLC0415
     from ..doctor.catalog import TABLES, installed  # noqa: PLC0415
     from ..models import READY_MADE  # noqa: PLC0415
 
     context = Context.of(READY_MADE, None, None, allow_autocommit=True)
-    there = installed(work.session, context, schema)
+    there = installed(Scope(work.session, context), schema)
     for name, table in TABLES.items():
         if name not in there:
             yield _check(name, "the table is missing")

@@ -91,12 +91,12 @@ class Frame:
     def refresh(self) -> None:
         """Ask the database."""
         from .._core.activity import activity  # noqa: PLC0415
-        from .._core.context import Context  # noqa: PLC0415 - SQLAlchemy takes a while
+        from .._core.scope import Context, Scope  # noqa: PLC0415 - SQLAlchemy takes a while
         from ..models import READY_MADE  # noqa: PLC0415
 
         context = Context.of(READY_MADE, None, None, allow_autocommit=False)
         with self.app.begin() as work:
-            self.queues = activity(work.session, context, self.step)
+            self.queues = activity(Scope(work.session, context), self.step)
             self.workers = work.service.workers.health()
         self.move(0)
 

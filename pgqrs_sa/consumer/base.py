@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from .._core.representation import represented
+from .._core.scope import Scope
 from .._core.sessions import registry_of
 from ..declared import DeclaredQueue
 from ..errors import InvalidArgument
@@ -167,7 +168,7 @@ class BaseConsumer(ABC, Generic[_S]):
     def _engine_of_sessions(self) -> Engine:
         """Return the engine of the sessions that are made in calls."""
         context = self._config.context()
-        return self._own(self._asked(lambda session: engine_of(session, context)))
+        return self._own(self._asked(lambda session: engine_of(Scope(session, context))))
 
     def _refuse_autocommit(self) -> None:
         """Raise if the sessions that are made in calls set AUTOCOMMIT, and a handler takes one."""

@@ -20,8 +20,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
 from .._core import commits
-from .._core.context import Context
 from .._core.routing import is_autocommit
+from .._core.scope import Context, Scope
 from . import store
 from .call_transactions import shut_down
 from .retrying import is_transient, retrying, without_parameters
@@ -208,7 +208,7 @@ class ConsumerConnection:
         self,
         what: str,
         context: Context,
-        operation: Callable[Concatenate[Session, Context, _P], _T],
+        operation: Callable[Concatenate[Scope, _P], _T],
         *args: _P.args,
         **kwargs: _P.kwargs,
     ) -> _T:
@@ -220,7 +220,7 @@ class ConsumerConnection:
         stopping: threading.Event,
         what: str,
         context: Context,
-        operation: Callable[Concatenate[Session, Context, _P], _T],
+        operation: Callable[Concatenate[Scope, _P], _T],
         *args: _P.args,
         **kwargs: _P.kwargs,
     ) -> _T:
@@ -240,7 +240,7 @@ class ConsumerConnection:
     def run_once(
         self,
         context: Context,
-        operation: Callable[Concatenate[Session, Context, _P], _T],
+        operation: Callable[Concatenate[Scope, _P], _T],
         *args: _P.args,
         **kwargs: _P.kwargs,
     ) -> _T:
@@ -248,7 +248,7 @@ class ConsumerConnection:
 
         def work(connection: Connection) -> _T:
             session = self._ready(connection, context)
-            result = operation(session, context, *args, **kwargs)
+            result = operation(Scope(session, context), *args, **kwargs)
             if self._isolation == "AUTOCOMMIT":  # each statement has committed by itself
                 commits.now(session)
                 return result
@@ -260,7 +260,7 @@ class ConsumerConnection:
     def transaction(
         self,
         context: Context,
-        operation: Callable[Concatenate[Session, Context, _P], _T],
+        operation: Callable[Concatenate[Scope, _P], _T],
         *args: _P.args,
         **kwargs: _P.kwargs,
     ) -> _T:
@@ -272,7 +272,7 @@ class ConsumerConnection:
                 self._session = None
             _set(connection, "READ COMMITTED")
             with Session(connection) as session, session.begin():
-                return operation(session, context, *args, **kwargs)
+                return operation(Scope(session, context), *args, **kwargs)
 
         return self._timed(work)
 
@@ -295,7 +295,7 @@ class ConsumerConnection:
                 self.is_autocommit = is_autocommit(connection)
                 # In AUTOCOMMIT the server's own default rules, which may be another than this.
                 with Session(connection) as session:
-                    default = store.server_info(session, context)
+                    default = store.server_info(Scope(session, context))
                 alone = default == "read committed" and not _prepares_separately(connection)
                 self._isolation = "AUTOCOMMIT" if alone else "READ COMMITTED"
             _set(connection, self._isolation)

@@ -11,10 +11,8 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy.orm import Session
-
 from .._core import routing, settlements
-from .._core.context import Context
+from .._core.scope import Scope
 from ..errors import LeaseLost, Whereabouts
 from ..types import Delivery
 from . import results, store
@@ -50,10 +48,10 @@ class _NotBegun(Exception):
     """Trouble that passes, before the handler was called: the attempt is not charged for it."""
 
 
-def _lock_messages(session: Session, context: Context, unit: Invocation) -> None:
+def _lock_messages(scope: Scope, unit: Invocation) -> None:
     """Lock the messages, in a transaction that keeps one snapshot: see `consume.hold`."""
     try:
-        store.lock_messages(session, context, unit.deliveries)
+        store.lock_messages(scope, unit.deliveries)
     except Exception as error:
         if is_transient(error):  # as when a renewal has come in between
             raise _NotBegun from error
@@ -61,8 +59,7 @@ def _lock_messages(session: Session, context: Context, unit: Invocation) -> None
 
 
 def begin(
-    session: Session,
-    context: Context,
+    scope: Scope,
     unit: Invocation,
     calls: CallTransactions,
     transaction: CallTransaction,
@@ -74,18 +71,17 @@ def begin(
     Raises:
         AutocommitSession: what the handler writes would not be rolled back.
     """
-    connection = routing.connect(session, {"mapper": context.mapper})
+    connection = routing.connect(scope.session, {"mapper": scope.mapper})
     if routing.is_autocommit(connection):
         refuse_autocommit([unit.handler])
     transaction.use(connection)
     if calls.keep_snapshots(connection):
         transaction.locks_messages()
-        _lock_messages(session, context, unit)
+        _lock_messages(scope, unit)
 
 
 def commit_within(
-    session: Session,
-    context: Context,
+    scope: Scope,
     unit: Invocation,
     result: Any,
     book: LeaseTable,
@@ -99,15 +95,13 @@ def commit_within(
     if gone := book.begin_commit(unit.deliveries):
         raise LeaseLost({one.id: Whereabouts(one.id, "given up", one.read_ct) for one in gone})
     transaction.locks_messages()
-    return settle_within(session, context, unit, result)
+    return settle_within(scope, unit, result)
 
 
-def settle_within(
-    session: Session, context: Context, unit: Invocation, result: Any
-) -> list[Disposition]:
+def settle_within(scope: Scope, unit: Invocation, result: Any) -> list[Disposition]:
     """Settle in the handler's transaction what it returned; `LeaseLost` rolls everything back."""
     dispositions = dispositions_for_result(unit, result)
-    outcomes = settlements.apply(session, context, dispositions, strict=True)
+    outcomes = settlements.apply(scope, dispositions, strict=True)
     return [
         replace(disposition, outcome=outcomes.get(disposition.delivery.id))
         for disposition in dispositions

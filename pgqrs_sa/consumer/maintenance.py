@@ -7,11 +7,11 @@ import logging
 import time
 from datetime import timedelta
 
-from sqlalchemy.orm import Session
-
-from .._core import archive, workers
-from .._core.context import Context
+from .._core.lease import dead_letter_exhausted
+from .._core.scope import Scope
 from ..errors import QueueNotFound, WorkerNotFound, WorkerNotReady
+from ..resources import Archived, Workers
+from ..resources.workers import heartbeat, register, set_status
 from ..types import WorkerInfo
 from . import store
 from .connection import ConsumerConnection
@@ -57,7 +57,7 @@ class Maintenance:
             info = self._connection.run(
                 "a heartbeat",
                 self._state.context,
-                workers.heartbeat,
+                heartbeat,
                 worker,
                 len(self._state.lease_table.tokens()),
             )
@@ -87,29 +87,24 @@ class Maintenance:
                 else:
                     log.info("tidying up was not possible: %s", type(error).__name__)
 
-    def _reclaim(self, session: Session, context: Context) -> None:
-        if store.try_housekeeping_lock(session, context):
-            workers.reclaim(
-                session,
-                context,
-                max(_MIN_SILENCE, 6 * self._state.config.heartbeat),
-                None,
-                holding=False,
-            )
+    def _reclaim(self, scope: Scope) -> None:
+        if store.try_housekeeping_lock(scope):
+            silence = max(_MIN_SILENCE, 6 * self._state.config.heartbeat)
+            Workers(scope).reclaim(silent_for=silence)
 
-    def _dead_letter_exhausted(self, session: Session, context: Context) -> None:
-        if store.try_housekeeping_lock(session, context):
+    def _dead_letter_exhausted(self, scope: Scope) -> None:
+        if store.try_housekeeping_lock(scope):
             for queue in self._state.lease_lengths:
                 with contextlib.suppress(QueueNotFound):  # the dispatcher says so
-                    archive.dead_letter_exhausted(session, context, queue, _CHUNK)
+                    dead_letter_exhausted(scope, queue, _CHUNK)
 
-    def _prune(self, session: Session, context: Context) -> None:
-        if store.try_housekeeping_lock(session, context):
-            archive.prune(session, context, None, None, _CHUNK)
+    def _prune(self, scope: Scope) -> None:
+        if store.try_housekeeping_lock(scope):
+            Archived(scope).prune(limit=_CHUNK)
 
-    def _purge_workers(self, session: Session, context: Context) -> None:
-        if store.try_housekeeping_lock(session, context):
-            workers.purge(session, context, _WORKERS_KEPT)
+    def _purge_workers(self, scope: Scope) -> None:
+        if store.try_housekeeping_lock(scope):
+            Workers(scope).purge(older_than=_WORKERS_KEPT)
 
     def mark_stopped(self) -> None:
         """Note in its row that this consumer has stopped."""
@@ -117,9 +112,7 @@ class Maintenance:
         # Twice: the connection may have been lost since it was last used.
         for _ in range(2 if worker is not None else 0):
             try:
-                self._connection.run_once(
-                    self._state.context, workers.set_status, worker or 0, "stopped"
-                )
+                self._connection.run_once(self._state.context, set_status, worker or 0, "stopped")
                 break
             except Exception as error:  # noqa: BLE001 - the row then shows its silence
                 log.info("worker %d was not noted as stopped: %s", worker, type(error).__name__)
@@ -134,10 +127,10 @@ def register_worker(connection: ConsumerConnection, state: ConsumerState) -> Wor
     queues = [handler.queue for handler in state.handlers]
     began, tries = time.monotonic(), 0
 
-    def once(session: Session, context: Context) -> WorkerInfo:
+    def once(scope: Scope) -> WorkerInfo:
         nonlocal tries
         tries += 1
-        return workers.register(session, context, name, queues, None, None, None, version, leased=0)
+        return register(scope, name, queues, None, None, None, version, leased=0)
 
     info = connection.run("the registration", context, once)
     if tries > 1:
@@ -147,12 +140,12 @@ def register_worker(connection: ConsumerConnection, state: ConsumerState) -> Wor
     return info
 
 
-def _stop_namesakes(session: Session, context: Context, mine: WorkerInfo, span: timedelta) -> None:
+def _stop_namesakes(scope: Scope, mine: WorkerInfo, span: timedelta) -> None:
     """Stop the rows that an attempt to register has left whose reply was lost.
 
     Nobody else has the process's number on this host, under its name and so shortly before.
     """
-    for worker in workers.everything(session, context, "ready", None):
+    for worker in Workers(scope).list(status="ready"):
         same = (worker.name, worker.hostname, worker.pid, worker.queues) == (
             mine.name,
             mine.hostname,
@@ -160,4 +153,4 @@ def _stop_namesakes(session: Session, context: Context, mine: WorkerInfo, span: 
             mine.queues,
         )
         if same and worker.id < mine.id and mine.started_at - worker.started_at < span:
-            workers.set_status(session, context, worker.id, "stopped")
+            set_status(scope, worker.id, "stopped")

@@ -14,12 +14,12 @@ from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack
 from sqlalchemy.orm import Session
 
 from .. import migrations, validation
-from .._core import queues
-from .._core.context import Context
+from .._core.scope import Context, Scope
 from ..codecs import Codec
 from ..declared import DeclaredQueue, QueueSource, declared_in, joined
 from ..errors import InvalidArgument, PoolTooSmall, safe_repr
 from ..models import READY_MADE, Models
+from ..resources import Queues
 from ..retry import Retry
 from ..types import Seconds
 from . import store
@@ -244,8 +244,7 @@ def _unknown(function: str, name: str, known: Sequence[str]) -> str:
 
 
 def check_database(
-    session: Session,
-    context: Context,
+    scope: Scope,
     handlers: Sequence[Handler],
     declared: Sequence[DeclaredQueue] = (),
     *,
@@ -254,8 +253,7 @@ def check_database(
     """Return how long a lease of each queue lasts, or raise for what keeps a consumer from working.
 
     Args:
-        session: Of the consumer.
-        context: Of the consumer.
+        scope: The session, and the settings of the service.
         handlers: Those that work.
         declared: Queues to compare with those in the database.
         create: Create those that are missing.
@@ -267,25 +265,25 @@ def check_database(
     """
     if not handlers:
         raise InvalidArgument("this consumer has no handler: decorate one with @consumer.on(queue)")
-    store.server_info(session, context)
-    migrations.check(session, models=context.models)
-    missing = _synchronized(session, context, declared, create=create)
+    store.server_info(scope)
+    migrations.check(scope.session, models=scope.models)
+    missing = _synchronized(scope, declared, create=create)
     leases = {}
     for handler in handlers:
         if (queue := missing.get(handler.queue)) is not None:
             leases[handler.queue] = handler.lease or queue.lease_at_creation
             continue
-        info = queues.get(session, context, handler.queue)
+        info = Queues(scope).get(handler.queue)
         leases[handler.queue] = handler.lease or timedelta(seconds=info.lease_seconds)
     return leases
 
 
 def _synchronized(
-    session: Session, context: Context, declared: Sequence[DeclaredQueue], *, create: bool
+    scope: Scope, declared: Sequence[DeclaredQueue], *, create: bool
 ) -> dict[str, DeclaredQueue]:
     """Create declared queues, or look for them; log what differs, and return what is missing."""
     missing = set()
-    for queue in queues.sync(session, context, declared, dry_run=not create):
+    for queue in Queues(scope).sync(declared, dry_run=not create):
         if queue.status == "missing":
             missing.add(queue.name)
             log.info("queue %r does not exist: the consumer creates it when it starts", queue.name)

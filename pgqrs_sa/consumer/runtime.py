@@ -16,8 +16,9 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from .._core import wakeup, workers
+from .._core import wakeup
 from ..errors import EventLoopLost
+from ..resources.workers import set_status
 from ..types import Outcome
 from .connection import ConsumerConnection
 from .dispatcher import Dispatcher
@@ -131,7 +132,7 @@ class Runtime:
         try:
             worker = register_worker(connection, state)
             if self._stop_waiting.is_set():  # told to stop meanwhile
-                connection.run_once(state.context, workers.set_status, worker.id, "stopped")
+                connection.run_once(state.context, set_status, worker.id, "stopped")
                 raise StartAborted
         finally:
             connection.close()

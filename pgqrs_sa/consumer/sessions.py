@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from .._core import routing
-from .._core.context import Context
+from .._core.scope import Scope
 from .._core.sessions import registry_of
 from ..errors import InvalidArgument
 from .call_context import scope_of
@@ -111,14 +111,14 @@ def open_session(made: Any, *, asynchronous: bool) -> Any:
     return made
 
 
-def engine_of(session: Session, context: Context) -> Engine:
+def engine_of(scope: Scope) -> Engine:
     """Return the engine that a new session has for the tables of the queue.
 
     Raises:
         InvalidArgument: a session that uses several databases for a statement, one bound to a
             connection, or not to PostgreSQL.
     """
-    bind = routing.bind_of(session, context.mapper)
+    bind = routing.bind_of(scope.session, scope.mapper)
     if isinstance(bind, Connection):
         raise InvalidArgument(
             "the sessionmaker is bound to one connection: a consumer needs an engine, with a "
@@ -128,11 +128,11 @@ def engine_of(session: Session, context: Context) -> Engine:
     return bind
 
 
-def refuse_elsewhere(session: Session, context: Context, engine: Engine) -> None:
+def refuse_elsewhere(scope: Scope, engine: Engine) -> None:
     """Raise when the session of a call is not of the database that the message was leased in."""
-    if session.bind is engine and routing.is_plain(session):
+    if scope.session.bind is engine and routing.is_plain(scope.session):
         return
-    theirs = routing.bind_of(session, context.mapper).engine
+    theirs = routing.bind_of(scope.session, scope.mapper).engine
     if theirs.pool is not engine.pool and theirs.url != engine.url:
         raise InvalidArgument(
             "the sessionmaker has made a session of another database than the consumer leases "

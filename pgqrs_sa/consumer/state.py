@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Protocol
 
-from .._core.context import Context
+from .._core.scope import Context
 from ..types import Outcome, WorkerInfo
 from .call_transactions import CallTransactions
 from .connection import Connector

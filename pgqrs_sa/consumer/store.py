@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
-from sqlalchemy.orm import Session
-
 from .._core import cursors, settle
-from .._core.context import Context, execute
 from .._core.lease import decodable, in_order
 from .._core.lease import deliveries as deliveries_of
+from .._core.scope import Scope
 from .._core.sql import consume as statements
 from .._core.sql import lease as leasing
 from .._core.sql import settle as settling
@@ -96,8 +94,7 @@ class QueueCheck:
 
 
 def settle_and_lease(
-    session: Session,
-    context: Context,
+    scope: Scope,
     done: Sequence[Delivery],
     queue: str,
     limit: int,
@@ -110,41 +107,37 @@ def settle_and_lease(
         "queue": queue,
         "limit": limit,
         "lease": lease,
-        "worker": context.worker,
+        "worker": scope.worker,
         "attempts": attempts,
     }
-    statement = statements.settle_and_lease(context.tables)
-    taking = cursors.CursorUse(session, context, statement, values)
-    rows = execute(session, context, statement, values | taking.binds()).all()
+    statement = statements.settle_and_lease(scope.tables)
+    taking = cursors.CursorUse(scope, statement, values)
+    rows = scope.execute(statement, values | taking.binds()).all()
     taken = in_order(row for row in rows if row.id is not None)
     (settled,) = (row.settled for row in rows if row.id is None)
     if not taking.record(taken):
-        beginning = leasing.dequeue(context.tables, by_worker=True)
-        taken = in_order(execute(session, context, beginning, values | taking.binds()))
+        beginning = leasing.dequeue(scope.tables, by_worker=True)
+        taken = in_order(scope.execute(beginning, values | taking.binds()))
         taking.record(taken)
-    found = deliveries_of(context, queue, taken, context.worker)
-    return SettledAndLeased(frozenset(settled or ()), *decodable(session, context, found))
+    found = deliveries_of(scope.context, queue, taken, scope.worker)
+    return SettledAndLeased(frozenset(settled or ()), *decodable(scope, found))
 
 
-def renew(
-    session: Session, context: Context, held: Sequence[Delivery], lease: timedelta
-) -> frozenset[int]:
+def renew(scope: Scope, held: Sequence[Delivery], lease: timedelta) -> frozenset[int]:
     """Let leases run out ``lease`` from now; return the ids for which that was possible."""
     values = settle.fence(held, required=0, lease=lease)
-    statement = settling.extend(context.tables, skip_locked=True)
-    return frozenset(row.id for row in execute(session, context, statement, values))
+    statement = settling.extend(scope.tables, skip_locked=True)
+    return frozenset(row.id for row in scope.execute(statement, values))
 
 
-def lookup_status(
-    session: Session, context: Context, deliveries: Sequence[Delivery]
-) -> dict[int, SettledStatus]:
+def lookup_status(scope: Scope, deliveries: Sequence[Delivery]) -> dict[int, SettledStatus]:
     """Say what became of deliveries that were just not settled.
 
     A row in the archive with the delivery's own fencing token is the delivery's own work, the
     reply to whose COMMIT was lost on the way; or, when it is dead, that of whoever buried it.
     """
     values = {"ids": [one.id for one in deliveries]}
-    rows = execute(session, context, settling.whereabouts(context.tables), values).all()
+    rows = scope.execute(settling.whereabouts(scope.tables), values).all()
     by_id: dict[int, list[Any]] = {}
     for row in rows:
         by_id.setdefault(row.id, []).append(row)
@@ -162,29 +155,26 @@ def _status(delivery: Delivery, rows: Iterable[Any]) -> SettledStatus:
     return Outcome.LOST
 
 
-def check_queues(session: Session, context: Context, queues: Sequence[str]) -> QueueCheck:
+def check_queues(scope: Scope, queues: Sequence[str]) -> QueueCheck:
     """Return which of these queues have something for this worker, in one statement."""
-    values = {"queues": list(queues), "worker": context.worker}
+    values = {"queues": list(queues), "worker": scope.worker}
     found: dict[str, set[str]] = {"ready": set(), "exhausted": set(), "missing": set()}
-    for row in execute(session, context, statements.check_queues(context.tables), values):
+    for row in scope.execute(statements.check_queues(scope.tables), values):
         found[row.found].add(row.queue)
     return QueueCheck(**{what: frozenset(names) for what, names in found.items()})
 
 
-def release_unanswered(
-    session: Session, context: Context, turns: Sequence[UnansweredLease], known: Iterable[int]
-) -> int:
+def release_unanswered(scope: Scope, turns: Sequence[UnansweredLease], known: Iterable[int]) -> int:
     """Give back what turns have leased whose replies were lost; return how many messages.
 
     Args:
-        session: In whose transaction.
-        context: Of the consumer.
+        scope: The session, and the settings of the service.
         turns: Those without a reply.
         known: The fencing tokens of leases that the consumer has been told of.
     """
     listed, count = sorted(known), 0
     sent = time.monotonic()
-    at: datetime = execute(session, context, statements.clock()).scalar_one()
+    at: datetime = scope.execute(statements.clock()).scalar_one()
     told = time.monotonic()
     for unanswered in turns:
         values = {
@@ -197,39 +187,33 @@ def release_unanswered(
             "until": at - timedelta(seconds=sent - unanswered.until),
             "known": listed,
         }
-        count += len(
-            execute(session, context, statements.release_unanswered(context.tables), values).all()
-        )
+        count += len(scope.execute(statements.release_unanswered(scope.tables), values).all())
     return count
 
 
-def lock_messages(session: Session, context: Context, deliveries: Sequence[Delivery]) -> None:
+def lock_messages(scope: Scope, deliveries: Sequence[Delivery]) -> None:
     """Lock deliveries until the transaction ends, or raise `LeaseLost`.
 
     For transactions that keep one snapshot (REPEATABLE READ, SERIALIZABLE): there a renewal by
     another transaction would make the acknowledgement fail. A locked message needs no renewal.
     """
     values = settle.fence(deliveries)
-    if len(execute(session, context, statements.lock_messages(context.tables), values).all()) < len(
-        deliveries
-    ):
-        raise settle.lease_lost(session, context, deliveries)
+    if len(scope.execute(statements.lock_messages(scope.tables), values).all()) < len(deliveries):
+        raise settle.lease_lost(scope, deliveries)
 
 
-def try_housekeeping_lock(session: Session, context: Context) -> bool:
+def try_housekeeping_lock(scope: Scope) -> bool:
     """Return whether this transaction is the one that tidies up now."""
-    return bool(
-        execute(session, context, statements.try_housekeeping_lock(context.tables)).scalar_one()
-    )
+    return bool(scope.execute(statements.try_housekeeping_lock(scope.tables)).scalar_one())
 
 
-def server_info(session: Session, context: Context) -> str:
+def server_info(scope: Scope) -> str:
     """Return the server's default isolation level, or raise if nothing can be leased there.
 
     Raises:
         ReadOnlyDatabase: a standby, or a database that is set to read only.
     """
-    row = execute(session, context, statements.server_info()).one()
+    row = scope.execute(statements.server_info()).one()
     if row.read_only:  # as every transaction of a standby is
         raise ReadOnlyDatabase(standby=row.standby)
     isolation: str = row.isolation

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Self
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from .._core.scope import Scope
 from ..aio import AsyncQueueService
 from ..errors import HandlerTimeout
 from . import stacks
@@ -416,11 +417,11 @@ class TaskExecutor:
         transaction: CallTransaction,
     ) -> list[Disposition]:
         call, context = unit.handler.call, self.runtime.state.context
-        refuse_elsewhere(session.sync_session, context, self.engine.sync_engine)
+        scope = Scope(session.sync_session, context)
+        refuse_elsewhere(scope, self.engine.sync_engine)
         if unit.handler.acknowledge == "commit":
-            await session.run_sync(
-                begin, context, unit, self.runtime.state.call_transactions, transaction
-            )
+            calls = self.runtime.state.call_transactions
+            await session.run_sync(lambda _: begin(scope, unit, calls, transaction))
         service = AsyncQueueService(
             session,
             models=context.models,
@@ -434,7 +435,9 @@ class TaskExecutor:
         if unit.handler.acknowledge == "first":
             return after_return(unit, result)
         book = self.runtime.state.lease_table
-        return await session.run_sync(commit_within, context, unit, result, book, transaction)
+        return await session.run_sync(
+            lambda _: commit_within(scope, unit, result, book, transaction)
+        )
 
 
 def _cancelled_by_others(unit: Invocation, error: BaseException) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from .._core.scope import Scope
 from ..service import QueueService
 from . import stacks
 from .base import BaseConsumer
@@ -397,9 +398,10 @@ class ThreadExecutor:
             self._sessionmaker() as session,
             session.begin(),
         ):
-            refuse_elsewhere(session, context, self.engine)
+            scope = Scope(session, context)
+            refuse_elsewhere(scope, self.engine)
             if unit.handler.acknowledge == "commit":
-                begin(session, context, unit, calls, transaction)
+                begin(scope, unit, calls, transaction)
             service = QueueService(
                 session,
                 models=context.models,
@@ -412,4 +414,4 @@ class ThreadExecutor:
             if unit.handler.acknowledge == "first":
                 return after_return(unit, result)
             book = self.runtime.state.lease_table
-            return commit_within(session, context, unit, result, book, transaction)
+            return commit_within(scope, unit, result, book, transaction)

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from .._core.scope import Scope
 from ..errors import InvalidArgument
 from .catalog import TABLES
 from .check_context import CheckContext
@@ -38,7 +39,7 @@ from .server_checks import SERVER_CHECKS, TABLE_CHECKS
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from .._core.context import Context
+    from .._core.scope import Context
 
 __all__ = ["CHECKS", "Finding", "Severity", "Thresholds", "diagnose"]
 
@@ -75,7 +76,7 @@ def diagnose(
     """
     if unknown := sorted(set(only) - set(CHECKS)):
         raise InvalidArgument(f"no check is called {unknown[0]!r}; there are {', '.join(CHECKS)}")
-    check = CheckContext.of(session, context, thresholds)
+    check = CheckContext.of(Scope(session, context), thresholds)
     found: list[Finding] = []
     for name, find in _possible(check).items():
         if not only or name in only:

@@ -21,11 +21,10 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.orm import Session
 
 from .. import schema_models
 from .._core import routing
-from .._core.context import Context, execute
+from .._core.scope import Scope
 from .._core.sql import catalog
 
 __all__ = ["DIALECT", "TABLES", "Column", "Constraint", "Index", "Table", "expected", "installed"]
@@ -90,44 +89,44 @@ class Table:
     constraints: dict[str, Constraint] = field(default_factory=dict)
 
 
-def installed(session: Session, context: Context, schema: str | None) -> dict[str, Table]:
+def installed(scope: Scope, schema: str | None) -> dict[str, Table]:
     """Return those of the four tables that the database has.
 
     Without a schema they are looked up along the ``search_path``, as statements find them. If that
     leads to several schemas, only what is in the first of these is returned.
     """
-    found = _read(session, context, schema)
+    found = _read(scope, schema)
     first = next((table.schema for table in found.values()), None)
     if all(table.schema == first for table in found.values()):
         return found
-    return _read(session, context, first)
+    return _read(scope, first)
 
 
-def expected(session: Session, context: Context, *, exact: bool) -> dict[str, Table]:
+def expected(scope: Scope, *, exact: bool) -> dict[str, Table]:
     """Return the four tables as they should be; ``exact`` needs temporary tables."""
     if not exact:
         return {name: _declared(table) for name, table in TABLES.items()}
-    connection = routing.connect(session, {"mapper": context.mapper})
+    connection = routing.connect(scope.session, {"mapper": scope.mapper})
     savepoint = connection.begin_nested()
     try:
         _METADATA.create_all(connection, checkfirst=False)
-        return _read(session, context, "pg_temp")
+        return _read(scope, "pg_temp")
     finally:
         savepoint.rollback()
 
 
-def _read(session: Session, context: Context, schema: str | None) -> dict[str, Table]:
+def _read(scope: Scope, schema: str | None) -> dict[str, Table]:
     names = {"schema": schema, "names": list(TABLES)}
     found: dict[str, Table] = {}
-    for row in execute(session, context, catalog.relations, names):
+    for row in scope.execute(catalog.relations, names):
         options = dict(option.split("=", 1) for option in row.options)
         found[row.name] = Table(row.oid, row.schema, row.persistence, options)
     by_oid = {table.oid: table for table in found.values()}
     oids = {"oids": list(by_oid)}
-    for row in execute(session, context, catalog.columns, oids):
+    for row in scope.execute(catalog.columns, oids):
         column = Column(row.type, row.nullable, row.default, row.identity)
         by_oid[row.oid].columns[row.name] = column
-    for row in execute(session, context, catalog.indexes, oids):
+    for row in scope.execute(catalog.indexes, oids):
         by_oid[row.oid].indexes[row.name] = Index(
             row.unique,
             row.partial,
@@ -136,7 +135,7 @@ def _read(session: Session, context: Context, schema: str | None) -> dict[str, T
             row.valid,
             row.of_constraint,
         )
-    for row in execute(session, context, catalog.constraints, oids):
+    for row in scope.execute(catalog.constraints, oids):
         by_oid[row.oid].constraints[row.name] = Constraint(row.kind, row.body)
     return found
 

@@ -11,10 +11,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Row
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.orm import Session
 
 from .._core import routing
-from .._core.context import Context, execute
+from .._core.scope import Scope
 from .._core.sql import catalog
 from .catalog import DIALECT, Table, installed
 from .findings import Thresholds
@@ -30,8 +29,7 @@ class CheckContext:
     """One run of the doctor.
 
     Attributes:
-        session: The session to execute the statements in.
-        context: The service's settings.
+        scope: The session of the check, and the settings of the service.
         thresholds: Above which something is a finding.
         connection: The connection of the session.
         schema: The schema that the tables belong in; None follows the search path.
@@ -39,8 +37,7 @@ class CheckContext:
         tables: Those of the four tables that exist.
     """
 
-    session: Session
-    context: Context
+    scope: Scope
     thresholds: Thresholds
     connection: sa.Connection
     schema: str | None
@@ -49,19 +46,19 @@ class CheckContext:
     _seen: dict[Any, list[Row[Any]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, session: Session, context: Context, thresholds: Thresholds) -> CheckContext:
+    def of(cls, scope: Scope, thresholds: Thresholds) -> CheckContext:
         """Return the context for the database of a session."""
-        connection = routing.connect(session, {"mapper": context.mapper})
-        declared = context.tables.queue
+        connection = routing.connect(scope.session, {"mapper": scope.mapper})
+        declared = scope.tables.queue
         mapped = connection.get_execution_options().get("schema_translate_map") or {}
         schema: str | None = mapped.get(declared.schema, declared.schema)
-        facts = execute(session, context, catalog.facts).one()
-        tables = installed(session, context, schema)
-        return cls(session, context, thresholds, connection, schema, facts, tables)
+        facts = scope.execute(catalog.facts).one()
+        tables = installed(scope, schema)
+        return cls(scope, thresholds, connection, schema, facts, tables)
 
     def rows(self, statement: Any, **values: Any) -> list[Row[Any]]:
         """Return the rows of a statement."""
-        return list(execute(self.session, self.context, statement, values).all())
+        return list(self.scope.execute(statement, values).all())
 
     def rows_once(self, statement: Any) -> list[Row[Any]]:
         """Return the rows of a statement that several checks read."""

@@ -17,7 +17,7 @@ _A_YEAR = 365.0 * 86_400
 
 def leases(check: CheckContext) -> Iterator[Finding]:
     """Yield leases that nobody is going to settle, and that end only far in the future."""
-    tables = check.context.tables
+    tables = check.scope.tables
     for row in check.rows(health.stuck_leases(tables), ahead=check.thresholds.lease_ahead):
         yield Finding(
             "leases",
@@ -31,7 +31,7 @@ def leases(check: CheckContext) -> Iterator[Finding]:
 
 def backlog(check: CheckContext) -> Iterator[Finding]:
     """Yield queues whose messages are not worked on."""
-    tables, thresholds = check.context.tables, check.thresholds
+    tables, thresholds = check.scope.tables, check.thresholds
     for row in check.rows_once(health.backlog(tables)):
         paused, waiting = row.paused_age, row.ready_age
         if paused is not None and paused > thresholds.paused_age and row.ready:
@@ -49,7 +49,7 @@ def backlog(check: CheckContext) -> Iterator[Finding]:
 
 def exhausted(check: CheckContext) -> Iterator[Finding]:
     """Yield messages that are out of attempts, and that nobody has made dead letters."""
-    tables = check.context.tables
+    tables = check.scope.tables
     for row in check.rows_once(health.backlog(tables)):
         if row.exhausted_age is not None and row.exhausted_age > check.thresholds.exhausted_age:
             fix = check.sql(
@@ -68,8 +68,8 @@ def retention(check: CheckContext) -> Iterator[Finding]:
     (archive_table,) = check.rows(catalog.estimated_rows, oids=oids)
     if archive_table.estimate <= check.thresholds.archived_rows:
         return
-    queue = check.context.tables.queue
-    for row in check.rows(health.kept_for_ever(check.context.tables)):
+    queue = check.scope.tables.queue
+    for row in check.rows(health.kept_for_ever(check.scope.tables)):
         keep = queue.update().where(queue.c.id == row.id).values(retention_seconds=_A_YEAR)
         problem = (
             f"the archive has about {archive_table.estimate} rows: this queue has no retention, "
@@ -80,9 +80,9 @@ def retention(check: CheckContext) -> Iterator[Finding]:
 
 def orphans(check: CheckContext) -> Iterator[Finding]:
     """Yield messages whose queue is gone."""
-    queue = check.context.tables.queue
+    queue = check.scope.tables.queue
     places: dict[int, list[str]] = {}
-    statements = integrity.missing_queues(check.context.tables)
+    statements = integrity.missing_queues(check.scope.tables)
     for place, statement in zip(("live", "archived"), statements, strict=True):
         for row in check.rows(statement):
             places.setdefault(row.id, []).append(place)
@@ -95,9 +95,9 @@ def orphans(check: CheckContext) -> Iterator[Finding]:
 
 def workers(check: CheckContext) -> Iterator[Finding]:
     """Yield workers that are silent but not stopped."""
-    worker = check.context.tables.worker
+    worker = check.scope.tables.worker
     silence = check.thresholds.worker_silence
-    for row in check.rows(health.silent_workers(check.context.tables), silence=silence):
+    for row in check.rows(health.silent_workers(check.scope.tables), silence=silence):
         stop = worker.update().where(worker.c.id == row.id)
         stop = stop.values(status="stopped", shutdown_at=worker.c.heartbeat_at)
         problem = f"{row.name} on {row.hostname} was last heard of {text_of(row.silence)} ago"

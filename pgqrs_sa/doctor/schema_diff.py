@@ -87,7 +87,7 @@ def _inexact(check: CheckContext) -> tuple[str, str] | None:
 
 def _compare_tables(check: CheckContext, *, exact: bool) -> Iterator[Finding]:
     """Yield what differs from the models; if ``exact``, expressions too."""
-    for name, wanted in expected(check.session, check.context, exact=exact).items():
+    for name, wanted in expected(check.scope, exact=exact).items():
         repairs = check.repairs(name)
         if name not in check.tables:
             problem = "the table is missing"

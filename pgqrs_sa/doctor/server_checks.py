@@ -188,7 +188,7 @@ def sequences(check: CheckContext) -> Iterator[Finding]:
     """Yield sequences that run out of numbers, or give out some that are taken."""
     if check.facts.citus:
         return  # each node has a range of its own: the highest id says nothing about this sequence
-    highest = check.rows(health.highest_ids(check.context.tables))[0]
+    highest = check.rows(health.highest_ids(check.scope.tables))[0]
     names = {table.oid: name for name, table in check.tables.items()}
     for row in check.rows(catalog.sequences, oids=check.oids):
         if row.column == FENCING_TOKEN:
@@ -224,7 +224,7 @@ def _tokens(check: CheckContext, row: Row[Any]) -> Iterator[Finding]:
         if wrong:
             fix = f"ALTER SEQUENCE {row.name} {setting}"
             yield Finding("sequences", "error", row.name, f"the sequence {problem}", lines(fix))
-    newest = check.rows(health.newest_token(check.context.tables))[0].token
+    newest = check.rows(health.newest_token(check.scope.tables))[0].token
     if row.last is not None and row.last < (newest or 0):
         problem = (
             f"the next fencing token is {row.last + 1}, and a message has {newest} already: "

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from .. import migrations
-from .._core import integrity, states
-from .._core.context import Context
+from .._core import states
+from .._core.scope import Context, Scope
 from .._core.tables import tables_of
 from ..aio import AsyncQueueService
 from ..doctor.catalog import installed
@@ -23,6 +23,7 @@ from ..errors import QueueNotFound as CoreQueueNotFound
 from ..errors import SchemaVersionError, WorkerNotReady
 from ..migrations import schemas
 from ..models import Models
+from ..service import QueueService
 from ..types import Seconds
 from .config import Config
 from .database import Connected, Database
@@ -580,9 +581,9 @@ def _uninstall(connection: sa.Connection, schema: str | None) -> None:
 def _verify(session: Session, schema: str | None, models: Models) -> None:
     migrations.check(session.connection(), schema, models=models)
     context = Context.of(models, None, None, allow_autocommit=False)
-    existing = installed(session, context, schema)
+    existing = installed(Scope(session, context), schema)
     if missing := [table.name for table in tables_of(models) if table.name not in existing]:
         raise NotIntact({f"missing table {name}": 1 for name in missing})
-    counts = integrity.orphans(session, context)
+    counts = QueueService(session, models=models).orphans()
     if findings := {kind: count for kind, count in counts.items() if count}:
         raise NotIntact(findings)

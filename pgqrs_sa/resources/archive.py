@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
-from .._core import archive, queries
+from sqlalchemy import Row, Select
+from sqlalchemy.exc import IntegrityError
+
+from .. import validation
+from .._core import routing
+from .._core.criteria import criteria_on
+from .._core.identity_map import expire_all_deleted, expire_deleted
+from .._core.lease import dead_letter_exhausted
+from .._core.queues import get as get_queue
+from .._core.sql import archive as statements
+from .._core.sql import queries
+from .._core.wakeup import announce
+from ..errors import DuplicateMessage, InvalidArgument, MessageNotFound
 from ..types import ArchivedInfo, ArchiveOutcome, Criteria, Receipt, Seconds
-from .base import Resource
+from .messages import Reading, check_choice
 
 __all__ = ["Archived"]
 
+_TRIES = 10  # a key that is settled between two statements is free; this never ends otherwise
 
-class Archived(Resource):
+
+class Archived(Reading):
     """Settled messages."""
 
     def get(self, id: int) -> ArchivedInfo:
         """Return an archived message by the archive's id, or raise `MessageNotFound`."""
-        return queries.get_archived(self._session, self._context, id)
+        values = {"id": validation.validate_id(id)}
+        statement = queries.archived_by_id(self._scope.tables)
+        row = self._scope.execute(statement, values).one_or_none()
+        if row is None:
+            raise MessageNotFound([id], "is in the archive: this is the archive's own id")
+        return self._info(row)
 
     def find(
         self,
@@ -52,19 +72,11 @@ class Archived(Resource):
             QueueNotFound: there is no such queue.
             ReadTimeout: it took longer; the transaction can go on.
         """
-        return queries.find_archived(
-            self._session,
-            self._context,
-            queue,
-            outcome,
-            payload,
-            where,
-            after,
-            limit,
-            newest_first,
-            content=content,
-            timeout=timeout,
+        found = self._matching(
+            queue, outcome, payload, where, newest_first=newest_first, whole=content
         )
+        rows = self._page(found, queue, payload, after, limit, timeout)
+        return [self._info(row) for row in rows]
 
     def count(
         self,
@@ -76,9 +88,8 @@ class Archived(Resource):
         timeout: Seconds | None = None,
     ) -> int:
         """Count archived messages to the last; the arguments are those of `find`."""
-        return queries.count_archived(
-            self._session, self._context, queue, outcome, payload, where, timeout=timeout
-        )
+        found = self._matching(queue, outcome, payload, where)
+        return self._count(found, queue, payload, timeout)
 
     def bury(self, queue: str, *, limit: int = 1000) -> int:
         """Make dead letters of exhausted messages whose last holder never settled them.
@@ -86,7 +97,7 @@ class Archived(Resource):
         Returns:
             How many there were, at most ``limit``.
         """
-        return archive.dead_letter_exhausted(self._session, self._context, queue, limit)
+        return dead_letter_exhausted(self._scope, queue, limit)
 
     def requeue(
         self,
@@ -112,11 +123,36 @@ class Archived(Resource):
         self, ids: Iterable[int], *, delay: Seconds = 0, attempts: int | None = None
     ) -> builtins.list[Receipt]:
         """Requeue all of these, or none; the receipts come in the order of the ids."""
-        return archive.requeue(self._session, self._context, ids, delay, attempts)
+        listed = [validation.validate_id(id_) for id_ in validation.as_list(ids, "ids")]
+        wanted = sorted(set(listed))
+        values = {
+            "ids": wanted,
+            "delay": validation.validate_duration(delay),
+            "attempts": None if attempts is None else validation.validate_max_read_ct(attempts),
+            "required": len(wanted),
+        }
+        if not wanted:
+            return []
+        original = self._originals(wanted)
+        moved = {row.id: Receipt(row.id, row.vt) for row in self._moved(values)}
+        scope = self._scope
+        expire_deleted(scope.session, scope.models.archived, wanted if moved else ())
+        announce(scope, list(moved))
+        if not moved:
+            # Since then one was taken from the archive, or its key came alive; or two share a key.
+            self._originals(wanted)
+            raise InvalidArgument(f"archived messages {wanted} share a key: requeue one of them")
+        return [moved[original[id_]] for id_ in listed]
 
     def delete(self, ids: Iterable[int]) -> int:
         """Delete archived messages by the archive's ids, and return how many there were."""
-        return archive.delete(self._session, self._context, ids)
+        listed = [validation.validate_id(id_) for id_ in validation.as_list(ids, "ids")]
+        if not listed:
+            return 0
+        scope = self._scope
+        gone = scope.execute(statements.delete(scope.tables), {"ids": listed}).scalars().all()
+        expire_deleted(scope.session, scope.models.archived, gone)
+        return len(gone)
 
     def prune(
         self,
@@ -135,4 +171,69 @@ class Archived(Resource):
         Returns:
             How many were deleted.
         """
-        return archive.prune(self._session, self._context, older_than, queue, limit)
+        scope = self._scope
+        values: dict[str, Any] = {"limit": validation.validate_limit(limit)}
+        if older_than is not None:
+            values["older_than"] = validation.validate_age(older_than, "older_than")
+        if queue is not None:
+            values["queue"] = get_queue(scope, queue).name
+        statement = statements.prune(
+            scope.tables, one_queue=queue is not None, by_retention=older_than is None
+        )
+        result: Any = scope.execute(statement, values)
+        expire_all_deleted(scope.session, scope.models.archived)
+        return int(result.rowcount)
+
+    def _matching(
+        self,
+        queue: str | None,
+        outcome: ArchiveOutcome | None,
+        payload: Any,
+        where: Criteria,
+        **order: bool,
+    ) -> Select[Any]:
+        check_choice("outcome", outcome, ArchiveOutcome)
+        tables = self._scope.tables
+        shape = {"in_queue": queue is not None, "by_payload": payload is not None, **order}
+        if where is None:
+            return queries.find_archived(tables, outcome=outcome, **shape)
+        criteria = criteria_on(where, tables.archived, tables.queue)
+        return queries.find_archived_where(tables, criteria, outcome=outcome, **shape)
+
+    def _moved(self, values: Mapping[str, Any]) -> Sequence[Row[Any]]:
+        """Move them, or none of them, without loss to the caller's transaction.
+
+        Another transaction that is just enqueueing one of the keys cannot be seen; the INSERT waits
+        for it, and fails if it commits. The next try sees the key, and moves nothing.
+        """
+        scope = self._scope
+        connection = routing.connect(scope.session, {"mapper": scope.mapper})
+        alone = routing.is_autocommit(connection)
+        for tried in range(1, _TRIES + 1):
+            try:
+                with nullcontext() if alone else connection.begin_nested():
+                    return scope.execute(statements.requeue(scope.tables), values).all()
+            except IntegrityError:
+                if tried == _TRIES:  # by a snapshot, which does not show who has the key
+                    raise
+        raise AssertionError
+
+    def _originals(self, wanted: Sequence[int]) -> dict[int, int]:
+        """Return the message ids by archive id, or raise for the first that cannot be moved."""
+        statement = statements.requeue_candidates(self._scope.tables)
+        rows = self._scope.execute(statement, {"ids": wanted}).all()
+        if missing := sorted(set(wanted) - {row.id for row in rows}):
+            raise MessageNotFound(missing, "is in the archive: these are the archive's own ids")
+        for row in rows:
+            if row.live_id is not None:
+                raise DuplicateMessage(row.dedup_key, row.live_id)
+        return {row.id: row.original_msg_id for row in rows}
+
+    def _info(self, row: Any) -> ArchivedInfo:
+        return ArchivedInfo(
+            original_msg_id=row.original_msg_id,
+            outcome=row.outcome,
+            reason=getattr(row, "reason", None),
+            archived_at=row.archived_at,
+            **self._content(row),
+        )

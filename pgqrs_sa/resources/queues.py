@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from .._core import queues
-from .._core.queues import UNCHANGED
-from ..declared import QueueSource
-from ..types import QueueInfo, Seconds, SyncedQueue
-from .base import Resource
+from .. import validation
+from .._core import wakeup
+from .._core.identity_map import expire_all_deleted, expire_deleted
+from .._core.queues import binds, create, execute_on, get, info
+from .._core.scope import Resource, Scope
+from .._core.sql import queues as statements
+from ..declared import DeclaredQueue, QueueSource, declared_in
+from ..errors import InvalidArgument, PgqrsError, QueueNotEmpty
+from ..types import QueueDifference, QueueInfo, Seconds, SyncedQueue
 
 __all__ = ["Queues"]
+
+UNCHANGED: Any = object()
+"""The default of a setting that is left as it is; None is a value of ``retention``."""
+
+_TRIES = 3
+"""A queue that is neither created nor found was deleted in between, or is hidden from this role."""
 
 
 class Queues(Resource):
@@ -37,9 +48,9 @@ class Queues(Resource):
                 `Archived.prune`; None, unless given, for ever.
             max_payload_bytes: The largest payload, as UTF-8 JSON; 1 MiB unless given.
         """
-        return queues.create(
-            self._session, self._context, name, lease, max_read_ct, retention, max_payload_bytes
-        )
+        validation.validate_queue_name(name)
+        given = _checked(lease, max_read_ct, retention, max_payload_bytes)
+        return create(self._scope, name, given)
 
     def sync(
         self, declared: QueueSource, *, update: bool = False, dry_run: bool = False
@@ -62,15 +73,26 @@ class Queues(Resource):
         Raises:
             InvalidArgument: something else is in the list, or two of one name differ.
         """
-        return queues.sync(self._session, self._context, declared, update=update, dry_run=dry_run)
+        wanted = declared_in(declared)
+        found = _found(self._scope, wanted)
+        missing = [queue for queue in wanted if queue.name not in found]
+        if missing and not dry_run:
+            found |= _create_missing(self._scope, missing)
+        return [
+            _compared(self._scope, queue, found[queue.name], update=update and not dry_run)
+            if queue.name in found
+            else SyncedQueue(queue.name, "missing" if dry_run else "created")
+            for queue in wanted
+        ]
 
     def get(self, name: str) -> QueueInfo:
         """Return a queue, or raise `QueueNotFound`."""
-        return queues.get(self._session, self._context, name)
+        return get(self._scope, name)
 
     def list(self) -> builtins.list[QueueInfo]:
         """Return all queues by name."""
-        return queues.everything(self._session, self._context)
+        rows = self._scope.execute(statements.everything(self._scope.tables))
+        return [info(row) for row in rows]
 
     def update(
         self,
@@ -85,17 +107,23 @@ class Queues(Resource):
 
         A new ``max_read_ct`` holds for messages that were never leased yet.
         """
-        return queues.update(
-            self._session, self._context, name, lease, max_read_ct, retention, max_payload_bytes
-        )
+        given = _checked(lease, max_read_ct, retention, max_payload_bytes)
+        if not given:
+            raise InvalidArgument("update needs at least one setting to change")
+        validation.validate_queue_name(name)
+        statement = statements.update(self._scope.tables, tuple(given))
+        return execute_on(self._scope, statement, name, binds(name, given))
 
     def pause(self, name: str) -> QueueInfo:
         """Let nothing be leased until `resume`. Enqueueing and settling go on."""
-        return queues.pause(self._session, self._context, name)
+        return execute_on(self._scope, statements.pause(self._scope.tables), name)
 
     def resume(self, name: str) -> QueueInfo:
         """Let messages be leased again."""
-        return queues.resume(self._session, self._context, name)
+        scope = self._scope
+        found = execute_on(scope, statements.resume(scope.tables), name)
+        wakeup.mark_enqueued(scope.session, name, scope.mapper)
+        return found
 
     def purge(
         self,
@@ -127,7 +155,23 @@ class Queues(Resource):
             InvalidArgument: ``tokens`` is no mapping of ids to tokens, or is given with ``limit``
                 or ``up_to``.
         """
-        return queues.purge(self._session, self._context, name, limit, up_to, tokens)
+        scope = self._scope
+        values: dict[str, Any] = {"queue": name}
+        if tokens is None:
+            statement = statements.purge(scope.tables)
+            values["limit"] = None if limit is None else validation.validate_limit(limit)
+            values["up_to"] = None if up_to is None else validation.validate_id(up_to)
+        else:
+            if limit is not None or up_to is not None:
+                raise InvalidArgument(
+                    "tokens name the messages: give neither limit nor up_to with them"
+                )
+            statement = statements.purge_unchanged(scope.tables)
+            values |= _read(tokens)
+        get(scope, name)
+        result: Any = scope.execute(statement, values)
+        expire_all_deleted(scope.session, scope.models.message)
+        return int(result.rowcount)
 
     def delete(self, name: str, *, force: bool = False) -> None:
         """Delete a queue. Commit at once: from its lock to the commit, every queue waits.
@@ -148,4 +192,100 @@ class Queues(Resource):
         Raises:
             QueueNotEmpty: it holds messages, or history, and ``force`` is not given.
         """
-        queues.delete(self._session, self._context, name, force)
+        scope = self._scope
+        get(scope, name)
+        if not force:
+            self._refuse_unless_empty(name)
+        # Before anything is deleted: an enqueue that waits for a key which this transaction has
+        # freed keeps its lock on the table, and the two would deadlock.
+        scope.execute(statements.lock_messages(scope.tables))
+        values = {"queue": name}
+        if not force:
+            self._refuse_unless_empty(name)  # what was being enqueued is there now
+        elif not scope.execute(statements.is_empty(scope.tables), values).scalar_one():
+            self.purge(name)
+            scope.execute(statements.delete_history(scope.tables), values)
+            expire_all_deleted(scope.session, scope.models.archived)
+        gone = scope.execute(statements.delete(scope.tables), values).scalars().all()
+        expire_deleted(scope.session, scope.models.queue, gone)
+
+    def _refuse_unless_empty(self, name: str) -> None:
+        scope, values = self._scope, {"queue": name}
+        if not scope.execute(statements.is_empty(scope.tables), values).scalar_one():
+            held = scope.execute(statements.contents(scope.tables), values).one()
+            raise QueueNotEmpty(name, held.messages, held.archived)
+
+
+def _found(scope: Scope, declared: Sequence[DeclaredQueue]) -> dict[str, QueueInfo]:
+    """Return those that exist. They need no INSERT, which needs a right of its own."""
+    if not declared:
+        return {}
+    names = [queue.name for queue in declared]
+    rows = scope.execute(statements.named(scope.tables), {"names": names})
+    return {row.queue_name: info(row) for row in rows}
+
+
+def _create_missing(scope: Scope, missing: Sequence[DeclaredQueue]) -> dict[str, QueueInfo]:
+    """Create queues; return those that another process has created meanwhile."""
+    statement = statements.create_missing(scope.tables.queue)
+    found: dict[str, QueueInfo] = {}
+    left = list(missing)
+    for _ in range(_TRIES):
+        created = scope.execute(statement, statements.columns_of(left)).scalars().all()
+        left = [queue for queue in left if queue.name not in created]
+        if not left:
+            return found
+        found |= _found(scope, left)
+        left = [queue for queue in left if queue.name not in found]
+        if not left:
+            return found
+    raise PgqrsError(
+        f"the queue {left[0].name!r} can neither be created nor found: look for a row-level "
+        "security policy on pgqrs_queues"
+    )
+
+
+def _compared(
+    scope: Scope,
+    declared: DeclaredQueue,
+    found: QueueInfo,
+    *,
+    update: bool,
+) -> SyncedQueue:
+    differences = tuple(
+        QueueDifference(setting, value, getattr(found, setting))
+        for setting, value in declared.settings().items()
+        if getattr(found, setting) != value
+    )
+    if not differences:
+        return SyncedQueue(declared.name, "unchanged")
+    if update:
+        changed = {difference.setting: difference.declared for difference in differences}
+        statement = statements.update(scope.tables, tuple(changed))
+        execute_on(scope, statement, declared.name, binds(declared.name, changed))
+    return SyncedQueue(declared.name, "updated" if update else "differs", differences)
+
+
+def _read(tokens: object) -> dict[str, list[int]]:
+    if not isinstance(tokens, Mapping):
+        raise InvalidArgument(
+            f"tokens must be a mapping of ids to fencing tokens, not a {type(tokens).__name__}"
+        )
+    return {
+        "ids": [validation.validate_id(id_) for id_ in tokens],
+        "tokens": [validation.validate_id(token, "token") for token in tokens.values()],
+    }
+
+
+def _checked(
+    lease: object, max_read_ct: object, retention: object, max_payload_bytes: object
+) -> dict[str, Any]:
+    """Return the settings that were given, as their columns take them."""
+    settings = {
+        "lease": lease,
+        "max_read_ct": max_read_ct,
+        "retention": retention,
+        "max_payload_bytes": max_payload_bytes,
+    }
+    given = {name: value for name, value in settings.items() if value is not UNCHANGED}
+    return validation.validate_queue_settings(given)

@@ -14,12 +14,13 @@ from sqlalchemy.sql import Executable
 
 from .. import validation
 from .._core import cursors, states
-from .._core import queues as queue_operations
-from .._core.context import Context, execute, sync_loaded
+from .._core.identity_map import sync_loaded
+from .._core.scope import Context, Scope
 from .._core.sql.fragments import MOVED, array_bind, elapsed, interval_bind, timestamp
 from .._core.states import now
 from .._core.tables import Tables
 from ..models import READY_MADE, Models
+from ..resources import Queues
 from ..types import Seconds
 from .sessions import SessionLike, perform
 
@@ -71,33 +72,30 @@ def advance(
 
     def work(session: Session) -> int:
         session.flush()
+        scope = Scope(session, context)
         if queue is not None:
-            queue_operations.get(session, context, queue)
-        return shift(session, context, length, None if queue is None else [queue])
+            Queues(scope).get(queue)
+        return shift(scope, length, None if queue is None else [queue])
 
     return perform(session, work, lambda moved: moved)
 
 
-def shift(
-    session: Session, context: Context, length: timedelta, queues: Sequence[str] | None
-) -> int:
+def shift(scope: Scope, length: timedelta, queues: Sequence[str] | None) -> int:
     """Move the messages of these queues (or of all) back in time; return how many."""
-    statement = _shift(context.tables, everywhere=queues is None)
+    statement = _shift(scope.tables, everywhere=queues is None)
     values: dict[str, Any] = {"length": length}
     if queues is not None:
         values["queues"] = list(queues)
-    rows = execute(session, context, statement, values).all()
+    rows = scope.execute(statement, values).all()
     cursors.reset()  # the cursors of dequeues are not valid any more
-    sync_loaded(session, context.models.message, rows, MOVED)
+    sync_loaded(scope.session, scope.models.message, rows, MOVED)
     return len(rows)
 
 
-def next_due(session: Session, context: Context, queues: Sequence[str]) -> timedelta | None:
+def next_due(scope: Scope, queues: Sequence[str]) -> timedelta | None:
     """Return how long it takes until the next scheduled message of these queues is due."""
     values = {"queues": list(queues)}
-    wait: timedelta | None = execute(
-        session, context, _next_due(context.tables), values
-    ).scalar_one()
+    wait: timedelta | None = scope.execute(_next_due(scope.tables), values).scalar_one()
     return wait
 
 

@@ -14,9 +14,10 @@ from sqlalchemy import util
 from sqlalchemy.orm import Session
 
 from .. import validation
-from .._core import archive, settlements
-from .._core.context import Context, execute, expire_deleted, sync_loaded
-from .._core.lease import decodable, deliveries, in_order
+from .._core import settlements
+from .._core.identity_map import expire_deleted, sync_loaded
+from .._core.lease import dead_letter_exhausted, decodable, deliveries, in_order
+from .._core.scope import Context, Scope
 from .._core.sql import lease as statements
 from .._core.sql.fragments import MOVED
 from ..consumer.disposition import PACKAGE, Disposition
@@ -179,10 +180,9 @@ class _Drain:
         handlers: Sequence[Handler],
         limits: _Limits,
     ) -> None:
-        self._session = session
+        self._scope = Scope(session, settings.context())
         self._given = given
         self._settings = settings
-        self._context = settings.context()
         self._handlers = handlers
         self._limits = limits
         self._reporter = EventEmitter(settings.hooks)
@@ -193,8 +193,8 @@ class _Drain:
     def run(self) -> Drained:
         """Call handlers until no message is left."""
         __tracebackhide__ = True
-        self._session.flush()
-        leases = check_database(self._session, self._context, self._handlers, self._settings.queues)
+        self._scope.session.flush()
+        leases = check_database(self._scope, self._handlers, self._settings.queues)
         while True:
             # Each handler is called once in turn: no queue waits until another is empty.
             worked = False
@@ -242,11 +242,11 @@ class _Drain:
             "worker": None,
             "attempts": handler.retry.max_attempts,
         }
-        statement = statements.dequeue(self._context.tables, by_worker=False)
-        rows = in_order(execute(self._session, self._context, statement, values))
-        sync_loaded(self._session, self._context.models.message, rows, MOVED)
-        found = deliveries(self._context, handler.queue, rows, None)
-        return decodable(self._session, self._context, found)
+        statement = statements.dequeue(self._scope.tables, by_worker=False)
+        rows = in_order(self._scope.execute(statement, values))
+        sync_loaded(self._scope.session, self._scope.models.message, rows, MOVED)
+        found = deliveries(self._scope.context, handler.queue, rows, None)
+        return decodable(self._scope, found)
 
     def _work(self, unit: Invocation) -> list[Disposition]:
         __tracebackhide__ = True
@@ -274,14 +274,14 @@ class _Drain:
         if not call.needs_session:
             values = call.arguments(unit.deliveries, payloads, None, None)
             return invocation.after_return(unit, called(call, values))
-        with self._session.begin_nested():
-            service = service_of(self._given, self._context, self._settings)
+        with self._scope.session.begin_nested():
+            service = service_of(self._given, self._scope.context, self._settings)
             values = call.arguments(unit.deliveries, payloads, self._given, service)
-            with forbid_commit(self._session, unit.handler):
+            with forbid_commit(self._scope.session, unit.handler):
                 result = called(call, values)
             if unit.handler.acknowledge == "first":
                 return invocation.after_return(unit, result)
-            return invocation.settle_within(self._session, self._context, unit, result)
+            return invocation.settle_within(self._scope, unit, result)
 
     def _settle(
         self, dispositions: Sequence[Disposition], unit: Invocation, started_at: float
@@ -297,11 +297,11 @@ class _Drain:
             for disposition in dispositions
             if disposition.outcome is not None
         }
-        outcomes |= settlements.apply(self._session, self._context, due, strict=False)
+        outcomes |= settlements.apply(self._scope, due, strict=False)
         # A consumer's own session has no objects, but the session of a test may.
         expire_deleted(
-            self._session,
-            self._context.models.message,
+            self._scope.session,
+            self._scope.models.message,
             [disposition.delivery.id for disposition in due],
         )
         for disposition in dispositions:
@@ -334,9 +334,7 @@ class _Drain:
     def _dead_letter_exhausted(self) -> int:
         """Dead-letter messages whose attempts were used up elsewhere."""
         moved = sum(
-            archive.dead_letter_exhausted(
-                self._session, self._context, handler.queue, _DEAD_LETTER_CHUNK
-            )
+            dead_letter_exhausted(self._scope, handler.queue, _DEAD_LETTER_CHUNK)
             for handler in self._handlers
         )
         self._counts["dead"] += moved
@@ -345,10 +343,10 @@ class _Drain:
     def _advance(self) -> bool:
         """Let time pass until the next message is due; return False if none is scheduled."""
         queues = [handler.queue for handler in self._handlers]
-        wait = next_due(self._session, self._context, queues)
+        wait = next_due(self._scope, queues)
         if wait is None:
             return False
-        shift(self._session, self._context, max(wait, timedelta(0)), queues)
+        shift(self._scope, max(wait, timedelta(0)), queues)
         return True
 
     def _endless(self, delivery: Delivery) -> str:

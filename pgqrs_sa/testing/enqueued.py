@@ -8,14 +8,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 from .. import validation
-from .._core import queries
-from .._core.context import Context, execute
+from .._core.scope import Context, Scope
 from .._core.states import now
 from ..codecs import Codec
 from ..models import READY_MADE, Models
+from ..resources import Messages
 from ..types import MessageInfo
 from .matching import Wanted, checked, differences, report
 from .sessions import SessionLike, perform
@@ -84,7 +83,9 @@ def all_enqueued(
         QueueNotFound: with similar names.
     """
     context = Context.of(models or READY_MADE, codec, None, allow_autocommit=True)
-    return perform(session, lambda it: _look(it, context, queue), lambda seen: list(seen.messages))
+    return perform(
+        session, lambda it: _look(Scope(it, context), queue), lambda seen: list(seen.messages)
+    )
 
 
 @overload
@@ -142,7 +143,7 @@ def assert_enqueued(
         )
         raise AssertionError(report(headline, queue, seen.messages, expected, seen.now))
 
-    return perform(session, lambda it: _look(it, context, queue), judge)
+    return perform(session, lambda it: _look(Scope(it, context), queue), judge)
 
 
 @overload
@@ -182,13 +183,13 @@ def refute_enqueued(
             headline = f"{len(found)} message(s) have {_described(wanted)}, and none should"
             raise AssertionError(report(headline, queue, found, expected, seen.now))
 
-    return perform(session, lambda it: _look(it, context, queue), judge)
+    return perform(session, lambda it: _look(Scope(it, context), queue), judge)
 
 
-def _look(session: Session, context: Context, queue: str | None) -> _Seen:
-    session.flush()  # also if autoflush is off
-    messages = queries.find(session, context, queue, None, None, None, 0, _ALL, newest_first=False)
-    return _Seen(messages, execute(session, context, sa.select(now())).scalar_one())
+def _look(scope: Scope, queue: str | None) -> _Seen:
+    scope.session.flush()  # also if autoflush is off
+    messages = Messages(scope).find(queue, limit=_ALL)
+    return _Seen(messages, scope.execute(sa.select(now())).scalar_one())
 
 
 def _described(wanted: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from .._core.context import Context
+from .._core.scope import Context
 from ..models import READY_MADE, Models
 from .sessions import SessionLike, plain
 

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypedDict
 
 from .. import validation
-from .._core.context import decoded, encoded
+from .._core.scope import decoded, encoded
 from ..codecs import Codec, JsonCodec
 from ..errors import PayloadError, safe_repr
 from ..types import MessageInfo, Seconds

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, overload
 
 from .. import validation
-from .._core.context import Context, decoded, encoded
+from .._core.scope import Context, decoded, encoded
 from ..consumer.disposition import dispositions_for_result
 from ..consumer.handlers import Handler, Invocation
 from ..consumer.options import ConsumerConfig

@@ -14,11 +14,12 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Item, QueueService
-from pgqrs_sa._core import enqueue, wakeup, workers
-from pgqrs_sa._core.context import Context
+from pgqrs_sa._core import enqueue, wakeup
+from pgqrs_sa._core.scope import Context
 from pgqrs_sa.consumer import store
 from pgqrs_sa.consumer.connection import AsyncConnector, ConsumerConnection, SyncConnector
 from pgqrs_sa.models import READY_MADE
+from pgqrs_sa.resources.workers import set_status
 
 CONTEXT = Context.of(READY_MADE, None, None, allow_autocommit=True)
 FOR_PGBOUNCER = {
@@ -28,9 +29,9 @@ FOR_PGBOUNCER = {
 }
 
 
-def transactions(session, context):
+def transactions(scope):
     """How many transactions two statements are."""
-    return len({session.scalar(sa.text(f"SELECT now() -- {n}")) for n in range(2)})
+    return len({scope.session.scalar(sa.text(f"SELECT now() -- {n}")) for n in range(2)})
 
 
 @pytest.mark.parametrize(("settings", "expected"), [({}, 2), (FOR_PGBOUNCER, 1)])
@@ -69,8 +70,8 @@ def test_a_server_whose_default_is_another_level_gets_read_committed(migrated):
     engine = sa.create_engine(migrated.direct.url, poolclass=sa.NullPool, connect_args=options)
     line = ConsumerConnection(SyncConnector(engine), threading.Event(), deadline=30)
 
-    def level(session, context):
-        return session.scalar(sa.text("SHOW transaction_isolation"))
+    def level(scope):
+        return scope.session.scalar(sa.text("SHOW transaction_isolation"))
 
     assert [line.run_once(CONTEXT, level), line.transaction(CONTEXT, level)] == [
         "read committed"
@@ -78,13 +79,13 @@ def test_a_server_whose_default_is_another_level_gets_read_committed(migrated):
     line.close()
 
 
-def create(session, context):
-    queues = QueueService(session, allow_autocommit=True)
+def create(scope):
+    queues = QueueService(scope.session, allow_autocommit=True)
     queues.queues.create("mail")
     return queues.workers.register("a", queues=["mail"]).id
 
 
-def states(session, context):
+def states(session):
     return list(
         session.scalars(
             sa.text(
@@ -100,12 +101,12 @@ def test_a_line_is_in_no_transaction_between_two_calls(line, engine):
     for call in (line.run_once, line.transaction, line.run_once, line.run_once, line.transaction):
         call(CONTEXT, transactions)
         with engine.connect() as other:
-            assert states(other, None) == ["idle"]
+            assert states(other) == ["idle"]
 
 
 def test_each_statement_of_a_line_is_there_for_others_at_once(line, engine):
-    def work(session, context):
-        create(session, context)
+    def work(scope):
+        create(scope)
         with engine.connect() as other:
             return other.scalar(sa.text("SELECT count(*) FROM pgqrs_queues"))
 
@@ -138,14 +139,12 @@ def test_a_line_goes_on_from_what_it_has_leased(line):
         assert len(leased) == 2
     went_on = []
 
-    def watch(session, context):
+    def watch(scope):
         def note(*told):
             went_on.append(told[4].compiled_parameters[0]["cursor"] is not None)
 
-        sa.event.listen(session.connection(), "before_cursor_execute", note)
-        return store.settle_and_lease(
-            session, context, leased, "mail", 2, timedelta(minutes=1), None
-        )
+        sa.event.listen(scope.session.connection(), "before_cursor_execute", note)
+        return store.settle_and_lease(scope, leased, "mail", 2, timedelta(minutes=1), None)
 
     assert line.run_once(context, watch).leased == []
     assert went_on == [True, False]  # nothing behind the cursor, and so a look from the beginning
@@ -157,7 +156,7 @@ def test_a_worker_that_is_suspended_leases_nothing_from_the_beginning_either(lin
     line.run_once(context, enqueue.many, "mail", range(2))
     lease = "mail", 1, timedelta(minutes=1), None
     (first,) = line.run_once(context, store.settle_and_lease, [], *lease).leased
-    line.run_once(context, workers.set_status, worker, "suspended")
+    line.run_once(context, set_status, worker, "suspended")
     turn = line.run_once(context, store.settle_and_lease, [first], *lease)
     assert (turn.settled, turn.leased) == ({first.id}, [])
 
@@ -173,13 +172,13 @@ def test_what_is_found_from_the_beginning_is_gone_on_from(line, engine):
         late.commit()
     began = []
 
-    def watch(session, context):
+    def watch(scope):
         def note(*told):
             began.append(told[4].compiled_parameters[0]["cursor"] is not None)
 
-        sa.event.listen(session.connection(), "before_cursor_execute", note)
-        turn = store.settle_and_lease(session, context, [], *lease)
-        sa.event.remove(session.connection(), "before_cursor_execute", note)
+        sa.event.listen(scope.session.connection(), "before_cursor_execute", note)
+        turn = store.settle_and_lease(scope, [], *lease)
+        sa.event.remove(scope.session.connection(), "before_cursor_execute", note)
         return turn
 
     assert line.run_once(context, watch).leased[0].payload == "late"
@@ -295,8 +294,8 @@ def test_what_passes_is_tried_until_it_works():
 
 
 def test_a_line_works_on_after_an_error(line):
-    def fail(session, context):
-        session.execute(sa.text("SELECT 1 / 0"))
+    def fail(scope):
+        scope.session.execute(sa.text("SELECT 1 / 0"))
 
     line.run_once(CONTEXT, create)
     for call in (line.run_once, line.transaction):
@@ -317,7 +316,7 @@ def test_what_a_call_has_left_in_its_loop_ends_before_the_loop(migrated, seconds
         finally:
             ends.append("cancelled")
 
-    def leave(session, context):
+    def leave(scope):
         return asyncio.get_running_loop().create_task(close())
 
     engine = create_async_engine(migrated.direct.async_url("asyncpg"), poolclass=sa.NullPool)

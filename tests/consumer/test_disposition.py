@@ -366,7 +366,7 @@ def test_a_lock_that_cannot_be_had_is_told_apart_from_a_lease_that_was_lost(
 ):
     asked = []
 
-    def hold_messages(_session, _context, deliveries):
+    def hold_messages(_scope, deliveries):
         asked.append(deliveries)
         if error is not None:
             raise error
@@ -374,10 +374,10 @@ def test_a_lock_that_cannot_be_had_is_told_apart_from_a_lease_that_was_lost(
     monkeypatch.setattr(store, "lock_messages", hold_messages)
     one = unit(2, batch=2)
     if raised is None:
-        _lock_messages(None, None, one)
+        _lock_messages(None, one)
     else:
         with pytest.raises(raised) as caught:
-            _lock_messages(None, None, one)
+            _lock_messages(None, one)
         assert error in (caught.value, caught.value.__cause__)
     assert asked == [one.deliveries]
 
@@ -388,5 +388,5 @@ def test_what_was_given_up_is_not_settled_in_the_handlers_transaction():
     book: Any = SimpleNamespace(begin_commit=lambda deliveries: list(deliveries[1:]))
     nothing: Any = None
     with pytest.raises(LeaseLost) as lost:
-        commit_within(nothing, nothing, one, None, book, nothing)
+        commit_within(nothing, one, None, book, nothing)
     assert lost.value.ids == (one.deliveries[1].id,)

@@ -15,8 +15,8 @@ import pytest
 import sqlalchemy as sa
 
 from pgqrs_sa import HandlerTimeout, WorkerInfo, WorkerNotFound
-from pgqrs_sa._core import archive, workers
-from pgqrs_sa._core.context import Context
+from pgqrs_sa._core.scope import Context, Scope
+from pgqrs_sa.consumer import maintenance as maintaining
 from pgqrs_sa.consumer import store
 from pgqrs_sa.consumer.leases import LeaseTable
 from pgqrs_sa.consumer.maintenance import Maintenance
@@ -24,6 +24,7 @@ from pgqrs_sa.consumer.options import ConsumerConfig
 from pgqrs_sa.consumer.renewer import LeaseRenewer
 from pgqrs_sa.consumer.state import ConsumerState
 from pgqrs_sa.models import READY_MADE
+from pgqrs_sa.resources import Archived, Workers
 from pgqrs_sa.types import Outcome
 from support.handlers import delivery, handlers
 
@@ -293,11 +294,12 @@ def test_only_who_tidies_up_now_does_the_jobs(scene, monkeypatch, ours):
     monkeypatch.setattr(store, "try_housekeeping_lock", lambda *_: ours)
 
     def noted(name: str) -> Any:
-        return lambda _session, _context, *args, **options: done.append((name, *args, options))
+        return lambda _scope, *args, **options: done.append((name, *args, options))
 
     for module, name in (
-        *((workers, name) for name in ("reclaim", "purge")),
-        *((archive, name) for name in ("dead_letter_exhausted", "prune")),
+        *((Workers, name) for name in ("reclaim", "purge")),
+        (maintaining, "dead_letter_exhausted"),
+        (Archived, "prune"),
     ):
         monkeypatch.setattr(module, name, noted(name))
     maintenance = scene.maintenance()
@@ -308,13 +310,13 @@ def test_only_who_tidies_up_now_does_the_jobs(scene, monkeypatch, ours):
         maintenance._prune,
         maintenance._purge_workers,
     ):
-        job(None, CONTEXT)
+        job(Scope(None, CONTEXT))
     jobs = [
-        ("reclaim", 60.0, None, {"holding": False}),
+        ("reclaim", {"silent_for": 60.0}),
         ("dead_letter_exhausted", "q0", 1_000, {}),
         ("dead_letter_exhausted", "q1", 1_000, {}),
-        ("prune", None, None, 1_000, {}),
-        ("purge", timedelta(days=7), {}),
+        ("prune", {"limit": 1_000}),
+        ("purge", {"older_than": timedelta(days=7)}),
     ]
     assert done == (jobs if ours else [])
 

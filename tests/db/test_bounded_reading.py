@@ -21,7 +21,7 @@ from pgqrs_sa import (
     ReadTimeout,
 )
 from pgqrs_sa._core.activity import activity
-from pgqrs_sa._core.context import Context
+from pgqrs_sa._core.scope import Context, Scope
 from pgqrs_sa.models import READY_MADE
 
 SLEEPS = sa.text("pg_sleep(30) IS NOT NULL")
@@ -42,7 +42,7 @@ def settle(session: Session, count: int, outcome: str, queue_id: int = 1) -> Non
 
 def looked(session: Session) -> Any:
     context = Context.of(READY_MADE, None, None, allow_autocommit=False)
-    return activity(session, context, timedelta(seconds=2))[0]
+    return activity(Scope(session, context), timedelta(seconds=2))[0]
 
 
 # ----------------------------------------------------------------------------------- counts

@@ -38,7 +38,7 @@ from pgqrs_sa import (
     Worker,
     WorkerNotReady,
 )
-from pgqrs_sa._core.context import Context
+from pgqrs_sa._core.scope import Context
 from pgqrs_sa.doctor import diagnose
 from pgqrs_sa.models import READY_MADE
 from support.waiting import PATIENCE, until, until_blocked

@@ -276,7 +276,7 @@ def test_a_child_of_a_fork_waits_for_no_thread_of_its_parent(engine):
 def test_places_are_remembered_of_tables_whose_rows_are_the_same_for_all_or_by_key(
     table, key, expected
 ):
-    taking: Any = SimpleNamespace(_context=SimpleNamespace(cursor_key=key))
+    taking: Any = SimpleNamespace(_scope=SimpleNamespace(context=SimpleNamespace(cursor_key=key)))
     assert cursors.CursorUse._may_remember(taking, table) is expected
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import AsyncQueueService, Message, Queue, QueueService, Worker
 from pgqrs_sa._core.activity import activity
-from pgqrs_sa._core.context import Context
+from pgqrs_sa._core.scope import Context, Scope
 from pgqrs_sa.doctor import Thresholds, diagnose
 from pgqrs_sa.models import READY_MADE
 
@@ -54,7 +54,7 @@ def test_durations_do_not_depend_on_the_interval_style(migrated: Any, aged: None
         assert about_long(service.messages.all_metrics()[0].oldest_ready_age)
         assert about_long(service.workers.health()[0].silent_for)
         context = Context.of(READY_MADE, None, None, allow_autocommit=True)
-        seen = activity(session, context, timedelta(seconds=2))
+        seen = activity(Scope(session, context), timedelta(seconds=2))
         assert about_long(seen[0].oldest_ready_age)
         findings = diagnose(session, context, thresholds=Thresholds(dead_rows=-1))
         told = {finding.check: finding.problem for finding in findings}

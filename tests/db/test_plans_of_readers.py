@@ -172,7 +172,7 @@ def test_counting_the_messages_of_a_queue_reads_that_queue(
     loaded: tuple[Size, sa.Connection], state: Any
 ) -> None:
     wanted, connection = loaded
-    found = queries.find(TABLES, in_queue=True, state=state, by_payload=False, where=())
+    found = queries.find(TABLES, in_queue=True, state=state, by_payload=False)
     values = {"queue_id": 2, "after": 0, "limit": None}
     plan = explain(connection, queries.count(found), values)
     scans, rows = looked_at(plan, "pgqrs_messages")
@@ -185,7 +185,7 @@ def test_what_is_exhausted_is_found_without_a_look_at_the_rest(
     loaded: tuple[Size, sa.Connection], in_queue: bool
 ) -> None:
     wanted, connection = loaded
-    found = queries.find(TABLES, in_queue=in_queue, state="exhausted", by_payload=False, where=())
+    found = queries.find(TABLES, in_queue=in_queue, state="exhausted", by_payload=False)
     given = {"after": 0, "limit": 100} | ({"queue_id": 2} if in_queue else {})
     plan = explain(connection, found, given)
     there = wanted.rows * 2 // 97 // (wanted.queues if in_queue else 1)

@@ -54,7 +54,7 @@ def test_a_small_queue_beside_a_large_one_is_counted_by_its_own_entries(
     plan = explain(unequal, queries.metrics(TABLES, one_queue=True), {"queue_id": 2})
     scans, rows = looked_at(plan, "pgqrs_messages")
     assert (scans, rows <= 300) == (0, True), rows
-    found = queries.find(TABLES, in_queue=True, state=None, by_payload=False, where=())
+    found = queries.find(TABLES, in_queue=True, state=None, by_payload=False)
     plan = explain(unequal, queries.count(found), {"queue_id": 2, "after": 0, "limit": None})
     assert looked_at(plan, "pgqrs_messages")[0] == 0
 

@@ -98,7 +98,7 @@ def test_a_failure_that_has_met_a_lock_is_no_dead_letter(engine, service, sessio
         holder.execute(LOCK)
         event.listen(session.connection(), "after_cursor_execute", lambda *_: holder.rollback())
         wanted = [Disposition(delivery, "retry")]
-        assert settlements.apply(session, service._context, wanted, strict=False) == {}
+        assert settlements.apply(service._scope, wanted, strict=False) == {}
         assert not holder.in_transaction()
     session.commit()
     assert service.archived.find("mail") == []
@@ -107,7 +107,7 @@ def test_a_failure_that_has_met_a_lock_is_no_dead_letter(engine, service, sessio
 
 def test_a_renewal_leaves_a_row_that_is_locked_alone(engine, service, session, delivery):
     def renewed() -> frozenset[int]:
-        return store.renew(session, service._context, [delivery], timedelta(minutes=1))
+        return store.renew(service._scope, [delivery], timedelta(minutes=1))
 
     with engine.connect() as holder:
         holder.execute(LOCK)
@@ -131,11 +131,11 @@ def test_a_settlement_leaves_a_row_that_is_locked_alone_unless_it_is_strict(
     wanted = [Disposition(delivery, kind, reason="why")]
     with engine.connect() as holder:
         holder.execute(LOCK)
-        assert settlements.apply(session, service._context, wanted, strict=False) == {}
+        assert settlements.apply(service._scope, wanted, strict=False) == {}
         with pytest.raises(sa.exc.OperationalError):
-            settlements.apply(session, service._context, wanted, strict=True)
+            settlements.apply(service._scope, wanted, strict=True)
         session.rollback()
-    settled = settlements.apply(session, service._context, wanted, strict=False)
+    settled = settlements.apply(service._scope, wanted, strict=False)
     assert settled == {delivery.id: SETTLED[kind]}
 
 

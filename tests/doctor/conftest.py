@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from pgqrs_sa._core.context import Context
+from pgqrs_sa._core.scope import Context
 from pgqrs_sa.doctor import Finding, Thresholds, diagnose
 from pgqrs_sa.models import READY_MADE
 

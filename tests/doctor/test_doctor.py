@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import QueueService, embedded, metadata
-from pgqrs_sa._core.context import Context
+from pgqrs_sa._core.scope import Context
 from pgqrs_sa.doctor import CHECKS, Thresholds, diagnose, server_checks
 from pgqrs_sa.doctor.check_context import CheckContext
 from pgqrs_sa.errors import InvalidArgument

@@ -14,7 +14,7 @@ from pgqrs_sa import (
     WorkerMixin,
     metadata,
 )
-from pgqrs_sa._core.context import Context
+from pgqrs_sa._core.scope import Context
 from pgqrs_sa.doctor import Thresholds, diagnose
 from pgqrs_sa.models import READY_MADE
 from support.cases import each_case

@@ -17,7 +17,7 @@ from pgqrs_sa import (
     WorkerMixin,
     metadata,
 )
-from pgqrs_sa._core.context import Context
+from pgqrs_sa._core.scope import Context
 from pgqrs_sa.cli.messages import STATES
 from pgqrs_sa.cli.queries import count_live
 from pgqrs_sa.doctor import diagnose

@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from pgqrs_sa import QueueService
-from pgqrs_sa._core.context import Context
+from pgqrs_sa._core.scope import Context
 from pgqrs_sa.doctor import diagnose
 from pgqrs_sa.models import READY_MADE
 

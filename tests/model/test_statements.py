@@ -861,8 +861,11 @@ def paged(**more: Any) -> dict[str, Any]:
 
 def test_what_is_found_is_what_was_asked_for(session: Session) -> None:
     def find(values: dict[str, Any], **options: Any) -> list[int]:
-        given = {"in_queue": False, "state": None, "by_payload": False, "where": ()} | options
+        given = {"in_queue": False, "state": None, "by_payload": False} | options
+        where = given.pop("where", ())
         statement = queries.find(TABLES, **given)
+        if where:
+            statement = queries.find_where(TABLES, where, **given)
         binds = statement.compile().params.keys()
         rows = session.execute(statement, {k: v for k, v in values.items() if k in binds})
         return [row.id for row in rows]
@@ -880,8 +883,11 @@ def test_what_is_found_is_what_was_asked_for(session: Session) -> None:
 
 def test_what_is_found_in_the_archive_is_what_was_asked_for(session: Session) -> None:
     def find(values: dict[str, Any], **options: Any) -> list[int]:
-        given = {"in_queue": False, "outcome": None, "by_payload": False, "where": ()} | options
+        given = {"in_queue": False, "outcome": None, "by_payload": False} | options
+        where = given.pop("where", ())
         statement = queries.find_archived(TABLES, **given)
+        if where:
+            statement = queries.find_archived_where(TABLES, where, **given)
         binds = statement.compile().params.keys()
         rows = session.execute(statement, {k: v for k, v in values.items() if k in binds})
         return [row.id for row in rows]

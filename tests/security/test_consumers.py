@@ -21,9 +21,9 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import DeadLetter, Delivery, Discard, QueueService, Retry, RetryIn, Snooze
 from pgqrs_sa._core import wakeup
-from pgqrs_sa._core.context import Context
+from pgqrs_sa._core.scope import Context, Scope
 from pgqrs_sa._core.sql.wakeup import channel
-from pgqrs_sa.consumer import registration, store
+from pgqrs_sa.consumer import maintenance, store
 from pgqrs_sa.models import READY_MADE
 from support.consumers import Kit, effect, kit_for
 from support.waiting import PATIENCE, until
@@ -262,27 +262,23 @@ def test_what_a_consumer_executes_only_in_trouble_needs_no_more_rights(
         QueueService(session).enqueue_many("mail", range(4))
     context = Context.of(READY_MADE, None, None, allow_autocommit=True)
     with Session(login("consumer", more=())) as session, session.begin():
-        assert store.server_info(session, context) == "read committed"
+        assert store.server_info(Scope(session, context)) == "read committed"
         service = QueueService(session)
         worker = service.workers.register("w", queues=["mail"])
-        context = Context.of(READY_MADE, None, worker.id, allow_autocommit=True)
-        assert store.check_queues(session, context, ["mail"]).ready == {"mail"}
-        turn = store.settle_and_lease(session, context, [], "mail", 1, timedelta(minutes=1), None)
-        again = store.settle_and_lease(
-            session, context, turn.leased, "mail", 2, timedelta(minutes=1), 3
-        )
+        scope = Scope(session, Context.of(READY_MADE, None, worker.id, allow_autocommit=True))
+        assert store.check_queues(scope, ["mail"]).ready == {"mail"}
+        turn = store.settle_and_lease(scope, [], "mail", 1, timedelta(minutes=1), None)
+        again = store.settle_and_lease(scope, turn.leased, "mail", 2, timedelta(minutes=1), 3)
         assert again.settled == {turn.leased[0].id}
-        assert store.renew(session, context, again.leased, timedelta(minutes=2))
-        store.lock_messages(session, context, again.leased)
-        assert set(store.lookup_status(session, context, turn.leased).values()) == {"archived"}
-        store.settle_and_lease(session, context, [], "mail", 1, timedelta(minutes=1), None)
+        assert store.renew(scope, again.leased, timedelta(minutes=2))
+        store.lock_messages(scope, again.leased)
+        assert set(store.lookup_status(scope, turn.leased).values()) == {"archived"}
+        store.settle_and_lease(scope, [], "mail", 1, timedelta(minutes=1), None)
         now = time.monotonic()
         lost = store.UnansweredLease(worker.id, "mail", timedelta(minutes=1), now - 60, now)
-        assert (
-            store.release_unanswered(session, context, [lost], [again.leased[0].fencing_token]) == 1
-        )
-        assert store.try_housekeeping_lock(session, context)
-        wakeup.set_waiting(session, context, worker.id, None)
+        assert store.release_unanswered(scope, [lost], [again.leased[0].fencing_token]) == 1
+        assert store.try_housekeeping_lock(scope)
+        wakeup.set_waiting(scope, worker.id, None)
         double = service.workers.register("w", queues=["mail"])
-        registration._stop_namesakes(session, context, double, timedelta(minutes=1))
+        maintenance._stop_namesakes(scope, double, timedelta(minutes=1))
         assert service.workers.get(worker.id).status == "stopped"

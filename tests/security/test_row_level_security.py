@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import DuplicateMessage, Item, LeaseLost, MessageNotFound, QueueService
-from pgqrs_sa._core.context import Context
+from pgqrs_sa._core.scope import Context
 from pgqrs_sa.doctor import diagnose
 from pgqrs_sa.grants import grants
 

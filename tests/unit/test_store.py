@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pgqrs_sa import Delivery, LeaseLost
-from pgqrs_sa._core.context import Context
+from pgqrs_sa._core.scope import Context, Scope
 from pgqrs_sa.consumer import store
 from pgqrs_sa.models import READY_MADE
 from pgqrs_sa.types import Outcome
@@ -18,6 +18,7 @@ from support.cases import each_case
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CONTEXT = Context.of(READY_MADE, None, 7, allow_autocommit=True)
 SESSION: Any = None
+SCOPE = Scope(SESSION, CONTEXT)
 
 
 def delivery(id_: int) -> Delivery:
@@ -29,12 +30,12 @@ def answers(monkeypatch: pytest.MonkeyPatch, *rows: list[Any]) -> list[Any]:
     asked: list[Any] = []
     left = list(rows)
 
-    def run(_session: Any, _context: Any, _statement: Any, values: Any = None) -> Any:
+    def run(_scope: Any, _statement: Any, values: Any = None) -> Any:
         asked.append(values)
         found = left.pop(0)
         return SimpleNamespace(all=lambda: found, scalar_one=lambda: found[0])
 
-    monkeypatch.setattr(store, "execute", run)
+    monkeypatch.setattr(Scope, "execute", run)
     return asked
 
 
@@ -47,7 +48,7 @@ def test_leases_without_an_answer_are_looked_for_between_two_moments_of_the_serv
         store.UnansweredLease(7, "mail", lease, since=90.0, until=95.0),
         store.UnansweredLease(8, "other", lease, since=96.0, until=99.0),
     ]
-    assert store.release_unanswered(SESSION, CONTEXT, turns, {3, 1}) == 3
+    assert store.release_unanswered(SCOPE, turns, {3, 1}) == 3
     assert asked[1] == {
         "worker_id": 7,
         "queue": "mail",
@@ -65,9 +66,9 @@ def test_messages_are_locked_all_together_or_the_lease_is_lost(monkeypatch):
     lost = LeaseLost({})
     monkeypatch.setattr(store.settle, "lease_lost", lambda *_: lost)
     answers(monkeypatch, ["1", "2"], ["1"])
-    store.lock_messages(SESSION, CONTEXT, held)
+    store.lock_messages(SCOPE, held)
     with pytest.raises(LeaseLost) as caught:
-        store.lock_messages(SESSION, CONTEXT, held)
+        store.lock_messages(SCOPE, held)
     assert caught.value is lost
 
 
@@ -89,4 +90,4 @@ def test_what_became_of_a_delivery_is_told_by_its_own_token(monkeypatch, rows, f
         for token, held, settled, state in rows
     ]
     answers(monkeypatch, made)
-    assert store.lookup_status(SESSION, CONTEXT, [delivery(1)]) == {1: fate}
+    assert store.lookup_status(SCOPE, [delivery(1)]) == {1: fate}

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import QueueService
 from pgqrs_sa._core import wakeup
-from pgqrs_sa._core.context import Context
+from pgqrs_sa._core.scope import Context, Scope
 from pgqrs_sa._core.sql.wakeup import channel
 from pgqrs_sa._core.wakeup import set_waiting
 from pgqrs_sa.models import READY_MADE
@@ -71,7 +71,7 @@ def waits(engine: sa.Engine) -> Callable[..., int]:
     def wait(*queues: str, span: timedelta | None = timedelta(minutes=1)) -> int:
         with Session(engine) as session, session.begin():
             worker = QueueService(session).workers.register("w", queues=queues)
-            set_waiting(session, CONTEXT, worker.id, span)
+            set_waiting(Scope(session, CONTEXT), worker.id, span)
         return worker.id
 
     return wait

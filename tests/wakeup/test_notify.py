@@ -22,7 +22,7 @@ from pgqrs_sa import (
     metadata,
 )
 from pgqrs_sa._core import wakeup
-from pgqrs_sa._core.context import Context
+from pgqrs_sa._core.scope import Context, Scope
 from pgqrs_sa._core.sql import enqueue as statements
 from pgqrs_sa._core.sql.wakeup import channel
 from pgqrs_sa._core.tables import tables_of
@@ -246,7 +246,7 @@ def one_for_another_queue(waits, _engine):
 
 def one_that_waits_no_more(waits, engine):
     with Session(engine) as session, session.begin():
-        wakeup.set_waiting(session, CONTEXT, waits("mail"), None)
+        wakeup.set_waiting(Scope(session, CONTEXT), waits("mail"), None)
 
 
 def one_whose_wait_is_over(waits, _engine):
@@ -435,7 +435,7 @@ def test_tables_that_were_moved_to_another_schema_have_their_own_channel(
         service = QueueService(session)
         service.queues.create("mail")
         worker = service.workers.register("w", queues=["mail"])
-        wakeup.set_waiting(session, CONTEXT, worker.id, timedelta(minutes=1))
+        wakeup.set_waiting(Scope(session, CONTEXT), worker.id, timedelta(minutes=1))
 
     for info, put in (({}, QueueService), ({"pgqrs_notify": True}, None)):
         ear.listen_to("jobs")
@@ -550,7 +550,7 @@ def test_what_a_producer_adds_notifies_with_the_rights_of_one(role, stocked, wai
 def test_a_consumer_says_that_it_waits_with_the_rights_of_one(role, stocked, ear, engine):
     with Session(role("consumer")) as session, session.begin():
         worker = QueueService(session).workers.register("w", queues=["mail"])
-        wakeup.set_waiting(session, CONTEXT, worker.id, timedelta(minutes=1))
+        wakeup.set_waiting(Scope(session, CONTEXT), worker.id, timedelta(minutes=1))
     with Session(engine) as session, session.begin():
         QueueService(session, notify=True).enqueue("mail", 1)
 

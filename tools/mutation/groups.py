@@ -61,6 +61,8 @@ _RUNTIME = (
 )
 """Without how it is put together, and what others are asked for."""
 
+_ARCHIVED = ("requeue", "requeue_many", "_moved", "_originals", "delete", "prune")
+
 GROUPS: Mapping[str, Group] = {
     "statements": Group(
         dict.fromkeys(_BUILDERS, ()),
@@ -116,9 +118,10 @@ GROUPS: Mapping[str, Group] = {
     ),
     "purge": Group(
         {
-            "_core/queues": ("purge", "delete", "_refuse_unless_empty", "_one"),
-            "_core/archive": (),
-            "_core/workers": ("purge", "reclaim"),
+            "_core/queues": ("execute_on",),
+            "resources/queues": ("Queues.purge", "Queues.delete", "Queues._refuse_unless_empty"),
+            "resources/archive": tuple(f"Archived.{name}" for name in _ARCHIVED),
+            "resources/workers": ("Workers.purge", "Workers.reclaim"),
         },
         (
             *("tests/db/test_forgotten_objects.py", "tests/cli/test_what_was_counted.py"),

@@ -44,13 +44,13 @@ def peek(tables: Tables) -> Executable:
     )
 
 
+@cache
 def find(
     tables: Tables,
     *,
     in_queue: bool,
     state: MessageState | None,
     by_payload: bool,
-    where: Sequence[sa.ColumnExpressionArgument[bool]],
     newest_first: bool = False,
     whole: bool = True,
 ) -> Select[Any]:
@@ -58,6 +58,28 @@ def find(
 
     Binds: after, limit; queue_id when ``in_queue``; contains (JSON text) when ``by_payload``.
     """
+    return find_where(
+        tables,
+        (),
+        in_queue=in_queue,
+        state=state,
+        by_payload=by_payload,
+        newest_first=newest_first,
+        whole=whole,
+    )
+
+
+def find_where(
+    tables: Tables,
+    where: Sequence[sa.ColumnExpressionArgument[bool]],
+    *,
+    in_queue: bool,
+    state: MessageState | None,
+    by_payload: bool,
+    newest_first: bool = False,
+    whole: bool = True,
+) -> Select[Any]:
+    """Live messages by id that meet criteria of the caller's: see `find`."""
     message = tables.message
     statement = _live(tables, content if whole else outline).where(*where)
     if state == "exhausted":
@@ -85,13 +107,13 @@ def _among_exhausted(tables: Tables, *, in_queue: bool) -> ColumnElement[bool]:
     return message.c.id == func.any(ids_of(found))
 
 
+@cache
 def find_archived(
     tables: Tables,
     *,
     in_queue: bool,
     outcome: ArchiveOutcome | None,
     by_payload: bool,
-    where: Sequence[sa.ColumnExpressionArgument[bool]],
     newest_first: bool = False,
     whole: bool = True,
 ) -> Select[Any]:
@@ -99,6 +121,28 @@ def find_archived(
 
     Binds: after, limit; queue_id when ``in_queue``; contains (JSON text) when ``by_payload``.
     """
+    return find_archived_where(
+        tables,
+        (),
+        in_queue=in_queue,
+        outcome=outcome,
+        by_payload=by_payload,
+        newest_first=newest_first,
+        whole=whole,
+    )
+
+
+def find_archived_where(
+    tables: Tables,
+    where: Sequence[sa.ColumnExpressionArgument[bool]],
+    *,
+    in_queue: bool,
+    outcome: ArchiveOutcome | None,
+    by_payload: bool,
+    newest_first: bool = False,
+    whole: bool = True,
+) -> Select[Any]:
+    """Archived messages by id that meet criteria of the caller's: see `find_archived`."""
     archived = tables.archived
     statement = _settled(tables, content if whole else outline).where(*where)
     if whole:
