@@ -9,7 +9,8 @@
                  message. Both pure
 ``leases``       the leases held, and when each is to be renewed
 ``state``        what the threads of a run share, and who writes it
-``dispatcher``   leases and settles; ``leader``: which thread does that
+``dispatcher``   leases and settles; ``leader``: which thread does that; ``settlements``: each by
+                 its disposition
 ``renewer``      renews leases and ends calls that take too long, in a thread of its own, where
                  ``maintenance`` sends the heartbeat and does the housekeeping
 ``connection``   the connections of both; ``store``: their statements; ``retrying``: which errors

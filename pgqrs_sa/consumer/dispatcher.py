@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, Protocol
 
-from .._core import settlements, wakeup
+from .._core import wakeup
 from .._core.lease import explain_nothing
 from ..errors import QueueNotFound
 from ..types import Delivery, Outcome
-from . import store
+from . import settlements, store
 from .connection import ConsumerConnection
 from .disposition import Disposition
 from .handlers import Handler, Invocation

@@ -11,11 +11,11 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from .._core import routing, settlements
+from .._core import routing
 from .._core.scope import Scope
 from ..errors import LeaseLost, Whereabouts
 from ..types import Delivery
-from . import results, store
+from . import results, settlements, store
 from .call_transactions import CallTransaction, CallTransactions
 from .disposition import Disposition, disposition_for_error, dispositions_for_result
 from .handlers import Handler, Invocation

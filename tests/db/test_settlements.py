@@ -12,8 +12,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import ArchivedMessage, Delivery, LeaseLost, Message, QueueService
-from pgqrs_sa._core import settlements
-from pgqrs_sa.consumer import store
+from pgqrs_sa.consumer import settlements, store
 from pgqrs_sa.consumer.disposition import Disposition
 
 LOCK = sa.text("SELECT FROM pgqrs_messages FOR UPDATE")

@@ -110,7 +110,7 @@ GROUPS: Mapping[str, Group] = {
         ),
     ),
     "settling": Group(
-        dict.fromkeys(("_core/settle", "_core/settlements"), ()),
+        dict.fromkeys(("_core/settle", "consumer/settlements"), ()),
         (
             *("tests/db/test_forgotten_objects.py", "tests/db/test_undecodable.py"),
             *("tests/db/test_settlements.py", "tests/db/test_leases_and_fences.py"),
