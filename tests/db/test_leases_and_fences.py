@@ -1382,5 +1382,5 @@ def test_criteria_that_join_to_many_match_a_message_once(service, session):
 def test_the_error_names_what_was_lost_also_if_it_is_held_again_by_then(service, session):
     """As after the rollback of whoever had changed it."""
     deliveries = lease(service, 2)
-    error = lease_lost(session, service._context, deliveries)
+    error = lease_lost(service._scope, deliveries)
     assert error.ids == tuple(delivery.id for delivery in deliveries)
