@@ -209,7 +209,10 @@ def takes_options(kind: Any, defaults: Mapping[str, object]) -> Callable[[_F], _
         kind: A TypedDict.
         defaults: By the names of the options.
     """
-    types = kind.__annotations__
+    types = {
+        name: getattr(annotation, "__forward_arg__", annotation)
+        for name, annotation in kind.__annotations__.items()
+    }
 
     def decorate(function: _F) -> _F:
         @wraps(function)

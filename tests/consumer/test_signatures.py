@@ -412,11 +412,13 @@ def test_a_signature_shows_each_option_with_its_default(kind):
         (kind, ConsumerOptions, {"concurrency": 10, "retry": None, "poll_interval": 0.5}),
         (kind.on, HandlerOptions, {"prefetch": 0, "lease": None, "acknowledge": "commit"}),
     ):
+        parameters = inspect.signature(function).parameters
         shown = {
             name: parameter.default
-            for name, parameter in inspect.signature(function).parameters.items()
+            for name, parameter in parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY
         }
+        assert parameters["retry"].annotation == "Retry | None"
         assert shown.keys() == options.__annotations__.keys()
         assert shown.items() >= defaults.items()
 
