@@ -76,7 +76,7 @@ def grants(
     Args:
         role_kind: ``producer``, ``consumer``, ``dashboard``, ``operator`` or ``migrator``.
         grantee: The name of the role, which must exist.
-        schema: Where the tables are; that of the models unless given, and if that is the default
+        schema: The schema of the tables; default: that of the models, and if that is the default
             one, wherever the search path of whoever runs the statements leads.
         models: The host's own classes, if it has any.
 

@@ -48,7 +48,7 @@ def _producer() -> ColumnElement[Any]:
 def _into(tables: Tables, source: SelectBase, *, keyed: bool) -> Insert:
     """INSERT the rows of ``source``, skipping those whose key is live already.
 
-    DO NOTHING rather than DO UPDATE: an update would lock the message that is there, and hide
+    DO NOTHING rather than DO UPDATE: an update would lock the message that exists, and hide
     it from consumers until the caller commits.
     """
     message = tables.message
