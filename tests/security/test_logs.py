@@ -325,7 +325,7 @@ async def test_the_vocabulary_of_pgqrs_logs_no_secret(migrated, engine, logged, 
             await consumer.dequeue_delay(60)
             # Its heartbeat fails: there is nobody to raise that to, so it is logged.
             consumer._service = None  # what follows a lost connection is an error like any other
-            assert await consumer._beat_once()
+            assert await consumer._heartbeat_while_leasing()
             del consumer._service
             assert logged.lines, "nothing was logged: nothing was shown"
             assert PASSWORD not in f"{config!r} {consumer!r} {producer!r} {config.settings!r}"
