@@ -84,10 +84,10 @@ class CallTransactions:
         return self._keep_snapshots
 
     @contextmanager
-    def transaction(self, unit: Invocation) -> Iterator[CallTransaction]:
+    def transaction(self, invocation: Invocation) -> Iterator[CallTransaction]:
         """Give a call its entry, until its session is closed."""
         transaction = CallTransaction()
-        tokens = [delivery.fencing_token for delivery in unit.deliveries]
+        tokens = [delivery.fencing_token for delivery in invocation.deliveries]
         self._by_token.update(dict.fromkeys(tokens, transaction))
         try:
             yield transaction

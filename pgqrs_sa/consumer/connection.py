@@ -1,9 +1,10 @@
 """The consumer's own connections: one statement, one commit, whatever the application's are.
 
-A `Line` holds a connection in AUTOCOMMIT, if it can, as long as it works, and takes another one
-when it does not. Its session is used by one thread alone. That is also so in an `AsyncConsumer`:
-there the thread has an event loop of its own, and a connection that belongs to that, so that
-neither a blocked loop nor a cancelled task of the application can keep a lease from being renewed.
+A `ConsumerConnection` holds a connection in AUTOCOMMIT, if it can, as long as it works, and takes
+another when it does not. Its session is used by one thread alone. That is also so in an
+`AsyncConsumer`: there the thread has an event loop of its own, and a connection that belongs to
+that, so that neither a blocked loop nor a cancelled task of the application can keep a lease from
+being renewed.
 """
 
 from __future__ import annotations
@@ -191,7 +192,8 @@ class ConsumerConnection:
     Args:
         connector: How to reach the database.
         stopping: Ends the waiting for a database that does not answer.
-        deadline: Seconds after which a call is taken for dead, and its connection cut: see `watch`.
+        deadline: Seconds after which `abort_if_stuck` takes a call for dead, and ends its
+            connection.
     """
 
     def __init__(self, connector: Connector, stopping: threading.Event, deadline: float) -> None:
@@ -313,7 +315,7 @@ class ConsumerConnection:
         return self._stopping.is_set()
 
     def log_failure(self, error: BaseException, worker: int | None) -> None:
-        """Log an error that has ended the thread whose line this is."""
+        """Log the error that stopped this thread."""
         if self.stop_requested and is_transient(error):
             name = type(error).__name__
             log.warning("the database is away: %s", name, extra={"worker": worker})

@@ -108,7 +108,7 @@ class Dispatcher:
         Args:
             invocation: What it worked on.
             dispositions: What becomes of each message.
-            quiet: Wake nobody; the caller goes on to `help`.
+            quiet: Wake nobody; the caller goes on to `lead_or_claim`.
         """
         now = time.monotonic()
 
@@ -212,7 +212,7 @@ class Dispatcher:
 
     def _step(self) -> float:
         now = time.monotonic()
-        due = [one for one in self._pending.values() if one.not_before <= now]
+        due = [pending for pending in self._pending.values() if pending.not_before <= now]
         if self._leases_now:
             if self._needs_no_notifications(now):
                 self._advertise_waiting(None)
@@ -238,11 +238,11 @@ class Dispatcher:
     def idle_time(self) -> float:
         """See `Rounds`."""
         now = time.monotonic()
-        moments = [max(one.not_before, one.settle_by) for one in self._pending.values()]
+        moments = [max(pending.not_before, pending.settle_by) for pending in self._pending.values()]
         rest = _MAX_RETRY_DELAY if moments else _MAX_IDLE
         if self._leases_now:
             rest = 0.0 if self._needs_no_notifications(now) else self._scheduler.idle_time(now)
-        return max(0.0, min(rest, *(one - now for one in moments))) if moments else rest
+        return max(0.0, min(rest, *(moment - now for moment in moments))) if moments else rest
 
     def _drained(self, now: float) -> None:
         """End, as there is nothing left, unless somebody had it locked just then."""
@@ -257,15 +257,16 @@ class Dispatcher:
     def _is_due(self, due: Sequence[_PendingSettlement], now: float) -> bool:
         """Whether to settle now, without a lease to share the commit with."""
         if self._leases_now and self._scheduler.in_hand:
-            return any(one.settle_by <= now for one in due)
+            return any(pending.settle_by <= now for pending in due)
         return bool(due)
 
     def _settle_and_lease(self, take: Fetch, due: Sequence[_PendingSettlement]) -> None:
         """Acknowledge what is done, and lease."""
         done: list[_PendingSettlement] = []
         others: list[_PendingSettlement] = []
-        for one in due:
-            (done if self._can_settle_with_lease(one.disposition) else others).append(one)
+        for pending in due:
+            together = self._can_settle_with_lease(pending.disposition)
+            (done if together else others).append(pending)
         if others:
             self._settle(others)
         handler = take.handler
@@ -278,7 +279,7 @@ class Dispatcher:
                 "a lease",
                 self._state.context,
                 store.settle_and_lease,
-                [one.disposition.delivery for one in done],
+                [pending.disposition.delivery for pending in done],
                 handler.queue,
                 take.limit,
                 lease,
@@ -325,8 +326,8 @@ class Dispatcher:
 
         A lease that may have run out could be taken again by that very statement.
         """
-        held = self._lease_table.get(disposition.delivery)
-        return disposition.action == "archive" and held is not None and not held.is_lost()
+        lease = self._lease_table.get(disposition.delivery)
+        return disposition.action == "archive" and lease is not None and not lease.is_lost()
 
     def _start(self, handler: Handler, leased: list[Delivery]) -> None:
         if handler.acknowledge == "first":
@@ -335,16 +336,16 @@ class Dispatcher:
 
     def _acknowledged(self, handler: Handler, leased: list[Delivery]) -> list[Delivery]:
         """Archive before the handler is called; return what could be archived."""
-        dispositions = [Disposition(one, "archive") for one in leased]
+        dispositions = [Disposition(delivery, "archive") for delivery in leased]
         done: set[int] = {*self._apply(dispositions, self._connection.stopping)}
-        lost = [one for one in leased if one.id not in done]
+        lost = [delivery for delivery in leased if delivery.id not in done]
         if lost:
             known = self._connection.run("a look", self._state.context, store.lookup_status, lost)
-            done |= {one for one, fate in known.items() if fate is Outcome.ARCHIVED}
-            lost = [one for one in lost if one.id not in done]
+            done |= {id_ for id_, status in known.items() if status is Outcome.ARCHIVED}
+            lost = [delivery for delivery in lost if delivery.id not in done]
         self._lease_table.remove(leased)
         self._scheduler.finished(handler.queue, len(lost))
-        return [one for one in leased if one.id in done]
+        return [delivery for delivery in leased if delivery.id in done]
 
     def _check_queues(self, queues: Sequence[str]) -> None:
         """Ask which of the queues that had nothing have something now, in one statement."""
@@ -372,7 +373,7 @@ class Dispatcher:
                 raise
 
     def _ask_for_notifications(self, now: float) -> bool:
-        """Say that we wait, once idle; True when that is news, and one more look is due."""
+        """Advertise that this worker waits, once idle; return True if it must look once more."""
         if not (self._listening and self._leases_now) or now < self._waiting_until:
             return False
         if self._scheduler.idle_for(now) < _IDLE_AFTER:
@@ -412,13 +413,11 @@ class Dispatcher:
         """
         # With a store ahead, the others of it are soon done as well.
         alone_at = since + LINGER if handler.prefetch else 0.0
-        for one in dispositions:
-            known = self._pending.get(one.delivery.id)
-            token = one.delivery.fencing_token
+        for disposition in dispositions:
+            id_, token = disposition.delivery.id, disposition.delivery.fencing_token
+            known = self._pending.get(id_)
             if known is None or known.disposition.delivery.fencing_token < token:
-                self._pending[one.delivery.id] = _PendingSettlement(
-                    one, handler, settle_by=alone_at
-                )
+                self._pending[id_] = _PendingSettlement(disposition, handler, settle_by=alone_at)
 
     def _apply(
         self, dispositions: Sequence[Disposition], until: threading.Event
@@ -436,28 +435,28 @@ class Dispatcher:
         # Whoever stops waits for this thread to rest, as a lease may be on its way. If it waited
         # for a database that is away, the end would take as long as running handlers may.
         until = self._connection.stopping if self.stopped_leasing.is_set() else self._stop_waiting
-        self._record_settled(due, self._apply([one.disposition for one in due], until))
+        self._record_settled(due, self._apply([pending.disposition for pending in due], until))
 
     def _record_settled(
         self, tried: Sequence[_PendingSettlement], outcomes: Mapping[int, Outcome]
     ) -> None:
         """Take note of what was settled, and of what became of the rest."""
-        missing = [one for one in tried if one.disposition.delivery.id not in outcomes]
+        missing = [pending for pending in tried if pending.disposition.delivery.id not in outcomes]
         known: dict[int, store.SettledStatus] = {**outcomes}
         if missing:
             known |= self._lookup_missing(missing)
         settled: list[tuple[_PendingSettlement, Outcome]] = []
-        for one in tried:
-            id_ = one.disposition.delivery.id
+        for pending in tried:
+            id_ = pending.disposition.delivery.id
             status = known[id_]
             if status == "busy":
-                self._retry_locked(one)
+                self._retry_locked(pending)
                 continue
             self._pending.pop(id_, None)
             if status is Outcome.LOST:
-                self._mark_lost(one)
+                self._mark_lost(pending)
             else:
-                settled.append((one, status))
+                settled.append((pending, status))
         self._report(settled)
 
     def _retry_locked(self, waiting: _PendingSettlement) -> None:
@@ -473,7 +472,7 @@ class Dispatcher:
     def _lookup_missing(
         self, missing: Sequence[_PendingSettlement]
     ) -> Mapping[int, store.SettledStatus]:
-        deliveries = [one.disposition.delivery for one in missing]
+        deliveries = [pending.disposition.delivery for pending in missing]
         return self._connection.run("a look", self._state.context, store.lookup_status, deliveries)
 
     def _report(self, settled: Sequence[tuple[_PendingSettlement, Outcome]]) -> None:
@@ -484,14 +483,14 @@ class Dispatcher:
                 lease.lost = True  # if it took too long, its handler still runs, and may ask
                 self._events.settled(done.handler, done.disposition, outcome, lease.started_at)
 
-    def _mark_lost(self, one: _PendingSettlement) -> None:
-        held = self._lease_table.mark_lost([one.disposition.delivery])
-        if not held:
+    def _mark_lost(self, pending: _PendingSettlement) -> None:
+        leases = self._lease_table.mark_lost([pending.disposition.delivery])
+        if not leases:
             return  # it was told already: the renewer saw it first, or the handler took too long
         self._events.ended(
             Outcome.LOST,
-            one.handler,
-            one.disposition.delivery,
-            held[0].started_at,
-            error=one.disposition.error,
+            pending.handler,
+            pending.disposition.delivery,
+            leases[0].started_at,
+            error=pending.disposition.error,
         )

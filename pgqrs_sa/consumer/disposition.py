@@ -86,16 +86,16 @@ def disposition_for_error(
         return _carried_out(delivery, RetryIn(handler.retry.delay(delivery.read_ct)), broken)
 
 
-def dispositions_for_result(unit: Invocation, result: Any) -> list[Disposition]:
+def dispositions_for_result(invocation: Invocation, result: Any) -> list[Disposition]:
     """Return what becomes of the deliveries of a handler that returned: see `results`.
 
     Raises:
         InvalidResult: what it returned means nothing.
     """
-    if result is None and unit.handler.acknowledge == "commit":
-        return [Disposition(one, "archive") for one in unit.deliveries]
-    pairs = zip(unit.deliveries, results.read(unit, result), strict=True)
-    return [_of_one(unit.handler, delivery, value) for delivery, value in pairs]
+    if result is None and invocation.handler.acknowledge == "commit":
+        return [Disposition(delivery, "archive") for delivery in invocation.deliveries]
+    pairs = zip(invocation.deliveries, results.read(invocation, result), strict=True)
+    return [_of_one(invocation.handler, delivery, value) for delivery, value in pairs]
 
 
 def _of_one(handler: Handler, delivery: Delivery, result: Any) -> Disposition:

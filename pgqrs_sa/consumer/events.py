@@ -93,11 +93,11 @@ class EventEmitter:
         self._hooks = tuple(hooks)
         self.worker: int | None = None
 
-    def started(self, unit: Invocation) -> None:
+    def started(self, invocation: Invocation) -> None:
         """A handler begins."""
         if self._hooks:
-            for one in unit.deliveries:
-                event = Event(one, "started", unit.handler.name, self.worker)
+            for delivery in invocation.deliveries:
+                event = Event(delivery, "started", invocation.handler.name, self.worker)
                 self._emit("on_start", event)
 
     def heartbeat(self, worker: WorkerInfo) -> None:

@@ -48,10 +48,10 @@ class _NotBegun(Exception):
     """Trouble that passes, before the handler was called: the attempt is not charged for it."""
 
 
-def _lock_messages(scope: Scope, unit: Invocation) -> None:
+def _lock_messages(scope: Scope, invocation: Invocation) -> None:
     """Lock the messages, in a transaction that keeps one snapshot: see `consume.hold`."""
     try:
-        store.lock_messages(scope, unit.deliveries)
+        store.lock_messages(scope, invocation.deliveries)
     except Exception as error:
         if is_transient(error):  # as when a renewal has come in between
             raise _NotBegun from error
@@ -60,7 +60,7 @@ def _lock_messages(scope: Scope, unit: Invocation) -> None:
 
 def begin(
     scope: Scope,
-    unit: Invocation,
+    invocation: Invocation,
     calls: CallTransactions,
     transaction: CallTransaction,
 ) -> None:
@@ -73,18 +73,18 @@ def begin(
     """
     connection = routing.connect(scope.session, {"mapper": scope.mapper})
     if routing.is_autocommit(connection):
-        refuse_autocommit([unit.handler])
+        refuse_autocommit([invocation.handler])
     transaction.use(connection)
     if calls.keep_snapshots(connection):
         transaction.locks_messages()
-        _lock_messages(scope, unit)
+        _lock_messages(scope, invocation)
 
 
 def commit_within(
     scope: Scope,
-    unit: Invocation,
+    invocation: Invocation,
     result: Any,
-    book: LeaseTable,
+    lease_table: LeaseTable,
     transaction: CallTransaction,
 ) -> list[Disposition]:
     """Do as `settle_within`, unless the attempt has failed by its timeout, or was given up.
@@ -92,15 +92,20 @@ def commit_within(
     Raises:
         LeaseLost: it has, even if the message is still locked here, and the lease valid.
     """
-    if gone := book.begin_commit(unit.deliveries):
-        raise LeaseLost({one.id: Whereabouts(one.id, "given up", one.read_ct) for one in gone})
+    if gone := lease_table.begin_commit(invocation.deliveries):
+        raise LeaseLost(
+            {
+                delivery.id: Whereabouts(delivery.id, "given up", delivery.read_ct)
+                for delivery in gone
+            }
+        )
     transaction.locks_messages()
-    return settle_within(scope, unit, result)
+    return settle_within(scope, invocation, result)
 
 
-def settle_within(scope: Scope, unit: Invocation, result: Any) -> list[Disposition]:
+def settle_within(scope: Scope, invocation: Invocation, result: Any) -> list[Disposition]:
     """Settle in the handler's transaction what it returned; `LeaseLost` rolls everything back."""
-    dispositions = dispositions_for_result(unit, result)
+    dispositions = dispositions_for_result(invocation, result)
     outcomes = settlements.apply(scope, dispositions, strict=True)
     return [
         replace(disposition, outcome=outcomes.get(disposition.delivery.id))
@@ -108,46 +113,56 @@ def settle_within(scope: Scope, unit: Invocation, result: Any) -> list[Dispositi
     ]
 
 
-def after_return(unit: Invocation, result: Any) -> list[Disposition]:
+def after_return(invocation: Invocation, result: Any) -> list[Disposition]:
     """Return what becomes of the messages of a handler without a session, which returned."""
-    if unit.handler.acknowledge == "first":
-        results.read(unit, result)  # too late to settle, but not to say that nothing has run
-        return [Disposition(one, "keep") for one in unit.deliveries]
-    return dispositions_for_result(unit, result)
+    if invocation.handler.acknowledge == "first":
+        results.read(invocation, result)  # too late to settle, but not to say that nothing has run
+        return [Disposition(delivery, "keep") for delivery in invocation.deliveries]
+    return dispositions_for_result(invocation, result)
 
 
-def after_error(unit: Invocation, error: BaseException, *, stopping: bool) -> list[Disposition]:
+def after_error(
+    invocation: Invocation, error: BaseException, *, stopping: bool
+) -> list[Disposition]:
     """Return what becomes of the messages of a handler that raised, and was rolled back.
 
     Args:
-        unit: What it worked on.
+        invocation: What it worked on.
         error: What it raised; or what its COMMIT did, where the outcome is then looked up.
         stopping: True while the consumer stops, and may have caused it.
     """
-    if unit.handler.acknowledge == "first":
-        return [Disposition(one, "keep", error=error) for one in unit.deliveries]
-    told_to_stop = stopping or any(one.lease_lost for one in unit.deliveries)
+    if invocation.handler.acknowledge == "first":
+        return [Disposition(delivery, "keep", error=error) for delivery in invocation.deliveries]
+    told_to_stop = stopping or any(delivery.lease_lost for delivery in invocation.deliveries)
     not_its_own = (KeyboardInterrupt, AutocommitSession)
     if isinstance(error, not_its_own) or (told_to_stop and not isinstance(error, Exception)):
         # Not the message's fault: somebody wants this process, or this task, to end; or the
         # sessions are such that no handler may be called.
-        return [Disposition(one, "release", error=error) for one in unit.deliveries]
+        return [Disposition(delivery, "release", error=error) for delivery in invocation.deliveries]
     if isinstance(error, _NotBegun):
-        return [Disposition(one, "release", error=error.__cause__) for one in unit.deliveries]
-    if unit.handler.call.needs_session and sqlstate(error) in _CONFLICTS:
-        return [_of_conflict(unit.handler, one, error) for one in unit.deliveries]
-    if errors := _of_some(unit, error):
+        return [
+            Disposition(delivery, "release", error=error.__cause__)
+            for delivery in invocation.deliveries
+        ]
+    if invocation.handler.call.needs_session and sqlstate(error) in _CONFLICTS:
+        return [
+            _of_conflict(invocation.handler, delivery, error) for delivery in invocation.deliveries
+        ]
+    if errors := _of_some(invocation, error):
         # The others go back at once, as if not taken.
         return [
-            disposition_for_error(unit.handler, delivery, errors[delivery.id])
+            disposition_for_error(invocation.handler, delivery, errors[delivery.id])
             if delivery.id in errors
             else Disposition(delivery, "release", error=error)
-            for delivery in unit.deliveries
+            for delivery in invocation.deliveries
         ]
-    return [disposition_for_error(unit.handler, one, error) for one in unit.deliveries]
+    return [
+        disposition_for_error(invocation.handler, delivery, error)
+        for delivery in invocation.deliveries
+    ]
 
 
-def _of_some(unit: Invocation, error: BaseException) -> Mapping[int, BaseException]:
+def _of_some(invocation: Invocation, error: BaseException) -> Mapping[int, BaseException]:
     """Return the errors of some messages of a batch, by id, where the others have no part in it."""
     if isinstance(error, DecodeErrors):
         return error.errors
@@ -156,7 +171,7 @@ def _of_some(unit: Invocation, error: BaseException) -> Mapping[int, BaseExcepti
     # Those that seem to be lost are tried to be failed: a handler that has settled its message
     # itself, where the consumer does, holds it again after the rollback, and must not do so for
     # ever.
-    return {delivery.id: error for delivery in unit.deliveries if delivery.id in error.ids}
+    return {delivery.id: error for delivery in invocation.deliveries if delivery.id in error.ids}
 
 
 def _of_conflict(handler: Handler, delivery: Delivery, error: BaseException) -> Disposition:

@@ -1,4 +1,4 @@
-"""Who works at the dispatcher: one thread at a time, and no other is woken without need.
+"""Leader/followers: one thread at a time talks to the database; no other is woken without need.
 
 The dispatcher has a thread of its own, but a handler's thread that has nothing to do takes the
 lead itself, and goes on with what it has leased there: to wake another one, and be woken by it,
@@ -46,7 +46,7 @@ class Rounds(Protocol):
 
 
 class LeaderFollower:
-    """One thread at a time does rounds; the others leave notes for the next.
+    """One thread at a time does rounds; the others submit tasks for the next.
 
     Args:
         work: The rounds.
@@ -81,7 +81,7 @@ class LeaderFollower:
 
         Args:
             task: What; it must be quick.
-            quiet: Wake nobody, since the caller goes on to `help`.
+            quiet: Wake nobody, since the caller goes on to `try_lead`.
         """
         if not self._tasks:
             self._oldest_task_at = time.monotonic()
@@ -107,22 +107,22 @@ class LeaderFollower:
         Args:
             claim: Returns what may be started, if there is something; without delay.
         """
-        unit = claim() or self._lead(claim)
+        invocation = claim() or self._lead(claim)
         # What is left here comes next when the thread is back: see to it if that takes long.
         if self._tasks and not self._has_tasks.is_set():
             self._has_tasks.set()
-        return unit
+        return invocation
 
     def _lead(self, claim: Callable[[], Invocation | None]) -> Invocation | None:
         while not self._leading.acquire(timeout=_CLAIM_INTERVAL):
             # Whoever has the leader may wait for a database, and may have leased before it does.
-            if (unit := claim()) is not None or self._stop_waiting.is_set():
-                return unit
+            if (invocation := claim()) is not None or self._stop_waiting.is_set():
+                return invocation
         try:
             if self._stopped:
                 return None
-            if (unit := claim()) is not None:
-                return unit
+            if (invocation := claim()) is not None:
+                return invocation
             rest = self._run_round() or self._work.idle_time()
             if self._stopped or time.monotonic() + rest < self._asleep_until:
                 self.wake()

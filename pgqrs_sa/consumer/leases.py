@@ -70,7 +70,7 @@ class LeaseTable:
     def add(
         self, handler: Handler, leased: Iterable[Delivery], lease: timedelta, asked_at: float
     ) -> list[Delivery]:
-        """Note new leases; return the deliveries, which ask this book whether they are lost.
+        """Note new leases; return the deliveries, which ask this table whether they are lost.
 
         Args:
             handler: Whose they are.

@@ -75,11 +75,11 @@ _ATOMS = frozenset({*_TEXTS, type(None), bool, int, float, complex})
 """Types whose instances need no look. Most values of a large result are of these."""
 
 
-def read(unit: Invocation, result: Any) -> list[Any]:
+def read(invocation: Invocation, result: Any) -> list[Any]:
     """Return what a handler returned for each of its messages.
 
     Args:
-        unit: What the handler worked on.
+        invocation: What the handler worked on.
         result: What it returned.
 
     Returns:
@@ -88,37 +88,37 @@ def read(unit: Invocation, result: Any) -> list[Any]:
     Raises:
         InvalidResult: nothing of that kind may be returned. What was to run is ended.
     """
-    name, count = unit.handler.name, len(unit.deliveries)
+    name, count = invocation.handler.name, len(invocation.deliveries)
     if result is None or isinstance(result, Decision):
         return [result] * count
-    if not unit.handler.call.many:
+    if not invocation.handler.call.many:
         _check(name, result)
         return [result]
     _check(name, result, most=1)  # what it contains is looked at message by message
-    results = _by_delivery(unit, result)
+    results = _by_delivery(invocation, result)
     for value in results:
         if not isinstance(value, BaseException):
             _check(name, value)
     return results
 
 
-def _by_delivery(unit: Invocation, result: Any) -> list[Any]:
-    name = unit.handler.name
+def _by_delivery(invocation: Invocation, result: Any) -> list[Any]:
+    name = invocation.handler.name
     if isinstance(result, Mapping):
         by_id = {getattr(key, "id", key): value for key, value in result.items()}
-        if strays := by_id.keys() - {delivery.id for delivery in unit.deliveries}:
+        if strays := by_id.keys() - {delivery.id for delivery in invocation.deliveries}:
             # Keys that are no ids may be anything of the payload's.
             ids = sorted(key for key in strays if isinstance(key, int))
             raise InvalidResult(
                 f"{name} returned results for messages that it was not given: "
                 f"{ids or 'its keys are neither deliveries nor ids'}"
             )
-        return [by_id.get(delivery.id) for delivery in unit.deliveries]
+        return [by_id.get(delivery.id) for delivery in invocation.deliveries]
     if isinstance(result, Sequence) and not isinstance(result, (str, bytes)):
-        if len(result) == len(unit.deliveries):
+        if len(result) == len(invocation.deliveries):
             return list(result)
         raise InvalidResult(
-            f"{name} returned {len(result)} results for {len(unit.deliveries)} messages"
+            f"{name} returned {len(result)} results for {len(invocation.deliveries)} messages"
         )
     raise InvalidResult(
         f"{name} returned a {type(result).__name__}: a batch's handler returns None, "

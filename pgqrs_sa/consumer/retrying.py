@@ -62,7 +62,7 @@ def without_parameters(error: BaseException) -> BaseException:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether the same may succeed later, without anybody fixing anything."""
+    """Return whether retrying may succeed."""
     if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
         return True
     if (code := sqlstate(error)) is not None:

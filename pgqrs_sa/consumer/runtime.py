@@ -159,8 +159,8 @@ class Runtime:
     def _watch(self) -> None:
         # In a thread of its own: who has started the consumer may do something else meanwhile.
         while not self._closed.wait(min(0.5, self.state.shortest_lease / 6)):
-            for line in (self._dispatcher_connection, self._renewer_connection):
-                line.abort_if_stuck()
+            for connection in (self._dispatcher_connection, self._renewer_connection):
+                connection.abort_if_stuck()
             self._check_executor()
             if unbegun := self.state.lease_table.unstarted(time.monotonic()):
                 self._release_unstarted(unbegun)
@@ -227,14 +227,22 @@ class Runtime:
     def _wake(self, queue: str | None) -> None:
         self.dispatcher.wake(queue)
 
-    def accept(self, units: Sequence[Invocation]) -> None:
+    def accept(self, invocations: Sequence[Invocation]) -> None:
         """Start these invocations as soon as they may run."""
         with self._lock:
             # What was leased while the consumer was told to stop goes back; what is acknowledged
             # already would be lost with that.
             stopped = self._draining or self._paused
-            late = [one for one in units if stopped and one.handler.acknowledge != "first"]
-            wanted = [one for one in units if one not in late] if late else units
+            late = [
+                invocation
+                for invocation in invocations
+                if stopped and invocation.handler.acknowledge != "first"
+            ]
+            wanted = (
+                [invocation for invocation in invocations if invocation not in late]
+                if late
+                else invocations
+            )
             self._run_queue.add(wanted)
         self._release(late)
         if wanted:
@@ -249,83 +257,87 @@ class Runtime:
         back: list[Invocation] = []
         rest: list[Invocation] = []
         with self._lock:
-            for unit in self._run_queue.clear():
-                asked = ids is None or any(one.id in ids for one in unit.deliveries)
-                returns = asked and unit.handler.acknowledge != "first"
-                (back if returns else rest).append(unit)
+            for invocation in self._run_queue.clear():
+                asked = ids is None or any(delivery.id in ids for delivery in invocation.deliveries)
+                returns = asked and invocation.handler.acknowledge != "first"
+                (back if returns else rest).append(invocation)
             self._run_queue.add(rest)
         self._release(back)
 
     def _release(self, unstarted: Sequence[Invocation]) -> None:
-        for unit in unstarted:
-            releases = [Disposition(one, "release") for one in unit.deliveries]
-            self.dispatcher.finished(unit, releases, quiet=False)
+        for invocation in unstarted:
+            releases = [Disposition(delivery, "release") for delivery in invocation.deliveries]
+            self.dispatcher.finished(invocation, releases, quiet=False)
 
     def next_invocation(self) -> Invocation | None:
         """Return what may be started now, for a caller that can wait: it may lease that first."""
-        while (unit := self.dispatcher.lead_or_claim(self._claim)) is not None:
-            if self._mark_started(unit):
-                return unit
+        while (invocation := self.dispatcher.lead_or_claim(self._claim)) is not None:
+            if self._mark_started(invocation):
+                return invocation
         return None
 
     def next_ready_invocation(self) -> Invocation | None:
         """Return what may be started now, if it has been leased already."""
-        while (unit := self._claim()) is not None:
-            if self._mark_started(unit):
-                return unit
+        while (invocation := self._claim()) is not None:
+            if self._mark_started(invocation):
+                return invocation
         return None
 
     def _claim(self) -> Invocation | None:
         """Return what may be started, which is then the caller's."""
         with self._lock:
-            unit = self._run_queue.take()
-            if unit is not None:
-                self._running[unit.number] = unit
-        return unit
+            invocation = self._run_queue.take()
+            if invocation is not None:
+                self._running[invocation.number] = invocation
+        return invocation
 
-    def _mark_started(self, unit: Invocation) -> bool:
+    def _mark_started(self, invocation: Invocation) -> bool:
         """Note that a call begins, and its timeout; False if its lease is not held any more."""
-        if unit.handler.acknowledge == "first" or self.state.lease_table.mark_started(
-            unit.deliveries, threading.get_ident()
+        if invocation.handler.acknowledge == "first" or self.state.lease_table.mark_started(
+            invocation.deliveries, threading.get_ident()
         ):
-            self.state.events.started(unit)
+            self.state.events.started(invocation)
             return True
         # Waited for too long in this process: whoever has it now does the work.
-        self.finished(unit, [Disposition(one, "release") for one in unit.deliveries])
+        self.finished(
+            invocation, [Disposition(delivery, "release") for delivery in invocation.deliveries]
+        )
         return False
 
     def finished(
-        self, unit: Invocation, dispositions: Sequence[Disposition], *, quiet: bool = False
+        self, invocation: Invocation, dispositions: Sequence[Disposition], *, quiet: bool = False
     ) -> None:
         """Note how a call ended, and settle what its own transaction has not.
 
         Args:
-            unit: What it worked on.
+            invocation: What it worked on.
             dispositions: What becomes of each message.
-            quiet: The caller asks for `next_unit` now, so that nobody has to be woken.
+            quiet: The caller asks for `next_invocation` now, so that nobody has to be woken.
         """
-        self.state.lease_table.mark_settling(unit.deliveries)
-        for one in dispositions:
-            if one.settled or one.action == "keep":
-                self._report(unit, one)
-        left = [v for v in dispositions if not (v.settled or v.action == "keep")]
-        self.dispatcher.finished(unit, left, quiet=quiet)
+        self.state.lease_table.mark_settling(invocation.deliveries)
+        left: list[Disposition] = []
+        for disposition in dispositions:
+            if disposition.settled or disposition.action == "keep":
+                self._report(invocation, disposition)
+            else:
+                left.append(disposition)
+        self.dispatcher.finished(invocation, left, quiet=quiet)
         with self._lock:
-            self._running.pop(unit.number, None)
-            self._run_queue.finished(unit)
+            self._running.pop(invocation.number, None)
+            self._run_queue.finished(invocation)
             if self._draining and not self._running:
                 self._idle.notify_all()
 
-    def _report(self, unit: Invocation, disposition: Disposition) -> None:
+    def _report(self, invocation: Invocation, disposition: Disposition) -> None:
         if disposition.outcome is not None:
             for held in self.state.lease_table.remove([disposition.delivery]):
                 self.state.events.settled(
-                    unit.handler, disposition, disposition.outcome, held.started_at
+                    invocation.handler, disposition, disposition.outcome, held.started_at
                 )
-        elif unit.handler.acknowledge == "manual":
+        elif invocation.handler.acknowledge == "manual":
             self.state.lease_table.hand_over([disposition.delivery])
         elif disposition.error is None:
-            self.state.events.settled(unit.handler, disposition, Outcome.ARCHIVED, None)
+            self.state.events.settled(invocation.handler, disposition, Outcome.ARCHIVED, None)
         else:
             log.warning(
                 "message %d of %s failed after its acknowledgement: %s",
@@ -439,10 +451,10 @@ class Runtime:
             cleanup()
         with self._lock:
             unfinished = list(self._running.values())
-        for unit in unfinished:
-            held = self.state.lease_table.abandon(unit.deliveries)
+        for invocation in unfinished:
+            held = self.state.lease_table.abandon(invocation.deliveries)
             self.dispatcher.settle(
-                unit.handler, [Disposition(delivery, "release") for delivery in held]
+                invocation.handler, [Disposition(delivery, "release") for delivery in held]
             )
         self.dispatcher.close()
         self._join(self._threads[0], lambda: self.dispatcher.unsettled > 0 and not hurried())
@@ -461,8 +473,8 @@ class Runtime:
             self._stop_waiting.set()
             thread.join(JOIN_TIMEOUT)
         if thread.is_alive():
-            for line in (self._dispatcher_connection, self._renewer_connection):
-                line.abort()
+            for connection in (self._dispatcher_connection, self._renewer_connection):
+                connection.abort()
             thread.join(JOIN_TIMEOUT)
         if thread.is_alive():
             log.warning("%s hangs: its leases run out by themselves", thread.name)

@@ -1,8 +1,8 @@
 """What to lease, when, and what to start next. Pure: time comes in, decisions go out.
 
-`Schedule` says from which queue how many messages may be leased now, which queues that had nothing
+`Scheduler` says from which queue how many messages may be leased now, which queues that had nothing
 are to be looked at, or how long to rest.
-`Ready` holds what is leased and not started yet, and hands out what may run.
+`RunQueue` holds what is leased and not started yet, and hands out what may run.
 """
 
 from __future__ import annotations
@@ -95,48 +95,48 @@ class Scheduler:
 
     def add_handlers(self, handlers: Iterable[Handler]) -> None:
         """Ask for the messages of these handlers."""
-        self._queues = {one.queue: _QueueState(one) for one in handlers}
+        self._queues = {handler.queue: _QueueState(handler) for handler in handlers}
 
     def next(self, now: float) -> Fetch | CheckQueues | Wait:
         """Return what to do now."""
         rooms = self._open()
-        due = [one for one, _ in rooms if one.due <= now]
-        if any(one.idle for one in due):
-            return CheckQueues(tuple(one.handler.queue for one, _ in rooms if one.idle))
+        due = [state for state, _ in rooms if state.due <= now]
+        if any(state.idle for state in due):
+            return CheckQueues(tuple(state.handler.queue for state, _ in rooms if state.idle))
         if not due:
             return Wait(self._idle_time(rooms, now))
         chosen = self._fairest(due)
-        return Fetch(chosen.handler, next(room for one, room in rooms if one is chosen))
+        return Fetch(chosen.handler, next(room for state, room in rooms if state is chosen))
 
     def idle_time(self, now: float) -> float:
         """Return for how many seconds there is nothing to lease, unless something happens."""
         return self._idle_time(self._open(), now)
 
     def _idle_time(self, rooms: Sequence[tuple[_QueueState, int]], now: float) -> float:
-        return max(0.0, min((one.due - now for one, _ in rooms), default=self.poll_interval))
+        return max(0.0, min((state.due - now for state, _ in rooms), default=self.poll_interval))
 
     def _open(self) -> list[tuple[_QueueState, int]]:
         """Return the sources that may have more messages, and how many."""
-        calls = sum(one.calls for one in self._queues.values())
-        stores = sum(one.handler.prefetch > 0 for one in self._queues.values())
+        calls = sum(state.calls for state in self._queues.values())
+        stores = sum(state.handler.prefetch > 0 for state in self._queues.values())
         found = []
-        for one in self._queues.values():
+        for state in self._queues.values():
             # One that has a store ahead always has enough for all calls: the others may then have
             # one that waits for its turn, or they would never get any.
-            least = 1 if stores > (one.handler.prefetch > 0) else 0
-            room = one.room(max(least, self.slots - (calls - one.calls)))
+            least = 1 if stores > (state.handler.prefetch > 0) else 0
+            room = state.room(max(least, self.slots - (calls - state.calls)))
             # With a store of messages ahead it is filled when half is used up, not one by one.
-            if room > 0 and room >= (one.handler.prefetch + 1) // 2:
-                found.append((one, room))
+            if room > 0 and room >= (state.handler.prefetch + 1) // 2:
+                found.append((state, room))
         return found
 
     @staticmethod
     def _fairest(due: list[_QueueState]) -> _QueueState:
         """Smooth weighted round robin: each gets its share, and none waits for long."""
-        for one in due:
-            one.credit += one.handler.weight
-        chosen = max(due, key=lambda one: one.credit)
-        chosen.credit -= sum(one.handler.weight for one in due)
+        for state in due:
+            state.credit += state.handler.weight
+        chosen = max(due, key=lambda state: state.credit)
+        chosen.credit -= sum(state.handler.weight for state in due)
         return chosen
 
     def record_fetch(self, queue: str, asked: int, got: int, now: float) -> None:
@@ -146,8 +146,8 @@ class Scheduler:
         if not got:
             source.found_nothing(now, self._move(), self.poll_interval)
             return
-        for one in self._queues.values():
-            one.empty = False  # a handler may enqueue for any of them
+        for state in self._queues.values():
+            state.empty = False  # a handler may enqueue for any of them
         source.idle = False
         source.idle_since = None
         source.wait = _SOON
@@ -176,19 +176,19 @@ class Scheduler:
 
         A queue that is named is leased from without a look.
         """
-        for one in self._queues.values():
-            if queue in (None, one.handler.queue):
-                one.due = 0.0
-                one.wait = _SOON
-                one.empty = False
-                one.idle = one.idle and queue is None
+        for state in self._queues.values():
+            if queue in (None, state.handler.queue):
+                state.due = 0.0
+                state.wait = _SOON
+                state.empty = False
+                state.idle = state.idle and queue is None
 
     def check_again(self, now: float) -> None:
         """Ask all queues again soon: there is something that could not be taken."""
         due = now + self._soon()
-        for one in self._queues.values():
-            one.due = due
-            one.empty = False
+        for state in self._queues.values():
+            state.due = due
+            state.empty = False
 
     def remove(self, queue: str) -> None:
         """Ask a queue no more."""
@@ -196,8 +196,8 @@ class Scheduler:
 
     def idle_for(self, now: float) -> float:
         """For how many seconds no queue has had anything."""
-        since = [one.idle_since for one in self._queues.values()]
-        known = [one for one in since if one is not None]
+        since = [state.idle_since for state in self._queues.values()]
+        known = [moment for moment in since if moment is not None]
         return now - max(known) if known and len(known) == len(since) else 0.0
 
     @property
@@ -208,12 +208,12 @@ class Scheduler:
     @property
     def drained(self) -> bool:
         """True when every queue was empty the last time, and nothing is in hand."""
-        return all(one.empty and one.in_hand == 0 for one in self._queues.values())
+        return all(state.empty and state.in_hand == 0 for state in self._queues.values())
 
     @property
     def in_hand(self) -> int:
         """How many messages are leased and not worked off."""
-        return sum(one.in_hand for one in self._queues.values())
+        return sum(state.in_hand for state in self._queues.values())
 
     def _soon(self) -> float:
         return min(_SOON, self.poll_interval) * self._move()
@@ -239,17 +239,17 @@ class RunQueue:
         """Return the first that may run now, if there is one: it counts as running from here."""
         if self._calls >= self.slots:
             return None
-        for place, unit in enumerate(self._waiting):
-            if self._running[unit.handler.queue] < unit.handler.concurrency:
+        for place, invocation in enumerate(self._waiting):
+            if self._running[invocation.handler.queue] < invocation.handler.concurrency:
                 del self._waiting[place]
-                self._running[unit.handler.queue] += 1
+                self._running[invocation.handler.queue] += 1
                 self._calls += 1
-                return unit
+                return invocation
         return None
 
-    def finished(self, unit: Invocation) -> None:
+    def finished(self, invocation: Invocation) -> None:
         """Note that a call has ended."""
-        self._running[unit.handler.queue] -= 1
+        self._running[invocation.handler.queue] -= 1
         self._calls -= 1
 
     @property

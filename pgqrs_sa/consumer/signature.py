@@ -118,7 +118,7 @@ class HandlerSignature:
 
         Raises:
             PayloadError: a single message is not what the handler's type demands.
-            MisfitsError: some of a batch are not.
+            DecodeErrors: some of a batch are not.
         """
         if self.convert is None:
             return []

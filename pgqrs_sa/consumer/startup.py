@@ -69,7 +69,7 @@ class Startup:
     def began(self) -> bool:
         """Return whether there is a run, or raise what has prevented it.
 
-        False after `give_up`, unless the run had begun by then. One that begins later ends itself.
+        False after `abort`, unless the run had begun by then. One that begins later ends itself.
         """
         if self._unwanted:
             return False

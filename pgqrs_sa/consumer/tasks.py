@@ -341,17 +341,17 @@ class TaskExecutor:
             await asyncio.wait(tasks, timeout=seconds)
 
     async def _work(self) -> bool:
-        """Do the next unit, if one may run now; False if none may."""
+        """Do the next invocation, if one may run now; False if none may."""
         # Claimed here, not by who makes the task: the loop may be blocked between the two.
-        unit = self.runtime.next_ready_invocation()
-        if unit is None:
+        invocation = self.runtime.next_ready_invocation()
+        if invocation is None:
             return False
-        attempts = [(one.id, one.read_ct) for one in unit.deliveries]
+        attempts = [(delivery.id, delivery.read_ct) for delivery in invocation.deliveries]
         if (task := asyncio.current_task()) is not None:
-            task.set_name(f"pgqrs-{unit.handler.name}")
+            task.set_name(f"pgqrs-{invocation.handler.name}")
             self._by_attempt.update(dict.fromkeys(attempts, task))
         try:
-            self.runtime.finished(unit, await self._run(unit))
+            self.runtime.finished(invocation, await self._run(invocation))
         finally:
             for attempt in attempts:
                 self._by_attempt.pop(attempt, None)
@@ -363,65 +363,67 @@ class TaskExecutor:
         if self.runtime.waiting and (task.cancelled() or task.result()):
             self._submit(1)
 
-    async def _run(self, unit: Invocation) -> list[Disposition]:
-        limit = unit.handler.timeout
+    async def _run(self, invocation: Invocation) -> list[Disposition]:
+        limit = invocation.handler.timeout
         seconds = None if limit is None else limit.total_seconds()
         clock = asyncio.timeout(seconds)
         try:
             async with clock:
                 try:
                     with self._call_context():
-                        return await self._invoke(unit)
+                        return await self._invoke(invocation)
                     refuse_suppression()
                 except TimeoutError as error:
                     raise _Raised(error) from error  # the handler's own, not the clock's
         except _Raised as raised:
-            return self._after(unit, raised.error)
+            return self._after(invocation, raised.error)
         except TimeoutError as error:
             if clock.expired() and seconds is not None:
                 cause = error.__cause__  # the CancelledError, which was raised where it waited
                 where = None if cause is None else stacks.of_traceback(cause.__traceback__)
-                late = HandlerTimeout(unit.handler.name, seconds, where)
+                late = HandlerTimeout(invocation.handler.name, seconds, where)
                 late.__cause__ = cause
-                return self._after(unit, late)
-            return self._after(unit, error)
+                return self._after(invocation, late)
+            return self._after(invocation, error)
         except BaseException as error:  # noqa: BLE001 - whatever it is, no lease is left behind
-            return self._after(unit, error)
+            return self._after(invocation, error)
 
-    def _after(self, unit: Invocation, error: BaseException) -> list[Disposition]:
-        stopping = self.runtime.stopping or _cancelled_by_others(unit, error)
-        dispositions = after_error(unit, error, stopping=stopping)
+    def _after(self, invocation: Invocation, error: BaseException) -> list[Disposition]:
+        stopping = self.runtime.stopping or _cancelled_by_others(invocation, error)
+        dispositions = after_error(invocation, error, stopping=stopping)
         if is_fatal(error):
             self.failure = self.failure or error
             self.runtime.drain()  # or it would be leased again at once
         return dispositions
 
-    async def _invoke(self, unit: Invocation) -> list[Disposition]:
-        call = unit.handler.call
-        payloads = call.payloads(unit.deliveries)
+    async def _invoke(self, invocation: Invocation) -> list[Disposition]:
+        call = invocation.handler.call
+        payloads = call.payloads(invocation.deliveries)
         if call.needs_session:
-            return await self._invoke_in_session(unit, payloads)
-        result = await call.awaited(call.arguments(unit.deliveries, payloads, None, None))
-        return after_return(unit, result)
+            return await self._invoke_in_session(invocation, payloads)
+        result = await call.awaited(call.arguments(invocation.deliveries, payloads, None, None))
+        return after_return(invocation, result)
 
-    async def _invoke_in_session(self, unit: Invocation, payloads: list[Any]) -> list[Disposition]:
-        with self.runtime.state.call_transactions.transaction(unit) as transaction:
+    async def _invoke_in_session(
+        self, invocation: Invocation, payloads: list[Any]
+    ) -> list[Disposition]:
+        with self.runtime.state.call_transactions.transaction(invocation) as transaction:
             async with self._sessionmaker() as session, session.begin():
-                return await self._invoke_in_transaction(unit, payloads, session, transaction)
+                return await self._invoke_in_transaction(invocation, payloads, session, transaction)
 
     async def _invoke_in_transaction(
         self,
-        unit: Invocation,
+        invocation: Invocation,
         payloads: list[Any],
         session: AsyncSession,
         transaction: CallTransaction,
     ) -> list[Disposition]:
-        call, context = unit.handler.call, self.runtime.state.context
+        call, context = invocation.handler.call, self.runtime.state.context
         scope = Scope(session.sync_session, context)
         refuse_elsewhere(scope, self.engine.sync_engine)
-        if unit.handler.acknowledge == "commit":
+        if invocation.handler.acknowledge == "commit":
             calls = self.runtime.state.call_transactions
-            await session.run_sync(lambda _: begin(scope, unit, calls, transaction))
+            await session.run_sync(lambda _: begin(scope, invocation, calls, transaction))
         service = AsyncQueueService(
             session,
             models=context.models,
@@ -429,25 +431,25 @@ class TaskExecutor:
             worker=context.worker,
             notify=self.runtime.state.config.notify,
         )
-        arguments = call.arguments(unit.deliveries, payloads, session, service)
-        with forbid_commit(session.sync_session, unit.handler):
+        arguments = call.arguments(invocation.deliveries, payloads, session, service)
+        with forbid_commit(session.sync_session, invocation.handler):
             result = await call.awaited(arguments)
-        if unit.handler.acknowledge == "first":
-            return after_return(unit, result)
-        book = self.runtime.state.lease_table
+        if invocation.handler.acknowledge == "first":
+            return after_return(invocation, result)
+        lease_table = self.runtime.state.lease_table
         return await session.run_sync(
-            lambda _: commit_within(scope, unit, result, book, transaction)
+            lambda _: commit_within(scope, invocation, result, lease_table, transaction)
         )
 
 
-def _cancelled_by_others(unit: Invocation, error: BaseException) -> bool:
+def _cancelled_by_others(invocation: Invocation, error: BaseException) -> bool:
     """Return whether a task was cancelled from outside, as all are when a loop ends.
 
     Not for ever: a handler that cancels its own task looks the same, and is charged one day.
     """
     task = asyncio.current_task()
     asked = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()
-    return bool(asked) and all(one.read_ct <= FORGIVEN for one in unit.deliveries)
+    return bool(asked) and all(delivery.read_ct <= FORGIVEN for delivery in invocation.deliveries)
 
 
 class _Raised(Exception):

@@ -364,44 +364,47 @@ class ThreadExecutor:
                 self._work_ready.wait_for(lambda seen=seen: self._begun != seen)  # type: ignore[misc]
                 self._idle -= 1
                 seen = self._begun
-            while not self._shutting_down and (unit := self.runtime.next_invocation()) is not None:
-                dispositions = self._context.copy().run(self._run, unit)
-                self.runtime.finished(unit, dispositions, quiet=True)
+            while (
+                not self._shutting_down
+                and (invocation := self.runtime.next_invocation()) is not None
+            ):
+                dispositions = self._context.copy().run(self._run, invocation)
+                self.runtime.finished(invocation, dispositions, quiet=True)
 
-    def _run(self, unit: Invocation) -> list[Disposition]:
+    def _run(self, invocation: Invocation) -> list[Disposition]:
         try:
             with self._call_context():
-                return self._invoke(unit)
+                return self._invoke(invocation)
             refuse_suppression()
         except BaseException as error:  # noqa: BLE001 - whatever it is, no lease is left behind
-            dispositions = after_error(unit, error, stopping=self.runtime.stopping)
+            dispositions = after_error(invocation, error, stopping=self.runtime.stopping)
             if is_fatal(error):
                 self.failure = self.failure or error
                 self.runtime.drain()  # or it would be leased again at once
             return dispositions
 
-    def _invoke(self, unit: Invocation) -> list[Disposition]:
-        call = unit.handler.call
+    def _invoke(self, invocation: Invocation) -> list[Disposition]:
+        call = invocation.handler.call
         if call.needs_session:
-            return self._invoke_in_session(unit)
-        payloads = call.payloads(unit.deliveries)
-        arguments = call.arguments(unit.deliveries, payloads, None, None)
-        return after_return(unit, call.run(arguments))
+            return self._invoke_in_session(invocation)
+        payloads = call.payloads(invocation.deliveries)
+        arguments = call.arguments(invocation.deliveries, payloads, None, None)
+        return after_return(invocation, call.run(arguments))
 
-    def _invoke_in_session(self, unit: Invocation) -> list[Disposition]:
-        call, context = unit.handler.call, self.runtime.state.context
-        payloads = call.payloads(unit.deliveries)
+    def _invoke_in_session(self, invocation: Invocation) -> list[Disposition]:
+        call, context = invocation.handler.call, self.runtime.state.context
+        payloads = call.payloads(invocation.deliveries)
         settings = self.runtime.state.config
         calls = self.runtime.state.call_transactions
         with (
-            calls.transaction(unit) as transaction,
+            calls.transaction(invocation) as transaction,
             self._sessionmaker() as session,
             session.begin(),
         ):
             scope = Scope(session, context)
             refuse_elsewhere(scope, self.engine)
-            if unit.handler.acknowledge == "commit":
-                begin(scope, unit, calls, transaction)
+            if invocation.handler.acknowledge == "commit":
+                begin(scope, invocation, calls, transaction)
             service = QueueService(
                 session,
                 models=context.models,
@@ -409,9 +412,9 @@ class ThreadExecutor:
                 worker=context.worker,
                 notify=settings.notify,
             )
-            with forbid_commit(session, unit.handler):
-                result = call.run(call.arguments(unit.deliveries, payloads, session, service))
-            if unit.handler.acknowledge == "first":
-                return after_return(unit, result)
-            book = self.runtime.state.lease_table
-            return commit_within(scope, unit, result, book, transaction)
+            with forbid_commit(session, invocation.handler):
+                result = call.run(call.arguments(invocation.deliveries, payloads, session, service))
+            if invocation.handler.acknowledge == "first":
+                return after_return(invocation, result)
+            lease_table = self.runtime.state.lease_table
+            return commit_within(scope, invocation, result, lease_table, transaction)

@@ -30,7 +30,7 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
         "consumer/dispatcher",
         "Dispatcher._step",
         "boundary",
-        "one.not_before <= now -> one.not_before < now",
+        "pending.not_before <= now -> pending.not_before < now",
     ): _MOMENT,
     ("consumer/renewer", "LeaseRenewer._end_overdue", "operand", "or: timedelta(0)"): (
         f"{_TYPES} Only a handler with a timeout is overdue."
