@@ -315,22 +315,22 @@ class TaskExecutor:
         """Return the tasks that run, if this is called in their loop, and can wait for them."""
         return set(self.running) if self._loop is asyncio.get_running_loop() else set()
 
-    def abandon(self, held: Sequence[Lease]) -> None:
+    def abandon(self, leases: Sequence[Lease]) -> None:
         """See `Executor`: cancel the tasks, from whatever thread."""
 
         def cancel() -> None:
-            for one in held:
-                task = self._by_attempt.get((one.delivery.id, one.delivery.read_ct))
+            for lease in leases:
+                task = self._by_attempt.get((lease.delivery.id, lease.delivery.read_ct))
                 if task is not None:
                     task.cancel()
 
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(cancel)
 
-    def stack(self, held: Lease) -> str | None:
+    def stack(self, lease: Lease) -> str | None:
         """See `Executor`."""
-        task = self._by_attempt.get((held.delivery.id, held.delivery.read_ct))
-        return None if task is None else stacks.of_task(task, held.thread)
+        task = self._by_attempt.get((lease.delivery.id, lease.delivery.read_ct))
+        return None if task is None else stacks.of_task(task, lease.thread)
 
     async def cancel_all(self, seconds: float) -> None:
         """Cancel what runs, and wait a moment for it to end."""

@@ -348,13 +348,13 @@ class ThreadExecutor:
         """See `Executor`."""
         return False
 
-    def abandon(self, held: Sequence[Lease]) -> None:
+    def abandon(self, leases: Sequence[Lease]) -> None:
         """See `Executor`: a thread cannot be stopped, but it can ask ``delivery.lease_lost``."""
 
-    def stack(self, held: Lease) -> str | None:
+    def stack(self, lease: Lease) -> str | None:
         """See `Executor`."""
-        stack = stacks.of_thread(held.thread)
-        return None if held.settling else stack  # its thread may be with another message by now
+        stack = stacks.of_thread(lease.thread)
+        return None if lease.settling else stack  # its thread may be with another message by now
 
     def _worker(self) -> None:
         seen = 0
