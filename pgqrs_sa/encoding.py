@@ -226,8 +226,8 @@ def _of_tuple(kinds: tuple[Any, ...]) -> Read:
         if len(_of_type(list, value, path)) != len(reads):
             raise PayloadError(path, f"must have {len(reads)} elements, not {len(value)}")
         return tuple(
-            read_at(one, item, f"{path}[{place}]")
-            for place, (one, item) in enumerate(zip(reads, value, strict=True))
+            read_at(entry, item, f"{path}[{place}]")
+            for place, (entry, item) in enumerate(zip(reads, value, strict=True))
         )
 
     return read

@@ -332,7 +332,7 @@ class QueueService:
     def extend_many(self, deliveries: Iterable[Delivery], lease: Seconds) -> list[Delivery]:
         """Extend all of these deliveries, or none: see `extend`."""
         kept = settle.extend(self._scope, deliveries, lease, strict=True)
-        return [one for one in kept if one is not None]
+        return [delivery for delivery in kept if delivery is not None]
 
     def try_extend(self, delivery: Delivery, lease: Seconds) -> bool:
         """Extend, and return whether the lease was still held."""
@@ -341,7 +341,7 @@ class QueueService:
     def try_extend_many(self, deliveries: Iterable[Delivery], lease: Seconds) -> list[bool]:
         """Extend those that are still held, and say of each whether it was."""
         kept = settle.extend(self._scope, deliveries, lease, strict=False)
-        return [one is not None for one in kept]
+        return [delivery is not None for delivery in kept]
 
     def release(self, delivery: Delivery, *, delay: Seconds = 0) -> None:
         """Give a delivery back, without charging the attempt.
@@ -405,7 +405,7 @@ class QueueService:
     ) -> list[Failure]:
         """Fail all of these deliveries, or none: see `fail`."""
         done = settle.fail(self._scope, deliveries, error, delay, reason, dead, strict=True)
-        return [one for one in done if one is not None]
+        return [delivery for delivery in done if delivery is not None]
 
     def try_fail(
         self,
@@ -430,4 +430,4 @@ class QueueService:
     ) -> list[bool]:
         """Fail those that are still held, and say of each whether it was."""
         done = settle.fail(self._scope, deliveries, error, delay, reason, dead, strict=False)
-        return [one is not None for one in done]
+        return [delivery is not None for delivery in done]

@@ -205,5 +205,7 @@ class BaseConsumer(ABC, Generic[_S]):
 
     def _connections_needed(self) -> int:
         """How many sessions of handlers may be open at a time."""
-        wanted = sum(one.concurrency for one in self._handlers if one.call.needs_session)
+        wanted = sum(
+            handler.concurrency for handler in self._handlers if handler.call.needs_session
+        )
         return min(self._config.concurrency, wanted)

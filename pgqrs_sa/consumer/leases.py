@@ -81,20 +81,20 @@ class LeaseTable:
         span = lease.total_seconds()
         watched = []
         with self._lock:
-            for one in leased:
+            for delivery in leased:
                 end = asked_at + span
-                held = Lease(one, handler, span, asked_at + span / _RENEW_AT, end, end)
+                held = Lease(delivery, handler, span, asked_at + span / _RENEW_AT, end, end)
                 held.clock = self._clock
                 # Nobody else has it yet; a copy would take as long as all the rest of this.
-                object.__setattr__(one, "watch", held.is_lost)
-                self._leases[one.id] = held
-                watched.append(one)
+                object.__setattr__(delivery, "watch", held.is_lost)
+                self._leases[delivery.id] = held
+                watched.append(delivery)
         return watched
 
     def replaced(self, leased: Iterable[Delivery]) -> list[Lease]:
         """Return the leases that cannot be held any more, since these were taken after them."""
-        before = [self._leases.get(one.id) for one in leased]
-        return [one for one in before if one is not None]
+        before = [self._leases.get(delivery.id) for delivery in leased]
+        return [lease for lease in before if lease is not None]
 
     def get(self, delivery: Delivery) -> Lease | None:
         """Return the lease of a delivery, unless it is settled, or is another attempt's."""
@@ -106,8 +106,8 @@ class LeaseTable:
     def mark_started(self, deliveries: Iterable[Delivery], thread: int | None) -> bool:
         """Note that a handler begins; False when a lease is lost, and it must not."""
         begun: list[Lease] = []
-        for one in deliveries:
-            if (held := self.get(one)) is None or held.is_lost():
+        for delivery in deliveries:
+            if (held := self.get(delivery)) is None or held.is_lost():
                 return False
             begun.append(held)
         now = self._clock()
@@ -117,8 +117,8 @@ class LeaseTable:
 
     def mark_settling(self, deliveries: Iterable[Delivery]) -> None:
         """Note that the handler has returned: its timeout does not count any more."""
-        for one in deliveries:
-            if (held := self.get(one)) is not None:
+        for delivery in deliveries:
+            if (held := self.get(delivery)) is not None:
                 held.settling = True
 
     def begin_commit(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
@@ -130,7 +130,7 @@ class LeaseTable:
         with self._lock:  # so that an attempt either has failed by its timeout, or may commit
             held = [self.get(delivery) for delivery in deliveries]
             pairs = zip(deliveries, held, strict=True)
-            gone = [one for one, known in pairs if known is None or known.abandoned]
+            gone = [delivery for delivery, known in pairs if known is None or known.abandoned]
             if not gone:
                 for known in held:
                     known.settling = True  # type: ignore[union-attr]
@@ -139,7 +139,7 @@ class LeaseTable:
     def abandon(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
         """Note that the calls of these go on, but may not commit; return those that are held."""
         with self._lock:
-            held = [known for one in deliveries if (known := self.get(one)) is not None]
+            held = [known for delivery in deliveries if (known := self.get(delivery)) is not None]
             for known in held:
                 known.lost = True
         return [known.delivery for known in held]
@@ -150,7 +150,7 @@ class LeaseTable:
         Whoever gets one here is the one to tell what became of it: it is told once.
         """
         with self._lock:
-            gone = [held for one in deliveries if (held := self.get(one)) is not None]
+            gone = [held for delivery in deliveries if (held := self.get(delivery)) is not None]
             for held in gone:
                 del self._leases[held.delivery.id]
         return gone
@@ -174,42 +174,48 @@ class LeaseTable:
         Those of an overdue handler run out, and those that no handler has begun with in time.
         """
         return [
-            one
-            for one in self.all()
-            if one.renew_at <= now
-            and not (one.timed_out or one.overdue(now) or one.is_unstarted(now))
+            lease
+            for lease in self.all()
+            if lease.renew_at <= now
+            and not (lease.timed_out or lease.overdue(now) or lease.is_unstarted(now))
         ]
 
     def unstarted(self, now: float) -> set[int]:
         """Return the messages that no handler has begun with within the length of their lease."""
-        return {one.delivery.id for one in self.all() if one.is_unstarted(now)}
+        return {lease.delivery.id for lease in self.all() if lease.is_unstarted(now)}
 
     def overdue(self, now: float) -> list[Lease]:
         """Return the leases whose handler has taken too long, each of them once."""
         with self._lock:
-            found = [one for one in self._leases.values() if one.overdue(now) and not one.timed_out]
-            for one in found:
-                one.timed_out = True
+            found = [
+                lease
+                for lease in self._leases.values()
+                if lease.overdue(now) and not lease.timed_out
+            ]
+            for lease in found:
+                lease.timed_out = True
         return found
 
     def mark_renewed(self, held: Iterable[Lease], asked_at: float) -> None:
         """Note that the leases were renewed by a statement that was sent then."""
-        for one in held:
-            one.renew_at = asked_at + one.length / _RENEW_AT
-            one.expires_at = asked_at + one.length
+        for lease in held:
+            lease.renew_at = asked_at + lease.length / _RENEW_AT
+            lease.expires_at = asked_at + lease.length
 
     def next_renewal(self) -> float:
         """Return when the first lease has to be renewed or its handler is overdue."""
         now = self._clock()
         moments = [
-            one.renew_at for one in self.all() if not (one.timed_out or one.is_unstarted(now))
+            lease.renew_at
+            for lease in self.all()
+            if not (lease.timed_out or lease.is_unstarted(now))
         ]
         moments += [
-            one.started_at + one.handler.timeout.total_seconds()
-            for one in self.all()
-            if one.started_at is not None
-            and one.handler.timeout is not None
-            and not (one.timed_out or one.settling)
+            lease.started_at + lease.handler.timeout.total_seconds()
+            for lease in self.all()
+            if lease.started_at is not None
+            and lease.handler.timeout is not None
+            and not (lease.timed_out or lease.settling)
         ]
         return min(moments, default=float("inf"))
 

@@ -224,7 +224,11 @@ def takes_options(kind: Any, defaults: Mapping[str, object]) -> Callable[[_F], _
 
         signature = inspect.signature(function)
         method = "" if function.__name__ == "__init__" else f".{function.__name__}"
-        kept = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        kept = [
+            parameter
+            for parameter in signature.parameters.values()
+            if parameter.kind is not parameter.VAR_KEYWORD
+        ]
         positional = {parameter.name for parameter in kept}
         shown = [
             inspect.Parameter(

@@ -84,13 +84,15 @@ class LeaseRenewer:
             self._renew_group(span, group)
 
     def _renew_group(self, span: float, group: Sequence[Lease]) -> None:
-        deliveries = [one.delivery for one in group]
+        deliveries = [member.delivery for member in group]
         asked_at = time.monotonic()
         kept = self._connection.run(
             "a renewal", self._state.context, store.renew, deliveries, timedelta(seconds=span)
         )
-        self._lease_table.mark_renewed([one for one in group if one.delivery.id in kept], asked_at)
-        missing = [one for one in deliveries if one.id not in kept]
+        self._lease_table.mark_renewed(
+            [member for member in group if member.delivery.id in kept], asked_at
+        )
+        missing = [delivery for delivery in deliveries if delivery.id not in kept]
         if not missing:
             return
         known = self._connection.run("a look", self._state.context, store.lookup_status, missing)
@@ -103,10 +105,10 @@ class LeaseRenewer:
         # message by itself, and not have returned yet.
         self._state.mark_lost(
             [
-                one
-                for one in group
-                if known.get(one.delivery.id) in (Outcome.LOST, Outcome.DEAD)
-                and not (one.settling or one.timed_out)
+                member
+                for member in group
+                if known.get(member.delivery.id) in (Outcome.LOST, Outcome.DEAD)
+                and not (member.settling or member.timed_out)
             ]
         )
 

@@ -69,7 +69,7 @@ def is_transient(error: BaseException) -> bool:
         return code.startswith(_CLASSES) or code in _CODES
     # What asyncpg 0.30 says when a connection was ended while nobody was reading from it; and
     # SQLAlchemy does not translate it.
-    if any(one.__name__ == "InternalClientError" for one in type(error).__mro__):
+    if any(base.__name__ == "InternalClientError" for base in type(error).__mro__):
         return True
     # Without a code: no connection at all, or none to be had from the pool; or a new one to a
     # database that has become read only, which whoever starts a consumer there is told at once.

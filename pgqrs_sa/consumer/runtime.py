@@ -365,7 +365,7 @@ class Runtime:
     @property
     def _unreachable(self) -> bool:
         """True when the last words could not be said: the leases run out by themselves."""
-        errors = [one for one in (self.dispatcher.fatal, self.renewer.fatal) if one is not None]
+        errors = [case for case in (self.dispatcher.fatal, self.renewer.fatal) if case is not None]
         return self._stop_waiting.is_set() and all(map(is_transient, errors))
 
     @property

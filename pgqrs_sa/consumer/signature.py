@@ -159,24 +159,30 @@ def inspect_handler(
     is_async = _is_async(function, asynchronous)
     parameters = []
     convert = None
-    for one in signature.parameters.values():
-        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY):
+    for parameter in signature.parameters.values():
+        if parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+            parameter.POSITIONAL_ONLY,
+        ):
             raise InvalidArgument(
-                f"{name} takes {one}, and is called by name: give it a parameter for each thing "
-                "that it needs"
+                f"{name} takes {parameter}, and is called by name: give it a parameter for each "
+                "thing that it needs"
             )
-        hint = hints.get(one.name, inspect.Parameter.empty)
-        kind, item = _kind(name, one, hint, many=many)
+        hint = hints.get(parameter.name, inspect.Parameter.empty)
+        kind, item = _kind(name, parameter, hint, many=many)
         if not kind:
             continue
         if kind == "payload":
             if convert is not None:
-                raise InvalidArgument(f"{name} has two parameters for the payload: {one.name} too")
+                raise InvalidArgument(
+                    f"{name} has two parameters for the payload: {parameter.name} too"
+                )
             convert = converter(payload if payload is not None else item)
         elif kind in ("session", "service") and _is_for_asyncio(hint) not in (None, is_async):
             wanted = "AsyncSession and AsyncQueueService" if is_async else "Session, QueueService"
-            raise InvalidArgument(f"{name} takes {one}, and can only be given {wanted}")
-        parameters.append((one.name, kind))
+            raise InvalidArgument(f"{name} takes {parameter}, and can only be given {wanted}")
+        parameters.append((parameter.name, kind))
     if payload is not None and convert is None:
         raise InvalidArgument(f"{name} has payload={payload!r}, but no parameter to put it in")
     return HandlerSignature(function, tuple(parameters), convert, many, is_async)
@@ -223,11 +229,11 @@ def _written(function: Any) -> Any:
     return type(function).__call__  # an instance that can be called
 
 
-def _kind(handler: str, one: inspect.Parameter, hint: Any, *, many: bool) -> tuple[str, Any]:
+def _kind(handler: str, parameter: inspect.Parameter, hint: Any, *, many: bool) -> tuple[str, Any]:
     """Return what a parameter is (nothing, if it keeps its default), and the type of a payload."""
-    optional = one.default is not one.empty
+    optional = parameter.default is not parameter.empty
     if hint is inspect.Parameter.empty:
-        return _NAMED.get(one.name, "" if optional else "payload"), Any
+        return _NAMED.get(parameter.name, "" if optional else "payload"), Any
     wanted = _without_none(hint)
     if isinstance(wanted, type):
         if issubclass(wanted, (Session, scoped_session)) or _is_async_session(wanted):
@@ -240,9 +246,9 @@ def _kind(handler: str, one: inspect.Parameter, hint: Any, *, many: bool) -> tup
         if many:
             item = inner
         elif _is_delivery(inner):
-            raise InvalidArgument(f"{handler} takes {one}: register it with batch=")
+            raise InvalidArgument(f"{handler} takes {parameter}: register it with batch=")
     elif many and not optional:
-        raise InvalidArgument(f"{handler} is for a batch: annotate {one} as list[...]")
+        raise InvalidArgument(f"{handler} is for a batch: annotate {parameter} as list[...]")
     if _is_delivery(item):
         return "delivery", None
     return "" if optional else "payload", item
@@ -271,4 +277,4 @@ def _is_for_asyncio(hint: Any) -> bool | None:
 
 def _is_async_session(hint: type[Any]) -> bool:
     # By name: sqlalchemy.ext.asyncio needs greenlet, which a synchronous host may lack.
-    return any(one.__name__ == "AsyncSession" for one in hint.__mro__)
+    return any(base.__name__ == "AsyncSession" for base in hint.__mro__)

@@ -38,7 +38,7 @@ def of_task(task: asyncio.Task[Any], thread: int | None) -> str | None:
         inner = _attribute(inner, "await") or _attribute(inner, "yieldfrom")
     if not frames:
         return None
-    return _text(traceback.StackSummary.extract((one, one.f_lineno) for one in frames))
+    return _text(traceback.StackSummary.extract((frame, frame.f_lineno) for frame in frames))
 
 
 def of_traceback(trace: TracebackType | None) -> str | None:

@@ -136,12 +136,12 @@ def lookup_status(scope: Scope, deliveries: Sequence[Delivery]) -> dict[int, Set
     A row in the archive with the delivery's own fencing token is the delivery's own work, the
     reply to whose COMMIT was lost on the way; or, when it is dead, that of whoever buried it.
     """
-    values = {"ids": [one.id for one in deliveries]}
+    values = {"ids": [delivery.id for delivery in deliveries]}
     rows = scope.execute(settling.whereabouts(scope.tables), values).all()
     by_id: dict[int, list[Any]] = {}
     for row in rows:
         by_id.setdefault(row.id, []).append(row)
-    return {one.id: _status(one, by_id.get(one.id, ())) for one in deliveries}
+    return {delivery.id: _status(delivery, by_id.get(delivery.id, ())) for delivery in deliveries}
 
 
 def _status(delivery: Delivery, rows: Iterable[Any]) -> SettledStatus:

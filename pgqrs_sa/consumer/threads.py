@@ -149,7 +149,7 @@ class Consumer(BaseConsumer[Session]):
         run = self._make_run(engine, until_empty=until_empty)
         if self._begun(run):
             run.executor.start(
-                min(self._config.concurrency, sum(one.concurrency for one in self.handlers))
+                min(self._config.concurrency, sum(handler.concurrency for handler in self.handlers))
             )
             self._run = run
 

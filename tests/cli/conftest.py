@@ -39,7 +39,7 @@ class Pgqrs:
         clean = dict.fromkeys((name for name in os.environ if name.startswith("PGQRS_")), None)
         result: Result = CliRunner().invoke(
             group,
-            [str(one) for one in args],
+            [str(arg) for arg in args],
             input=input,
             env=clean | {"PGQRS_DSN": self.dsn} | env,
         )
@@ -165,6 +165,8 @@ def bury(work, queue: str, payload: object, **options: object) -> int:
     """Make a dead letter; return its archive id."""
     with work() as service:
         service.enqueue(queue, payload, max_read_ct=1, **options)
-        (delivery,) = [one for one in service.dequeue(queue, 100) if one.payload == payload]
+        (delivery,) = [
+            delivery for delivery in service.dequeue(queue, 100) if delivery.payload == payload
+        ]
         service.fail(delivery, ValueError("no such address"))
         return service.archived.find(queue, outcome="dead")[-1].id

@@ -59,7 +59,9 @@ RUN = {
 
 
 def documented() -> dict[str, tuple[str, list[str]]]:
-    found = {one["command"]: (one["gives"], one["keys"]) for one in ROW.finditer(DOCS.read_text())}
+    found = {
+        item["command"]: (item["gives"], item["keys"]) for item in ROW.finditer(DOCS.read_text())
+    }
 
     def keys(text: str) -> list[str]:
         if text.startswith("as "):
@@ -142,7 +144,7 @@ def test_the_keys_are_those_of_the_documentation(pgqrs, world, command):
         argument = ""
     args = RUN.get(command, [*words, *([argument] if argument else [])])
 
-    result = pgqrs.json(*(one.format(**world) if one.startswith("{") else one for one in args))
+    result = pgqrs.json(*(arg.format(**world) if arg.startswith("{") else arg for arg in args))
 
     rows = result if gives == "list" else [result]
     assert isinstance(result, list if gives == "list" else dict)

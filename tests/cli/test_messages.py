@@ -100,10 +100,10 @@ def test_the_list_shows_a_countdown_and_the_time(pgqrs):
 def test_pages_follow_each_other(pgqrs):
     ids = [enqueue(pgqrs) for _ in range(5)]
     page = pgqrs("message", "list", "--limit", 2, "--format", "json")
-    assert [one["id"] for one in json.loads(page.stdout)] == ids[:2]
+    assert [item["id"] for item in json.loads(page.stdout)] == ids[:2]
     assert f"--after {ids[1]}" in page.stderr
     rest = pgqrs.json("message", "list", "--limit", 9, "--after", ids[1])
-    assert [one["id"] for one in rest] == ids[2:]
+    assert [item["id"] for item in rest] == ids[2:]
 
 
 def test_a_list_is_filtered_by_state_and_payload(pgqrs):
@@ -164,7 +164,7 @@ def test_a_worker_holds_what_it_leased(pgqrs, counts):
     id_ = enqueue(pgqrs)
     (leased,) = pgqrs.json("message", "dequeue", "mail", "--worker", worker)
     assert leased["worker_id"] == worker
-    assert [one["id"] for one in pgqrs.json("worker", "messages", worker)] == [id_]
+    assert [item["id"] for item in pgqrs.json("worker", "messages", worker)] == [id_]
     pgqrs("message", "archive", id_, "--token", leased["fencing_token"])
     assert counts("mail").archived == 1
 
@@ -261,7 +261,7 @@ def test_a_worker_that_is_not_stopped_is_not_deleted(pgqrs):
 
 def test_dead_letters_are_retried_and_discarded_by_id(pgqrs, work, counts):
     first, second = bury(work, "mail", 1), bury(work, "mail", 2)
-    assert [one["last_error"] for one in pgqrs.json("dead", "list", "mail")] == [
+    assert [item["last_error"] for item in pgqrs.json("dead", "list", "mail")] == [
         "ValueError: no such address"
     ] * 2
     pgqrs("dead", "retry", first, "--delay", "1h")

@@ -152,8 +152,8 @@ def test_every_format_can_be_read_back(nasty):
     lines = nasty("message", "list", "--format", "ndjson").stdout.splitlines()
     from_csv = list(csv.DictReader(io.StringIO(nasty("--format", "csv", "message", "list").stdout)))
     assert len(from_json) == len(lines) == len(from_csv) == 2
-    assert [json.loads(one)["payload"] for one in lines] == [NASTY, 2]
-    assert [one["payload"] for one in from_json] == [NASTY, 2]
+    assert [json.loads(line)["payload"] for line in lines] == [NASTY, 2]
+    assert [item["payload"] for item in from_json] == [NASTY, 2]
     assert json.loads(from_csv[0]["payload"]) == NASTY
     assert json.loads(from_csv[0]["headers"]) == {"trace": "[bold]x[/bold]"}
     assert (from_csv[0]["worker_id"], from_csv[0]["id"]) == ("", str(from_json[0]["id"]))
@@ -497,7 +497,7 @@ def test_flask_mounts_the_group(pgqrs, monkeypatch):
     made = runner.invoke(args=["pgqrs", "queue", "create", "mail"])
     assert made.exit_code == 0, made.output
     listed = runner.invoke(args=["pgqrs", "--format", "json", "queue", "list"])
-    assert [one["name"] for one in json.loads(listed.stdout)] == ["mail"]
+    assert [item["name"] for item in json.loads(listed.stdout)] == ["mail"]
     missing = runner.invoke(args=["pgqrs", "queue", "get", "none"])
     assert missing.exit_code == 3
     assert missing.stderr.startswith("error: there is no queue 'none'")

@@ -47,8 +47,8 @@ def contents(engine: sa.Engine) -> list[object]:
     with engine.connect() as connection:
         tables = ("queues", "messages", "archive", "workers")
         return [
-            connection.execute(sa.text(f"SELECT * FROM pgqrs_{one} ORDER BY id")).all()  # noqa: S608
-            for one in tables
+            connection.execute(sa.text(f"SELECT * FROM pgqrs_{table} ORDER BY id")).all()  # noqa: S608
+            for table in tables
         ]
 
 

@@ -100,7 +100,7 @@ def here(pgqrs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pgqrs]:
     """The command line in this process, which forgets the application afterwards."""
     monkeypatch.syspath_prepend(str(pgqrs.folder))
     yield pgqrs
-    for name in [one for one in sys.modules if one.partition(".")[0] == "shop"]:
+    for name in [module for module in sys.modules if module.partition(".")[0] == "shop"]:
         del sys.modules[name]
 
 
@@ -272,7 +272,7 @@ def test_the_printed_grants_are_enough_for_working_and_taking_back(
 
 def test_concurrency_of_the_command_line_counts_for_handlers_without_their_own(here, application):
     rows = here.json("worker", "check", "shop.jobs:consumer", "--concurrency", 7, POOL="20")
-    assert [one["concurrency"] for one in rows] == [7, 2]
+    assert [row["concurrency"] for row in rows] == [7, 2]
 
 
 def test_what_a_handler_logs_is_shown_at_the_level_asked_for(pgqrs, application, enqueue):

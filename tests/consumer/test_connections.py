@@ -94,7 +94,7 @@ def backends(kit, what):
         " AND pid <> pg_backend_pid() AND query LIKE :what",
         what=f"%{what}%",
     )
-    return [one.pid for one in rows]
+    return [row.pid for row in rows]
 
 
 def audit(kit, ids):
@@ -123,7 +123,7 @@ def test_a_backend_that_is_ended_while_idle_is_replaced(kit, what):
         ids.append(id_)
     assert consumer.stop() == 0
     audit(kit, ids)
-    assert [one.status for one in kit.workers()] == ["stopped"]
+    assert [worker.status for worker in kit.workers()] == ["stopped"]
 
 
 def test_the_row_of_a_worker_whose_backend_was_just_ended_is_still_noted_as_stopped(kit):
@@ -133,7 +133,7 @@ def test_the_row_of_a_worker_whose_backend_was_just_ended_is_still_noted_as_stop
     (pid,) = until(lambda: backends(kit, "UPDATE pgqrs_workers"), "its heart beats")
     kit.sql("SELECT pg_terminate_backend(:pid)", pid=pid)
     assert consumer.stop() == 0
-    assert [one.status for one in kit.workers()] == ["stopped"]
+    assert [worker.status for worker in kit.workers()] == ["stopped"]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -159,7 +159,7 @@ def test_backends_that_end_at_every_statement_lose_and_double_nothing(kit, when)
     assert consumer.run() == 0
     assert len(cutter.cut) > 5
     audit(kit, ids)
-    assert [one.status for one in kit.workers()][-1] == "stopped"
+    assert [worker.status for worker in kit.workers()][-1] == "stopped"
     assert ear.names().count("on_success") == 12
 
 
@@ -189,9 +189,9 @@ def test_messages_whose_lease_was_not_heard_of_come_back_at_once_and_uncharged(k
     taken.join()
     assert time.monotonic() - began < 1800  # not the hour that the lease has
     audit(kit, ids)
-    again = [one for one in kit.archive().values() if one.read_ct > 1]
+    again = [delivery for delivery in kit.archive().values() if delivery.read_ct > 1]
     assert again
-    assert {one.max_read_ct - one.read_ct for one in kit.archive().values()} == {4}
+    assert {delivery.max_read_ct - delivery.read_ct for delivery in kit.archive().values()} == {4}
 
 
 def test_leases_that_were_taken_or_extended_by_hand_outlive_a_broken_connection(kit):

@@ -134,7 +134,7 @@ def test_a_line_goes_on_from_what_it_has_leased(line):
         turn = line.run_once(
             context, store.settle_and_lease, leased, "mail", 2, timedelta(minutes=1), None
         )
-        assert turn.settled == {one.id for one in leased}
+        assert turn.settled == {delivery.id for delivery in leased}
         leased = turn.leased
         assert len(leased) == 2
     went_on = []

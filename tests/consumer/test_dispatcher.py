@@ -80,7 +80,7 @@ class FakeLine:
         return (by_operation.get(operation) or by_name[what])(*args)
 
     def _fates(self, deliveries):
-        return {one.id: self.lookup_status[one.id] for one in deliveries}
+        return {delivery.id: self.lookup_status[delivery.id] for delivery in deliveries}
 
     def _explained(self, queue, _worker):
         self.explained.append(queue)
@@ -89,13 +89,15 @@ class FakeLine:
 
     def _settles(self, dispositions):
         done = [
-            one.delivery.id for one in dispositions if one.delivery.id not in self.lookup_status
+            disposition.delivery.id
+            for disposition in dispositions
+            if disposition.delivery.id not in self.lookup_status
         ]
         self.settled += done
         return dict.fromkeys(done, "archived")
 
     def _leases(self, done, _queue, limit, *_):
-        self.settled += [one.id for one in done]
+        self.settled += [delivery.id for delivery in done]
         self.leasing.set()
         if self.trouble is not None:
             trouble, self.trouble = self.trouble, None
@@ -104,7 +106,7 @@ class FakeLine:
             raise OSError
         assert self.go_on.wait(PATIENCE)
         taken, self.supply = self.supply[:limit], self.supply[limit:]
-        return SettledAndLeased(frozenset(one.id for one in done), taken)
+        return SettledAndLeased(frozenset(delivery.id for delivery in done), taken)
 
     def _looks(self, queues):
         found = QueueCheck(frozenset(queues if self.supply else ()), frozenset(), frozenset())
@@ -157,7 +159,7 @@ class Office:
         return self.ready.pop(0) if self.ready else None
 
     def finish(self, unit: Invocation) -> None:
-        dispositions = [Disposition(one, "archive") for one in unit.deliveries]
+        dispositions = [Disposition(delivery, "archive") for delivery in unit.deliveries]
         self.dispatcher.finished(unit, dispositions, quiet=True)
 
 
@@ -177,14 +179,14 @@ def office(
 
 
 def test_a_thread_that_has_nothing_to_do_settles_and_leases_by_itself():
-    with office(working=False) as one:
-        one.line.supply = [delivery(1), delivery(2)]
-        first = one.dispatcher.lead_or_claim(one.look)
+    with office(working=False) as item:
+        item.line.supply = [delivery(1), delivery(2)]
+        first = item.dispatcher.lead_or_claim(item.look)
         assert [d.id for d in first.deliveries] == [1]
-        one.finish(first)
-        second = one.dispatcher.lead_or_claim(one.look)
+        item.finish(first)
+        second = item.dispatcher.lead_or_claim(item.look)
         assert [d.id for d in second.deliveries] == [2]
-        assert one.line.settled == [1]
+        assert item.line.settled == [1]
 
 
 @pytest.mark.parametrize("idle", [True, False])
@@ -275,8 +277,8 @@ def test_what_is_left_quietly_waits_for_whoever_comes_from_the_first_note_on():
 
 
 def test_who_finds_something_needs_no_leader_and_leaves_word_of_what_is_to_be_done():
-    with office(working=False) as one:
-        unit = Invocation(one.handler, (delivery(1),))
+    with office(working=False) as item:
+        unit = Invocation(item.handler, (delivery(1),))
         leader = Rounds().leader
         leader._leading = SimpleNamespace(acquire=lambda **_: pytest.fail("it waits"))
         assert leader.try_lead(lambda: unit) is unit
@@ -340,69 +342,69 @@ def test_after_the_end_nobody_does_a_round():
 
 
 def test_a_handler_begins_before_producers_are_told_to_send_no_more_notifications():
-    with office(working=False, listening=True) as one:
-        news = one.dispatcher._leader._has_tasks = LateEvent()
+    with office(working=False, listening=True) as item:
+        news = item.dispatcher._leader._has_tasks = LateEvent()
         news.may_go.set()
-        one.thread.start()
-        until(lambda: one.line.noted and news.waiting)  # it has looked once more, and sleeps
-        assert one.line.noted[0] is not None
-        one.idle = True
-        one.line.leasing.clear()
-        one.line.supply = [delivery(1)]
-        one.dispatcher.wake("mail")
-        one.line.noted.clear()
+        item.thread.start()
+        until(lambda: item.line.noted and news.waiting)  # it has looked once more, and sleeps
+        assert item.line.noted[0] is not None
+        item.idle = True
+        item.line.leasing.clear()
+        item.line.supply = [delivery(1)]
+        item.dispatcher.wake("mail")
+        item.line.noted.clear()
         noted_before = []
 
         def look() -> Invocation | None:
-            unit = one.look()
+            unit = item.look()
             if unit is not None:
-                noted_before.extend(one.line.noted)
+                noted_before.extend(item.line.noted)
             return unit
 
-        assert one.dispatcher.lead_or_claim(look) is not None
+        assert item.dispatcher.lead_or_claim(look) is not None
         assert noted_before == []
-        until(lambda: one.line.noted == [None])  # by the dispatcher's own thread
-        one.dispatcher.close()
-        one.thread.join(PATIENCE)
-        assert not one.thread.is_alive()
+        until(lambda: item.line.noted == [None])  # by the dispatcher's own thread
+        item.dispatcher.close()
+        item.thread.join(PATIENCE)
+        assert not item.thread.is_alive()
 
 
 def test_a_thread_that_has_more_to_start_leaves_the_rest_to_the_dispatchers_own():
-    with office(prefetch=1) as one:
-        one.line.supply = [delivery(1), delivery(2)]
-        one.dispatcher.wake("mail")
-        until(lambda: len(one.ready) == 2)
-        first = one.dispatcher.lead_or_claim(one.look)
-        one.finish(first)
-        assert one.dispatcher.lead_or_claim(one.look) is not None  # and its handler takes an hour
-        until(lambda: one.line.settled == [1])
+    with office(prefetch=1) as item:
+        item.line.supply = [delivery(1), delivery(2)]
+        item.dispatcher.wake("mail")
+        until(lambda: len(item.ready) == 2)
+        first = item.dispatcher.lead_or_claim(item.look)
+        item.finish(first)
+        assert item.dispatcher.lead_or_claim(item.look) is not None  # and its handler takes an hour
+        until(lambda: item.line.settled == [1])
 
 
 def test_what_was_done_while_another_leased_is_settled_although_there_is_more_to_start():
-    with office(concurrency=2, prefetch=3) as one:
-        one.line.supply = [delivery(n) for n in range(1, 6)]  # as many as it may have in hand
-        one.dispatcher.wake("mail")
-        until(lambda: len(one.ready) == 5)
-        *units, last = [one.look() for _ in range(5)]
-        one.line.leasing.clear()
-        one.line.go_on.clear()
-        one.line.supply = [delivery(n) for n in range(6, 10)]
+    with office(concurrency=2, prefetch=3) as item:
+        item.line.supply = [delivery(n) for n in range(1, 6)]  # as many as it may have in hand
+        item.dispatcher.wake("mail")
+        until(lambda: len(item.ready) == 5)
+        *units, last = [item.look() for _ in range(5)]
+        item.line.leasing.clear()
+        item.line.go_on.clear()
+        item.line.supply = [delivery(n) for n in range(6, 10)]
         for unit in units:
-            one.finish(unit)
-        first = threading.Thread(target=one.dispatcher.lead_or_claim, args=(one.look,))
+            item.finish(unit)
+        first = threading.Thread(target=item.dispatcher.lead_or_claim, args=(item.look,))
         first.start()
-        assert one.line.leasing.wait(PATIENCE)  # it has the leader, and the notes that were there
-        one.finish(last)
+        assert item.line.leasing.wait(PATIENCE)  # it has the leader, and the notes that were there
+        item.finish(last)
         found = []
         second = threading.Thread(
-            target=lambda: found.append(one.dispatcher.lead_or_claim(one.look))
+            target=lambda: found.append(item.dispatcher.lead_or_claim(item.look))
         )
         second.start()
-        one.line.go_on.set()
+        item.line.go_on.set()
         second.join(PATIENCE)
         first.join(PATIENCE)
         assert found != [None]  # its handler takes an hour
-        until(lambda: 5 in one.line.settled)
+        until(lambda: 5 in item.line.settled)
 
 
 class LateEvent(threading.Event):
@@ -424,76 +426,76 @@ class LateEvent(threading.Event):
 
 
 def test_the_end_is_not_missed_when_a_handlers_thread_comes_to_the_leader_first():
-    with office(working=False) as one:
-        late = one.dispatcher._leader._has_tasks = LateEvent()
+    with office(working=False) as item:
+        late = item.dispatcher._leader._has_tasks = LateEvent()
         late.may_go.set()
-        one.line.supply = [delivery(1)]
-        one.thread.start()
-        until(lambda: one.ready)
-        one.finish(one.look())
+        item.line.supply = [delivery(1)]
+        item.thread.start()
+        until(lambda: item.ready)
+        item.finish(item.look())
         late.may_go.clear()
         late.waits.clear()
-        one.dispatcher.stop_leasing()  # its thread is woken, and does not come to the processor
-        one.dispatcher.close()
-        assert one.dispatcher.lead_or_claim(one.look) is None
-        assert one.line.settled == [1]
+        item.dispatcher.stop_leasing()  # its thread is woken, and does not come to the processor
+        item.dispatcher.close()
+        assert item.dispatcher.lead_or_claim(item.look) is None
+        assert item.line.settled == [1]
         late.may_go.set()
-        assert one.dispatcher.ended.wait(PATIENCE)
-        one.thread.join(PATIENCE)
-    assert one.line.closed.is_set()
+        assert item.dispatcher.ended.wait(PATIENCE)
+        item.thread.join(PATIENCE)
+    assert item.line.closed.is_set()
 
 
 def test_a_leader_that_is_taken_for_long_keeps_no_thread_from_what_is_there():
-    with office(concurrency=2) as one:
-        one.line.go_on.clear()
-        one.dispatcher.wake("mail")
-        assert one.line.leasing.wait(PATIENCE)
+    with office(concurrency=2) as item:
+        item.line.go_on.clear()
+        item.dispatcher.wake("mail")
+        assert item.line.leasing.wait(PATIENCE)
         found = []
         waiting = threading.Thread(
-            target=lambda: found.append(one.dispatcher.lead_or_claim(one.look))
+            target=lambda: found.append(item.dispatcher.lead_or_claim(item.look))
         )
         waiting.start()
-        one.ready.append(Invocation(one.handler, (delivery(9),)))
+        item.ready.append(Invocation(item.handler, (delivery(9),)))
         waiting.join(PATIENCE)
         assert found[0].deliveries[0].id == 9
-        stopping = threading.Thread(target=one.dispatcher.lead_or_claim, args=(one.look,))
+        stopping = threading.Thread(target=item.dispatcher.lead_or_claim, args=(item.look,))
         stopping.start()
-        one.dispatcher.stop_leasing()
+        item.dispatcher.stop_leasing()
         stopping.join(PATIENCE)
         assert not stopping.is_alive()
 
 
 @pytest.mark.parametrize("working", [True, False])
 def test_an_error_in_a_handlers_thread_is_kept_as_one_of_the_dispatchers_own(working):
-    with office(working=False) as one:
-        one.line.error = ValueError("not one that passes")
-        assert one.dispatcher.lead_or_claim(one.look) is None
-        assert one.dispatcher.fatal is one.line.error
+    with office(working=False) as item:
+        item.line.error = ValueError("not one that passes")
+        assert item.dispatcher.lead_or_claim(item.look) is None
+        assert item.dispatcher.fatal is item.line.error
         if working:
-            one.thread.start()
-            one.thread.join(PATIENCE)
-            assert one.dispatcher.ended.is_set()
-            assert one.dispatcher.stopped_leasing.is_set()
-        assert one.line.logged == [(one.line.error, 1)]
-        assert one.dispatcher.lead_or_claim(one.look) is None
+            item.thread.start()
+            item.thread.join(PATIENCE)
+            assert item.dispatcher.ended.is_set()
+            assert item.dispatcher.stopped_leasing.is_set()
+        assert item.line.logged == [(item.line.error, 1)]
+        assert item.dispatcher.lead_or_claim(item.look) is None
 
 
 def test_a_lease_without_an_answer_is_asked_about_before_the_end():
-    with office(working=False) as one:
-        one.line.supply = [delivery(1)]
-        one.line.trouble = one.dispatcher.stop_leasing
+    with office(working=False) as item:
+        item.line.supply = [delivery(1)]
+        item.line.trouble = item.dispatcher.stop_leasing
         before = time.monotonic()
-        assert one.dispatcher.lead_or_claim(one.look) is None
-        assert one.line.strays == []
-        assert one.dispatcher.lead_or_claim(one.look) is None
-        (([unanswered], known),) = one.line.strays
+        assert item.dispatcher.lead_or_claim(item.look) is None
+        assert item.line.strays == []
+        assert item.dispatcher.lead_or_claim(item.look) is None
+        (([unanswered], known),) = item.line.strays
         assert (unanswered.worker, unanswered.queue) == (1, "mail")
         assert unanswered.lease == dt.timedelta(hours=1)
         assert before <= unanswered.since <= unanswered.until <= time.monotonic()
         assert known == []
-        assert one.dispatcher.lead_or_claim(one.look) is None
-        assert len(one.line.strays) == 1
-        assert one.dispatcher.fatal is None
+        assert item.dispatcher.lead_or_claim(item.look) is None
+        assert len(item.line.strays) == 1
+        assert item.dispatcher.fatal is None
 
 
 # ----------------------------------------------------------------- what the dispatcher decides
@@ -514,23 +516,23 @@ class Told:
         self.losses.append(lost.id)
 
 
-def leased(one: Office, *ids: int) -> list[Delivery]:
+def leased(office: Office, *ids: int) -> list[Delivery]:
     """Let the dispatcher hold messages, with nothing to lease."""
-    one.dispatcher.wake("mail")
-    one.line.supply = [delivery(id_) for id_ in ids]
-    while (unit := one.dispatcher.lead_or_claim(one.look)) is not None:
-        one.ready.append(unit)
-        if len(one.ready) == len(ids):
+    office.dispatcher.wake("mail")
+    office.line.supply = [delivery(id_) for id_ in ids]
+    while (unit := office.dispatcher.lead_or_claim(office.look)) is not None:
+        office.ready.append(unit)
+        if len(office.ready) == len(ids):
             break
-    found = [unit.deliveries[0] for unit in one.ready]
-    one.ready.clear()
+    found = [unit.deliveries[0] for unit in office.ready]
+    office.ready.clear()
     assert sorted(found_.id for found_ in found) == sorted(ids)
     return found
 
 
-def quiet(one: Office) -> None:
+def quiet(office: Office) -> None:
     """Lease no more, so that rounds only settle."""
-    one.dispatcher.pause(paused=True)
+    office.dispatcher.pause(paused=True)
 
 
 @each_case(
@@ -543,52 +545,52 @@ def quiet(one: Office) -> None:
     ],
 )
 def test_what_could_not_be_settled_is_looked_up(fate, left, settlements, losses):
-    with office(working=False) as one:
-        told = Told(one.dispatcher)
-        (mine,) = leased(one, 1)
-        quiet(one)
-        one.line.lookup_status = {1: fate}
-        one.dispatcher.settle(one.handler, [Disposition(mine, "archive")])
+    with office(working=False) as item:
+        told = Told(item.dispatcher)
+        (mine,) = leased(item, 1)
+        quiet(item)
+        item.line.lookup_status = {1: fate}
+        item.dispatcher.settle(item.handler, [Disposition(mine, "archive")])
         before = time.monotonic()
-        rest = one.dispatcher.run_round()
-        assert (one.dispatcher.unsettled, told.settlements, told.losses) == (
+        rest = item.dispatcher.run_round()
+        assert (item.dispatcher.unsettled, told.settlements, told.losses) == (
             left,
             settlements,
             losses,
         )
         assert mine.lease_lost is (fate != "busy")
-        assert one.line.settled == []
+        assert item.line.settled == []
         if fate == "busy":
             assert rest == 0.0
-            (waiting,) = one.dispatcher._pending.values()
+            (waiting,) = item.dispatcher._pending.values()
             assert 0.2 <= waiting.not_before - before <= 0.2 + time.monotonic() - before
-            assert 0.0 < one.dispatcher.idle_time() <= 0.2
-            assert one.dispatcher.run_round() > 0.0  # it is not its time yet
+            assert 0.0 < item.dispatcher.idle_time() <= 0.2
+            assert item.dispatcher.run_round() > 0.0  # it is not its time yet
             waiting.not_before = 0.0
-            one.line.lookup_status = {}
-            one.dispatcher.run_round()
-            assert (one.dispatcher.unsettled, told.settlements) == (0, [(1, "archived")])
-        one.dispatcher.close()
-        one.dispatcher.run_round()
-        assert one.dispatcher._leader._stopped
+            item.line.lookup_status = {}
+            item.dispatcher.run_round()
+            assert (item.dispatcher.unsettled, told.settlements) == (0, [(1, "archived")])
+        item.dispatcher.close()
+        item.dispatcher.run_round()
+        assert item.dispatcher._leader._stopped
 
 
 def test_what_others_have_told_of_is_told_once():
-    with office(working=False) as one:
-        told = Told(one.dispatcher)
-        (mine,) = leased(one, 1)
-        quiet(one)
-        one.book.remove([mine])
+    with office(working=False) as item:
+        told = Told(item.dispatcher)
+        (mine,) = leased(item, 1)
+        quiet(item)
+        item.book.remove([mine])
         for fate in (Outcome.LOST, Outcome.ARCHIVED):
-            one.line.lookup_status = {1: fate}
-            one.dispatcher.settle(one.handler, [Disposition(mine, "archive")])
-            one.dispatcher.run_round()
-        assert (told.settlements, told.losses, one.dispatcher.unsettled) == ([], [], 0)
+            item.line.lookup_status = {1: fate}
+            item.dispatcher.settle(item.handler, [Disposition(mine, "archive")])
+            item.dispatcher.run_round()
+        assert (told.settlements, told.losses, item.dispatcher.unsettled) == ([], [], 0)
 
 
 def test_the_first_disposition_of_the_newest_attempt_counts():
-    with office(working=False) as one:
-        quiet(one)
+    with office(working=False) as item:
+        quiet(item)
         old, new = delivery(1), replace(delivery(1), fencing_token=9)
         dispositions = [
             Disposition(old, "retry"),
@@ -597,8 +599,8 @@ def test_the_first_disposition_of_the_newest_attempt_counts():
             Disposition(old, "dead"),
         ]
         for disposition in dispositions:
-            one.dispatcher._add_pending(one.handler, [disposition], 0.0)
-        (waiting,) = one.dispatcher._pending.values()
+            item.dispatcher._add_pending(item.handler, [disposition], 0.0)
+        (waiting,) = item.dispatcher._pending.values()
         assert waiting.disposition == dispositions[1]
 
 
@@ -611,153 +613,153 @@ def test_the_first_disposition_of_the_newest_attempt_counts():
     ],
 )
 def test_what_is_archived_and_still_held_joins_the_next_lease(kind, lost, joins):
-    with office(working=False) as one:
-        (mine,) = leased(one, 1)
+    with office(working=False) as item:
+        (mine,) = leased(item, 1)
         if lost:
-            one.book.get(mine).lost = True
-        assert one.dispatcher._can_settle_with_lease(Disposition(mine, kind)) is joins
-        one.book.remove([mine])
-        assert one.dispatcher._can_settle_with_lease(Disposition(mine, kind)) is False
+            item.book.get(mine).lost = True
+        assert item.dispatcher._can_settle_with_lease(Disposition(mine, kind)) is joins
+        item.book.remove([mine])
+        assert item.dispatcher._can_settle_with_lease(Disposition(mine, kind)) is False
 
 
 def test_with_a_store_ahead_what_is_done_waits_a_moment_for_a_lease_to_join():
-    with office(working=False, prefetch=3) as one:
-        told = Told(one.dispatcher)
-        first, *_ = leased(one, 1, 2)
-        one.line.supply = []
-        one.dispatcher._scheduler.record_fetch(
+    with office(working=False, prefetch=3) as item:
+        told = Told(item.dispatcher)
+        first, *_ = leased(item, 1, 2)
+        item.line.supply = []
+        item.dispatcher._scheduler.record_fetch(
             "mail", 3, 0, time.monotonic() + 1000
         )  # nothing to lease
         now = time.monotonic()
-        one.dispatcher._add_pending(one.handler, [Disposition(first, "archive")], now)
-        (waiting,) = one.dispatcher._pending.values()
+        item.dispatcher._add_pending(item.handler, [Disposition(first, "archive")], now)
+        (waiting,) = item.dispatcher._pending.values()
         assert waiting.settle_by == now + LINGER
         waiting.settle_by = now + 1000
-        assert not one.dispatcher._is_due([waiting], now)
-        assert one.dispatcher._is_due([waiting], now + 1000)
-        quiet(one)
-        assert one.dispatcher._is_due([waiting], now)
-        assert not one.dispatcher._is_due([], now)
-        one.dispatcher.run_round()
+        assert not item.dispatcher._is_due([waiting], now)
+        assert item.dispatcher._is_due([waiting], now + 1000)
+        quiet(item)
+        assert item.dispatcher._is_due([waiting], now)
+        assert not item.dispatcher._is_due([], now)
+        item.dispatcher.run_round()
         assert told.settlements == [(first.id, "archived")]
 
 
 def test_without_a_store_what_is_done_waits_for_nothing():
-    with office(working=False) as one:
-        (mine,) = leased(one, 1)
-        one.dispatcher._add_pending(one.handler, [Disposition(mine, "archive")], time.monotonic())
-        assert one.dispatcher._pending[1].settle_by == 0.0
+    with office(working=False) as item:
+        (mine,) = leased(item, 1)
+        item.dispatcher._add_pending(item.handler, [Disposition(mine, "archive")], time.monotonic())
+        assert item.dispatcher._pending[1].settle_by == 0.0
 
 
 @pytest.mark.parametrize("locked", [True, False])
 def test_it_has_ended_when_all_is_empty_and_nothing_was_locked(locked):
-    with office(working=False) as one:
-        one.dispatcher._until_empty = True
-        one.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic())
+    with office(working=False) as item:
+        item.dispatcher._until_empty = True
+        item.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic())
         ready = frozenset(["mail"] if locked else [])
-        one.line.findings = QueueCheck(ready, frozenset(), frozenset())
-        assert one.dispatcher.run_round() == 0.0
-        assert one.dispatcher.ended.is_set() is (not locked)
-        assert one.dispatcher.empty is (not locked)
-        assert one.dispatcher._scheduler.drained is (not locked)
-        assert one.dispatcher._leases_now is locked
+        item.line.findings = QueueCheck(ready, frozenset(), frozenset())
+        assert item.dispatcher.run_round() == 0.0
+        assert item.dispatcher.ended.is_set() is (not locked)
+        assert item.dispatcher.empty is (not locked)
+        assert item.dispatcher._scheduler.drained is (not locked)
+        assert item.dispatcher._leases_now is locked
 
 
 def test_it_has_not_ended_while_something_is_to_be_settled_or_it_is_to_go_on():
     for until_empty, settling in ((True, True), (False, False)):
-        with office(working=False) as one:
-            one.dispatcher._until_empty = until_empty
+        with office(working=False) as item:
+            item.dispatcher._until_empty = until_empty
             if settling:
-                one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "retry")], 0.0)
-                one.dispatcher._pending[1].not_before = time.monotonic() + 1000
-            one.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic())
-            one.dispatcher.run_round()
-            assert not one.dispatcher.ended.is_set()
+                item.dispatcher._add_pending(item.handler, [Disposition(delivery(1), "retry")], 0.0)
+                item.dispatcher._pending[1].not_before = time.monotonic() + 1000
+            item.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic())
+            item.dispatcher.run_round()
+            assert not item.dispatcher.ended.is_set()
 
 
 def test_exhausted_messages_are_looked_at_once_in_a_second_and_a_queue_that_is_gone_is_left():
-    with office(working=False) as one:
+    with office(working=False) as item:
         now = time.monotonic()
-        one.dispatcher._explain_empty("mail", now)
-        one.dispatcher._explain_empty("mail", now + 0.9)
-        assert one.line.explained == ["mail"]
-        one.dispatcher._explain_empty("mail", now + 1.0)
-        assert one.line.explained == ["mail", "mail"]
-        one.line.gone = QueueNotFound("mail", ())
+        item.dispatcher._explain_empty("mail", now)
+        item.dispatcher._explain_empty("mail", now + 0.9)
+        assert item.line.explained == ["mail"]
+        item.dispatcher._explain_empty("mail", now + 1.0)
+        assert item.line.explained == ["mail", "mail"]
+        item.line.gone = QueueNotFound("mail", ())
         with pytest.raises(QueueNotFound):  # it was the last
-            one.dispatcher._explain_empty("mail", now + 2.0)
-        assert one.dispatcher._scheduler.queues == []
+            item.dispatcher._explain_empty("mail", now + 2.0)
+        assert item.dispatcher._scheduler.queues == []
 
 
 def test_what_a_look_has_found_of_queues_is_explained():
-    with office(working=False) as one:
-        one.line.findings = QueueCheck(frozenset(), frozenset(["mail"]), frozenset())
-        one.dispatcher._check_queues(["mail"])
-        one.line.findings = QueueCheck(frozenset(), frozenset(), frozenset(["other"]))
-        one.dispatcher._check_queues(["other"])
-        assert one.line.explained == ["mail", "other"]
+    with office(working=False) as item:
+        item.line.findings = QueueCheck(frozenset(), frozenset(["mail"]), frozenset())
+        item.dispatcher._check_queues(["mail"])
+        item.line.findings = QueueCheck(frozenset(), frozenset(), frozenset(["other"]))
+        item.dispatcher._check_queues(["other"])
+        assert item.line.explained == ["mail", "other"]
 
 
 def test_producers_are_asked_for_notifications_when_it_has_been_idle_and_only_then():
-    with office(working=False, listening=True) as one:
+    with office(working=False, listening=True) as item:
         now = time.monotonic()
-        one.dispatcher._scheduler.record_fetch("mail", 1, 0, now)
-        assert not one.dispatcher._ask_for_notifications(now + 0.04)
-        one.dispatcher.pause(paused=True)
-        assert not one.dispatcher._ask_for_notifications(now + 1.0)
-        one.dispatcher.pause(paused=False)
-        assert one.dispatcher._ask_for_notifications(now + 1.0)
+        item.dispatcher._scheduler.record_fetch("mail", 1, 0, now)
+        assert not item.dispatcher._ask_for_notifications(now + 0.04)
+        item.dispatcher.pause(paused=True)
+        assert not item.dispatcher._ask_for_notifications(now + 1.0)
+        item.dispatcher.pause(paused=False)
+        assert item.dispatcher._ask_for_notifications(now + 1.0)
         span = dt.timedelta(seconds=240)  # of four looks
-        assert one.line.noted == [span]
-        assert one.dispatcher._scheduler.idle_time(now) == 0.0  # there may be something by now
-        one.dispatcher._scheduler.record_fetch("mail", 1, 0, now + 1.0)
-        assert not one.dispatcher._ask_for_notifications(now + 120.9)
-        assert one.dispatcher._ask_for_notifications(now + 121.0)
-        assert not one.dispatcher._needs_no_notifications(now + 121.0)
-        one.dispatcher._scheduler.record_fetch("mail", 1, 1, now + 122.0)
-        assert one.dispatcher._needs_no_notifications(now + 122.0)
-        assert one.dispatcher.idle_time() == 0.0
-        one.dispatcher.run_round()
-        assert one.line.noted == [span, span, None]
-        assert not one.dispatcher._needs_no_notifications(now + 122.0)
+        assert item.line.noted == [span]
+        assert item.dispatcher._scheduler.idle_time(now) == 0.0  # there may be something by now
+        item.dispatcher._scheduler.record_fetch("mail", 1, 0, now + 1.0)
+        assert not item.dispatcher._ask_for_notifications(now + 120.9)
+        assert item.dispatcher._ask_for_notifications(now + 121.0)
+        assert not item.dispatcher._needs_no_notifications(now + 121.0)
+        item.dispatcher._scheduler.record_fetch("mail", 1, 1, now + 122.0)
+        assert item.dispatcher._needs_no_notifications(now + 122.0)
+        assert item.dispatcher.idle_time() == 0.0
+        item.dispatcher.run_round()
+        assert item.line.noted == [span, span, None]
+        assert not item.dispatcher._needs_no_notifications(now + 122.0)
 
 
 def test_who_does_not_listen_asks_for_no_notifications():
-    with office(working=False) as one:
-        one.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic())
-        assert not one.dispatcher._ask_for_notifications(time.monotonic() + 1000)
+    with office(working=False) as item:
+        item.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic())
+        assert not item.dispatcher._ask_for_notifications(time.monotonic() + 1000)
 
 
 def test_it_rests_until_something_can_be_leased_or_settled():
-    with office(working=False) as one:
+    with office(working=False) as item:
         now = time.monotonic()
-        one.dispatcher._scheduler.record_fetch("mail", 1, 0, now + 1000)
-        assert 900 < one.dispatcher.idle_time() < 1300
-        one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "archive")], now)
-        waiting = one.dispatcher._pending[1]
+        item.dispatcher._scheduler.record_fetch("mail", 1, 0, now + 1000)
+        assert 900 < item.dispatcher.idle_time() < 1300
+        item.dispatcher._add_pending(item.handler, [Disposition(delivery(1), "archive")], now)
+        waiting = item.dispatcher._pending[1]
         waiting.not_before, waiting.settle_by = now + 50, now + 70
-        assert 60 < one.dispatcher.idle_time() <= 70
-        quiet(one)
-        assert one.dispatcher.idle_time() == 1.0
+        assert 60 < item.dispatcher.idle_time() <= 70
+        quiet(item)
+        assert item.dispatcher.idle_time() == 1.0
         waiting.settle_by = 0.0
         waiting.not_before = now + 0.9
-        assert 0.0 < one.dispatcher.idle_time() <= 0.9
-        one.dispatcher._pending.clear()
-        assert one.dispatcher.idle_time() == 60.0
+        assert 0.0 < item.dispatcher.idle_time() <= 0.9
+        item.dispatcher._pending.clear()
+        assert item.dispatcher.idle_time() == 60.0
 
 
 @pytest.mark.parametrize("hurried", [True, False])
 def test_what_cannot_be_settled_keeps_it_from_the_end_until_there_is_no_time_left(hurried):
-    with office(working=False) as one:
-        one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "archive")], 0.0)
-        one.line.lookup_status = {1: "busy"}
-        one.dispatcher.stop_leasing()
-        one.dispatcher.close()
-        one.line.stop_requested = hurried
-        one.dispatcher.run_round()
-        assert one.dispatcher.stopped_leasing.is_set()
-        assert one.dispatcher._leader._stopped is hurried
-        assert one.dispatcher.unsettled == 1
+    with office(working=False) as item:
+        item.dispatcher._add_pending(item.handler, [Disposition(delivery(1), "archive")], 0.0)
+        item.line.lookup_status = {1: "busy"}
+        item.dispatcher.stop_leasing()
+        item.dispatcher.close()
+        item.line.stop_requested = hurried
+        item.dispatcher.run_round()
+        assert item.dispatcher.stopped_leasing.is_set()
+        assert item.dispatcher._leader._stopped is hurried
+        assert item.dispatcher.unsettled == 1
 
 
 @each_case(
@@ -770,91 +772,91 @@ def test_what_cannot_be_settled_keeps_it_from_the_end_until_there_is_no_time_lef
     ],
 )
 def test_an_error_is_passed_over_only_when_it_passes_and_it_stops(leaving, hurried, error, passes):
-    with office(working=False) as one:
+    with office(working=False) as item:
         if leaving:
-            one.dispatcher.stop_leasing()
-            one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "archive")], 0.0)
-        one.line.stop_requested, one.line.error = hurried, error
+            item.dispatcher.stop_leasing()
+            item.dispatcher._add_pending(item.handler, [Disposition(delivery(1), "archive")], 0.0)
+        item.line.stop_requested, item.line.error = hurried, error
         if passes:
-            assert one.dispatcher._try_step() == 0.0
+            assert item.dispatcher._try_step() == 0.0
         else:
             with pytest.raises(type(error)):
-                one.dispatcher._try_step()
-        one.line.stop_requested, one.line.error = False, None
+                item.dispatcher._try_step()
+        item.line.stop_requested, item.line.error = False, None
 
 
 def test_dead_letters_that_were_leased_are_told_and_others_leased_at_once():
-    with office(working=False) as one:
-        told = Told(one.dispatcher)
-        one.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic() + 1000)
-        one.dispatcher._report_undecodable(one.handler, [delivery(1)])
+    with office(working=False) as item:
+        told = Told(item.dispatcher)
+        item.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic() + 1000)
+        item.dispatcher._report_undecodable(item.handler, [delivery(1)])
         assert told.settlements == [(1, "dead")]
-        assert isinstance(one.dispatcher._scheduler.next(time.monotonic()), Fetch)
+        assert isinstance(item.dispatcher._scheduler.next(time.monotonic()), Fetch)
 
 
 def test_its_own_thread_is_woken_for_whatever_changes():
-    with office(working=False) as one:
+    with office(working=False) as item:
         for change in (
-            lambda: one.dispatcher.pause(paused=True),
-            lambda: one.dispatcher.settle(one.handler, []),
-            one.dispatcher.stop_leasing,
-            one.dispatcher.close,
+            lambda: item.dispatcher.pause(paused=True),
+            lambda: item.dispatcher.settle(item.handler, []),
+            item.dispatcher.stop_leasing,
+            item.dispatcher.close,
         ):
-            one.dispatcher._leader._woken.clear()
+            item.dispatcher._leader._woken.clear()
             change()
-            assert one.dispatcher._leader._woken.is_set()
+            assert item.dispatcher._leader._woken.is_set()
 
 
 def test_leases_without_an_answer_are_noted_for_the_worker_from_one_try_to_the_next():
-    with office(working=False) as one:
-        one.dispatcher._on_failure()  # it was no lease
-        assert one.dispatcher._unanswered == []
-        one.dispatcher._in_flight = ("mail", dt.timedelta(hours=1), 5.0)
-        one.dispatcher._on_failure()
-        one.dispatcher._on_failure()
-        first, second = one.dispatcher._unanswered
+    with office(working=False) as item:
+        item.dispatcher._on_failure()  # it was no lease
+        assert item.dispatcher._unanswered == []
+        item.dispatcher._in_flight = ("mail", dt.timedelta(hours=1), 5.0)
+        item.dispatcher._on_failure()
+        item.dispatcher._on_failure()
+        first, second = item.dispatcher._unanswered
         assert (first.since, second.since) == (5.0, first.until)
-        one.state.context = replace(one.state.context, worker=None)
-        one.dispatcher._on_failure()
-        assert len(one.dispatcher._unanswered) == 2
+        item.state.context = replace(item.state.context, worker=None)
+        item.dispatcher._on_failure()
+        assert len(item.dispatcher._unanswered) == 2
 
 
 def test_leases_without_an_answer_keep_it_from_the_end_until_they_were_looked_for():
-    with office(working=False) as one:
-        one.dispatcher._unanswered = [UnansweredLease(1, "mail", dt.timedelta(hours=1), 0.0, 1.0)]
-        one.dispatcher.stop_leasing()
-        one.dispatcher.close()
-        assert one.dispatcher.run_round() == 0.0
-        assert not one.dispatcher._leader._stopped
-        assert len(one.line.strays) == 1
-        one.dispatcher.run_round()
-        assert one.dispatcher._leader._stopped
-        assert len(one.line.strays) == 1
+    with office(working=False) as item:
+        item.dispatcher._unanswered = [UnansweredLease(1, "mail", dt.timedelta(hours=1), 0.0, 1.0)]
+        item.dispatcher.stop_leasing()
+        item.dispatcher.close()
+        assert item.dispatcher.run_round() == 0.0
+        assert not item.dispatcher._leader._stopped
+        assert len(item.line.strays) == 1
+        item.dispatcher.run_round()
+        assert item.dispatcher._leader._stopped
+        assert len(item.line.strays) == 1
 
 
 def test_who_only_drains_does_not_end_although_there_is_no_time_left():
-    with office(working=False) as one:
-        one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "archive")], 0.0)
-        one.line.lookup_status = {1: "busy"}
-        one.dispatcher.stop_leasing()
-        one.line.stop_requested = True
-        one.dispatcher.run_round()
-        assert not one.dispatcher._leader._stopped
-        one.dispatcher.settle(one.handler, [])
-        assert one.dispatcher.unsettled == 2
+    with office(working=False) as item:
+        item.dispatcher._add_pending(item.handler, [Disposition(delivery(1), "archive")], 0.0)
+        item.line.lookup_status = {1: "busy"}
+        item.dispatcher.stop_leasing()
+        item.line.stop_requested = True
+        item.dispatcher.run_round()
+        assert not item.dispatcher._leader._stopped
+        item.dispatcher.settle(item.handler, [])
+        assert item.dispatcher.unsettled == 2
 
 
 def test_what_is_leased_goes_to_whoever_has_the_leader_and_the_limit_is_the_schedules():
-    with office(working=False, concurrency=2) as one:
-        one.line.supply = [delivery(n) for n in range(1, 5)]
-        one.dispatcher.wake("mail")
-        one.dispatcher.run_round()
-        assert [unit.deliveries[0].id for unit in one.ready] == [1, 2]
-        assert one.dispatcher._scheduler.in_hand == 2
-        one.dispatcher.finished(one.ready[0], [Disposition(delivery(1), "retry")], quiet=True)
-        one.dispatcher._leader.run_tasks()
-        assert one.dispatcher._scheduler.in_hand == 1
-        assert one.dispatcher._pending[1].disposition.action == "retry"
+    with office(working=False, concurrency=2) as item:
+        item.line.supply = [delivery(n) for n in range(1, 5)]
+        item.dispatcher.wake("mail")
+        item.dispatcher.run_round()
+        assert [unit.deliveries[0].id for unit in item.ready] == [1, 2]
+        assert item.dispatcher._scheduler.in_hand == 2
+        item.dispatcher.finished(item.ready[0], [Disposition(delivery(1), "retry")], quiet=True)
+        item.dispatcher._leader.run_tasks()
+        assert item.dispatcher._scheduler.in_hand == 1
+        assert item.dispatcher._pending[1].disposition.action == "retry"
 
 
 class Counting(threading.Event):
@@ -889,111 +891,111 @@ def test_the_leader_lets_a_handlers_thread_come_first_for_what_is_left_quietly()
 
 
 def test_it_has_not_ended_while_a_handler_runs():
-    with office(working=False, concurrency=2) as one:
-        leased(one, 1)
-        one.dispatcher._until_empty = True
-        one.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic())
-        one.dispatcher.run_round()
-        assert not one.dispatcher.ended.is_set()
+    with office(working=False, concurrency=2) as item:
+        leased(item, 1)
+        item.dispatcher._until_empty = True
+        item.dispatcher._scheduler.record_fetch("mail", 1, 0, time.monotonic())
+        item.dispatcher.run_round()
+        assert not item.dispatcher.ended.is_set()
 
 
 def test_what_is_done_is_settled_at_once_if_no_handler_runs_that_could_join():
-    with office(working=False) as one:
+    with office(working=False) as item:
         now = time.monotonic()
-        one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "archive")], now)
-        (waiting,) = one.dispatcher._pending.values()
+        item.dispatcher._add_pending(item.handler, [Disposition(delivery(1), "archive")], now)
+        (waiting,) = item.dispatcher._pending.values()
         waiting.settle_by = now + 1000
-        assert one.dispatcher._is_due([waiting], now)
+        assert item.dispatcher._is_due([waiting], now)
 
 
 def test_a_turn_settles_what_cannot_join_it_and_archives_the_rest():
-    with office(working=False, concurrency=5) as one:
-        told = Told(one.dispatcher)
-        mine, other = leased(one, 1, 2)
-        one.dispatcher._add_pending(
-            one.handler, [Disposition(mine, "archive"), Disposition(other, "retry")], 0.0
+    with office(working=False, concurrency=5) as item:
+        told = Told(item.dispatcher)
+        mine, other = leased(item, 1, 2)
+        item.dispatcher._add_pending(
+            item.handler, [Disposition(mine, "archive"), Disposition(other, "retry")], 0.0
         )
-        one.line.supply = [delivery(3)]
-        one.dispatcher.wake("mail")
-        one.dispatcher.run_round()
-        assert one.line.settled == [other.id, mine.id]
+        item.line.supply = [delivery(3)]
+        item.dispatcher.wake("mail")
+        item.dispatcher.run_round()
+        assert item.line.settled == [other.id, mine.id]
         assert [id_ for id_, _ in told.settlements] == [other.id, mine.id]
-        assert [unit.deliveries[0].id for unit in one.ready] == [3]
-        one.dispatcher._on_failure()
-        assert one.dispatcher._unanswered == []  # the lease was answered
-        assert one.line.strays == []
-        one.dispatcher._unanswered = [UnansweredLease(1, "mail", dt.timedelta(hours=1), 0.0, 1.0)]
-        one.line.supply = [delivery(4)]
-        one.dispatcher.wake("mail")
-        one.dispatcher.run_round()
-        ((_, known),) = one.line.strays
+        assert [unit.deliveries[0].id for unit in item.ready] == [3]
+        item.dispatcher._on_failure()
+        assert item.dispatcher._unanswered == []  # the lease was answered
+        assert item.line.strays == []
+        item.dispatcher._unanswered = [UnansweredLease(1, "mail", dt.timedelta(hours=1), 0.0, 1.0)]
+        item.line.supply = [delivery(4)]
+        item.dispatcher.wake("mail")
+        item.dispatcher.run_round()
+        ((_, known),) = item.line.strays
         assert sorted(known) == [delivery(3).fencing_token, delivery(4).fencing_token]
-        assert one.dispatcher._unanswered == []
+        assert item.dispatcher._unanswered == []
 
 
 def test_a_lease_of_what_was_held_here_ends_the_earlier_one():
-    with office(working=False, concurrency=3) as one:
+    with office(working=False, concurrency=3) as item:
         lost: list[list[int]] = []
-        one.state.mark_lost = lambda gone: lost.append(
+        item.state.mark_lost = lambda gone: lost.append(
             [held.delivery.fencing_token for held in gone]
         )
-        leased(one, 1)
+        leased(item, 1)
         assert lost == []
-        one.line.supply = [replace(delivery(1), fencing_token=77)]
-        one.dispatcher.wake("mail")
-        one.dispatcher.run_round()
+        item.line.supply = [replace(delivery(1), fencing_token=77)]
+        item.dispatcher.wake("mail")
+        item.dispatcher.run_round()
         assert lost == [[delivery(1).fencing_token]]
 
 
 def test_acknowledged_first_what_was_archived_is_begun_and_the_rest_is_forgotten():
-    with office(working=False, concurrency=3) as one:
-        one.handler = replace(one.handler, acknowledge="first")
-        held = one.book.add(
-            one.handler, [delivery(n) for n in (1, 2, 3)], dt.timedelta(hours=1), time.monotonic()
+    with office(working=False, concurrency=3) as item:
+        item.handler = replace(item.handler, acknowledge="first")
+        held = item.book.add(
+            item.handler, [delivery(n) for n in (1, 2, 3)], dt.timedelta(hours=1), time.monotonic()
         )
-        one.dispatcher._scheduler.record_fetch("mail", 3, 3, time.monotonic())
+        item.dispatcher._scheduler.record_fetch("mail", 3, 3, time.monotonic())
         # The reply for the second was lost.
-        one.line.lookup_status = {2: Outcome.ARCHIVED, 3: Outcome.LOST}
-        one.dispatcher._start(one.handler, held)
-        assert [unit.deliveries[0].id for unit in one.ready] == [1, 2]
-        assert one.line.settled == [1]
-        assert one.book.all() == []
-        assert one.dispatcher._scheduler.in_hand == 2
+        item.line.lookup_status = {2: Outcome.ARCHIVED, 3: Outcome.LOST}
+        item.dispatcher._start(item.handler, held)
+        assert [unit.deliveries[0].id for unit in item.ready] == [1, 2]
+        assert item.line.settled == [1]
+        assert item.book.all() == []
+        assert item.dispatcher._scheduler.in_hand == 2
 
 
 @pytest.mark.parametrize("resting", [True, False])
 def test_who_settles_waits_for_a_database_until_it_stops_or_is_to_rest(resting):
-    with office(working=False) as one:
-        quiet(one)
+    with office(working=False) as item:
+        quiet(item)
         if resting:
-            one.dispatcher.stopped_leasing.set()
-        one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "archive")], 0.0)
-        one.dispatcher.run_round()
-        until_ = one.line.stopping if resting else one.dispatcher._stop_waiting
-        assert one.line.asked == [("a settlement", until_, {"strict": False})]
+            item.dispatcher.stopped_leasing.set()
+        item.dispatcher._add_pending(item.handler, [Disposition(delivery(1), "archive")], 0.0)
+        item.dispatcher.run_round()
+        until_ = item.line.stopping if resting else item.dispatcher._stop_waiting
+        assert item.line.asked == [("a settlement", until_, {"strict": False})]
 
 
 def test_a_row_that_is_locked_holds_up_no_other():
-    with office(working=False) as one:
-        quiet(one)
+    with office(working=False) as item:
+        quiet(item)
         dispositions = [Disposition(delivery(n), "archive") for n in (1, 2)]
-        one.line.lookup_status = {1: "busy"}
-        one.dispatcher._add_pending(one.handler, dispositions, 0.0)
-        one.dispatcher.run_round()
-        assert [*one.dispatcher._pending] == [1]
-        assert one.line.settled == [2]
+        item.line.lookup_status = {1: "busy"}
+        item.dispatcher._add_pending(item.handler, dispositions, 0.0)
+        item.dispatcher.run_round()
+        assert [*item.dispatcher._pending] == [1]
+        assert item.line.settled == [2]
 
 
 def test_a_call_that_keeps_its_message_locked_is_ended_when_that_is_found_again():
     """Not at once: its COMMIT may be on its way."""
-    with office(working=False) as one:
-        one.line.lookup_status = {1: "busy"}
-        one.dispatcher._add_pending(one.handler, [Disposition(delivery(1), "release")], 0.0)
+    with office(working=False) as item:
+        item.line.lookup_status = {1: "busy"}
+        item.dispatcher._add_pending(item.handler, [Disposition(delivery(1), "release")], 0.0)
         for ended in ([], [1], [1, 1]):
-            one.dispatcher._pending[1].not_before = 0.0
-            one.dispatcher.run_round()
-            assert [call.id for call in one.ended_calls] == ended
-        one.line.lookup_status = {}
-        one.dispatcher._pending[1].not_before = 0.0
-        one.dispatcher.run_round()
-        assert one.line.settled == [1]
+            item.dispatcher._pending[1].not_before = 0.0
+            item.dispatcher.run_round()
+            assert [call.id for call in item.ended_calls] == ended
+        item.line.lookup_status = {}
+        item.dispatcher._pending[1].not_before = 0.0
+        item.dispatcher.run_round()
+        assert item.line.settled == [1]

@@ -76,11 +76,11 @@ CARRIED_OUT = [
 
 @each_case(("decision", "kind", "delay", "reason"), CARRIED_OUT)
 def test_a_decision_means_the_same_raised_returned_or_by_its_retry(decision, kind, delay, reason):
-    one = unit()
+    invocation = unit()
     by_retry = unit(retry=Retry(on={ValueError: decision}))
     for disposition in (
-        disposition_for_error(one.handler, one.deliveries[0], decision),
-        *dispositions_for_result(one, decision),
+        disposition_for_error(invocation.handler, invocation.deliveries[0], decision),
+        *dispositions_for_result(invocation, decision),
         disposition_for_error(by_retry.handler, by_retry.deliveries[0], ValueError("x")),
         *dispositions_for_result(unit(2, batch=2), decision),
     ):
@@ -149,8 +149,8 @@ def test_only_a_decision_counts_when_the_handler_acknowledges_by_itself():
             )
     assert dispositions_for_result(unit(acknowledge="manual"), Discard())[0].action == "discard"
     kinds = [
-        one.action
-        for one in dispositions_for_result(
+        disposition.action
+        for disposition in dispositions_for_result(
             unit(2, batch=2, acknowledge="manual"), [None, Snooze(1)]
         )
     ]
@@ -159,15 +159,15 @@ def test_only_a_decision_counts_when_the_handler_acknowledges_by_itself():
 
 
 def test_a_batch_may_return_a_mapping_by_delivery_or_by_id_or_a_list():
-    one = unit(3, batch=3)
+    invocation = unit(3, batch=3)
     error = ValueError("bad")
     for result in (
-        {one.deliveries[0]: Snooze(1), 3: error},
-        {1: Snooze(1), one.deliveries[2]: error},
+        {invocation.deliveries[0]: Snooze(1), 3: error},
+        {1: Snooze(1), invocation.deliveries[2]: error},
         [Snooze(1), None, error],
         (Snooze(1), None, error),
     ):
-        dispositions = dispositions_for_result(one, result)
+        dispositions = dispositions_for_result(invocation, result)
         assert [v.delivery.id for v in dispositions] == [1, 2, 3]
         assert [v.action for v in dispositions] == ["release", "archive", "retry"]
         assert dispositions[2].error is error
@@ -192,16 +192,18 @@ def test_a_decision_class_of_somebody_elses_is_refused_and_retried():
     class Odd(Decision):
         pass
 
-    one = unit()
-    disposition = disposition_for_error(one.handler, one.deliveries[0], Odd())
+    invocation = unit()
+    disposition = disposition_for_error(invocation.handler, invocation.deliveries[0], Odd())
     assert disposition.action == "retry"
     assert isinstance(disposition.error, InvalidArgument)
 
 
 def test_a_function_in_on_that_fails_does_not_hang_the_message():
     for broken in (lambda _e, _d: 1 / 0, lambda _e, _d: "soon"):
-        one = unit(retry=Retry(base=5, jitter=0, on={ValueError: broken}))
-        disposition = disposition_for_error(one.handler, one.deliveries[0], ValueError())
+        invocation = unit(retry=Retry(base=5, jitter=0, on={ValueError: broken}))
+        disposition = disposition_for_error(
+            invocation.handler, invocation.deliveries[0], ValueError()
+        )
         assert (disposition.action, disposition.delay) == ("retry", 5 * SECOND)
         assert isinstance(disposition.error, (ZeroDivisionError, InvalidArgument))
 
@@ -274,7 +276,7 @@ def lost(*ids):
 def test_a_lease_that_was_lost_puts_the_rest_of_its_batch_back_uncharged():
     dispositions = after_error(unit(3, batch=3), lost(2), stopping=False)
     # If it is not lost after all, since the handler itself had settled it, it has failed.
-    assert [one.action for one in dispositions] == ["release", "retry", "release"]
+    assert [disposition.action for disposition in dispositions] == ["release", "retry", "release"]
 
 
 def test_a_lease_lost_of_another_message_is_a_failure_like_any():
@@ -324,17 +326,17 @@ def test_a_conflict_of_the_handlers_transaction_is_not_charged_until_it_is_no_ch
 
     made = Handlers(1, Retry(), asynchronous=False)
     made.add("q0", with_session if session else lambda payload: None)
-    one = Invocation(made.get("q0"), (delivery(1, read_ct),))
-    (disposition,) = after_error(one, Conflict(), stopping=False)
+    invocation = Invocation(made.get("q0"), (delivery(1, read_ct),))
+    (disposition,) = after_error(invocation, Conflict(), stopping=False)
     assert disposition.action == kind
     assert kind == "retry" or disposition.delay <= timedelta(seconds=0.2)
 
 
 @each_case(("lost", "kind"), [(True, "release"), (False, "retry")])
 def test_a_call_that_is_cancelled_since_its_lease_was_lost_has_not_failed(lost, kind):
-    one = unit()
-    object.__setattr__(one.deliveries[0], "watch", lambda: lost)
-    assert after_error(one, asyncio.CancelledError(), stopping=False)[0].action == kind
+    invocation = unit()
+    object.__setattr__(invocation.deliveries[0], "watch", lambda: lost)
+    assert after_error(invocation, asyncio.CancelledError(), stopping=False)[0].action == kind
 
 
 def test_a_message_may_be_given_up_without_a_reason():
@@ -372,21 +374,21 @@ def test_a_lock_that_cannot_be_had_is_told_apart_from_a_lease_that_was_lost(
             raise error
 
     monkeypatch.setattr(store, "lock_messages", hold_messages)
-    one = unit(2, batch=2)
+    invocation = unit(2, batch=2)
     if raised is None:
-        _lock_messages(None, one)
+        _lock_messages(None, invocation)
     else:
         with pytest.raises(raised) as caught:
-            _lock_messages(None, one)
+            _lock_messages(None, invocation)
         assert error in (caught.value, caught.value.__cause__)
-    assert asked == [one.deliveries]
+    assert asked == [invocation.deliveries]
 
 
 def test_what_was_given_up_is_not_settled_in_the_handlers_transaction():
     """Also if its lease is valid, and its message locked there."""
-    one: Any = unit(2, batch=2)
+    item: Any = unit(2, batch=2)
     book: Any = SimpleNamespace(begin_commit=lambda deliveries: list(deliveries[1:]))
     nothing: Any = None
     with pytest.raises(LeaseLost) as lost:
-        commit_within(nothing, one, None, book, nothing)
-    assert lost.value.ids == (one.deliveries[1].id,)
+        commit_within(nothing, item, None, book, nothing)
+    assert lost.value.ids == (item.deliveries[1].id,)

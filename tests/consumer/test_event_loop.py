@@ -65,8 +65,8 @@ def nothing_was_charged(kit: Any) -> None:
 
 def errors(caplog: Any) -> list[str]:
     """What the consumer has logged as errors; asyncio complains of tasks whose loop is gone."""
-    records = [one for one in caplog.records if one.name == "pgqrs_sa.consumer"]
-    return [one.message for one in records if one.levelno == logging.ERROR]
+    records = [record for record in caplog.records if record.name == "pgqrs_sa.consumer"]
+    return [record.message for record in records if record.levelno == logging.ERROR]
 
 
 def worked_off_by_another(kit: Any, ids: list[int]) -> None:
@@ -230,7 +230,7 @@ def test_a_blocked_loop_keeps_only_what_its_handler_has_begun_with(tasks, caplog
     consumer.start()
     assert begun.wait(PATIENCE)
     (blocking,) = done
-    others = [one for one in ids if one != blocking]
+    others = [id_ for id_ in ids if id_ != blocking]
     second = _second(tasks)
     until(lambda: tasks.outcomes() == dict.fromkeys(others, "archived"), "a second does the rest")
     assert tasks.held() == [blocking]  # renewed, as it has begun
@@ -274,7 +274,7 @@ def test_messages_that_wait_here_for_as_long_as_their_lease_are_given_back(threa
     consumer.start()
     assert begun.wait(PATIENCE)
     until(lambda: threads.held() == ids, "all four are leased")
-    until(lambda: all(threads.live()[one].max_read_ct > 5 for one in ids[1:]), "they go back")
+    until(lambda: all(threads.live()[id_].max_read_ct > 5 for id_ in ids[1:]), "they go back")
     assert threads.live()[ids[0]].max_read_ct == 5
     go.set()
     until(lambda: len(threads.archive()) == 4, "all are archived")

@@ -35,7 +35,9 @@ def counted(engine):
     found: Counter[str] = Counter()
 
     def note(_connection, _cursor, statement, *_):
-        (kind,) = [one for one in (LOOK, LEASE) if one in statement] or [statement.split("\n")[0]]
+        (kind,) = [case for case in (LOOK, LEASE) if case in statement] or [
+            statement.split("\n")[0]
+        ]
         found[kind] += 1
 
     sa.event.listen(getattr(engine, "sync_engine", engine), "before_cursor_execute", note)

@@ -36,10 +36,10 @@ def entered(book, clock, *ids, lease=30, timeout=None, **options):
 
 
 def test_a_lease_is_due_when_a_third_of_it_is_over(book, clock):
-    (one,) = entered(book, clock, 1)
+    (lease,) = entered(book, clock, 1)
     assert book.due(1009.9) == []
     (held,) = book.due(1010.0)
-    assert held.delivery is one
+    assert held.delivery is lease
     assert book.next_renewal() == 1010.0
     book.mark_renewed([held], 1010.0)
     assert book.due(1019.0) == []
@@ -50,31 +50,31 @@ def test_a_lease_that_no_handler_begins_with_is_not_renewed_for_longer_than_it_l
     begun, waiting = entered(book, clock, 1, 2)
     book.mark_started([begun], None)
     for clock.now in (1010.0, 1020.0):
-        assert [one.delivery for one in book.due(clock.now)] == [begun, waiting]
+        assert [lease.delivery for lease in book.due(clock.now)] == [begun, waiting]
         book.mark_renewed(book.all(), clock.now)
     assert book.unstarted(1029.9) == set()
     clock.now = 1030.0
     assert book.unstarted(clock.now) == {2}
-    assert [one.delivery for one in book.due(clock.now)] == [begun]
+    assert [lease.delivery for lease in book.due(clock.now)] == [begun]
     book.mark_renewed(book.due(clock.now), clock.now)
     assert book.next_renewal() == 1040.0
 
 
 def test_the_lease_begins_before_the_statement_was_sent(book, clock):
     (handler,) = handlers({})
-    (one,) = book.add(handler, [delivery(1)], timedelta(seconds=30), asked_at=990.0)
+    (item,) = book.add(handler, [delivery(1)], timedelta(seconds=30), asked_at=990.0)
     clock.now = 1020.1
-    assert one.lease_lost
+    assert item.lease_lost
 
 
 def test_a_lease_that_must_have_run_out_counts_as_lost_until_it_is_renewed(book, clock):
-    (one,) = entered(book, clock, 1)
+    (lease,) = entered(book, clock, 1)
     clock.now = 1030.5
-    assert one.lease_lost
-    assert not book.mark_started([one], None)
+    assert lease.lease_lost
+    assert not book.mark_started([lease], None)
     book.mark_renewed(book.all(), 1030.5)
-    assert not one.lease_lost
-    assert book.mark_started([one], None)
+    assert not lease.lease_lost
+    assert book.mark_started([lease], None)
 
 
 def test_a_batch_does_not_begin_when_one_of_it_was_lost(book, clock):
@@ -87,9 +87,9 @@ def test_a_batch_does_not_begin_when_one_of_it_was_lost(book, clock):
 
 
 def test_what_takes_too_long_is_overdue_once_and_not_renewed(book, clock):
-    (one,) = entered(book, clock, 1, timeout=20)
+    (lease,) = entered(book, clock, 1, timeout=20)
     assert book.overdue(5000.0) == []  # it has not begun
-    book.mark_started([one], 7)
+    book.mark_started([lease], 7)
     assert book.next_renewal() == 1010.0
     clock.now = 1020.5
     assert book.due(clock.now) == []
@@ -97,14 +97,14 @@ def test_what_takes_too_long_is_overdue_once_and_not_renewed(book, clock):
     assert held.thread == 7
     assert book.overdue(clock.now) == []
     assert book.next_renewal() == float("inf")
-    book.mark_settling([one])
+    book.mark_settling([lease])
     assert book.due(5000.0) == []  # too late for that
 
 
 def test_what_is_settling_is_not_overdue_and_is_renewed(book, clock):
-    (one,) = entered(book, clock, 1, timeout=20)
-    book.mark_started([one], None)
-    book.mark_settling([one])
+    (lease,) = entered(book, clock, 1, timeout=20)
+    book.mark_started([lease], None)
+    book.mark_settling([lease])
     assert book.overdue(2000.0) == []
     assert len(book.due(1025.0)) == 1
     assert book.next_renewal() == 1010.0
@@ -133,13 +133,13 @@ def test_what_was_given_up_settled_or_lost_may_not_commit_nor_its_batch(book, cl
 
 
 def test_the_moments_at_which_a_lease_and_a_handler_s_time_end_belong_to_them(book, clock):
-    (one,) = entered(book, clock, 1, lease=60, timeout=20)
-    book.mark_started([one], None)
+    (lease,) = entered(book, clock, 1, lease=60, timeout=20)
+    book.mark_started([lease], None)
     clock.now = 1020.0
     assert book.overdue(clock.now) == []
     clock.now = 1060.0
-    assert not one.lease_lost
-    book.hand_over([one])
+    assert not lease.lease_lost
+    book.hand_over([lease])
     assert book.tokens() == []
 
 
@@ -154,24 +154,24 @@ def test_it_is_known_when_the_next_handler_is_overdue(book, clock):
     book.mark_settling([settled])
     assert book.next_renewal() == 1026.0
     clock.now = 1027.0
-    assert [one.delivery for one in book.overdue(clock.now)] == [begun]
+    assert [lease.delivery for lease in book.overdue(clock.now)] == [begun]
     assert book.next_renewal() == 1030.0
     assert waiting.fencing_token in book.tokens()
 
 
 def test_what_is_settled_without_a_call_is_renewed_for_as_long_as_that_takes(book, clock):
-    (one,) = entered(book, clock, 1)
-    book.mark_settling([one])
+    (lease,) = entered(book, clock, 1)
+    book.mark_settling([lease])
     clock.now = 1031.0
     assert book.unstarted(clock.now) == set()
-    assert [held.delivery for held in book.due(clock.now)] == [one]
+    assert [held.delivery for held in book.due(clock.now)] == [lease]
 
 
 def test_whoever_removes_a_lease_tells_of_it_and_nobody_else(book, clock):
-    (one,) = entered(book, clock, 1)
-    assert [held.delivery for held in book.remove([one])] == [one]
-    assert book.remove([one]) == book.mark_lost([one]) == []
-    assert book.get(one) is None
+    (lease,) = entered(book, clock, 1)
+    assert [held.delivery for held in book.remove([lease])] == [lease]
+    assert book.remove([lease]) == book.mark_lost([lease]) == []
+    assert book.get(lease) is None
     assert len(book) == 0
 
 
@@ -179,7 +179,7 @@ def test_another_attempt_of_the_same_message_is_another_lease(book, clock):
     (old,) = entered(book, clock, 1)
     again = replace(old, read_ct=2, fencing_token=12)
     assert book.get(again) is None
-    assert [one.delivery for one in book.replaced([again])] == [old]
+    assert [lease.delivery for lease in book.replaced([again])] == [old]
     (handler,) = handlers({})
     book.mark_lost([old])
     (new,) = book.add(handler, [again], timedelta(seconds=30), clock.now)
@@ -194,6 +194,6 @@ def test_what_is_left_to_be_settled_by_hand_is_known_until_its_lease_ends(book, 
     (left,) = entered(book, clock, 2, lease=60)
     book.hand_over([left])
     assert sorted(book.tokens()) == [11, 21]
-    assert [one.delivery.id for one in book.all()] == [1]
+    assert [item.delivery.id for item in book.all()] == [1]
     clock.now = 1060.1
     assert book.tokens() == [11]

@@ -397,7 +397,7 @@ def test_an_engine_that_keeps_snapshots_can_be_worked_on(kit, level):
     assert consumer.stop() == 0
     assert sorted(id_ for id_, _ in kit.effects()) == ids
     # A renewal that comes between a handler's snapshot and its lock costs no attempt.
-    assert {one.max_read_ct - one.read_ct for one in kit.archive().values()} == {4}
+    assert {delivery.max_read_ct - delivery.read_ct for delivery in kit.archive().values()} == {4}
     assert kit.sql("SELECT DISTINCT last_error FROM pgqrs_archive") == [(None,)]
 
 
@@ -499,7 +499,7 @@ def test_a_server_whose_default_is_serializable_can_be_worked_on(kit):
     finally:
         kit.sql(f"ALTER ROLE {user} RESET default_transaction_isolation")
     assert sorted(id_ for id_, _ in kit.effects()) == ids
-    assert {one.max_read_ct - one.read_ct for one in kit.archive().values()} == {4}
+    assert {delivery.max_read_ct - delivery.read_ct for delivery in kit.archive().values()} == {4}
     assert kit.sql("SELECT DISTINCT note FROM effects") == [("SERIALIZABLE",)]
 
 
@@ -541,7 +541,7 @@ def test_whatever_a_handler_raises_leaves_no_lease_behind(kit, error, session):
         else ""
     )
     assert kit.effects() == []
-    assert [one.status for one in kit.workers()] == ["stopped"]
+    assert [worker.status for worker in kit.workers()] == ["stopped"]
 
 
 async def test_a_consumer_that_is_cancelled_at_any_moment_leaves_no_lease_behind(
@@ -570,7 +570,7 @@ async def test_a_consumer_that_is_cancelled_at_any_moment_leaves_no_lease_behind
     assert sorted(id_ for id_, _ in threads.effects()) == ids
     assert set(threads.outcomes().values()) == {"archived"}
     assert threads.held() == []
-    assert [one for one in threading.enumerate() if one.name.startswith("pgqrs-")] == []
+    assert [item for item in threading.enumerate() if item.name.startswith("pgqrs-")] == []
 
 
 class AsyncConsumerRest:
@@ -681,7 +681,7 @@ def test_a_thread_that_is_given_up_cannot_commit_and_its_message_is_uncharged(th
     until(lambda: not runtime.busy, "the thread has ended its call")
     assert threads.effects() == errors == []
     assert list(threads.live()) == [id_]
-    assert [one.status for one in threads.workers()] == ["stopped"]
+    assert [worker.status for worker in threads.workers()] == ["stopped"]
 
 
 def test_a_task_is_cancelled_when_there_is_no_more_time_and_its_message_is_uncharged(tasks):

@@ -89,7 +89,7 @@ class Scene:
     def shared(self, config: ConsumerConfig, grace: float = 2.0) -> ConsumerState:
         """Return the state of a run, in which this notes what others are told."""
         executor: Any = SimpleNamespace(
-            abandon=lambda leases: self.abandoned.append([one.delivery.id for one in leases]),
+            abandon=lambda leases: self.abandoned.append([lease.delivery.id for lease in leases]),
             stack=lambda _lease: "where it is",
         )
         state = ConsumerState(config, handlers({}), executor, until_empty=False, grace=grace)
@@ -120,7 +120,7 @@ class Scene:
         (handler,) = handlers(options)
         leased = [delivery(id_) for id_ in ids]
         self.book.add(handler, leased, timedelta(seconds=lease), self.now)
-        return [self.book.get(one) for one in leased]
+        return [self.book.get(delivery) for delivery in leased]
 
 
 def worker(status: Any) -> WorkerInfo:
@@ -142,7 +142,7 @@ def test_it_rests_until_the_next_lease_or_heartbeat_is_due_and_no_longer_than_it
     assert renewer._idle_time() == pytest.approx(0.3)
     scene.now += 0.3
     assert renewer._idle_time() == 0.02
-    scene.book.remove([one.delivery for one in scene.book.all()])
+    scene.book.remove([item.delivery for item in scene.book.all()])
     scene.now = 1009.5
     assert renewer._idle_time() == pytest.approx(0.5)
 
@@ -151,7 +151,7 @@ def test_leases_are_renewed_together_if_they_are_as_long(scene):
     renewer = scene.renewer()
     first, second = scene.hold(1, 2, lease=30)
     (other,) = scene.hold(3, lease=24)
-    scene.line.answers["renew"] = lambda held, _span: frozenset(one.id for one in held)
+    scene.line.answers["renew"] = lambda held, _span: frozenset(lease.id for lease in held)
     scene.now += 7.9
     renewer._renew()
     assert scene.line.taken() == []
@@ -187,7 +187,7 @@ def test_what_cannot_be_renewed_is_lost_unless_it_is_locked_or_being_settled(
     assert held.lost is lost
     assert scene.book.all() == ([kept] if lost else [kept, held])
     assert scene.abandoned == ([[2]] if lost else [])
-    assert [one[0] for one in scene.told] == ([Outcome.LOST] if lost else [])
+    assert [item[0] for item in scene.told] == ([Outcome.LOST] if lost else [])
 
 
 def test_a_locked_lease_that_would_run_out_is_good_for_another_second(scene):
@@ -201,7 +201,7 @@ def test_a_locked_lease_that_would_run_out_is_good_for_another_second(scene):
 
 def test_what_is_forgotten_already_is_told_to_nobody(scene):
     held = scene.hold(1)
-    scene.book.remove([one.delivery for one in held])
+    scene.book.remove([lease.delivery for lease in held])
     scene.state.mark_lost(held)
     assert scene.abandoned == scene.told == []
 
@@ -394,4 +394,4 @@ def test_each_round_renews_ends_what_takes_too_long_sends_a_heartbeat_and_tidies
     names = [name for name, *_ in scene.line.taken()]
     jobs = ["_reclaim", "_dead_letter_exhausted", "_prune", "_purge_workers"]
     assert names == ["renew", "heartbeat", *jobs, "set_status"]
-    assert [one.delivery for _, one in scene.timed_out] == [slow.delivery]
+    assert [lease.delivery for _, lease in scene.timed_out] == [slow.delivery]

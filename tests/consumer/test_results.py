@@ -179,7 +179,9 @@ def test_nothing_is_a_result_for_each_message_of_a_batch():
 def test_a_container_that_contains_itself_is_a_plain_value():
     value: list[object] = []
     value.append(value)
-    assert [one.action for one in dispositions_for_result(unit(), value)] == ["archive"]
+    assert [disposition.action for disposition in dispositions_for_result(unit(), value)] == [
+        "archive"
+    ]
 
 
 @each_case("wrap", INSIDE)
@@ -198,11 +200,15 @@ def test_work_or_a_decision_in_a_field_of_a_dataclass_is_refused(made, wrap):
 
 @each_case("value", [print, Snooze, ValueError("x"), delivery(1)])
 def test_a_dataclass_may_have_functions_classes_and_errors_in_its_fields(value):
-    assert [one.action for one in dispositions_for_result(unit(), Wrapper(value))] == ["archive"]
+    assert [
+        disposition.action for disposition in dispositions_for_result(unit(), Wrapper(value))
+    ] == ["archive"]
 
 
 def test_a_delivery_is_a_plain_value():
-    assert [one.action for one in dispositions_for_result(unit(), delivery(1))] == ["archive"]
+    assert [disposition.action for disposition in dispositions_for_result(unit(), delivery(1))] == [
+        "archive"
+    ]
 
 
 class Stream(Iterated):
@@ -217,13 +223,19 @@ class Cursor(AsyncIterated):
 
 @each_case("made", [io.StringIO, io.BytesIO, Stream, Cursor, lambda: [Cursor()]])
 def test_a_file_a_stream_and_a_cursor_are_plain_values(made):
-    assert [one.action for one in dispositions_for_result(unit(), made())] == ["archive"]
+    assert [disposition.action for disposition in dispositions_for_result(unit(), made())] == [
+        "archive"
+    ]
 
 
 def test_the_result_of_a_statement_is_a_plain_value(engine):
     with Session(engine) as session:
-        one = sa.select(sa.literal(1))
-        for result in (session.execute(one), session.scalars(one), session.execute(one).mappings()):
+        item = sa.select(sa.literal(1))
+        for result in (
+            session.execute(item),
+            session.scalars(item),
+            session.execute(item).mappings(),
+        ):
             assert [found.action for found in dispositions_for_result(unit(), result)] == [
                 "archive"
             ]
@@ -232,7 +244,9 @@ def test_the_result_of_a_statement_is_a_plain_value(engine):
 def test_a_result_that_contains_itself_is_looked_at_once():
     cyclic: list[object] = [1]
     cyclic += [cyclic, {"again": cyclic}, Wrapper(cyclic)]
-    assert [one.action for one in dispositions_for_result(unit(), cyclic)] == ["archive"]
+    assert [disposition.action for disposition in dispositions_for_result(unit(), cyclic)] == [
+        "archive"
+    ]
     cyclic.append(lost := coroutine())
     with pytest.raises(InvalidResult):
         dispositions_for_result(unit(), cyclic)
@@ -258,7 +272,9 @@ class Endless(Collection):
 
 def test_a_huge_result_costs_a_bounded_look():
     for huge in (range(10**12), Endless()):
-        assert [one.action for one in dispositions_for_result(unit(), huge)] == ["archive"]
+        assert [disposition.action for disposition in dispositions_for_result(unit(), huge)] == [
+            "archive"
+        ]
     assert Endless.made <= 1_000
 
 
@@ -275,9 +291,10 @@ def test_what_comes_again_and_the_letters_of_a_text_are_not_looked_at():
 
 
 def test_the_members_of_a_field_are_judged_as_the_field_is():
-    assert [one.action for one in dispositions_for_result(unit(), Wrapper([print, Snooze]))] == [
-        "archive"
-    ]
+    assert [
+        disposition.action
+        for disposition in dispositions_for_result(unit(), Wrapper([print, Snooze]))
+    ] == ["archive"]
 
 
 @dataclasses.dataclass
@@ -288,7 +305,9 @@ class Later:
 
 
 def test_a_class_in_a_field_is_not_looked_at():
-    assert [one.action for one in dispositions_for_result(unit(), Wrapper(Later))] == ["archive"]
+    assert [
+        disposition.action for disposition in dispositions_for_result(unit(), Wrapper(Later))
+    ] == ["archive"]
 
 
 def test_what_is_read_once_is_not_read_by_the_look():
@@ -303,7 +322,9 @@ class Broken(Endless):
 
 
 def test_a_collection_that_cannot_be_read_is_a_plain_value():
-    assert [one.action for one in dispositions_for_result(unit(), [Broken()])] == ["archive"]
+    assert [disposition.action for disposition in dispositions_for_result(unit(), [Broken()])] == [
+        "archive"
+    ]
 
 
 @each_case("made", [*NOT_RUN.values(), lambda: Snooze, lambda: [RetryIn(1)], Retry])
@@ -326,14 +347,19 @@ def test_a_batch_that_returns_such_a_thing_for_all_is_refused(made):
     "value", [None, True, 0, 1.5, "text", b"x", {}, {"a": [1]}, [], [[1]], (), {1}, object()]
 )
 def test_a_plain_value_is_ignored(value):
-    assert [one.action for one in dispositions_for_result(unit(), value)] == ["archive"]
-    assert [one.action for one in dispositions_for_result(unit(2, batch=2), [value, None])] == [
+    assert [disposition.action for disposition in dispositions_for_result(unit(), value)] == [
         "archive"
-    ] * 2
+    ]
+    assert [
+        disposition.action
+        for disposition in dispositions_for_result(unit(2, batch=2), [value, None])
+    ] == ["archive"] * 2
 
 
 def test_an_object_with_every_attribute_is_a_plain_value():
-    assert [one.action for one in dispositions_for_result(unit(), MagicMock())] == ["archive"]
+    assert [disposition.action for disposition in dispositions_for_result(unit(), MagicMock())] == [
+        "archive"
+    ]
 
 
 def test_an_exception_is_told_as_the_cause():
@@ -351,8 +377,8 @@ def test_work_that_nobody_waits_for_is_ended():
     for result in (lost, [1, inner, future, begun]):
         with pytest.raises(InvalidResult):
             dispositions_for_result(unit(), result)
-    for one in (lost, inner):
-        assert inspect.getcoroutinestate(one) == inspect.CORO_CLOSED
+    for case in (lost, inner):
+        assert inspect.getcoroutinestate(case) == inspect.CORO_CLOSED
     assert future.cancelled()
     assert inspect.getgeneratorstate(begun) == inspect.GEN_CLOSED
 
@@ -404,7 +430,7 @@ def test_acknowledged_first_it_is_told_in_the_log(kit, caplog):
 
     assert consumer.run() == 0
     assert kit.outcomes() == {id_: "archived"}
-    (record,) = [one for one in caplog.records if one.levelno >= logging.WARNING]
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert "failed after its acknowledgement: InvalidResult" in record.getMessage()
 
 

@@ -93,8 +93,8 @@ def test_a_group_is_decided_by_its_members_if_each_of_them_is():
 
 
 def test_a_function_decides_by_error_and_delivery_or_leaves_it_to_the_backoff():
-    def decide(error, one):
-        return RetryIn(error.args[0] * one.read_ct) if error.args else None
+    def decide(error, item):
+        return RetryIn(error.args[0] * item.read_ct) if error.args else None
 
     retry = Retry(base=7, backoff="constant", jitter=0, on={ValueError: decide})
     assert retry.decide(ValueError(10), delivery(1, read_ct=3)).delay == timedelta(seconds=30)

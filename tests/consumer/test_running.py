@@ -85,7 +85,7 @@ def test_what_another_consumer_has_locked_for_a_moment_is_waited_for(threads):
         result = []
         thread = threading.Thread(target=lambda: result.append(consumer.run()))
         thread.start()
-        until(lambda: sum("pgqrs_asked" in one for one in said) > 5, "it looks again and again")
+        until(lambda: sum("pgqrs_asked" in line for line in said) > 5, "it looks again and again")
         assert thread.is_alive()
     thread.join(PATIENCE)
     assert result == [0]
@@ -168,7 +168,7 @@ def test_it_works_in_the_background_between_start_and_stop(kit):
     (id_,) = kit.send({})
     until(lambda: id_ in kit.archive(), "the message is done")
     assert kit.stop(consumer.consumer) == 0
-    assert [one.name for one in threading.enumerate() if one.name.startswith("pgqrs-")] == []
+    assert [item.name for item in threading.enumerate() if item.name.startswith("pgqrs-")] == []
     (left,) = kit.send({})
     assert list(kit.live()) == [left]
     assert kit.workers()[0].status == "stopped"
@@ -281,7 +281,7 @@ async def test_a_start_that_is_cancelled_at_any_moment_leaves_no_worker_ready(
         with suppress(asyncio.CancelledError):
             await task
         await consumer.stop()
-    until(lambda: {one.status for one in threads.workers()} == {"stopped"}, "all are stopped")
+    until(lambda: {worker.status for worker in threads.workers()} == {"stopped"}, "all are stopped")
 
 
 # ------------------------------------------------------------------------ the caller's context
@@ -474,14 +474,14 @@ def test_the_log_has_fields_and_no_payload(kit, caplog):
             raise ValueError(delivery.payload["secret"])
 
     assert consumer.run() == 0
-    records = {one.msg_id: one for one in caplog.records if hasattr(one, "msg_id")}
-    assert {id_: (one.outcome, one.levelname) for id_, one in records.items()} == {
+    records = {record.msg_id: record for record in caplog.records if hasattr(record, "msg_id")}
+    assert {id_: (record.outcome, record.levelname) for id_, record in records.items()} == {
         ok: ("archived", "DEBUG"),
         bad: ("retry", "WARNING"),
     }
-    for one in records.values():
-        assert (one.queue, one.attempt, one.worker) == ("mail", 1, 1)
-        assert one.duration_ms >= 0
+    for record in records.values():
+        assert (record.queue, record.attempt, record.worker) == ("mail", 1, 1)
+        assert record.duration_ms >= 0
     assert "hunter2" not in caplog.text
     assert "swordfish" not in caplog.text
     assert logging.getLogger("pgqrs_sa").handlers == logging.getLogger("pgqrs_sa.consumer").handlers
@@ -501,7 +501,7 @@ def test_a_line_of_the_log_says_which_attempt_why_and_when_the_next_is(threads, 
         raise OwnError(f"swordfish {delivery.payload}")
 
     assert consumer.run() == 0
-    lines = {one.msg_id: one for one in caplog.records if hasattr(one, "msg_id")}
+    lines = {record.msg_id: record for record in caplog.records if hasattr(record, "msg_id")}
     assert re.fullmatch(
         rf"message {failed} of mail: attempt 1 of 5 failed: "
         rf"{__name__}\.OwnError in \S+ \(consumers\.py:\d+\); the next is in 20\.0 s",
@@ -554,7 +554,7 @@ def test_a_message_enqueued_in_this_process_is_picked_up_at_once(kit):
         known.append(looks())
 
     def looks():
-        return sum("pgqrs_asked" in one for one in said)
+        return sum("pgqrs_asked" in line for line in said)
 
     consumer.start()
     at_once = 0
@@ -592,10 +592,10 @@ def test_its_own_statements_leave_no_state_in_the_session(kit):
 
     assert consumer.run() == 0
     assert sorted(kit.effects()) == [(id_, 1) for id_ in ids]
-    kinds = {one.split()[0].upper() for one in said}
+    kinds = {line.split()[0].upper() for line in said}
     assert kinds <= {"SELECT", "WITH", "UPDATE", "INSERT", "DELETE", "SHOW"}
-    assert not [one for one in said if "pg_advisory_lock" in one or "set_config" in one]
-    assert [one for one in said if "pg_try_advisory_xact_lock" in one]
+    assert not [line for line in said if "pg_advisory_lock" in line or "set_config" in line]
+    assert [line for line in said if "pg_try_advisory_xact_lock" in line]
     assert any(map(renews, said))
     assert locks == []
 
@@ -603,8 +603,11 @@ def test_its_own_statements_leave_no_state_in_the_session(kit):
 def test_a_child_of_a_fork_works_and_leaves_its_parents_connections_alone(threads):
     """As under gunicorn with a preloaded application: made in the parent, run in the child."""
     engine = threads.app_engine(pool_size=8)
-    with engine.connect() as one, engine.connect() as two:  # two connections wait in the pool
-        one.execute(sa.text("SELECT 1"))
+    with (
+        engine.connect() as connection,
+        engine.connect() as two,
+    ):  # two connections wait in the pool
+        connection.execute(sa.text("SELECT 1"))
         two.execute(sa.text("SELECT 1"))
     held = engine.connect()
     pid = held.execute(sa.text("SELECT pg_backend_pid()")).scalar_one()
@@ -629,8 +632,8 @@ def test_a_child_of_a_fork_works_and_leaves_its_parents_connections_alone(thread
     for _ in range(3):
         assert held.execute(sa.text("SELECT pg_backend_pid()")).scalar_one() == pid
     held.close()
-    with engine.connect() as one, engine.connect() as two:
-        assert one.execute(sa.text("SELECT 1")).scalar_one() == 1
+    with engine.connect() as connection, engine.connect() as two:
+        assert connection.execute(sa.text("SELECT 1")).scalar_one() == 1
         assert two.execute(sa.text("SELECT 2")).scalar_one() == 2
     threads.send({})
     assert consumer.run(until_empty=True) == 0  # and the parent may still work as well
@@ -653,7 +656,7 @@ def test_a_child_of_a_process_whose_consumer_runs_can_run_its_own(threads):
     (id_,) = threads.send({})
     until(lambda: id_ in threads.archive(), "the parent's consumer works on")
     assert consumer.stop() == 0
-    assert [one.status for one in threads.workers()] == ["stopped"] * 2
+    assert [worker.status for worker in threads.workers()] == ["stopped"] * 2
 
 
 @pytest.mark.parametrize("autoflush", [True, False])

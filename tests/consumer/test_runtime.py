@@ -41,7 +41,7 @@ class Executor:
         return self.silent
 
     def abandon(self, held: Any) -> None:
-        self.abandoned.append([one.delivery.id for one in held])
+        self.abandoned.append([lease.delivery.id for lease in held])
 
 
 class Dispatcher:
@@ -56,11 +56,15 @@ class Dispatcher:
         self.unsettled = 0
 
     def finished(self, _unit: Invocation, dispositions: Any, *, quiet: bool) -> None:
-        self.settled += [(one.delivery.id, one.action) for one in dispositions]
+        self.settled += [
+            (disposition.delivery.id, disposition.action) for disposition in dispositions
+        ]
         self.quiet.append(quiet)
 
     def settle(self, _handler: Any, dispositions: Any) -> None:
-        self.settled += [(one.delivery.id, one.action) for one in dispositions]
+        self.settled += [
+            (disposition.delivery.id, disposition.action) for disposition in dispositions
+        ]
 
     def lead_or_claim(self, look: Any) -> Any:
         return look()
@@ -132,7 +136,7 @@ class Scene:
             self.runtime.state.lease_table.add(
                 self.handler, leased, HOUR, self.runtime.state.lease_table._clock()
             )
-        return [Invocation(self.handler, (one,)) for one in leased]
+        return [Invocation(self.handler, (delivery,)) for delivery in leased]
 
 
 @pytest.fixture
@@ -179,7 +183,7 @@ def test_what_comes_too_late_goes_back_unless_it_is_acknowledged(state, acknowle
 def test_what_waits_is_given_back(scene, ids, back):
     scene.runtime.accept(scene.units(1, 2, 3))
     scene.runtime._release_unstarted(ids)
-    assert scene.dispatcher.settled == [(one, "release") for one in back]
+    assert scene.dispatcher.settled == [(item, "release") for item in back]
     assert scene.runtime._run_queue.waiting == 3 - len(back)
 
 

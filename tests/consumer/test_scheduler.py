@@ -63,11 +63,11 @@ def test_never_more_is_leased_than_may_run_or_wait(wanted, slots, data):
             got = data.draw(st.integers(0, step.limit))
             in_hand[queue] += got
             plan.record_fetch(queue, step.limit, got, now)
-            one = step.handler
-            most = min(one.concurrency, slots) * one.batch + one.prefetch
+            handler = step.handler
+            most = min(handler.concurrency, slots) * handler.batch + handler.prefetch
             assert in_hand[queue] <= most
-        if not any(one.prefetch for one in made):
-            assert sum(-(-in_hand[one.queue] // one.batch) for one in made) <= slots
+        if not any(entry.prefetch for entry in made):
+            assert sum(-(-in_hand[entry.queue] // entry.batch) for entry in made) <= slots
         busy = [queue for queue, count in in_hand.items() if count]
         if busy and data.draw(st.booleans()):
             queue = data.draw(st.sampled_from(sorted(busy)))
@@ -79,7 +79,7 @@ def test_never_more_is_leased_than_may_run_or_wait(wanted, slots, data):
 
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=5))
 def test_queues_that_are_always_full_get_shares_by_their_weights(weights):
-    plan = schedule(handlers(*({"weight": one} for one in weights), concurrency=1), slots=1)
+    plan = schedule(handlers(*({"weight": weight} for weight in weights), concurrency=1), slots=1)
     turns: Counter[str] = Counter()
     last: dict[str, int] = {}
     rounds = 40
@@ -380,11 +380,11 @@ def test_no_more_runs_than_may_and_each_handlers_calls_begin_in_order(wanted, sl
             case "take":
                 unit = ready.take()
                 if unit is None:
-                    waits = {one.handler.queue for one in ready._waiting}
+                    waits = {item.handler.queue for item in ready._waiting}
                     free = [
-                        one.queue
-                        for one in made
-                        if sum(r.handler is one for r in running) < one.concurrency
+                        entry.queue
+                        for entry in made
+                        if sum(r.handler is entry for r in running) < entry.concurrency
                     ]
                     assert len(running) == slots or not waits & set(free)
                     continue
@@ -393,15 +393,19 @@ def test_no_more_runs_than_may_and_each_handlers_calls_begin_in_order(wanted, sl
             case "finish" if running:
                 ready.finished(running.pop(data.draw(st.integers(0, len(running) - 1))))
         assert len(running) <= slots
-        for one in made:
-            assert sum(r.handler is one for r in running) <= one.concurrency
+        for entry in made:
+            assert sum(r.handler is entry for r in running) <= entry.concurrency
     assert all(numbers == sorted(numbers) for numbers in begun.values())
     left = ready.clear()
     assert ready.waiting == 0
-    assert [one.number for one in left] == sorted(one.number for one in left)
+    assert [item.number for item in left] == sorted(item.number for item in left)
 
 
 def test_what_was_leased_is_cut_into_batches():
     (handler,) = handlers({"batch": 3})
     cut = invocations(handler, [delivery(n) for n in range(7)])
-    assert [[one.id for one in unit.deliveries] for unit in cut] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [[delivery.id for delivery in unit.deliveries] for unit in cut] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6],
+    ]

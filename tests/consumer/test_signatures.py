@@ -109,10 +109,10 @@ def test_without_annotations_names_tell():
 
 
 def test_annotations_may_be_strings_and_annotated():
-    def handler(one: "Delivery", two: Annotated["Model", "of the shop"]):  # noqa: UP037
+    def handler(delivery: "Delivery", two: Annotated["Model", "of the shop"]):  # noqa: UP037
         pass
 
-    assert taken(handler) == {"one": "delivery", "two": "payload"}
+    assert taken(handler) == {"delivery": "delivery", "two": "payload"}
 
 
 def test_a_batch_takes_lists():
@@ -174,9 +174,9 @@ def test_what_has_a_default_and_is_none_of_ours_keeps_it():
         return (order, retries, client, delivery)
 
     call = inspect_handler(handler, many=False)
-    one = delivery(1)
-    arguments = call.arguments([one], ["order"], None, None)
-    assert handler(**arguments) == ("order", 3, None, one)
+    item = delivery(1)
+    arguments = call.arguments([item], ["order"], None, None)
+    assert handler(**arguments) == ("order", 3, None, item)
 
 
 def test_an_optional_parameter_is_given_what_it_is_for():
@@ -442,7 +442,7 @@ def test_a_queue_has_one_handler_and_only_known_ones_are_chosen():
     with pytest.raises(InvalidArgument, match="'d'; there are: 'a', 'b', 'c'"):
         consumer.only("d")
     consumer.only("c", "a")
-    assert [one.queue for one in consumer.handlers] == ["c", "a"]
+    assert [handler.queue for handler in consumer.handlers] == ["c", "a"]
     assert consumer.handler("a").retry.max_attempts == 9
     assert consumer.handler("a").concurrency == 3
     with pytest.raises(InvalidArgument, match="sessionmaker"):

@@ -202,10 +202,10 @@ def test_a_batch_gives_a_result_for_each_message(kit, result, session):
 
     @consumer.on("mail", batch=6, session=session)
     def handler(session, deliveries):
-        calls.append([one.id for one in deliveries])
+        calls.append([delivery.id for delivery in deliveries])
         if session is not None:
-            for one in deliveries:
-                effect(session, one)
+            for delivery in deliveries:
+                effect(session, delivery)
         results = [
             None,
             ValueError("bad"),
@@ -241,16 +241,16 @@ def test_a_batch_of_which_one_was_lost_goes_back_uncharged(kit):
 
     @consumer.on("mail", batch=3)
     def handler(session, deliveries):
-        calls.append([(one.id, one.read_ct) for one in deliveries])
-        for one in deliveries:
-            effect(session, one)
+        calls.append([(delivery.id, delivery.read_ct) for delivery in deliveries])
+        for delivery in deliveries:
+            effect(session, delivery)
         if len(calls) == 1:
             kit.steal(ids[1])
 
     assert consumer.run() == 0
     assert calls == [[(ids[0], 1), (ids[1], 1), (ids[2], 1)], [(ids[0], 2), (ids[2], 2)]]
     assert kit.effects() == [(ids[0], 2), (ids[2], 2)]
-    assert {one.max_read_ct - one.read_ct for one in kit.archive().values()} == {4}
+    assert {delivery.max_read_ct - delivery.read_ct for delivery in kit.archive().values()} == {4}
     assert list(kit.live()) == [ids[1]]
 
 
@@ -354,7 +354,7 @@ def test_attempts_of_the_message_come_before_those_of_the_handler_and_of_the_que
         raise ValueError
 
     assert consumer.run() == 0
-    assert {id_: one.read_ct for id_, one in kit.archive().items()} == {
+    assert {id_: delivery.read_ct for id_, delivery in kit.archive().items()} == {
         own: 2,
         handlers: 3,
         queues: 4,
@@ -397,18 +397,18 @@ def test_rows_that_cannot_be_decoded_are_dead_at_once_and_neighbours_flow(kit, b
 
     @consumer.on("mail", batch=batch)
     def handler(session, deliveries):
-        calls.extend(one.payload for one in ([deliveries] if batch is None else deliveries))
+        calls.extend(case.payload for case in ([deliveries] if batch is None else deliveries))
 
     assert consumer.run() == 0
     assert sorted(calls) == [0, 1, 2, 3, 4]
     outcomes = kit.outcomes()
     assert [outcomes[id_] for id_ in fine] == ["archived"] * 5
-    dead = [one for one in kit.archive().values() if one.outcome == "dead"]
-    assert [one.read_ct for one in dead] == [1] * 30
+    dead = [delivery for delivery in kit.archive().values() if delivery.outcome == "dead"]
+    assert [message.read_ct for message in dead] == [1] * 30
     assert dead[0].reason == "cannot be decoded"
     assert f"payload of message {dead[0].original_msg_id}" in dead[0].last_error
     events = [event for name, event in ear.heard if name == "on_dead"]
-    assert {event.delivery.id for event in events} == {one.original_msg_id for one in dead}
+    assert {event.delivery.id for event in events} == {message.original_msg_id for message in dead}
     assert len(events) == 30
     assert {event.reason for event in events} == {"cannot be decoded"}
     assert all(isinstance(event.error, PayloadError) for event in events)
@@ -435,7 +435,7 @@ def test_an_error_of_a_codec_ends_no_consumer_and_charges_no_neighbour(kit):
 
     @consumer.on("mail", batch=5)
     def handler(session, deliveries):
-        calls.extend((one.payload, one.read_ct) for one in deliveries)
+        calls.extend((delivery.payload, delivery.read_ct) for delivery in deliveries)
 
     assert consumer.run() == 0
     assert sorted(calls) == [(1, 1), (2, 1), (3, 1)]
@@ -451,7 +451,9 @@ def test_a_message_that_does_not_fit_its_handler_is_alone_in_that_also_in_a_batc
     calls = []
 
     def handler(payloads: list[dict], deliveries: list[Delivery]) -> None:
-        calls.extend((one.payload, one.read_ct, one.max_read_ct) for one in deliveries)
+        calls.extend(
+            (delivery.payload, delivery.read_ct, delivery.max_read_ct) for delivery in deliveries
+        )
 
     async def asynchronous(payloads: list[dict], deliveries: list[Delivery]) -> None:
         handler(payloads, deliveries)
@@ -460,7 +462,7 @@ def test_a_message_that_does_not_fit_its_handler_is_alone_in_that_also_in_a_batc
     assert consumer.run() == 0
     outcomes = kit.outcomes()
     assert [outcomes[id_] for id_ in ids] == ["archived", "dead", "archived"]
-    assert sorted(one[0]["n"] for one in calls) == [1, 2]
+    assert sorted(call[0]["n"] for call in calls) == [1, 2]
     # Those of the same batch came again, and have as many attempts left as before.
     assert {most - read for _, read, most in calls} == {1}
     letter = kit.archive()[ids[1]]
@@ -603,7 +605,7 @@ def test_a_handler_s_own_key_is_taken_until_its_message_is_settled(kit):
         receipts.append(QueueService(session).enqueue("mail", run, key=delivery.key))
 
     assert consumer.run() == 0
-    assert [(one.id, one.duplicate) for one in receipts] == [(first.id, True)]
+    assert [(receipt.id, receipt.duplicate) for receipt in receipts] == [(first.id, True)]
     assert kit.live() == {}
 
 
@@ -645,4 +647,4 @@ def test_a_handler_schedules_its_next_run(kit, acknowledge, schedule):
     assert consumer.run() == 0
     assert runs == [1, 2, 3]
     assert kit.sql("SELECT payload FROM pgqrs_messages") == [({"run": 4},)]
-    assert [one.outcome for one in kit.archive().values()] == ["archived"] * 3
+    assert [delivery.outcome for delivery in kit.archive().values()] == ["archived"] * 3

@@ -58,7 +58,7 @@ def test_a_run_is_a_row_that_says_who_it_is_and_that_it_lives(kit):
 
 def test_a_consumer_reports_what_it_holds_with_its_heartbeat(kit):
     def leases():
-        return [one.leases for one in manage(kit, lambda workers: workers.health())]
+        return [item.leases for item in manage(kit, lambda workers: workers.health())]
 
     consumer = kit.consumer(heartbeat=0.05)
     go = threading.Event()
@@ -80,7 +80,10 @@ def test_each_run_is_a_row_of_its_own(threads):
     consumer = threads.consumer()
     consumer.on("mail")(nothing)
     assert consumer.run() == consumer.run() == 0
-    assert [(one.id, one.status) for one in threads.workers()] == [(1, "stopped"), (2, "stopped")]
+    assert [(worker.id, worker.status) for worker in threads.workers()] == [
+        (1, "stopped"),
+        (2, "stopped"),
+    ]
 
 
 def test_the_worker_is_the_holder_and_the_producer_of_what_it_does(threads):
@@ -168,7 +171,7 @@ def test_a_consumer_that_was_taken_for_dead_registers_anew_and_goes_on(kit, how)
             " UPDATE pgqrs_messages SET vt = now() WHERE id = :id",
             id=id_,
         )
-    until(lambda: 2 in [one.id for one in kit.workers()], "it registers anew")
+    until(lambda: 2 in [worker.id for worker in kit.workers()], "it registers anew")
     until(lambda: id_ in kit.archive(), "the message is done by the new one")
     go.set()
     until(lambda: not consumer.runtime.busy, "the first attempt has ended")
@@ -229,7 +232,7 @@ def test_an_engine_in_autocommit_is_refused_for_a_handler_with_a_session(kit, ho
 
     if how == "driver" and kit.driver == "asyncpg":
         pytest.skip("the driver has no such setting")
-    for begin in (lambda one: one.run(), lambda one: kit.call(one.consumer.check)):
+    for begin in (lambda item: item.run(), lambda item: kit.call(item.consumer.check)):
         consumer = kit.consumer(engine=made())
         consumer.on("mail")(effect)
         with pytest.raises(InvalidArgument, match=r"AUTOCOMMIT, and .* takes a session"):
@@ -246,7 +249,7 @@ def test_an_engine_in_autocommit_is_refused_for_a_handler_with_a_session(kit, ho
 def test_a_sessionmaker_in_autocommit_is_refused_for_a_handler_with_a_session(kit):
     (id_,) = kit.send({})
     options = {"execution_options": {"isolation_level": "AUTOCOMMIT"}}
-    for begin in (lambda one: one.run(), lambda one: kit.call(one.consumer.check)):
+    for begin in (lambda item: item.run(), lambda item: kit.call(item.consumer.check)):
         consumer = kit.consumer(maker=kit.maker(kit.app_engine(), **options))
         consumer.on("mail")(effect)
         with pytest.raises(InvalidArgument, match=r"AUTOCOMMIT, and .* takes a session"):
@@ -277,7 +280,7 @@ def test_a_session_that_turns_out_to_be_in_autocommit_ends_the_consumer(kit):
     assert kit.effects() == []
     row = kit.live()[id_]
     assert (row.max_read_ct - row.read_ct, row.dequeued_at, row.last_error) == (5, None, None)
-    assert [one.status for one in kit.workers()] == ["stopped"]
+    assert [worker.status for worker in kit.workers()] == ["stopped"]
 
 
 def test_a_database_that_is_set_to_read_only_is_refused_at_the_start(kit):
@@ -420,8 +423,8 @@ def test_a_consumer_takes_back_what_the_dead_hold_and_buries_and_prunes(kit):
     )
     with Session(kit.engine) as session, session.begin():
         service = QueueService(session)
-        for one in service.dequeue("kept", 2):
-            service.archive(one)
+        for delivery in service.dequeue("kept", 2):
+            service.archive(delivery)
     kit.sql("UPDATE pgqrs_archive SET archived_at = now() - interval '2 hours'")
     consumer = kit.consumer(housekeeping=0.05)
     consumer.on("mail")(nothing)
@@ -474,4 +477,4 @@ def test_tidying_up_that_is_denied_does_no_harm(threads, caplog):
     finally:
         threads.sql("DROP OWNED BY tester")
         threads.sql("DROP ROLE tester")
-    assert not [one for one in caplog.records if one.levelno > logging.INFO]
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]

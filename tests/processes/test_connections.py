@@ -30,8 +30,8 @@ def test_consumers_outlive_two_crashes_of_the_server(fleet, own):
     for settled in (60, 160):
         fleet.settled(settled)
         own.crash()
-    for one in producers:
-        one.join(90)
+    for producer in producers:
+        producer.join(90)
     fleet.settled(300)
     fleet.emptied()
     fleet.shutdown()

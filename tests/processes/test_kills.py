@@ -92,7 +92,7 @@ def test_a_message_that_kills_its_process_is_dead_after_its_attempts(fleet, kind
     workers = [fleet.start(kind, **settings) for _ in range(4)]
     fleet.registered(4)
     (poison,) = fleet.send({"do": how})
-    until(lambda: sum(one.process.poll() == code for one in workers) == 3, "three have died")
+    until(lambda: sum(worker.process.poll() == code for worker in workers) == 3, "three have died")
     fleet.send({})
     fleet.emptied()
     fleet.shutdown()
