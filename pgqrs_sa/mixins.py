@@ -531,10 +531,7 @@ class WorkerMixin:
     def __table_args__(cls) -> tuple[Any, ...]:  # noqa: N805
         return (
             sa.PrimaryKeyConstraint("id", name=conv("pgqrs_workers_pkey")),
-            _check(
-                "status IN ('ready', 'suspended', 'stopped')",
-                "pgqrs_workers_status_check",
-            ),
+            _check("status IN ('ready', 'suspended', 'stopped')", "pgqrs_workers_status_check"),
             _options(cls, "Processes that work on pgqrs_sa queues"),
         )
 

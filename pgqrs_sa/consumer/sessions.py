@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -58,7 +57,7 @@ def factory_of(given: Any) -> Any:
 class _InScope:
     """A new session for one call, which is the registry's current session meanwhile.
 
-    The scope is the call's own: `scopes.check_scopes` refuses registries where it is not.
+    The scope is the call's own: `call_context.check_scopes` refuses registries where it is not.
     """
 
     def __init__(self, registry: Any) -> None:
@@ -69,12 +68,7 @@ class _InScope:
         self._registry.remove()  # what an earlier call has left in this scope
         return self._made_current()
 
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _where: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         try:
             self._session.close()
         finally:
@@ -85,12 +79,7 @@ class _InScope:
         await self._registry.remove()
         return self._made_current()
 
-    async def __aexit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _where: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         try:
             await self._session.__aexit__(None, None, None)  # not cut short by a cancellation
         finally:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import Self
+from typing import Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -60,6 +60,8 @@ from .types import (
 )
 
 __all__ = ["Admin", "RegisteredWorker", "replay"]
+
+_Table = TypeVar("_Table")
 
 LIVE_SECONDS = 60.0
 """A worker with a heartbeat in the last 60 seconds counts as alive, at the least."""
@@ -369,25 +371,25 @@ class Admin(RegisteredWorker):
                 break
         return total
 
+    async def _table(self, kind: Callable[[Database], _Table]) -> _Table:
+        await self._database.register_pending()
+        return kind(self._database)
+
     async def get_queues(self) -> Queues:
         """Return the table of queues."""
-        await self._database.register_pending()
-        return Queues(self._database)
+        return await self._table(Queues)
 
     async def get_messages(self) -> Messages:
         """Return the table of live messages, of all queues."""
-        await self._database.register_pending()
-        return Messages(self._database)
+        return await self._table(Messages)
 
     async def get_archive(self) -> Archive:
         """Return the table of settled messages, of all queues."""
-        await self._database.register_pending()
-        return Archive(self._database)
+        return await self._table(Archive)
 
     async def get_workers(self) -> Workers:
         """Return the register of workers."""
-        await self._database.register_pending()
-        return Workers(self._database)
+        return await self._table(Workers)
 
     # Dead letters, and the workers of others
 

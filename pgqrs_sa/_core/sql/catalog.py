@@ -39,6 +39,11 @@ def _about(sql: str) -> sa.TextClause:
     return sa.text(sql).bindparams(_OIDS)
 
 
+def _lasting(sql: str) -> sa.TextualSelect:
+    longest = sa.bindparam("longest", type_=sa.Interval)
+    return sa.text(sql).bindparams(longest).columns(age=Elapsed)
+
+
 relations = sa.text(
     "SELECT c.relname AS name, CAST(c.oid AS bigint) AS oid, n.nspname AS schema,"
     " CAST(c.relpersistence AS text) AS persistence, coalesce(c.reloptions, '{}') AS options"
@@ -150,20 +155,24 @@ estimated_rows = _about(
 )
 """How many rows tables have, as vacuum and analyze last estimated (-1: never). Binds: oids."""
 
-transactions = (
-    sa.text(
-        "SELECT pid, usename AS role, application_name AS application, state, backend_type AS kind,"
-        " EXTRACT(epoch FROM clock_timestamp() - xact_start) AS age, query_start"
-        " FROM pg_catalog.pg_stat_activity"
-        " WHERE pid <> pg_backend_pid() AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)"
-        " AND (datname = current_database() OR backend_type = 'walsender')"
-        " AND backend_type <> 'autovacuum worker'"
-        " AND xact_start < clock_timestamp() - :longest ORDER BY xact_start"
-    )
-    .bindparams(sa.bindparam("longest", type_=sa.Interval))
-    .columns(age=Elapsed)
+transactions = _lasting(
+    "SELECT pid, usename AS role, application_name AS application, state, backend_type AS kind,"
+    " EXTRACT(epoch FROM clock_timestamp() - xact_start) AS age, query_start"
+    " FROM pg_catalog.pg_stat_activity"
+    " WHERE pid <> pg_backend_pid() AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)"
+    " AND (datname = current_database() OR backend_type = 'walsender')"
+    " AND backend_type <> 'autovacuum worker'"
+    " AND xact_start < clock_timestamp() - :longest ORDER BY xact_start"
 )
 """Transactions that hold back vacuum for longer than this, the oldest first. Binds: longest."""
+
+prepared_transactions = _lasting(
+    "SELECT gid AS name, owner AS role,"
+    " EXTRACT(epoch FROM clock_timestamp() - prepared) AS age"
+    " FROM pg_catalog.pg_prepared_xacts WHERE database = current_database()"
+    " AND prepared < clock_timestamp() - :longest ORDER BY prepared"
+)
+"""Transactions that were prepared longer ago than this and never ended. Binds: longest."""
 
 slots = sa.text(
     "SELECT slot_name AS name, slot_type AS kind, age(coalesce(xmin, catalog_xmin)) AS age"
@@ -171,18 +180,6 @@ slots = sa.text(
     " WHERE NOT active AND age(coalesce(xmin, catalog_xmin)) > :most ORDER BY 3 DESC"
 ).bindparams(sa.bindparam("most", type_=sa.BigInteger))
 """Replication slots that nobody reads and that hold back vacuum. Binds: most (transactions)."""
-
-prepared_transactions = (
-    sa.text(
-        "SELECT gid AS name, owner AS role,"
-        " EXTRACT(epoch FROM clock_timestamp() - prepared) AS age"
-        " FROM pg_catalog.pg_prepared_xacts WHERE database = current_database()"
-        " AND prepared < clock_timestamp() - :longest ORDER BY prepared"
-    )
-    .bindparams(sa.bindparam("longest", type_=sa.Interval))
-    .columns(age=Elapsed)
-)
-"""Transactions that were prepared longer ago than this and never ended. Binds: longest."""
 
 clock = sa.text("SELECT clock_timestamp()").columns(sa.column("at", sa.DateTime(timezone=True)))
 """The database's clock."""

@@ -17,9 +17,9 @@ from .fragments import (
     array_bind,
     clamp_attempts,
     interval_bind,
-    materialized,
     queue_id,
     timestamp,
+    update_free,
 )
 
 
@@ -118,33 +118,24 @@ def release_unanswered(tables: Tables) -> Executable:
     fencing tokens of leases that are left alone).
     """
     message = tables.message
-    unknown = (
-        sa.select(message.c.id)
-        .where(
-            message.c.consumer_worker_id == sa.bindparam("worker_id", type_=sa.BigInteger),
-            message.c.queue_id == queue_id(tables),
-            message.c.dequeued_at.between(
-                sa.bindparam("since", type_=timestamp), sa.bindparam("until", type_=timestamp)
-            ),
-            message.c.vt == message.c.dequeued_at + interval_bind("lease"),
-            # Not NOT (token = ANY(...)): SQLAlchemy 2.0 makes token != ANY(...) of that.
-            message.c.fencing_token != sa.func.all(array_bind("known", sa.BigInteger)),
-        )
-        .order_by(message.c.id)
-        .with_for_update(skip_locked=True)
+    unknown = update_free(
+        message,
+        "pgqrs_unknown",
+        message.c.consumer_worker_id == sa.bindparam("worker_id", type_=sa.BigInteger),
+        message.c.queue_id == queue_id(tables),
+        message.c.dequeued_at.between(
+            sa.bindparam("since", type_=timestamp), sa.bindparam("until", type_=timestamp)
+        ),
+        message.c.vt == message.c.dequeued_at + interval_bind("lease"),
+        # Not NOT (token = ANY(...)): SQLAlchemy 2.0 makes token != ANY(...) of that.
+        message.c.fencing_token != sa.func.all(array_bind("known", sa.BigInteger)),
     )
-    rows = materialized(unknown, "pgqrs_unknown")
-    return (
-        sa.update(message)
-        .where(message.c.id == rows.c.id)
-        .values(
-            vt=now(),
-            max_read_ct=clamp_attempts(sa.cast(message.c.max_read_ct, sa.BigInteger) + 1),
-            dequeued_at=None,
-            consumer_worker_id=None,
-        )
-        .returning(message.c.id, *(message.c[name] for name in MOVED))
-    )
+    return unknown.values(
+        vt=now(),
+        max_read_ct=clamp_attempts(sa.cast(message.c.max_read_ct, sa.BigInteger) + 1),
+        dequeued_at=None,
+        consumer_worker_id=None,
+    ).returning(message.c.id, *(message.c[name] for name in MOVED))
 
 
 @cache

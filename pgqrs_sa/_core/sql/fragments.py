@@ -19,15 +19,12 @@ from sqlalchemy.sql.visitors import InternalTraversal
 from ..states import now
 from ..tables import Tables, fencing_sequence
 
+ATTEMPT = ("payload", "headers", "priority", "vt", "enqueued_at", "read_ct", "max_read_ct")
+"""The columns of a message that a consumer is given, without its key, error and token."""
+
 CONTENT = (
     "queue_id",
-    "payload",
-    "headers",
-    "priority",
-    "vt",
-    "enqueued_at",
-    "read_ct",
-    "max_read_ct",
+    *ATTEMPT,
     "dequeued_at",
     "producer_worker_id",
     "consumer_worker_id",
@@ -206,6 +203,17 @@ def unleased(message: sa.Table) -> ColumnElement[bool]:
 def materialized(rows: HasCTE, name: str) -> sa.CTE:
     """Rows that a statement first locks and then changes: never more than these."""
     return rows.cte(name).prefix_with("MATERIALIZED", dialect="postgresql")
+
+
+def update_free(table: sa.Table, name: str, *where: ColumnElement[bool]) -> sa.Update:
+    """Update the rows that meet criteria, locked in the order of their ids.
+
+    Rows that another transaction has locked are left as they are; the criteria are judged again
+    under the lock.
+    """
+    free = sa.select(table.c.id).where(*where).order_by(table.c.id)
+    rows = materialized(free.with_for_update(skip_locked=True), name)
+    return sa.update(table).where(table.c.id == rows.c.id)
 
 
 def clamp_attempts(attempts: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -15,6 +15,7 @@ from .. import states
 from ..states import now
 from ..tables import Tables
 from .fragments import (
+    ATTEMPT,
     TableName,
     alias_short,
     content,
@@ -27,19 +28,7 @@ from .fragments import (
     timestamp,
 )
 
-DELIVERED = (
-    "id",
-    "payload",
-    "headers",
-    "priority",
-    "vt",
-    "enqueued_at",
-    "read_ct",
-    "max_read_ct",
-    "dedup_key",
-    "last_error",
-    "fencing_token",
-)
+DELIVERED = ("id", *ATTEMPT, "dedup_key", "last_error", "fencing_token")
 """The columns of a message that a consumer is given: what a lease returns begins with these."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, NotRequired, TypeAlias, TypedDict, Unpack
 
 import sqlalchemy as sa
 from sqlalchemy import func
@@ -17,6 +17,23 @@ from . import counts
 from .fragments import QUEUE_ID, content, ids_of, json_bind, materialized, outline, queue_id
 
 _Shown: TypeAlias = Callable[[sa.Table], Sequence[ColumnElement[Any]]]
+
+
+class Page(TypedDict):
+    """The variants of a statement that reads a page.
+
+    Attributes:
+        in_queue: Only the messages of a queue.
+        by_payload: Only those whose payload contains a value.
+        newest_first: In descending order of the ids.
+        whole: Read the content too; default: True.
+    """
+
+    in_queue: bool
+    by_payload: bool
+    newest_first: NotRequired[bool]
+    whole: NotRequired[bool]
+
 
 _AFTER = sa.bindparam("after", type_=sa.BigInteger)
 _LIMIT = sa.bindparam("limit", type_=sa.Integer)
@@ -48,11 +65,8 @@ def peek(tables: Tables) -> Executable:
 def find(
     tables: Tables,
     *,
-    in_queue: bool,
     state: MessageState | None,
-    by_payload: bool,
-    newest_first: bool = False,
-    whole: bool = True,
+    **page: Unpack[Page],
 ) -> Select[Any]:
     """Live messages by id, a page at a time; with their content if ``whole``.
 
@@ -61,11 +75,8 @@ def find(
     return find_where(
         tables,
         (),
-        in_queue=in_queue,
         state=state,
-        by_payload=by_payload,
-        newest_first=newest_first,
-        whole=whole,
+        **page,
     )
 
 
@@ -73,24 +84,17 @@ def find_where(
     tables: Tables,
     where: Sequence[sa.ColumnExpressionArgument[bool]],
     *,
-    in_queue: bool,
     state: MessageState | None,
-    by_payload: bool,
-    newest_first: bool = False,
-    whole: bool = True,
+    **page: Unpack[Page],
 ) -> Select[Any]:
     """Live messages by id that meet criteria of the caller's: see `find`."""
     message = tables.message
-    statement = _live(tables, content if whole else outline).where(*where)
+    statement = _live(tables, content if page.get("whole", True) else outline).where(*where)
     if state == "exhausted":
-        statement = statement.where(_among_exhausted(tables, in_queue=in_queue))
+        statement = statement.where(_among_exhausted(tables, in_queue=page["in_queue"]))
     elif state is not None:
         statement = statement.where(getattr(states, state)(message.c))
-    if in_queue:
-        statement = statement.where(counts.in_queue(message.c))
-    if by_payload:
-        statement = statement.where(_contains(message))
-    return _page(statement, message, newest_first=newest_first)
+    return _page(statement, message, counts.in_queue(message.c), page)
 
 
 def _among_exhausted(tables: Tables, *, in_queue: bool) -> ColumnElement[bool]:
@@ -111,11 +115,8 @@ def _among_exhausted(tables: Tables, *, in_queue: bool) -> ColumnElement[bool]:
 def find_archived(
     tables: Tables,
     *,
-    in_queue: bool,
     outcome: ArchiveOutcome | None,
-    by_payload: bool,
-    newest_first: bool = False,
-    whole: bool = True,
+    **page: Unpack[Page],
 ) -> Select[Any]:
     """Archived messages by id, a page at a time; with their content if ``whole``.
 
@@ -124,11 +125,8 @@ def find_archived(
     return find_archived_where(
         tables,
         (),
-        in_queue=in_queue,
         outcome=outcome,
-        by_payload=by_payload,
-        newest_first=newest_first,
-        whole=whole,
+        **page,
     )
 
 
@@ -136,28 +134,28 @@ def find_archived_where(
     tables: Tables,
     where: Sequence[sa.ColumnExpressionArgument[bool]],
     *,
-    in_queue: bool,
     outcome: ArchiveOutcome | None,
-    by_payload: bool,
-    newest_first: bool = False,
-    whole: bool = True,
+    **page: Unpack[Page],
 ) -> Select[Any]:
     """Archived messages by id that meet criteria of the caller's: see `find_archived`."""
     archived = tables.archived
+    whole = page.get("whole", True)
     statement = _settled(tables, content if whole else outline).where(*where)
     if whole:
         statement = statement.add_columns(archived.c.reason)
     if outcome is not None:
         statement = statement.where(archived.c.outcome == outcome)
-    if in_queue:
-        statement = statement.where(archived.c.queue_id == QUEUE_ID)
-    if by_payload:
-        statement = statement.where(_contains(archived))
-    return _page(statement, archived, newest_first=newest_first)
+    return _page(statement, archived, archived.c.queue_id == QUEUE_ID, page)
 
 
-def _page(statement: Select[Any], table: sa.Table, *, newest_first: bool) -> Select[Any]:
-    if newest_first:
+def _page(
+    statement: Select[Any], table: sa.Table, in_queue: ColumnElement[bool], page: Page
+) -> Select[Any]:
+    if page["in_queue"]:
+        statement = statement.where(in_queue)
+    if page["by_payload"]:
+        statement = statement.where(table.c.payload.contains(json_bind("contains")))
+    if page.get("newest_first"):
         before = sa.or_(_AFTER == 0, table.c.id < _AFTER)
         return statement.where(before).order_by(table.c.id.desc()).limit(_LIMIT)
     return statement.where(table.c.id > _AFTER).order_by(table.c.id).limit(_LIMIT)
@@ -166,10 +164,6 @@ def _page(statement: Select[Any], table: sa.Table, *, newest_first: bool) -> Sel
 def count(found: Select[Any]) -> Executable:
     """How many rows the pages of a `find` have, without reading their content."""
     return found.with_only_columns(func.count(), maintain_column_froms=True).order_by(None)
-
-
-def _contains(table: sa.Table) -> ColumnElement[bool]:
-    return table.c.payload.contains(json_bind("contains"))
 
 
 def _settled(tables: Tables, shown: _Shown = content) -> Select[Any]:

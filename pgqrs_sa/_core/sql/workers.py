@@ -14,7 +14,7 @@ from ...types import WorkerStatus
 from .. import states
 from ..states import now
 from ..tables import Tables
-from .fragments import MOVED, array_bind, elapsed, interval_bind, materialized
+from .fragments import MOVED, array_bind, elapsed, interval_bind, update_free
 
 _ID = sa.bindparam("worker_id", type_=sa.BigInteger)
 
@@ -117,25 +117,16 @@ def stop_silent(tables: Tables, *, in_queue: bool, holding: bool) -> Executable:
     Binds: silent_for; queue when ``in_queue``.
     """
     worker = tables.worker
-    more: list[ColumnElement[bool]] = []
+    overdue: list[ColumnElement[bool]] = [
+        worker.c.status != sa.literal("stopped"),
+        worker.c.heartbeat_at < now() - interval_bind("silent_for"),
+    ]
     if in_queue:
-        more.append(sa.bindparam("queue", type_=sa.Text) == func.any(worker.c.queues))
+        overdue.append(sa.bindparam("queue", type_=sa.Text) == func.any(worker.c.queues))
     if holding:
-        more.append(_holding(tables))
-    overdue = (
-        sa.select(worker.c.id)
-        .where(
-            worker.c.status != sa.literal("stopped"),
-            worker.c.heartbeat_at < now() - interval_bind("silent_for"),
-            *more,
-        )
-        .order_by(worker.c.id)
-        .with_for_update(skip_locked=True)
-    )
-    silent = materialized(overdue, "pgqrs_silent")
+        overdue.append(_holding(tables))
     return (
-        sa.update(worker)
-        .where(worker.c.id == silent.c.id)
+        update_free(worker, "pgqrs_silent", *overdue)
         .values(status="stopped", shutdown_at=now())
         .returning(worker.c.id, worker.c.status, worker.c.shutdown_at)
     )
@@ -153,16 +144,9 @@ def release_leases(tables: Tables) -> Executable:
     Messages that another transaction has locked are left as they are. Binds: ids.
     """
     message = tables.message
-    leases = (
-        sa.select(message.c.id)
-        .where(_leased_to(message, func.any(array_bind("ids", sa.BigInteger))))
-        .order_by(message.c.id)
-        .with_for_update(skip_locked=True)
-    )
-    held = materialized(leases, "pq_held")
+    held = _leased_to(message, func.any(array_bind("ids", sa.BigInteger)))
     return (
-        sa.update(message)
-        .where(message.c.id == held.c.id)
+        update_free(message, "pq_held", held)
         .values(vt=now(), dequeued_at=None, consumer_worker_id=None)
         .returning(message.c.id, *(message.c[name] for name in MOVED))
     )
