@@ -61,33 +61,17 @@ def peek(tables: Tables) -> Executable:
     )
 
 
-@cache
-def find(
+def find_where(
     tables: Tables,
+    where: Sequence[sa.ColumnExpressionArgument[bool]] = (),
     *,
     state: MessageState | None,
     **page: Unpack[Page],
 ) -> Select[Any]:
-    """Live messages by id, a page at a time; with their content if ``whole``.
+    """Live messages by id that meet criteria of the caller's, a page at a time.
 
     Binds: after, limit; queue_id when ``in_queue``; contains (JSON text) when ``by_payload``.
     """
-    return find_where(
-        tables,
-        (),
-        state=state,
-        **page,
-    )
-
-
-def find_where(
-    tables: Tables,
-    where: Sequence[sa.ColumnExpressionArgument[bool]],
-    *,
-    state: MessageState | None,
-    **page: Unpack[Page],
-) -> Select[Any]:
-    """Live messages by id that meet criteria of the caller's: see `find`."""
     message = tables.message
     statement = _live(tables, content if page.get("whole", True) else outline).where(*where)
     if state == "exhausted":
@@ -95,6 +79,10 @@ def find_where(
     elif state is not None:
         statement = statement.where(getattr(states, state)(message.c))
     return _page(statement, message, counts.in_queue(message.c), page)
+
+
+find = cache(find_where)
+"""As `find_where`, without criteria."""
 
 
 def _among_exhausted(tables: Tables, *, in_queue: bool) -> ColumnElement[bool]:
@@ -111,33 +99,17 @@ def _among_exhausted(tables: Tables, *, in_queue: bool) -> ColumnElement[bool]:
     return message.c.id == func.any(ids_of(found))
 
 
-@cache
-def find_archived(
+def find_archived_where(
     tables: Tables,
+    where: Sequence[sa.ColumnExpressionArgument[bool]] = (),
     *,
     outcome: ArchiveOutcome | None,
     **page: Unpack[Page],
 ) -> Select[Any]:
-    """Archived messages by id, a page at a time; with their content if ``whole``.
+    """Archived messages by id that meet criteria of the caller's, a page at a time.
 
     Binds: after, limit; queue_id when ``in_queue``; contains (JSON text) when ``by_payload``.
     """
-    return find_archived_where(
-        tables,
-        (),
-        outcome=outcome,
-        **page,
-    )
-
-
-def find_archived_where(
-    tables: Tables,
-    where: Sequence[sa.ColumnExpressionArgument[bool]],
-    *,
-    outcome: ArchiveOutcome | None,
-    **page: Unpack[Page],
-) -> Select[Any]:
-    """Archived messages by id that meet criteria of the caller's: see `find_archived`."""
     archived = tables.archived
     whole = page.get("whole", True)
     statement = _settled(tables, content if whole else outline).where(*where)
@@ -146,6 +118,10 @@ def find_archived_where(
     if outcome is not None:
         statement = statement.where(archived.c.outcome == outcome)
     return _page(statement, archived, archived.c.queue_id == QUEUE_ID, page)
+
+
+find_archived = cache(find_archived_where)
+"""As `find_archived_where`, without criteria."""
 
 
 def _page(
