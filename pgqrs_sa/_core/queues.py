@@ -15,6 +15,8 @@ from .sql import queues as statements
 
 __all__ = ["binds", "create", "execute_on", "get", "info"]
 
+_FIELDS = tuple(field for field in QueueInfo.__dataclass_fields__ if field != "name")
+
 
 def create(scope: Scope, name: str, given: Mapping[str, Any]) -> QueueInfo:
     """Return the queue of this name, created with these settings if it does not exist."""
@@ -52,13 +54,4 @@ def binds(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def info(row: Any) -> QueueInfo:
     """Return a queue from a row of it."""
-    return QueueInfo(
-        id=row.id,
-        name=row.queue_name,
-        created_at=row.created_at,
-        lease_seconds=row.lease_seconds,
-        max_read_ct=row.max_read_ct,
-        retention_seconds=row.retention_seconds,
-        max_payload_bytes=row.max_payload_bytes,
-        paused_at=row.paused_at,
-    )
+    return QueueInfo(name=row.queue_name, **{field: getattr(row, field) for field in _FIELDS})

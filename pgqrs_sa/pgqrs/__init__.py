@@ -26,92 +26,27 @@ from .. import extras
 extras.require("pgqrs_sa.pgqrs")
 
 from ..settings import Validation
+from . import errors, types
 from .admin import Admin
 from .config import Config
 from .consumer import Consumer
-from .errors import (
-    DelayError,
-    DuplicateMessage,
-    InvalidArgument,
-    InvalidDsn,
-    InvalidStateTransition,
-    InvalidWorkerType,
-    LeaseLost,
-    MessageLeased,
-    MessageNotFound,
-    NotIntact,
-    NotRegistered,
-    PayloadError,
-    PgqrsError,
-    QueueExists,
-    QueueInUse,
-    QueueNotEmpty,
-    QueueNotFound,
-    RateLimited,
-    SchemaNotOurs,
-    SchemaVersionError,
-    WorkerHasPendingMessages,
-    WorkerInUse,
-    WorkerNotFound,
-    WorkerNotReady,
-)
+from .errors import *  # noqa: F403 - the names in its __all__
 from .limits import RateLimitStatus
 from .producer import Producer
 from .tables import Archive, Messages, Queues, Workers
-from .types import (
-    ArchivedMessage,
-    QueueInfo,
-    QueueMessage,
-    QueueMetrics,
-    SystemStats,
-    WorkerHealthStats,
-    WorkerInfo,
-    WorkerStats,
-    WorkerStatus,
-)
+from .types import *  # noqa: F403
 
 __all__ = [
     "Admin",
     "Archive",
-    "ArchivedMessage",
     "Config",
     "Consumer",
-    "DelayError",
-    "DuplicateMessage",
-    "InvalidArgument",
-    "InvalidDsn",
-    "InvalidStateTransition",
-    "InvalidWorkerType",
-    "LeaseLost",
-    "MessageLeased",
-    "MessageNotFound",
     "Messages",
-    "NotIntact",
-    "NotRegistered",
-    "PayloadError",
-    "PgqrsError",
     "Producer",
-    "QueueExists",
-    "QueueInUse",
-    "QueueInfo",
-    "QueueMessage",
-    "QueueMetrics",
-    "QueueNotEmpty",
-    "QueueNotFound",
     "Queues",
     "RateLimitStatus",
-    "RateLimited",
-    "SchemaNotOurs",
-    "SchemaVersionError",
-    "SystemStats",
     "Validation",
-    "WorkerHasPendingMessages",
-    "WorkerHealthStats",
-    "WorkerInUse",
-    "WorkerInfo",
-    "WorkerNotFound",
-    "WorkerNotReady",
-    "WorkerStats",
-    "WorkerStatus",
     "Workers",
 ]
+__all__ += errors.__all__
+__all__ += types.__all__

@@ -17,7 +17,6 @@ from .. import types as core
 from ..errors import PayloadError
 
 __all__ = [
-    "Alias",
     "ArchivedMessage",
     "QueueInfo",
     "QueueMessage",
