@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
@@ -17,7 +18,6 @@ from .._core.sessions import registry_of
 from ..declared import DeclaredQueue
 from ..errors import InvalidArgument
 from ..types import Seconds
-from .call_context import call_context_of
 from .events import Hooks
 from .handlers import HANDLER_DEFAULTS, Handler, HandlerOptions, Handlers
 from .options import (
@@ -27,9 +27,10 @@ from .options import (
     refuse_autocommit_session,
     takes_options,
 )
-from .sessions import engine_of, factory_of, open_session, sessionmaker_for
+from .runtime import Runtime
+from .sessions import call_context_of, engine_of, factory_of, open_session, sessionmaker_for
 
-__all__ = ["BaseConsumer"]
+__all__ = ["START_GRACE", "BaseConsumer", "Startup"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _S = TypeVar("_S")
@@ -209,3 +210,69 @@ class BaseConsumer(ABC, Generic[_S]):
             handler.concurrency for handler in self._handlers if handler.call.needs_session
         )
         return min(self._config.concurrency, wanted)
+
+
+START_GRACE = 4.0
+"""Seconds that a start may take to end once it was given up; then its thread is left alone."""
+
+_BY_ITSELF = 3.0
+"""Seconds of these before its connection is cut. Cut while it registers, it would leave a worker
+that nobody stops: the row may have been committed, and its id is not known."""
+
+
+class Startup:
+    """The start of a run, from now on."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._error: BaseException | None = None
+        self._over = threading.Event()
+        self._unwanted = False
+        self._lock = threading.Lock()
+        self._cut = threading.Timer(_BY_ITSELF, runtime.abort_start)
+        self._cut.daemon = True
+        threading.Thread(target=self._run, name="pgqrs-start", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._runtime.start()
+        except BaseException as error:  # noqa: BLE001 - raised again by `began`
+            self._error = error
+        self._cut.cancel()
+        with self._lock:
+            if not self._unwanted:
+                self._over.set()
+                return
+        if self._error is None:  # it has begun all the same, and nobody is to know of it
+            self._runtime.drain()
+            self._runtime.close(lambda: True)
+        self._over.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end of it, for so long; return whether that has come."""
+        return self._over.wait(seconds)
+
+    @property
+    def aborted(self) -> bool:
+        """Whether it was given up."""
+        return self._runtime.aborted
+
+    def abort(self) -> None:
+        """Let it end soon, without a run, unless that has begun already."""
+        with self._lock:
+            first = not (self._unwanted or self._over.is_set())
+            self._unwanted = self._unwanted or first
+        self._runtime.abort()
+        if first:
+            self._cut.start()
+
+    def began(self) -> bool:
+        """Return whether there is a run, or raise what has prevented it.
+
+        False after `abort`, unless the run had begun by then. One that begins later ends itself.
+        """
+        if self._unwanted:
+            return False
+        if self._error is not None and not self._runtime.aborted:
+            raise self._error
+        return self._error is None

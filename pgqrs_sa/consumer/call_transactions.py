@@ -1,4 +1,4 @@
-"""The transactions of handlers' calls, which another thread may end.
+"""The transactions of handlers' calls: a handler may not end its own, and another thread may.
 
 A handler's transaction locks its message while it settles it, and under REPEATABLE READ and
 SERIALIZABLE from its beginning. When the attempt has failed, or is given up, it cannot commit any
@@ -12,16 +12,19 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cache, partial
+from typing import Any, NoReturn
 
 from sqlalchemy import Connection
+from sqlalchemy.orm import Session
 
+from ..errors import TransactionRefused
 from ..types import Delivery
-from .handlers import Invocation
+from .handlers import Handler, Invocation
 
-__all__ = ["CallTransaction", "CallTransactions", "shut_down"]
+__all__ = ["CallTransaction", "CallTransactions", "forbid_commit", "shut_down"]
 
 _SNAPSHOTS = ("REPEATABLE READ", "SERIALIZABLE")
 
@@ -119,3 +122,38 @@ def _descriptor(driver: Any) -> int:
     if descriptor < 0:
         raise OSError("the connection is closed")
     return descriptor
+
+
+@contextmanager
+def forbid_commit(session: Session, handler: Handler) -> Iterator[None]:
+    """Refuse the commit, rollback and close of a session while its handler is called.
+
+    A commit would keep what the handler wrote although the message is not settled, and the next
+    attempt would write it again. It is refused before it happens. A handler with
+    ``acknowledge="first"`` or ``"manual"`` may do so: no end of a message commits with its writes.
+
+    Args:
+        session: The handler's; of an ``AsyncSession`` its ``sync_session``.
+        handler: Which.
+    """
+    if handler.acknowledge != "commit":
+        yield
+        return
+    # In place of the methods of this object: listeners of events cost several times as much for
+    # each message, and there is none before a rollback.
+    refusals = _refusals(handler.name)
+    vars(session).update(refusals)
+    try:
+        yield
+    finally:
+        for name in refusals:
+            vars(session).pop(name, None)
+
+
+@cache
+def _refusals(handler: str) -> dict[str, Callable[[], NoReturn]]:
+    return {name: partial(_refuse, name, handler) for name in ("commit", "rollback", "close")}
+
+
+def _refuse(method: str, handler: str) -> NoReturn:
+    raise TransactionRefused(method, handler)

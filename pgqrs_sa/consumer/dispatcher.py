@@ -18,7 +18,7 @@ from .._core import wakeup
 from .._core.lease import explain_nothing
 from ..errors import QueueNotFound
 from ..types import Delivery, Outcome
-from . import settlements, store
+from . import store
 from .connection import ConsumerConnection
 from .disposition import Disposition
 from .handlers import Handler, Invocation
@@ -178,8 +178,10 @@ class Dispatcher:
 
     def run_round(self) -> float:
         """See `Rounds`."""
-        mode = self._mode  # before the notes: what they say when it closes counts
-        self._leader.run_tasks()
+        mode = self._mode  # before the tasks: those that are left when it closes count
+        tasks = self._leader.tasks
+        while tasks:
+            tasks.popleft()()
         if mode != "leasing":
             self.stopped_leasing.set()
         if mode == "closing" and not (self._pending or self._unanswered):
@@ -193,7 +195,7 @@ class Dispatcher:
     @property
     def unsettled(self) -> int:
         """How many messages are not settled; at the end, their leases run out."""
-        return len(self._pending) + len(self._leader)
+        return len(self._pending) + len(self._leader.tasks)
 
     def _try_step(self) -> float:
         try:
@@ -426,7 +428,7 @@ class Dispatcher:
             until,
             "a settlement",
             self._state.context,
-            settlements.apply,
+            store.apply,
             dispositions,
             strict=False,
         )

@@ -15,7 +15,7 @@ from .._core import routing
 from .._core.scope import Scope
 from ..errors import LeaseLost, Whereabouts
 from ..types import Delivery
-from . import results, settlements, store
+from . import results, store
 from .call_transactions import CallTransaction, CallTransactions
 from .disposition import Disposition, disposition_for_error, dispositions_for_result
 from .handlers import Handler, Invocation
@@ -106,7 +106,7 @@ def commit_within(
 def settle_within(scope: Scope, invocation: Invocation, result: Any) -> list[Disposition]:
     """Settle in the handler's transaction what it returned; `LeaseLost` rolls everything back."""
     dispositions = dispositions_for_result(invocation, result)
-    outcomes = settlements.apply(scope, dispositions, strict=True)
+    outcomes = store.apply(scope, dispositions, strict=True)
     return [
         replace(disposition, outcome=outcomes.get(disposition.delivery.id))
         for disposition in dispositions

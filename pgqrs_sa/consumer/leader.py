@@ -30,7 +30,7 @@ class Rounds(Protocol):
     """The work that is done in rounds."""
 
     def run_round(self) -> float:
-        """Do one thing, if there is one, beginning with `LeaderFollower.run_tasks`.
+        """Run and remove the leader's tasks, then do one thing, if there is one.
 
         Returns:
             For how many seconds there is nothing to do then, or 0.0 to be called again.
@@ -52,6 +52,9 @@ class LeaderFollower:
         work: The rounds.
         executor: Its idle threads are woken.
         stop_waiting: Set when no thread of a handler is to wait for the leader any more.
+
+    Attributes:
+        tasks: What was submitted. Each round runs and removes them first.
     """
 
     def __init__(
@@ -64,15 +67,12 @@ class LeaderFollower:
         self._executor = executor
         self._stop_waiting = stop_waiting
         self._leading = threading.Lock()
-        self._tasks: deque[Callable[[], None]] = deque()
+        self.tasks: deque[Callable[[], None]] = deque()
         self._oldest_task_at = 0.0  # when the first of the notes was left
         self._has_tasks = threading.Event()  # there is a note
         self._woken = threading.Event()  # and nobody comes for it but the dispatcher's own thread
         self._asleep_until = 0.0
         self._stopped = False
-
-    def __len__(self) -> int:
-        return len(self._tasks)
 
     # ------------------------------------------------------------------- from any thread
 
@@ -83,9 +83,9 @@ class LeaderFollower:
             task: What; it must be quick.
             quiet: Wake nobody, since the caller goes on to `try_lead`.
         """
-        if not self._tasks:
+        if not self.tasks:
             self._oldest_task_at = time.monotonic()
-        self._tasks.append(task)
+        self.tasks.append(task)
         if not quiet:
             self.wake()
 
@@ -109,7 +109,7 @@ class LeaderFollower:
         """
         invocation = claim() or self._lead(claim)
         # What is left here comes next when the thread is back: see to it if that takes long.
-        if self._tasks and not self._has_tasks.is_set():
+        if self.tasks and not self._has_tasks.is_set():
             self._has_tasks.set()
         return invocation
 
@@ -156,7 +156,7 @@ class LeaderFollower:
             now = time.monotonic()
             if self._woken.is_set() or now >= self._asleep_until:
                 return
-            if not self._tasks:
+            if not self.tasks:
                 self._has_tasks.wait(self._asleep_until - now)
             elif (spare := self._oldest_task_at + LINGER - now) > 0:
                 self._woken.wait(spare)
@@ -164,11 +164,6 @@ class LeaderFollower:
                 return
 
     # ------------------------------------------------------------------------ in a round
-
-    def run_tasks(self) -> None:
-        """Do what the notes say."""
-        while self._tasks:
-            self._tasks.popleft()()
 
     def stop(self) -> None:
         """Let this round be the last."""

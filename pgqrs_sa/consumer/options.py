@@ -23,9 +23,9 @@ from ..resources import Queues
 from ..retry import Retry
 from ..types import Seconds
 from . import store
-from .call_context import CallContext, check_call_context
 from .events import Hooks
 from .handlers import Handler
+from .sessions import CallContext, check_call_context
 
 __all__ = [
     "CONSUMER_DEFAULTS",

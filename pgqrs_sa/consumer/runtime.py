@@ -12,7 +12,9 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,13 +30,13 @@ from .maintenance import register_worker
 from .options import check_database, refuse_autocommit
 from .renewer import LeaseRenewer
 from .retrying import is_transient
-from .scheduler import RunQueue, Scheduler
+from .scheduler import Scheduler
 from .state import ConsumerState
 
 if TYPE_CHECKING:
     from ..wakeup.listener import Listener
 
-__all__ = ["RunResult", "Runtime", "StartAborted"]
+__all__ = ["RunQueue", "RunResult", "Runtime", "StartAborted"]
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
@@ -65,6 +67,48 @@ class RunResult(NamedTuple):
         if self.failure is not None:
             raise self.failure
         return 0 if self.clean else 1
+
+
+@dataclass(slots=True)
+class RunQueue:
+    """Leased and not started yet, in order; each handler runs as often as it may."""
+
+    slots: int
+    _waiting: deque[Invocation] = field(default_factory=deque)
+    _running: Counter[str] = field(default_factory=Counter)
+    _calls: int = 0
+
+    def add(self, invocations: Iterable[Invocation]) -> None:
+        """Take in what was leased."""
+        self._waiting.extend(invocations)
+
+    def take(self) -> Invocation | None:
+        """Return the first that may run now, if there is one: it counts as running from here."""
+        if self._calls >= self.slots:
+            return None
+        for place, invocation in enumerate(self._waiting):
+            if self._running[invocation.handler.queue] < invocation.handler.concurrency:
+                del self._waiting[place]
+                self._running[invocation.handler.queue] += 1
+                self._calls += 1
+                return invocation
+        return None
+
+    def finished(self, invocation: Invocation) -> None:
+        """Note that a call has ended."""
+        self._running[invocation.handler.queue] -= 1
+        self._calls -= 1
+
+    @property
+    def waiting(self) -> int:
+        """How many have not been started."""
+        return len(self._waiting)
+
+    def clear(self) -> list[Invocation]:
+        """Return what was not started, and forget it."""
+        left = list(self._waiting)
+        self._waiting.clear()
+        return left
 
 
 class Runtime:

@@ -1,22 +1,20 @@
-"""What to lease, when, and what to start next. Pure: time comes in, decisions go out.
+"""What to lease, and when. Pure: time comes in, decisions go out.
 
 `Scheduler` says from which queue how many messages may be leased now, which queues that had nothing
 are to be looked at, or how long to rest.
-`RunQueue` holds what is leased and not started yet, and hands out what may run.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..types import Delivery
 from .handlers import Handler, Invocation
 
-__all__ = ["CheckQueues", "Fetch", "RunQueue", "Scheduler", "Wait", "invocations"]
+__all__ = ["CheckQueues", "Fetch", "Scheduler", "Wait", "invocations"]
 
 _SOON = 0.02
 """Seconds after which an empty queue is asked again first; it doubles up to the poll interval."""
@@ -220,48 +218,6 @@ class Scheduler:
 
     def _move(self) -> float:
         return 0.8 + 0.4 * self.jitter()
-
-
-@dataclass(slots=True)
-class RunQueue:
-    """Leased and not started yet, in order; each handler runs as often as it may."""
-
-    slots: int
-    _waiting: deque[Invocation] = field(default_factory=deque)
-    _running: Counter[str] = field(default_factory=Counter)
-    _calls: int = 0
-
-    def add(self, invocations: Iterable[Invocation]) -> None:
-        """Take in what was leased."""
-        self._waiting.extend(invocations)
-
-    def take(self) -> Invocation | None:
-        """Return the first that may run now, if there is one: it counts as running from here."""
-        if self._calls >= self.slots:
-            return None
-        for place, invocation in enumerate(self._waiting):
-            if self._running[invocation.handler.queue] < invocation.handler.concurrency:
-                del self._waiting[place]
-                self._running[invocation.handler.queue] += 1
-                self._calls += 1
-                return invocation
-        return None
-
-    def finished(self, invocation: Invocation) -> None:
-        """Note that a call has ended."""
-        self._running[invocation.handler.queue] -= 1
-        self._calls -= 1
-
-    @property
-    def waiting(self) -> int:
-        """How many have not been started."""
-        return len(self._waiting)
-
-    def clear(self) -> list[Invocation]:
-        """Return what was not started, and forget it."""
-        left = list(self._waiting)
-        self._waiting.clear()
-        return left
 
 
 def invocations(handler: Handler, deliveries: Sequence[Delivery]) -> list[Invocation]:

@@ -6,7 +6,7 @@ annotation                                      argument
 ``Session``, ``AsyncSession``                   a session whose commit is the acknowledgement
 ``QueueService``, ``AsyncQueueService``         the queue, in that session
 ``Delivery`` (``list[Delivery]`` in a batch)    the message under lease
-a payload's type (a list of it in a batch)      the payload, checked: see `payloads.converter`
+a payload's type (a list of it in a batch)      the payload, checked: see `converter`
 none                                            the payload; one called ``session``, ``delivery``
                                                 or ``deliveries`` is what its name says
 ==============================================  ==================================================
@@ -18,23 +18,30 @@ handler: to call it makes an object, and does no work.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy.orm import Session, scoped_session
 
-from ..errors import InvalidArgument, PayloadError
+from .. import encoding
+from ..errors import InvalidArgument, PayloadError, safe_repr
 from ..service import QueueService
 from ..types import Delivery
-from .forking import end_child
-from .payloads import Convert, converter
 
-__all__ = ["DecodeErrors", "HandlerSignature", "inspect_handler"]
+__all__ = [
+    "Convert",
+    "DecodeErrors",
+    "HandlerSignature",
+    "converter",
+    "end_child",
+    "inspect_handler",
+]
 
 _NAMED = {"session": "session", "delivery": "delivery", "deliveries": "delivery"}
 
@@ -278,3 +285,60 @@ def _is_for_asyncio(hint: Any) -> bool | None:
 def _is_async_session(hint: type[Any]) -> bool:
     # By name: sqlalchemy.ext.asyncio needs greenlet, which a synchronous host may lack.
     return any(base.__name__ == "AsyncSession" for base in hint.__mro__)
+
+
+log = logging.getLogger("pgqrs_sa.consumer")
+
+
+def end_child(parent: int, error: BaseException | None = None) -> None:
+    """End this process, unless it is the one that has called the handler.
+
+    A child of a fork has the thread of the handler, and no other: nobody would settle or lease
+    there. It must not go on to a commit or a rollback either, which would be sent over the
+    connection of its parent.
+
+    Args:
+        parent: The number of the process that has called the handler.
+        error: What the handler raised. The exit code is that of a ``SystemExit``, otherwise 1.
+    """
+    if os.getpid() == parent:
+        return
+    code: object = 1
+    if isinstance(error, SystemExit):
+        code = 0 if error.code is None else error.code
+    if code != 0:
+        log.critical(
+            "process %d was forked in a handler of process %d, and came back from it: it ends "
+            "here, since the consumer is the parent's. Call os._exit() in the child",
+            os.getpid(),
+            parent,
+            exc_info=error,
+        )
+    os._exit(code if isinstance(code, int) else 1)
+
+
+Convert: TypeAlias = Callable[[Any], Any]
+"""Makes a handler's argument of a decoded payload; raises `PayloadError`."""
+
+
+def converter(kind: Any) -> Convert:
+    """Return what makes a handler's argument of a payload.
+
+    Args:
+        kind: A pydantic model, a msgspec struct, a dataclass, a TypedDict, ``UUID``, ``date``,
+            ``datetime``, ``time``, ``timedelta``, ``Decimal``, an Enum, a list, tuple or dict of
+            these, a union of them; ``str``, ``int``, ``float``, ``bool``, or Any.
+
+    Raises:
+        InvalidArgument: it is something else.
+    """
+    if kind is Any or kind is object:
+        return lambda value: value
+    read = encoding.reader(kind)
+    if read is not encoding.as_it_is:
+        return lambda value: encoding.read_at(read, value, "payload")
+    raise InvalidArgument(
+        f"a payload can be a pydantic model, a msgspec struct, a dataclass, a TypedDict, dict, "
+        f"list, tuple, str, int, float, bool, UUID, date, datetime, time, timedelta, Decimal, an "
+        f"Enum, a union of these or Any, not {safe_repr(kind)}"
+    )

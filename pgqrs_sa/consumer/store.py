@@ -1,17 +1,19 @@
-"""What a consumer does on its own connection, beside what `QueueService` offers.
+"""What a consumer does in the database, beside what `QueueService` offers.
 
-Nothing here waits for a lock: a row that another transaction is just changing is left as it is,
-and reported as busy. One consumer has many leases, and one of them must not hold up the others.
+On the consumer's own connection nothing here waits for a lock: a row that another transaction is
+just changing is left as it is, and reported as busy. One consumer has many leases, and one of them
+must not hold up the others.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
+from .. import validation
 from .._core import cursors, settle
 from .._core.lease import decodable, in_order
 from .._core.lease import deliveries as deliveries_of
@@ -21,12 +23,14 @@ from .._core.sql import lease as leasing
 from .._core.sql import settle as settling
 from ..errors import ReadOnlyDatabase
 from ..types import Delivery, Outcome
+from .disposition import Disposition
 
 __all__ = [
     "QueueCheck",
     "SettledAndLeased",
     "SettledStatus",
     "UnansweredLease",
+    "apply",
     "check_queues",
     "lock_messages",
     "lookup_status",
@@ -218,3 +222,94 @@ def server_info(scope: Scope) -> str:
         raise ReadOnlyDatabase(standby=row.standby)
     isolation: str = row.isolation
     return isolation
+
+
+_MaybeOutcome: TypeAlias = Outcome | None
+"""None of what is not held, or is locked."""
+
+
+def apply(scope: Scope, dispositions: Sequence[Disposition], *, strict: bool) -> dict[int, Outcome]:
+    """Settle deliveries, each by its disposition.
+
+    Args:
+        scope: The session, and the settings of the service.
+        dispositions: How each is settled.
+        strict: All of them, or `LeaseLost`; otherwise rows that are locked are left alone.
+
+    Returns:
+        The outcome of each that was settled, by its id. What is missing is not held, or is locked.
+    """
+    outcomes: dict[int, Outcome] = {}
+    archives = [
+        disposition.delivery for disposition in dispositions if disposition.action == "archive"
+    ]
+    if archives:
+        done = settle.archive(scope, archives, "archived", None, strict, skip_locked=not strict)
+        outcomes |= {
+            delivery.id: Outcome.ARCHIVED
+            for delivery, archived in zip(archives, done, strict=True)
+            if archived
+        }
+    for disposition in dispositions:
+        if (settle_one := _BY_ACTION.get(disposition.action)) is not None and (
+            outcome := settle_one(scope, disposition, strict)
+        ):
+            outcomes[disposition.delivery.id] = outcome
+    return outcomes
+
+
+def _discard(scope: Scope, disposition: Disposition, strict: bool) -> _MaybeOutcome:
+    (done,) = settle.archive(
+        scope,
+        [disposition.delivery],
+        "discarded",
+        disposition.reason,
+        strict,
+        skip_locked=not strict,
+    )
+    return Outcome.DISCARDED if done else None
+
+
+def _retry(scope: Scope, disposition: Disposition, strict: bool) -> _MaybeOutcome:
+    limit = disposition.delivery.max_read_ct
+    if strict or (limit is not None and disposition.delivery.read_ct >= limit):
+        return _fail(scope, disposition, strict)
+    # An attempt is left. `settle.fail` makes a dead letter of what it could not put back, and
+    # would do that to a row that was locked at first, and then not any more.
+    error = validation.error_text(disposition.error_text)
+    values = settle.fence(
+        [disposition.delivery], required=0, errors=[error], delays=[disposition.delay]
+    )
+    statement = settling.reschedule_failed(scope.tables, skip_locked=True)
+    return Outcome.RETRIED if scope.execute(statement, values).all() else None
+
+
+def _fail(scope: Scope, disposition: Disposition, strict: bool) -> _MaybeOutcome:
+    (failure,) = settle.fail(
+        scope,
+        [disposition.delivery],
+        disposition.error_text,
+        disposition.delay,
+        disposition.reason,
+        disposition.action == "dead",
+        strict,
+        skip_locked=not strict,
+    )
+    if failure is None:
+        return None
+    return Outcome.DEAD if failure.dead else Outcome.RETRIED
+
+
+def _release(scope: Scope, disposition: Disposition, strict: bool) -> _MaybeOutcome:
+    (done,) = settle.release(
+        scope, [disposition.delivery], disposition.delay, strict, skip_locked=not strict
+    )
+    return Outcome.RELEASED if done else None
+
+
+_BY_ACTION: dict[str, Callable[[Scope, Disposition, bool], _MaybeOutcome]] = {
+    "discard": _discard,
+    "retry": _retry,
+    "dead": _fail,
+    "release": _release,
+}

@@ -24,9 +24,8 @@ from .._core.scope import Scope
 from ..aio import AsyncQueueService
 from ..errors import HandlerTimeout
 from . import stacks
-from .base import BaseConsumer
-from .call_context import CallContext, call_context_of, check_scopes_of_tasks, refuse_suppression
-from .call_transactions import CallTransaction
+from .base import START_GRACE, BaseConsumer, Startup
+from .call_transactions import CallTransaction, forbid_commit
 from .connection import AsyncConnector
 from .disposition import Disposition
 from .handlers import Invocation
@@ -34,9 +33,13 @@ from .invocation import FORGIVEN, after_error, after_return, begin, commit_withi
 from .leases import Lease
 from .options import check_pool
 from .runtime import RunResult, Runtime
-from .session_guard import forbid_commit
-from .sessions import refuse_elsewhere
-from .startup import START_GRACE, Startup
+from .sessions import (
+    CallContext,
+    call_context_of,
+    check_scopes_of_tasks,
+    refuse_elsewhere,
+    refuse_suppression,
+)
 from .state import ConsumerState
 
 __all__ = ["AsyncConsumer"]

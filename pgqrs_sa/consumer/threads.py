@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 from .._core.scope import Scope
 from ..service import QueueService
 from . import stacks
-from .base import BaseConsumer
-from .call_context import CallContext, call_context_of, check_scopes, refuse_suppression
+from .base import START_GRACE, BaseConsumer, Startup
+from .call_transactions import forbid_commit
 from .connection import SyncConnector
 from .disposition import Disposition
 from .handlers import Invocation
@@ -26,9 +26,13 @@ from .invocation import after_error, after_return, begin, commit_within, is_fata
 from .leases import Lease
 from .options import check_pool
 from .runtime import RunResult, Runtime
-from .session_guard import forbid_commit
-from .sessions import refuse_elsewhere
-from .startup import START_GRACE, Startup
+from .sessions import (
+    CallContext,
+    call_context_of,
+    check_scopes,
+    refuse_elsewhere,
+    refuse_suppression,
+)
 from .state import ConsumerState
 
 __all__ = ["Consumer"]

@@ -19,12 +19,12 @@ from .._core.lease import dead_letter_exhausted, decodable, deliveries, in_order
 from .._core.scope import Context, Scope
 from .._core.sql import lease as statements
 from .._core.sql.fragments import MOVED
-from ..consumer import settlements
+from ..consumer import store
+from ..consumer.call_transactions import forbid_commit
 from ..consumer.disposition import PACKAGE, Disposition
 from ..consumer.events import EventEmitter
 from ..consumer.handlers import Handler, Invocation
 from ..consumer.options import ConsumerConfig, check_database
-from ..consumer.session_guard import forbid_commit
 from ..consumer.signature import HandlerSignature
 from ..decisions import Decision
 from ..errors import InvalidArgument, LeaseLost, safe_repr
@@ -297,7 +297,7 @@ class _Drain:
             for disposition in dispositions
             if disposition.outcome is not None
         }
-        outcomes |= settlements.apply(self._scope, due, strict=False)
+        outcomes |= store.apply(self._scope, due, strict=False)
         # A consumer's own session has no objects, but the session of a test may.
         expire_deleted(
             self._scope.session,

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .. import validation
 from .._core.scope import Context, decoded, encoded
+from ..consumer.call_transactions import forbid_commit
 from ..consumer.disposition import dispositions_for_result
 from ..consumer.handlers import Handler, Invocation
 from ..consumer.options import ConsumerConfig
-from ..consumer.session_guard import forbid_commit
 from ..consumer.signature import inspect_handler
 from ..decisions import Decision
 from ..errors import InvalidArgument

@@ -194,7 +194,7 @@ def test_a_call_is_left_to_a_thread_of_a_handlers_that_has_nothing_to_do_if_ther
     rounds: list[str] = []
 
     def work() -> float:
-        leader.run_tasks()
+        run_tasks(leader)
         rounds.append(threading.current_thread().name)
         return 60.0
 
@@ -226,6 +226,12 @@ def led(run_round: Callable[[], float], *, idle_time: float, idle: bool) -> Lead
     return LeaderFollower(work, executor, threading.Event())
 
 
+def run_tasks(leader: LeaderFollower) -> None:
+    """Do what each round does first."""
+    while leader.tasks:
+        leader.tasks.popleft()()
+
+
 class Rounds:
     """A leader whose rounds do what the notes say, and note who has done them."""
 
@@ -236,7 +242,7 @@ class Rounds:
         self.own = threading.Thread(target=self.leader.run, name="own", daemon=True)
 
     def round(self) -> float:
-        self.leader.run_tasks()
+        run_tasks(self.leader)
         self.by.append(threading.current_thread().name)
         return self.rests.pop(0) if self.rests else 3600.0
 
@@ -268,10 +274,10 @@ def test_what_is_left_quietly_waits_for_whoever_comes_from_the_first_note_on():
     since = rounds.leader._oldest_task_at
     assert before <= since <= time.monotonic()
     rounds.leader.submit(lambda: called.append("second"), quiet=True)
-    assert (rounds.leader._oldest_task_at, len(rounds.leader), called) == (since, 2, [])
+    assert (rounds.leader._oldest_task_at, len(rounds.leader.tasks), called) == (since, 2, [])
     assert not rounds.leader._woken.is_set()
     assert rounds.leader.try_lead(lambda: None) is None
-    assert (called, len(rounds.leader)) == (["first", "second"], 0)
+    assert (called, len(rounds.leader.tasks)) == (["first", "second"], 0)
     rounds.leader.submit(lambda: None, quiet=True)
     assert rounds.leader._oldest_task_at >= since
 
@@ -854,7 +860,7 @@ def test_what_is_leased_goes_to_whoever_has_the_leader_and_the_limit_is_the_sche
         assert [unit.deliveries[0].id for unit in item.ready] == [1, 2]
         assert item.dispatcher._scheduler.in_hand == 2
         item.dispatcher.finished(item.ready[0], [Disposition(delivery(1), "retry")], quiet=True)
-        item.dispatcher._leader.run_tasks()
+        run_tasks(item.dispatcher._leader)
         assert item.dispatcher._scheduler.in_hand == 1
         assert item.dispatcher._pending[1].disposition.action == "retry"
 

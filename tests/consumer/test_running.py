@@ -29,9 +29,9 @@ from pgqrs_sa import (
     Snooze,
 )
 from pgqrs_sa._core import wakeup
+from pgqrs_sa.consumer.base import Startup
 from pgqrs_sa.consumer.log_messages import format_error
 from pgqrs_sa.consumer.runtime import Runtime
-from pgqrs_sa.consumer.startup import Startup
 from support.consumers import Ear, effect
 from support.waiting import PATIENCE, until
 

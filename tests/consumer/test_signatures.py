@@ -30,8 +30,7 @@ from pgqrs_sa import (
 )
 from pgqrs_sa.consumer.handlers import HandlerOptions
 from pgqrs_sa.consumer.options import ConsumerOptions
-from pgqrs_sa.consumer.payloads import converter
-from pgqrs_sa.consumer.signature import inspect_handler
+from pgqrs_sa.consumer.signature import converter, inspect_handler
 from support.cases import each_case
 from support.handlers import delivery
 

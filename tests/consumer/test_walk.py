@@ -59,7 +59,8 @@ def test_one_message_from_start_to_stop_walks_through_few_files(threads):
     threads.send({"n": 1})
     measured = consumer()
     with walked() as walk:
-        assert measured.run(until_empty=True) == 0
+        code = measured.run(until_empty=True)
+    assert code == 0
     assert len(threads.archive()) == 2
     print(f"{len(walk.files)} files, {walk.changes} changes, {sum(walk.files.values())} calls")
     assert len(walk.files) <= MOST_FILES

@@ -12,7 +12,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import ArchivedMessage, Delivery, LeaseLost, Message, QueueService
-from pgqrs_sa.consumer import settlements, store
+from pgqrs_sa.consumer import store
 from pgqrs_sa.consumer.disposition import Disposition
 
 LOCK = sa.text("SELECT FROM pgqrs_messages FOR UPDATE")
@@ -97,7 +97,7 @@ def test_a_failure_that_has_met_a_lock_is_no_dead_letter(engine, service, sessio
         holder.execute(LOCK)
         event.listen(session.connection(), "after_cursor_execute", lambda *_: holder.rollback())
         wanted = [Disposition(delivery, "retry")]
-        assert settlements.apply(service._scope, wanted, strict=False) == {}
+        assert store.apply(service._scope, wanted, strict=False) == {}
         assert not holder.in_transaction()
     session.commit()
     assert service.archived.find("mail") == []
@@ -130,11 +130,11 @@ def test_a_settlement_leaves_a_row_that_is_locked_alone_unless_it_is_strict(
     wanted = [Disposition(delivery, kind, reason="why")]
     with engine.connect() as holder:
         holder.execute(LOCK)
-        assert settlements.apply(service._scope, wanted, strict=False) == {}
+        assert store.apply(service._scope, wanted, strict=False) == {}
         with pytest.raises(sa.exc.OperationalError):
-            settlements.apply(service._scope, wanted, strict=True)
+            store.apply(service._scope, wanted, strict=True)
         session.rollback()
-    settled = settlements.apply(service._scope, wanted, strict=False)
+    settled = store.apply(service._scope, wanted, strict=False)
     assert settled == {delivery.id: SETTLED[kind]}
 
 

@@ -22,7 +22,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pgqrs_sa import JsonCodec, PayloadError
-from pgqrs_sa.consumer.payloads import converter
+from pgqrs_sa.consumer.signature import converter
 from pgqrs_sa.validation import headers_text
 from support.cases import each_case
 from support.properties import at_least
@@ -686,7 +686,7 @@ def test_neither_pydantic_nor_msgspec_is_imported_for_plain_values():
 
     script = (
         "import sys; from pgqrs_sa import JsonCodec; import uuid;"
-        "from pgqrs_sa.consumer.payloads import converter;"
+        "from pgqrs_sa.consumer.signature import converter;"
         "converter(uuid.UUID)(JsonCodec().loads(JsonCodec().dumps(uuid.uuid4())));"
         "print('pydantic' in sys.modules, 'msgspec' in sys.modules)"
     )

@@ -77,7 +77,7 @@ GROUPS: Mapping[str, Group] = {
         {
             **dict.fromkeys(("consumer/scheduler", "consumer/leader", "consumer/dispatcher"), ()),
             "consumer/connection": ("ConsumerConnection", "_prepares_separately"),
-            "consumer/runtime": tuple(f"Runtime.{name}" for name in _RUNTIME),
+            "consumer/runtime": ("RunQueue", *(f"Runtime.{name}" for name in _RUNTIME)),
         },
         (
             *("tests/consumer/test_scheduler.py", "tests/consumer/test_dispatcher.py"),
@@ -110,7 +110,7 @@ GROUPS: Mapping[str, Group] = {
         ),
     ),
     "settling": Group(
-        dict.fromkeys(("_core/settle", "consumer/settlements"), ()),
+        dict.fromkeys(("_core/settle", "consumer/store"), ()),
         (
             *("tests/db/test_forgotten_objects.py", "tests/db/test_undecodable.py"),
             *("tests/db/test_settlements.py", "tests/db/test_leases_and_fences.py"),

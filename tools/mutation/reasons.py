@@ -106,7 +106,7 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
         "operand",
         "and: not self._has_tasks.is_set()",
     ): ("What is set can be set again: asking first only saves the lock of the event."),
-    ("consumer/settlements", "_retry", "operand", "and: limit is not None"): (
+    ("consumer/store", "_retry", "operand", "and: limit is not None"): (
         f"{_TYPES} A lease returns the limit of the message, of the consumer or of the queue."
     ),
     ("retry", "Backoff.delay", "sign", "1 + spread -> 1 - spread"): (
