@@ -18,14 +18,11 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import Mapper, Session, SessionTransaction
 
 __all__ = [
     "Waiting",
-    "committed",
-    "ended",
     "now",
-    "rolled_back",
     "waiting",
     "when_committed",
     "when_connection_commits",
@@ -104,7 +101,8 @@ def now(session: Session) -> None:
         waiting.call()
 
 
-def committed(session: Session) -> None:
+@event.listens_for(Session, "after_commit")
+def _after_commit(session: Session) -> None:
     """Call the callbacks after the outermost commit."""
     if session.in_nested_transaction():
         return
@@ -116,7 +114,8 @@ def committed(session: Session) -> None:
             waiting.call()
 
 
-def rolled_back(session: Session) -> None:
+@event.listens_for(Session, "after_rollback")
+def _after_rollback(session: Session) -> None:
     """Drop the strict callbacks: a transaction or a savepoint was rolled back."""
     noted: dict[Hashable, Waiting] = session.info.get(_WAITING, {})
     _forget_strict(noted)
@@ -127,9 +126,11 @@ def _forget_strict(noted: dict[Hashable, Waiting]) -> None:
         del noted[key]
 
 
-def ended(session: Session) -> None:
-    """Drop all callbacks: the outermost transaction is over."""
-    session.info.pop(_WAITING, None)
+@event.listens_for(Session, "after_transaction_end")
+def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    """Drop all callbacks when the outermost transaction is over."""
+    if transaction.parent is None:
+        session.info.pop(_WAITING, None)
 
 
 def _joined(session: Session, mapper: Mapper[Any]) -> sa.Connection | None:

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 from sqlalchemy.sql import Executable
 
-from . import commits
+from . import commits, sessions
 from .cursor import CursorSnapshot, DequeueCursor
 from .scope import Scope
 
@@ -82,12 +82,16 @@ class CursorUse:
     """
 
     def __init__(self, scope: Scope, statement: Executable, values: Mapping[str, Any]) -> None:
-        connection, _ = scope.connect(statement, values)
-        schemas = [connection.schema_for_object(table) for table in scope.tables[:2]]
+        settings = scope.context
+        tables = settings.tables
+        connection, _ = sessions.flush_and_connect(
+            scope.session, settings.mapper, statement, values
+        )
+        schemas = [connection.schema_for_object(table) for table in tables[:2]]
         self._scope = scope
         self._limit = values["limit"]
         self._pool = connection.engine.pool
-        self._key = (scope.tables, values["queue"], scope.context.cursor_key, *schemas)
+        self._key = (tables, values["queue"], settings.cursor_key, *schemas)
         self._cursor = _cursors.get(self._pool, self._key)
         self._start: CursorSnapshot | None = (
             None if self._cursor is None else self._cursor.snapshot()
@@ -125,7 +129,7 @@ class CursorUse:
                 moves = moves.after(earlier.call.args[0])
             call = partial(cursor.apply, moves)
             commits.when_committed(
-                self._scope.session, self._scope.mapper, cursor, call, strict=True
+                self._scope.session, self._scope.context.mapper, cursor, call, strict=True
             )
         return True
 

@@ -17,7 +17,7 @@ from .. import validation
 from ..codecs import JsonCodec
 from ..errors import DelayError, InvalidArgument, PayloadError, PgqrsError, safe_repr
 from ..types import Item, Receipt
-from . import routing, wakeup
+from . import sessions, wakeup
 from .criteria import reject_reserved_binds
 from .queues import create as create_queue
 from .scope import Context, Scope, encoded, queue_not_found
@@ -123,7 +123,7 @@ def from_query(scope: Scope, queue: str, query: SelectBase) -> int:
     """Insert what a query returns, without a row passing through Python; return how many."""
     validation.validate_queue_name(queue)
     _check_columns(query)
-    routing.refuse_foreign_tables(scope.session, scope.mapper, query)
+    sessions.refuse_foreign_tables(scope.session, scope.mapper, query)
     if scope.context.create_queues:
         _limit(scope, queue)
     channel = wakeup.channel(scope)
@@ -301,8 +301,8 @@ class _Batch:
         """
         self.scope.session._autoflush()  # noqa: SLF001 - what is pending must not go back with it
         where = {"mapper": self.scope.mapper, "clause": statement}
-        connection = routing.connect(self.scope.session, where)
-        if not needed or routing.is_autocommit(connection):
+        connection = sessions.connect(self.scope.session, where)
+        if not needed or sessions.is_autocommit(connection):
             yield None
             return
         with connection.begin_nested() as savepoint:

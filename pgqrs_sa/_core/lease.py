@@ -15,9 +15,9 @@ from ..errors import PayloadError, WorkerNotFound, WorkerNotReady
 from ..types import Criteria, Delivery
 from . import cursors, settle
 from .criteria import criteria_on
-from .identity_map import expire_deleted, sync_loaded
 from .queues import get as get_queue
 from .scope import Context, Scope, decode_all, queue_not_found
+from .sessions import expire_deleted, sync_loaded
 from .sql import archive, queues, workers
 from .sql import lease as statements
 from .sql.fragments import MOVED

@@ -20,15 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.orm import Mapper, Session, SessionTransaction, object_session
+from sqlalchemy.orm import Mapper, Session, object_session
 
 from .. import validation
 from ..codecs import JsonCodec
 from ..declared import DeclaredQueue
 from ..errors import DuplicateMessage, InvalidArgument, QueueNotFound
-from . import commits, routing, states, wakeup
+from . import sessions, states, wakeup
 from .enqueue import check_size
-from .scope import refuse_autocommit
 from .sql import enqueue as statements
 from .sql import queues as queue_statements
 from .sql.wakeup import visible
@@ -66,39 +65,10 @@ def listen(mixin: type[MessageMixin]) -> None:
 
     @event.listens_for(Session, "after_flush")
     def after_flush(session: Session, _context: Any) -> None:
-        if routing.TOUCHED in session.info:
-            routing.refuse_split(session)
+        if sessions.TOUCHED in session.info:
+            sessions.refuse_split(session)
         if session.info.get(wakeup.NOTIFY):
             _notify(session, mixin)
-
-
-@event.listens_for(Session, "after_begin")
-def _after_begin(session: Session, _transaction: SessionTransaction, _: sa.Connection) -> None:
-    if routing.TOUCHED in session.info:
-        routing.watch(session)
-
-
-@event.listens_for(Session, "before_commit")
-def _before_commit(session: Session) -> None:
-    if routing.TOUCHED in session.info and not session.in_nested_transaction():
-        routing.refuse_split(session)
-
-
-@event.listens_for(Session, "after_commit")
-def _after_commit(session: Session) -> None:
-    commits.committed(session)
-
-
-@event.listens_for(Session, "after_rollback")
-def _after_rollback(session: Session) -> None:
-    commits.rolled_back(session)
-
-
-@event.listens_for(Session, "after_transaction_end")
-def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is None:
-        commits.ended(session)
-        routing.ended(session)
 
 
 def _check_new(session: Session, mixin: type[MessageMixin]) -> None:
@@ -110,7 +80,7 @@ def _check_new(session: Session, mixin: type[MessageMixin]) -> None:
             by_class.setdefault(type(added), []).append(added)
     for cls, messages in by_class.items():
         mapper = sa.inspect(cls)
-        connection = routing.connect(session, {"mapper": mapper})
+        connection = sessions.connect(session, {"mapper": mapper})
         _check(mapper, connection, messages)
         for message in messages:
             message.__dict__[_CHECKED] = True
@@ -119,7 +89,7 @@ def _check_new(session: Session, mixin: type[MessageMixin]) -> None:
 def _check_inserted(mapper: Mapper[Any], connection: sa.Connection, message: MessageMixin) -> None:
     """Check a message that did not exist when the flush began, and where each is inserted."""
     session = object_session(message)
-    if session is not None and not routing.is_plain(session):
+    if session is not None and not sessions.is_plain(session):
         _refuse_elsewhere(session, mapper, connection)
     if not message.__dict__.pop(_CHECKED, False):
         _check(mapper, connection, [message])
@@ -128,7 +98,7 @@ def _check_inserted(mapper: Mapper[Any], connection: sa.Connection, message: Mes
 
 
 def _refuse_elsewhere(session: Session, mapper: Mapper[Any], connection: sa.Connection) -> None:
-    if routing.connect(session, {"mapper": mapper}) is not connection:
+    if sessions.connect(session, {"mapper": mapper}) is not connection:
         raise InvalidArgument(
             f"the shard_chooser puts a {mapper.class_.__name__} into another shard than the one in "
             "which this session executes statements about it: let it return that one"
@@ -143,7 +113,7 @@ def _notify(session: Session, mixin: type[MessageMixin]) -> None:
             by_class.setdefault(type(added), []).append(added.id)
     for cls, ids in by_class.items():
         mapper = sa.inspect(cls)
-        connection = routing.connect(session, {"mapper": mapper})
+        connection = sessions.connect(session, {"mapper": mapper})
         messages: Any = mapper.local_table
         if channel := wakeup.channel_on(connection, messages):
             queues, workers = (
@@ -168,10 +138,10 @@ def _queue_comes_later(message: MessageMixin) -> bool:
 
 def _check(mapper: Mapper[Any], connection: sa.Connection, added: Sequence[MessageMixin]) -> None:
     """Refuse what `enqueue` refuses, and put the ids of the queues where their names were."""
-    routing.refuse_dialect(connection)
+    sessions.refuse_dialect(connection)
     session = object_session(added[0])
     if session is None or not session.info.get(ALLOW_AUTOCOMMIT):
-        refuse_autocommit(connection, f"session.info[{ALLOW_AUTOCOMMIT!r}] = True")
+        sessions.refuse_autocommit(connection, f"session.info[{ALLOW_AUTOCOMMIT!r}] = True")
     sizes = [_checked_size(message) for message in added]
     queues = _queue_table(mapper)
     messages: Any = mapper.local_table

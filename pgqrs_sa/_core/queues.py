@@ -9,8 +9,8 @@ from sqlalchemy.sql import Executable
 
 from .. import validation
 from ..types import QueueInfo
-from .identity_map import sync_loaded
 from .scope import Scope, queue_not_found
+from .sessions import sync_loaded
 from .sql import queues as statements
 
 __all__ = ["binds", "create", "execute_on", "get", "info"]

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
-from . import routing
+from . import sessions
 
 __all__ = ["database_of", "loaded", "represented"]
 
@@ -37,7 +37,7 @@ def loaded(instance: object, *names: str) -> str:
 def database_of(session: Session) -> str | None:
     """Return the database of a session and its host; None if that is not known, or not one."""
     bind: Engine | Connection | None = session.bind
-    if bind is None or not routing.is_plain(session):
+    if bind is None or not sessions.is_plain(session):
         return None
     url = bind.engine.url
     host = url.host or url.query.get("host")

@@ -14,8 +14,8 @@ from sqlalchemy.sql import Executable
 
 from .. import validation
 from ..codecs import Codec, JsonCodec, check_json
-from ..errors import NonAtomicEnqueue, PayloadError, QueueNotFound
-from . import routing
+from ..errors import PayloadError, QueueNotFound
+from . import sessions
 from .representation import database_of, represented
 from .sql import queues
 from .tables import Tables, tables_of
@@ -31,7 +31,6 @@ __all__ = [
     "decoded",
     "encoded",
     "queue_not_found",
-    "refuse_autocommit",
 ]
 
 _STRICT = JsonCodec()
@@ -153,24 +152,12 @@ class Scope:
 
         With ``atomic`` it is refused where a rollback would not take it back.
         """
-        connection, where = self.connect(statement, values)
+        unless = None
         if atomic and not self.context.allow_autocommit:
-            refuse_autocommit(connection, "QueueService(session, allow_autocommit=True)")
-        if _session_is_customized(self.session):
-            return self.session.execute(statement, values, bind_arguments=where)
-        # The same as Session.execute() for a statement of Core, at two thirds of its cost.
-        return connection.execute(statement, values)
-
-    def connect(self, statement: Executable, values: Any) -> tuple[sa.Connection, dict[str, Any]]:
-        """Flush what is pending; return the connection for a statement, and how it is got.
-
-        The second is what ``bind_arguments`` takes.
-        """
-        session = self.session
-        # SQLAlchemy 2.0 flushes only before statements about mapped classes, 2.1 before all.
-        session._autoflush()  # noqa: SLF001
-        where = {"mapper": self.context.mapper, "clause": statement}
-        return routing.connect(session, where, values), where
+            unless = "QueueService(session, allow_autocommit=True)"
+        return sessions.execute(
+            self.session, self.context.mapper, statement, values, atomic_unless=unless
+        )
 
 
 class Resource:
@@ -178,12 +165,6 @@ class Resource:
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
-
-
-def refuse_autocommit(connection: sa.Connection, unless: str) -> None:
-    """Raise when a connection commits each statement by itself."""
-    if routing.is_autocommit(connection):
-        raise NonAtomicEnqueue(unless)
 
 
 def queue_not_found(scope: Scope, queue: str) -> QueueNotFound:
@@ -235,12 +216,3 @@ def decode_all(codec: Codec, rows: Sequence[Any]) -> Sequence[tuple[Any, Any]]:
         if values is not None:
             return [(value, None) for value in values]
     return [decoded(codec, *row[:3]) for row in rows]
-
-
-def _session_is_customized(session: Session) -> bool:
-    """Whether the application hooks or overrides ``Session.execute()``."""
-    return bool(
-        session.dispatch.do_orm_execute
-        or getattr(session, "execution_options", None)  # since SQLAlchemy 2.1
-        or type(session).execute is not Session.execute
-    )

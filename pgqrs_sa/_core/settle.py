@@ -19,8 +19,8 @@ from .. import validation
 from ..errors import InvalidArgument, LeaseLost, Whereabouts
 from ..retry import DEFAULT_BACKOFF
 from ..types import Delivery, Failure
-from .identity_map import expire_deleted, sync_loaded
 from .scope import Scope
+from .sessions import expire_deleted, sync_loaded
 from .sql import settle as statements
 from .sql.fragments import MOVED
 from .wakeup import announce

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from .. import validation
 from ..errors import InvalidArgument, ReadTimeout
-from . import routing
+from . import sessions
 from .scope import Scope
 
 __all__ = ["within"]
@@ -58,7 +58,7 @@ def within(scope: Scope, timeout: float | timedelta | None) -> Iterator[None]:
     longest = span.total_seconds()
     scope.session._autoflush()  # noqa: SLF001 - what is pending must not be rolled back with the limit
     connection = scope.session.connection(bind_arguments={"mapper": scope.mapper})
-    if routing.is_autocommit(connection):
+    if sessions.is_autocommit(connection):
         raise InvalidArgument("timeout needs a transaction, and this connection is in AUTOCOMMIT")
     savepoint = connection.begin_nested()
     begun = time.monotonic()

@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapper, Session
 
-from . import commits, routing
+from . import commits, sessions
 from .scope import Scope
 from .sql import wakeup as statements
 
@@ -136,7 +136,7 @@ def channel(scope: Scope) -> dict[str, str]:
     """Return the further parameters of a statement that notifies; empty if none is to be sent."""
     if not (scope.context.notify or scope.session.info.get(NOTIFY)):
         return {}
-    connection = routing.connect(scope.session, {"mapper": scope.mapper})
+    connection = sessions.connect(scope.session, {"mapper": scope.mapper})
     return channel_on(connection, scope.tables.message)
 
 

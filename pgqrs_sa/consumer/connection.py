@@ -21,8 +21,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
 from .._core import commits
-from .._core.routing import is_autocommit
 from .._core.scope import Context, Scope
+from .._core.sessions import is_autocommit
 from . import store
 from .call_transactions import shut_down
 from .retrying import is_transient, retrying, without_parameters

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from .._core import routing
+from .._core import sessions
 from .._core.scope import Scope
 from ..errors import LeaseLost, Whereabouts
 from ..types import Delivery
@@ -71,8 +71,8 @@ def begin(
     Raises:
         AutocommitSession: what the handler writes would not be rolled back.
     """
-    connection = routing.connect(scope.session, {"mapper": scope.mapper})
-    if routing.is_autocommit(connection):
+    connection = sessions.connect(scope.session, {"mapper": scope.mapper})
+    if sessions.is_autocommit(connection):
         refuse_autocommit([invocation.handler])
     transaction.use(connection)
     if calls.keep_snapshots(connection):

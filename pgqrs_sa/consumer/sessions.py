@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeAlias
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from .._core import routing
+from .._core import sessions
 from .._core.scope import Scope
 from .._core.sessions import registry_of
 from ..errors import InvalidArgument, PgqrsError, safe_repr
@@ -129,21 +129,21 @@ def engine_of(scope: Scope) -> Engine:
         InvalidArgument: a session that uses several databases for a statement, one bound to a
             connection, or not to PostgreSQL.
     """
-    bind = routing.bind_of(scope.session, scope.mapper)
+    bind = sessions.bind_of(scope.session, scope.mapper)
     if isinstance(bind, Connection):
         raise InvalidArgument(
             "the sessionmaker is bound to one connection: a consumer needs an engine, with a "
             "connection for each of its threads (in tests, pgqrs_sa.testing.drain runs handlers)"
         )
-    routing.refuse_dialect(bind)
+    sessions.refuse_dialect(bind)
     return bind
 
 
 def refuse_elsewhere(scope: Scope, engine: Engine) -> None:
     """Raise when the session of a call is not of the database that the message was leased in."""
-    if scope.session.bind is engine and routing.is_plain(scope.session):
+    if scope.session.bind is engine and sessions.is_plain(scope.session):
         return
-    theirs = routing.bind_of(scope.session, scope.mapper).engine
+    theirs = sessions.bind_of(scope.session, scope.mapper).engine
     if theirs.pool is not engine.pool and theirs.url != engine.url:
         raise InvalidArgument(
             "the sessionmaker has made a session of another database than the consumer leases "

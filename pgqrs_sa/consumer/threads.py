@@ -261,9 +261,13 @@ class _Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
+        # A function: signal.signal() makes the repr() of what a method is bound to.
+        def handle(number: int, frame: FrameType | None) -> None:
+            self._handle(number, frame)
+
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._handle)
+                self._before[number] = signal.signal(number, handle)
 
     def __exit__(self, *_error: object) -> None:
         for number, handler in self._before.items():

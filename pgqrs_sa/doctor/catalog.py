@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from .. import schema_models
-from .._core import routing
+from .._core import sessions
 from .._core.scope import Scope
 from .._core.sql import catalog
 
@@ -106,7 +106,7 @@ def expected(scope: Scope, *, exact: bool) -> dict[str, Table]:
     """Return the four tables as they should be; ``exact`` needs temporary tables."""
     if not exact:
         return {name: _declared(table) for name, table in TABLES.items()}
-    connection = routing.connect(scope.session, {"mapper": scope.mapper})
+    connection = sessions.connect(scope.session, {"mapper": scope.mapper})
     savepoint = connection.begin_nested()
     try:
         _METADATA.create_all(connection, checkfirst=False)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import Row
 from sqlalchemy.dialects import postgresql
 
-from .._core import routing
+from .._core import sessions
 from .._core.scope import Scope
 from .._core.sql import catalog
 from .catalog import DIALECT, Table, installed
@@ -48,7 +48,7 @@ class CheckContext:
     @classmethod
     def of(cls, scope: Scope, thresholds: Thresholds) -> CheckContext:
         """Return the context for the database of a session."""
-        connection = routing.connect(scope.session, {"mapper": scope.mapper})
+        connection = sessions.connect(scope.session, {"mapper": scope.mapper})
         declared = scope.tables.queue
         mapped = connection.get_execution_options().get("schema_translate_map") or {}
         schema: str | None = mapped.get(declared.schema, declared.schema)

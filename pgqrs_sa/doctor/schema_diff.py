@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import migrations
-from .._core import routing
+from .._core import sessions
 from .._core.sql import catalog
 from ..migrations import schemas
 from ..models import VERSION_COMMENT
@@ -80,7 +80,7 @@ def _inexact(check: CheckContext) -> tuple[str, str] | None:
     if not check.facts.temporary:
         grant = f"GRANT TEMPORARY ON DATABASE {database} TO {role}"
         return "this role may not make temporary tables", lines(grant)
-    if routing.is_autocommit(check.connection):
+    if sessions.is_autocommit(check.connection):
         return "the connection is in AUTOCOMMIT", "pgqrs doctor --only drift"
     return None
 

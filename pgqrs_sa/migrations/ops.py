@@ -29,7 +29,7 @@ from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.schema import CreateSchema
 
 from .. import migrations
-from .._core import routing
+from .._core import sessions
 from ..errors import InvalidArgument, SchemaVersionError
 from ..models import VERSION_COMMENT
 from . import schemas
@@ -154,7 +154,7 @@ def _begun(operations: Operations, move: VersionOp) -> Iterator[str | None]:
             yield move.schema
         return
     connection = operations.get_bind()
-    if routing.is_autocommit(connection):
+    if sessions.is_autocommit(connection):
         raise InvalidArgument(
             f"op.{move.name} has to run in a transaction, and this connection commits each "
             "statement by itself: call it outside of autocommit_block(), or in a revision of its "

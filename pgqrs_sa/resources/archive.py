@@ -11,11 +11,11 @@ from sqlalchemy import Row, Select
 from sqlalchemy.exc import IntegrityError
 
 from .. import validation
-from .._core import routing
+from .._core import sessions
 from .._core.criteria import criteria_on
-from .._core.identity_map import expire_all_deleted, expire_deleted
 from .._core.lease import dead_letter_exhausted
 from .._core.queues import get as get_queue
+from .._core.sessions import expire_all_deleted, expire_deleted
 from .._core.sql import archive as statements
 from .._core.sql import queries
 from .._core.wakeup import announce
@@ -207,8 +207,8 @@ class Archived(Reading):
         for it, and fails if it commits. The next try sees the key, and moves nothing.
         """
         scope = self._scope
-        connection = routing.connect(scope.session, {"mapper": scope.mapper})
-        alone = routing.is_autocommit(connection)
+        connection = sessions.connect(scope.session, {"mapper": scope.mapper})
+        alone = sessions.is_autocommit(connection)
         for tried in range(1, _TRIES + 1):
             try:
                 with nullcontext() if alone else connection.begin_nested():

@@ -12,9 +12,9 @@ from sqlalchemy import Row, Select
 
 from .. import validation
 from .._core.criteria import criteria_on
-from .._core.identity_map import expire_deleted, sync_loaded
 from .._core.queues import get as get_queue
 from .._core.scope import Resource, decoded, encoded, queue_not_found
+from .._core.sessions import expire_deleted, sync_loaded
 from .._core.sql import counts, queues
 from .._core.sql import messages as changes
 from .._core.sql import queries as statements

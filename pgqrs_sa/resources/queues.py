@@ -8,9 +8,9 @@ from typing import Any
 
 from .. import validation
 from .._core import wakeup
-from .._core.identity_map import expire_all_deleted, expire_deleted
 from .._core.queues import binds, create, execute_on, get, info
 from .._core.scope import Resource, Scope
+from .._core.sessions import expire_all_deleted, expire_deleted
 from .._core.sql import queues as statements
 from ..declared import DeclaredQueue, QueueSource, declared_in
 from ..errors import InvalidArgument, PgqrsError, QueueNotEmpty

@@ -11,8 +11,8 @@ from typing import Any, get_args
 from sqlalchemy.sql import Executable
 
 from .. import validation
-from .._core.identity_map import expire_all_deleted, expire_deleted, sync_loaded
 from .._core.scope import Resource, Scope
+from .._core.sessions import expire_all_deleted, expire_deleted, sync_loaded
 from .._core.sql import workers as statements
 from .._core.sql.fragments import MOVED
 from .._core.wakeup import announce

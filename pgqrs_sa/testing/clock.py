@@ -14,8 +14,8 @@ from sqlalchemy.sql import Executable
 
 from .. import validation
 from .._core import cursors, states
-from .._core.identity_map import sync_loaded
 from .._core.scope import Context, Scope
+from .._core.sessions import sync_loaded
 from .._core.sql.fragments import MOVED, array_bind, elapsed, interval_bind, timestamp
 from .._core.states import now
 from .._core.tables import Tables

@@ -14,9 +14,9 @@ from sqlalchemy import util
 from sqlalchemy.orm import Session
 
 from .. import validation
-from .._core.identity_map import expire_deleted, sync_loaded
 from .._core.lease import dead_letter_exhausted, decodable, deliveries, in_order
 from .._core.scope import Context, Scope
+from .._core.sessions import expire_deleted, sync_loaded
 from .._core.sql import lease as statements
 from .._core.sql.fragments import MOVED
 from ..consumer import store

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
 from pgqrs_sa import InvalidArgument
-from pgqrs_sa._core import routing
+from pgqrs_sa._core import sessions
 from pgqrs_sa.dsns import connect_args, servers, shown
 from pgqrs_sa.settings import Settings, database_url
 from support.cases import each_case
@@ -209,7 +209,7 @@ def test_libpq_gets_its_own_word_for_the_timeout():
 @each_case("secret", ["password=s3cret", "sslpassword=s3cret"])
 def test_no_password_in_a_query_is_shown(secret):
     engine = sa.create_engine(f"postgresql+psycopg://u:s3cret@h/d?{secret}&sslkey=k")
-    place = routing._place(SimpleNamespace(engine=engine))
+    place = sessions._place(SimpleNamespace(engine=engine))
     assert "s3cret" not in place
     assert "sslkey=k" in place
     assert shown(sa.make_url("postgresql://u@h/d")) == "postgresql://u@h/d"
