@@ -68,6 +68,18 @@ async def _closing(engine: AsyncEngine) -> AsyncGenerator[None, None]:
         await engine.dispose()
 
 
+class _Uncancelled(asyncio.Task[None]):
+    """A task that ``asyncio.run`` waits for at its end, where it cancels all others."""
+
+    def cancel(self, msg: Any | None = None) -> bool:  # noqa: ARG002
+        """Return False: nothing is cancelled."""
+        return False
+
+
+_closing_now: set[_Uncancelled] = set()
+"""An event loop has only weak references to its tasks."""
+
+
 class Database:
     """Sessions on one database, for whichever event loop is running.
 
@@ -76,11 +88,26 @@ class Database:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._loops: dict[asyncio.AbstractEventLoop, _Attached] = {}
         self.settings = settings
         self.models = models_in(settings.schema)
         self._url = _async_url(settings.dsn)
-        self._loops: dict[asyncio.AbstractEventLoop, _Attached] = {}
         self.pending: list[Callable[[], Awaitable[object]]] = []
+
+    def __del__(self) -> None:
+        """Close the pool of the running loop, to the end.
+
+        The loop itself would close the generator in a task, which the end of ``asyncio.run``
+        cancels; SQLAlchemy logs each connection whose closing is cancelled.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if (attached := self._loops.pop(loop, None)) is not None:
+            task = _Uncancelled(attached.closing.aclose(), loop=loop)
+            _closing_now.add(task)
+            task.add_done_callback(_closing_now.discard)
 
     async def _attached(self) -> _Attached:
         loop = asyncio.get_running_loop()

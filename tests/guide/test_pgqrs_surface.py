@@ -79,6 +79,38 @@ def test_a_script_that_closes_nothing_ends_without_a_word(database, scheme) -> N
     engine.dispose()
 
 
+DROPPED = """
+import asyncio, sys
+from pgqrs_sa import pgqrs
+
+async def install():
+    async with pgqrs.Admin(sys.argv[1]) as admin:
+        await admin.install()
+        await admin.create_queue("loops")
+
+async def drop(turns):
+    consumer = pgqrs.Consumer(sys.argv[1], "loops", "h", 1)
+    await consumer.dequeue()
+    del consumer                               # the loop ends while its pool is being closed
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+asyncio.run(install())
+for turns in range(6):
+    asyncio.run(drop(turns))
+"""
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+asyncpg"])
+def test_a_pool_that_is_being_closed_when_its_loop_ends_is_closed_without_a_word(
+    database, scheme
+) -> None:
+    dsn = database.dsn.replace("postgresql", scheme, 1)
+    command = [sys.executable, "-W", "error", "-c", DROPPED, dsn]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stderr, done.stdout, done.returncode) == ("", "", 0)
+
+
 def test_an_admin_keeps_nothing_of_event_loops_that_have_ended(prepare) -> None:
     admin = prepare("tasks")
     for _ in range(3):
