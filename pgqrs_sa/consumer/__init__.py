@@ -10,8 +10,8 @@
 ``leases``       the leases held, and when each is to be renewed
 ``state``        what the threads of a run share, and who writes it
 ``dispatcher``   leases and settles; ``leader``: which thread does that
-``renewer``      renews leases and ends calls that take too long, in a thread of its own, where
-                 ``maintenance`` sends the heartbeat and does the housekeeping
+``renewer``      renews leases and ends calls that take too long, in a thread of its own, which
+                 also sends the heartbeat and does the housekeeping
 ``connection``   the connections of both; ``store``: what they do in the database; ``retrying``:
                  which errors pass
 ``runtime``      one run, from its checks to its last settlement

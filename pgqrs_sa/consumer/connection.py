@@ -252,7 +252,8 @@ class ConsumerConnection:
             session = self._ready(connection, context)
             result = operation(Scope(session, context), *args, **kwargs)
             if self._isolation == "AUTOCOMMIT":  # each statement has committed by itself
-                commits.now(session)
+                if session.info:  # few operations leave a callback there
+                    commits.now(session)
                 return result
             session.commit()
             return result

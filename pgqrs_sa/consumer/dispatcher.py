@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, Protocol
@@ -66,6 +66,10 @@ class Dispatcher:
         state: Of the run.
         scheduler: What to lease, used in the leader alone.
         runtime: Starts what was leased.
+
+    Attributes:
+        lead_or_claim: Returns what a handler's thread may start, after leasing that in it if need
+            be: see `LeaderFollower.try_lead`.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Dispatcher:
         self._paused = False
         self._stop_waiting = threading.Event()  # no lease is worth waiting for any more
         self._leader = LeaderFollower(self, state.executor, self._stop_waiting)
+        self.lead_or_claim = self._leader.try_lead
         self._explained_at: dict[str, float] = {}
         self._waiting_until = 0.0
         self._in_flight: tuple[str, timedelta, float] | None = None  # a lease that is on its way
@@ -117,14 +122,6 @@ class Dispatcher:
             self._add_pending(invocation.handler, dispositions, now)
 
         self._leader.submit(note, quiet=quiet)
-
-    def lead_or_claim(self, claim: Callable[[], Invocation | None]) -> Invocation | None:
-        """Return what a handler's thread may start, after leasing that in it if need be.
-
-        Args:
-            claim: Returns what may be started, if there is something; without delay.
-        """
-        return self._leader.try_lead(claim)
 
     def settle(self, handler: Handler, dispositions: Sequence[Disposition]) -> None:
         """Settle deliveries whose call goes on: it took too long, or all stops."""
@@ -258,7 +255,7 @@ class Dispatcher:
 
     def _is_due(self, due: Sequence[_PendingSettlement], now: float) -> bool:
         """Whether to settle now, without a lease to share the commit with."""
-        if self._leases_now and self._scheduler.in_hand:
+        if due and self._leases_now and self._scheduler.in_hand:
             return any(pending.settle_by <= now for pending in due)
         return bool(due)
 

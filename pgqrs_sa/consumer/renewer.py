@@ -1,28 +1,35 @@
 """The thread that renews leases, ends the attempts that take too long, and runs the maintenance.
 
+The maintenance is the heartbeat in the consumer's row among the workers, and the housekeeping.
+
 It has a connection of its own and waits for nobody's lock, so that neither a long statement of
 the other thread nor a handler that holds its message locked delays the renewal of the others.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Sequence
 from datetime import timedelta
 
-from ..errors import HandlerTimeout
-from ..types import Outcome
+from .._core.lease import dead_letter_exhausted
+from .._core.scope import Scope
+from ..errors import HandlerTimeout, QueueNotFound, WorkerNotFound, WorkerNotReady
+from ..resources import Archived, Workers
+from ..resources.workers import heartbeat, register, set_status
+from ..types import Outcome, WorkerInfo
 from . import store
 from .connection import ConsumerConnection
 from .dispatcher import Dispatcher
 from .disposition import disposition_for_error
 from .leases import Lease
-from .maintenance import Maintenance
+from .retrying import is_transient, sqlstate, without_parameters
 from .state import ConsumerState
 
-__all__ = ["LeaseRenewer"]
+__all__ = ["LeaseRenewer", "Maintenance", "register_worker"]
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
@@ -124,3 +131,139 @@ class LeaseRenewer:
             disposition = disposition_for_error(lease.handler, lease.delivery, error)
             self._dispatcher.settle(lease.handler, [disposition])
             self._state.executor.abandon([lease])
+
+
+log = logging.getLogger("pgqrs_sa.consumer")
+
+_CHUNK = 1_000  # rows of the archive that one round of housekeeping deletes at most
+_WORKERS_KEPT = timedelta(days=7)
+_MIN_SILENCE = 60.0  # seconds without a heartbeat after which another worker may be taken for dead
+_DENIED = "42501"
+_LONGER = 5.0  # seconds by which the database may count more of them than this process
+
+
+class Maintenance:
+    """Sends the heartbeat of a consumer, and does its housekeeping.
+
+    Args:
+        connection: The renewer's, in whose thread this works.
+        state: Of the run.
+    """
+
+    def __init__(self, connection: ConsumerConnection, state: ConsumerState) -> None:
+        self._connection = connection
+        self._state = state
+        self._status = "ready"
+        now = time.monotonic()
+        self.heartbeat_at = now + state.config.heartbeat
+        # The first round comes soon, but not from all consumers of a deployment at once.
+        self._maintenance_at = now + (state.config.housekeeping or 0.0) * (id(self) % 97) / 97
+
+    def send_heartbeat(self) -> None:
+        """Tell the database that this consumer lives, when that is due; register again if dead."""
+        now = time.monotonic()
+        worker = self._state.context.worker
+        if now < self.heartbeat_at or worker is None:
+            return
+        self.heartbeat_at = now + self._state.config.heartbeat
+        try:
+            info = self._connection.run(
+                "a heartbeat",
+                self._state.context,
+                heartbeat,
+                worker,
+                len(self._state.lease_table.tokens()),
+            )
+        except (WorkerNotReady, WorkerNotFound) as error:
+            log.warning("taken for dead: %s", error, extra={"worker": worker})
+            self._state.mark_lost(self._state.lease_table.all())
+            info = register_worker(self._connection, self._state)
+        self._state.events.heartbeat(info)
+        if info.status != self._status:
+            self._status = info.status
+            log.info("worker %d is %s", worker, info.status, extra={"worker": worker})
+
+    def run_jobs(self) -> None:
+        """Do the housekeeping, when it is due."""
+        now, housekeeping = time.monotonic(), self._state.config.housekeeping
+        if housekeeping is None or now < self._maintenance_at:
+            return
+        self._maintenance_at = now + housekeeping
+        # Each in a transaction of its own: a consumer's role may do the first two alone.
+        for job in (self._reclaim, self._dead_letter_exhausted, self._prune, self._purge_workers):
+            try:
+                self._connection.transaction(self._state.context, job)
+            except Exception as error:
+                if not (is_transient(error) or sqlstate(error) == _DENIED):
+                    name = type(error).__name__
+                    log.warning("tidying up failed: %s", name, exc_info=without_parameters(error))
+                else:
+                    log.info("tidying up was not possible: %s", type(error).__name__)
+
+    def _reclaim(self, scope: Scope) -> None:
+        if store.try_housekeeping_lock(scope):
+            silence = max(_MIN_SILENCE, 6 * self._state.config.heartbeat)
+            Workers(scope).reclaim(silent_for=silence)
+
+    def _dead_letter_exhausted(self, scope: Scope) -> None:
+        if store.try_housekeeping_lock(scope):
+            for queue in self._state.lease_lengths:
+                with contextlib.suppress(QueueNotFound):  # the dispatcher says so
+                    dead_letter_exhausted(scope, queue, _CHUNK)
+
+    def _prune(self, scope: Scope) -> None:
+        if store.try_housekeeping_lock(scope):
+            Archived(scope).prune(limit=_CHUNK)
+
+    def _purge_workers(self, scope: Scope) -> None:
+        if store.try_housekeeping_lock(scope):
+            Workers(scope).purge(older_than=_WORKERS_KEPT)
+
+    def mark_stopped(self) -> None:
+        """Note in its row that this consumer has stopped."""
+        worker = self._state.context.worker
+        # Twice: the connection may have been lost since it was last used.
+        for _ in range(2 if worker is not None else 0):
+            try:
+                self._connection.run_once(self._state.context, set_status, worker or 0, "stopped")
+                break
+            except Exception as error:  # noqa: BLE001 - the row then shows its silence
+                log.info("worker %d was not noted as stopped: %s", worker, type(error).__name__)
+
+
+def register_worker(connection: ConsumerConnection, state: ConsumerState) -> WorkerInfo:
+    """Register this start of a process, or register again after it was taken for dead.
+
+    It is registered once, also when the reply was lost and it was asked for again.
+    """
+    context, name, version = state.context, state.config.name, state.config.version
+    queues = [handler.queue for handler in state.handlers]
+    began, tries = time.monotonic(), 0
+
+    def once(scope: Scope) -> WorkerInfo:
+        nonlocal tries
+        tries += 1
+        return register(scope, name, queues, None, None, None, version, leased=0)
+
+    info = connection.run("the registration", context, once)
+    if tries > 1:
+        span = timedelta(seconds=time.monotonic() - began + _LONGER)
+        connection.run("a look for doubles", context, _stop_namesakes, info, span)
+    state.registered(info)
+    return info
+
+
+def _stop_namesakes(scope: Scope, mine: WorkerInfo, span: timedelta) -> None:
+    """Stop the rows that an attempt to register has left whose reply was lost.
+
+    Nobody else has the process's number on this host, under its name and so shortly before.
+    """
+    for worker in Workers(scope).list(status="ready"):
+        same = (worker.name, worker.hostname, worker.pid, worker.queues) == (
+            mine.name,
+            mine.hostname,
+            mine.pid,
+            mine.queues,
+        )
+        if same and worker.id < mine.id and mine.started_at - worker.started_at < span:
+            set_status(scope, worker.id, "stopped")

@@ -26,9 +26,8 @@ from .connection import ConsumerConnection
 from .dispatcher import Dispatcher
 from .disposition import Disposition
 from .handlers import Invocation
-from .maintenance import register_worker
 from .options import check_database, refuse_autocommit
-from .renewer import LeaseRenewer
+from .renewer import LeaseRenewer, register_worker
 from .retrying import is_transient
 from .scheduler import Scheduler
 from .state import ConsumerState

@@ -84,7 +84,9 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
         with _signals(self._on_signal):
             await self.start(until_empty=until_empty)
             try:
-                while (run := self._run) and not (self._stop.is_set() or run.over):
+                while (run := self._run) and not self._stop.is_set():
+                    if run.runtime.over or run.executor.failure is not None:
+                        break
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._stop.wait(), 0.02 if until_empty else 0.1)
             except asyncio.CancelledError:
@@ -250,11 +252,6 @@ async def _done(task: asyncio.Future[Any], on_cancel: Callable[[], None]) -> boo
 class _Run(NamedTuple):
     runtime: Runtime
     executor: TaskExecutor
-
-    @property
-    def over(self) -> bool:
-        """True when there is nothing left to wait for."""
-        return self.runtime.over or self.executor.failure is not None
 
 
 class TaskExecutor:

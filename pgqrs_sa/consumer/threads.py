@@ -134,8 +134,9 @@ class Consumer(BaseConsumer[Session]):
         with _Signals(self._on_signal):
             self.start(until_empty=until_empty)
             look = 0.02 if until_empty else 0.1
-            while (run := self._run) and not (self._stop.wait(look) or self._signals or run.over):
-                pass
+            while (run := self._run) and not (self._stop.wait(look) or self._signals):
+                if run.runtime.over or run.executor.failure is not None:
+                    break
             return self._end()
 
     def start(self, *, until_empty: bool = False) -> None:
@@ -278,11 +279,6 @@ class _Signals:
 class _Run(NamedTuple):
     runtime: Runtime
     executor: ThreadExecutor
-
-    @property
-    def over(self) -> bool:
-        """True when there is nothing left to wait for."""
-        return self.runtime.over or self.executor.failure is not None
 
     def is_of(self, thread: threading.Thread) -> bool:
         """Return whether a thread is one of this run."""

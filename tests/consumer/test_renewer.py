@@ -16,12 +16,11 @@ import sqlalchemy as sa
 
 from pgqrs_sa import HandlerTimeout, WorkerInfo, WorkerNotFound
 from pgqrs_sa._core.scope import Context, Scope
-from pgqrs_sa.consumer import maintenance as maintaining
+from pgqrs_sa.consumer import renewer as renewing
 from pgqrs_sa.consumer import store
 from pgqrs_sa.consumer.leases import LeaseTable
-from pgqrs_sa.consumer.maintenance import Maintenance
 from pgqrs_sa.consumer.options import ConsumerConfig
-from pgqrs_sa.consumer.renewer import LeaseRenewer
+from pgqrs_sa.consumer.renewer import LeaseRenewer, Maintenance
 from pgqrs_sa.consumer.state import ConsumerState
 from pgqrs_sa.models import READY_MADE
 from pgqrs_sa.resources import Archived, Workers
@@ -73,7 +72,6 @@ class Scene:
         self.now = 1000.0
         clock = SimpleNamespace(monotonic=lambda: self.now)
         monkeypatch.setattr("pgqrs_sa.consumer.renewer.time", clock)
-        monkeypatch.setattr("pgqrs_sa.consumer.maintenance.time", clock)
         self.line = FakeLine()
         self.clock = clock.monotonic
         self.told: list[Any] = []
@@ -298,7 +296,7 @@ def test_only_who_tidies_up_now_does_the_jobs(scene, monkeypatch, ours):
 
     for module, name in (
         *((Workers, name) for name in ("reclaim", "purge")),
-        (maintaining, "dead_letter_exhausted"),
+        (renewing, "dead_letter_exhausted"),
         (Archived, "prune"),
     ):
         monkeypatch.setattr(module, name, noted(name))

@@ -86,9 +86,7 @@ GROUPS: Mapping[str, Group] = {
     ),
     "leases": Group(
         {
-            **dict.fromkeys(
-                (f"consumer/{name}" for name in ("leases", "renewer", "maintenance")), ()
-            ),
+            **dict.fromkeys((f"consumer/{name}" for name in ("leases", "renewer")), ()),
             "consumer/state": ("ConsumerState.registered", "ConsumerState.mark_lost"),
             **dict.fromkeys(("_core/lease", "consumer/store"), ()),
         },

@@ -35,7 +35,7 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
     ("consumer/renewer", "LeaseRenewer._end_overdue", "operand", "or: timedelta(0)"): (
         f"{_TYPES} Only a handler with a timeout is overdue."
     ),
-    ("consumer/maintenance", "Maintenance.mark_stopped", "operand", "or: 0"): (
+    ("consumer/renewer", "Maintenance.mark_stopped", "operand", "or: 0"): (
         f"{_TYPES} Without a worker the loop has no rounds."
     ),
     (
