@@ -129,7 +129,7 @@ class QueueService:
         Raises:
             SchemaVersionError: with the command that fixes it.
         """
-        migrations.check(self._scope.session, models=self._scope.models)
+        migrations.check(self._scope.session, models=self._scope.context.models)
 
     def orphans(self) -> dict[str, int]:
         """Count rows that refer to rows which are not there; in a sound database all are 0.

@@ -56,7 +56,7 @@ class _Encoded(NamedTuple):
 def one(scope: Scope, queue: str, item: Item) -> Receipt:
     """Insert one message, or find the live one that has its key."""
     validation.validate_queue_name(queue)
-    payload = encoded(scope.codec, item.payload)
+    payload = encoded(scope.context.codec, item.payload)
     delay, at = validation.validate_delay_or_at(item.delay, item.at)
     key = None if item.key is None else validation.validate_key(item.key)
     size = _size(payload)
@@ -70,7 +70,7 @@ def one(scope: Scope, queue: str, item: Item) -> Receipt:
         "headers": validation.headers_text(item.headers),
         "max_read_ct": _checked_attempts(item),
         "key": key,
-        "producer": scope.worker,
+        "producer": scope.context.worker,
     }
     values |= (channel := wakeup.channel(scope))
     statement = statements.one(scope.tables, keyed=key is not None, notify=bool(channel))
@@ -80,7 +80,7 @@ def one(scope: Scope, queue: str, item: Item) -> Receipt:
         row = scope.execute(statement, values, atomic=True).one_or_none()
         if row is not None:
             if not delay:
-                wakeup.mark_enqueued(scope.session, queue, scope.mapper)
+                wakeup.mark_enqueued(scope.session, queue, scope.context.mapper)
             return Receipt(row.id, row.vt)
         if key is not None and (found := _live(scope, queue, [key])):
             return found[key]
@@ -123,19 +123,19 @@ def from_query(scope: Scope, queue: str, query: SelectBase) -> int:
     """Insert what a query returns, without a row passing through Python; return how many."""
     validation.validate_queue_name(queue)
     _check_columns(query)
-    sessions.refuse_foreign_tables(scope.session, scope.mapper, query)
+    sessions.refuse_foreign_tables(scope.session, scope.context.mapper, query)
     if scope.context.create_queues:
         _limit(scope, queue)
     channel = wakeup.channel(scope)
     statement = statements.from_select(scope.tables, query, notify=bool(channel))
-    values = {"queue": queue, "producer": scope.worker, **channel}
+    values = {"queue": queue, "producer": scope.context.worker, **channel}
     result: Any = scope.execute(statement, values, atomic=True)
     inserted: int = result.one().inserted if channel else result.rowcount
     if inserted == 0:
         limit = _limit(scope, queue)
         check_size(queue, scope.execute(statements.largest(query)).scalar_one(), limit)
     else:
-        wakeup.mark_enqueued(scope.session, queue, scope.mapper)
+        wakeup.mark_enqueued(scope.session, queue, scope.context.mapper)
     return inserted
 
 
@@ -300,7 +300,7 @@ class _Batch:
         None where each statement commits by itself, or when none is needed.
         """
         self.scope.session._autoflush()  # noqa: SLF001 - what is pending must not go back with it
-        where = {"mapper": self.scope.mapper, "clause": statement}
+        where = {"mapper": self.scope.context.mapper, "clause": statement}
         connection = sessions.connect(self.scope.session, where)
         if not needed or sessions.is_autocommit(connection):
             yield None
@@ -338,7 +338,7 @@ class _Batch:
             "queue": self.queue,
             "items": items,
             "size": self.largest,
-            "producer": self.scope.worker,
+            "producer": self.scope.context.worker,
             **self.channel,
             **more,
         }
@@ -347,7 +347,7 @@ class _Batch:
     def _note(self, *, delayed: bool) -> None:
         """Wake consumers of this process, once it is committed, for what is visible."""
         if not delayed:
-            wakeup.mark_enqueued(self.scope.session, self.queue, self.scope.mapper)
+            wakeup.mark_enqueued(self.scope.session, self.queue, self.scope.context.mapper)
 
 
 def _rows_vanish(queue: str, taken: str = f"no message in {_TRIES} tries") -> PgqrsError:

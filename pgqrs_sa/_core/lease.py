@@ -48,7 +48,7 @@ def dequeue(
     where: Criteria,
 ) -> list[Delivery]:
     """Lease up to ``limit`` visible messages and count the attempt."""
-    holder = scope.worker if worker is None else validation.validate_worker_id(worker)
+    holder = scope.context.worker if worker is None else validation.validate_worker_id(worker)
     criteria = criteria_on(where, scope.tables.message)
     validation.validate_queue_name(queue)
     values = {
@@ -84,7 +84,7 @@ def _leased(
     else:
         statement = statements.dequeue(scope.tables, by_worker=by_worker)
         rows = _lease_from_cursor(scope, statement, values)
-    sync_loaded(scope.session, scope.models.message, rows, MOVED)
+    sync_loaded(scope.session, scope.context.models.message, rows, MOVED)
     return decodable(scope, deliveries(scope.context, queue, rows, values["worker"]))
 
 
@@ -163,5 +163,5 @@ def dead_letter_exhausted(scope: Scope, queue: str, limit: int) -> int:
     ids = scope.execute(archive.dead_letter_exhausted(scope.tables), values).scalars().all()
     if not ids:
         get_queue(scope, queue)
-    expire_deleted(scope.session, scope.models.message, ids)
+    expire_deleted(scope.session, scope.context.models.message, ids)
     return len(ids)

@@ -43,7 +43,7 @@ def execute_on(
     row = scope.execute(statement, values or {"queue": name}).one_or_none()
     if row is None:
         raise queue_not_found(scope, name)
-    sync_loaded(scope.session, scope.models.queue, [row], row._fields)
+    sync_loaded(scope.session, scope.context.models.queue, [row], row._fields)
     return info(row)
 
 

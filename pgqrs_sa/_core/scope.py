@@ -109,29 +109,9 @@ class Scope:
     context: Context
 
     @property
-    def models(self) -> Models:
-        """The four classes."""
-        return self.context.models
-
-    @property
     def tables(self) -> Tables:
-        """Their tables."""
+        """The tables of the four classes, which every statement is about."""
         return self.context.tables
-
-    @property
-    def mapper(self) -> Mapper[Any]:
-        """Tells a session with several binds which of them has our tables."""
-        return self.context.mapper
-
-    @property
-    def codec(self) -> Codec:
-        """Turns payloads into JSON text and back."""
-        return self.context.codec
-
-    @property
-    def worker(self) -> int | None:
-        """The registered worker that enqueues and leases, or None."""
-        return self.context.worker
 
     def represented(self, cls: type[Any]) -> str:
         """Return how a service of this class is shown."""

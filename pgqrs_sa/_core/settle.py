@@ -74,7 +74,7 @@ def delete(scope: Scope, deliveries: Iterable[Delivery], strict: bool) -> list[b
     values = fence(held, required=_required(held, strict))
     rows = scope.execute(statements.delete(scope.tables), values).all()
     gone = {row.id for row in rows}
-    expire_deleted(scope.session, scope.models.message, gone)
+    expire_deleted(scope.session, scope.context.models.message, gone)
     return _outcome(scope, held, gone, strict)
 
 
@@ -209,7 +209,7 @@ def _move(
     statement = statements.archive(scope.tables, with_reason=bool(why), skip_locked=how.skip_locked)
     rows = scope.execute(statement, values).all()
     gone = {row.id for row in rows}
-    expire_deleted(scope.session, scope.models.message, gone)
+    expire_deleted(scope.session, scope.context.models.message, gone)
     return _outcome(scope, held, gone, how.strict)
 
 
@@ -243,7 +243,7 @@ def fence(held: Sequence[Delivery], **values: Any) -> dict[str, Any]:
 def _moved(scope: Scope, statement: Executable, values: dict[str, Any]) -> dict[int, datetime]:
     """Run an update of live messages, and return their new times by id."""
     rows = scope.execute(statement, values).all()
-    sync_loaded(scope.session, scope.models.message, rows, MOVED)
+    sync_loaded(scope.session, scope.context.models.message, rows, MOVED)
     return {row.id: row.vt for row in rows}
 
 

@@ -57,7 +57,7 @@ def within(scope: Scope, timeout: float | timedelta | None) -> Iterator[None]:
         )
     longest = span.total_seconds()
     scope.session._autoflush()  # noqa: SLF001 - what is pending must not be rolled back with the limit
-    connection = scope.session.connection(bind_arguments={"mapper": scope.mapper})
+    connection = scope.session.connection(bind_arguments={"mapper": scope.context.mapper})
     if sessions.is_autocommit(connection):
         raise InvalidArgument("timeout needs a transaction, and this connection is in AUTOCOMMIT")
     savepoint = connection.begin_nested()

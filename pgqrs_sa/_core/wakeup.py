@@ -136,7 +136,7 @@ def channel(scope: Scope) -> dict[str, str]:
     """Return the further parameters of a statement that notifies; empty if none is to be sent."""
     if not (scope.context.notify or scope.session.info.get(NOTIFY)):
         return {}
-    connection = sessions.connect(scope.session, {"mapper": scope.mapper})
+    connection = sessions.connect(scope.session, {"mapper": scope.context.mapper})
     return channel_on(connection, scope.tables.message)
 
 
@@ -159,4 +159,4 @@ def announce(scope: Scope, ids: Sequence[int]) -> None:
     queue, message, _, worker = scope.tables
     statement = statements.visible(queue, message, worker, notify=bool(to))
     for name in scope.execute(statement, {"ids": list(ids), **to}).scalars():
-        mark_enqueued(scope.session, name, scope.mapper)
+        mark_enqueued(scope.session, name, scope.context.mapper)

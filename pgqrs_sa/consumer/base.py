@@ -72,7 +72,7 @@ class BaseConsumer(ABC, Generic[_S]):
     @property
     def handlers(self) -> tuple[Handler, ...]:
         """The handlers, in the order of their registration."""
-        return tuple(self._handlers)
+        return tuple(self._handlers.by_queue.values())
 
     @property
     def declared_queues(self) -> tuple[DeclaredQueue, ...]:
@@ -206,9 +206,7 @@ class BaseConsumer(ABC, Generic[_S]):
 
     def _connections_needed(self) -> int:
         """How many sessions of handlers may be open at a time."""
-        wanted = sum(
-            handler.concurrency for handler in self._handlers if handler.call.needs_session
-        )
+        wanted = sum(handler.concurrency for handler in self.handlers if handler.call.needs_session)
         return min(self._config.concurrency, wanted)
 
 

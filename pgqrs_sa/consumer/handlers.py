@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import count
@@ -96,45 +96,42 @@ class Handlers:
         concurrency: The default of ``on(concurrency=...)``.
         retry: The default of ``on(retry=...)``.
         asynchronous: Whether handlers are coroutine functions, or plain ones.
+
+    Attributes:
+        by_queue: The handlers by the names of their queues, in the order of their registration.
     """
 
     def __init__(self, concurrency: int, retry: Retry, *, asynchronous: bool) -> None:
         self._concurrency = concurrency
         self._retry = retry
         self._asynchronous = asynchronous
-        self._by_queue: dict[str, Handler] = {}
+        self.by_queue: dict[str, Handler] = {}
         self._as_many: set[str] = set()  # of the consumer's concurrency, whatever that becomes
-
-    def __iter__(self) -> Iterator[Handler]:
-        return iter(self._by_queue.values())
-
-    def __len__(self) -> int:
-        return len(self._by_queue)
 
     def get(self, queue: str) -> Handler:
         """Return the handler of a queue, or raise `InvalidArgument`."""
-        if queue not in self._by_queue:
-            known = ", ".join(map(repr, self._by_queue)) or "none"
+        if queue not in self.by_queue:
+            known = ", ".join(map(repr, self.by_queue)) or "none"
             raise InvalidArgument(f"no handler is for the queue {queue!r}; there are: {known}")
-        return self._by_queue[queue]
+        return self.by_queue[queue]
 
     def only(self, queues: Sequence[str]) -> None:
         """Keep the handlers of these queues, and forget the others."""
-        self._by_queue = {queue: self.get(queue) for queue in queues}
+        self.by_queue = {queue: self.get(queue) for queue in queues}
 
     def run_as_many(self, concurrency: int) -> None:
         """Change the concurrency of those that have no number of their own."""
         self._concurrency = concurrency
-        for queue in self._as_many & self._by_queue.keys():
-            self._by_queue[queue] = replace(self._by_queue[queue], concurrency=concurrency)
+        for queue in self._as_many & self.by_queue.keys():
+            self.by_queue[queue] = replace(self.by_queue[queue], concurrency=concurrency)
 
     def add(self, queue: str, function: _F, **options: Unpack[HandlerOptions]) -> _F:
         """Register a handler; see `Consumer.on`."""
         given: dict[str, Any] = {**HANDLER_DEFAULTS, **options}
         validation.validate_queue_name(queue)
-        if queue in self._by_queue:
+        if queue in self.by_queue:
             raise InvalidArgument(
-                f"the queue {queue!r} has a handler already: {self._by_queue[queue].name}"
+                f"the queue {queue!r} has a handler already: {self.by_queue[queue].name}"
             )
         if (acknowledge := given["acknowledge"]) not in get_args(Acknowledge):
             raise InvalidArgument(
@@ -155,7 +152,7 @@ class Handlers:
             raise InvalidArgument(f"{function!r} is a handler for {wanted}, not for this consumer")
         if given["concurrency"] is None:
             self._as_many.add(queue)
-        self._by_queue[queue] = Handler(
+        self.by_queue[queue] = Handler(
             queue=queue,
             call=call,
             lease=_duration(given["lease"], "lease"),

@@ -71,7 +71,7 @@ def begin(
     Raises:
         AutocommitSession: what the handler writes would not be rolled back.
     """
-    connection = sessions.connect(scope.session, {"mapper": scope.mapper})
+    connection = sessions.connect(scope.session, {"mapper": scope.context.mapper})
     if sessions.is_autocommit(connection):
         refuse_autocommit([invocation.handler])
     transaction.use(connection)

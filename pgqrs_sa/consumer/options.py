@@ -273,7 +273,7 @@ def check_database(
     if not handlers:
         raise InvalidArgument("this consumer has no handler: decorate one with @consumer.on(queue)")
     store.server_info(scope)
-    migrations.check(scope.session, models=scope.models)
+    migrations.check(scope.session, models=scope.context.models)
     missing = _synchronized(scope, declared, create=create)
     leases = {}
     for handler in handlers:

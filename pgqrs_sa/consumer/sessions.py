@@ -129,7 +129,7 @@ def engine_of(scope: Scope) -> Engine:
         InvalidArgument: a session that uses several databases for a statement, one bound to a
             connection, or not to PostgreSQL.
     """
-    bind = sessions.bind_of(scope.session, scope.mapper)
+    bind = sessions.bind_of(scope.session, scope.context.mapper)
     if isinstance(bind, Connection):
         raise InvalidArgument(
             "the sessionmaker is bound to one connection: a consumer needs an engine, with a "
@@ -143,7 +143,7 @@ def refuse_elsewhere(scope: Scope, engine: Engine) -> None:
     """Raise when the session of a call is not of the database that the message was leased in."""
     if scope.session.bind is engine and sessions.is_plain(scope.session):
         return
-    theirs = sessions.bind_of(scope.session, scope.mapper).engine
+    theirs = sessions.bind_of(scope.session, scope.context.mapper).engine
     if theirs.pool is not engine.pool and theirs.url != engine.url:
         raise InvalidArgument(
             "the sessionmaker has made a session of another database than the consumer leases "

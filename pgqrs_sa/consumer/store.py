@@ -106,24 +106,25 @@ def settle_and_lease(
     attempts: int | None,
 ) -> SettledAndLeased:
     """Archive what is done, and lease up to ``limit`` messages of a queue, in one statement."""
+    context = scope.context
     values = {
         **settle.fence(done),
         "queue": queue,
         "limit": limit,
         "lease": lease,
-        "worker": scope.worker,
+        "worker": context.worker,
         "attempts": attempts,
     }
-    statement = statements.settle_and_lease(scope.tables)
+    statement = statements.settle_and_lease(context.tables)
     taking = cursors.CursorUse(scope, statement, values)
     rows = scope.execute(statement, values | taking.binds()).all()
     taken = in_order(row for row in rows if row.id is not None)
     (settled,) = (row.settled for row in rows if row.id is None)
     if not taking.record(taken):
-        beginning = leasing.dequeue(scope.tables, by_worker=True)
+        beginning = leasing.dequeue(context.tables, by_worker=True)
         taken = in_order(scope.execute(beginning, values | taking.binds()))
         taking.record(taken)
-    found = deliveries_of(scope.context, queue, taken, scope.worker)
+    found = deliveries_of(context, queue, taken, context.worker)
     return SettledAndLeased(frozenset(settled or ()), *decodable(scope, found))
 
 
@@ -161,7 +162,7 @@ def _status(delivery: Delivery, rows: Iterable[Any]) -> SettledStatus:
 
 def check_queues(scope: Scope, queues: Sequence[str]) -> QueueCheck:
     """Return which of these queues have something for this worker, in one statement."""
-    values = {"queues": list(queues), "worker": scope.worker}
+    values = {"queues": list(queues), "worker": scope.context.worker}
     found: dict[str, set[str]] = {"ready": set(), "exhausted": set(), "missing": set()}
     for row in scope.execute(statements.check_queues(scope.tables), values):
         found[row.found].add(row.queue)

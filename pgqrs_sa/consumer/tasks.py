@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -267,6 +268,7 @@ class TaskExecutor:
         self._sessionmaker = sessionmaker
         self._call_context = call_context
         self.engine = engine
+        self.connector = partial(AsyncConnector, engine)
         self._loop = loop
         self._context = copy_context()  # of whoever starts the consumer: each call gets a copy
         self._by_attempt: dict[tuple[int, int], asyncio.Task[bool]] = {}
@@ -274,10 +276,6 @@ class TaskExecutor:
         self.running: set[asyncio.Task[bool]] = set()
         self.failure: BaseException | None = None
         self._asked_at: float | None = None  # when the loop was asked whether it runs
-
-    def connector(self) -> AsyncConnector:
-        """See `Executor`."""
-        return AsyncConnector(self.engine)
 
     def submit(self, count: int) -> None:
         """See `Executor`. Called from the dispatcher's thread."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from datetime import timedelta
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -293,6 +294,7 @@ class ThreadExecutor:
     ) -> None:
         self._sessionmaker = sessionmaker
         self.engine = engine
+        self.connector = partial(SyncConnector, engine)
         self._call_context = call_context
         self._context = copy_context()  # of whoever starts the consumer: each call gets a copy
         self._work_ready = threading.Condition()
@@ -323,10 +325,6 @@ class ThreadExecutor:
     def is_of(self, thread: threading.Thread) -> bool:
         """Return whether a thread is one of these."""
         return thread in self._threads
-
-    def connector(self) -> SyncConnector:
-        """See `Executor`."""
-        return SyncConnector(self.engine)
 
     def submit(self, count: int) -> None:
         """See `Executor`: a free thread wakes, and works until there is nothing to start."""

@@ -106,7 +106,7 @@ def expected(scope: Scope, *, exact: bool) -> dict[str, Table]:
     """Return the four tables as they should be; ``exact`` needs temporary tables."""
     if not exact:
         return {name: _declared(table) for name, table in TABLES.items()}
-    connection = sessions.connect(scope.session, {"mapper": scope.mapper})
+    connection = sessions.connect(scope.session, {"mapper": scope.context.mapper})
     savepoint = connection.begin_nested()
     try:
         _METADATA.create_all(connection, checkfirst=False)

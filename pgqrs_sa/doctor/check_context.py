@@ -48,7 +48,7 @@ class CheckContext:
     @classmethod
     def of(cls, scope: Scope, thresholds: Thresholds) -> CheckContext:
         """Return the context for the database of a session."""
-        connection = sessions.connect(scope.session, {"mapper": scope.mapper})
+        connection = sessions.connect(scope.session, {"mapper": scope.context.mapper})
         declared = scope.tables.queue
         mapped = connection.get_execution_options().get("schema_translate_map") or {}
         schema: str | None = mapped.get(declared.schema, declared.schema)

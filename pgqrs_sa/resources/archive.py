@@ -136,7 +136,7 @@ class Archived(Reading):
         original = self._originals(wanted)
         moved = {row.id: Receipt(row.id, row.vt) for row in self._moved(values)}
         scope = self._scope
-        expire_deleted(scope.session, scope.models.archived, wanted if moved else ())
+        expire_deleted(scope.session, scope.context.models.archived, wanted if moved else ())
         announce(scope, list(moved))
         if not moved:
             # Since then one was taken from the archive, or its key came alive; or two share a key.
@@ -151,7 +151,7 @@ class Archived(Reading):
             return 0
         scope = self._scope
         gone = scope.execute(statements.delete(scope.tables), {"ids": listed}).scalars().all()
-        expire_deleted(scope.session, scope.models.archived, gone)
+        expire_deleted(scope.session, scope.context.models.archived, gone)
         return len(gone)
 
     def prune(
@@ -181,7 +181,7 @@ class Archived(Reading):
             scope.tables, one_queue=queue is not None, by_retention=older_than is None
         )
         result: Any = scope.execute(statement, values)
-        expire_all_deleted(scope.session, scope.models.archived)
+        expire_all_deleted(scope.session, scope.context.models.archived)
         return int(result.rowcount)
 
     def _matching(
@@ -207,7 +207,7 @@ class Archived(Reading):
         for it, and fails if it commits. The next try sees the key, and moves nothing.
         """
         scope = self._scope
-        connection = sessions.connect(scope.session, {"mapper": scope.mapper})
+        connection = sessions.connect(scope.session, {"mapper": scope.context.mapper})
         alone = sessions.is_autocommit(connection)
         for tried in range(1, _TRIES + 1):
             try:

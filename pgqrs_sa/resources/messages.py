@@ -67,7 +67,7 @@ class Reading(Resource):
             "limit": validation.validate_limit(limit),
         }
         if payload is not None:
-            values["contains"] = encoded(self._scope.codec, payload)
+            values["contains"] = encoded(self._scope.context.codec, payload)
         if queue is not None:
             values["queue_id"] = get_queue(self._scope, queue).id
         return values
@@ -93,7 +93,7 @@ class Reading(Resource):
             unread = PayloadError("payload", f"of message {row.id} was not read: content=False")
             hidden = dict.fromkeys(("headers", "key", "last_error"))
             return {"text": "", "decoded": unread, "content": False, **hidden}
-        payload, headers = decoded(self._scope.codec, row.id, row.payload, row.headers)
+        payload, headers = decoded(self._scope.context.codec, row.id, row.payload, row.headers)
         return {
             "text": row.payload,
             "decoded": payload,
@@ -226,7 +226,7 @@ class Messages(Reading):
         validation.validate_id(id)
         scope, values = self._scope, {"ids": [id], "reason": _text(reason)}
         row = scope.execute(changes.cancel(scope.tables), values).one_or_none()
-        expire_deleted(scope.session, scope.models.message, [] if row is None else [id])
+        expire_deleted(scope.session, scope.context.models.message, [] if row is None else [id])
         return row is not None
 
     def cancel_where(
@@ -258,12 +258,12 @@ class Messages(Reading):
         by_payload = payload is not None
         values = {"queue": queue, "reason": _text(reason)}
         if by_payload:
-            values["contains"] = encoded(scope.codec, payload)
+            values["contains"] = encoded(scope.context.codec, payload)
         statement = changes.cancel_where(scope.tables, criteria, by_payload=by_payload)
         ids = scope.execute(statement, values).scalars().all()
         if not ids and not scope.execute(queues.get(scope.tables), {"queue": queue}).all():
             raise queue_not_found(scope, queue)
-        expire_deleted(scope.session, scope.models.message, ids)
+        expire_deleted(scope.session, scope.context.models.message, ids)
         return len(ids)
 
     def reschedule(
@@ -289,7 +289,7 @@ class Messages(Reading):
         row = scope.execute(changes.reschedule(scope.tables), values).one_or_none()
         if row is None:
             raise self._refusal(id)
-        sync_loaded(scope.session, scope.models.message, [row], MOVED)
+        sync_loaded(scope.session, scope.context.models.message, [row], MOVED)
         announce(scope, [row.id])
         return Receipt(row.id, row.vt)
 

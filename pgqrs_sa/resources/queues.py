@@ -122,7 +122,7 @@ class Queues(Resource):
         """Let messages be leased again."""
         scope = self._scope
         found = execute_on(scope, statements.resume(scope.tables), name)
-        wakeup.mark_enqueued(scope.session, name, scope.mapper)
+        wakeup.mark_enqueued(scope.session, name, scope.context.mapper)
         return found
 
     def purge(
@@ -170,7 +170,7 @@ class Queues(Resource):
             values |= _read(tokens)
         get(scope, name)
         result: Any = scope.execute(statement, values)
-        expire_all_deleted(scope.session, scope.models.message)
+        expire_all_deleted(scope.session, scope.context.models.message)
         return int(result.rowcount)
 
     def delete(self, name: str, *, force: bool = False) -> None:
@@ -205,9 +205,9 @@ class Queues(Resource):
         elif not scope.execute(statements.is_empty(scope.tables), values).scalar_one():
             self.purge(name)
             scope.execute(statements.delete_history(scope.tables), values)
-            expire_all_deleted(scope.session, scope.models.archived)
+            expire_all_deleted(scope.session, scope.context.models.archived)
         gone = scope.execute(statements.delete(scope.tables), values).scalars().all()
-        expire_deleted(scope.session, scope.models.queue, gone)
+        expire_deleted(scope.session, scope.context.models.queue, gone)
 
     def _refuse_unless_empty(self, name: str) -> None:
         scope, values = self._scope, {"queue": name}

@@ -133,7 +133,7 @@ class Workers(Resource):
             scope.tables, in_queue=queue is not None, holding=holding
         )
         rows = scope.execute(statement, values).all()
-        sync_loaded(scope.session, scope.models.worker, rows, ("status", "shutdown_at"))
+        sync_loaded(scope.session, scope.context.models.worker, rows, ("status", "shutdown_at"))
         return self._release([row.id for row in rows])
 
     def release_leases(self, id: int) -> int:
@@ -150,7 +150,7 @@ class Workers(Resource):
         gone = scope.execute(statements.delete(scope.tables), {"worker_id": id}).scalars().all()
         if not gone:
             raise WorkerInUse(id, info.status)
-        expire_deleted(scope.session, scope.models.worker, gone)
+        expire_deleted(scope.session, scope.context.models.worker, gone)
 
     def purge(self, *, older_than: Seconds) -> int:
         """Delete the rows of workers that stopped long ago and hold nothing.
@@ -164,7 +164,7 @@ class Workers(Resource):
         scope = self._scope
         values = {"older_than": validation.validate_age(older_than, "older_than")}
         result: Any = scope.execute(statements.purge(scope.tables), values)
-        expire_all_deleted(scope.session, scope.models.worker)
+        expire_all_deleted(scope.session, scope.context.models.worker)
         return int(result.rowcount)
 
     def _release(self, ids: builtins.list[int]) -> int:
@@ -172,7 +172,7 @@ class Workers(Resource):
             return 0
         scope = self._scope
         rows = scope.execute(statements.release_leases(scope.tables), {"ids": ids}).all()
-        sync_loaded(scope.session, scope.models.message, rows, MOVED)
+        sync_loaded(scope.session, scope.context.models.message, rows, MOVED)
         announce(scope, [row.id for row in rows])
         return len(rows)
 
@@ -223,7 +223,7 @@ def _changed(scope: Scope, statement: Executable, id: int, **values: Any) -> Wor
     row = scope.execute(statement, values).one_or_none()
     if row is None:
         raise WorkerNotReady(id, Workers(scope).get(id).status)
-    sync_loaded(scope.session, scope.models.worker, [row], row._fields)
+    sync_loaded(scope.session, scope.context.models.worker, [row], row._fields)
     return _info(row)
 
 

@@ -88,7 +88,7 @@ def shift(scope: Scope, length: timedelta, queues: Sequence[str] | None) -> int:
         values["queues"] = list(queues)
     rows = scope.execute(statement, values).all()
     cursors.reset()  # the cursors of dequeues are not valid any more
-    sync_loaded(scope.session, scope.models.message, rows, MOVED)
+    sync_loaded(scope.session, scope.context.models.message, rows, MOVED)
     return len(rows)
 
 

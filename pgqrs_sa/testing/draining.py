@@ -244,7 +244,7 @@ class _Drain:
         }
         statement = statements.dequeue(self._scope.tables, by_worker=False)
         rows = in_order(self._scope.execute(statement, values))
-        sync_loaded(self._scope.session, self._scope.models.message, rows, MOVED)
+        sync_loaded(self._scope.session, self._scope.context.models.message, rows, MOVED)
         found = deliveries(self._scope.context, handler.queue, rows, None)
         return decodable(self._scope, found)
 
@@ -301,7 +301,7 @@ class _Drain:
         # A consumer's own session has no objects, but the session of a test may.
         expire_deleted(
             self._scope.session,
-            self._scope.models.message,
+            self._scope.context.models.message,
             [disposition.delivery.id for disposition in due],
         )
         for disposition in dispositions:

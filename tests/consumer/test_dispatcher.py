@@ -130,7 +130,7 @@ class Office:
             """Never called."""
 
         handlers.add("mail", work, prefetch=prefetch)
-        (self.handler,) = handlers
+        (self.handler,) = handlers.by_queue.values()
         config = ConsumerConfig.validated(
             name="w",
             concurrency=concurrency,

@@ -76,7 +76,7 @@ def by_bulk_insert(service: QueueService, given: Given) -> None:
     row = {
         "queue_id": service.queues.get("mail").id,
         "payload": given.payload,
-        "producer_worker_id": service._scope.worker,
+        "producer_worker_id": service._scope.context.worker,
         **given.attributes,
     }
     service.session.execute(insert(Message), [row])
@@ -86,7 +86,7 @@ def by_adding(service: QueueService, given: Given, *, how: str = "add") -> None:
     message = Message(
         queue_name="mail",
         payload=given.payload,
-        producer_worker_id=service._scope.worker,
+        producer_worker_id=service._scope.context.worker,
         **given.attributes,
     )
     if how == "add":

@@ -13,7 +13,7 @@ def handlers(*wanted, concurrency=4):
     made = Handlers(concurrency, Retry(), asynchronous=False)
     for number, options in enumerate(wanted):
         made.add(f"q{number}", lambda payload: None, **options)
-    return list(made)
+    return list(made.by_queue.values())
 
 
 def delivery(id_, read_ct=1):
