@@ -17,7 +17,7 @@ from contextvars import copy_context
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
@@ -69,7 +69,7 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
     _asynchronous = True
 
     def _prepare(self) -> None:
-        self._run: _Run | None = None
+        self._run: TaskExecutor | None = None
         self._ending: asyncio.Task[RunResult] | None = None
         self._outcome = RunResult()
         self._stop = asyncio.Event()
@@ -86,7 +86,7 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
             await self.start(until_empty=until_empty)
             try:
                 while (run := self._run) and not self._stop.is_set():
-                    if run.runtime.over or run.executor.failure is not None:
+                    if run.runtime.over or run.failure is not None:
                         break
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._stop.wait(), 0.02 if until_empty else 0.1)
@@ -126,7 +126,7 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
         """See `Consumer.stop`."""
         self._stop.set()
         run = self._run
-        if run is not None and asyncio.current_task() in run.executor.running:
+        if run is not None and asyncio.current_task() in run.running:
             run.runtime.drain()
             return 0
         return await self._end()
@@ -150,7 +150,7 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
     def _engine(self) -> AsyncEngine:
         return AsyncEngine(self._engine_of_sessions())
 
-    async def _make_run(self, *, until_empty: bool) -> _Run:
+    async def _make_run(self, *, until_empty: bool) -> TaskExecutor:
         await check_scopes_of_tasks(self._registry, self._config.call_context)
         engine = self._engine()
         self._refuse_autocommit()
@@ -166,7 +166,7 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
             self._config, self.handlers, executor, until_empty=until_empty, grace=_GRACE
         )
         executor.runtime = Runtime(state)
-        return _Run(executor.runtime, executor)
+        return executor
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
@@ -193,16 +193,16 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
             raise asyncio.CancelledError
         return self._outcome.code()
 
-    async def _run_ended(self, run: _Run) -> RunResult:
-        runtime, executor = run
+    async def _run_ended(self, run: TaskExecutor) -> RunResult:
+        runtime = run.runtime
         runtime.drain()
         finished = await self._wait_for_run(run, self._config.drain_timeout)
         if not finished:
-            await executor.cancel_all(_CANCELLED)
+            await run.cancel_all(_CANCELLED)
         clean = await asyncio.to_thread(runtime.close, self._now.is_set)
-        return RunResult(clean and finished, executor.failure or runtime.fatal)
+        return RunResult(clean and finished, run.failure or runtime.fatal)
 
-    async def _wait_for_run(self, run: _Run, seconds: float) -> bool:
+    async def _wait_for_run(self, run: TaskExecutor, seconds: float) -> bool:
         """Wait for the running handlers, unless somebody is in a hurry; True when all ended."""
         end = time.monotonic() + seconds
         hurry = asyncio.ensure_future(self._now.wait())
@@ -210,12 +210,12 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
             if (left := end - time.monotonic()) <= 0:
                 break
             await asyncio.wait(
-                {hurry, *run.executor.here()},
+                {hurry, *run.here()},
                 timeout=min(left, 0.05),
                 return_when=asyncio.FIRST_COMPLETED,
             )
         hurry.cancel()
-        return run.runtime.idle or not run.executor.running
+        return run.runtime.idle or not run.running
 
 
 @contextlib.contextmanager
@@ -248,11 +248,6 @@ async def _done(task: asyncio.Future[Any], on_cancel: Callable[[], None]) -> boo
             cancelled = True
             on_cancel()
     return cancelled
-
-
-class _Run(NamedTuple):
-    runtime: Runtime
-    executor: TaskExecutor
 
 
 class TaskExecutor:

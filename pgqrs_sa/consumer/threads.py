@@ -10,7 +10,7 @@ from contextvars import copy_context
 from datetime import timedelta
 from functools import partial
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -89,7 +89,7 @@ class Consumer(BaseConsumer[Session]):
     """
 
     def _prepare(self) -> None:
-        self._run: _Run | None = None
+        self._run: ThreadExecutor | None = None
         self._outcome = RunResult()
         self._ending = threading.Lock()
         self._stop = threading.Event()
@@ -136,7 +136,7 @@ class Consumer(BaseConsumer[Session]):
             self.start(until_empty=until_empty)
             look = 0.02 if until_empty else 0.1
             while (run := self._run) and not (self._stop.wait(look) or self._signals):
-                if run.runtime.over or run.executor.failure is not None:
+                if run.runtime.over or run.failure is not None:
                     break
             return self._end()
 
@@ -154,12 +154,12 @@ class Consumer(BaseConsumer[Session]):
         self._check_pool(engine)
         run = self._make_run(engine, until_empty=until_empty)
         if self._begun(run):
-            run.executor.start(
+            run.start(
                 min(self._config.concurrency, sum(handler.concurrency for handler in self.handlers))
             )
             self._run = run
 
-    def _begun(self, run: _Run) -> bool:
+    def _begun(self, run: ThreadExecutor) -> bool:
         """Start a run; False when told to stop before that was done."""
         start = Startup(run.runtime)
         try:
@@ -187,8 +187,8 @@ class Consumer(BaseConsumer[Session]):
             As `run`.
         """
         self._stop.set()
-        run = self._run
-        if run is not None and run.is_of(threading.current_thread()):
+        run, here = self._run, threading.current_thread()
+        if run is not None and (run.is_of(here) or run.runtime.is_of(here)):
             run.runtime.drain()
             return 0
         return self._end()
@@ -217,7 +217,7 @@ class Consumer(BaseConsumer[Session]):
         why = f"{needed} for handlers that run at the same time, {_OWN_CONNECTIONS} of its own"
         check_pool(engine.pool, needed + _OWN_CONNECTIONS, why)
 
-    def _make_run(self, engine: Engine, *, until_empty: bool) -> _Run:
+    def _make_run(self, engine: Engine, *, until_empty: bool) -> ThreadExecutor:
         self._refuse_autocommit()
         executor = ThreadExecutor(
             self._sessionmaker, engine, call_context_of(self._config.call_context)
@@ -226,7 +226,7 @@ class Consumer(BaseConsumer[Session]):
             self._config, self.handlers, executor, until_empty=until_empty, grace=0.0
         )
         executor.runtime = Runtime(state)
-        return _Run(executor.runtime, executor)
+        return executor
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._signals += 1
@@ -243,7 +243,7 @@ class Consumer(BaseConsumer[Session]):
             self._run = None
         return self._outcome.code()
 
-    def _run_ended(self, run: _Run) -> RunResult:
+    def _run_ended(self, run: ThreadExecutor) -> RunResult:
         runtime = run.runtime
         runtime.drain()
         end = time.monotonic() + self._config.drain_timeout
@@ -251,8 +251,8 @@ class Consumer(BaseConsumer[Session]):
             if runtime.wait_idle(min(0.1, end - time.monotonic())):
                 break
         clean = runtime.close(lambda: self._stop_at_once)
-        run.executor.shutdown()
-        return RunResult(clean, run.executor.failure or runtime.fatal)
+        run.shutdown()
+        return RunResult(clean, run.failure or runtime.fatal)
 
 
 class _Signals:
@@ -275,15 +275,6 @@ class _Signals:
         for number, handler in self._before.items():
             if handler is not None:  # one that was not installed from Python
                 signal.signal(number, handler)
-
-
-class _Run(NamedTuple):
-    runtime: Runtime
-    executor: ThreadExecutor
-
-    def is_of(self, thread: threading.Thread) -> bool:
-        """Return whether a thread is one of this run."""
-        return self.executor.is_of(thread) or self.runtime.is_of(thread)
 
 
 class ThreadExecutor:
@@ -323,7 +314,7 @@ class ThreadExecutor:
             thread.join(0.5 if self.runtime.busy == 0 else 0.0)
 
     def is_of(self, thread: threading.Thread) -> bool:
-        """Return whether a thread is one of these."""
+        """Return whether a thread is one of these, in which handlers are called."""
         return thread in self._threads
 
     def submit(self, count: int) -> None:
