@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from .. import migrations, validation
 from .._core.scope import Context, Scope
-from ..codecs import Codec
+from ..codecs import Codec, JsonCodec
 from ..declared import DeclaredQueue, QueueSource, declared_in, joined
 from ..errors import InvalidArgument, PoolTooSmall, safe_repr
 from ..models import READY_MADE, Models
@@ -113,12 +113,12 @@ class ConsumerConfig:
             new = replace(new, drain_timeout=span.total_seconds())
         return new
 
-    def context(self, worker: int | None = None) -> Context:
+    def context(self) -> Context:
         """Return the context of the consumer's own statements."""
-        return Context.of(
+        return Context(
             self.models or READY_MADE,
-            self.codec,
-            worker,
+            self.codec or JsonCodec(),
+            worker=None,
             allow_autocommit=True,
             cursor_key=self.cursor_key,
         )

@@ -30,7 +30,7 @@ from pgqrs_sa import (
 )
 from pgqrs_sa._core import wakeup
 from pgqrs_sa.consumer.base import Startup
-from pgqrs_sa.consumer.log_messages import format_error
+from pgqrs_sa.consumer.events import format_error
 from pgqrs_sa.consumer.runtime import Runtime
 from support.consumers import Ear, effect
 from support.waiting import PATIENCE, until

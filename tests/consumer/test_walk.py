@@ -12,8 +12,8 @@ from types import FrameType
 import pgqrs_sa
 
 PACKAGE = str(Path(pgqrs_sa.__file__).parent)
-MOST_FILES, MOST_CHANGES = 36, 360
-"""Measured: 36 files and 318 changes. The aim is 30 and 300: lower them with the walk."""
+MOST_FILES, MOST_CHANGES = 36, 350
+"""Measured: 36 files and 315 changes. The aim is 30 and 300: lower them with the walk."""
 
 
 class Walk:
