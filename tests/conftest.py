@@ -50,6 +50,20 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     return text.encode("ascii", "backslashreplace").decode()[:80]
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Many tests wait for something: with two processes a processor, neither idles."""
+    return 2 * (os.cpu_count() or 1)
+
+
+_SLOW = ("processes", "migrations", "chaos", "consumer", "model", "wakeup")
+"""Folders whose files take longest. They begin first, so that no process ends alone with one."""
+
+
+def _begins(item: pytest.Item) -> int:
+    folder = item.path.relative_to(ROOT / "tests").parts[0]
+    return _SLOW.index(folder) if folder in _SLOW else len(_SLOW)
+
+
 def _left_out(item: pytest.Item) -> bool:
     names = {item.name.partition("[")[0], item.nodeid.partition("::")[0]}
     case = any("[" in entry and item.name.startswith(entry) for entry in DIRECT)
@@ -57,6 +71,7 @@ def _left_out(item: pytest.Item) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=_begins)
     config.hook.pytest_deselected(items=[item for item in items if _left_out(item)])
     items[:] = [item for item in items if not _left_out(item)]
 

@@ -48,7 +48,7 @@ LOOP_SILENCE = 2.0
 JOIN_TIMEOUT = 1.0
 """Seconds for what need not be said before a process ends, and for each way of ending a thread.
 
-With the last words that makes 11 seconds at the most: docs/reference/consumers.md says so."""
+With `SETTLE_TIMEOUT` that makes 11 seconds at the most: docs/reference/consumers.md says so."""
 
 
 class StartAborted(Exception):
@@ -137,7 +137,7 @@ class Runtime:
         self._starting: ConsumerConnection | None = None
         # Added to the leases that the consumer asks for. A handler may lease from the same queue,
         # by the same worker and for as long, while the reply to such a lease is lost: by its exact
-        # length `hand_back` then knows which was not the handler's.
+        # length `release_unanswered` then knows which was not the handler's.
         self._lease_jitter = timedelta(microseconds=random.randint(1, 999))  # noqa: S311 - no secret
 
     # ---------------------------------------------------------------------------- starting
@@ -407,7 +407,7 @@ class Runtime:
 
     @property
     def _unreachable(self) -> bool:
-        """True when the last words could not be said: the leases run out by themselves."""
+        """True when the last settlements failed: the leases run out by themselves."""
         errors = [case for case in (self.dispatcher.fatal, self.renewer.fatal) if case is not None]
         return self._stop_waiting.is_set() and all(map(is_transient, errors))
 
