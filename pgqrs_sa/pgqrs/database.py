@@ -68,15 +68,24 @@ async def _closing(engine: AsyncEngine) -> AsyncGenerator[None, None]:
         await engine.dispose()
 
 
-class _Uncancelled(asyncio.Task[None]):
-    """A task that ``asyncio.run`` waits for at its end, where it cancels all others."""
+_CLOSE_TIMEOUT = 2.0
+"""Seconds that a pool may take to close after ``asyncio.run`` has cancelled that."""
 
-    def cancel(self, msg: Any | None = None) -> bool:  # noqa: ARG002
-        """Return False: nothing is cancelled."""
+
+class _ClosingTask(asyncio.Task[None]):
+    """A task that has `_CLOSE_TIMEOUT` to end by itself before a cancellation takes effect.
+
+    ``asyncio.run`` cancels all tasks at its end, and waits for them: a server that does not answer
+    must not keep it waiting.
+    """
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel the task later; return False, as it is not cancelled yet."""
+        self.get_loop().call_later(_CLOSE_TIMEOUT, super().cancel, msg)
         return False
 
 
-_closing_now: set[_Uncancelled] = set()
+_closing_now: set[_ClosingTask] = set()
 """An event loop has only weak references to its tasks."""
 
 
@@ -98,14 +107,14 @@ class Database:
         """Close the pool of the running loop, to the end.
 
         The loop itself would close the generator in a task, which the end of ``asyncio.run``
-        cancels; SQLAlchemy logs each connection whose closing is cancelled.
+        cancels at once; SQLAlchemy logs each connection whose closing is cancelled.
         """
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return
         if (attached := self._loops.pop(loop, None)) is not None:
-            task = _Uncancelled(attached.closing.aclose(), loop=loop)
+            task = _ClosingTask(attached.closing.aclose(), loop=loop)
             _closing_now.add(task)
             task.add_done_callback(_closing_now.discard)
 

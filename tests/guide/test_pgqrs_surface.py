@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import subprocess
@@ -18,6 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, declarative_base
 
 from pgqrs_sa import Message, PgqrsError, QueueService, pgqrs
+from pgqrs_sa.pgqrs import database as pgqrs_database
+from support.waiting import until_awaited
 
 from .conftest import Clock
 
@@ -109,6 +112,37 @@ def test_a_pool_that_is_being_closed_when_its_loop_ends_is_closed_without_a_word
     command = [sys.executable, "-W", "error", "-c", DROPPED, dsn]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.stderr, done.stdout, done.returncode) == ("", "", 0)
+
+
+def test_a_pool_that_cannot_be_closed_does_not_keep_asyncio_run(
+    prepare, database, monkeypatch
+) -> None:
+    """As when the server does not answer any more."""
+    prepare("tasks")
+    closing: list[str] = []
+
+    dispose = pgqrs_database.AsyncEngine.dispose
+
+    async def close(engine: pgqrs_database.AsyncEngine) -> None:
+        closing.append("begun")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            closing.append("cancelled")
+            await dispose(engine)
+
+    monkeypatch.setattr(pgqrs_database, "_CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(pgqrs_database.AsyncEngine, "dispose", close)
+
+    async def main() -> None:
+        other = pgqrs.Admin(database.dsn)
+        await other.get_queue("tasks")
+        del other
+        gc.collect()
+        await until_awaited(lambda: closing == ["begun"], "the pool is being closed")
+
+    asyncio.run(main())
+    assert closing == ["begun", "cancelled"]
 
 
 def test_an_admin_keeps_nothing_of_event_loops_that_have_ended(prepare) -> None:
