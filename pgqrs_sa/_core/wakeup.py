@@ -118,7 +118,7 @@ def _publish(queue: str) -> None:
         try:
             callback(queue)
         except Exception:  # noqa: BLE001 - whatever it is
-            # Whoever has committed is not to blame for it.
+            # The caller has committed: an error of a subscriber is not its own.
             _log.exception("a subscriber failed over a message in queue %r", queue)
 
 

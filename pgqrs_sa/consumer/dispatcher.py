@@ -33,9 +33,7 @@ log = logging.getLogger("pgqrs_sa.consumer")
 
 _LOCK_RETRY = 0.2  # seconds until a row that was locked is tried again
 _EXPLAIN_INTERVAL = 1.0  # seconds between two rounds of making dead letters in a queue
-_MAX_RETRY_DELAY = (
-    1.0  # seconds until a settlement that could not be carried out is looked at again
-)
+_MAX_RETRY_DELAY = 1.0  # seconds until a settlement that failed is tried again
 _MAX_IDLE = 60.0  # seconds
 _IDLE_AFTER = 0.05  # seconds without a message, after which notifications are asked for
 
@@ -64,7 +62,7 @@ class Dispatcher:
     Args:
         connection: Its connection.
         state: Of the run.
-        scheduler: What to lease, used in the leader alone.
+        scheduler: What to lease; only the thread that leads uses it.
         runtime: Starts what was leased.
 
     Attributes:
@@ -168,10 +166,10 @@ class Dispatcher:
 
     def fail(self, error: BaseException) -> None:
         """See `Rounds`."""
-        self.fatal = error  # whoever runs the consumer raises it; if nobody waits, it is here
+        self.fatal = error  # raised by the thread that runs the consumer, if one waits
         self._connection.log_failure(error, self._state.context.worker)
 
-    # ------------------------------------------------------------------------ in the leader
+    # ---------------------------------------------------------------------- while leading
 
     def run_round(self) -> float:
         """See `Rounds`."""
@@ -431,7 +429,7 @@ class Dispatcher:
         )
 
     def _settle(self, due: Sequence[_PendingSettlement]) -> None:
-        # Whoever stops waits for this thread to rest, as a lease may be on its way. If it waited
+        # A stop waits until this thread leases no more, as a lease may be on its way. If it waited
         # for a database that is away, the end would take as long as running handlers may.
         until = self._connection.stopping if self.stopped_leasing.is_set() else self._stop_waiting
         self._record_settled(due, self._apply([pending.disposition for pending in due], until))

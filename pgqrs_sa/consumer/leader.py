@@ -23,7 +23,7 @@ __all__ = ["LINGER", "LeaderFollower", "Rounds"]
 LINGER = 0.005
 """Seconds for which what is done waits for the next lease, to share its commit."""
 
-_CLAIM_INTERVAL = 0.1  # seconds after which a thread that waits for the leader looks around again
+_CLAIM_INTERVAL = 0.1  # seconds between two claims of a thread that waits to lead
 
 
 class Rounds(Protocol):
@@ -51,7 +51,7 @@ class LeaderFollower:
     Args:
         work: The rounds.
         executor: Its idle threads are woken.
-        stop_waiting: Set when no thread of a handler is to wait for the leader any more.
+        stop_waiting: Set when handler threads must stop waiting to lead.
 
     Attributes:
         tasks: What was submitted. Each round runs and removes them first.
@@ -68,19 +68,19 @@ class LeaderFollower:
         self._stop_waiting = stop_waiting
         self._leading = threading.Lock()
         self.tasks: deque[Callable[[], None]] = deque()
-        self._oldest_task_at = 0.0  # when the first of the notes was left
-        self._has_tasks = threading.Event()  # there is a note
-        self._woken = threading.Event()  # and nobody comes for it but the dispatcher's own thread
+        self._oldest_task_at = 0.0  # when the first of the tasks was submitted
+        self._has_tasks = threading.Event()  # there is a task
+        self._woken = threading.Event()  # only the dispatcher's own thread will run it
         self._asleep_until = 0.0
         self._stopped = False
 
     # ------------------------------------------------------------------- from any thread
 
     def submit(self, task: Callable[[], None], *, quiet: bool = False) -> None:
-        """Have something done by whoever does the next round.
+        """Run a task in the next round, in the thread that leads then.
 
         Args:
-            task: What; it must be quick.
+            task: The task; it must be quick.
             quiet: Wake nobody, since the caller goes on to `try_lead`.
         """
         if not self.tasks:
@@ -90,14 +90,14 @@ class LeaderFollower:
             self.wake()
 
     def submit_now(self, task: Callable[[], None]) -> None:
-        """Have something done at once, by a thread that can then go on with what it has leased."""
+        """Run a task at once, in an idle thread that can go on with what it leases."""
         self.submit(task, quiet=True)
         if not self._executor.wake():
             self.wake()
 
     def wake(self) -> None:
-        """Have the dispatcher's own thread do a round at once."""
-        if not self._woken.is_set():  # else it has yet to be cleared, before the notes are read
+        """Make the dispatcher's own thread do a round at once."""
+        if not self._woken.is_set():  # else it is still to be cleared, before the tasks run
             self._woken.set()
             self._has_tasks.set()
 
@@ -115,7 +115,7 @@ class LeaderFollower:
 
     def _lead(self, claim: Callable[[], Invocation | None]) -> Invocation | None:
         while not self._leading.acquire(timeout=_CLAIM_INTERVAL):
-            # Whoever has the leader may wait for a database, and may have leased before it does.
+            # The leader may be waiting for the database, and may have leased before that.
             if (invocation := claim()) is not None or self._stop_waiting.is_set():
                 return invocation
         try:
@@ -138,7 +138,7 @@ class LeaderFollower:
             with self._leading:
                 if self._stopped:
                     return
-                # Here alone: an alarm is for this thread, whoever comes before it to the leader.
+                # Only here: the event is for this thread, even if another one leads before it.
                 self._woken.clear()
                 rest = self._run_round()
                 self._asleep_until = time.monotonic() + rest
@@ -149,7 +149,7 @@ class LeaderFollower:
         """Wait until there is something to do that no handler's thread comes for.
 
         Those that are quick come back soon, and lease then as well: to be in their way, for the
-        interpreter or the leader, would cost more than it helps (measured: up to half of the rate).
+        interpreter or the lead, would cost more than it helps (measured: up to half of the rate).
         """
         while True:
             self._has_tasks.clear()  # before the looks: what comes after them sets it again
