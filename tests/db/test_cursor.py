@@ -535,7 +535,7 @@ def test_dead_entries_are_not_read_again_while_a_snapshot_keeps_them(
     With places each level costs a few blocks, and the dead entries none: there are so many that
     the levels do not count, however the pages happen to be filled.
     """
-    n_all, limit = 6_000, 200
+    n_all, limit = 24_000, 800
     priorities = [n * levels // n_all for n in range(n_all)]
     service.enqueue_many(
         "mail", [Item(n, priority=priority) for n, priority in enumerate(priorities)]
