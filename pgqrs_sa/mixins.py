@@ -1,10 +1,9 @@
 """The columns, constraints and indexes of the four tables, for any registry: see `models`.
 
-Three choices are measured rather than obvious. There are no foreign keys on the message tables
-(one halves the rate of batch inserts). The order index of a queue is partial, which keeps spent
-messages out of the way, and keeps the planner from ever answering a lookup by ``id`` with it.
-``max_read_ct`` may be NULL until the first lease: the queue's own limit holds then, whatever way
-the row was inserted.
+Three choices come from measurements. The message tables have no foreign keys: one halves the rate
+of batch inserts. The order index of a queue is partial: it leaves out exhausted messages, and the
+planner never uses it for a lookup by ``id``. ``max_read_ct`` may be NULL until the first lease:
+the queue's limit applies then, however the row was inserted.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ SCHEMA_VERSION = 1
 """The version of the tables below; `pgqrs_sa.migrations` has a step for each."""
 
 VERSION_COMMENT = "pgqrs_sa:schema="
-"""What the version is stamped with, as the comment of ``pgqrs_queues``."""
+"""The prefix of the comment on ``pgqrs_queues`` that stores the version."""
 
 _timestamp = sa.DateTime(timezone=True)
 _clock = func.statement_timestamp()
@@ -56,8 +55,8 @@ _strict = JsonCodec()
 _T = TypeVar("_T")
 
 _AUTOVACUUM = {
-    # Each message leaves two dead rows behind, and a dequeue reads over those that are not
-    # cleaned yet: a fifth of the table, the server's default, is far too many to wait for.
+    # Each message leaves two dead rows, and a dequeue reads past those that are not vacuumed yet.
+    # The server's default waits until they are a fifth of the table, which is far too late.
     "autovacuum_vacuum_scale_factor": "0.01",
     "autovacuum_vacuum_threshold": "1000",
     "autovacuum_analyze_scale_factor": "0.05",
@@ -71,7 +70,7 @@ def _check(body: str, name: str) -> sa.CheckConstraint:
 
 
 def _storage(parameters: dict[str, str]) -> dict[str, Any]:
-    """Return what makes ``CREATE TABLE`` set the storage parameters."""
+    """Return the table options that make ``CREATE TABLE`` set the storage parameters."""
     if sa.__version__ >= "2.1":
         return {"postgresql_with": parameters}
     listed = ", ".join(f"{name} = {value}" for name, value in parameters.items())
@@ -102,7 +101,7 @@ _OPTION_CHECKS: dict[str, Callable[[Any], object]] = {
 
 
 class QueueMixin:
-    """A queue: its name, and the defaults that its messages follow."""
+    """A queue: its name, and the defaults of its messages."""
 
     __tablename__ = "pgqrs_queues"
 
@@ -139,9 +138,9 @@ class QueueMixin:
 
 
 class Payload(sa.types.TypeDecorator[Any]):
-    """JSONB that is written as `enqueue` writes it, whatever the serializer of the engine.
+    """JSONB written with the codec of `enqueue`, not with the engine's JSON serializer.
 
-    So an INSERT of Core or a bulk INSERT of the ORM refuses and encodes what `enqueue` does.
+    So a Core INSERT or an ORM bulk INSERT accepts and refuses the same values as `enqueue`.
     """
 
     impl = JSONB
@@ -150,36 +149,36 @@ class Payload(sa.types.TypeDecorator[Any]):
 
     def __init__(self) -> None:
         super().__init__()
-        # Alembic writes a type into a revision as the module and the representation of the
-        # instance. A revision outlives this class, so it names what the class stores.
+        # Alembic renders a type in a revision as its module and its repr. A revision outlives
+        # this class, so it names the PostgreSQL type instead.
         self.__module__ = "sa.dialects.postgresql"
 
     def __repr__(self) -> str:
-        """Return what a revision of a host without the plugin contains."""
+        """Return the type as a revision contains it, for hosts without the Alembic plugin."""
         return "JSONB()"
 
     def bind_processor(self, dialect: sa.Dialect) -> Any:  # noqa: ARG002
-        """Return what makes the text of a payload."""
+        """Return the function that encodes a payload as JSON text."""
         return _payload_text
 
     def coerce_compared_value(self, op: Any, value: Any) -> Any:
-        """Let JSONB say what its operators take: keys and indexes are no payloads."""
+        """Return the type that JSONB chooses: operands such as keys and indexes are no payloads."""
         return self.impl_instance.coerce_compared_value(op, value)
 
 
 class Headers(Payload):
-    """As `Payload`, of headers: a dict of bounded size, or None, which is SQL's NULL."""
+    """JSONB for headers, like `Payload`: a dict of bounded size, or None for SQL's NULL."""
 
     cache_ok = True
     should_evaluate_none = False
 
     def bind_processor(self, dialect: sa.Dialect) -> Any:  # noqa: ARG002
-        """Return what makes the text of headers."""
+        """Return the function that encodes headers as JSON text."""
         return _headers_text
 
 
 class _RefusedPayload(PayloadError, sa_exc.DontWrapMixin):
-    """Of a statement's parameters: SQLAlchemy passes it through as it is."""
+    """A `PayloadError` about a statement's parameters, which SQLAlchemy does not wrap."""
 
 
 def _payload_text(value: Any) -> str | None:
@@ -200,11 +199,11 @@ def _refusing(dumps: Callable[[Any], _T], value: Any) -> _T:
 
 
 class _NoQueue(InvalidArgument, sa_exc.DontWrapMixin):
-    """Of an INSERT that SQLAlchemy is making, which passes it through as it is."""
+    """An `InvalidArgument` raised while an INSERT is compiled, which SQLAlchemy does not wrap."""
 
 
 def _no_queue() -> int:
-    """Refuse an INSERT that gives no queue, before it is sent."""
+    """Raise for an INSERT that gives no queue, before it is sent."""
     raise _NoQueue(
         "this INSERT has no queue_id, and bulk operations do not know queue_name: use "
         "service.enqueue_many(queue, payloads) or session.add_all(messages), or give queue_id"
@@ -212,9 +211,9 @@ def _no_queue() -> int:
 
 
 class _QueueName(Comparator[str | None]):
-    """The name of a message's queue in SQL, built only where it is used.
+    """The name of a message's queue as a SQL expression, built only when it is used.
 
-    ``hasattr(Message, "queue_name")``, which each constructor of a message calls, builds nothing.
+    Every constructor of a message calls ``hasattr(Message, "queue_name")``, which builds nothing.
     """
 
     def __init__(self, message: Any) -> None:
@@ -224,8 +223,8 @@ class _QueueName(Comparator[str | None]):
     def __clause_element__(self) -> ColumnElement[str | None]:
         """Return a scalar subquery on the queue of the message.
 
-        The CASE names the message outside of the subquery, which alone would not put the table of
-        messages into the FROM of a SELECT, and would then be of every message.
+        The CASE refers to the message outside the subquery. Otherwise the table of messages would
+        be missing from the FROM of a SELECT, and the subquery would range over every message.
         """
         mapper = sa.inspect(self._message).mapper
         queue = sibling_table(mapper.local_table, "pgqrs_queues").alias("pgqrs_queue_of_message")
@@ -242,14 +241,14 @@ class _QueueName(Comparator[str | None]):
         return op(self.__clause_element__(), *other, **kwargs)
 
     def _bulk_update_tuples(self, value: Any) -> Any:
-        # Of SQLAlchemy: what an UPDATE or INSERT writes.
+        # SQLAlchemy's hook for the columns that an UPDATE or INSERT sets.
         raise InvalidArgument(
             f"queue_name={safe_repr(value)} is for a message that is not flushed yet: set queue_id"
         )
 
 
 class _WriteOnly(Comparator[Any]):
-    """An attribute that SQL cannot read: any use of it is refused."""
+    """A write-only attribute: any use in a SQL expression is refused."""
 
     def __init__(self, name: str) -> None:
         super().__init__(sa.null())
@@ -264,7 +263,7 @@ class _WriteOnly(Comparator[Any]):
 
 
 class _ContentMixin:
-    """The columns that a message keeps when it is settled."""
+    """The columns that a message and its archived copy share."""
 
     id: Mapped[int] = mapped_column(sa.BigInteger, _identity)
     queue_id: Mapped[int] = mapped_column(sa.BigInteger, insert_default=_no_queue)
@@ -283,7 +282,7 @@ class _ContentMixin:
 
 
 def _in_state(condition: Callable[[Any], ColumnElement[bool]]) -> hybrid_property[bool]:
-    """Return the property of a state: of a message by its `state`, of a class by the condition."""
+    """Return a hybrid for a state: compares `state` on an instance, is the condition in SQL."""
     name = condition.__name__
 
     def in_state(message: Any) -> bool:
@@ -294,23 +293,23 @@ def _in_state(condition: Callable[[Any], ColumnElement[bool]]) -> hybrid_propert
 
 
 class MessageMixin(_ContentMixin):
-    """A live message: waiting, visible, under lease, or out of attempts.
+    """A live message: scheduled, ready, leased, or exhausted.
 
-    ``session.add(Message(queue_name="mail", payload={...}, delay=60))`` does what ``enqueue``
-    does: the arguments are checked as they are assigned, and the queue as the row is flushed.
-    ``queue_name``, ``delay`` and ``at`` are ways to say ``queue_id`` and ``vt``. A key that another
-    transaction is just enqueueing is the one thing that fails only in the INSERT.
+    ``session.add(Message(queue_name="mail", payload={...}, delay=60))`` does the same as
+    ``enqueue``. Arguments are checked when they are assigned, the queue when the row is flushed.
+    ``queue_name`` sets ``queue_id``; ``delay`` and ``at`` set ``vt``. Only a key that another
+    transaction enqueues at the same time fails later, in the INSERT.
 
-    The classes are plain declarative ones: give the mixins a base of their own where yours is a
-    ``MappedAsDataclass``.
+    The classes are plain declarative classes. If your base is a ``MappedAsDataclass``, give the
+    mixins a separate base.
 
-    The states are hybrids: in SQL they follow the database's clock, and are what to decide by;
-    on an instance they follow this computer's clock, and are for display.
+    The states are hybrids. In SQL they use the database's clock: base decisions on these. On an
+    instance they use this computer's clock, and are for display.
     """
 
     __tablename__ = "pgqrs_messages"
 
-    # Of the newest lease, and kept when that is over; before the first one, of the INSERT.
+    # Assigned by the INSERT and replaced by each lease; kept when a lease ends.
     fencing_token: Mapped[int] = mapped_column(sa.BigInteger, _identity, sort_order=1)
 
     @declared_attr.directive
@@ -320,7 +319,7 @@ class MessageMixin(_ContentMixin):
             _check(_vt_range, "pgqrs_messages_vt_check"),
             _check("read_ct >= 0", "pgqrs_messages_read_ct_check"),
             _check(
-                # A CHECK that is NULL passes, so each side says what it means of NULL.
+                # A CHECK that evaluates to NULL passes, so NULL is handled explicitly.
                 "CASE WHEN max_read_ct IS NULL THEN read_ct = 0 ELSE max_read_ct >= 1 END",
                 "pgqrs_messages_max_read_ct_check",
             ),
@@ -374,7 +373,7 @@ class MessageMixin(_ContentMixin):
 
     @hybrid_property
     def at(self) -> datetime | None:
-        """Write only: an aware datetime; one in the past means now."""
+        """Write only: an aware datetime. A time in the past means now."""
         raise AttributeError("at only sets vt: read vt")
 
     @at.inplace.setter
@@ -392,7 +391,7 @@ class MessageMixin(_ContentMixin):
         if not said:
             return
         span, moment = validation.validate_delay_or_at(said.get("delay"), said.get("at"))
-        # An SQL expression as a value: the database's clock does the sum, in the INSERT.
+        # A SQL expression as a value: the database's clock computes the time in the INSERT.
         expression: Any = func.statement_timestamp() + span
         if moment is not None:
             expression = states.never_past(moment)
@@ -400,9 +399,9 @@ class MessageMixin(_ContentMixin):
 
     @hybrid_property
     def queue_name(self) -> str | None:
-        """The name of its queue, in SQL; on an instance, the name given to the constructor.
+        """The queue's name: in SQL a subquery, on an instance the name given to the constructor.
 
-        It is None on a row that was loaded: use ``queue_id``.
+        None on a loaded row: use ``queue_id``.
         """
         name: str | None = self.__dict__.get("_pgqrs_queue_name")
         return name
@@ -434,16 +433,16 @@ class MessageMixin(_ContentMixin):
         return value
 
     ready = _in_state(states.ready)
-    """Visible, with attempts left: the next dequeue may take it."""
+    """Visible, with attempts left: the next dequeue may lease it."""
 
     exhausted = _in_state(states.exhausted)
-    """Visible, but its attempts are used up: it is about to become a dead letter."""
+    """Visible, but out of attempts: it will become a dead letter."""
 
     leased = _in_state(states.leased)
-    """A consumer holds it, and its lease has not run out."""
+    """A consumer holds it, and its lease has not expired."""
 
     scheduled = _in_state(states.scheduled)
-    """Waiting for its time; nobody holds it."""
+    """Not visible yet, and not leased."""
 
     @hybrid_property
     def has_attempts(self) -> bool:
@@ -475,7 +474,7 @@ class ArchivedMessageMixin(_ContentMixin):
 
     __tablename__ = "pgqrs_archive"
 
-    # sort_order: after the columns that a message has, which begin with the id.
+    # sort_order places these after the columns of a message, which begin with the id.
     original_msg_id: Mapped[int] = mapped_column(sa.BigInteger, sort_order=1)
     archived_at: Mapped[datetime] = mapped_column(_timestamp, server_default=_clock, sort_order=1)
     outcome: Mapped[str] = mapped_column(
@@ -509,7 +508,10 @@ class ArchivedMessageMixin(_ContentMixin):
 
 
 class WorkerMixin:
-    """One start of one process. A restart is a new row, so an old process cannot pass for it."""
+    """A registered worker process.
+
+    Every start inserts a new row, so a stale process is never mistaken for its successor.
+    """
 
     __tablename__ = "pgqrs_workers"
 

@@ -10,7 +10,7 @@ Your own classes, on your MetaData, in another schema, or with more columns::
 
     class QueueBase(DeclarativeBase):       # a registry of its own keeps your class names free
         metadata = Base.metadata
-        __pgqrs_schema__ = "jobs"           # leave out for the default schema
+        __pgqrs_schema__ = "jobs"           # omit for the default schema
 
     class Queue(QueueMixin, QueueBase): ...
     class ArchivedMessage(ArchivedMessageMixin, QueueBase): ...
@@ -20,11 +20,11 @@ Your own classes, on your MetaData, in another schema, or with more columns::
 
     QueueService(session, models=Models(Queue, Message, ArchivedMessage, Worker))
 
-Give further columns and indexes as attributes: a ``__table_args__`` of your own would replace the
-constraints and indexes declared here. Table names are fixed, because migrations name them. A
-column added to messages must be nullable or have a server default, since ``enqueue`` does not know
-it: set it with ``session.add(Message(...))``. One that the archive has as well goes along into it,
-and back on a requeue.
+Declare more columns and indexes as attributes: a ``__table_args__`` of your own would replace the
+constraints and indexes declared here. Table names are fixed, because migrations refer to them. A
+column added to messages must be nullable or have a server default, since ``enqueue`` does not set
+it: use ``session.add(Message(...))``. If the archive has the same column, its value is copied to
+the archive, and back on a requeue.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Base(DeclarativeBase):
 
 
 metadata = Base.metadata
-"""What to add to a host's Alembic ``target_metadata``."""
+"""The MetaData of the ready-made classes: add it to your Alembic ``target_metadata``."""
 
 
 class Queue(QueueMixin, Base):
@@ -92,7 +92,7 @@ class Worker(WorkerMixin, Base):
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The four classes that a service works with: the ready-made ones, or a host's own."""
+    """The four classes that a service uses: the ready-made ones, or a host's own."""
 
     queue: type[QueueMixin] = Queue
     message: type[MessageMixin] = Message
@@ -111,4 +111,4 @@ class Models:
 
 
 READY_MADE = Models()
-"""The ready-made classes, which are the default everywhere."""
+"""The ready-made classes, the default everywhere."""

@@ -1,11 +1,11 @@
 """Callbacks for the moment when the work of a session is committed.
 
-A callback that is registered with a session is called when its outermost transaction has been
-committed, and dropped when that is rolled back or closed.
+A callback is called after the session's outermost transaction commits, and dropped when that is
+rolled back or closed.
 
-A session that was joined to a connection on which the application has begun a transaction of its
-own commits nothing, and its end means nothing. Its callbacks are called when that connection
-commits: just before the server does it, since SQLAlchemy has no later event.
+A session that joined a connection on which the application has begun a transaction does not commit
+that transaction. Its callbacks are called when the connection commits: just before the server
+does, since SQLAlchemy has no later event.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 class Waiting(NamedTuple):
-    """A callback that is registered with a session: see `when_committed`."""
+    """A callback registered with a session: see `when_committed`."""
 
     call: partial[None]
     joined: sa.Connection | None
@@ -41,11 +41,11 @@ class Waiting(NamedTuple):
 
 
 _outer: WeakKeyDictionary[sa.Connection, dict[Hashable, Waiting]] = WeakKeyDictionary()
-"""The callbacks that wait for the commit of one of the application's connections."""
+"""The callbacks that wait for the commit of the application's connections."""
 
 
 def waiting(session: Session, key: Hashable) -> Waiting | None:
-    """Return the callback that is registered under this key."""
+    """Return the callback registered under this key, or None."""
     noted: dict[Hashable, Waiting] = session.info.get(_WAITING, {})
     return noted.get(key)
 
@@ -58,17 +58,17 @@ def when_committed(
     *,
     strict: bool = False,
 ) -> sa.Connection | None:
-    """Call a function when the work of a session is committed; a later call replaces the key's.
+    """Call a function after the work of a session is committed; replace that of the same key.
 
     Args:
-        session: Whose transaction it is.
-        mapper: Of a class in it: a session may have several binds.
+        session: The session.
+        mapper: The mapper that selects the bind, as a session may have several.
         key: Identifies the callback, which is called once.
         call: The callback. It must not raise.
         strict: Drop it when any savepoint is rolled back.
 
     Returns:
-        The connection of the application's that the session works on, if it does.
+        The application's connection that the session joined, or None.
     """
     joined = _joined(session, mapper)
     session.info.setdefault(_WAITING, {})[key] = Waiting(call, joined, strict)
@@ -78,10 +78,10 @@ def when_committed(
 def when_connection_commits(
     connection: sa.Connection, key: Hashable, call: partial[None], *, strict: bool = False
 ) -> None:
-    """Call a function when a connection commits; a later call replaces the key's.
+    """Call a function when a connection commits; replace that of the same key.
 
     Args:
-        connection: Which.
+        connection: The application's connection.
         key: Identifies the callback, which is called once.
         call: The callback. It must not raise.
         strict: Drop it when any savepoint is rolled back.
@@ -95,7 +95,7 @@ def when_connection_commits(
 
 
 def now(session: Session) -> None:
-    """Call the callbacks immediately, as each statement commits by itself (AUTOCOMMIT)."""
+    """Call the callbacks immediately: in AUTOCOMMIT each statement is committed already."""
     noted: dict[Hashable, Waiting] = session.info.pop(_WAITING, {})
     for waiting in noted.values():
         waiting.call()
@@ -134,11 +134,11 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
 
 
 def _joined(session: Session, mapper: Mapper[Any]) -> sa.Connection | None:
-    """Return the application's connection that a session was joined to, if it was."""
+    """Return the application's connection that a session joined, or None."""
     try:
         bind = session.get_bind(mapper)
-    except Exception:  # noqa: BLE001 - whatever it is
-        # A host's own get_bind() may want more than we know; what was executed has gone well.
+    except Exception:  # noqa: BLE001 - of any kind
+        # A host's get_bind() may need more arguments. The statement itself has succeeded.
         _log.debug("cannot tell the bind of queue messages", exc_info=True)
         return None
     return bind if isinstance(bind, sa.Connection) else None
@@ -152,7 +152,7 @@ def _outer_commit(connection: sa.Connection) -> None:
 
 
 def _outer_rollback(connection: sa.Connection) -> None:
-    # Emptied and not removed: the listeners stay, and are not to be added again.
+    # Emptied, not removed: the listeners stay, and must not be added twice.
     if noted := _outer.get(connection):
         noted.clear()
 

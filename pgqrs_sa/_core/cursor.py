@@ -1,22 +1,22 @@
 """The dequeue cursor, a low-water mark: where a dequeue begins to read. Pure: no I/O.
 
-A message that was leased or settled leaves a dead entry in front of the live ones, in the order
-of the index, and a transaction that stays open anywhere in the database keeps vacuum from taking
-it away. A dequeue from the beginning reads through all of them: every queue in a table slows down
-with that. So each process remembers, at each level of priority, the place of the last message that
-it leased, and goes on from there. A level of which it remembers nothing is read from its
-beginning, so that a more urgent one is seen at once.
+A leased or settled message leaves a dead index entry before the live ones, and vacuum cannot
+remove it while any transaction in the database stays open. A dequeue from the beginning reads
+through all dead entries, which slows down every queue of the table. So each process remembers, for
+each level of priority, the position of the last message that it leased, and continues there. A
+level without a remembered position is read from its beginning, so that a more urgent level is seen
+immediately.
 
-A message that comes to lie before its level's place is not seen from there: one whose transaction
-committed late, or whose lease was rolled back. So each level is read from its beginning now and
-then: a second after the last time, or 20 times as long as that took, but 5 seconds after it began
-at the latest; and all of them at once when a dequeue has found nothing. A reading that takes more
-than 4 seconds is followed by one second without.
+A message before its level's position is not seen: one whose transaction committed late, or whose
+lease was rolled back. So each level is read from its beginning regularly (a full scan): one second
+after the last full scan, or 20 times its duration if that is longer, but at most 5 seconds after it
+began. When a dequeue finds nothing, all levels are scanned. A full scan of more than 4 seconds is
+followed by one second without any.
 
-When the next one is due is known as soon as one has been read, and so is a place that lies before
-the one that is remembered. A place moves forward when a lease is committed.
+A full scan sets the time of the next one, and may move the position back, immediately. A position
+moves forward only when a lease is committed.
 
-It is a hint in one process: what it says is never stored, and never decides who gets a message.
+The cursor is a hint within one process: it is never stored, and never decides who gets a message.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from typing import NamedTuple, Protocol
 
 __all__ = ["CursorSnapshot", "CursorUpdate", "DequeueCursor", "Key", "Position", "interval"]
 
-_SHORTEST, _LONGEST = 1.0, 5.0  # seconds between two readings of a level from its beginning
+_SHORTEST, _LONGEST = 1.0, 5.0  # seconds between two full scans of a level
 _SHARE = 20.0
-"""How many times as long as a reading took passes before the next, within these bounds."""
+"""The pause before the next full scan, as a multiple of the last one's duration."""
 
 _MOST_LEVELS = 32
-"""Levels remembered, those of the latest leases; the others are read from their beginning."""
+"""The number of levels remembered, the most recently leased."""
 
 
 class Key(Protocol):
@@ -60,10 +60,10 @@ class Position(NamedTuple):
     """The last message of a level that was leased.
 
     Attributes:
-        vt: Its time.
+        vt: Its ``vt`` before the lease.
         id: Its id.
-        reading: The number of the reading from the beginning that it goes back to.
-        due_at: When the next one is due.
+        reading: The number of the full scan that it is based on.
+        due_at: When the next full scan is due, by the cursor's clock.
     """
 
     vt: datetime
@@ -76,7 +76,7 @@ class CursorSnapshot(NamedTuple):
     """Where a dequeue begins: after these positions, and in other levels at the beginning.
 
     Attributes:
-        table: What the server calls ``cursor_table``.
+        table: The ``cursor_table`` that the server returned.
         places: By priority.
     """
 
@@ -84,7 +84,7 @@ class CursorSnapshot(NamedTuple):
     positions: Mapping[int, Position]
 
     def as_json(self) -> str:
-        """Return it as the statement takes it."""
+        """Return it as JSON, the form of the statement's parameter."""
         rows = (
             f'{{"level":{level},"vt":"{place.vt}","id":{place.id}}}'
             for level, place in self.positions.items()
@@ -106,10 +106,10 @@ class CursorUpdate(NamedTuple):
 
 
 def interval(took: float) -> float:
-    """Return how many seconds after a reading from the beginning the next one is due.
+    """Return after how many seconds the next full scan is due.
 
     Args:
-        took: How many seconds it took.
+        took: The seconds that the last one took.
     """
     return min(max(_SHORTEST, _SHARE * took), max(_SHORTEST, _LONGEST - took))
 
@@ -118,7 +118,7 @@ class DequeueCursor:
     """The positions of a queue in this process. Safe for threads.
 
     Args:
-        clock: Seconds that only grow.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -129,7 +129,7 @@ class DequeueCursor:
         self._readings = 0
 
     def snapshot(self) -> CursorSnapshot | None:
-        """Return where to begin, or None for the beginning of every level."""
+        """Return where to begin, or None to begin every level at its beginning."""
         now = self._clock()
         with self._lock:
             known = {
@@ -151,11 +151,11 @@ class DequeueCursor:
         """Record what a dequeue has leased; return the update to apply once it is committed.
 
         Args:
-            table: Where it found it: ``cursor_table``.
-            rows: What it leased, in the order of the queue; not empty.
-            start: Where it was to begin. In another table it began at the beginning.
-            full: Whether it took as many as it was allowed to, and so read no further.
-            seconds: How long the statement took.
+            table: The ``cursor_table`` of the rows.
+            rows: The leased rows, in the order of the queue; not empty.
+            start: Where it was asked to begin. In another table it began at the beginning.
+            full: Whether it reached its limit, and so read no further.
+            seconds: The duration of the statement.
         """
         known = start.positions if start is not None and start.table == table else {}
         first = {row.priority: row for row in reversed(rows)}
@@ -182,10 +182,10 @@ class DequeueCursor:
         return CursorUpdate(table, places)
 
     def _read(self, place: Position, first: Key | None, due_at: float) -> Position:
-        """Return a position after a full scan of its level, whether or not that is committed."""
+        """Return the position after a full scan of its level, whether or not the lease commits."""
         vt, id_ = place[:2]
         if first is not None:
-            # There may be more behind what was found before the place.
+            # More messages may follow the one found before the position.
             vt, id_ = min((vt, id_), (first.was_visible_at, first.id - 1))
         return Position(vt, id_, self._readings, due_at)
 
@@ -198,10 +198,10 @@ class DequeueCursor:
                 present = self._positions.get(level)
                 if present is not None:
                     if present.reading > place.reading:
-                        continue  # the level was read again meanwhile, and may have come down
+                        continue  # a newer full scan may have moved the position back
                     if present.reading == place.reading:
                         place = max(present, place)  # noqa: PLW2901
-                    del self._positions[level]  # the latest comes last
+                    del self._positions[level]  # the most recent comes last
                 self._positions[level] = place
             for level in list(self._positions)[:-_MOST_LEVELS]:
                 del self._positions[level]

@@ -1,7 +1,7 @@
 """The dequeue cursors of this process, by pool, tables, queue and `cursor_key`.
 
-A cursor moves only when the outermost transaction that has leased commits: an uncommitted lease
-may be rolled back, and its message would then lie before the cursor.
+A cursor moves only when the outermost transaction of a lease commits: an uncommitted lease may be
+rolled back, which would leave its message before the cursor.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MOST = 1_000
 
 
 class _CursorRegistry:
-    """The cursors of each pool. Pools are not kept alive for it."""
+    """The cursors of each pool. It holds only weak references to the pools."""
 
     def __init__(self) -> None:
         self.reset()
@@ -51,7 +51,7 @@ class _CursorRegistry:
             return cursors[key]
 
     def made(self, pool: sa.Pool, key: Hashable) -> DequeueCursor:
-        """Return the cursor for a key; make it if there is none."""
+        """Return the cursor for a key; create it if it does not exist."""
         with self._lock:
             cursors = self._by_pool.setdefault(pool, OrderedDict())
             cursor = cursors.setdefault(key, DequeueCursor())
@@ -66,19 +66,19 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows
 
 
 def reset() -> None:
-    """Make every dequeue begin at the beginning, as after messages were moved back in time."""
+    """Make every dequeue begin at the beginning, for example after messages were moved back."""
     _cursors.reset()
 
 
 class CursorUse:
-    """The use of a cursor by one dequeue: where it begins, and what it has found.
+    """The use of a cursor by one dequeue: where it begins, and what it found.
 
-    The connection is taken from the pool at once, so that a wait for it is not part of the time.
+    The connection is taken from the pool first, so that the measured time excludes that wait.
 
     Args:
         scope: The session, and the settings of the service.
-        statement: What is going to be executed.
-        values: Its parameters, but for `binds`.
+        statement: The statement to execute.
+        values: Its parameters, except `binds`.
     """
 
     def __init__(self, scope: Scope, statement: Executable, values: Mapping[str, Any]) -> None:
@@ -99,19 +99,19 @@ class CursorUse:
         self._began_at = 0.0
 
     def binds(self) -> dict[str, Any]:
-        """Return the parameters that say where to begin, and start to measure the time."""
+        """Return the parameters that say where to begin, and start the clock."""
         self._began_at = time.monotonic()
         start = self._start
         return {"cursor": None if start is None else start.as_json()}
 
     def record(self, rows: Sequence[Any]) -> bool:
-        """Record what was leased; it applies when its transaction has committed.
+        """Record what was leased; it applies when the transaction commits.
 
         Args:
-            rows: In the order of the queue.
+            rows: The leased rows, in the order of the queue.
 
         Returns:
-            False when there may be something before the place where it began: ask once more.
+            False when messages may exist before the start: lease again, from the beginning.
         """
         seconds = time.monotonic() - self._began_at
         start, self._start = self._start, None
@@ -134,10 +134,10 @@ class CursorUse:
         return True
 
     def _may_remember(self, table: str) -> bool:
-        """Whether sessions with the same key see the same rows: see `sql.lease`.
+        """Return whether sessions with the same key see the same rows: see `sql.lease`.
 
-        ``f`` and the number of the table; ``t`` where row-level security is active; something else
-        in a transaction that keeps one snapshot.
+        ``table`` is ``f`` or, with row-level security, ``t``, followed by the table's number. It is
+        something else in a transaction that keeps one snapshot.
         """
         keyed = self._scope.context.cursor_key is not None
         return len(table) > 1 and (table[0] == "f" or (table[0] == "t" and keyed))

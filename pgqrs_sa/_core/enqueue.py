@@ -28,17 +28,17 @@ __all__ = ["CHUNK_BYTES", "CHUNK_ROWS", "from_query", "many", "one"]
 
 CHUNK_ROWS = 5_000
 CHUNK_BYTES = 8 * 1024 * 1024
-"""The most rows, and about the most bytes, of one statement of a batch."""
+"""The maximum of rows, and the approximate maximum of bytes, of one statement of a batch."""
 
 _T = TypeVar("_T")
 
-_COMMON_LIMIT = 1_048_576  # the default of a queue: larger payloads are asked about first
-_TRIES = 100  # a key that is settled between two statements frees itself; this never ends otherwise
+_COMMON_LIMIT = 1_048_576  # a queue's default: larger payloads are checked before the INSERT
+_TRIES = 100  # a key may be freed between two statements each time: this bounds the retries
 _NO_OPTIONS = ",null,null,0,null,null,null]"
 
 
 class _Encoded(NamedTuple):
-    """An item that has passed every check, as JSON text."""
+    """A validated item as JSON text."""
 
     place: int
     text: str
@@ -49,12 +49,12 @@ class _Encoded(NamedTuple):
 
     @property
     def weight(self) -> int:
-        """About how many bytes it takes in a statement."""
+        """The approximate number of bytes that it takes in a statement."""
         return self.size + self.headers_size
 
 
 def one(scope: Scope, queue: str, item: Item) -> Receipt:
-    """Insert one message, or find the live one that has its key."""
+    """Insert one message, or find the live message with the same key."""
     validation.validate_queue_name(queue)
     payload = encoded(scope.context.codec, item.payload)
     delay, at = validation.validate_delay_or_at(item.delay, item.at)
@@ -84,15 +84,15 @@ def one(scope: Scope, queue: str, item: Item) -> Receipt:
             return Receipt(row.id, row.vt)
         if key is not None and (found := _live(scope, queue, [key])):
             return found[key]
-        # Refused for a reason that is raised here; or the key was settled this very moment.
+        # Raises if the payload was refused. Otherwise the key's message was settled meanwhile.
         check_size(queue, size, _limit(scope, queue))
     raise _rows_vanish(queue) if key is None else _never_found(queue, key)
 
 
 def many(scope: Scope, queue: str, items: Iterable[Any]) -> list[Receipt]:
-    """Insert payloads or items, one statement a chunk; receipts come in the order given."""
+    """Insert payloads or items, one statement for each chunk; return receipts in their order."""
     validation.validate_queue_name(queue)
-    # All are checked before the first is sent: a bad one at the end leaves nothing behind.
+    # All are checked before the first is sent, so that a bad item at the end inserts nothing.
     if not (listed := validation.as_list(items, "items")):
         return []
     channel = wakeup.channel(scope)
@@ -112,15 +112,14 @@ def many(scope: Scope, queue: str, items: Iterable[Any]) -> list[Receipt]:
         delayed = all(item.delayed for item in part)
         found = batch.insert(_array(part), len(part), delayed=delayed)
         receipts |= {item.place: receipt for item, receipt in zip(part, found, strict=True)}
-    # In the order of their keys, so that two batches with the same keys cannot deadlock: each
-    # waits at the first key that the other has.
+    # In the order of their keys, so that two batches with the same keys cannot deadlock.
     for part in _chunks_of(sorted((item for item in encoded if item.key is not None), key=_by_key)):
         receipts |= batch.insert_keyed(part)
     return [receipts[index] for index in range(len(encoded))]
 
 
 def from_query(scope: Scope, queue: str, query: SelectBase) -> int:
-    """Insert what a query returns, without a row passing through Python; return how many."""
+    """Insert the rows of a query on the server; return how many."""
     validation.validate_queue_name(queue)
     _check_columns(query)
     sessions.refuse_foreign_tables(scope.session, scope.context.mapper, query)
@@ -140,7 +139,7 @@ def from_query(scope: Scope, queue: str, query: SelectBase) -> int:
 
 
 def _plain_texts(context: Context, items: Sequence[Any]) -> list[str] | None:
-    """Return the payloads' texts, of a batch without options that can be checked together."""
+    """Return the payloads as JSON texts, or None if the items must be checked one by one."""
     codec = context.codec
     if type(codec) is not JsonCodec or any(isinstance(item, Item) for item in items):
         return None
@@ -184,7 +183,7 @@ def _by_key(item: _Encoded) -> tuple[str, int]:
 
 
 def _chunks(listed: Sequence[_T], weights: Sequence[int]) -> Iterator[Sequence[_T]]:
-    """Cut a batch into chunks of the size of one statement."""
+    """Split a batch into chunks, each for one statement."""
     begin = weight = 0
     for place, more in enumerate(weights):
         if place > begin and (place - begin == CHUNK_ROWS or weight + more > CHUNK_BYTES):
@@ -207,8 +206,8 @@ def _array(items: Iterable[_Encoded]) -> str:
 class _Batch:
     """A call of `many`, whose chunks are inserted together or not at all.
 
-    Each statement asks whether the queue accepts the largest payload of the whole batch, so that
-    no chunk gets in before a later one is refused.
+    Each statement checks that the queue accepts the largest payload of the whole batch, so that
+    no chunk is inserted before a later one is refused.
     """
 
     scope: Scope
@@ -221,7 +220,7 @@ class _Batch:
         return max(self.sizes)
 
     def check_what_is_large(self) -> None:
-        """Check large payloads against the limit of the queue before anything is sent."""
+        """Check large payloads against the limit of the queue before the first INSERT."""
         if self.largest > _COMMON_LIMIT:
             self.check_accepted()
 
@@ -243,34 +242,34 @@ class _Batch:
         for _ in range(_TRIES):
             if rows := self._run(statement, items):
                 break
-            self.check_accepted()  # returns if the queue was created this very moment
+            self.check_accepted()  # does not raise if the queue was created meanwhile
         else:
             raise _rows_vanish(self.queue)
         if len(rows) != count:
             raise _rows_vanish(self.queue, f"{len(rows)} of {count} messages")
         self._note(delayed=delayed)
-        # Ids are drawn in the order of the array, so that sorting them restores it.
+        # Ids are assigned in the order of the array, so sorting by id restores that order.
         return [Receipt(row[0], row[1]) for row in sorted(rows, key=itemgetter(0))]
 
     def insert_keyed(self, chunk: Sequence[_Encoded]) -> dict[int, Receipt]:
-        """Insert items in the order of their keys, or find the live messages that have these.
+        """Insert items in the order of their keys, or find the live messages with these keys.
 
-        A key that somebody commits while the INSERT runs, and settles before it is looked up, is
-        neither inserted nor found. It is tried again, together with all that come after it:
-        inserted by itself it would come after keys that it goes before, and the batch of somebody
-        else, who has it and waits for one of these, could not go on (a deadlock). Each time that
-        happens fewer are sent at once, so that other keys do not take part in it for long.
+        A key that another transaction commits while the INSERT runs, and whose message is settled
+        before it is looked up, is neither inserted nor found. It is tried again, together with all
+        keys after it. If it were inserted alone, keys would be locked out of order, and a batch
+        of another transaction that holds it and waits for a later key would deadlock. Each retry
+        sends fewer keys, so that the other keys are not delayed for long.
         """
         statement = statements.many(self.scope.tables, keyed=True, notify=bool(self.channel))
         receipts: dict[int, Receipt] = {}
         if self.scope.context.create_queues:
-            self.check_accepted()  # creates the queue where no savepoint takes it back
+            self.check_accepted()  # creates the queue before the savepoint that may be rolled back
         left, size, tries = list(chunk), len(chunk), 0
         while left:
             part = left[:size]
             found = self._all_or_none(statement, part)
             receipts |= found
-            # Without a transaction no key is held any longer: those that are in stay there.
+            # In AUTOCOMMIT the keys found so far are committed, and stay.
             missing = [item for item in part if item.place not in found]
             left = missing + left[size:]
             size = max(1, size // 2) if missing else 2 * size
@@ -282,7 +281,7 @@ class _Batch:
     def _all_or_none(self, statement: Executable, items: Sequence[_Encoded]) -> dict[int, Receipt]:
         """Return the receipts of all items, or of none if a key was neither free nor found.
 
-        Where each statement commits by itself, those of the others are returned.
+        In AUTOCOMMIT, return the receipts of the other items in that case.
         """
         with self._savepoint(statement, needed=len(items) > 1) as savepoint:
             found = self._inserted_or_found(statement, items)
@@ -295,11 +294,11 @@ class _Batch:
     def _savepoint(
         self, statement: Executable, *, needed: bool
     ) -> Iterator[sa.NestedTransaction | None]:
-        """A savepoint of the caller's transaction, which gives back the keys inserted since.
+        """Open a savepoint in the caller's transaction, whose rollback frees the inserted keys.
 
-        None where each statement commits by itself, or when none is needed.
+        Yields None in AUTOCOMMIT, or when none is needed.
         """
-        self.scope.session._autoflush()  # noqa: SLF001 - what is pending must not go back with it
+        self.scope.session._autoflush()  # noqa: SLF001 - pending objects must precede the savepoint
         where = {"mapper": self.scope.context.mapper, "clause": statement}
         connection = sessions.connect(self.scope.session, where)
         if not needed or sessions.is_autocommit(connection):
@@ -311,7 +310,7 @@ class _Batch:
     def _inserted_or_found(
         self, statement: Executable, items: Sequence[_Encoded]
     ) -> dict[int, Receipt]:
-        """Return receipts by place; those are missing whose key has just become free."""
+        """Return receipts by place, without the items whose key became free meanwhile."""
         keys = {item.key for item in items}
         fresh: dict[str | None, Receipt] = {}
         there: dict[str | None, Receipt] = {}
@@ -345,7 +344,7 @@ class _Batch:
         return self.scope.execute(statement, values, atomic=True).all()
 
     def _note(self, *, delayed: bool) -> None:
-        """Wake consumers of this process, once it is committed, for what is visible."""
+        """Wake consumers of this process after the commit, unless all messages are delayed."""
         if not delayed:
             wakeup.mark_enqueued(self.scope.session, self.queue, self.scope.context.mapper)
 
@@ -373,7 +372,7 @@ def _live(scope: Scope, queue: str, keys: Collection[str | None]) -> dict[str | 
 
 def _limit(scope: Scope, queue: str) -> int:
     """Return the size of the largest payload that a queue accepts."""
-    create = scope.context.create_queues  # and not where the message itself would be refused
+    create = scope.context.create_queues  # atomic then: AUTOCOMMIT is refused, as for a message
     found = scope.execute(queues.get(scope.tables), {"queue": queue}, atomic=create)
     row = found.one_or_none()
     if row is not None:

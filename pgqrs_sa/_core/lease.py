@@ -32,11 +32,12 @@ __all__ = [
 ]
 
 _DEAD_LETTER_CHUNK = 100
-"""A dequeue that finds nothing makes dead letters of so many messages that are out of attempts:
-their last holders died, and nobody else may be there to do it."""
+"""The number of exhausted messages that a dequeue that finds nothing turns into dead letters.
+
+Their last holders died, and perhaps no consumer with housekeeping runs."""
 
 _MOST_TRIES = 100
-"""A dequeue that leases only messages that cannot be decoded leases again, at most so often."""
+"""How often a dequeue leases again when it leased only messages that cannot be decoded."""
 
 
 def dequeue(
@@ -76,7 +77,7 @@ def _leased(
     criteria: tuple[Any, ...],
     values: dict[str, Any],
 ) -> tuple[list[Delivery], list[Delivery]]:
-    """Lease once; return as `decodable`."""
+    """Lease once; return the same as `decodable`."""
     by_worker = values["worker"] is not None
     if criteria:
         statement = statements.dequeue_where(scope.tables, criteria, by_worker=by_worker)
@@ -99,21 +100,21 @@ def _lease_from_cursor(
             return rows
 
 
-# By position, as `statements.lease` has them: by name it takes three times as long.
+# By position, in the order of `statements.lease`: by name it takes three times as long.
 _COLUMNS = (*statements.DELIVERED, "was_visible_at")
 _PLACE = itemgetter(*map(_COLUMNS.index, ("priority", "was_visible_at", "id")))
 _REST = slice(_COLUMNS.index("priority"), len(statements.DELIVERED))
 
 
 def in_order(rows: Iterable[Row[Any]]) -> Sequence[Row[Any]]:
-    """Return what a lease returned in the order of the queue: RETURNING follows the plan."""
+    """Return the rows of a lease in the order of the queue: RETURNING has no defined order."""
     return sorted(rows, key=_PLACE)
 
 
 def deliveries(
     context: Context, queue: str, rows: Sequence[Any], worker: int | None
 ) -> list[Delivery]:
-    """Return what a lease of this worker returned."""
+    """Return the deliveries for the rows that a lease returned."""
     return [
         Delivery(row[0], queue, row[1], payload, headers, *row[_REST], worker)  # type: ignore[call-arg]
         for row, (payload, headers) in zip(rows, decode_all(context.codec, rows), strict=True)
@@ -123,8 +124,8 @@ def deliveries(
 def decodable(scope: Scope, leased: list[Delivery]) -> tuple[list[Delivery], list[Delivery]]:
     """Make dead letters of the messages whose payload or headers cannot be decoded.
 
-    In the caller's transaction: an error here would roll back the lease and its attempt, and the
-    same message would come first again each time.
+    This happens in the caller's transaction. Raising instead would roll back the lease and its
+    attempt, and the same message would be leased first every time.
 
     Returns:
         The other deliveries, and the dead ones.
@@ -140,9 +141,9 @@ def decodable(scope: Scope, leased: list[Delivery]) -> tuple[list[Delivery], lis
 
 
 def explain_nothing(scope: Scope, queue: str, worker: int | None) -> None:
-    """Raise if nothing was leased because the queue or the worker does not exist, or may not lease.
+    """Raise if nothing was leased because the queue or the worker is missing, or may not lease.
 
-    Otherwise there may be messages whose attempts are used up: make dead letters of some.
+    Otherwise make dead letters of some exhausted messages, if there are any.
     """
     if scope.execute(queues.get(scope.tables), {"queue": queue}).one_or_none() is None:
         raise queue_not_found(scope, queue)

@@ -165,7 +165,7 @@ def decoded(codec: Codec, id: int, text: str, headers: str | None) -> tuple[Any,
 
 
 def encoded(codec: Codec, value: Any, path: str = "payload") -> str:
-    """Return a payload as JSON text, whatever the codec does.
+    """Return a payload as JSON text, and check what the codec returns.
 
     Args:
         codec: The service's.

@@ -1,15 +1,14 @@
-"""The caller's session: unwrapped, connected, watched, and its objects kept in step.
+"""The caller's session: how to unwrap, connect and watch it, and keep its objects up to date.
 
-A statement goes to the database of the session that has our tables, and a session may have several.
-
-A lease, its settlement and the rows that belong to it must be in one database. A session with one
-bind has no choice, and `is_plain` is all that it pays for. For the others:
+A session may have several databases. A statement goes to the one that has our tables. A lease, its
+settlement and the rows that belong to it must be in one database. A session with one bind always
+fulfils that, and only pays for `is_plain`. For other sessions:
 
 - A ``ShardedSession`` is asked for the shards of each statement, and refused unless it names the
-  same one for every statement.
+  same single shard for every statement.
 - A transaction that has written the queue's tables in one database and anything in another is not
-  atomic. It is refused before it commits: see `refuse_split`. Listeners of the host may still write
-  after ours, so the last look is taken as the first of its connections commits: see `_watch`.
+  atomic. It is refused before it commits: see `refuse_split`. The host's listeners may still write
+  after ours, so the last check runs as the first of its connections commits: see `_watch`.
 """
 
 from __future__ import annotations
@@ -56,20 +55,20 @@ __all__ = [
 ]
 
 ALLOW_SPLIT = "pgqrs_allow_split"
-"""Set this in ``session.info`` to commit messages in one database and rows in another."""
+"""Set this key of ``session.info`` to commit messages in one database and rows in another."""
 
 TOUCHED = "_pgqrs_touched"
-"""Where ``session.info`` has the connections that the queue was used on, of this transaction."""
+"""The key of ``session.info`` for the connections of this transaction that used the queue."""
 
 _WATCHED = "_pgqrs_watched"
-"""Where ``session.info`` has what listens to the connections of this transaction."""
+"""The key of ``session.info`` for the commit listeners of this transaction's connections."""
 
 _BINDS = "binds" if hasattr(Session(), "binds") else "_Session__binds"  # before SQLAlchemy 2.1
 _HAS_WRITTEN = sa.select(sa.func.pg_current_xact_id_if_assigned().is_not(None))
 
 
 def is_plain(session: Session) -> bool:
-    """Return whether all that a session does goes to its one bind."""
+    """Return whether everything a session does goes to its one bind."""
     return type(session).get_bind is Session.get_bind and not getattr(session, _BINDS)
 
 
@@ -78,12 +77,12 @@ def connect(session: Session, where: dict[str, Any], values: Any = None) -> Conn
 
     Args:
         session: Any session.
-        where: The bind arguments, with the mapper of the messages. The shard is added to them, and
-            for a SELECT that writes in a CTE ``clause`` becomes what it writes.
+        where: The bind arguments, with the mapper of the messages. The shard is added to them. For
+            a SELECT that writes in a CTE, ``clause`` is replaced by that INSERT, UPDATE or DELETE.
         values: The parameters of the statement.
 
     Raises:
-        InvalidArgument: it would run in several shards, or not on PostgreSQL.
+        InvalidArgument: the statement would run in several shards, or not on PostgreSQL.
     """
     if is_plain(session):
         return session.connection(bind_arguments=where)
@@ -100,10 +99,7 @@ def connect(session: Session, where: dict[str, Any], values: Any = None) -> Conn
 def flush_and_connect(
     session: Session, mapper: Mapper[Any], statement: Executable, values: Any
 ) -> tuple[Connection, dict[str, Any]]:
-    """Flush what is pending; return the connection for a statement, and how it is got.
-
-    The second is what ``bind_arguments`` takes.
-    """
+    """Flush pending changes; return the connection for a statement, and its ``bind_arguments``."""
     # SQLAlchemy 2.0 flushes only before statements about mapped classes, 2.1 before all.
     session._autoflush()  # noqa: SLF001
     where = {"mapper": mapper, "clause": statement}
@@ -118,18 +114,18 @@ def execute(
     *,
     atomic_unless: str | None = None,
 ) -> Result[Any]:
-    """Execute a statement about our tables in a session, after its pending flush.
+    """Flush pending changes, then execute a statement about our tables in a session.
 
     Args:
         session: Any session.
-        mapper: Of the messages.
-        statement: What to execute.
+        mapper: The mapper of the messages.
+        statement: The statement.
         values: Its parameters.
-        atomic_unless: How the caller can allow a connection that commits each statement by itself.
-            Such a connection is allowed if this is None.
+        atomic_unless: Refuse a connection in AUTOCOMMIT, and name this option as the way to allow
+            it. None allows it.
 
     Raises:
-        NonAtomicEnqueue: a rollback would not take it back.
+        NonAtomicEnqueue: the connection is in AUTOCOMMIT, so a rollback would not undo it.
     """
     connection, where = flush_and_connect(session, mapper, statement, values)
     if atomic_unless is not None:
@@ -141,7 +137,7 @@ def execute(
 
 
 def _is_customized(session: Session) -> bool:
-    """Whether the application hooks or overrides ``Session.execute()``."""
+    """Return whether the application hooks or overrides ``Session.execute()``."""
     return bool(
         session.dispatch.do_orm_execute
         or getattr(session, "execution_options", None)  # since SQLAlchemy 2.1
@@ -150,16 +146,16 @@ def _is_customized(session: Session) -> bool:
 
 
 def _write_in(statement: SelectBase) -> sa.UpdateBase | SelectBase:
-    """Return the INSERT, UPDATE or DELETE in a statement, or else the statement."""
+    """Return the INSERT, UPDATE or DELETE within a statement, or the statement itself."""
     written = (part for part in visitors.iterate(statement) if isinstance(part, sa.UpdateBase))
     return next(written, statement)
 
 
 def bind_of(session: Session, mapper: Mapper[Any]) -> Engine | Connection:
-    """Return the bind that a session has for our tables.
+    """Return the bind of a session for our tables.
 
     Raises:
-        InvalidArgument: it has several shards for them.
+        InvalidArgument: the session has several shards for them.
     """
     where: dict[str, Any] = {"mapper": mapper}
     if not is_plain(session):
@@ -168,7 +164,7 @@ def bind_of(session: Session, mapper: Mapper[Any]) -> Engine | Connection:
 
 
 def identity_token(session: Session, mapper: Mapper[Any]) -> Any:
-    """Return what the identity of a loaded object says about its shard; None without shards."""
+    """Return the identity token of loaded objects, which names their shard; None without shards."""
     where: dict[str, Any] = {"mapper": mapper}
     if not is_plain(session):
         _add_shard(session, where)
@@ -176,7 +172,7 @@ def identity_token(session: Session, mapper: Mapper[Any]) -> Any:
 
 
 def _is_sharded(session: Session) -> bool:
-    # By its attribute: a host without shards need not import that module.
+    # Told by its attribute, so that a host without shards need not import that module.
     return hasattr(session, "execute_chooser")
 
 
@@ -211,17 +207,17 @@ def _before_commit(session: Session) -> None:
 
 @event.listens_for(Session, "after_transaction_end")
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    """Forget the connections of a transaction that is over."""
+    """Stop tracking the connections of a transaction that has ended."""
     if transaction.parent is not None:
         return
     session.info.pop(TOUCHED, None)
     watched: dict[Connection, Callable[[Connection], None]] = session.info.pop(_WATCHED, {})
-    for connection, committing in watched.items():  # a connection of the host's may live on
+    for connection, committing in watched.items():  # the host's connection may stay in use
         event.remove(connection, "commit", committing)
 
 
 def refuse_dialect(bind: Engine | Connection) -> None:
-    """Raise for a database that is not PostgreSQL."""
+    """Raise if a bind is not PostgreSQL."""
     if bind.dialect.name != "postgresql":
         raise InvalidArgument(
             f"the queue needs PostgreSQL, and this session is bound to {bind.dialect.name}: pass "
@@ -230,10 +226,10 @@ def refuse_dialect(bind: Engine | Connection) -> None:
 
 
 def refuse_split(session: Session) -> None:
-    """Raise if a transaction has written the queue's tables here, and something elsewhere.
+    """Raise if a transaction has written the queue's tables, and rows in another database.
 
-    A two-phase transaction is atomic in all of its databases. A connection whose transaction the
-    caller began is the caller's to commit, and is not looked at.
+    A two-phase transaction is atomic across its databases. A connection whose transaction the
+    caller began is committed by the caller, and not checked.
     """
     transaction = session.get_transaction()
     if transaction is None or session.twophase or session.info.get(ALLOW_SPLIT):
@@ -260,10 +256,10 @@ def _held(transaction: SessionTransaction) -> set[Connection]:
 
 
 def _watch(session: Session) -> None:
-    """Look at a transaction for the last time as the first of its connections commits.
+    """Check a transaction once more as the first of its connections commits.
 
-    Until then nothing is committed, and no event of the session comes any more in which a host
-    could write. Only sessions of several binds that have used the queue are watched.
+    At that moment nothing is committed yet, and the session has no later event in which the host
+    could write. Only sessions with several binds that have used the queue are watched.
     """
     transaction = session.get_transaction()
     if transaction is None:
@@ -274,7 +270,7 @@ def _watch(session: Session) -> None:
     def committing(_connection: Connection) -> None:
         if TOUCHED in session.info:
             refuse_split(session)
-            # Once: the other connections have no transaction to look at after the first commit.
+            # Only once: after the first commit the transaction cannot be checked any more.
             del session.info[TOUCHED]
 
     for connection in _held(transaction) - watched.keys():
@@ -284,7 +280,7 @@ def _watch(session: Session) -> None:
 
 def _has_written(connection: Connection) -> bool:
     if connection.dialect.name != "postgresql":
-        return True  # there is no telling
+        return True  # cannot be determined
     return bool(connection.execute(_HAS_WRITTEN).scalar())
 
 
@@ -293,11 +289,11 @@ def _place(connection: Connection) -> str:
 
 
 def refuse_foreign_tables(session: Session, mapper: Mapper[Any], query: Any) -> None:
-    """Raise if a query reads a table for which a session has another bind than for ours."""
+    """Raise if a query reads a table that the session binds to another database than ours."""
     if is_plain(session) or _is_sharded(session):
         return
     binds: Mapping[Any, Any] = getattr(session, _BINDS)
-    # As the statement that it becomes a part of: a host may send what writes to another server.
+    # The query becomes part of an INSERT, and a host may send writes to another server.
     write = sa.insert(mapper.class_)
     ours = session.get_bind(mapper=mapper, clause=write)
     for element in visitors.iterate(query):
@@ -314,12 +310,12 @@ def refuse_foreign_tables(session: Session, mapper: Mapper[Any], query: Any) -> 
 
 
 def is_autocommit(connection: Connection) -> bool:
-    """Return whether a connection commits each statement by itself."""
+    """Return whether a connection is in AUTOCOMMIT."""
     return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))
 
 
 def refuse_autocommit(connection: Connection, unless: str) -> None:
-    """Raise when a connection commits each statement by itself."""
+    """Raise if a connection is in AUTOCOMMIT."""
     if is_autocommit(connection):
         raise NonAtomicEnqueue(unless)
 
@@ -327,10 +323,10 @@ def refuse_autocommit(connection: Connection, unless: str) -> None:
 def sync_loaded(
     session: Session, model: type[Any], rows: Iterable[Row[Any]], names: Iterable[str]
 ) -> None:
-    """Bring loaded objects up to date with rows that a statement returned about them."""
+    """Update loaded objects with the rows that a statement returned for them."""
     for row in rows if session.identity_map else ():
         if (loaded := _loaded(session, model, row.id)) is not None:
-            # What the caller has changed and not flushed yet is the caller's still.
+            # Attributes that the caller has changed and not flushed stay as they are.
             pending = _altered(session, loaded).committed_state
             for name in names:
                 if name in pending:
@@ -339,14 +335,14 @@ def sync_loaded(
 
 
 def expire_deleted(session: Session, model: type[Any], ids: Iterable[int]) -> None:
-    """Expire loaded objects whose rows a statement deleted."""
+    """Expire the loaded objects whose rows a statement deleted."""
     for id_ in ids if session.identity_map else ():
         if (loaded := _loaded(session, model, id_)) is not None:
             _expire(session, loaded)
 
 
 def expire_all_deleted(session: Session, model: type[Any]) -> None:
-    """Expire all loaded objects of a class, when a statement does not say which it deleted."""
+    """Expire all loaded objects of a class, after a statement that does not say what it deleted."""
     for loaded in list(session.identity_map.values()):
         if isinstance(loaded, model):
             _expire(session, loaded)
@@ -363,17 +359,17 @@ def _expire(session: Session, loaded: Any) -> None:
 
 
 def _altered(session: Session, loaded: Any) -> InstanceState[Any]:
-    # As an UPDATE by the ORM does: the rollback of a savepoint then takes the object back as well.
+    # The ORM does this for its own UPDATEs: the rollback of a savepoint then restores the object.
     state: InstanceState[Any] = sa.inspect(loaded)
     session._register_altered([state])  # noqa: SLF001
     return state
 
 
 def synchronous(given: object) -> Session:
-    """Return the ``Session`` itself: of a registry, the current one of the scope.
+    """Return a ``Session``; for a registry, the current session of its scope.
 
     Raises:
-        InvalidArgument: it is something else, or not bound to PostgreSQL.
+        InvalidArgument: it is neither, or not bound to PostgreSQL.
     """
     session = _current(given)
     if not isinstance(session, Session):
@@ -382,10 +378,10 @@ def synchronous(given: object) -> Session:
 
 
 def asynchronous(given: object) -> AsyncSession:
-    """Return the ``AsyncSession`` itself: of a registry, the current one of the scope.
+    """Return an ``AsyncSession``; for a registry, the current session of its scope.
 
     Raises:
-        InvalidArgument: it is something else, or not bound to PostgreSQL.
+        InvalidArgument: it is neither, or not bound to PostgreSQL.
     """
     session: Any = _current(given)
     inner = getattr(session, "sync_session", None)
@@ -398,7 +394,7 @@ def asynchronous(given: object) -> AsyncSession:
 
 def registry_of(given: Any) -> Any:
     """Return a ``scoped_session`` or ``async_scoped_session``; None for anything else."""
-    # Not by its class: that of asyncio needs greenlet.
+    # Not told by its class: importing the asyncio one needs greenlet.
     is_registry = callable(getattr(given, "registry", None)) and hasattr(given, "session_factory")
     return given if is_registry else None
 

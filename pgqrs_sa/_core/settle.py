@@ -1,8 +1,8 @@
 """Settling deliveries: archive, delete, extend, release, fail.
 
-Each takes several deliveries and, when ``strict``, either settles them all or raises `LeaseLost`
-with none of them changed. Otherwise it settles what it can, and says of each whether it did.
-An empty list is settled without a statement.
+Each function takes several deliveries. With ``strict`` it settles all of them, or raises
+`LeaseLost` and changes none. Otherwise it settles those it can, and returns for each whether it
+did. An empty list sends no statement.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class _How(NamedTuple):
-    """How to settle: all or none, and whether locked rows are skipped."""
+    """How to settle: all or none, and whether to skip locked rows."""
 
     strict: bool
     skip_locked: bool
@@ -53,7 +53,7 @@ def archive(
     *,
     skip_locked: bool = False,
 ) -> list[bool]:
-    """Move messages to the archive, as archived or as discarded."""
+    """Move messages to the archive, with the outcome archived or discarded."""
     if outcome not in ("archived", "discarded"):
         raise InvalidArgument(f"outcome must be 'archived' or 'discarded', not {outcome!r}")
     held = _checked(deliveries)
@@ -149,7 +149,8 @@ def fail(
         statement = statements.reschedule_failed(scope.tables, skip_locked=skip_locked)
         moved = _moved(scope, statement, values)
         _announce(scope, moved, delay)
-    # What was not put back has no attempt left, or is not held any more: the fence tells.
+    # A message that was not rescheduled has no attempt left, or is no longer held: the fencing
+    # condition of the next statement tells these apart.
     spent = [delivery for delivery in held if delivery.id not in moved]
     how = _How(strict, skip_locked)
     dead_lettered = _dead_letter(scope, spent, text, reason, how) if spent else set[int]()
@@ -162,7 +163,7 @@ def fail(
 
 
 def dead_letter_undecodable(scope: Scope, deliveries: Sequence[Delivery]) -> set[int]:
-    """Make dead letters of deliveries whose ``decoded`` is the error; return their ids."""
+    """Make dead letters of deliveries whose ``decoded`` holds an error; return their ids."""
     reasons = ["cannot be decoded"] * len(deliveries)
     errors = [validation.error_text(delivery.decoded) for delivery in deliveries]
     how = _How(strict=False, skip_locked=True)
@@ -175,7 +176,7 @@ def _announce(
     moved: Mapping[int, datetime],
     delay: float | timedelta | None,
 ) -> None:
-    """Wake consumers for the messages that are visible without a delay."""
+    """Wake consumers for the messages that are visible immediately."""
     if delay is not None and not delay:
         announce(scope, list(moved))
 
@@ -241,7 +242,7 @@ def fence(held: Sequence[Delivery], **values: Any) -> dict[str, Any]:
 
 
 def _moved(scope: Scope, statement: Executable, values: dict[str, Any]) -> dict[int, datetime]:
-    """Run an update of live messages, and return their new times by id."""
+    """Run an update of live messages; return their new ``vt`` by id."""
     rows = scope.execute(statement, values).all()
     sync_loaded(scope.session, scope.context.models.message, rows, MOVED)
     return {row.id: row.vt for row in rows}
