@@ -111,17 +111,17 @@ class BaseConsumer(ABC, Generic[_S]):
         Args:
             queue: The name of a queue that exists when the consumer starts, or a `DeclaredQueue`,
                 which is created then if it is missing.
-            lease: Seconds, or a timedelta; the queue's ``lease_seconds`` unless given. It is
-                renewed while the handler runs: it only bounds how long a message of a process
+            lease: Seconds, or a timedelta. Default: the queue's ``lease_seconds``. The lease is
+                renewed while the handler runs, so it only bounds how long the message of a process
                 that died waits for the next attempt.
-            concurrency: How many calls of this handler may run at the same time; the consumer's
-                unless given.
-            prefetch: How many messages more than that to lease ahead: fewer round trips for quick
-                handlers, at the price of messages waiting here that another consumer could work on.
-            timeout: Seconds, or a timedelta, after which the attempt counts as failed, and its
-                lease is given up. A task is cancelled; a thread goes on, but cannot commit.
-            retry: What becomes of a message whose handler raised; the consumer's unless given.
-            batch: Call it with lists of up to so many messages.
+            concurrency: The maximum of calls of this handler that run at the same time. Default:
+                the consumer's.
+            prefetch: How many more messages to lease ahead. This saves round trips for fast
+                handlers, but these messages wait here while another consumer could handle them.
+            timeout: Seconds, or a timedelta, after which the attempt fails, and its lease is given
+                up. A task is cancelled. A thread continues, but cannot commit.
+            retry: How to retry a message whose handler raised. Default: the consumer's rule.
+            batch: Call it with lists of up to this many messages.
             weight: Its share of the consumer when several queues have messages.
             acknowledge: ``commit``: with the handler's transaction, or after it has returned when
                 it takes no session. ``first``: before it is called, at most once. ``manual``: by

@@ -105,7 +105,7 @@ class CallTransactions:
 
 
 def shut_down(driver: Any) -> None:
-    """Shut down the socket of a driver's connection, whatever waits for it, from any thread."""
+    """Shut down the socket of a driver's connection, even during a call; from any thread."""
     with contextlib.suppress(Exception):  # it is closed already
         descriptor = os.dup(_descriptor(driver))
         with socket.socket(fileno=descriptor) as wire:

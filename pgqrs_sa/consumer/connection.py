@@ -1,10 +1,9 @@
-"""The consumer's own connections: one statement, one commit, whatever the application's are.
+"""The consumer's own connections: each statement commits by itself.
 
-A `ConsumerConnection` holds a connection in AUTOCOMMIT, if it can, as long as it works, and takes
-another when it does not. Its session is used by one thread alone. That is also so in an
-`AsyncConsumer`: there the thread has an event loop of its own, and a connection that belongs to
-that, so that neither a blocked loop nor a cancelled task of the application can keep a lease from
-being renewed.
+A `ConsumerConnection` holds a connection, in AUTOCOMMIT if possible, and replaces it when it
+breaks. Only one thread uses its session. In an `AsyncConsumer`, too, that is a thread: it has its
+own event loop and a connection of that loop, so that neither a blocked loop nor a cancelled task
+of the application delays a renewal.
 """
 
 from __future__ import annotations
@@ -36,20 +35,20 @@ _T = TypeVar("_T")
 
 
 class Connector(Protocol):
-    """How a thread reaches the database."""
+    """Opens a connection for a thread, and runs functions on it."""
 
     def run(self, work: Callable[[Connection], _T]) -> _T:
-        """Do something with a connection, which is opened if there is none."""
+        """Call a function with the connection, which is opened first if necessary."""
         ...
 
     def discard(self) -> None:
-        """Throw the connection away: it is broken."""
+        """Discard a broken connection."""
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Return the connection to its pool."""
 
     def abort(self) -> None:
-        """End a call that hangs, from another thread."""
+        """Abort a call that hangs. Called from another thread."""
 
 
 class SyncConnector:
@@ -89,7 +88,7 @@ class SyncConnector:
 
 
 class AsyncConnector:
-    """A connection like those of the application's async engine, in a loop of this thread's."""
+    """A connection like those of the application's async engine, in this thread's event loop."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = _engine_for_thread(engine)
@@ -151,16 +150,17 @@ class AsyncConnector:
         """See `Connector`."""
         task, loop = self._task, self._loop
         if task is not None and loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(task.cancel)
 
 
 async def _finish_tasks() -> None:
-    """End what calls that were cut have left in this loop.
+    """Wait for the tasks that aborted calls have left in this loop, then cancel them.
 
-    SQLAlchemy closes the connection of a cancelled call in a task of its own, which a second
-    cancellation does not reach: without a loop to end in, its socket would stay open. Such a task
-    has a second before it is cancelled, as asyncpg before 0.32 then leaves its socket open.
+    SQLAlchemy closes the connection of a cancelled call in a separate task, which a second
+    cancellation does not reach. If the loop ended before it, its socket would stay open. Such a
+    task gets a second before it is cancelled, since asyncpg before 0.32 then leaves its socket
+    open.
     """
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     if rest:
@@ -171,16 +171,15 @@ async def _finish_tasks() -> None:
 
 
 def _engine_for_thread(engine: Any) -> Any:
-    """Return an async engine with a pool of its own, for another event loop.
+    """Return a copy of an async engine with a pool of its own, for another event loop.
 
-    It connects as the application's does: with its dialect, its creator and the events of its
-    pool and of its engine.
+    It connects as the application's engine does, with the same dialect, creator and events.
     """
     from sqlalchemy.ext.asyncio import AsyncEngine  # noqa: PLC0415 - needs greenlet
 
     original = engine.sync_engine
     twin: Any = Engine(original.pool.recreate(), original.dialect, original.url)
-    # As engine.execution_options() does, and so of an engine that it returned, too.
+    # Copied as engine.execution_options() does, which may have returned this engine.
     twin.dispatch = twin.dispatch._join(original.dispatch)  # noqa: SLF001
     twin._has_events = original._has_events  # noqa: SLF001 - or none of them is called
     return AsyncEngine(twin.execution_options(**original.get_execution_options()))
@@ -190,10 +189,9 @@ class ConsumerConnection:
     """A connection in AUTOCOMMIT, which is replaced when it breaks.
 
     Args:
-        connector: How to reach the database.
-        stopping: Ends the waiting for a database that does not answer.
-        deadline: Seconds after which `abort_if_stuck` takes a call for dead, and ends its
-            connection.
+        connector: Opens the connection.
+        stopping: When set, a database that does not answer is no longer waited for.
+        deadline: Seconds after which `abort_if_stuck` aborts a call and its connection.
     """
 
     def __init__(self, connector: Connector, stopping: threading.Event, deadline: float) -> None:
@@ -202,7 +200,7 @@ class ConsumerConnection:
         self._deadline = deadline
         self._call_started_at: float | None = None
         self._isolation: str | None = None
-        self.is_autocommit = False  # the application's connections: known after the first call
+        self.is_autocommit = False  # of the application's connections: known after the first call
         self._session: Session | None = None
         self.on_failure: Callable[[], None] = lambda: None
 
@@ -214,7 +212,7 @@ class ConsumerConnection:
         *args: _P.args,
         **kwargs: _P.kwargs,
     ) -> _T:
-        """Run an operation, again and again while the trouble is one that passes."""
+        """Run an operation, and repeat it after transient errors."""
         return self.run_until(self._stopping, what, context, operation, *args, **kwargs)
 
     def run_until(
@@ -226,12 +224,12 @@ class ConsumerConnection:
         *args: _P.args,
         **kwargs: _P.kwargs,
     ) -> _T:
-        """Run an operation that is not worth repeating any more once ``stopping`` is set."""
+        """Run an operation, and repeat it after transient errors until ``stopping`` is set."""
         try:
             return self.run_once(context, operation, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - it is the first attempt's below
             failed = [error]
-        # Only now is made what waits and counts: it takes a twentieth of the time of a quick call.
+        # Created only after an error: it would add a twentieth to the time of a quick call.
         for attempt in retrying(stopping, what, context.worker):
             with attempt:
                 if failed:
@@ -246,7 +244,7 @@ class ConsumerConnection:
         *args: _P.args,
         **kwargs: _P.kwargs,
     ) -> _T:
-        """Run an operation once; after an error the connection is not used again."""
+        """Run an operation once; after an error, discard the connection."""
 
         def work(connection: Connection) -> _T:
             session = self._ready(connection, context)
@@ -267,7 +265,7 @@ class ConsumerConnection:
         *args: _P.args,
         **kwargs: _P.kwargs,
     ) -> _T:
-        """Run an operation once, in a READ COMMITTED transaction of its own."""
+        """Run an operation once, in its own READ COMMITTED transaction."""
 
         def work(connection: Connection) -> _T:
             if self._session is not None:
@@ -292,7 +290,7 @@ class ConsumerConnection:
             self._call_started_at = None
 
     def _ready(self, connection: Connection, context: Context) -> Session:
-        """Return the session of a connection, which is kept as long as that."""
+        """Return the session of a connection; it is kept as long as the connection."""
         if self._session is None or self._session.bind is not connection:
             if self._isolation is None:
                 self.is_autocommit = is_autocommit(connection)
@@ -325,25 +323,25 @@ class ConsumerConnection:
             log.error(what, exc_info=without_parameters(error), extra={"worker": worker})
 
     def abort_if_stuck(self) -> None:
-        """Cut the connection if a call has been waiting for too long. From another thread."""
+        """Abort the connection if a call has exceeded the deadline. Called from another thread."""
         since = self._call_started_at
         if since is not None and time.monotonic() - since > self._deadline:
             self._connector.abort()
 
     def abort(self) -> None:
-        """Cut the connection, whatever it is doing. From another thread."""
+        """Abort the connection, even during a call. Called from another thread."""
         self._connector.abort()
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Return the connection to its pool."""
         self._connector.close()
 
 
 def _prepares_separately(connection: Connection) -> bool:
-    """Return whether a statement is prepared by one message and executed by the next.
+    """Return whether the driver prepares a statement in one message and executes it in the next.
 
-    asyncpg does that when it keeps no statements, as behind PgBouncer, where each message outside
-    of a transaction may come to another connection of the server, which does not know the first.
+    asyncpg does that without its statement cache, as behind PgBouncer. There, outside a
+    transaction, each message may reach another server connection, which has no such statement.
     """
     raw: Any = connection.connection.dbapi_connection
     keeps = getattr(raw, "_prepared_statement_cache", None) is not None

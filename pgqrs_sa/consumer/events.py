@@ -175,7 +175,7 @@ class EventEmitter:
             try:
                 getattr(hooks, name)(what)
             except BaseException:
-                # Whatever it is: raised here, it would end a thread that has a message in hand.
+                # Any error raised here would end a thread that is working on a message.
                 log.exception("%s of %r failed", name, hooks)
 
 

@@ -106,7 +106,7 @@ class Handlers:
         self._retry = retry
         self._asynchronous = asynchronous
         self.by_queue: dict[str, Handler] = {}
-        self._as_many: set[str] = set()  # of the consumer's concurrency, whatever that becomes
+        self._as_many: set[str] = set()  # follow the consumer's concurrency, also when it changes
 
     def get(self, queue: str) -> Handler:
         """Return the handler of a queue, or raise `InvalidArgument`."""

@@ -1,7 +1,7 @@
-"""The leases that a consumer holds: when each is to be renewed, and which are lost.
+"""The leases that a consumer holds: when to renew each of them, and which are lost.
 
-Times are of this machine's monotonic clock, and only say when to ask the database; whether a
-lease is held, the database decides.
+Times are of this machine's monotonic clock, and only say when to ask the database. The database
+decides whether a lease is held.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .handlers import Handler
 
 __all__ = ["Lease", "LeaseTable"]
 
-_RENEW_AT = 3  # a lease is renewed when a third of it is over: two renewals may fail
+_RENEW_AT = 3  # a lease is renewed after a third of its length: two renewals may fail
 
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """A lease, as this process knows it."""
+    """A lease as this process knows it."""
 
     delivery: Delivery
     handler: Handler
@@ -39,19 +39,19 @@ class Lease:
 
     @property
     def abandoned(self) -> bool:
-        """True when its attempt has failed, or its lease was given back or lost, in its call."""
+        """True if the attempt has failed, or the lease was released or lost, during its call."""
         return self.lost or self.timed_out
 
     def is_lost(self) -> bool:
-        """True when it is known to be gone, or must have run out unrenewed."""
+        """Return whether the lease is known to be lost, or has expired without a renewal."""
         return self.lost or self.clock() > self.expires_at
 
     def is_unstarted(self, now: float) -> bool:
-        """True when no handler has begun with it within its length: it is kept no longer."""
+        """Return whether no handler has started within the lease's length: it is not renewed."""
         return self.started_at is None and not self.settling and now >= self.start_by
 
     def overdue(self, now: float) -> bool:
-        """True when its handler has taken longer than it may."""
+        """Return whether its handler has exceeded its timeout."""
         limit = self.handler.timeout
         if limit is None or self.started_at is None or self.settling:
             return False
@@ -70,12 +70,12 @@ class LeaseTable:
     def add(
         self, handler: Handler, leased: Iterable[Delivery], lease: timedelta, asked_at: float
     ) -> list[Delivery]:
-        """Note new leases; return the deliveries, which ask this table whether they are lost.
+        """Add new leases; return the deliveries, which ask this table whether they are lost.
 
         Args:
-            handler: Whose they are.
-            leased: What the lease returned.
-            lease: How long it lasts.
+            handler: The handler that they are for.
+            leased: The deliveries of the lease.
+            lease: The length of the lease.
             asked_at: The clock before the statement was sent: no lease began earlier.
         """
         span = lease.total_seconds()
@@ -85,26 +85,26 @@ class LeaseTable:
                 end = asked_at + span
                 held = Lease(delivery, handler, span, asked_at + span / _RENEW_AT, end, end)
                 held.clock = self._clock
-                # Nobody else has it yet; a copy would take as long as all the rest of this.
+                # Nothing else refers to it yet, and a copy would double the cost of this loop.
                 object.__setattr__(delivery, "watch", held.is_lost)
                 self._leases[delivery.id] = held
                 watched.append(delivery)
         return watched
 
     def replaced(self, leased: Iterable[Delivery]) -> list[Lease]:
-        """Return the leases that cannot be held any more, since these were taken after them."""
+        """Return the earlier leases of these messages, which are lost now."""
         before = [self._leases.get(delivery.id) for delivery in leased]
         return [lease for lease in before if lease is not None]
 
     def get(self, delivery: Delivery) -> Lease | None:
-        """Return the lease of a delivery, unless it is settled, or is another attempt's."""
+        """Return the lease of a delivery, or None if it is settled or of another attempt."""
         held = self._leases.get(delivery.id)
         if held is None or held.delivery.fencing_token != delivery.fencing_token:
             return None
         return held
 
     def mark_started(self, deliveries: Iterable[Delivery], thread: int | None) -> bool:
-        """Note that a handler begins; False when a lease is lost, and it must not."""
+        """Record that a handler starts; return False if a lease is lost, and it must not."""
         begun: list[Lease] = []
         for delivery in deliveries:
             if (held := self.get(delivery)) is None or held.is_lost():
@@ -116,18 +116,19 @@ class LeaseTable:
         return True
 
     def mark_settling(self, deliveries: Iterable[Delivery]) -> None:
-        """Note that the handler has returned: its timeout does not count any more."""
+        """Record that the handler has returned: its timeout no longer applies."""
         for delivery in deliveries:
             if (held := self.get(delivery)) is not None:
                 held.settling = True
 
     def begin_commit(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Note, as `settling` does, that a handler's transaction is about to commit.
+        """Do as `mark_settling` before a handler's transaction commits, unless it must not.
 
         Returns:
-            Those that were given up before: if there are any, it must not, and nothing is noted.
+            The deliveries that were abandoned before. If there are any, the transaction must not
+            commit, and nothing is recorded.
         """
-        with self._lock:  # so that an attempt either has failed by its timeout, or may commit
+        with self._lock:  # an attempt either fails by its timeout, or may commit
             held = [self.get(delivery) for delivery in deliveries]
             pairs = zip(deliveries, held, strict=True)
             gone = [delivery for delivery, known in pairs if known is None or known.abandoned]
@@ -137,7 +138,7 @@ class LeaseTable:
             return gone
 
     def abandon(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
-        """Note that the calls of these go on, but may not commit; return those that are held."""
+        """Forbid the calls of these deliveries to commit; return the deliveries still held."""
         with self._lock:
             held = [known for delivery in deliveries if (known := self.get(delivery)) is not None]
             for known in held:
@@ -145,9 +146,9 @@ class LeaseTable:
         return [known.delivery for known in held]
 
     def remove(self, deliveries: Iterable[Delivery]) -> list[Lease]:
-        """Forget leases that are settled or lost; return those that were not forgotten before.
+        """Remove leases that are settled or lost; return those that were still in the table.
 
-        Whoever gets one here is the one to tell what became of it: it is told once.
+        The caller that receives a lease reports its outcome, so that it is reported once.
         """
         with self._lock:
             gone = [held for delivery in deliveries if (held := self.get(delivery)) is not None]
@@ -156,22 +157,22 @@ class LeaseTable:
         return gone
 
     def mark_lost(self, deliveries: Iterable[Delivery]) -> list[Lease]:
-        """Note that leases are gone, so that their handlers may know; return as `remove`."""
+        """Mark leases as lost for their handlers, and remove them; return the same as `remove`."""
         gone = self.remove(deliveries)
         for held in gone:
             held.lost = True
         return gone
 
     def hand_over(self, deliveries: Iterable[Delivery]) -> None:
-        """Forget leases that somebody else settles by hand, before they run out."""
+        """Stop tracking leases that the handler settles itself, before they expire."""
         for held in self.remove(deliveries):
             with self._lock:
                 self._handed_over[held.delivery.fencing_token] = held.expires_at
 
     def due(self, now: float) -> list[Lease]:
-        """Return the leases to be renewed now.
+        """Return the leases to renew now.
 
-        Those of an overdue handler run out, and those that no handler has begun with in time.
+        Those of an overdue handler, and those that were not started in time, are left to expire.
         """
         return [
             lease
@@ -181,11 +182,11 @@ class LeaseTable:
         ]
 
     def unstarted(self, now: float) -> set[int]:
-        """Return the messages that no handler has begun with within the length of their lease."""
+        """Return the messages for which no handler has started within the length of the lease."""
         return {lease.delivery.id for lease in self.all() if lease.is_unstarted(now)}
 
     def overdue(self, now: float) -> list[Lease]:
-        """Return the leases whose handler has taken too long, each of them once."""
+        """Return the leases whose handler has exceeded its timeout, each of them once."""
         with self._lock:
             found = [
                 lease
@@ -197,13 +198,13 @@ class LeaseTable:
         return found
 
     def mark_renewed(self, held: Iterable[Lease], asked_at: float) -> None:
-        """Note that the leases were renewed by a statement that was sent then."""
+        """Record that the leases were renewed by a statement sent at ``asked_at``."""
         for lease in held:
             lease.renew_at = asked_at + lease.length / _RENEW_AT
             lease.expires_at = asked_at + lease.length
 
     def next_renewal(self) -> float:
-        """Return when the first lease has to be renewed or its handler is overdue."""
+        """Return when the next lease must be renewed, or the next handler is overdue."""
         now = self._clock()
         moments = [
             lease.renew_at
@@ -225,7 +226,7 @@ class LeaseTable:
             return list(self._leases.values())
 
     def tokens(self) -> list[int]:
-        """Return the fencing tokens of all leases, also of those left to be settled by hand."""
+        """Return the fencing tokens of all leases, including those that handlers settle."""
         now = self._clock()
         with self._lock:
             self._handed_over = {

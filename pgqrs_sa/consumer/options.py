@@ -325,7 +325,7 @@ def refuse_autocommit(handlers: Sequence[Handler]) -> None:
 
 
 def refuse_autocommit_session(session: Session, handlers: Sequence[Handler]) -> None:
-    """Do as `refuse_autocommit` if a new session is to set AUTOCOMMIT, whatever its engine is in.
+    """Do as `refuse_autocommit` if new sessions set AUTOCOMMIT, unlike their engine.
 
     SQLAlchemy 2.1 has ``sessionmaker(engine, execution_options=...)``.
     """

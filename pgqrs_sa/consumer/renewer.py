@@ -1,9 +1,9 @@
-"""The thread that renews leases, ends the attempts that take too long, and runs the maintenance.
+"""The thread that renews leases, ends attempts after their timeout, and runs the maintenance.
 
-The maintenance is the heartbeat in the consumer's row among the workers, and the housekeeping.
+The maintenance is the heartbeat of the consumer's worker, and the housekeeping.
 
-It has a connection of its own and waits for nobody's lock, so that neither a long statement of
-the other thread nor a handler that holds its message locked delays the renewal of the others.
+The thread has its own connection and never waits for a lock, so that neither a long statement of
+another thread nor a handler that has locked its message delays the renewal of the other leases.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _LATER = 0.5  # seconds until a lease whose row was locked is tried again
 
 
 class LeaseRenewer:
-    """Renews the leases, and ends the attempts that take too long.
+    """Renews the leases, and ends attempts after their timeout.
 
     Args:
         connection: Its connection.
-        state: Of the run.
-        dispatcher: Settles the deliveries whose handlers took too long.
+        state: The state of the run.
+        dispatcher: Settles the deliveries whose handlers exceeded their timeout.
     """
 
     def __init__(
@@ -54,25 +54,25 @@ class LeaseRenewer:
         self._lease_table = state.lease_table
         self._dispatcher = dispatcher
         self._maintenance = Maintenance(connection, state)
-        # New leases are looked at after so many seconds.
+        # The maximum of seconds until new leases are noticed.
         self._max_idle = min(1.0, state.shortest_lease / 6)
         self._closed = threading.Event()
         self.fatal: BaseException | None = None
 
     def close(self) -> None:
-        """End after the present step."""
+        """Stop after the current step."""
         self._closed.set()
 
     def run(self) -> None:
-        """Work until closed; an error that does not pass is kept in ``fatal``."""
+        """Work until closed; store a permanent error in ``fatal``."""
         try:
             while not self._closed.wait(self._idle_time()):
                 self._renew()
                 self._end_overdue()
                 self._maintenance.send_heartbeat()
                 self._maintenance.run_jobs()
-        except BaseException as error:  # noqa: BLE001 - it is kept
-            self.fatal = error  # whoever runs the consumer raises it; if nobody waits, it is here
+        except BaseException as error:  # noqa: BLE001 - it is stored
+            self.fatal = error  # raised by run(); logged too, since start() has no caller waiting
             self._connection.log_failure(error, self._state.context.worker)
         finally:
             self._maintenance.mark_stopped()
@@ -106,10 +106,10 @@ class LeaseRenewer:
         for lease in group:
             lease.renew_at = time.monotonic() + min(_LATER, span / 6)
             if known.get(lease.delivery.id) == "busy":
-                # Locked, by its own handler as a rule: nobody can take it while that lasts.
+                # Locked, usually by its own handler: nobody else can lease it meanwhile.
                 lease.expires_at = max(lease.expires_at, time.monotonic() + 2 * _LATER)
-        # Of what is being settled, whoever does that tells. A handler may also have archived its
-        # message by itself, and not have returned yet.
+        # A lease that is being settled is reported by the code that settles it. A handler may also
+        # have archived its message itself, and not have returned yet.
         self._state.mark_lost(
             [
                 member
@@ -137,17 +137,17 @@ log = logging.getLogger("pgqrs_sa.consumer")
 
 _CHUNK = 1_000  # rows of the archive that one round of housekeeping deletes at most
 _WORKERS_KEPT = timedelta(days=7)
-_MIN_SILENCE = 60.0  # seconds without a heartbeat after which another worker may be taken for dead
+_MIN_SILENCE = 60.0  # seconds without a heartbeat before another worker is considered dead
 _DENIED = "42501"
-_LONGER = 5.0  # seconds by which the database may count more of them than this process
+_LONGER = 5.0  # seconds by which the clocks of the database and of this process may differ
 
 
 class Maintenance:
     """Sends the heartbeat of a consumer, and does its housekeeping.
 
     Args:
-        connection: The renewer's, in whose thread this works.
-        state: Of the run.
+        connection: The renewer's connection: this works in the renewer's thread.
+        state: The state of the run.
     """
 
     def __init__(self, connection: ConsumerConnection, state: ConsumerState) -> None:
@@ -156,11 +156,11 @@ class Maintenance:
         self._status = "ready"
         now = time.monotonic()
         self.heartbeat_at = now + state.config.heartbeat
-        # The first round comes soon, but not from all consumers of a deployment at once.
+        # The first round is spread, so that the consumers of a deployment do not all run at once.
         self._maintenance_at = now + (state.config.housekeeping or 0.0) * (id(self) % 97) / 97
 
     def send_heartbeat(self) -> None:
-        """Tell the database that this consumer lives, when that is due; register again if dead."""
+        """Send the heartbeat if it is due; register again if another worker declared us dead."""
         now = time.monotonic()
         worker = self._state.context.worker
         if now < self.heartbeat_at or worker is None:
@@ -184,12 +184,12 @@ class Maintenance:
             log.info("worker %d is %s", worker, info.status, extra={"worker": worker})
 
     def run_jobs(self) -> None:
-        """Do the housekeeping, when it is due."""
+        """Run the housekeeping if it is due."""
         now, housekeeping = time.monotonic(), self._state.config.housekeeping
         if housekeeping is None or now < self._maintenance_at:
             return
         self._maintenance_at = now + housekeeping
-        # Each in a transaction of its own: a consumer's role may do the first two alone.
+        # Each in its own transaction: the role of a consumer may only be allowed the first two.
         for job in (self._reclaim, self._dead_letter_exhausted, self._prune, self._purge_workers):
             try:
                 self._connection.transaction(self._state.context, job)
@@ -220,21 +220,21 @@ class Maintenance:
             Workers(scope).purge(older_than=_WORKERS_KEPT)
 
     def mark_stopped(self) -> None:
-        """Note in its row that this consumer has stopped."""
+        """Set the status of this consumer's worker to stopped."""
         worker = self._state.context.worker
-        # Twice: the connection may have been lost since it was last used.
+        # Two tries: the connection may have been lost since its last use.
         for _ in range(2 if worker is not None else 0):
             try:
                 self._connection.run_once(self._state.context, set_status, worker or 0, "stopped")
                 break
-            except Exception as error:  # noqa: BLE001 - the row then shows its silence
+            except Exception as error:  # noqa: BLE001 - its heartbeat then stops, as after a crash
                 log.info("worker %d was not noted as stopped: %s", worker, type(error).__name__)
 
 
 def register_worker(connection: ConsumerConnection, state: ConsumerState) -> WorkerInfo:
-    """Register this start of a process, or register again after it was taken for dead.
+    """Register this process as a worker, or register it again after it was declared dead.
 
-    It is registered once, also when the reply was lost and it was asked for again.
+    One row remains, even if a reply was lost and the registration was repeated.
     """
     context, name, version = state.context, state.config.name, state.config.version
     queues = [handler.queue for handler in state.handlers]

@@ -141,7 +141,7 @@ def _check(name: str, result: Any, most: int = LOOKED_AT) -> None:
 
 def _wrong(result: Any, most: int) -> Iterator[Any]:
     """Yield what must not be returned, and all of it: each is to be ended."""
-    # Level by level: a long list first does not hide what stands beside it. The members of a field
+    # Level by level, so that a long first list does not hide its siblings. The members of a field
     # are judged as its value is. What is kept in `seen` cannot lose its id to another object.
     level: deque[tuple[Any, bool]] = deque([(result, False)])
     seen: dict[int, Any] = {}

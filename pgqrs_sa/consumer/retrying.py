@@ -71,8 +71,8 @@ def is_transient(error: BaseException) -> bool:
     # SQLAlchemy does not translate it.
     if any(base.__name__ == "InternalClientError" for base in type(error).__mro__):
         return True
-    # Without a code: no connection at all, or none to be had from the pool; or a new one to a
-    # database that has become read only, which whoever starts a consumer there is told at once.
+    # Errors without a code: no connection, none free in the pool, or a new one to a database that
+    # has become read only (on a read-only database a consumer does not even start).
     return isinstance(
         error,
         (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, OSError, ReadOnlyDatabase),

@@ -1,7 +1,7 @@
 """One run of a consumer: its threads, from the first check to the last settlement.
 
-The same for threads and for asyncio. What differs is the executor: how a call of a handler begins,
-and how one that is running is told to stop.
+It is the same for threads and for asyncio. Only the executor differs: how it starts the call of a
+handler, and how it tells a running one to stop.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ __all__ = ["RunQueue", "RunResult", "Runtime", "StartAborted"]
 log = logging.getLogger("pgqrs_sa.consumer")
 
 SETTLE_TIMEOUT = 5.0
-"""Seconds that the last settlements may take once all handlers are done or given up."""
+"""Seconds for the last settlements, after all handlers have ended or were abandoned."""
 
 LOOP_SILENCE = 2.0
-"""Seconds for which an event loop may be silent before nothing more is leased for it."""
+"""Seconds without an answer of the event loop after which nothing more is leased for it."""
 
 JOIN_TIMEOUT = 1.0
-"""Seconds for what need not be said before a process ends, and for each way of ending a thread.
+"""Seconds for writes that may be skipped when a process ends, and for each way to end a thread.
 
-With `SETTLE_TIMEOUT` that makes 11 seconds at the most: docs/reference/consumers.md says so."""
+With `SETTLE_TIMEOUT` these are at most 11 seconds, as documented in docs/reference/consumers.md."""
 
 
 class StartAborted(Exception):
-    """A run was told to stop before it had begun."""
+    """The run was stopped before it had started."""
 
 
 class RunResult(NamedTuple):
-    """How a run ended."""
+    """The result of a run."""
 
     clean: bool = True
     failure: BaseException | None = None
 
     def code(self) -> int:
-        """Return the exit code, or raise what has ended the run."""
+        """Return the exit code, or raise the error that ended the run."""
         if self.failure is not None:
             raise self.failure
         return 0 if self.clean else 1
@@ -70,7 +70,7 @@ class RunResult(NamedTuple):
 
 @dataclass(slots=True)
 class RunQueue:
-    """Leased and not started yet, in order; each handler runs as often as it may."""
+    """Leased invocations that have not started, in order, within each handler's concurrency."""
 
     slots: int
     _waiting: deque[Invocation] = field(default_factory=deque)
@@ -78,11 +78,11 @@ class RunQueue:
     _calls: int = 0
 
     def add(self, invocations: Iterable[Invocation]) -> None:
-        """Take in what was leased."""
+        """Append leased invocations."""
         self._waiting.extend(invocations)
 
     def take(self) -> Invocation | None:
-        """Return the first that may run now, if there is one: it counts as running from here."""
+        """Remove and return the first that may run now, counted as running; None if none may."""
         if self._calls >= self.slots:
             return None
         for place, invocation in enumerate(self._waiting):
@@ -94,27 +94,27 @@ class RunQueue:
         return None
 
     def finished(self, invocation: Invocation) -> None:
-        """Note that a call has ended."""
+        """Record that a call has ended."""
         self._running[invocation.handler.queue] -= 1
         self._calls -= 1
 
     @property
     def waiting(self) -> int:
-        """How many have not been started."""
+        """The number of invocations that have not started."""
         return len(self._waiting)
 
     def clear(self) -> list[Invocation]:
-        """Return what was not started, and forget it."""
+        """Remove and return all invocations that have not started."""
         left = list(self._waiting)
         self._waiting.clear()
         return left
 
 
 class Runtime:
-    """One run: made, checked and started, then stopped, once.
+    """One run: created, checked, started and stopped once.
 
     Args:
-        state: What its threads share.
+        state: The state that its threads share.
     """
 
     def __init__(self, state: ConsumerState) -> None:
@@ -125,7 +125,7 @@ class Runtime:
         self._running: dict[int, Invocation] = {}
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
-        self._stop_waiting = threading.Event()  # no more waiting for a database that is not there
+        self._stop_waiting = threading.Event()  # set: an unreachable database is not waited for
         self._draining = False
         self._paused = False
         self._loop_lost: EventLoopLost | None = None
@@ -135,15 +135,15 @@ class Runtime:
         self._threads: list[threading.Thread] = []
         self._cleanup: list[Callable[[], None]] = []
         self._starting: ConsumerConnection | None = None
-        # Added to the leases that the consumer asks for. A handler may lease from the same queue,
-        # by the same worker and for as long, while the reply to such a lease is lost: by its exact
-        # length `release_unanswered` then knows which was not the handler's.
+        # Added to the length of the consumer's own leases. A handler may lease from the same queue
+        # with the same worker and length while the reply to a lease of the consumer is lost: then
+        # `release_unanswered` tells the consumer's leases from the handler's by their exact length.
         self._lease_jitter = timedelta(microseconds=random.randint(1, 999))  # noqa: S311 - no secret
 
     # ---------------------------------------------------------------------------- starting
 
     def check(self, *, create: bool = False) -> dict[str, timedelta]:
-        """Look at the database; return the leases of the queues. Raises as `check_database`.
+        """Check the database; return the lease lengths of the queues. Raises as `check_database`.
 
         Args:
             create: Create the declared queues that are missing.
@@ -161,7 +161,7 @@ class Runtime:
             connection.close()
 
     def start(self) -> None:
-        """Check, register, and begin to lease."""
+        """Check, register, and start leasing."""
         state = self.state
         leases = self.check(create=True)
         state.lease_lengths = {
@@ -200,7 +200,7 @@ class Runtime:
         state.events.heartbeat(worker)
 
     def _watch(self) -> None:
-        # In a thread of its own: who has started the consumer may do something else meanwhile.
+        # In a separate thread, as the caller of start() goes on with other work.
         while not self._closed.wait(min(0.5, self.state.shortest_lease / 6)):
             for connection in (self._dispatcher_connection, self._renewer_connection):
                 connection.abort_if_stuck()
@@ -211,7 +211,7 @@ class Runtime:
                 self._shut_down()
 
     def _check_executor(self) -> None:
-        """Hold no message for handlers that cannot be called."""
+        """Release messages and stop leasing while handlers cannot be called."""
         silent, shortest = self._executor.silent_for(), self.state.shortest_lease
         if silent > shortest and self._executor.is_dead and self._loop_lost is None:
             what = "is closed" if silent == math.inf else f"has not run for {silent:.1f} s"
@@ -225,7 +225,7 @@ class Runtime:
             self._pause(paused=paused)
 
     def _pause(self, *, paused: bool) -> None:
-        """Lease nothing while no handler can be called, and give back what is not begun."""
+        """Pause or resume leasing; on a pause, release the messages that have not started."""
         with self._lock:
             self._paused = paused
         self.dispatcher.pause(paused=paused)
@@ -239,16 +239,16 @@ class Runtime:
             log.info("the event loop answers again", extra={"worker": self.state.context.worker})
 
     def _shut_down(self) -> None:
-        """End a run that cannot go on, as whoever has started it may not wait for that."""
+        """End a run that cannot continue, since its caller may not be waiting for it."""
         if self._closing.locked():
-            return  # somebody does that
+            return  # another thread does it
         if self._loop_lost is not None:
-            self._executor.abandon(self.state.lease_table.all())  # should the loop run again
+            self._executor.abandon(self.state.lease_table.all())  # in case the loop runs again
         self.drain()
         self.close(lambda: False)
 
     def _connect(self) -> ConsumerConnection:
-        # A call that takes as long as a short lease would let all of them run out.
+        # A call that takes as long as the shortest lease would let all leases expire.
         return ConsumerConnection(
             self._executor.connector(),
             self._stop_waiting,
@@ -256,7 +256,7 @@ class Runtime:
         )
 
     def _listener(self) -> Listener | None:
-        """Return what waits for notifications, if they are asked for."""
+        """Return the listener for notifications, or None if they are off."""
         config = self.state.config
         if not config.notify:
             return None
@@ -273,8 +273,8 @@ class Runtime:
     def accept(self, invocations: Sequence[Invocation]) -> None:
         """Start these invocations as soon as they may run."""
         with self._lock:
-            # What was leased while the consumer was told to stop goes back; what is acknowledged
-            # already would be lost with that.
+            # Messages leased while the consumer was stopping are released, except those that are
+            # acknowledged already, which would be lost.
             stopped = self._draining or self._paused
             late = [
                 invocation
@@ -292,10 +292,10 @@ class Runtime:
             self._executor.submit(len(wanted))
 
     def _release_unstarted(self, ids: Collection[int] | None = None) -> None:
-        """Give back what has not been started, unless it is acknowledged already.
+        """Release messages that have not started and are not acknowledged.
 
         Args:
-            ids: Of the messages; None for all.
+            ids: The ids of the messages; None for all.
         """
         back: list[Invocation] = []
         rest: list[Invocation] = []
@@ -313,21 +313,21 @@ class Runtime:
             self.dispatcher.finished(invocation, releases, quiet=False)
 
     def next_invocation(self) -> Invocation | None:
-        """Return what may be started now, for a caller that can wait: it may lease that first."""
+        """Return the next invocation to start, or None; it may wait for a lease first."""
         while (invocation := self.dispatcher.lead_or_claim(self._claim)) is not None:
             if self._mark_started(invocation):
                 return invocation
         return None
 
     def next_ready_invocation(self) -> Invocation | None:
-        """Return what may be started now, if it has been leased already."""
+        """Return the next invocation to start, without leasing; None if none may start."""
         while (invocation := self._claim()) is not None:
             if self._mark_started(invocation):
                 return invocation
         return None
 
     def _claim(self) -> Invocation | None:
-        """Return what may be started, which is then the caller's."""
+        """Claim and return the next invocation that may start, or None."""
         with self._lock:
             invocation = self._run_queue.take()
             if invocation is not None:
@@ -335,13 +335,13 @@ class Runtime:
         return invocation
 
     def _mark_started(self, invocation: Invocation) -> bool:
-        """Note that a call begins, and its timeout; False if its lease is not held any more."""
+        """Record the start of a call and of its timeout; return False if its lease is lost."""
         if invocation.handler.acknowledge == "first" or self.state.lease_table.mark_started(
             invocation.deliveries, threading.get_ident()
         ):
             self.state.events.started(invocation)
             return True
-        # Waited for too long in this process: whoever has it now does the work.
+        # Its lease expired while it waited in this process: its new holder does the work.
         self.finished(
             invocation, [Disposition(delivery, "release") for delivery in invocation.deliveries]
         )
@@ -350,12 +350,12 @@ class Runtime:
     def finished(
         self, invocation: Invocation, dispositions: Sequence[Disposition], *, quiet: bool = False
     ) -> None:
-        """Note how a call ended, and settle what its own transaction has not.
+        """Record how a call ended, and settle the messages that its own transaction has not.
 
         Args:
-            invocation: What it worked on.
-            dispositions: What becomes of each message.
-            quiet: The caller asks for `next_invocation` now, so that nobody has to be woken.
+            invocation: The invocation.
+            dispositions: How each of its messages is settled.
+            quiet: The caller calls `next_invocation` next, so no other thread has to be woken.
         """
         self.state.lease_table.mark_settling(invocation.deliveries)
         left: list[Disposition] = []
@@ -400,45 +400,45 @@ class Runtime:
 
     @property
     def fatal(self) -> BaseException | None:
-        """An error that ends the run, if there is one."""
+        """The error that ends the run, or None."""
         if self._loop_lost is not None:
             return self._loop_lost
         return None if self._unreachable else self.dispatcher.fatal or self.renewer.fatal
 
     @property
     def _unreachable(self) -> bool:
-        """True when the last settlements failed: the leases run out by themselves."""
+        """True when the last settlements failed: the leases then expire."""
         errors = [case for case in (self.dispatcher.fatal, self.renewer.fatal) if case is not None]
         return self._stop_waiting.is_set() and all(map(is_transient, errors))
 
     @property
     def stopping(self) -> bool:
-        """True once it leases no more."""
+        """True once it has stopped leasing."""
         return self._draining
 
     @property
     def over(self) -> bool:
-        """True when there is nothing left to wait for: drained, or broken."""
+        """True when it has drained, or failed."""
         ended = self.dispatcher.ended.is_set() or self.renewer.fatal is not None
         return ended or self._loop_lost is not None
 
     @property
     def closed(self) -> bool:
-        """True when it has ended, by itself or because it was stopped."""
+        """True when it has ended, by itself or by a stop."""
         return self._clean is not None
 
     @property
     def waiting(self) -> bool:
-        """True when something is leased that has not been started."""
+        """True when leased messages have not started."""
         return self._run_queue.waiting > 0
 
     @property
     def busy(self) -> int:
-        """How many calls are running."""
+        """The number of running calls."""
         return len(self._running)
 
     def drain(self) -> None:
-        """Lease no more, and give back what has not been started."""
+        """Stop leasing, and release the messages that have not started."""
         if self._draining:
             return
         self._draining = True
@@ -447,13 +447,13 @@ class Runtime:
 
     @property
     def idle(self) -> bool:
-        """True when nothing runs, and nothing will, once it drains."""
+        """True when it no longer leases, and no call is running or waiting to start."""
         return self.dispatcher.stopped_leasing.is_set() and not (
             self._running or self._run_queue.waiting
         )
 
     def wait_idle(self, seconds: float) -> bool:
-        """Wait until no call is running; False when some are, after so many seconds."""
+        """Wait until no call is running; return False if some still are after ``seconds``."""
         end = time.monotonic() + seconds
         self.dispatcher.stopped_leasing.wait(max(0.0, seconds))
         with self._idle:
@@ -461,26 +461,26 @@ class Runtime:
 
     @property
     def aborted(self) -> bool:
-        """True once no database is waited for any more."""
+        """True once the run no longer waits for an unreachable database."""
         return self._stop_waiting.is_set()
 
     def abort(self) -> None:
-        """Wait for no database any more: of a run that starts, which then raises."""
+        """Stop waiting for an unreachable database; a run that is starting then raises."""
         self._stop_waiting.set()
 
     def abort_start(self) -> None:
-        """End a call of a run that starts, because the database does not answer."""
+        """Abort the database call of a run that is starting."""
         if self._starting is not None:
             self._starting.abort()
 
     def close(self, hurried: Callable[[], bool]) -> bool:
-        """Settle what is left, hand unfinished leases back uncharged, and end the threads.
+        """Settle what is left, release unfinished leases uncharged, and end the threads.
 
         Args:
-            hurried: Asks whether there is no more time to wait for a database that is away.
+            hurried: Returns whether to stop waiting for an unreachable database.
 
         Returns:
-            True when every call had ended.
+            True if every call had ended.
         """
         with self._closing:
             if self._clean is None:
@@ -523,10 +523,10 @@ class Runtime:
             log.warning("%s hangs: its leases run out by themselves", thread.name)
 
     def is_of(self, thread: threading.Thread) -> bool:
-        """Return whether a thread is one of this run's own, in which hooks are called."""
+        """Return whether a thread belongs to this run, and so may be calling a hook."""
         return thread in self._threads
 
     @property
     def forked(self) -> bool:
-        """True in a child of the process that started this run: nothing of it is alive here."""
+        """True in a forked child of the process that started this run: its threads do not exist."""
         return os.getpid() != self._pid

@@ -37,7 +37,7 @@ class CheckQueues:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing to lease for so many seconds, unless something happens."""
+    """Lease nothing for ``seconds``, unless something happens."""
 
     seconds: float
 
@@ -67,7 +67,7 @@ class _QueueState:
         return min(math.ceil(self.in_hand / self.handler.batch), self.handler.concurrency)
 
     def room(self, slots: int) -> int:
-        """How many more messages it may have, when the others leave it so many calls."""
+        """Return how many more messages it may lease, if the others leave it this many calls."""
         calls = min(self.handler.concurrency, slots)
         return max(0, calls * self.handler.batch + self.handler.prefetch - self.in_hand)
 
@@ -165,7 +165,7 @@ class Scheduler:
                 source.found_nothing(now, move, self.poll_interval)
 
     def finished(self, queue: str, count: int) -> None:
-        """Note that a call has ended that had so many messages."""
+        """Record that a call with ``count`` messages has ended."""
         if (source := self._queues.get(queue)) is not None:
             source.in_hand -= count
 

@@ -1,6 +1,6 @@
-"""The sessions of handlers: what a consumer accepts as a maker of them, and where they are made.
+"""The sessions of handlers: which factories a consumer accepts, and where it calls them.
 
-Each call is made in a call context. Calls must not share the sessions of a registry.
+Each call of a handler runs in a call context. Calls must not share the session of a registry.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ __all__ = [
 
 
 def sessionmaker_for(given: Any, consumer: str, *, asynchronous: bool) -> Any:
-    """Return what makes the session of one call: a context manager, which also ends it.
+    """Return the factory of a context manager that opens and closes the session of one call.
 
     Args:
         given: A ``sessionmaker``, a registry such as ``scoped_session``, or any function without
             arguments that returns a session.
         consumer: The name of the consumer's class, for errors.
-        asynchronous: Whether it calls for an ``AsyncSession``.
+        asynchronous: Whether it must return an ``AsyncSession``.
 
     Raises:
-        InvalidArgument: it is something else.
+        InvalidArgument: ``given`` is something else.
     """
     wanted = "async_sessionmaker" if asynchronous else "sessionmaker"
     factory = factory_of(given)
@@ -72,14 +72,14 @@ _WRONG_KIND = {
 
 
 def factory_of(given: Any) -> Any:
-    """Return what makes a session that nobody else uses, of a registry too."""
+    """Return a factory of new sessions: for a registry, its ``session_factory``."""
     return given if registry_of(given) is None else given.session_factory
 
 
 class _InScope:
-    """A new session for one call, which is the registry's current session meanwhile.
+    """A new session for one call, made the registry's current session during the call.
 
-    The scope is the call's own: `check_scopes` refuses registries where it is not.
+    Each call has its own scope: `check_scopes` refuses other registries.
     """
 
     def __init__(self, registry: Any) -> None:
@@ -87,14 +87,14 @@ class _InScope:
         self._scope = scope_of(registry)
 
     def __enter__(self) -> Any:
-        self._registry.remove()  # what an earlier call has left in this scope
+        self._registry.remove()  # a session that an earlier call left in this scope
         return self._made_current()
 
     def __exit__(self, *_error: object) -> None:
         try:
             self._session.close()
         finally:
-            if self._scope() == self._key:  # unless the handler has moved into another scope
+            if self._scope() == self._key:  # unless the handler switched to another scope
                 self._registry.remove()
 
     async def __aenter__(self) -> Any:
@@ -116,17 +116,17 @@ class _InScope:
 
 
 def open_session(made: Any, *, asynchronous: bool) -> Any:
-    """Return what a maker of sessions has returned, unless it is one of the other kind."""
+    """Return the session of a factory, or raise if it is of the other kind (sync or async)."""
     if asynchronous != hasattr(made, "sync_session"):
         raise InvalidArgument(_WRONG_KIND[asynchronous])
     return made
 
 
 def engine_of(scope: Scope) -> Engine:
-    """Return the engine that a new session has for the tables of the queue.
+    """Return the engine of a new session for the tables of the queue.
 
     Raises:
-        InvalidArgument: a session that uses several databases for a statement, one bound to a
+        InvalidArgument: the session uses several databases for one statement, or is bound to a
             connection, or not to PostgreSQL.
     """
     bind = sessions.bind_of(scope.session, scope.context.mapper)
@@ -140,7 +140,7 @@ def engine_of(scope: Scope) -> Engine:
 
 
 def refuse_elsewhere(scope: Scope, engine: Engine) -> None:
-    """Raise when the session of a call is not of the database that the message was leased in."""
+    """Raise if the session of a call is of another database than the message was leased in."""
     if scope.session.bind is engine and sessions.is_plain(scope.session):
         return
     theirs = sessions.bind_of(scope.session, scope.context.mapper).engine
@@ -152,11 +152,11 @@ def refuse_elsewhere(scope: Scope, engine: Engine) -> None:
 
 
 CallContext: TypeAlias = Callable[[], AbstractContextManager[object]]
-"""Makes the context manager that a call is made in."""
+"""Returns the context manager in which a handler is called."""
 
 
 def check_call_context(given: CallContext, name: str) -> CallContext:
-    """Return a call context, or raise `InvalidArgument` unless it is a function."""
+    """Return the call context, or raise `InvalidArgument` if it is not callable."""
     if not callable(given):
         raise InvalidArgument(
             f"{name} must be a function that returns a context manager, such as "
@@ -166,14 +166,14 @@ def check_call_context(given: CallContext, name: str) -> CallContext:
 
 
 def call_context_of(given: CallContext | None) -> CallContext:
-    """Return what each call of a run is made in, for a run that is started here and now.
+    """Return the call context of a run that starts in the current context.
 
-    Calls copy the context variables of the caller of run(), and with them Flask's application
-    context, by whose identity Flask-SQLAlchemy tells sessions apart. Each call gets an application
-    context of its own, therefore, and what was given is entered within it.
+    Calls copy the context variables of the caller of run(), including Flask's application context,
+    whose identity is the scope of Flask-SQLAlchemy's sessions. So each call gets a new application
+    context, and the given context is entered within it.
     """
     within = given or nullcontext
-    flask: Any = sys.modules.get("flask")  # no dependency: who has not imported it has none active
+    flask: Any = sys.modules.get("flask")  # not a dependency; if not imported, no app is active
     if flask is None or not flask.has_app_context():
         return within
     app = flask.current_app._get_current_object()  # noqa: SLF001 - as Flask's documentation does
@@ -190,13 +190,13 @@ def call_context_of(given: CallContext | None) -> CallContext:
 
 
 def scope_of(registry: Any) -> Callable[[], Hashable]:
-    """Return the function that tells the scopes of a registry of sessions apart."""
+    """Return the function that returns the current scope of a registry of sessions."""
     function: Callable[[], Hashable] = getattr(registry.registry, "scopefunc", threading.get_ident)
     return function
 
 
 def refuse_suppression() -> NoReturn:
-    """Raise after a call whose error was suppressed by its call context: it has failed still."""
+    """Raise after a call whose error was suppressed by its call context: it still has failed."""
     raise InvalidArgument("call_context has suppressed what the handler raised: let it pass")
 
 
@@ -208,8 +208,8 @@ def check_scopes(registry: Any, given: CallContext | None) -> None:
         given: The ``call_context`` of the consumer.
 
     Raises:
-        InvalidArgument: two of them would share a session of the registry, its scope is not known
-            in a call, or the call context cannot be entered.
+        InvalidArgument: two of them would share a session of the registry, its scope cannot be
+            determined in a call, or the call context cannot be entered.
     """
     if registry is None and given is None:
         return
@@ -241,7 +241,7 @@ async def check_scopes_of_tasks(registry: Any, given: CallContext | None) -> Non
 
 
 class _Scopes:
-    """The scopes of the caller of run(), and of calls."""
+    """The scopes of the caller of run() and of the calls."""
 
     def __init__(self, registry: Any, call_context: CallContext) -> None:
         self._call_context = call_context
@@ -254,7 +254,7 @@ class _Scopes:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Enter the call context, as a call does, and note the scope in it."""
+        """Enter the call context, as a call does, and record its scope."""
         try:
             with self._call_context():
                 self._note()
@@ -277,7 +277,7 @@ class _Scopes:
             ) from error
 
     def check(self) -> None:
-        """Raise unless all of them differ."""
+        """Raise unless all scopes differ."""
         shared = [scope for scope in self._found if self._found.count(scope) > 1]
         if shared:
             raise InvalidArgument(

@@ -1,4 +1,4 @@
-"""What a handler is called with: read once from its signature, by annotation.
+"""Reads from a handler's signature, once, which arguments it is called with.
 
 ==============================================  ==================================================
 annotation                                      argument
@@ -7,12 +7,12 @@ annotation                                      argument
 ``QueueService``, ``AsyncQueueService``         the queue, in that session
 ``Delivery`` (``list[Delivery]`` in a batch)    the message under lease
 a payload's type (a list of it in a batch)      the payload, checked: see `converter`
-none                                            the payload; one called ``session``, ``delivery``
-                                                or ``deliveries`` is what its name says
+none                                            the payload; a parameter called ``session``,
+                                                ``delivery`` or ``deliveries`` gets that
 ==============================================  ==================================================
 
-``X | None`` is as ``X``. What would be the payload, but has a default, keeps that. A class is no
-handler: to call it makes an object, and does no work.
+``X | None`` means ``X``. A parameter that would be the payload keeps its default, if it has one. A
+class is no handler: calling it creates an object, and does no work.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _NAMED = {"session": "session", "delivery": "delivery", "deliveries": "delivery"
 
 
 class DecodeErrors(Exception):
-    """Messages of a batch that are not what its handler takes, which is then not called.
+    """Some messages of a batch do not fit the handler's type, and it is not called.
 
     Attributes:
-        errors: What is wrong with each, by the message's id.
+        errors: The error of each, by the message's id.
     """
 
     def __init__(self, errors: Mapping[int, PayloadError]) -> None:
@@ -64,12 +64,12 @@ class HandlerSignature:
 
     Attributes:
         function: The handler.
-        parameters: What it takes: pairs of a name and ``session``, ``service``, ``delivery`` or
+        parameters: Its parameters: pairs of a name and ``session``, ``service``, ``delivery`` or
             ``payload``.
-        convert: Makes the argument of a payload, or None when it takes none.
-        many: True when it takes lists.
-        is_async: True when it must be awaited.
-        needs_session: True when its commit can be the acknowledgement.
+        convert: Converts a payload into the argument; None if the handler takes no payload.
+        many: Whether it takes lists.
+        is_async: Whether it must be awaited.
+        needs_session: Whether it takes a session, whose commit can be the acknowledgement.
     """
 
     function: Callable[..., Any]
@@ -80,14 +80,14 @@ class HandlerSignature:
     needs_session: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        # Asked for each message, and always the same.
+        # Stored, since it is read for each message.
         needed = any(kind in ("session", "service") for _, kind in self.parameters)
         object.__setattr__(self, "needs_session", needed)
 
     def arguments(
         self, deliveries: Sequence[Delivery], payloads: Sequence[Any], session: Any, service: Any
     ) -> dict[str, Any]:
-        """Return the arguments for these deliveries, whose payloads are converted already."""
+        """Return the arguments for these deliveries and their converted payloads."""
         values = {
             "session": session,
             "service": service,
@@ -108,7 +108,7 @@ class HandlerSignature:
         return result
 
     async def awaited(self, arguments: dict[str, Any]) -> Any:
-        """Call a handler of `AsyncConsumer`; a decorator of it may decide without awaiting it."""
+        """Call a handler of `AsyncConsumer`, and await the result if it is awaitable."""
         process = os.getpid()
         try:
             result = self.function(**arguments)
@@ -121,11 +121,11 @@ class HandlerSignature:
         return result
 
     def payloads(self, deliveries: Iterable[Delivery]) -> list[Any]:
-        """Return the payloads as the handler wants them.
+        """Return the payloads, converted to the handler's type.
 
         Raises:
-            PayloadError: a single message is not what the handler's type demands.
-            DecodeErrors: some of a batch are not.
+            PayloadError: the single message does not fit the type.
+            DecodeErrors: some messages of a batch do not fit the type.
         """
         if self.convert is None:
             return []
@@ -149,17 +149,17 @@ def inspect_handler(
     payload: Any = None,
     asynchronous: bool = True,
 ) -> HandlerSignature:
-    """Read what a handler wants.
+    """Return how to call a handler, from its signature and annotations.
 
     Args:
         function: The handler.
-        many: True when it takes lists: ``batch=`` was given.
-        payload: The payload's type, when the annotation does not say it.
-        asynchronous: Whether to await a plain function that decorates one with ``async def``:
-            it may return the coroutine, or wait for it and return the result.
+        many: Whether it takes lists: ``batch=`` was given.
+        payload: The payload's type, if the annotation does not name it.
+        asynchronous: Whether to await a plain function that decorates an ``async def``: it may
+            return the coroutine, or wait for it and return the result.
 
     Raises:
-        InvalidArgument: a parameter is none of these.
+        InvalidArgument: a parameter has no meaning, or a type that is not supported.
     """
     name = getattr(function, "__qualname__", repr(function))
     signature, hints = _read(function, name)
@@ -196,7 +196,7 @@ def inspect_handler(
 
 
 def _read(function: Any, name: str) -> tuple[inspect.Signature, dict[str, Any]]:
-    """Return a handler's signature, and its annotations."""
+    """Return a handler's signature and its resolved annotations."""
     written = _written(function)
     if inspect.isclass(written):
         raise InvalidArgument(
@@ -216,7 +216,7 @@ def _read(function: Any, name: str) -> tuple[inspect.Signature, dict[str, Any]]:
 
 
 def _is_async(function: Any, asynchronous: bool) -> bool:
-    """Return whether a handler must be awaited; ``asynchronous`` if only what it decorates must."""
+    """Return whether to await a handler; ``asynchronous`` if only a function it wraps is async."""
     written = _written(function)
     if inspect.iscoroutinefunction(written):
         return True
@@ -228,7 +228,7 @@ def _is_async(function: Any, asynchronous: bool) -> bool:
 
 
 def _written(function: Any) -> Any:
-    """Return what has the annotations: the function of a partial, the method of an instance."""
+    """Return the object with the annotations: a partial's function, an instance's ``__call__``."""
     while isinstance(function, partial):
         function = function.func
     if inspect.isroutine(function) or inspect.isclass(function) or not callable(function):
@@ -237,7 +237,7 @@ def _written(function: Any) -> Any:
 
 
 def _kind(handler: str, parameter: inspect.Parameter, hint: Any, *, many: bool) -> tuple[str, Any]:
-    """Return what a parameter is (nothing, if it keeps its default), and the type of a payload."""
+    """Return the kind of a parameter (empty if it keeps its default), and the payload's type."""
     optional = parameter.default is not parameter.empty
     if hint is inspect.Parameter.empty:
         return _NAMED.get(parameter.name, "" if optional else "payload"), Any
@@ -283,7 +283,7 @@ def _is_for_asyncio(hint: Any) -> bool | None:
 
 
 def _is_async_session(hint: type[Any]) -> bool:
-    # By name: sqlalchemy.ext.asyncio needs greenlet, which a synchronous host may lack.
+    # Compared by name: sqlalchemy.ext.asyncio needs greenlet, which a sync host may lack.
     return any(base.__name__ == "AsyncSession" for base in hint.__mro__)
 
 
@@ -291,15 +291,14 @@ log = logging.getLogger("pgqrs_sa.consumer")
 
 
 def end_child(parent: int, error: BaseException | None = None) -> None:
-    """End this process, unless it is the one that has called the handler.
+    """End this process if it is a child forked in a handler.
 
-    A child of a fork has the thread of the handler, and no other: nobody would settle or lease
-    there. It must not go on to a commit or a rollback either, which would be sent over the
-    connection of its parent.
+    A forked child has only the handler's thread: nothing would settle or lease there. It must not
+    commit or roll back either, since that would be sent over the parent's connection.
 
     Args:
-        parent: The number of the process that has called the handler.
-        error: What the handler raised. The exit code is that of a ``SystemExit``, otherwise 1.
+        parent: The id of the process that called the handler.
+        error: The exception of the handler. The exit code is that of a ``SystemExit``, otherwise 1.
     """
     if os.getpid() == parent:
         return
@@ -318,11 +317,11 @@ def end_child(parent: int, error: BaseException | None = None) -> None:
 
 
 Convert: TypeAlias = Callable[[Any], Any]
-"""Makes a handler's argument of a decoded payload; raises `PayloadError`."""
+"""Converts a decoded payload into a handler's argument; raises `PayloadError`."""
 
 
 def converter(kind: Any) -> Convert:
-    """Return what makes a handler's argument of a payload.
+    """Return the function that converts a payload into a handler's argument.
 
     Args:
         kind: A pydantic model, a msgspec struct, a dataclass, a TypedDict, ``UUID``, ``date``,

@@ -25,7 +25,7 @@ def of_task(task: asyncio.Task[Any], thread: int | None) -> str | None:
     """Return where the handler of a task is: what it waits for, unless it is just running.
 
     Args:
-        task: From whatever thread this is called.
+        task: The task. This may be called from any thread.
         thread: That of its event loop.
     """
     inner: Any = task.get_coro()

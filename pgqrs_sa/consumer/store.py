@@ -1,8 +1,8 @@
-"""What a consumer does in the database, beside what `QueueService` offers.
+"""The operations of a consumer in the database that `QueueService` does not offer.
 
-On the consumer's own connection nothing here waits for a lock: a row that another transaction is
-just changing is left as it is, and reported as busy. One consumer has many leases, and one of them
-must not hold up the others.
+On the consumer's own connection none of them waits for a lock: a row that another transaction has
+locked is left unchanged, and reported as busy. A consumer has many leases, and one of them must not
+delay the others.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ __all__ = [
 ]
 
 SettledStatus: TypeAlias = Outcome | Literal["busy"]
-"""What became of a delivery that could not be settled: its outcome, or "busy" while another
-transaction has its row locked."""
+"""The outcome of a delivery that could not be settled, or "busy" while another transaction has its
+row locked."""
 
 _OWN_OUTCOMES = (Outcome.ARCHIVED, Outcome.DISCARDED, Outcome.DEAD)
 
 
 @dataclass(frozen=True, slots=True)
 class SettledAndLeased:
-    """What one turn brought.
+    """The result of `settle_and_lease`.
 
     Attributes:
         settled: The ids that were archived.
         leased: The new deliveries, in queue order.
-        undecodable: Those that were leased, and are dead letters now.
+        undecodable: Deliveries that were leased, could not be decoded, and are dead letters now.
     """
 
     settled: frozenset[int]
@@ -65,14 +65,14 @@ class SettledAndLeased:
 
 @dataclass(frozen=True, slots=True)
 class UnansweredLease:
-    """A turn whose reply was lost: it may have leased messages that nobody knows of.
+    """A lease statement whose reply was lost: it may have leased messages unknown to the consumer.
 
     Attributes:
-        worker: For whom.
-        queue: From which queue.
-        lease: For how long.
-        since: The monotonic clock before it was sent.
-        until: The monotonic clock after it was given up.
+        worker: The worker that leased.
+        queue: The queue.
+        lease: The length of the lease.
+        since: The monotonic clock before the statement was sent.
+        until: The monotonic clock after it failed.
     """
 
     worker: int
@@ -84,12 +84,12 @@ class UnansweredLease:
 
 @dataclass(frozen=True, slots=True)
 class QueueCheck:
-    """What a look at some queues has found.
+    """The result of `check_queues`.
 
     Attributes:
-        ready: Queues with a message that this worker could lease, were it not locked.
-        exhausted: Queues with messages whose attempts are used up.
-        missing: Names that no queue has.
+        ready: Queues with a visible message for this worker, which may be locked.
+        exhausted: Queues with exhausted messages.
+        missing: Names without a queue.
     """
 
     ready: frozenset[str]
@@ -105,7 +105,7 @@ def settle_and_lease(
     lease: timedelta,
     attempts: int | None,
 ) -> SettledAndLeased:
-    """Archive what is done, and lease up to ``limit`` messages of a queue, in one statement."""
+    """Archive the done deliveries and lease up to ``limit`` messages, in one statement."""
     context = scope.context
     values = {
         **settle.fence(done),
@@ -129,17 +129,17 @@ def settle_and_lease(
 
 
 def renew(scope: Scope, held: Sequence[Delivery], lease: timedelta) -> frozenset[int]:
-    """Let leases run out ``lease`` from now; return the ids for which that was possible."""
+    """Let leases expire ``lease`` from now; return the ids of those that were renewed."""
     values = settle.fence(held, required=0, lease=lease)
     statement = settling.extend(scope.tables, skip_locked=True)
     return frozenset(row.id for row in scope.execute(statement, values))
 
 
 def lookup_status(scope: Scope, deliveries: Sequence[Delivery]) -> dict[int, SettledStatus]:
-    """Say what became of deliveries that were just not settled.
+    """Return the status of deliveries that could not be settled.
 
-    A row in the archive with the delivery's own fencing token is the delivery's own work, the
-    reply to whose COMMIT was lost on the way; or, when it is dead, that of whoever buried it.
+    A row in the archive with the delivery's own fencing token was written by this delivery, and
+    only the reply to its COMMIT was lost. A dead letter may also have been made by another process.
     """
     values = {"ids": [delivery.id for delivery in deliveries]}
     rows = scope.execute(settling.whereabouts(scope.tables), values).all()
@@ -161,7 +161,7 @@ def _status(delivery: Delivery, rows: Iterable[Any]) -> SettledStatus:
 
 
 def check_queues(scope: Scope, queues: Sequence[str]) -> QueueCheck:
-    """Return which of these queues have something for this worker, in one statement."""
+    """Return which of these queues have messages for this worker, in one statement."""
     values = {"queues": list(queues), "worker": scope.context.worker}
     found: dict[str, set[str]] = {"ready": set(), "exhausted": set(), "missing": set()}
     for row in scope.execute(statements.check_queues(scope.tables), values):
@@ -170,12 +170,12 @@ def check_queues(scope: Scope, queues: Sequence[str]) -> QueueCheck:
 
 
 def release_unanswered(scope: Scope, turns: Sequence[UnansweredLease], known: Iterable[int]) -> int:
-    """Give back what turns have leased whose replies were lost; return how many messages.
+    """Release the leases of statements whose replies were lost; return how many messages.
 
     Args:
         scope: The session, and the settings of the service.
-        turns: Those without a reply.
-        known: The fencing tokens of leases that the consumer has been told of.
+        turns: The statements without a reply.
+        known: The fencing tokens of the leases that the consumer knows.
     """
     listed, count = sorted(known), 0
     sent = time.monotonic()
@@ -186,8 +186,8 @@ def release_unanswered(scope: Scope, turns: Sequence[UnansweredLease], known: It
             "worker_id": unanswered.worker,
             "queue": unanswered.queue,
             "lease": unanswered.lease,
-            # The server read its clock between the two moments of ours: the turn began neither
-            # before nor after these.
+            # The server read its clock between these two readings of ours, so the lease began
+            # between them.
             "since": at - timedelta(seconds=told - unanswered.since),
             "until": at - timedelta(seconds=sent - unanswered.until),
             "known": listed,
@@ -199,7 +199,7 @@ def release_unanswered(scope: Scope, turns: Sequence[UnansweredLease], known: It
 def lock_messages(scope: Scope, deliveries: Sequence[Delivery]) -> None:
     """Lock deliveries until the transaction ends, or raise `LeaseLost`.
 
-    For transactions that keep one snapshot (REPEATABLE READ, SERIALIZABLE): there a renewal by
+    Needed in transactions that keep one snapshot (REPEATABLE READ, SERIALIZABLE): a renewal by
     another transaction would make the acknowledgement fail. A locked message needs no renewal.
     """
     values = settle.fence(deliveries)
@@ -208,7 +208,7 @@ def lock_messages(scope: Scope, deliveries: Sequence[Delivery]) -> None:
 
 
 def try_housekeeping_lock(scope: Scope) -> bool:
-    """Return whether this transaction is the one that tidies up now."""
+    """Return whether this transaction got the lock for housekeeping."""
     return bool(scope.execute(statements.try_housekeeping_lock(scope.tables)).scalar_one())
 
 
@@ -216,7 +216,7 @@ def server_info(scope: Scope) -> str:
     """Return the server's default isolation level, or raise if nothing can be leased there.
 
     Raises:
-        ReadOnlyDatabase: a standby, or a database that is set to read only.
+        ReadOnlyDatabase: the server is a standby, or the database is read only.
     """
     row = scope.execute(statements.server_info()).one()
     if row.read_only:  # as every transaction of a standby is
@@ -226,7 +226,7 @@ def server_info(scope: Scope) -> str:
 
 
 _MaybeOutcome: TypeAlias = Outcome | None
-"""None of what is not held, or is locked."""
+"""None for a delivery that is not held, or whose row is locked."""
 
 
 def apply(scope: Scope, dispositions: Sequence[Disposition], *, strict: bool) -> dict[int, Outcome]:
@@ -235,10 +235,10 @@ def apply(scope: Scope, dispositions: Sequence[Disposition], *, strict: bool) ->
     Args:
         scope: The session, and the settings of the service.
         dispositions: How each is settled.
-        strict: All of them, or `LeaseLost`; otherwise rows that are locked are left alone.
+        strict: Settle all of them, or raise `LeaseLost`; otherwise skip locked rows.
 
     Returns:
-        The outcome of each that was settled, by its id. What is missing is not held, or is locked.
+        The outcomes by id. A delivery that is missing here is not held, or its row is locked.
     """
     outcomes: dict[int, Outcome] = {}
     archives = [
@@ -275,8 +275,8 @@ def _retry(scope: Scope, disposition: Disposition, strict: bool) -> _MaybeOutcom
     limit = disposition.delivery.max_read_ct
     if strict or (limit is not None and disposition.delivery.read_ct >= limit):
         return _fail(scope, disposition, strict)
-    # An attempt is left. `settle.fail` makes a dead letter of what it could not put back, and
-    # would do that to a row that was locked at first, and then not any more.
+    # An attempt is left. `settle.fail` dead-letters what it could not reschedule. That would
+    # include a row that was locked for its first statement, and no longer for the second.
     error = validation.error_text(disposition.error_text)
     values = settle.fence(
         [disposition.delivery], required=0, errors=[error], delays=[disposition.delay]

@@ -1,7 +1,7 @@
-"""`AsyncConsumer`: handlers as tasks of one event loop, each with a session of its own.
+"""`AsyncConsumer`: handlers as tasks of one event loop, each with its own session.
 
-Leasing, settling and renewing happen in threads with event loops of their own: a handler that
-blocks the application's loop loses no lease, and a task that is cancelled leaves none behind.
+Leasing, settling and renewing happen in threads with their own event loops: a handler that blocks
+the application's loop loses no lease, and a cancelled task leaves none behind.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from .state import ConsumerState
 
 __all__ = ["AsyncConsumer"]
 
-_GRACE = 1.0  # seconds that a task has to end by itself, after its timeout has cancelled it
-_CANCELLED = 2.0  # seconds that cancelled tasks have to end when the consumer stops
+_GRACE = 1.0  # seconds for a task to end after its timeout has cancelled it
+_CANCELLED = 2.0  # seconds for cancelled tasks to end when the consumer stops
 
 
 class AsyncConsumer(BaseConsumer[AsyncSession]):
-    """Calls handlers with messages, as tasks; a handler's commit is the acknowledgement.
+    """Calls handlers with messages, as tasks. A handler's commit is the acknowledgement.
 
     ::
 
@@ -62,8 +62,8 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
 
         await consumer.run()
 
-    It takes what `Consumer` takes. Only handlers use the engine's pool; the consumer itself
-    connects in the same way, but beside it, twice.
+    It takes the arguments of `Consumer`. Only handlers use the engine's pool: the consumer itself
+    opens two more connections in the same way, outside the pool.
     """
 
     _asynchronous = True
@@ -81,7 +81,7 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
         return await asyncio.to_thread(run.runtime.check)
 
     async def run(self, *, until_empty: bool = False) -> int:
-        """See `Consumer.run`; cancelling it gives the messages of running handlers back."""
+        """See `Consumer.run`; cancelling it releases the messages of running handlers."""
         with _signals(self._on_signal):
             await self.start(until_empty=until_empty)
             try:
@@ -101,7 +101,7 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
         self._stop, self._now = asyncio.Event(), asyncio.Event()  # of this loop
         run = await self._make_run(until_empty=until_empty)
         start = Startup(run.runtime)
-        # Cancelled or not: threads that were started are to be ended.
+        # Started threads must be ended even if this task is cancelled.
         begun = asyncio.ensure_future(self._begun(start))
         cancelled = await _done(begun, start.abort)
         if not cancelled:
@@ -113,7 +113,7 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
         raise asyncio.CancelledError
 
     async def _begun(self, start: Startup) -> bool:
-        """Wait for a start; False when told to stop before that was done."""
+        """Wait for a start; return False if it was stopped before it had started."""
         until = math.inf
         while not start.wait(0) and time.monotonic() < until:
             await asyncio.sleep(0.01)
@@ -174,7 +174,7 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
         self._stop.set()
 
     async def _abort(self) -> None:
-        """End at once; whoever waits is cancelled already."""
+        """End immediately; the waiting task is cancelled already."""
         self._now.set()
         with contextlib.suppress(Exception):
             await self._end()
@@ -183,7 +183,7 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
         run = self._run
         if run is None or run.runtime.forked:
             return self._outcome.code()
-        # One task, for `run` and `stop` together, which is not cancelled with either of them.
+        # One task for `run` and `stop`, which is not cancelled with either of them.
         ending = self._ending
         if ending is None or ending.get_loop() is not asyncio.get_running_loop():
             ending = self._ending = asyncio.ensure_future(self._run_ended(run))
@@ -203,7 +203,7 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
         return RunResult(clean and finished, run.failure or runtime.fatal)
 
     async def _wait_for_run(self, run: TaskExecutor, seconds: float) -> bool:
-        """Wait for the running handlers, unless somebody is in a hurry; True when all ended."""
+        """Wait for the running handlers until ``_now`` is set; return whether all ended."""
         end = time.monotonic() + seconds
         hurry = asyncio.ensure_future(self._now.wait())
         while not (run.runtime.idle or run.runtime.fatal or hurry.done()):
@@ -220,7 +220,7 @@ class AsyncConsumer(BaseConsumer[AsyncSession]):
 
 @contextlib.contextmanager
 def _signals(handle: Callable[[], None]) -> Iterator[None]:
-    """Handle SIGTERM and SIGINT in the running loop, in the main thread."""
+    """Handle SIGTERM and SIGINT in the running loop, if it is in the main thread."""
     before: dict[signal.Signals, Any] = {}
     loop = asyncio.get_running_loop()
     if threading.current_thread() is threading.main_thread():
@@ -234,12 +234,12 @@ def _signals(handle: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, earlier in before.items():
             loop.remove_signal_handler(number)
-            if earlier is not None:  # asyncio.run has one for SIGINT
+            if earlier is not None:  # asyncio.run() installs one for SIGINT
                 signal.signal(number, earlier)
 
 
 async def _done(task: asyncio.Future[Any], on_cancel: Callable[[], None]) -> bool:
-    """Wait until a task is done, also when the waiting is cancelled; return whether it was."""
+    """Wait until a task is done, even if this wait is cancelled; return whether that happened."""
     cancelled = False
     while not task.done():
         try:
@@ -265,12 +265,12 @@ class TaskExecutor:
         self.engine = engine
         self.connector = partial(AsyncConnector, engine)
         self._loop = loop
-        self._context = copy_context()  # of whoever starts the consumer: each call gets a copy
+        self._context = copy_context()  # of the caller of run() or start(); each call gets a copy
         self._by_attempt: dict[tuple[int, int], asyncio.Task[bool]] = {}
         self.runtime: Runtime
         self.running: set[asyncio.Task[bool]] = set()
         self.failure: BaseException | None = None
-        self._asked_at: float | None = None  # when the loop was asked whether it runs
+        self._asked_at: float | None = None  # when the loop was asked for a sign of life
 
     def submit(self, count: int) -> None:
         """See `Executor`. Called from the dispatcher's thread."""
@@ -288,11 +288,11 @@ class TaskExecutor:
         return False
 
     def silent_for(self) -> float:
-        """See `Executor`: since the loop was asked for an answer, which takes a turn of it."""
+        """See `Executor`: the time since the loop was asked, until it runs the callback."""
         now, asked_at = time.monotonic(), self._asked_at
         if asked_at is None:
             asked_at = self._asked_at = now
-            with contextlib.suppress(RuntimeError):  # it is closed, and will not answer
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and will not answer
                 self._loop.call_soon_threadsafe(self._answer)
         return math.inf if self._loop.is_closed() else now - asked_at
 
@@ -301,15 +301,15 @@ class TaskExecutor:
 
     @property
     def is_dead(self) -> bool:
-        """See `Executor`: a loop that is blocked runs."""
+        """See `Executor`: a blocked loop counts as running."""
         return not self._loop.is_running()
 
     def here(self) -> set[asyncio.Task[bool]]:
-        """Return the tasks that run, if this is called in their loop, and can wait for them."""
+        """Return the running tasks if this is called in their loop, which can wait for them."""
         return set(self.running) if self._loop is asyncio.get_running_loop() else set()
 
     def abandon(self, leases: Sequence[Lease]) -> None:
-        """See `Executor`: cancel the tasks, from whatever thread."""
+        """See `Executor`: cancel the tasks, from any thread."""
 
         def cancel() -> None:
             for lease in leases:
@@ -326,7 +326,7 @@ class TaskExecutor:
         return None if task is None else stacks.of_task(task, lease.thread)
 
     async def cancel_all(self, seconds: float) -> None:
-        """Cancel what runs, and wait a moment for it to end."""
+        """Cancel the running tasks, and wait up to ``seconds`` for them to end."""
         tasks = self.here()
         for task in tasks:
             task.cancel()
@@ -334,8 +334,8 @@ class TaskExecutor:
             await asyncio.wait(tasks, timeout=seconds)
 
     async def _work(self) -> bool:
-        """Do the next invocation, if one may run now; False if none may."""
-        # Claimed here, not by who makes the task: the loop may be blocked between the two.
+        """Run the next invocation that may start; return False if there is none."""
+        # Claimed here, not when the task is created: the loop may be blocked between the two.
         invocation = self.runtime.next_ready_invocation()
         if invocation is None:
             return False
@@ -352,7 +352,7 @@ class TaskExecutor:
 
     def _ended(self, task: asyncio.Task[bool]) -> None:
         self.running.discard(task)
-        # Cancelled: before its first step, as nothing else gets out of that.
+        # A task is only cancelled before its first step: afterwards it returns a result.
         if self.runtime.waiting and (task.cancelled() or task.result()):
             self._submit(1)
 
@@ -378,7 +378,7 @@ class TaskExecutor:
                 late.__cause__ = cause
                 return self._after(invocation, late)
             return self._after(invocation, error)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, no lease is left behind
+        except BaseException as error:  # noqa: BLE001 - no error may leave a lease behind
             return self._after(invocation, error)
 
     def _after(self, invocation: Invocation, error: BaseException) -> list[Disposition]:
@@ -438,7 +438,8 @@ class TaskExecutor:
 def _cancelled_by_others(invocation: Invocation, error: BaseException) -> bool:
     """Return whether a task was cancelled from outside, as all are when a loop ends.
 
-    Not for ever: a handler that cancels its own task looks the same, and is charged one day.
+    Only for the first attempts: a handler that cancels its own task looks the same, and must be
+    charged at some point.
     """
     task = asyncio.current_task()
     asked = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()
@@ -446,7 +447,7 @@ def _cancelled_by_others(invocation: Invocation, error: BaseException) -> bool:
 
 
 class _Raised(Exception):
-    """A TimeoutError of the handler's own."""
+    """Wraps a TimeoutError that the handler itself raised."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()

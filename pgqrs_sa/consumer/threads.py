@@ -42,7 +42,7 @@ _OWN_CONNECTIONS = 2  # for leasing and settling, and for renewing
 
 
 class Consumer(BaseConsumer[Session]):
-    """Calls handlers with messages, in threads; a handler's commit is the acknowledgement.
+    """Calls handlers with messages, in threads. A handler's commit is the acknowledgement.
 
     ::
 
@@ -55,37 +55,37 @@ class Consumer(BaseConsumer[Session]):
         consumer.run()
 
     Args:
-        sessionmaker: Makes a session for each call of a handler. Its engine also gives the two
-            connections that the consumer itself works on.
-        concurrency: How many calls may run at the same time.
-        retry: What becomes of messages whose handler raised, unless the handler says otherwise.
-        poll_interval: Seconds, or a timedelta, between two looks at an idle queue at the most.
-        drain_timeout: Seconds, or a timedelta, that running handlers get when the consumer stops;
-            then their messages are given back, uncharged, and they cannot commit any more. That
-            takes up to 11 seconds more when the database does not answer.
-        heartbeat: Seconds, or a timedelta, between two signs of life in the register of workers.
-        housekeeping: Seconds, or a timedelta, between two rounds of taking back what dead workers
-            hold, burying exhausted messages, and pruning the archive; None for none. It only makes
-            things quicker: nothing that is promised depends on it.
-        name: In the register of workers; the host's name unless given.
-        version: Of the application, in the register of workers.
-        models: A host's own classes; the ready-made ones unless given.
-        codec: Turns JSON text into payloads; strict standard JSON unless given.
-        notify: Wait for notifications too (LISTEN), on a connection of its own, not of the pool.
-            Producers send them when they were made with ``notify=True``.
-        listen_dsn: Where to listen, if that is not where the engine connects to: a pooler in
-            transaction mode delivers no notifications. A URL or libpq's keywords, with one host
-            or several. Implies ``notify``.
-        cursor_key: Any name, where row-level security is active for the consumer's role: see
+        sessionmaker: Makes a session for each call of a handler. Its engine also provides the two
+            connections of the consumer itself.
+        concurrency: The maximum of calls that run at the same time.
+        retry: How to retry messages whose handler raised, unless the handler has its own rule.
+        poll_interval: The longest pause between two polls of an idle queue: seconds, or a
+            timedelta.
+        drain_timeout: The time that running handlers get when the consumer stops: seconds, or a
+            timedelta. After it their messages are released, uncharged, and they cannot commit. If
+            the database does not answer, this takes up to 11 seconds more.
+        heartbeat: The interval of the heartbeat of its worker: seconds, or a timedelta.
+        housekeeping: The interval of the housekeeping, which releases the messages of dead workers,
+            dead-letters exhausted messages and prunes the archive: seconds, or a timedelta; None
+            for none. It only makes things faster: no promise depends on it.
+        name: The name of its worker. Default: the host's name.
+        version: The application's version, stored with its worker.
+        models: The host's own classes. Default: the ready-made ones.
+        codec: Decodes JSON text into payloads. Default: strict standard JSON.
+        notify: Also wait for notifications (LISTEN), on a separate connection outside the pool.
+            Producers send them if they were created with ``notify=True``.
+        listen_dsn: Where to listen, if the engine connects to a pooler in transaction mode, which
+            delivers no notifications. A URL or libpq's keywords, with one host or several. Implies
+            ``notify``.
+        cursor_key: Any name, if row-level security is active for the consumer's role: see
             `QueueService`.
-        hooks: Hear of what happens to messages.
-        queues: `DeclaredQueue` objects, or a MetaData with `declare_queues`. Those that are missing
-            are created by one statement when the consumer starts. A setting that differs is logged
-            as a warning, and is not changed.
-        call_context: A function without arguments that returns a context manager, such as
-            ``app.app_context`` of Flask. Each call of a handler is made in it, with its session.
-            Where a consumer starts in an application context of Flask, each call gets an
-            application context of its own without it.
+        hooks: Functions that are called on events of messages and workers.
+        queues: `DeclaredQueue` objects, or a MetaData with `declare_queues`. Missing queues are
+            created by one statement when the consumer starts. A setting that differs is logged as
+            a warning, and not changed.
+        call_context: A function without arguments that returns a context manager, such as Flask's
+            ``app.app_context``. Each handler is called in it, with its session. A consumer that
+            starts in an application context of Flask gives each call a new one by default.
     """
 
     def _prepare(self) -> None:
@@ -96,19 +96,19 @@ class Consumer(BaseConsumer[Session]):
         self._signals = 0  # no Event: a signal may come while its lock is held
 
     def check(self) -> dict[str, timedelta]:
-        """Raise for whatever would keep this consumer from working.
+        """Check that this consumer can start, and raise if not.
 
-        A declared queue that is missing is no problem, and is not created here. A declared setting
-        that differs from the database is logged as a warning.
+        A declared queue that is missing is accepted, and not created here. A declared setting that
+        differs from the database is logged as a warning.
 
         Returns:
-            How long a lease lasts, by queue.
+            The length of a lease, by queue.
 
         Raises:
-            InvalidArgument: no handler, no engine to take connections from, or a registry of
-                sessions whose scope is not that of a call.
-            PoolTooSmall: with both numbers.
-            ReadOnlyDatabase, SchemaVersionError, QueueNotFound: what is wrong with the database.
+            InvalidArgument: no handler is registered, the sessionmaker has no engine, or a
+                registry of sessions would share sessions between calls.
+            PoolTooSmall: the pool has fewer connections than the consumer needs.
+            ReadOnlyDatabase, SchemaVersionError, QueueNotFound: the database is not usable.
         """
         check_scopes(self._registry, self._config.call_context)
         engine = self._engine()
@@ -116,20 +116,20 @@ class Consumer(BaseConsumer[Session]):
         return self._make_run(engine, until_empty=False).runtime.check()
 
     def run(self, *, until_empty: bool = False) -> int:
-        """Work until told to stop: by `stop`, SIGTERM or SIGINT.
+        """Run until stopped by `stop`, SIGTERM or SIGINT.
 
-        The first signal ends the leasing, and waits for the handlers that run; the second gives
-        their messages back at once. Signals are only heeded in the main thread.
+        After the first signal it stops leasing, and waits for the running handlers. After the
+        second it releases their messages immediately. Signals are handled in the main thread only.
 
         Args:
-            until_empty: Return as soon as nothing is visible in any of the queues.
+            until_empty: Return as soon as no message is visible in any of the queues.
 
         Returns:
-            The exit code: 0 when every handler had ended, 1 when some were given up.
+            The exit code: 0 if every handler had ended, 1 if some were abandoned.
 
         Raises:
             PgqrsError: see `check`.
-            KeyboardInterrupt, SystemExit: a handler raised it; its lease is not left behind.
+            KeyboardInterrupt, SystemExit: a handler raised it; its message was released.
         """
         self._signals = 0
         with _Signals(self._on_signal):
@@ -141,10 +141,10 @@ class Consumer(BaseConsumer[Session]):
             return self._end()
 
     def start(self, *, until_empty: bool = False) -> None:
-        """Begin to work in the background, as in a web application's process.
+        """Start in the background, for example in the process of a web application.
 
         Raises:
-            InvalidArgument: it works already.
+            InvalidArgument: it is running already.
             PgqrsError: see `check`.
         """
         self._refuse_twice(self._run)
@@ -160,7 +160,7 @@ class Consumer(BaseConsumer[Session]):
             self._run = run
 
     def _begun(self, run: ThreadExecutor) -> bool:
-        """Start a run; False when told to stop before that was done."""
+        """Start a run; return False if it was stopped before it had started."""
         start = Startup(run.runtime)
         try:
             while not (start.wait(0.05) or self._signals or self._stop.is_set()):
@@ -170,7 +170,7 @@ class Consumer(BaseConsumer[Session]):
             if start.began():
                 self._run_ended(run)
             else:
-                start.wait(START_GRACE)  # the process may end now, and the start has to end before
+                start.wait(START_GRACE)  # the process may end next: the start must end before that
             raise
         if not start.wait(0):
             start.abort()
@@ -178,13 +178,13 @@ class Consumer(BaseConsumer[Session]):
         return start.began()
 
     def stop(self) -> int:
-        """Lease no more, wait for the handlers that run, and end.
+        """Stop leasing, wait for the running handlers, and end.
 
-        A handler or a hook that calls this does not wait, since that would be for itself: `run`
-        returns soon afterwards; after `start`, somebody else has to stop the consumer still.
+        When a handler or a hook calls this, it returns immediately, since it would wait for itself.
+        `run` then returns soon. After `start`, another thread must still call `stop`.
 
         Returns:
-            As `run`.
+            The same as `run`.
         """
         self._stop.set()
         run, here = self._run, threading.current_thread()
@@ -194,7 +194,7 @@ class Consumer(BaseConsumer[Session]):
         return self._end()
 
     def dispose(self) -> None:
-        """Close the pool of its engine, at the end of a process that needs it no more."""
+        """Close the pool of its engine, at the end of a process."""
         self._engine().dispose()
 
     def __enter__(self) -> Self:
@@ -233,7 +233,7 @@ class Consumer(BaseConsumer[Session]):
 
     @property
     def _stop_at_once(self) -> bool:
-        """True after the second request to stop, if it is a signal."""
+        """Return whether a second request to stop arrived, as a signal."""
         return self._signals > (0 if self._stop.is_set() else 1)
 
     def _end(self) -> int:
@@ -256,14 +256,14 @@ class Consumer(BaseConsumer[Session]):
 
 
 class _Signals:
-    """Handle SIGTERM and SIGINT while a block runs in the main thread."""
+    """Handles SIGTERM and SIGINT during a block in the main thread."""
 
     def __init__(self, handle: Callable[[int, FrameType | None], None]) -> None:
         self._handle = handle
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        # A function: signal.signal() makes the repr() of what a method is bound to.
+        # A function, not a method: signal.signal() calls repr() on a method's instance.
         def handle(number: int, frame: FrameType | None) -> None:
             self._handle(number, frame)
 
@@ -273,12 +273,12 @@ class _Signals:
 
     def __exit__(self, *_error: object) -> None:
         for number, handler in self._before.items():
-            if handler is not None:  # one that was not installed from Python
+            if handler is not None:  # None: it was not installed from Python
                 signal.signal(number, handler)
 
 
 class ThreadExecutor:
-    """Threads that call handlers. They are daemons: one that hangs does not keep the process."""
+    """Daemon threads that call handlers: one that hangs does not keep the process alive."""
 
     def __init__(
         self, sessionmaker: Callable[[], Session], engine: Engine, call_context: CallContext
@@ -287,7 +287,7 @@ class ThreadExecutor:
         self.engine = engine
         self.connector = partial(SyncConnector, engine)
         self._call_context = call_context
-        self._context = copy_context()  # of whoever starts the consumer: each call gets a copy
+        self._context = copy_context()  # of the caller of run() or start(); each call gets a copy
         self._work_ready = threading.Condition()
         self._begun = 0
         self._idle = 0
@@ -304,24 +304,24 @@ class ThreadExecutor:
             )
             thread.start()
             self._threads.append(thread)
-        self.submit(count)  # the dispatcher may have been quicker
+        self.submit(count)  # the dispatcher may have leased before the threads existed
 
     def shutdown(self) -> None:
-        """Let the threads end, once each has finished what it does."""
+        """Let each thread end after its current call."""
         self._shutting_down = True
         self.submit(len(self._threads))
         for thread in self._threads:
             thread.join(0.5 if self.runtime.busy == 0 else 0.0)
 
     def is_of(self, thread: threading.Thread) -> bool:
-        """Return whether a thread is one of these, in which handlers are called."""
+        """Return whether a thread is one of these."""
         return thread in self._threads
 
     def submit(self, count: int) -> None:
-        """See `Executor`: a free thread wakes, and works until there is nothing to start."""
+        """See `Executor`: an idle thread wakes, and works until nothing is left to start."""
         with self._work_ready:
             self._begun += 1
-            # One that has leased for itself does not wait.
+            # A thread that has leased for itself is not waiting.
             self._work_ready.notify(count - self.is_of(threading.current_thread()))
 
     def wake(self) -> bool:
@@ -347,7 +347,7 @@ class ThreadExecutor:
     def stack(self, lease: Lease) -> str | None:
         """See `Executor`."""
         stack = stacks.of_thread(lease.thread)
-        return None if lease.settling else stack  # its thread may be with another message by now
+        return None if lease.settling else stack  # its thread may work on another message now
 
     def _worker(self) -> None:
         seen = 0
@@ -369,7 +369,7 @@ class ThreadExecutor:
             with self._call_context():
                 return self._invoke(invocation)
             refuse_suppression()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, no lease is left behind
+        except BaseException as error:  # noqa: BLE001 - no error may leave a lease behind
             dispositions = after_error(invocation, error, stopping=self.runtime.stopping)
             if is_fatal(error):
                 self.failure = self.failure or error
