@@ -10,11 +10,9 @@ own, which may be committed or rolled back::
 
 | module | |
 |---|---|
-| `findings` | `Finding` and `Thresholds` |
-| `check_context` | the database of one run, and how fixes are written as text |
+| `findings` | `Finding`, `Thresholds`, and the context that a check gets |
 | `schema_diff` | the checks of the version, the columns, indexes and constraints of the tables |
-| `server_checks` | the checks of the server: clocks, vacuum, transactions, limits |
-| `queue_checks` | the checks of queues, messages and workers |
+| `checks` | the checks of the server, and of queues, messages and workers |
 | `catalog` | the four tables as they should be, and as the database has them |
 | `fixes` | the SQL that fixes a table |
 
@@ -30,11 +28,9 @@ from typing import TYPE_CHECKING
 from .._core.scope import Scope
 from ..errors import InvalidArgument
 from .catalog import TABLES
-from .check_context import CheckContext
-from .findings import Finding, Severity, Thresholds
-from .queue_checks import QUEUE_CHECKS
+from .checks import QUEUE_CHECKS, SERVER_CHECKS, TABLE_CHECKS
+from .findings import CheckContext, Finding, Severity, Thresholds
 from .schema_diff import compare, invariants, version
-from .server_checks import SERVER_CHECKS, TABLE_CHECKS
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session

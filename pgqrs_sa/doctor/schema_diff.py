@@ -11,8 +11,7 @@ from .._core.sql import catalog
 from ..migrations import schemas
 from ..models import VERSION_COMMENT
 from .catalog import TABLES, Column, Constraint, Index, Table, expected
-from .check_context import CheckContext
-from .findings import Finding, Severity
+from .findings import CheckContext, Finding, Severity
 from .fixes import TableRepairs, lines, quoted, replacing
 
 __all__ = ["compare", "invariants", "version"]

@@ -96,7 +96,7 @@ def test_a_part_of_a_distributed_transaction_is_for_citus_to_end(prefix):
     from types import SimpleNamespace
 
     from pgqrs_sa.doctor import Thresholds
-    from pgqrs_sa.doctor.server_checks import prepared
+    from pgqrs_sa.doctor.checks import prepared
 
     row = SimpleNamespace(name=f"{prefix}1", role="r", age=timedelta(days=2))
     visit = SimpleNamespace(

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import QueueService, embedded, metadata
 from pgqrs_sa._core.scope import Context
-from pgqrs_sa.doctor import CHECKS, Thresholds, diagnose, server_checks
-from pgqrs_sa.doctor.check_context import CheckContext
+from pgqrs_sa.doctor import CHECKS, Thresholds, checks, diagnose
+from pgqrs_sa.doctor.findings import CheckContext
 from pgqrs_sa.errors import InvalidArgument
 from pgqrs_sa.models import READY_MADE
 from support.waiting import until
@@ -130,7 +130,7 @@ def test_a_required_column_of_the_host(fixed, sql, service):
 
 @pytest.mark.parametrize(("hours", "word"), [(1, "behind"), (-1, "ahead of")])
 def test_the_clock_of_this_computer(doctor, monkeypatch, hours, word):
-    monkeypatch.setattr(server_checks, "_now", lambda: datetime.now(UTC) + timedelta(hours=hours))
+    monkeypatch.setattr(checks, "_now", lambda: datetime.now(UTC) + timedelta(hours=hours))
     (finding,) = doctor()
     assert finding.check == "clock"
     assert f"s {word} this computer's" in finding.problem
