@@ -1,9 +1,3 @@
-"""The receiving side of NOTIFY. The sending side, and wake-ups in a process, are `_core.wakeup`.
-
-| module | |
-|---|---|
-| `listener` | the thread that listens, and reconnects |
-| `drivers` | the connection that listens, for psycopg and asyncpg |
-"""
+"""The receiving side of NOTIFY. The sending side, and wake-ups in a process, are `_core.wakeup`."""
 
 __all__: list[str] = []
