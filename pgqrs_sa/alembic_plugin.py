@@ -28,7 +28,6 @@ def setup(plugin: Plugin) -> None:
     from alembic.util import DispatchPriority  # noqa: PLC0415
 
     from .migrations import ops as _  # noqa: F401, PLC0415
-    from .migrations import queue_ops as _queue_ops  # noqa: F401, PLC0415
 
     plugin.add_autogenerate_comparator(
         _compare, "autogenerate", "pgqrs_sa", qualifier="postgresql", priority=DispatchPriority.LAST

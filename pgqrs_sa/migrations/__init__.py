@@ -252,4 +252,3 @@ def unstamped(schema: str) -> str:
 # worker that only checks the version never pays for that import.
 if sys.modules.get("alembic") is not None:
     from . import ops as _ops  # noqa: F401
-    from . import queue_ops as _queue_ops  # noqa: F401

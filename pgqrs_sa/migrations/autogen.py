@@ -38,8 +38,7 @@ from ..declared import DeclaredQueue, declared_in, joined
 from ..errors import SchemaVersionError
 from ..types import QueueDifference
 from . import schemas
-from .ops import UpgradeOp
-from .queue_ops import CreateQueueOp
+from .ops import CreateQueueOp, UpgradeOp
 
 __all__ = ["compare"]
 
