@@ -1,4 +1,4 @@
-"""Everything that pgqrs_sa raises on its own account.
+"""The errors that pgqrs_sa raises itself.
 
 ::
 
@@ -6,29 +6,29 @@
     ├── InvalidArgument (ValueError)     a value that can be refused without the database
     │   ├── DelayError                   a delay or time that is negative, naive or past year 9999
     │   ├── PayloadError                 not JSON, or too large; carries the path inside the payload
-    │   └── InvalidResult                a handler returned what means nothing: its attempt failed
-    ├── QueueNotFound (LookupError)      carries the names that come close
+    │   └── InvalidResult                a handler returned a value without a meaning: it failed
+    ├── QueueNotFound (LookupError)      carries similar names
     ├── QueueNotEmpty                    a queue that still holds messages is not deleted
     ├── MessageNotFound (LookupError)
-    ├── MessageLeased                    somebody is working on it: not cancelled, not rescheduled
+    ├── MessageLeased                    a consumer holds it: it was not cancelled or rescheduled
     ├── DuplicateMessage                 a live message has this key
-    ├── LeaseLost                        the delivery is no longer yours; nothing was changed
+    ├── LeaseLost                        the lease is no longer held; nothing was changed
     ├── WorkerNotFound (LookupError)
     ├── WorkerNotReady                   suspended or stopped: it may not lease
-    ├── WorkerInUse                      not stopped, or it holds messages: its row stays
+    ├── WorkerInUse                      not stopped, or it holds messages: it was not deleted
     ├── NonAtomicEnqueue                 the connection is in AUTOCOMMIT
     ├── SplitTransaction                 messages in one database, rows in another: not atomic
-    ├── SchemaVersionError               the database's schema is not the one this release needs
+    ├── SchemaVersionError               the database's schema has a version that does not fit
     ├── IncompleteSchema                 some of its tables are missing: the doctor prints their SQL
-    ├── TransactionRefused               a handler was to end the transaction that it was given
-    ├── HandlerTimeout (TimeoutError)    a handler took longer than it may
+    ├── TransactionRefused               a handler tried to end the transaction of its session
+    ├── HandlerTimeout (TimeoutError)    a handler exceeded its timeout
     ├── EventLoopLost                    the loop that calls the handlers is closed, or does not run
     ├── PoolTooSmall                     fewer connections than a consumer needs
     ├── ReadOnlyDatabase                 a standby: nothing can be leased there
-    └── ReadTimeout (TimeoutError)       a search or a count took longer than it may
+    └── ReadTimeout (TimeoutError)       a search or a count exceeded its timeout
 
-Errors of the driver and of SQLAlchemy pass through untouched: a serialization failure or a lost
-connection belongs to whoever owns the transaction. Each class has a stable ``code`` for logs.
+Errors of the driver and of SQLAlchemy are not wrapped: the owner of the transaction handles a
+serialization failure or a lost connection. Each class has a stable ``code`` for logs.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ __all__ = [
 
 
 class Copyable(BaseException):
-    """Survives pickle and copy with its text and attributes, whatever its constructor takes."""
+    """Keeps its text and attributes through pickle and copy, for every kind of constructor."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.args, self.__dict__)
@@ -84,13 +84,13 @@ def _restored(kind: type[Copyable], args: tuple[Any, ...], attributes: dict[str,
 
 
 class PgqrsError(Copyable, Exception):
-    """Base of every error that this package raises itself."""
+    """The base of every error that this package raises itself."""
 
     code: ClassVar[str] = "PGQ-000"
 
 
 class InvalidArgument(PgqrsError, ValueError):
-    """A value was refused before anything reached the database."""
+    """A value was refused before anything was sent to the database."""
 
     code = "PGQ-001"
 
@@ -105,8 +105,8 @@ class PayloadError(InvalidArgument):
     """A payload (or header) is not strict JSON, or is larger than its queue accepts.
 
     Attributes:
-        path: Where inside the value, such as ``payload.items[3].price``.
-        problem: What is wrong there.
+        path: The path inside the value, such as ``payload.items[3].price``.
+        problem: The problem at that path.
     """
 
     code = "PGQ-003"
@@ -118,9 +118,9 @@ class PayloadError(InvalidArgument):
 
 
 class InvalidResult(InvalidArgument):
-    """A handler returned work that has not run, or what is no decision: its attempt has failed.
+    """A handler returned work that has not run, or a value that is no decision: the attempt failed.
 
-    An exception that was returned is the ``__cause__``.
+    If it returned an exception, that is the ``__cause__``.
     """
 
     code = "PGQ-018"
@@ -130,8 +130,8 @@ class QueueNotFound(PgqrsError, LookupError):
     """No queue has this name (or id).
 
     Attributes:
-        queue: What was asked for.
-        suggestions: Existing names that come close, best first.
+        queue: The name (or id) that was asked for.
+        suggestions: Similar existing names, best first.
     """
 
     code = "PGQ-004"
@@ -148,7 +148,7 @@ class QueueNotFound(PgqrsError, LookupError):
 
 
 class QueueNotEmpty(PgqrsError):
-    """The queue still holds messages or history, and was not deleted.
+    """The queue still holds live or archived messages, and was not deleted.
 
     Attributes:
         queue: Its name.
@@ -169,7 +169,7 @@ class QueueNotEmpty(PgqrsError):
 
 
 class MessageNotFound(PgqrsError, LookupError):
-    """No such message is where it was looked for.
+    """The message does not exist where it was looked for.
 
     Attributes:
         ids: The ids that were not found.
@@ -206,7 +206,7 @@ class DuplicateMessage(PgqrsError):
 
     Attributes:
         key: The deduplication key.
-        id: The id of the message that has it.
+        id: The id of that message.
     """
 
     code = "PGQ-008"
@@ -222,16 +222,16 @@ class DuplicateMessage(PgqrsError):
 
 @dataclass(frozen=True, slots=True)
 class Whereabouts:
-    """What became of a message whose lease was lost, as far as the database knows.
+    """The current state of a message whose lease was lost.
 
     Attributes:
         id: The message's id.
-        state: ``leased``, ``ready``, ``scheduled`` or ``exhausted`` while it is live; the outcome
-            when it is in the archive; ``gone`` when it is in neither; ``given up`` by a consumer
-            whose handler took too long, or did not end in time when the consumer stopped.
-        read_ct: The attempts counted by now.
-        worker_id: Who holds it, if that is a registered worker.
-        until: When the present lease, or the wait, ends.
+        state: ``leased``, ``ready``, ``scheduled`` or ``exhausted`` while it is live; its outcome
+            if it is in the archive; ``gone`` if it is in neither; ``given up`` by a consumer whose
+            handler exceeded its timeout, or did not end in time when the consumer stopped.
+        read_ct: The number of attempts so far.
+        worker_id: Its holder, if that is a registered worker.
+        until: When its current lease, or its delay, ends.
     """
 
     id: int
@@ -252,13 +252,13 @@ class Whereabouts:
 
 
 class LeaseLost(PgqrsError):
-    """A delivery is no longer the caller's to settle; none of the given ones was changed.
+    """A delivery's lease is no longer held; none of the given deliveries was changed.
 
-    Roll the transaction back: whoever holds the message now will do its work.
+    Roll the transaction back: the message's new holder will do the work.
 
     Attributes:
-        ids: The messages whose lease was lost.
-        whereabouts: What is known of each of them now, by id.
+        ids: The ids of the messages whose lease was lost.
+        whereabouts: The current state of each of them, by id.
     """
 
     code = "PGQ-009"
@@ -271,7 +271,7 @@ class LeaseLost(PgqrsError):
 
     @property
     def id(self) -> int:
-        """The first (for a single delivery, the only) message lost."""
+        """The id of the first message lost; for a single delivery, the only one."""
         return self.ids[0]
 
 
@@ -286,7 +286,7 @@ class WorkerNotFound(PgqrsError, LookupError):
 
 
 class WorkerNotReady(PgqrsError):
-    """The worker is suspended or stopped, and may not lease messages.
+    """The worker is suspended or stopped, and cannot lease messages.
 
     Attributes:
         id: The worker's id.
@@ -321,7 +321,7 @@ class WorkerInUse(PgqrsError):
 
 
 class NonAtomicEnqueue(PgqrsError):
-    """The session's connection is in AUTOCOMMIT: a rollback would not take the message back."""
+    """The session's connection is in AUTOCOMMIT: a rollback would not undo the enqueue."""
 
     code = "PGQ-012"
 
@@ -333,13 +333,13 @@ class NonAtomicEnqueue(PgqrsError):
 
 
 class SplitTransaction(PgqrsError):
-    """A transaction has written the queue's tables in one database, and something in another.
+    """A transaction has written the queue's tables in one database, and rows in another.
 
-    One of the two could commit without the other. Nothing was committed: roll back.
+    One database could commit without the other. Nothing was committed: roll back.
 
     Attributes:
         queues: The URLs of the databases with the queue's tables, without passwords.
-        others: Those of the other databases.
+        others: The URLs of the other databases, without passwords.
     """
 
     code = "PGQ-019"
@@ -356,11 +356,11 @@ class SplitTransaction(PgqrsError):
 
 
 class SchemaVersionError(PgqrsError):
-    """The database's queue schema is not the version that is needed.
+    """The queue schema of the database does not have the needed version.
 
     Attributes:
-        installed: The version found, or None when there is no stamp.
-        needed: The version that this release, or the migration that ran, needs.
+        installed: The version found, or None if there is no stamp.
+        needed: The version that this release, or the migration, needs.
     """
 
     code = "PGQ-013"
@@ -385,11 +385,11 @@ class SchemaVersionError(PgqrsError):
 
 
 class IncompleteSchema(PgqrsError):
-    """Some of the queue tables are missing beside the others.
+    """A schema has some of the queue tables, but not all.
 
     Attributes:
-        schema: Where they are.
-        missing: The names of the tables that are not there.
+        schema: The schema.
+        missing: The names of the missing tables.
     """
 
     code = "PGQ-031"
@@ -407,12 +407,12 @@ class IncompleteSchema(PgqrsError):
 class TransactionRefused(PgqrsError):
     """A handler called ``commit()``, ``rollback()`` or ``close()`` of the session that it got.
 
-    Nothing was ended: the attempt fails, unless the handler catches this, and then goes on in the
-    same transaction.
+    The transaction was not ended. The attempt fails, unless the handler catches this error and
+    continues in the same transaction.
 
     Attributes:
-        method: What it called.
-        handler: Its name.
+        method: The method that it called.
+        handler: The handler's name.
     """
 
     code = "PGQ-033"
@@ -428,11 +428,11 @@ class TransactionRefused(PgqrsError):
 
 
 class HandlerTimeout(PgqrsError, TimeoutError):
-    """A handler took longer than its ``timeout``; its lease was given up, its attempt is counted.
+    """A handler exceeded its ``timeout``; its lease was given up, and the attempt counts.
 
     Attributes:
-        handler: Its name.
-        seconds: How long it may take.
+        handler: The handler's name.
+        seconds: Its timeout, in seconds.
     """
 
     code = "PGQ-015"
@@ -447,7 +447,7 @@ class HandlerTimeout(PgqrsError, TimeoutError):
 class EventLoopLost(PgqrsError):
     """The event loop of an `AsyncConsumer` was closed, or has not run for as long as a lease.
 
-    No handler can be called any more. The consumer has given back what it held, and has ended.
+    No handler can be called any more. The consumer has released its messages, and ended.
     """
 
     code = "PGQ-035"
@@ -458,7 +458,7 @@ class PoolTooSmall(PgqrsError):
 
     Attributes:
         available: ``pool_size + max_overflow``.
-        needed: One for each handler that may run, and those of the consumer itself.
+        needed: One for each handler that runs at the same time, and those of the consumer itself.
     """
 
     code = "PGQ-016"
@@ -483,10 +483,10 @@ class ReadOnlyDatabase(PgqrsError):
 
 
 class ReadTimeout(PgqrsError, TimeoutError):
-    """A search or a count took longer than its ``timeout``; the transaction goes on.
+    """A search or a count exceeded its ``timeout``; the transaction can continue.
 
     Attributes:
-        seconds: How long it may take.
+        seconds: The timeout, in seconds.
     """
 
     code = "PGQ-034"
@@ -505,7 +505,7 @@ def _listed(ids: Sequence[int], most: int = 10) -> str:
 
 
 def safe_repr(value: object, most: int = 500) -> str:
-    """Return a value for an error message: bounded, and whatever its own repr does."""
+    """Return the repr of a value for an error message: bounded in length, and it never raises."""
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001 - a huge integer, or somebody's own class

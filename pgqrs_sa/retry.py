@@ -1,4 +1,4 @@
-"""How long a failed message waits before its next attempt. Pure: no clock, no I/O."""
+"""The wait of a failed message before its next attempt. Pure: no clock, no I/O."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .types import Delivery
 __all__ = ["DEFAULT_BACKOFF", "Backoff", "Decide", "Retry"]
 
 Decide: TypeAlias = Callable[[Any, Delivery], Decision | None]
-"""A function of an exception and its delivery that decides."""
+"""A function that returns a decision for an exception and its delivery."""
 
 
 _LONGEST = 100 * 365 * 86_400.0  # a hundred years, in seconds
@@ -33,15 +33,15 @@ def _finite(value: object) -> bool:
 class Backoff:
     """Exponential backoff with a cap and jitter.
 
-    The wait before attempt ``n + 1`` is ``base * factor ** (n - 1)`` seconds, at most ``cap``,
-    moved by up to ``jitter`` of itself either way so that messages which failed together do not
-    return together (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
+    The wait before attempt ``n + 1`` is ``base * factor ** (n - 1)`` seconds, at most ``cap``. A
+    random change of up to ``jitter`` times the wait, in either direction, spreads messages that
+    failed together (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
 
     Attributes:
-        base: Seconds after the first failed attempt.
-        factor: What each further attempt multiplies the wait by.
+        base: The wait after the first failed attempt, in seconds.
+        factor: The factor by which each further attempt multiplies the wait.
         cap: The longest wait, in seconds, before jitter.
-        jitter: From 0 (none) to 1.
+        jitter: The random part of a wait, from 0 (none) to 1.
     """
 
     base: float = 10.0
@@ -79,25 +79,25 @@ class Backoff:
 
 
 DEFAULT_BACKOFF = Backoff()
-"""10 s, 20 s, 40 s ... up to an hour, each moved by up to a tenth."""
+"""10 s, 20 s, 40 s ... up to an hour, each with a jitter of a tenth."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """What becomes of a message whose handler raised.
+    """How to retry a message whose handler raised.
 
     Attributes:
-        max_attempts: Attempts before a message is dead; the queue's ``max_read_ct`` unless given.
-            A message that was enqueued with a limit of its own keeps that.
+        max_attempts: The number of attempts before a message is dead. Default: the queue's
+            ``max_read_ct``. A message that was enqueued with its own limit keeps that.
         backoff: How the wait grows: ``constant``, ``linear`` or ``exponential`` (doubling).
-        base: Seconds after the first failed attempt.
+        base: The wait after the first failed attempt, in seconds.
         cap: The longest wait, in seconds, before jitter.
-        jitter: From 0 (none) to 1: by how much of itself a wait is moved either way, at random.
-        on: Decisions by type of exception; the nearest base class counts. A decision is an
-            instance (``DeadLetter("no such user")``), or a function of the exception and the
-            delivery that returns one, or None for the backoff. An exception group is decided by
-            its members, if there is a decision for each of them: that of the first counts. A
-            class of groups as a key comes before that.
+        jitter: The random part of a wait, in either direction, from 0 (none) to 1.
+        on: Decisions by type of exception; the nearest base class applies. A decision is an
+            instance (``DeadLetter("no such user")``), or a function that takes the exception and
+            the delivery, and returns a decision, or None for the backoff. For an exception group,
+            the decision for its first member applies, if each member has one. A key that is a
+            class of groups takes precedence.
     """
 
     max_attempts: int | None = None
@@ -132,12 +132,12 @@ class Retry:
         """Return the wait after ``attempt`` attempts have failed (the first is 1)."""
         growth = self._growth()
         if self.backoff == "linear":
-            # The jitter of a constant wait, about a wait that grows with the attempts.
+            # The jitter of a constant wait, applied to a wait that grows with the attempts.
             growth = replace(growth, base=min(self.cap, self.base * max(attempt, 1)))
         return growth.delay(attempt)
 
     def decide(self, error: BaseException, delivery: Delivery) -> Decision:
-        """Return what an error means: its own decision, that of ``on``, or the backoff."""
+        """Return the decision for an error: the error itself, that of ``on``, or the backoff."""
         return self._decision(error, delivery) or RetryIn(self.delay(delivery.read_ct))
 
     def _decision(self, error: BaseException, delivery: Delivery) -> Decision | None:
@@ -152,7 +152,7 @@ class Retry:
         return None
 
     def _has_groups(self, error: BaseException) -> bool:
-        """Return whether ``on`` names a class of groups that this error is of."""
+        """Return whether ``on`` has a key that is a class of groups of this error."""
         return any(
             issubclass(kind, BaseExceptionGroup) for kind in type(error).__mro__ if kind in self.on
         )
@@ -163,5 +163,5 @@ class Retry:
 
 
 def _decides(value: object) -> bool:
-    # A class of decisions is callable too, but would be given an exception as its delay.
+    # A class of decisions is callable, too, but would get the exception as its delay.
     return callable(value) and not isinstance(value, type)

@@ -1,6 +1,6 @@
 """The schema of the four tables as numbered steps, and how a host's Alembic applies them.
 
-A host's ``env.py`` lists the plugin, the library's MetaData, and takes the lock first::
+A host's ``env.py`` lists the plugin and the library's MetaData, and takes the lock first::
 
     from pgqrs_sa import metadata as pgqrs_metadata
     from pgqrs_sa import migrations
@@ -23,34 +23,35 @@ A host's ``env.py`` lists the plugin, the library's MetaData, and takes the lock
 
 A later release that changes the tables makes ``alembic check`` fail until the next autogenerate
 has written ``op.pgqrs_upgrade(from_version=1, to_version=2)``. Columns and indexes that the host
-adds to the tables stay the host's: they are written as ordinary operations.
+adds to the tables are written as ordinary operations.
 
 =================================  ==============================================================
 the models are declared            in ``context.configure``
 =================================  ==============================================================
-ready-made, or on the host's own   nothing more: every schema with such tables is taken care of;
-MetaData                           ``include_schemas=True`` lets Alembic see named ones
+ready-made, or on the host's own   nothing more: every schema with such tables is handled;
+MetaData                           ``include_schemas=True`` lets Alembic see named schemas
 not in ``target_metadata``         ``pgqrs_schemas=[None, "jobs"]`` names the schemas; None is the
-                                   default one
+                                   default schema
 =================================  ==============================================================
 
 Queues that `pgqrs_sa.declare_queues` has attached to a MetaData of ``target_metadata`` are
-compared, too: ``op.pgqrs_queue("mail", lease=60)`` is written for each that is missing. It creates
+compared, too: ``op.pgqrs_queue("mail", lease=60)`` is written for each missing queue. It creates
 the queue unless it exists; ``op.pgqrs_drop_queue("mail")`` in the downgrade deletes it only if it
 is empty. Queues in a plain list, for a consumer or ``service.queues.sync``, are not compared.
 
-``schema=None`` is the connection's ``current_schema()``, the first schema of the ``search_path``
-that exists, and needs no right to create schemas. A named schema is created when it is missing, and
-never dropped: others may use it. With a ``search_path`` of several schemas, as for tenants, set
-``version_table_schema``, too: Alembic looks for its own table along the whole path.
+``schema=None`` is the connection's ``current_schema()``, the first existing schema of the
+``search_path``, and needs no right to create schemas. A named schema is created if it is missing,
+and never dropped, since other applications may use it. With a ``search_path`` of several schemas,
+as for tenants, also set ``version_table_schema``: Alembic looks for its own table along the whole
+path.
 
-Without the plugin, plain autogenerate and ``metadata.create_all()`` make the same tables, with
+Without the plugin, plain autogenerate and ``metadata.create_all()`` create the same tables, with
 the same version stamp (SQLAlchemy 2.0 cannot autogenerate the autovacuum settings of a table).
-What they cannot do is upgrade: Alembic does not see a changed predicate, CHECK or setting. With
+They cannot upgrade the tables: Alembic does not see a changed predicate, CHECK or setting. With
 plain autogenerate, list ``pgqrs_metadata`` before a MetaData that has foreign keys to it.
 
-The version is the comment of ``pgqrs_queues``. Nothing here imports Alembic, unless the process
-has done so: `current_version` and `check` work without it.
+The version is the comment of ``pgqrs_queues``. Nothing here imports Alembic unless the process
+has imported it already: `current_version` and `check` work without it.
 """
 
 from __future__ import annotations
@@ -77,26 +78,26 @@ _log = logging.getLogger(__name__)
 
 
 class Step(Protocol):
-    """A module with the steps to a version of the schema, and back."""
+    """A module with the steps to a version of the schema and back."""
 
     def upgrade(self, op: Operations, schema: str | None) -> None:
-        """Make the tables of the version before into those of this one."""
+        """Change the tables from the previous version to this one."""
 
     def downgrade(self, op: Operations, schema: str | None) -> None:
-        """Undo it."""
+        """Change the tables back to the previous version."""
 
 
 STEPS: Mapping[int, Step] = {1: v0001}
 """The step that leads to each version."""
 
 LATEST = max(STEPS)
-"""The version that this release makes."""
+"""The version that this release creates."""
 
 OLDEST = 1
-"""The oldest version that this release works on: deploys may run the code before the step."""
+"""The oldest version that this release works on: a deploy may start the code before it migrates."""
 
 LOCK_KEY = int.from_bytes(b"pgqrs_sa", "big")
-"""The key of the advisory lock that migrations take, as ``pg_locks`` shows it in two halves."""
+"""The key of the advisory lock that migrations take. ``pg_locks`` shows it in two halves."""
 
 _LOCK = sa.text(f"SELECT pg_advisory_xact_lock({LOCK_KEY})")
 _TRY_LOCK = sa.text(f"SELECT pg_try_advisory_xact_lock({LOCK_KEY})")
@@ -122,17 +123,17 @@ class _Executes(Protocol):
 
 
 def lock(connection: _Executes) -> None:
-    """Wait until no other process migrates; the lock ends with the transaction.
+    """Take the migration lock until the transaction ends; wait while another process migrates.
 
-    Call it first inside ``context.begin_transaction()``: Alembic reads which revisions are applied
-    after that, so that a process that had to wait finds nothing left to do. The operations take the
-    lock too, but what Alembic has read before them is stale by then.
+    Call it first inside ``context.begin_transaction()``: Alembic reads afterwards which revisions
+    are applied, so a process that had to wait finds nothing left to do. The operations take the
+    lock too, but by then Alembic has already read the revisions.
 
     The lock belongs to a transaction. With ``transaction_per_migration=True``, or once a revision
-    leaves the transaction by ``autocommit_block()``, it covers the first part only: let a single
-    process migrate then. The operations refuse to run in such a block. The isolation level has to
-    be PostgreSQL's default, READ COMMITTED: under the stricter ones, who waited still sees the
-    database as it was before. A process that has to wait logs a warning first.
+    leaves the transaction with ``autocommit_block()``, it covers only the first part: then let only
+    one process migrate. The operations refuse to run in such a block. The isolation level must be
+    PostgreSQL's default, READ COMMITTED: at the stricter levels, a process that had to wait still
+    sees the database as it was before. A process that has to wait logs a warning first.
 
     Args:
         connection: A `sqlalchemy.Connection`, or ``alembic.context``, which also writes the
@@ -148,7 +149,7 @@ def lock(connection: _Executes) -> None:
 
 
 def _online(connection: _Executes) -> sa.Connection | None:
-    """Return the connection itself; None where SQL is only written down."""
+    """Return the connection, or None in Alembic's offline mode (``--sql``)."""
     if isinstance(connection, sa.Connection):
         return connection
     get_context = getattr(connection, "get_context", None)  # of alembic.context, and of op
@@ -161,8 +162,8 @@ class Stamp(NamedTuple):
     """The version in the comment of the table ``pgqrs_queues``.
 
     Attributes:
-        schema: Where the table is; None when there is none.
-        version: The version in its comment; None when that has none.
+        schema: The schema of the table; None if the table does not exist.
+        version: The version in its comment; None if the comment has none.
     """
 
     schema: str | None
@@ -170,12 +171,12 @@ class Stamp(NamedTuple):
 
 
 def read_stamp(connection: sa.Connection, schema: str | None = None) -> Stamp:
-    """Return the version of the tables in a schema, or of those that a statement finds.
+    """Return the version of the tables in a schema, or of those on the ``search_path``.
 
     Args:
         connection: A connection.
-        schema: The schema's plain name, or None to look along the ``search_path``. What changes
-            the tables asks `schemas.target` for the schema first.
+        schema: The schema's plain name, or None to look along the ``search_path``. Operations that
+            change the tables get the schema from `schemas.target` first.
     """
     row = connection.execute(_STAMP, {"schema": schema}).one_or_none()
     if row is None:
@@ -185,10 +186,10 @@ def read_stamp(connection: sa.Connection, schema: str | None = None) -> Stamp:
 
 
 def current_version(connection: sa.Connection, schema: str | None = None) -> int | None:
-    """Return the version that the database has, or None when it has none.
+    """Return the version of the queue schema in the database, or None if it has none.
 
-    It is the version that a migration would find: with several schemas on the ``search_path``,
-    an application without tables in the first one works on those of another. `check` is about them.
+    It is the version that a migration would find. With several schemas on the ``search_path``, an
+    application may work on the tables of another schema than the first: `check` is about those.
 
     Args:
         connection: A connection; from asyncio, ``await connection.run_sync(current_version)``.
@@ -201,17 +202,17 @@ def current_version(connection: sa.Connection, schema: str | None = None) -> int
 def check(
     bind: Session | sa.Connection, schema: str | None = None, *, models: Models | None = None
 ) -> None:
-    """Raise unless this release works on the version that the database has.
+    """Raise unless this release works on the schema version of the database.
 
     Args:
         bind: A session or a connection; from asyncio, ``await session.run_sync(check)``.
-        schema: The schema's plain name; by default that of the models. If that is the default
-            one, the tables are looked up along the ``search_path``, as statements find them.
-        models: The host's own classes, if it has any.
+        schema: The schema's plain name. Default: the schema of the models; if they have none, the
+            tables are looked up along the ``search_path``, as statements find them.
+        models: The host's own classes. Default: the ready-made ones.
 
     Raises:
-        SchemaVersionError: There is no queue schema, or it is too old or too new. The message
-            names the command to run.
+        SchemaVersionError: the queue schema is missing, too old or too new. The message names the
+            command to run.
     """
     queue = (models or Models()).queue
     if isinstance(bind, Session):
@@ -247,8 +248,8 @@ def unstamped(schema: str) -> str:
     )
 
 
-# A host's revision imports this module to have its operations, and Alembic is imported by then.
-# In the other order the entry point registers them as soon as anything imports Alembic, so a
-# worker that only checks the version never pays for that import.
+# A host's revision imports this module for its operations, after Alembic. If Alembic is imported
+# later, the entry point registers them, so a worker that only checks the version never pays for
+# importing Alembic.
 if sys.modules.get("alembic") is not None:
     from . import ops as _ops  # noqa: F401

@@ -1,23 +1,23 @@
 """Autogenerate for the four tables: one call per schema, and the host's additions.
 
-It runs after Alembic's own comparisons, and changes what they found:
+It runs after Alembic's own comparisons, and changes their result:
 
-1. The schemas are those of the tables that are marked as ours in ``target_metadata``, and those
-   that the ``pgqrs_schemas`` option names.
-2. Operations on what the library owns are taken out: a step knows better how to change it. What
-   is owned is read from a pristine copy of the models, so a host's further columns, indexes and
-   constraints are told apart, and stay as ordinary operations, in the place that Alembic's order
-   of tables gives them. What was renamed by hand looks like an addition of a host's under the
-   other name: where its removal is proposed, its creation under the name of ours is proposed, too.
-3. The version stamp in the database decides whether a call is due. It goes first, because a
-   host's tables may have foreign keys to ours; Alembic reverses it to the last of the downgrade.
-4. Queues that `declare_queues` has attached to a MetaData are created after it where they are
-   missing. A setting that differs is logged, not changed.
+1. The schemas are those of the tables marked as ours in ``target_metadata``, and those that the
+   ``pgqrs_schemas`` option names.
+2. Operations on objects that the library owns are removed, since a step makes these changes. The
+   owned objects are read from a pristine copy of the models. So a host's own columns, indexes and
+   constraints are recognized, and stay as ordinary operations in Alembic's order of tables. An
+   object renamed by hand looks like an addition of the host under its new name: if its removal is
+   proposed, its creation under our name is proposed, too.
+3. The version stamp in the database decides whether a call is due. The call goes first, because a
+   host's tables may have foreign keys to ours; Alembic puts it last in the downgrade.
+4. Missing queues that `declare_queues` has attached to a MetaData are created after it. A setting
+   that differs is logged, not changed.
 
-Two cautions. While a step is due, nothing is dropped from our tables: what is missing from the
-models may be the step's to remove, and a host's own removal is written by the next autogenerate.
-And tables that carry our stamp are never dropped because the models are out of sight: to remove
-the queue, write ``op.pgqrs_downgrade`` by hand.
+While a step is due, nothing is dropped from our tables: the step may remove what is missing from
+the models, and the next autogenerate writes the host's own removals. Tables with our stamp are
+never dropped because the models are missing from ``target_metadata``: to remove the queue, write
+``op.pgqrs_downgrade`` by hand.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ _COMMENTS = (ops.CreateTableCommentOp, ops.DropTableCommentOp)
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """Names of columns, and of indexes and constraints: the two are different name spaces."""
+    """Names of columns, and of indexes and constraints, which have separate namespaces."""
 
     columns: frozenset[str]
     others: frozenset[str]
 
     def hold(self, op: MigrateOperation) -> bool:
-        """Return whether the operation is about one of these."""
+        """Return whether an operation is about one of these names."""
         if isinstance(op, ops.AddColumnOp):
             return op.column.name in self.columns
         if isinstance(op, (ops.DropColumnOp, ops.AlterColumnOp)):
@@ -77,9 +77,9 @@ class _Place:
     """A schema that holds our tables.
 
     Attributes:
-        schema: As the models or the option wrote it.
+        schema: Its name as the models or the option give it.
         declared: Whether the models are in ``target_metadata``.
-        installed: The version in the database, 0 for none.
+        installed: The version in the database; 0 for none.
     """
 
     schema: str | None
@@ -92,7 +92,7 @@ class _Place:
 
 
 def compare(context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> PriorityDispatchResult:
-    """Replace what Alembic found about our tables by the calls that are due."""
+    """Replace Alembic's operations on our tables with the calls that are due."""
     work = _Comparison(context)
     kept = [kept for op in upgrade_ops.ops for kept in work.keep(op)]
     upgrade_ops.ops[:] = [*work.calls(), *work.queues(), *kept]
@@ -125,7 +125,7 @@ class _Comparison:
                 yield UpgradeOp(place.installed, migrations.LATEST, place.schema)
 
     def queues(self) -> Iterator[CreateQueueOp]:
-        """Yield an operation for each declared queue that is missing; log what differs."""
+        """Yield an operation for each missing declared queue; log settings that differ."""
         for key in sorted(self._wanted, key=lambda name: name or ""):
             place = self._place(key)
             declared = _declared(self._context, key)
@@ -159,7 +159,7 @@ class _Comparison:
         return {row["queue_name"]: row for row in rows}
 
     def keep(self, op: MigrateOperation) -> Iterable[MigrateOperation]:
-        """Return what is left of an operation without the part that a step does."""
+        """Return the parts of an operation that no step makes."""
         table: str | None = getattr(op, "table_name", None)
         if table is None or table not in _OWNED:
             return [op]
@@ -262,8 +262,8 @@ def _wanted(context: AutogenContext) -> Iterator[tuple[str | None, tuple[str | N
 def _declared(context: AutogenContext, key: str | None) -> tuple[DeclaredQueue, ...]:
     """Return the queues that are declared for a schema.
 
-    Those of a MetaData with queue tables belong into the schemas of these; those of another, into
-    each schema.
+    Queues of a MetaData with queue tables belong to the schemas of these tables; queues of another
+    MetaData belong to each schema.
     """
     default = context.dialect.default_schema_name
     given: Any = context.metadata
@@ -286,7 +286,7 @@ def _names(table: sa.Table) -> _Names:
 
 
 def _shape(op: MigrateOperation) -> tuple[str, ...]:
-    """Return what stays when something is renamed: what it is, and its columns or its type."""
+    """Return the properties that a rename keeps: the kind, and the columns or the type."""
     made = op.reverse() if isinstance(op, _DROPS) else op
     if isinstance(made, ops.AddColumnOp):
         return ("column", str(made.column.type))
@@ -308,7 +308,7 @@ def _label(constraint: sa.Constraint) -> str:
 
 
 def _exists(constraint: sa.Constraint, existing: _Names) -> bool:
-    """Return whether a constraint needs no operation: its columns bring it, or have brought it."""
+    """Return whether a constraint needs no operation: it exists, or is created with its columns."""
     if getattr(constraint, "_type_bound", False):
         return True
     columns = getattr(constraint, "columns", ())

@@ -1,10 +1,10 @@
-"""Create and drop the tables without an Alembic history: the same steps, the same lock.
+"""Create and drop the tables without an Alembic history, with the same steps and the same lock.
 
-``pgqrs install`` and the `Admin` of `pgqrs_sa.pgqrs` call these, for a database that no host's
-history takes care of. Where the schema has a table ``alembic_version``, a history does:
-moving the schema behind its back would make its next revision fail, so that is refused.
+``pgqrs install`` and the `Admin` of `pgqrs_sa.pgqrs` call these, for a database without a host's
+Alembic history. If the schema has a table ``alembic_version``, it has such a history: a change
+outside it would make its next revision fail, and is refused.
 
-They need Alembic, the extra ``alembic``.
+They need Alembic: the extra ``alembic``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OWNER = sa.text(
 
 
 class HostHistory(PgqrsError):
-    """The schema belongs to a host's Alembic history, which has to make the change itself.
+    """The schema belongs to a host's Alembic history, which must make the change itself.
 
     Attributes:
         table: The host's table of revisions.
@@ -53,9 +53,9 @@ def owner(connection: sa.Connection, schema: str | None = None) -> str | None:
 
 
 def install(connection: sa.Connection, schema: str | None = None) -> int:
-    """Create the tables, or bring them to the version of this release; commit afterwards.
+    """Create the tables, or upgrade them to the version of this release; commit afterwards.
 
-    Whoever comes second, in another process at the same time too, finds nothing to do.
+    A second call, also from another process at the same time, finds nothing to do.
 
     Args:
         connection: A connection; from asyncio, ``await connection.run_sync(install)``.
@@ -63,10 +63,10 @@ def install(connection: sa.Connection, schema: str | None = None) -> int:
             ``current_schema()``.
 
     Returns:
-        The version before; 0 when there were no tables.
+        The version before; 0 if there were no tables.
 
     Raises:
-        HostHistory: there is something to do, and it is for a host's Alembic to do it.
+        HostHistory: a change is needed, and the host's Alembic history must make it.
         SchemaVersionError: a newer release made the tables, or their version is unknown.
     """
     migrations.lock(connection)
@@ -77,7 +77,7 @@ def install(connection: sa.Connection, schema: str | None = None) -> int:
 
 
 def plan(connection: sa.Connection, schema: str | None = None) -> int:
-    """Return the version that `install` would begin with, or raise for why it would refuse."""
+    """Return the version that `install` would start from; raise if it would refuse."""
     before = _installed(connection, schema)
     if before < migrations.LATEST and (table := owner(connection, schema)):
         raise HostHistory(table, "run `alembic upgrade head` there, or install into another schema")
@@ -85,17 +85,17 @@ def plan(connection: sa.Connection, schema: str | None = None) -> int:
 
 
 def uninstall(connection: sa.Connection, schema: str | None = None) -> int:
-    """Drop the tables, with everything in them; commit afterwards.
+    """Drop the tables and everything in them; commit afterwards.
 
     Args:
         connection: A connection; from asyncio, ``await connection.run_sync(uninstall)``.
-        schema: The schema's plain name, which itself stays; None for ``current_schema()``.
+        schema: The schema's plain name; the schema itself stays. None for ``current_schema()``.
 
     Returns:
-        The version before; 0 when there were no tables.
+        The version before; 0 if there were no tables.
 
     Raises:
-        HostHistory: a host's Alembic made them, and has to undo it.
+        HostHistory: the host's Alembic history created them, and must drop them.
         SchemaVersionError: a newer release made the tables, or their version is unknown.
     """
     migrations.lock(connection)

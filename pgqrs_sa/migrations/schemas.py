@@ -1,13 +1,13 @@
-"""Which schema a migration works in, when several are on the search path.
+"""The schema that a migration works in, if several are on the search path.
 
 An application's statements find a table in the first schema of the ``search_path`` that has it.
-A migration must not: with ``search_path = tenant, public`` it creates the tenant's tables, and
-would stamp, alter or drop those of ``public``. So ``schema=None`` is ``current_schema()`` here,
-where PostgreSQL creates tables, and every statement of a migration names it.
+A migration must not do that: with ``search_path = tenant, public`` it would create the tenant's
+tables, but stamp, alter or drop those of ``public``. So ``schema=None`` means ``current_schema()``
+here, where PostgreSQL creates tables, and every statement of a migration names it.
 
-``current_schema()`` passes over schemas that do not exist. That is right for a CREATE, and a
-surprise for a DROP: what exists is changed only if the path begins with the schema found, not
-counting a ``"$user"`` that leads nowhere.
+``current_schema()`` skips schemas that do not exist. That is right for a CREATE, but dangerous for
+a DROP: existing tables are changed only if the path begins with their schema, not counting a
+``"$user"`` that does not exist.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FIRST = (
     " CASE WHEN current_schema() = CURRENT_USER THEN '\"$user\",' ELSE '' END)"
     ' FROM \'^ *("(?:[^"]|"")*"|[^, ]*)\')'
 )
-"""The search path's first entry, as it is written."""
+"""The first entry of the search path, as it is written."""
 
 _IS_FIRST = (
     f"(lower({_FIRST}) = current_schema()"
@@ -49,10 +49,10 @@ _IS_FIRST = (
 
 _FIND = sa.text(f"SELECT current_schema() AS schema, {_FIRST} AS first, {_IS_FIRST} AS is_first")
 
-# They last for the session, and not only for the transaction: a script that is run outside of one
-# must not go back to the whole path in the middle.
+# These settings last for the session, not only for the transaction: a script that runs outside a
+# transaction must not return to the whole path in the middle.
 KEEP_PATH = "SELECT set_config('pgqrs_sa.search_path', current_setting('search_path'), false)"
-"""Remember the search path."""
+"""Save the search path."""
 
 _STAYS = f"left(current_schema(), {len(_TEMPORARY)}) <> '{_TEMPORARY}'"
 
@@ -65,17 +65,17 @@ NARROW_PATH = {
     )
     for changes_existing in (False, True)
 }
-"""Leave only the schema of a migration on the search path, by whether it changes what exists."""
+"""Reduce the search path to a migration's schema. The key: whether it changes existing tables."""
 
 RESTORE_PATH = "SELECT set_config('search_path', current_setting('pgqrs_sa.search_path'), false)"
 """Undo `NARROW_PATH`."""
 
 
 def target(connection: sa.Connection, schema: str | None) -> str | None:
-    """Return the schema that a migration works in; None where the search path selects none.
+    """Return the schema that a migration works in, or None if the search path selects none.
 
     Args:
-        connection: The connection; its ``schema_translate_map`` counts.
+        connection: The connection; its ``schema_translate_map`` is applied.
         schema: The schema's plain name, or None for ``current_schema()``.
     """
     named = _named(connection, schema)
@@ -83,15 +83,15 @@ def target(connection: sa.Connection, schema: str | None) -> str | None:
 
 
 def require(connection: sa.Connection, schema: str | None, *, changes_existing: bool) -> str:
-    """Return what `target` returns, or raise when the search path does not tell for certain.
+    """Return what `target` returns, or raise if the search path is ambiguous.
 
     Args:
-        connection: The connection; its ``schema_translate_map`` counts.
+        connection: The connection; its ``schema_translate_map`` is applied.
         schema: The schema's plain name, or None for ``current_schema()``.
         changes_existing: Refuse a search path that begins with another schema.
 
     Raises:
-        InvalidArgument: The search path selects no schema, a temporary one, or not its first.
+        InvalidArgument: the search path selects no schema, a temporary one, or not its first.
     """
     if (named := _named(connection, schema)) is not None:
         return named
@@ -114,10 +114,10 @@ def require(connection: sa.Connection, schema: str | None, *, changes_existing: 
 
 
 def refuse_incomplete(connection: sa.Connection, schema: str) -> None:
-    """Raise when some of the tables are in a schema, but not all of them.
+    """Raise if a schema has some of the tables, but not all.
 
     Raises:
-        IncompleteSchema: It names those that are missing.
+        IncompleteSchema: it names the missing tables.
     """
     present = set(sa.inspect(connection).get_table_names(schema=schema))
     missing = [table.name for table in tables_of(Models()) if table.name not in present]
@@ -128,7 +128,7 @@ def refuse_incomplete(connection: sa.Connection, schema: str) -> None:
 def upgrade_command(connection: sa.Connection, schema: str | None) -> str:
     """Return the shell command that creates or upgrades the tables of a database.
 
-    It is that of Alembic where the schema has a history of revisions, else ``pgqrs install``.
+    It is Alembic's if the schema has a history of revisions, otherwise ``pgqrs install``.
 
     Args:
         connection: A connection to the database.
@@ -141,7 +141,7 @@ def upgrade_command(connection: sa.Connection, schema: str | None) -> str:
 
 
 def with_tables(connection: sa.Connection) -> list[str]:
-    """Return the schemas that have a table of queues, by name."""
+    """Return the names of the schemas that have a table of queues, in order."""
     return list(connection.scalars(catalog.schemas_with, {"name": "pgqrs_queues"}))
 
 

@@ -1,7 +1,7 @@
-"""Version 1: the four tables. Released steps are never edited, and import nothing of the models.
+"""Version 1: the four tables. Released steps are never edited, and do not import the models.
 
-The comment of ``pgqrs_queues`` is missing here: whoever runs the steps stamps the version there.
-Storage parameters are set by ALTER TABLE, because SQLAlchemy 2.0 cannot create a table with them.
+``pgqrs_queues`` gets no comment here: the caller of the steps stamps the version. Storage
+parameters are set by ALTER TABLE, because SQLAlchemy 2.0 cannot create a table with them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def upgrade(op: Operations, schema: str | None) -> None:
 
 
 def downgrade(op: Operations, schema: str | None) -> None:
-    """Drop the tables, with everything in them."""
+    """Drop the tables and everything in them."""
     for table in ("pgqrs_workers", "pgqrs_archive", "pgqrs_messages", "pgqrs_queues"):
         op.drop_table(table, schema=schema)
 

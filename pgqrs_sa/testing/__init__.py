@@ -1,8 +1,8 @@
-"""For the tests of an application: what is in its queues, and its handlers, called right here.
+"""Helpers for the tests of an application: check its queues, and call its handlers.
 
-Everything works in the session that it is given, in its transaction, and never commits: a test
-whose transaction is rolled back at the end leaves nothing behind, however many handlers ran in it.
-It is the database that does the work; nothing is imitated::
+Every helper works in the given session, in its transaction, and never commits. A test whose
+transaction is rolled back at the end leaves nothing behind, however many handlers ran in it.
+The database does the work; nothing is faked::
 
     def test_an_order_sends_a_receipt(session):
         place_order(session, 7)
@@ -11,8 +11,8 @@ It is the database that does the work; nothing is imitated::
         assert drained.archived == 1
         assert session.get_one(Order, 7).receipts_sent == 1
 
-With an ``AsyncSession`` the same functions are awaited. They need no pytest; with it, the plugin
-`pgqrs_sa.pytest_plugin` has them as a fixture.
+With an ``AsyncSession`` the same functions are awaited. They do not need pytest; the plugin
+`pgqrs_sa.pytest_plugin` offers them as a fixture.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def advance(
 
     Raises:
         QueueNotFound: with similar names.
-        DelayError: a time that is negative.
+        DelayError: the time is negative.
     """
     context = Context.of(models or READY_MADE, None, None, allow_autocommit=True)
     length = validation.validate_duration(by, "by")
@@ -87,13 +87,13 @@ def shift(scope: Scope, length: timedelta, queues: Sequence[str] | None) -> int:
     if queues is not None:
         values["queues"] = list(queues)
     rows = scope.execute(statement, values).all()
-    cursors.reset()  # the cursors of dequeues are not valid any more
+    cursors.reset()  # the dequeue cursors are no longer valid
     sync_loaded(scope.session, scope.context.models.message, rows, MOVED)
     return len(rows)
 
 
 def next_due(scope: Scope, queues: Sequence[str]) -> timedelta | None:
-    """Return how long it takes until the next scheduled message of these queues is due."""
+    """Return the time until the next scheduled message of these queues is due."""
     values = {"queues": list(queues)}
     wait: timedelta | None = scope.execute(_next_due(scope.tables), values).scalar_one()
     return wait

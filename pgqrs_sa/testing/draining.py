@@ -1,4 +1,4 @@
-"""A consumer's handlers, called here and now, in the transaction of a test."""
+"""Calls the handlers of a consumer in the transaction of a test."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ _NOT_THE_HANDLERS = (str(Path(__file__).parent), str(Path(util.__file__).parent)
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """The outcomes of the messages that `drain` worked on, counted by attempts.
+    """The numbers of attempts that `drain` made, by outcome.
 
     Attributes:
-        archived: Done.
-        retried: Failed, or `RetryIn`: released for another attempt.
+        archived: Messages that are done.
+        retried: Attempts that failed or returned `RetryIn`, and will be repeated.
         dead: Dead letters, including messages that were exhausted before.
-        discarded: `Discard`.
-        snoozed: `Snooze`.
-        kept: Left to the handler by ``acknowledge="manual"``.
-        errors: What handlers raised, with the message; decisions are no errors.
+        discarded: Messages with the decision `Discard`.
+        snoozed: Attempts with the decision `Snooze`.
+        kept: Messages left to the handler by ``acknowledge="manual"``.
+        errors: The exceptions of handlers, with their messages. Decisions are not errors.
     """
 
     archived: int = 0
@@ -72,7 +72,7 @@ class Drained:
 
 
 class DrainOptions(TypedDict, total=False):
-    """The options of `drain`, which describes them."""
+    """The options of `drain`, described there."""
 
     queues: Collection[str] | None
     scheduled: bool
@@ -97,24 +97,22 @@ def drain(
 ) -> Any:
     """Call a consumer's handlers with their messages until none is left, in this transaction.
 
-    A handler that takes a session, or the queue's service, gets *this* session, in a savepoint of
-    its own, which the acknowledgement is a part of: when it raises, its writes are gone, and the
-    message is settled as its `Retry` says. Messages that handlers enqueue are worked on as well.
-    Leases, attempts, decisions, payload types, batches and hooks are those of the real consumer.
-    What takes time is not: handlers run one after the other, no lease is renewed, and no
-    ``timeout`` ends one.
+    A handler that takes a session, or the queue's service, gets *this* session, in its own
+    savepoint, which includes the acknowledgement. If it raises, its writes are rolled back, and the
+    message is settled by its `Retry`. Messages that handlers enqueue are handled, too. Leases,
+    attempts, decisions, payload types, batches and hooks work as in the real consumer. But handlers
+    run one after the other, no lease is renewed, and no ``timeout`` ends an attempt.
 
     Args:
         session: The test's session; with an ``AsyncSession``, and an `AsyncConsumer`, the result
             is awaited.
         consumer: The consumer with the handlers.
         queues: Only these queues; default: all that have a handler.
-        scheduled: Also work on messages that are not due yet, retries too: whenever nothing else
-            is left, the messages of these queues are moved as `advance` does, just as far as the
-            next one needs.
+        scheduled: Also handle messages that are not due yet, including retries: when nothing else
+            is left, let time pass for these queues, as `advance` does, until the next is due.
         max_messages: The maximum number of attempts: more are considered an endless loop.
-        raise_errors: Raise the first error of a handler, once its message is settled. Otherwise
-            go on, and return them all.
+        raise_errors: Raise the first error of a handler after its message is settled. If false,
+            continue, and return all errors.
 
     Returns:
         The outcomes of the messages.
@@ -122,9 +120,9 @@ def drain(
     Raises:
         AssertionError: more than ``max_messages`` attempts.
         InvalidArgument: the consumer has no handler for one of ``queues``, or none at all; or
-            it is not of the session's kind.
+            one of consumer and session is sync, the other async.
         QueueNotFound: with similar names.
-        SchemaVersionError: the tables are not those of this release.
+        SchemaVersionError: the tables are not of a version that this release supports.
     """
     __tracebackhide__ = True
     given = opened(session)
@@ -143,7 +141,7 @@ def drain(
 def chosen(
     consumer: BaseConsumer[Any], queues: Collection[str] | None, *, is_async: bool
 ) -> tuple[Handler, ...]:
-    """Return the handlers to be called, or raise `InvalidArgument`."""
+    """Return the handlers to call, or raise `InvalidArgument`."""
     if not hasattr(consumer, "handlers"):
         raise InvalidArgument(
             f"a Consumer or an AsyncConsumer is needed, not {safe_repr(consumer)}"
@@ -196,7 +194,7 @@ class _Drain:
         self._scope.session.flush()
         leases = check_database(self._scope, self._handlers, self._settings.queues)
         while True:
-            # Each handler is called once in turn: no queue waits until another is empty.
+            # Each handler is called once in turn, so that no queue waits until another is empty.
             worked = False
             for handler in self._handlers:
                 worked = self._run_once(handler, leases[handler.queue]) or worked
@@ -209,7 +207,7 @@ class _Drain:
             return Drained(**self._counts, errors=tuple(self._errors))
 
     def _run_once(self, handler: Handler, lease: timedelta) -> bool:
-        """Call a handler once, if messages are visible for it; return whether they were."""
+        """Call a handler once if it has visible messages; return whether it had."""
         __tracebackhide__ = True
         leased, undecodable = self._lease(handler, lease)
         self._record_undecodable(handler, undecodable)
@@ -234,7 +232,7 @@ class _Drain:
         self._record_errors(dispositions)
 
     def _lease(self, handler: Handler, lease: timedelta) -> tuple[list[Delivery], list[Delivery]]:
-        # Outside of the handler's savepoint: the attempt counts even if the handler fails.
+        # Outside the handler's savepoint: the attempt counts even if the handler fails.
         values = {
             "queue": handler.queue,
             "limit": handler.batch,
@@ -286,7 +284,7 @@ class _Drain:
     def _settle(
         self, dispositions: Sequence[Disposition], unit: Invocation, started_at: float
     ) -> None:
-        """Settle what the handler's savepoint has not settled, and count."""
+        """Settle what the handler's savepoint has not settled, and count the outcomes."""
         due = [
             disposition
             for disposition in dispositions

@@ -67,7 +67,7 @@ def all_enqueued(
     models: Models | None = None,
     codec: Codec | None = None,
 ) -> Any:
-    """Return the live messages, those that the session has not flushed yet too.
+    """Return the live messages, including those that the session has not flushed yet.
 
     Args:
         session: The test's session; with an ``AsyncSession`` the result is awaited.
@@ -76,8 +76,8 @@ def all_enqueued(
         codec: Converts JSON text to payloads; default: strict standard JSON.
 
     Returns:
-        The messages in the order of their ids, whatever their state. Those that a handler has
-        settled are not live any more: see ``service.archived``.
+        The messages of every state, in the order of their ids. Messages that a handler has settled
+        are no longer live: see ``service.archived``.
 
     Raises:
         QueueNotFound: with similar names.
@@ -108,8 +108,8 @@ def assert_enqueued(
     """Assert that a queue has a message like this.
 
     Args:
-        session: The test's session; with an ``AsyncSession`` the result is awaited. What it has
-            not flushed yet is flushed first.
+        session: The test's session, which is flushed first. With an ``AsyncSession`` the result is
+            awaited.
         queue: The name of a queue.
         count: The exact number of messages that must match; default: one or more.
         models: A host's own classes; default: the ready-made classes.
@@ -121,7 +121,7 @@ def assert_enqueued(
         The live messages that match, in the order of their ids.
 
     Raises:
-        AssertionError: with the messages of the queue, and why the closest does not match.
+        AssertionError: it lists the messages of the queue, and why the closest does not match.
         QueueNotFound: with similar names.
     """
     __tracebackhide__ = True
@@ -163,14 +163,14 @@ def refute_enqueued(
     """Assert that a queue has no message like this; without expectations, that it is empty.
 
     Args:
-        session: As for `assert_enqueued`.
+        session: See `assert_enqueued`.
         queue: The name of an existing queue: a misspelt name is an error.
         models: A host's own classes; default: the ready-made classes.
         codec: Converts payloads to JSON text and back; default: strict standard JSON.
         wanted: The values that no message may have together: see `Wanted`.
 
     Raises:
-        AssertionError: with those that match.
+        AssertionError: it lists the messages that match.
         QueueNotFound: with similar names.
     """
     __tracebackhide__ = True
@@ -187,7 +187,7 @@ def refute_enqueued(
 
 
 def _look(scope: Scope, queue: str | None) -> _Seen:
-    scope.session.flush()  # also if autoflush is off
+    scope.session.flush()  # even if autoflush is off
     messages = Messages(scope).find(queue, limit=_ALL)
     return _Seen(messages, scope.execute(sa.select(now())).scalar_one())
 

@@ -29,14 +29,15 @@ def raise_on_commit(
 ) -> Iterator[None]:
     """Let the next commit raise ``OperationalError``, as when the connection breaks.
 
-    In a session that was joined to the transaction of a test, its commit is the release of a
-    savepoint, and that is what fails; a savepoint of the application's own is released as ever.
+    If the session joined the transaction of a test, its commit is the release of a savepoint, and
+    this release fails. Releases of the application's own savepoints do not fail.
 
     Args:
-        session: Whose commit; of a ``sessionmaker`` the first commit of any of its sessions.
-        committed: True if the server has committed, and only its reply is lost. Otherwise nothing
-            was committed.
-        models: A host's own classes, when the session has several binds: the commit on the
+        session: The session whose commit fails; for a ``sessionmaker``, the first commit of any of
+            its sessions.
+        committed: True if the server commits, and only its reply is lost. Otherwise nothing is
+            committed.
+        models: A host's own classes, if the session has several binds: the commit on the
             connection with their tables fails.
 
     Raises:
@@ -62,7 +63,7 @@ def raise_on_commit(
 
 
 class _Fault:
-    """The fault of a COMMIT, or of a RELEASE SAVEPOINT that is a session's commit."""
+    """The fault of a COMMIT, or of the RELEASE SAVEPOINT that is a joined session's commit."""
 
     def __init__(self, *, committed: bool) -> None:
         self._committed = committed
@@ -70,7 +71,7 @@ class _Fault:
         self.done = False
 
     def watch(self, connection: Connection) -> None:
-        """Wait for the commit that is about to be sent."""
+        """Watch a connection for its next commit."""
         if connection not in self._watched:
             event.listen(connection, "commit", self._commit)
             event.listen(connection, "release_savepoint", self._release)

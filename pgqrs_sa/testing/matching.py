@@ -14,8 +14,8 @@ from ..types import MessageInfo, Seconds
 
 __all__ = ["Wanted", "checked", "differences", "lacks", "report", "same"]
 
-_LISTED = 20  # messages in the text of a failure
-_TEXT = 200  # characters of each payload there
+_LISTED = 20  # messages in the text of a failed assertion
+_TEXT = 200  # characters of each payload in it
 _VALUE = 100  # characters of each value that differs
 _TOLERANCE = 5.0  # seconds
 _strict = JsonCodec()
@@ -25,16 +25,17 @@ class Wanted(TypedDict, total=False):
     """The expected values of a message; all of them must match.
 
     Attributes:
-        payload: Exactly this payload, once it has been through the codec: tuples are lists.
-        payload__contains: At least this, as PostgreSQL's ``@>`` has it: an object with at least
-            these names, an array with at least these elements.
-        headers__contains: At least these headers.
-        delay: Seconds, or a timedelta, from now until it becomes visible; 0 when it is visible
-            already. Or ``pytest.approx(seconds, abs=...)``, with a tolerance of its own.
-        at: An aware datetime at which it becomes visible.
-        tolerance: By how many seconds, or a timedelta, ``delay`` and ``at`` may differ; 5.
-        priority: Exactly this priority.
-        key: Exactly this key; None for none.
+        payload: The payload, compared after encoding and decoding: tuples are lists.
+        payload__contains: A part of the payload, by the rules of PostgreSQL's ``@>``: an object
+            with at least these names, an array with at least these elements.
+        headers__contains: A part of the headers, by the same rules.
+        delay: Seconds, or a timedelta, from now until it becomes visible; 0 if it is visible
+            already. Or ``pytest.approx(seconds, abs=...)``, with its own tolerance.
+        at: The aware datetime at which it becomes visible.
+        tolerance: By how much ``delay`` and ``at`` may differ: seconds, or a timedelta; default: 5
+            seconds.
+        priority: The priority.
+        key: The key; None for no key.
     """
 
     payload: Any
@@ -48,11 +49,11 @@ class Wanted(TypedDict, total=False):
 
 
 def checked(wanted: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
-    """Return expectations with their values as the database would give them back.
+    """Return expectations with their values as the database would return them.
 
     Raises:
-        TypeError: there is no such expectation.
-        PayloadError, DelayError: a value that no message can have.
+        TypeError: an expectation does not exist.
+        PayloadError, DelayError: no message can have this value.
     """
     if strays := wanted.keys() - Wanted.__annotations__.keys():
         known = ", ".join(Wanted.__annotations__)
@@ -82,11 +83,11 @@ def _through(codec: Codec, value: Any, name: str) -> Any:
 
 
 def differences(message: MessageInfo, wanted: Mapping[str, Any], now: datetime) -> list[str]:
-    """Return what a message does not have, one sentence for each expectation; none: it matches.
+    """Return one sentence for each expectation that a message does not fulfil.
 
     Args:
         message: Any live message.
-        wanted: What `checked` returned.
+        wanted: The result of `checked`.
         now: The database's clock.
     """
     return list(_differences(message, wanted, now))
@@ -141,7 +142,7 @@ def _seconds(span: timedelta) -> str:
 
 
 def same(first: Any, other: Any) -> bool:
-    """Whether two JSON values are equal, as JSON has it: ``true`` is not 1."""
+    """Return whether two JSON values are equal by JSON's rules: ``true`` is not 1."""
     if isinstance(first, dict) and isinstance(other, dict):
         same_keys = first.keys() == other.keys()
         return same_keys and all(same(first[name], other[name]) for name in first)
@@ -151,7 +152,7 @@ def same(first: Any, other: Any) -> bool:
 
 
 def lacks(found: Any, wanted: Any, path: str, *, top: bool = True) -> str | None:
-    """Return what keeps a JSON value from containing another, or None: it does.
+    """Return why a JSON value does not contain another, or None if it does.
 
     The rules are those of PostgreSQL's ``@>``.
 
@@ -194,12 +195,12 @@ def report(
     wanted: Mapping[str, Any],
     now: datetime,
 ) -> str:
-    """Return the text of a failed assertion: what is in the queue, and what comes closest."""
+    """Return the text of a failed assertion: the messages of the queue, and the closest match."""
     if not messages:
         return f"{headline}; the queue {queue!r} is empty"
     problems = {message.id: differences(message, wanted, now) for message in messages}
     closest = min(messages, key=lambda message: len(problems[message.id]))
-    # The closest first, so that a long list still has it.
+    # The closest first, so that a shortened list includes it.
     listed = sorted(messages, key=lambda message: message is not closest)[:_LISTED]
     lines = [f"{headline}; in the queue {queue!r} there are {len(messages)} message(s):"]
     for message in listed:

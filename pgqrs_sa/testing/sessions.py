@@ -1,4 +1,4 @@
-"""Sessions as tests have them: plain, scoped or asynchronous."""
+"""The sessions of tests: plain, scoped or asynchronous."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _Result = TypeVar("_Result")
 
 
 def opened(session: Any) -> Any:
-    """Return the session itself: of a registry, the one that is current.
+    """Return the session; for a registry, its current session.
 
     Raises:
-        InvalidArgument: it is none.
+        InvalidArgument: it is not a session.
     """
     registry = getattr(session, "registry", None)
     found = registry() if callable(registry) else session
@@ -41,12 +41,12 @@ def opened(session: Any) -> Any:
 
 
 def is_async(session: Any) -> bool:
-    """Whether it is an ``AsyncSession``; its module, which needs greenlet, is not imported."""
+    """Return whether it is an ``AsyncSession``, without importing its module: it needs greenlet."""
     return isinstance(getattr(session, "sync_session", None), Session)
 
 
 def plain(session: Any) -> Session:
-    """Return the ``Session`` that does the work."""
+    """Return the ``Session``, also of an ``AsyncSession``."""
     found = opened(session)
     inner: Session = found.sync_session if is_async(found) else found
     return inner
@@ -55,13 +55,13 @@ def plain(session: Any) -> Session:
 def perform(
     session: Any, work: Callable[[Session], _Found], then: Callable[[_Found], _Result]
 ) -> Any:
-    """Do something in a session, and then something with the result.
+    """Call a function with a session, and then ``then`` with its result.
 
-    ``then`` runs outside of SQLAlchemy's greenlet, so that an assertion that fails there has a
-    short traceback.
+    ``then`` runs outside SQLAlchemy's greenlet, so that an assertion that fails in it has a short
+    traceback.
 
     Returns:
-        The result; of an ``AsyncSession`` an awaitable of it.
+        The result; for an ``AsyncSession``, an awaitable of it.
     """
     __tracebackhide__ = True
     found = opened(session)

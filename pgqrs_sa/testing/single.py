@@ -1,4 +1,4 @@
-"""One handler, called once, with a message that is in no queue."""
+"""Calls one handler once, with a message that is in no queue."""
 
 from __future__ import annotations
 
@@ -63,30 +63,30 @@ def work_one(
     headers: Mapping[str, Any] | None = None,
     attempt: int = 1,
 ) -> Any:
-    """Call one handler with a made-up message.
+    """Call one handler with a message that is not stored.
 
-    The payload goes through the codec and becomes what the handler's annotation says, as that of
-    a real message. No message is stored: a handler that settles its delivery by itself needs
-    `drain`. One that takes neither a session nor the queue's service needs no database here.
+    The payload is encoded, decoded and converted to the handler's annotation, as for a real
+    message. No message is stored, so a handler that settles its delivery itself needs `drain`. A
+    handler that takes neither a session nor the queue's service needs no database.
 
     Args:
         handler: The function; or a consumer, which also knows the codec, the models and
             ``on(payload=..., batch=...)``. A handler for batches gets a batch of one.
-        payload: What the producer would enqueue.
-        queue: The consumer's queue, when it has several; otherwise what the delivery shows.
-        session: What the handler writes with, in a savepoint.
-        headers: Of the delivery.
-        attempt: Which attempt it is: ``delivery.read_ct``.
+        payload: The payload that the producer would enqueue.
+        queue: The queue of the handler, if the consumer has several; for a function, the queue of
+            the delivery.
+        session: The session that the handler gets, in a savepoint.
+        headers: The headers of the delivery.
+        attempt: The number of the attempt: ``delivery.read_ct``.
 
     Returns:
-        The decision that the handler returns, or None. Of a handler with ``async def`` it is
-        awaited.
+        The decision that the handler returns, or None. For an ``async def`` handler it is awaited.
 
     Raises:
-        PayloadError: the payload is not strict JSON, or not what the handler takes.
-        InvalidArgument: the handler needs a session; or what it returned cannot be.
-        Exception: whatever the handler raises, decisions included, after its savepoint has been
-            rolled back; or returns for its message, from a batch.
+        PayloadError: the payload is not strict JSON, or does not fit the handler's type.
+        InvalidArgument: the handler needs a session, or its result is not allowed.
+        Exception: the exception of the handler, or its decision if it is raised, after its
+            savepoint was rolled back. For a batch, also an exception returned for the message.
     """
     found, settings = _found(handler, queue)
     context = (
@@ -134,7 +134,7 @@ def _found(handler: Any, queue: str | None) -> tuple[Handler, ConsumerConfig | N
 
 
 def _session(handler: Handler, session: Any) -> Any:
-    """Return the session that a handler gets: None for one that takes none."""
+    """Return the session that a handler gets, or None if it takes none."""
     if not handler.call.needs_session:
         return None
     kind = "AsyncSession" if handler.call.is_async else "Session"
@@ -178,7 +178,7 @@ def _delivery(
 
 
 def _decision(unit: Invocation, result: Any) -> Decision | None:
-    """Return what a handler decided about its one message, or raise the error that it returned."""
+    """Return a handler's decision about its one message, or raise the error that it returned."""
     dispositions_for_result(unit, result)
     if unit.handler.call.many and not isinstance(result, BaseException) and result is not None:
         values = result.values() if isinstance(result, Mapping) else result
