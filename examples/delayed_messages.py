@@ -224,7 +224,7 @@ async def process_one(
                 await service.archive(delivery)
     except LeaseLost as lost:
         print(f"too late: {lost}")  # and rolled back: another process does it now
-    except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failed attempt
+    except Exception as error:  # noqa: BLE001 - any error of a handler is a failed attempt
         await put_off(engine, delivery, error)
 
 

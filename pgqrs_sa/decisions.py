@@ -61,7 +61,7 @@ class Discard(Decision):
 
 
 class DeadLetter(Decision):
-    """Make it a dead letter now, whatever attempts are left.
+    """Make it a dead letter now, even if attempts are left.
 
     Args:
         reason: Kept with it.

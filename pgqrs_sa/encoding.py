@@ -131,13 +131,13 @@ def as_it_is(value: Any, _path: str) -> Any:
 
 def reader(kind: Any) -> Read:
     """Return what makes an object of a JSON value, or `as_it_is` if an annotation asks no more."""
-    # Only of classes: unions are equal in whatever order, which is that in which they are tried.
+    # Only for classes: unions are equal in any order, but their order decides what is tried first.
     is_class = isinstance(kind, type) and typing.get_origin(kind) is None
     return _of_known_class(kind) if is_class else _made(kind)
 
 
 def read_at(read: Read, value: Any, path: str) -> Any:
-    """Make an object, and turn whatever is raised about the value into an error with its path."""
+    """Make an object, and turn any error about the value into one with its path."""
     try:
         return read(value, path)
     except PayloadError:
@@ -159,7 +159,7 @@ def _made(kind: Any) -> Read:
 
 
 def _of_fields(kind: Any, cls: Any) -> Read | None:
-    """Return the reader of a class with fields of its own, whoever has made it."""
+    """Return the reader of a class with fields: of msgspec, pydantic or a dataclass."""
     if hasattr(cls, "__struct_fields__"):
         return lambda value, _path: sys.modules["msgspec"].convert(value, kind)
     if hasattr(cls, "__pydantic_validator__"):

@@ -76,8 +76,8 @@ def grants(
     Args:
         role_kind: ``producer``, ``consumer``, ``dashboard``, ``operator`` or ``migrator``.
         grantee: The name of the role, which must exist.
-        schema: The schema of the tables; default: that of the models, and if that is the default
-            one, wherever the search path of whoever runs the statements leads.
+        schema: The schema of the tables. Default: that of the models; if they have none, the
+            search path of the role that runs the statements decides.
         models: The host's own classes, if it has any.
 
     Raises:
@@ -155,7 +155,7 @@ def _written(statement: Any) -> set[str]:
 
 
 def _elements(statement: Any) -> Iterator[Any]:
-    """Yield everything that a statement is made of, whatever it refers to included."""
+    """Yield all elements of a statement, including those that it refers to."""
     waiting, seen = [statement], {id(statement)}
     while waiting:
         root = waiting.pop()

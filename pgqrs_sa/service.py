@@ -49,8 +49,8 @@ class QueueService:
         session: Whose transaction everything here belongs to. Of a ``scoped_session``, such as
             Flask-SQLAlchemy's ``db.session``, it is the session that is current now: build a
             service for each request or task, as the registry does.
-        models: A host's own classes; the ready-made ones unless given.
-        codec: Turns payloads into JSON text and back; strict standard JSON unless given.
+        models: The host's own classes. Default: the ready-made ones.
+        codec: Converts payloads to JSON text and back. Default: strict standard JSON.
         worker: A registered worker (or its id), recorded as the producer of what is enqueued and
             the holder of what is leased here.
         allow_autocommit: Enqueue even on an AUTOCOMMIT connection, where a rollback would not
@@ -161,14 +161,14 @@ class QueueService:
             delay: Seconds, or a timedelta, until it becomes visible.
             at: An aware datetime at which it becomes visible; one that has passed means now.
             priority: Lower goes first.
-            headers: A dict kept beside the payload, for tracing and routing.
+            headers: A dict stored with the payload, for tracing and routing.
             key: With a live message of the queue under this key, no second one is made. It is
                 free again once that is settled: for longer, keep a unique column of your own.
-            max_read_ct: Attempts before it is dead; the queue's limit unless given.
+            max_read_ct: Attempts before it is dead. Default: the queue's limit.
 
         Returns:
-            Its id and time; ``duplicate=True`` and those of the message that is there already
-            when the key was taken.
+            Its id and time. If a live message has the key: those of that message, with
+            ``duplicate=True``.
 
         Raises:
             QueueNotFound: with the names that come close.
@@ -189,9 +189,9 @@ class QueueService:
                 batches with the same keys cannot deadlock.
 
         Returns:
-            The receipts in the order of the items. For an empty list an empty list, without a
-            statement: whether the queue is there is not looked up. The same holds for all methods
-            that end in ``_many``.
+            The receipts in the order of the items. For an empty list it returns an empty list, and
+            sends no statement, not even to check that the queue exists. The same applies to all
+            methods that end in ``_many``.
 
         Raises:
             InvalidArgument: like every error here, one item is wrong. Its place is named, and
@@ -227,9 +227,9 @@ class QueueService:
         Args:
             queue: The name of a queue.
             limit: How many at most, 1 or more.
-            lease: Seconds, or a timedelta, for which they are yours, from the start of the
-                statement; the queue's ``lease_seconds`` unless given.
-            worker: The registered worker (or its id) that takes them; the service's unless given.
+            lease: The length of the lease from the start of the statement: seconds, or a
+                timedelta. Default: the queue's ``lease_seconds``.
+            worker: The registered worker (or its id) that leases. Default: the service's.
             where: Criteria on the message class, all of which must hold.
 
         Returns:
@@ -381,10 +381,10 @@ class QueueService:
         Args:
             delivery: What `dequeue` gave.
             error: Kept as the message's ``last_error``, at most 8192 characters of it.
-            delay: Seconds, or a timedelta, until the next attempt; `DEFAULT_BACKOFF` by the
-                number of attempts unless given.
-            reason: Why it is dead, if it is; that its attempts are used up unless given.
-            dead: Bury it even though attempts are left.
+            delay: Seconds, or a timedelta, until the next attempt. Default: `DEFAULT_BACKOFF` for
+                the number of attempts.
+            reason: Why it is dead, if it is. Default: that its attempts are used up.
+            dead: Make it a dead letter even if attempts are left.
 
         Returns:
             Whether it is dead, and otherwise when it is tried again.

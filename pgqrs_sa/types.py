@@ -93,7 +93,7 @@ class Item:
         delay: Seconds (or a timedelta) until it becomes visible.
         at: An aware datetime at which it becomes visible; not together with ``delay``.
         priority: Lower goes first; -32768 to 32767.
-        headers: A dict kept beside the payload.
+        headers: A dict stored with the payload.
         key: Deduplicates among the live messages of the queue.
         max_read_ct: Attempts before it is dead; None for the queue's own limit.
     """
@@ -171,18 +171,18 @@ class Delivery(_Content):
         queue: The name of its queue.
         text: The payload as stored, undecoded.
         payload: The payload, decoded.
-        headers: What the producer put beside it, or None.
+        headers: The producer's headers, or None.
         priority: Lower goes first.
         vt: The end of the lease, by the database's clock.
         enqueued_at: When it was enqueued, by the database's clock.
         read_ct: Which attempt this is; the first is 1.
         max_read_ct: Attempts before the message is dead.
         key: Its deduplication key, or None.
-        last_error: What the attempt before this one failed with, or None.
-        fencing_token: The number of this lease. No other lease has it, and each further lease of
-            the message has a greater one, whatever was rolled back in between. Give it to a system
-            that refuses a number smaller than the greatest it has seen for the message. A failover
-            that loses commits may give a number again: see docs/how-to/high-availability.md.
+        last_error: The error of the previous attempt, or None.
+        fencing_token: The number of this lease. No other lease has it, and each later lease of the
+            message has a greater one, even after a rollback. Pass it to a system that refuses a
+            number smaller than the greatest it has seen for the message. A failover that loses
+            commits may assign a number again: see docs/how-to/high-availability.md.
         worker_id: The registered worker that leased it, or None.
         watch: What `lease_lost` asks; a consumer's own, for the deliveries that it renews.
     """
@@ -208,7 +208,7 @@ class Delivery(_Content):
         return replace(self, headers=headers, decoded=decoded)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # In another process nobody renews it: whoever does so here cannot go there.
+        # In another process the lease is not renewed: the consumer that renews it runs here.
         values = [getattr(self, field.name) for field in fields(self) if field.name != "watch"]
         return type(self), tuple(values)
 
@@ -387,7 +387,7 @@ class WorkerInfo:
         queues: The queues that it works on.
         status: ``ready``, ``suspended`` or ``stopped``.
         started_at: When it registered.
-        heartbeat_at: When it was last heard of.
+        heartbeat_at: Its last heartbeat.
         shutdown_at: When it stopped, or None.
     """
 
@@ -406,7 +406,7 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class WorkerHealth:
-    """A worker and whether it has been heard of lately.
+    """A worker, and whether its heartbeat is recent.
 
     Attributes:
         worker: The worker.

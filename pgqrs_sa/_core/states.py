@@ -1,6 +1,6 @@
 """The states of a message as SQL: the one definition for the models and for the statements.
 
-Each function takes whatever has the columns: a mapped class, an alias, or ``table.c``.
+Each function takes an object with the columns: a mapped class, an alias, or ``table.c``.
 """
 
 from __future__ import annotations

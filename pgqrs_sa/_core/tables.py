@@ -50,7 +50,7 @@ def sibling_table(messages: sa.Table, name: str) -> sa.Table:
     """
     key = name if messages.schema is None else f"{messages.schema}.{name}"
     if (table := messages.metadata.tables.get(key)) is None:
-        raise InvalidArgument(f"there is no table {key} beside {messages}: map its mixin as well")
+        raise InvalidArgument(f"the table {key} is missing next to {messages}: map its mixin, too")
     return table
 
 

@@ -117,8 +117,8 @@ def _publish(queue: str) -> None:
     for callback in _subscribers.callbacks:
         try:
             callback(queue)
-        except Exception:  # noqa: BLE001 - whatever it is
-            # The caller has committed: an error of a subscriber is not its own.
+        except Exception:  # noqa: BLE001 - of any kind
+            # The caller has committed: an error of a subscriber must not reach it.
             _log.exception("a subscriber failed over a message in queue %r", queue)
 
 

@@ -65,8 +65,8 @@ def stats(app: App, exact: bool, every: timedelta | None) -> None:
     "--timeout",
     "silent_for",
     type=DURATION,
-    help="Silence beyond which any worker counts as dead; unless given, 60s, and only workers "
-    "that hold messages are looked at.",
+    help="Silence after which any worker counts as dead. Default: 60s, and only workers that hold "
+    "messages.",
 )
 @pass_app
 def reclaim(app: App, queue: str | None, silent_for: timedelta | None) -> None:

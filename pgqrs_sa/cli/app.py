@@ -17,9 +17,9 @@ A command is written like this, in a module that imports nothing heavy at its to
             info = work.service.queues.get(name)
         app.emit_one(views.queue(info))
 
-Every `Command` takes the global options too (``--format`` and so on), so that they may stand
-before the command or after it; they are not among the arguments of its function. Whatever it
-raises becomes one line and an exit code (see `failures`); to end with one of your own::
+Every `Command` takes the global options too (``--format`` and so on), so that they work before the
+command and after it; they are not arguments of its function. An error that it raises becomes one
+line and an exit code (see `failures`). To end with another exit code::
 
     raise Failed("two indexes are missing", hint="pgqrs schema sql", code=PROBLEMS)
     click.get_current_context().exit(1)         # when all has been said

@@ -140,7 +140,7 @@ def delete(
 
 @archive.command()
 @of_queue
-@click.option("--older-than", type=DURATION, help="Each queue's own retention unless given.")
+@click.option("--older-than", type=DURATION, help="Default: each queue's own retention.")
 @bulk_options
 @pass_app
 def prune(

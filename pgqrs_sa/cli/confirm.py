@@ -55,7 +55,7 @@ def confirmed(
         return True
     if not _is_interactive():
         raise Failed(
-            "refused: nobody is there to ask",
+            "refused: confirmation needs a terminal",
             hint="--yes does it without asking, --dry-run only says what it would do",
             code=REFUSED,
         )

@@ -80,7 +80,7 @@ def _list_checks(app: App) -> None:
 
 
 def _show(app: App, findings: list[Finding]) -> None:
-    # Not a table: a fix must be copied whole, whatever the width of the terminal.
+    # Not a table: a fix must be copied whole, at any width of the terminal.
     if not app.output.file.isatty():
         app.output.lines(_plain(findings))
         return

@@ -64,7 +64,7 @@ def listing(app: App, every: timedelta | None, **page: Any) -> None:
 @click.option("--delay", type=DURATION, help="Visible after so long.")
 @click.option("--at", type=MOMENT, help="Visible at this time, with its offset.")
 @click.option("--priority", type=int, default=0, help="Lower goes first.")
-@click.option("--headers", type=JSON, help="A JSON object beside the payload.")
+@click.option("--headers", type=JSON, help="A JSON object stored with the payload.")
 @click.option("--key", help="Only one live message has it.")
 @attempts_option
 @worker_option

@@ -57,7 +57,7 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
 @_settings
 @pass_app
 def create(app: App, name: str, **settings: Any) -> None:
-    """Create a queue; one that is there already stays as it is."""
+    """Create a queue; an existing queue is not changed."""
     # A file or PGQRS_MAX_READ_CT may set the default; the table's default is the same 5.
     wanted = {"max_read_ct": app.settings.max_read_ct} | _given(settings)
     with app.begin() as work:

@@ -20,7 +20,7 @@ COMMANDS = {
     "dead": (".archive:dead", "Dead letters: look, retry, discard."),
     "install": (".schema:install", "Create the tables, or bring them up to date."),
     "uninstall": (".schema:uninstall", "Drop the tables with all messages."),
-    "verify": (".schema:verify", "Check that the tables are there and sound."),
+    "verify": (".schema:verify", "Check that the tables exist and are sound."),
     "admin": (".admin:admin", "Install, verify, statistics, reclaim."),
     "schema": (".schema:schema", "The schema as SQL, its drift, the rights it needs."),
     "doctor": (".doctor:doctor", "Look for what is wrong, and say what fixes it."),

@@ -105,9 +105,9 @@ def run(
 @_options
 @pass_app
 def check(app: App, target: str, queues: list[str], concurrency: int | None) -> None:
-    """Look whether a consumer could work, and show its handlers; exit 1 when it could not.
+    """Check that a consumer could start, and show its handlers; exit 1 if it could not.
 
-    It is imported; its queues are there; the tables are of the right version, and can be written;
+    It can be imported; its queues exist; the tables have the right version, and can be written;
     the pool has a connection for each handler that runs. Nothing is registered or leased.
     """
     consumer = _loaded(app, target, queues)

@@ -82,7 +82,7 @@ def uninstall(app: App, yes: bool, dry_run: bool) -> None:
 @click.command(cls=Command)
 @pass_app
 def verify(app: App) -> None:
-    """Check that the tables are there, complete, and free of orphans; exit 1 if not.
+    """Check that the tables exist, complete and free of orphans; exit 1 if not.
 
     Use this after `install` or a restore. `schema check` also compares each column, index and
     constraint, for a deployment. `doctor` makes these checks and looks at the server, the queues
@@ -173,7 +173,7 @@ def sql(app: App, from_version: int | None, to_version: int | None, down: bool) 
     """Print the SQL that makes the tables, without connecting to a database.
 
     It is what the migrations run: from no tables to the newest version, or between the versions
-    given. Pipe it into psql, or hand it to whoever may run DDL. With --schema the schema is
+    given. Pipe it into psql, or pass it to a role that may run DDL. With --schema the schema is
     created, too; without it the tables go where the search path leads.
     """
     from ..migrations import LATEST  # noqa: PLC0415 - only now: it takes a while
@@ -224,7 +224,7 @@ def _schema_of(app: App) -> str | None:
 @schema.command("check")
 @pass_app
 def check(app: App) -> None:
-    """Check that the tables are there, of the version needed, and not changed since.
+    """Check that the tables exist, have the needed version, and have not drifted.
 
     Ends with 1 when they are not, and prints the command or the SQL that fixes it. Use this in a
     deployment, before the application starts: it is `doctor` for the tables alone. `verify` is a
@@ -243,7 +243,7 @@ def check(app: App) -> None:
 
 @schema.command("grants")
 @click.option("--role", type=click.Choice(_KINDS), required=True, help="What it is to do.")
-@click.option("--to", "grantee", metavar="NAME", help="The role; pgqrs_<role> unless given.")
+@click.option("--to", "grantee", metavar="NAME", help="The role. Default: pgqrs_<role>.")
 @pass_app
 def grants(app: App, role: str, grantee: str | None) -> None:
     """Print the GRANT statements that a role needs, and none besides.

@@ -338,7 +338,7 @@ def top(app: App, interval: float, once: bool) -> None:
 
 def _interactive(app: App) -> bool:
     try:
-        import termios  # noqa: F401, PLC0415 - only asked whether it is there: not on Windows
+        import termios  # noqa: F401, PLC0415 - only whether it exists: not on Windows
     except ImportError:
         return False
     return sys.stdin.isatty() and app.output.file.isatty()

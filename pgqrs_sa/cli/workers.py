@@ -41,9 +41,9 @@ worker.alias("release-messages", "release")
 
 
 @worker.command()
-@given("name", "--name", required=False, what="For people; the host's name unless given.")
+@given("name", "--name", required=False, what="For people. Default: the host's name.")
 @click.option("--queue", "-q", "queues", multiple=True, help="What it works on.")
-@click.option("--host", "hostname", help="Where it runs; this computer unless given.")
+@click.option("--host", "hostname", help="Where it runs. Default: this computer.")
 @click.option("--port", type=click.IntRange(0, 65_535), help="A port to tell it by.")
 @click.option("--pid", type=click.IntRange(1), help="Its process id there.")
 @click.option("--app-version", "version", help="Of the application.")

@@ -247,7 +247,7 @@ SERVER_CHECKS = {
 """Checks that need no table of ours."""
 
 TABLE_CHECKS = {"autovacuum": autovacuum, "vacuum": vacuum, "sequences": sequences}
-"""Checks of the tables, of whatever version they are."""
+"""Checks of the tables, of any version."""
 
 
 _DEAD_LETTER_CHUNK = 10_000
@@ -280,7 +280,7 @@ def backlog(check: CheckContext) -> Iterator[Finding]:
         if paused is None and waiting is not None and waiting > thresholds.ready_age:
             problem = (
                 f"{row.ready} message(s) are ready, and the oldest has waited {text_of(waiting)}: "
-                "there are too few consumers; these are there"
+                "there are too few consumers; list them"
             )
             fix = check.command("worker", "list", "--queue", row.queue)
             yield Finding("backlog", "warning", row.queue, problem, fix)
@@ -339,7 +339,9 @@ def workers(check: CheckContext) -> Iterator[Finding]:
     for row in check.rows(health.silent_workers(check.scope.tables), silence=silence):
         stop = worker.update().where(worker.c.id == row.id)
         stop = stop.values(status="stopped", shutdown_at=worker.c.heartbeat_at)
-        problem = f"{row.name} on {row.hostname} was last heard of {text_of(row.silence)} ago"
+        problem = (
+            f"the last heartbeat of {row.name} on {row.hostname} was {text_of(row.silence)} ago"
+        )
         yield Finding("workers", "warning", f"worker {row.id}", problem, check.sql(stop))
 
 

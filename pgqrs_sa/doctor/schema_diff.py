@@ -40,7 +40,7 @@ def version(check: CheckContext) -> Iterator[Finding]:
             "schema",
             "error",
             queues_table,
-            "the tables are there without their version, which pg_dump --no-comments loses; "
+            "the tables exist without their version, which pg_dump --no-comments loses; "
             "stamp them once nothing has drifted",
             lines(f"COMMENT ON TABLE {queues_table} IS '{stamp}'"),
         )

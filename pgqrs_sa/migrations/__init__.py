@@ -243,7 +243,7 @@ def unstamped(schema: str) -> str:
     dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
     table = f"{dialect.identifier_preparer.quote(schema)}.pgqrs_queues"
     return (
-        f"the table {table} is there without its version, which is kept in its comment and lost "
+        f"the table {table} exists without its version, which is kept in its comment and lost "
         f"by pg_dump --no-comments: COMMENT ON TABLE {table} IS '{VERSION_COMMENT}<version>'"
     )
 

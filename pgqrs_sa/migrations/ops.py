@@ -1,26 +1,26 @@
-"""The operations that a host's revision calls, as values, and how they run and render.
+"""The operations that a host's revision calls: their values, how they run and how they render.
 
 ``op.pgqrs_upgrade(from_version=0, to_version=1, schema=None)`` runs the steps between the two
-versions, ``op.pgqrs_downgrade(from_version=1, to_version=0, schema=None)`` their opposites. Both
-versions are in the call so that a revision does the same whatever release runs it, and so that an
-offline script (``--sql``) needs no database to be complete.
+versions, ``op.pgqrs_downgrade(from_version=1, to_version=0, schema=None)`` their opposites. The
+call contains both versions, so that a revision does the same in every release, and an offline
+script (``--sql``) needs no database.
 
-Both start with the migration lock. Online it then finds out which schema is meant (see `schemas`)
-and compares ``from_version`` with the stamp there, before anything is changed. The steps name that
-schema in all that they do, and are followed by the new stamp. An offline script does not know the
-schema, and leaves only that one on the search path meanwhile.
+Both first take the migration lock. Online they then determine the schema (see `schemas`) and
+compare ``from_version`` with the stamp there, before they change anything. The steps name that
+schema in every statement, and the new stamp follows them. An offline script does not know the
+schema: it reduces the search path to that schema meanwhile.
 
-Both need a transaction, so that an interruption leaves all of a step or nothing: in an
-``autocommit_block()`` they are refused.
+Both need a transaction, so that an interruption leaves all of a step or nothing. They refuse to run
+in an ``autocommit_block()``.
 
-``op.pgqrs_queue("mail", lease=60)`` creates a queue if it is missing, with the settings of a
-`pgqrs_sa.DeclaredQueue`; one that exists stays as it is. ``op.pgqrs_drop_queue("mail")``, its
-opposite, deletes the queue only if it is empty: no message, live or archived, is lost by a
-downgrade. One that holds messages stays, and a later upgrade finds it. Autogenerate writes both for
-queues that `pgqrs_sa.declare_queues` has attached to a MetaData.
+``op.pgqrs_queue("mail", lease=60)`` creates a queue with the settings of a
+`pgqrs_sa.DeclaredQueue`; an existing queue is not changed. ``op.pgqrs_drop_queue("mail")``, its
+opposite, deletes the queue only if it is empty, so that a downgrade loses no message, live or
+archived. A queue that holds messages stays, and a later upgrade finds it. Autogenerate writes both
+for queues that `pgqrs_sa.declare_queues` has attached to a MetaData.
 
-This module is imported while Alembic is half imported (see `pgqrs_sa.alembic_plugin`): it may use
-``alembic.operations`` and ``alembic.autogenerate.render``, which are complete by then, no more.
+This module is imported while Alembic is partly imported (see `pgqrs_sa.alembic_plugin`): it may
+only use ``alembic.operations`` and ``alembic.autogenerate.render``, which are complete by then.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ class VersionOp(MigrateOperation):
     """A move of the queue schema from one version to another.
 
     Attributes:
-        name: What the operation is called in a revision.
-        from_version: The version to start from; 0 when there are no tables.
+        name: The name of the operation in a revision.
+        from_version: The version to start from; 0 for no tables.
         to_version: The version to end with.
-        schema: Where the tables are; None is ``current_schema()``.
+        schema: The schema of the tables; None is ``current_schema()``.
     """
 
     name: ClassVar[str]
@@ -86,7 +86,7 @@ class VersionOp(MigrateOperation):
 
 @Operations.register_operation("pgqrs_upgrade")
 class UpgradeOp(VersionOp):
-    """Make the tables newer."""
+    """Upgrades the tables."""
 
     name = "pgqrs_upgrade"
 
@@ -98,7 +98,7 @@ class UpgradeOp(VersionOp):
         to_version: int = 1,
         schema: str | None = None,
     ) -> None:
-        """Create the queue tables, or bring them to a newer version."""
+        """Create the queue tables, or upgrade them to a newer version."""
         operations.invoke(cls(from_version, to_version, schema))
 
     def reverse(self) -> DowngradeOp:
@@ -108,7 +108,7 @@ class UpgradeOp(VersionOp):
 
 @Operations.register_operation("pgqrs_downgrade")
 class DowngradeOp(VersionOp):
-    """Make the tables older; version 0 drops them and their messages."""
+    """Downgrades the tables; version 0 drops them and their messages."""
 
     name = "pgqrs_downgrade"
 
@@ -120,7 +120,7 @@ class DowngradeOp(VersionOp):
         to_version: int = 0,
         schema: str | None = None,
     ) -> None:
-        """Bring the queue tables to an older version, or drop them with all their messages."""
+        """Downgrade the queue tables to an older version, or drop them with all their messages."""
         operations.invoke(cls(from_version, to_version, schema))
 
     def reverse(self) -> UpgradeOp:
@@ -167,7 +167,7 @@ def _check_range(move: VersionOp, low: int, high: int) -> None:
 
 @contextmanager
 def _begun(operations: Operations, move: VersionOp) -> Iterator[str | None]:
-    """Take the lock, refuse what does not fit, and yield the schema that the steps name."""
+    """Take the lock, check the versions, and yield the schema for the steps."""
     changes_existing = move.from_version > 0
     if operations.get_context().as_sql:
         with offline(operations, move.schema, changes_existing=changes_existing):
@@ -191,9 +191,9 @@ def _begun(operations: Operations, move: VersionOp) -> Iterator[str | None]:
 def offline(
     operations: Operations, schema: str | None, *, changes_existing: bool
 ) -> Iterator[None]:
-    """Write what a script (``--sql``) does around an operation: the lock, and the search path."""
+    """Write what a script (``--sql``) needs around an operation: the lock and the search path."""
     migrations.lock(operations)
-    # This fails outside of a transaction, where the lock would not last.
+    # This fails outside a transaction, where the lock would not last.
     operations.execute("SAVEPOINT pgqrs_sa")
     if schema is None:
         operations.execute(schemas.KEEP_PATH)
@@ -206,7 +206,7 @@ def offline(
 
 @contextmanager
 def untranslated(connection: sa.Connection) -> Iterator[None]:
-    """Take names as they are: the ``schema_translate_map`` was applied already."""
+    """Use names as they are: the ``schema_translate_map`` was applied already."""
     mapped = connection.get_execution_options().get("schema_translate_map")
     connection.execution_options(schema_translate_map=None)
     try:
@@ -278,7 +278,7 @@ class _QueueOp(MigrateOperation):
 
     Attributes:
         queue: The queue and its settings.
-        schema: Where the tables are; None is ``current_schema()``.
+        schema: The schema of the tables; None is ``current_schema()``.
     """
 
     def __init__(self, queue: DeclaredQueue, schema: str | None = None) -> None:
@@ -288,7 +288,7 @@ class _QueueOp(MigrateOperation):
 
 @Operations.register_operation("pgqrs_queue")
 class CreateQueueOp(_QueueOp):
-    """Create a queue if it is missing."""
+    """Creates a queue if it is missing."""
 
     @classmethod
     def pgqrs_queue(
@@ -317,7 +317,7 @@ class CreateQueueOp(_QueueOp):
 
 @Operations.register_operation("pgqrs_drop_queue")
 class DropQueueOp(_QueueOp):
-    """Delete a queue if it is empty."""
+    """Deletes a queue if it is empty."""
 
     @classmethod
     def pgqrs_drop_queue(
@@ -350,7 +350,7 @@ def _create(operations: Operations, op: CreateQueueOp) -> None:
 def _drop(operations: Operations, op: DropQueueOp) -> None:
     with _tables_for_change(operations, op.schema) as tables:
         queue = tables["pgqrs_queues"]
-        # As `Queues.delete`: no foreign key would refuse a message that is being enqueued.
+        # Locked as in `Queues.delete`: no foreign key refuses a message that is being enqueued.
         operations.execute(LockTable(tables["pgqrs_messages"]))
         operations.execute(
             sa.delete(queue).where(
@@ -366,7 +366,7 @@ def _drop(operations: Operations, op: DropQueueOp) -> None:
 
 @contextmanager
 def _tables_for_change(operations: Operations, schema: str | None) -> Iterator[dict[str, sa.Table]]:
-    """Yield the tables by their names, as the statements name them."""
+    """Yield the tables by name, in the schema of the statements."""
     if operations.get_context().as_sql:
         with offline(operations, schema, changes_existing=True):
             yield _tables(schema)
@@ -378,7 +378,7 @@ def _tables_for_change(operations: Operations, schema: str | None) -> Iterator[d
 
 
 def _tables(schema: str | None) -> dict[str, sa.Table]:
-    # A pristine copy, without what a host has added.
+    # A pristine copy, without the host's additions.
     found = schema_models.tables_in("pg_temp" if schema is None else schema)
     if schema is not None:
         return dict(found)
@@ -412,5 +412,5 @@ def _rendered(context: AutogenContext, name: str, op: _QueueOp, settings: dict[s
 
 
 def _plain(value: Any) -> Any:
-    """Return a setting as a revision can write it without an import."""
+    """Return a setting as a value that a revision can write without an import."""
     return value.total_seconds() if isinstance(value, timedelta) else value

@@ -202,7 +202,7 @@ class Consumer(QueueWorker):
                 done = await service.try_delete_many(held)
                 settled = _by_id(held, done)
             # In the order of the ids, like every statement that locks several messages; and only
-            # of this consumer's queue, whatever the id.
+            # messages of this consumer's queue.
             message = self._database.models.message
             for id_ in sorted(set(message_ids)):
                 if not settled.get(id_):

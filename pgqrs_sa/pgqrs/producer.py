@@ -44,7 +44,7 @@ class Producer(QueueWorker):
 
         Args:
             payload: Any strict JSON value.
-            headers: A dict kept beside the payload.
+            headers: A dict stored with the payload.
 
         Raises:
             QueueNotFound: with similar names.
@@ -62,7 +62,7 @@ class Producer(QueueWorker):
         Args:
             payload: Any strict JSON value.
             delay_seconds: Seconds, or a timedelta, from now by the database's clock.
-            headers: A dict kept beside the payload.
+            headers: A dict stored with the payload.
 
         Raises:
             DelayError: The delay is negative, or ends past year 9998.

@@ -111,7 +111,7 @@ class Archived(Reading):
         Args:
             id: The archive's id.
             delay: Seconds, or a timedelta, until it is visible.
-            attempts: How many more it gets; as many as the queue gives unless given.
+            attempts: How many more it gets. Default: the queue's limit.
 
         Raises:
             MessageNotFound: the archive has no such row.
@@ -164,7 +164,7 @@ class Archived(Reading):
         """Delete a chunk of what was archived long enough ago; commit, and call again until 0.
 
         Args:
-            older_than: Seconds, or a timedelta; each queue's own retention unless given.
+            older_than: Seconds, or a timedelta. Default: each queue's own retention.
             queue: Only of this queue.
             limit: The size of the chunk.
 

@@ -41,12 +41,12 @@ class Queues(Resource):
 
         Args:
             name: 1 to 128 of ``A-Z a-z 0-9 . _ : / -``, starting with a letter or a digit.
-            lease: Seconds, or a timedelta, that a lease lasts unless `dequeue` says otherwise;
-                30 s unless given.
-            max_read_ct: Attempts before a message is dead; 5 unless given.
-            retention: Seconds, or a timedelta, that settled messages are kept by
-                `Archived.prune`; None, unless given, for ever.
-            max_payload_bytes: The largest payload, as UTF-8 JSON; 1 MiB unless given.
+            lease: The length of a lease if `dequeue` gives none: seconds, or a timedelta; default:
+                30 s.
+            max_read_ct: Attempts before a message is dead; default: 5.
+            retention: How long `Archived.prune` keeps settled messages: seconds, or a timedelta;
+                None, the default, keeps them.
+            max_payload_bytes: The largest payload, as UTF-8 JSON; default: 1 MiB.
         """
         validation.validate_queue_name(name)
         given = _checked(lease, max_read_ct, retention, max_payload_bytes)
@@ -201,7 +201,7 @@ class Queues(Resource):
         scope.execute(statements.lock_messages(scope.tables))
         values = {"queue": name}
         if not force:
-            self._refuse_unless_empty(name)  # what was being enqueued is there now
+            self._refuse_unless_empty(name)  # sees what was being enqueued before the lock
         elif not scope.execute(statements.is_empty(scope.tables), values).scalar_one():
             self.purge(name)
             scope.execute(statements.delete_history(scope.tables), values)

@@ -37,13 +37,13 @@ class Workers(Resource):
         port: int | None = None,
         version: str | None = None,
     ) -> WorkerInfo:
-        """Register this start of a process. A restart registers anew, under another id.
+        """Register this process as a worker. A restart registers again, under another id.
 
         Args:
             name: For people; several processes may share it.
-            queues: What it works on, for people and `list`.
-            hostname: Where it runs; this computer's name unless given.
-            pid: Its process id; this process's unless a hostname is given.
+            queues: The queues that it works on, for people and `list`.
+            hostname: Where it runs. Default: this computer's name.
+            pid: Its process id. Default: this process's, if no hostname is given.
             port: A port to tell it by.
             version: Of the application.
         """

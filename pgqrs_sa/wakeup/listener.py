@@ -180,8 +180,8 @@ class Listener:
     def _wake(self, queue: str | None) -> None:
         try:
             self._on_wake(queue)
-        except Exception:  # noqa: BLE001 - whatever it is
-            _log.exception("what was to be woken failed over queue %r", queue)
+        except Exception:  # noqa: BLE001 - of any kind
+            _log.exception("the callback for a notification failed in queue %r", queue)
 
 
 def _engine(listen_dsn: str | sa.URL, used: sa.Engine) -> sa.Engine:
@@ -267,7 +267,7 @@ class _Psycopg:
             self._take_results()
             while (notify := self._libpq.notifies()) is not None:
                 self._on_notification(notify.relname.decode(), notify.extra.decode(), notify.be_pid)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the connection is of no use
+        except Exception as error:  # noqa: BLE001 - after any error the connection is unusable
             _mark_lost(self, str(error))
 
     def _take_results(self) -> None:
