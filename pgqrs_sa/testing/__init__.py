@@ -17,13 +17,23 @@ With an ``AsyncSession`` the same functions are awaited. They do not need pytest
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from ..codecs import Codec
+from ..models import Models
+from ..types import MessageInfo, Seconds
 from .clock import advance
-from .draining import Drained, drain
-from .enqueued import all_enqueued, assert_enqueued, refute_enqueued
-from .faults import raise_on_commit
-from .inspector import AsyncInspector, Inspector
-from .matching import Wanted
+from .draining import Drained, DrainOptions, drain
+from .enqueued import Wanted, all_enqueued, assert_enqueued, refute_enqueued
+from .sessions import SessionLike, raise_on_commit
 from .single import work_one
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from ..consumer.tasks import AsyncConsumer
+    from ..consumer.threads import Consumer
+    from .sessions import AsyncSessionLike  # noqa: F401 - in a string below
 
 __all__ = [
     "AsyncInspector",
@@ -38,3 +48,82 @@ __all__ = [
     "refute_enqueued",
     "work_one",
 ]
+
+_S = TypeVar("_S")
+
+
+class _Bound(Generic[_S]):
+    def __init__(
+        self, session: _S, *, models: Models | None = None, codec: Codec | None = None
+    ) -> None:
+        self.session = session
+        self._models = models
+        self._codec = codec
+
+
+class Inspector(_Bound[SessionLike]):
+    """The helpers of this package, in the session of a test.
+
+    Args:
+        session: The test's session.
+        models: A host's own classes; default: the ready-made classes.
+        codec: Converts payloads to JSON text and back; default: strict standard JSON.
+    """
+
+    def assert_enqueued(
+        self, queue: str, *, count: int | None = None, **wanted: Unpack[Wanted]
+    ) -> list[MessageInfo]:
+        """See `pgqrs_sa.testing.assert_enqueued`."""
+        __tracebackhide__ = True
+        return assert_enqueued(
+            self.session, queue, count=count, models=self._models, codec=self._codec, **wanted
+        )
+
+    def refute_enqueued(self, queue: str, **wanted: Unpack[Wanted]) -> None:
+        """See `pgqrs_sa.testing.refute_enqueued`."""
+        __tracebackhide__ = True
+        refute_enqueued(self.session, queue, models=self._models, codec=self._codec, **wanted)
+
+    def all_enqueued(self, queue: str | None = None) -> list[MessageInfo]:
+        """See `pgqrs_sa.testing.all_enqueued`."""
+        return all_enqueued(self.session, queue, models=self._models, codec=self._codec)
+
+    def drain(self, consumer: Consumer, **options: Unpack[DrainOptions]) -> Drained:
+        """See `pgqrs_sa.testing.drain`."""
+        __tracebackhide__ = True
+        return drain(self.session, consumer, **options)
+
+    def advance(self, by: Seconds, queue: str | None = None) -> int:
+        """See `pgqrs_sa.testing.advance`."""
+        return advance(self.session, by, queue, models=self._models)
+
+
+class AsyncInspector(_Bound["AsyncSessionLike"]):
+    """`Inspector` for an ``AsyncSession``, awaited, with the same parameters."""
+
+    async def assert_enqueued(
+        self, queue: str, *, count: int | None = None, **wanted: Unpack[Wanted]
+    ) -> list[MessageInfo]:
+        """See `pgqrs_sa.testing.assert_enqueued`."""
+        __tracebackhide__ = True
+        return await assert_enqueued(
+            self.session, queue, count=count, models=self._models, codec=self._codec, **wanted
+        )
+
+    async def refute_enqueued(self, queue: str, **wanted: Unpack[Wanted]) -> None:
+        """See `pgqrs_sa.testing.refute_enqueued`."""
+        __tracebackhide__ = True
+        await refute_enqueued(self.session, queue, models=self._models, codec=self._codec, **wanted)
+
+    async def all_enqueued(self, queue: str | None = None) -> list[MessageInfo]:
+        """See `pgqrs_sa.testing.all_enqueued`."""
+        return await all_enqueued(self.session, queue, models=self._models, codec=self._codec)
+
+    async def drain(self, consumer: AsyncConsumer, **options: Unpack[DrainOptions]) -> Drained:
+        """See `pgqrs_sa.testing.drain`."""
+        __tracebackhide__ = True
+        return await drain(self.session, consumer, **options)
+
+    async def advance(self, by: Seconds, queue: str | None = None) -> int:
+        """See `pgqrs_sa.testing.advance`."""
+        return await advance(self.session, by, queue, models=self._models)

@@ -9,8 +9,7 @@ from ..models import Models
 from ..types import MessageInfo, Seconds
 from .clock import advance
 from .draining import Drained, DrainOptions, drain
-from .enqueued import all_enqueued, assert_enqueued, refute_enqueued
-from .matching import Wanted
+from .enqueued import Wanted, all_enqueued, assert_enqueued, refute_enqueued
 from .sessions import SessionLike
 
 if TYPE_CHECKING:

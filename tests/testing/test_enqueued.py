@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from pgqrs_sa import InvalidArgument, Message, QueueNotFound
 from pgqrs_sa.testing import all_enqueued, assert_enqueued, refute_enqueued
-from pgqrs_sa.testing.matching import lacks, same
+from pgqrs_sa.testing.enqueued import lacks, same
 from support.cases import each_case
 from support.properties import at_least
 
