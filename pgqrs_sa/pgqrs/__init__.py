@@ -31,8 +31,7 @@ from .admin import Admin
 from .config import Config
 from .consumer import Consumer
 from .errors import *  # noqa: F403 - the names in its __all__
-from .limits import RateLimitStatus
-from .producer import Producer
+from .producer import Producer, RateLimitStatus
 from .tables import Archive, Messages, Queues, Workers
 from .types import *  # noqa: F403
 

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import Message, QueueService, Worker, pgqrs
-from pgqrs_sa.pgqrs import limits
+from pgqrs_sa.pgqrs import producer as producer_module
 from support.waiting import until_awaited
 
 from .conftest import Clock
@@ -216,7 +216,7 @@ async def test_d8_with_a_limit_a_batch_beyond_the_burst_is_let_through_and_paid_
     config = pgqrs.Config.from_dsn(database.dsn)
     config.validation = pgqrs.Validation(max_enqueue_per_second=200, max_enqueue_burst=50)
     moment = [1000.0]
-    monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=lambda: moment[0]))
+    monkeypatch.setattr(producer_module, "time", SimpleNamespace(monotonic=lambda: moment[0]))
     async with pgqrs.Producer(config, "tasks", "h", 1) as producer:
         await producer.enqueue_batch(list(range(100)))
         with pytest.raises(pgqrs.RateLimited) as limited:

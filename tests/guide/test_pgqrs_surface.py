@@ -511,7 +511,7 @@ def test_config(monkeypatch, tmp_path) -> None:
 
 
 def test_validation_settings() -> None:
-    from pgqrs_sa.pgqrs.limits import ValidatingCodec
+    from pgqrs_sa.pgqrs.producer import ValidatingCodec
 
     rules = pgqrs.Validation(
         max_payload_size_bytes=60, max_string_length=4, max_object_depth=2, forbidden_keys=("no",)
