@@ -29,7 +29,9 @@ the archive, and back on a requeue.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase
@@ -60,8 +62,9 @@ __all__ = [
     "Worker",
     "WorkerMixin",
     "metadata",
+    "models_in",
+    "tables_in",
 ]
-
 
 _orm_events.listen(MessageMixin)
 
@@ -112,3 +115,38 @@ class Models:
 
 READY_MADE = Models()
 """The ready-made classes, the default everywhere."""
+
+
+@cache
+def models_in(schema: str) -> Models:
+    """Return the four classes of this release for a schema, without a host's additions.
+
+    They have a registry and MetaData of their own.
+
+    Args:
+        schema: The schema's plain name.
+    """
+
+    class Base(DeclarativeBase):
+        __pgqrs_schema__ = schema
+
+    class Queue(QueueMixin, Base): ...
+
+    class Message(MessageMixin, Base): ...
+
+    class ArchivedMessage(ArchivedMessageMixin, Base): ...
+
+    class Worker(WorkerMixin, Base): ...
+
+    return Models(Queue, Message, ArchivedMessage, Worker)
+
+
+@cache
+def tables_in(schema: str) -> Mapping[str, sa.Table]:
+    """Return the tables of `models_in`, by their names.
+
+    Args:
+        schema: The schema's plain name.
+    """
+    found = sa.inspect(models_in(schema).queue).registry.metadata.tables.values()
+    return {table.name: table for table in found}

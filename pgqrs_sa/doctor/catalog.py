@@ -22,10 +22,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from .. import schema_models
 from .._core import sessions
 from .._core.scope import Scope
 from .._core.sql import catalog
+from ..models import tables_in
 
 __all__ = ["DIALECT", "TABLES", "Column", "Constraint", "Index", "Table", "expected", "installed"]
 
@@ -34,7 +34,7 @@ DIALECT = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call
 """The dialect of SQL that people read."""
 
 
-TABLES = schema_models.tables_in("pg_temp")
+TABLES = tables_in("pg_temp")
 """The released tables by name, in the schema ``pg_temp``."""
 
 _METADATA = TABLES["pgqrs_queues"].metadata

@@ -32,10 +32,11 @@ from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, ops
 from alembic.util import PriorityDispatchResult
 
-from .. import migrations, schema_models
+from .. import migrations
 from .._core.sql.queues import SETTINGS
 from ..declared import DeclaredQueue, declared_in, joined
 from ..errors import SchemaVersionError
+from ..models import tables_in
 from ..types import QueueDifference
 from . import schemas
 from .ops import CreateQueueOp, UpgradeOp
@@ -45,7 +46,7 @@ __all__ = ["compare"]
 _log = logging.getLogger(__name__)
 
 
-_OWNED = schema_models.tables_in("pg_temp")
+_OWNED = tables_in("pg_temp")
 _DROPS = (ops.DropColumnOp, ops.DropIndexOp, ops.DropConstraintOp)
 _ADDS = (ops.AddColumnOp, ops.CreateIndexOp, ops.AddConstraintOp)
 _COMMENTS = (ops.CreateTableCommentOp, ops.DropTableCommentOp)

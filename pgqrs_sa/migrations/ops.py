@@ -37,12 +37,12 @@ from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.schema import CreateSchema
 
-from .. import migrations, schema_models
+from .. import migrations
 from .._core import sessions
 from .._core.sql.queues import LockTable, holds_nothing
 from ..declared import DeclaredQueue
 from ..errors import InvalidArgument, SchemaVersionError
-from ..models import VERSION_COMMENT
+from ..models import VERSION_COMMENT, tables_in
 from ..types import Seconds
 from . import schemas
 
@@ -379,7 +379,7 @@ def _tables_for_change(operations: Operations, schema: str | None) -> Iterator[d
 
 def _tables(schema: str | None) -> dict[str, sa.Table]:
     # A pristine copy, without the host's additions.
-    found = schema_models.tables_in("pg_temp" if schema is None else schema)
+    found = tables_in("pg_temp" if schema is None else schema)
     if schema is not None:
         return dict(found)
     metadata, unnamed = sa.MetaData(), cast("Any", None)  # SQLAlchemy takes it, its types do not

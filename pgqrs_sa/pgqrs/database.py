@@ -19,7 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
-from .. import dsns, schema_models
+from .. import dsns, models
 from ..aio import AsyncQueueService
 from ..codecs import Codec
 from ..errors import InvalidArgument
@@ -39,7 +39,7 @@ _TIMEOUTS: dict[str, tuple[str, Callable[[float], float]]] = {
 
 def models_in(schema: str | None) -> Models:
     """Return the four classes for a schema, or the ready-made classes for the default schema."""
-    return Models() if schema is None else schema_models.models_in(schema)
+    return Models() if schema is None else models.models_in(schema)
 
 
 def _async_url(dsn: str) -> sa.URL:
