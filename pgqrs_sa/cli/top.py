@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from .._core.activity import QueueActivity
     from ..types import WorkerHealth
+    from .queries import QueueActivity
 
 __all__ = ["Frame", "Selected", "sparkline", "top"]
 
@@ -90,9 +90,9 @@ class Frame:
 
     def refresh(self) -> None:
         """Ask the database."""
-        from .._core.activity import activity  # noqa: PLC0415
         from .._core.scope import Context, Scope  # noqa: PLC0415 - SQLAlchemy takes a while
         from ..models import READY_MADE  # noqa: PLC0415
+        from .queries import activity  # noqa: PLC0415
 
         context = Context.of(READY_MADE, None, None, allow_autocommit=False)
         with self.app.begin() as work:

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pgqrs_sa._core.activity import QueueActivity
 from pgqrs_sa.cli import output, views
 from pgqrs_sa.cli.output import GAP, Space, fit
+from pgqrs_sa.cli.queries import QueueActivity
 from pgqrs_sa.cli.top import Frame
 from support.cases import each_case
 

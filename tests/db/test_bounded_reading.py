@@ -20,8 +20,8 @@ from pgqrs_sa import (
     QueueService,
     ReadTimeout,
 )
-from pgqrs_sa._core.activity import activity
 from pgqrs_sa._core.scope import Context, Scope
+from pgqrs_sa.cli.queries import activity
 from pgqrs_sa.models import READY_MADE
 
 SLEEPS = sa.text("pg_sleep(30) IS NOT NULL")

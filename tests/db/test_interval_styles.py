@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import AsyncQueueService, Message, Queue, QueueService, Worker
-from pgqrs_sa._core.activity import activity
 from pgqrs_sa._core.scope import Context, Scope
+from pgqrs_sa.cli.queries import activity
 from pgqrs_sa.doctor import Thresholds, diagnose
 from pgqrs_sa.models import READY_MADE
 
