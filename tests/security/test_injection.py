@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import InvalidArgument, Item, Message, QueueService, metadata, migrations
 from pgqrs_sa._core.scope import Context
-from pgqrs_sa.cli.schema import script
+from pgqrs_sa.cli.admin import script
 from pgqrs_sa.doctor import diagnose
 from pgqrs_sa.grants import grants
 from pgqrs_sa.migrations.install import install, uninstall
