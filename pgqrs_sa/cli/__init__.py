@@ -13,7 +13,7 @@ mounted in a host's own click program, for example Flask's::
 `output`           table, json, ndjson and csv; ``--watch``
 `connection`       the engine of a command, and hints for a failed connection
 `logs`             what is logged while a command runs
-`target`           ``module:attribute``, as the consumer of an application
+`application`      ``module:attribute``, as the consumer of an application
 `confirm`          the question before anything is destroyed, and work in chunks with a progress bar
 `failures`         errors to exit codes and one line
 `params`           durations, times, payloads, and options that several commands share

@@ -79,7 +79,7 @@ def sync(app: App, target: str, update: bool, dry_run: bool) -> None:
     The name is that of a DeclaredQueue, of a list of them, of a MetaData or a declarative base with
     declare_queues(), or of a consumer. The database is that of --dsn, also for a consumer.
     """
-    from .target import load_queues  # noqa: PLC0415 - the application takes a while
+    from .application import load_queues  # noqa: PLC0415 - the application takes a while
 
     declared = load_queues(target)
     app.log.join_application()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..consumer.tasks import AsyncConsumer
     from ..consumer.threads import Consumer
     from ..types import WorkerInfo
-    from .counter import Counter
+    from .application import Counter
 
     AnyConsumer = Consumer | AsyncConsumer
 
@@ -84,7 +84,7 @@ def run(
     their messages back at once. Ends with 0 when every handler had ended, with 1 when some were
     given up. The database is the one of the consumer's own engine.
     """
-    from .counter import Counter  # noqa: PLC0415 - SQLAlchemy takes a while
+    from .application import Counter  # noqa: PLC0415 - SQLAlchemy takes a while
 
     def begun(worker: WorkerInfo) -> None:
         calls = consumer.concurrency
@@ -324,7 +324,7 @@ _HANDLERS = (
 
 
 def _loaded(app: App, target: str, queues: Sequence[str]) -> AnyConsumer:
-    from .target import load  # noqa: PLC0415 - the application takes a while
+    from .application import load  # noqa: PLC0415 - the application takes a while
 
     for option in ("dsn", "schema", "config"):
         if getattr(app.options, option) is not None:

@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 from pgqrs_sa import Outcome
-from pgqrs_sa.cli.counter import Counter
+from pgqrs_sa.cli.application import Counter
 from pgqrs_sa.consumer.events import Event
 from pgqrs_sa.types import ArchiveOutcome
 from support.handlers import delivery

@@ -1,4 +1,4 @@
-"""Import the consumer or the queues that ``module:attribute`` names."""
+"""An application's consumer or queues, named by ``module:attribute``, and the counts of a run."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import inspect
 import os
 import pkgutil
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+from ..consumer.events import Event, Hooks
 from ..extras import missing_extra
+from ..types import Outcome, WorkerInfo
 from .failures import USAGE, Failed
 
 if TYPE_CHECKING:
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from ..consumer.threads import Consumer
     from ..declared import DeclaredQueue
 
-__all__ = ["load", "load_queues"]
+__all__ = ["Counter", "load", "load_queues"]
 
 _AS = "write module:attribute, as app.jobs:consumer"
 _AS_QUEUES = "declare queues with DeclaredQueue(name), and name one, or a list or MetaData of them"
@@ -174,3 +177,56 @@ def _called(target: str, value: Any) -> tuple[str, Any]:
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
     return ", ".join(names[:_MOST]) + more
+
+
+_COUNTED = (
+    Outcome.ARCHIVED,
+    Outcome.DISCARDED,
+    Outcome.RETRIED,
+    Outcome.RELEASED,
+    Outcome.DEAD,
+    Outcome.LOST,
+)
+
+
+class Counter(Hooks):
+    """Counts messages by outcome.
+
+    Args:
+        begun: Called once, when the consumer has registered and begins to lease.
+    """
+
+    def __init__(self, begun: Callable[[WorkerInfo], None]) -> None:
+        self._begun = begun
+        self._counts: dict[Outcome, int] = dict.fromkeys(_COUNTED, 0)
+        self._lock = threading.Lock()
+        self.worker: WorkerInfo | None = None
+
+    def on_heartbeat(self, worker: WorkerInfo) -> None:
+        """See `Hooks`."""
+        first, self.worker = self.worker is None, worker
+        if first:
+            self._begun(worker)
+
+    def _count(self, event: Event) -> None:
+        with self._lock:
+            self._counts[Outcome(event.outcome)] += 1
+
+    on_success = on_retry = on_dead = on_lease_lost = _count
+
+    def row(self) -> dict[str, Any]:
+        """Return the counts and the worker."""
+        worker = self.worker
+        return {
+            "worker": worker.id if worker else None,
+            "queues": list(worker.queues) if worker else [],
+            **self._named(),
+        }
+
+    def sentence(self) -> str:
+        """Return the counts as a sentence."""
+        counted = [f"{count} {name}" for name, count in self._named().items() if count]
+        return ", ".join(counted) or "no message came"
+
+    def _named(self) -> dict[str, int]:
+        return {outcome.name.lower(): count for outcome, count in self._counts.items()}
