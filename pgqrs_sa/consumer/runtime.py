@@ -33,7 +33,7 @@ from .scheduler import Scheduler
 from .state import ConsumerState
 
 if TYPE_CHECKING:
-    from ..wakeup.listener import Listener
+    from ..wakeup import Listener
 
 __all__ = ["RunQueue", "RunResult", "Runtime", "StartAborted"]
 
@@ -260,7 +260,7 @@ class Runtime:
         config = self.state.config
         if not config.notify:
             return None
-        from ..wakeup.listener import Listener  # noqa: PLC0415 - only who asked for it pays for it
+        from ..wakeup import Listener  # noqa: PLC0415 - only who asked for it pays for it
 
         models, dsn = config.context().models, config.listen_dsn
         return Listener(self._executor.engine, self._wake, models=models, listen_dsn=dsn)

@@ -28,7 +28,7 @@ from pgqrs_sa import AsyncConsumer, AsyncQueueService, Consumer, Delivery, Queue
 from pgqrs_sa._core.sql.wakeup import channel
 from pgqrs_sa.consumer.retrying import is_transient
 from pgqrs_sa.settings import database_url
-from pgqrs_sa.wakeup.listener import Listener
+from pgqrs_sa.wakeup import Listener
 from support.ledger import Effect, Sent, audit
 from support.replica import Standby, either, make_synchronous, standby_of
 from support.results import Results

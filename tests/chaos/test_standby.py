@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import AsyncQueueService, QueueService
 from pgqrs_sa.cli import group
-from pgqrs_sa.wakeup.listener import Listener
+from pgqrs_sa.wakeup import Listener
 from support.ledger import Effect, Sent, audit
 from support.loops import produce, work
 from support.replica import Standby, either, make_synchronous, standby_of
@@ -79,7 +79,7 @@ def test_a_standby_refuses_to_listen_and_the_listener_says_so(replica, caplog):
         run_sql(replica, "LISTEN mail")
     assert caught.value.orig.sqlstate == READ_ONLY
     listener = Listener(sa.create_engine(replica.url()), lambda _: None)
-    with caplog.at_level(logging.WARNING, "pgqrs_sa.wakeup.listener"):
+    with caplog.at_level(logging.WARNING, "pgqrs_sa.wakeup"):
         listener.start()
         until(lambda: "cannot execute LISTEN during recovery" in caplog.text, "it says why")
     assert not listener.connected

@@ -327,7 +327,7 @@ def refusing(monkeypatch):
 @each_case("dsn", [*WRONG])
 def test_a_wrong_dsn_is_refused_by_pgqrs_names_and_the_listener(dsn, refusing):
     from pgqrs_sa.pgqrs import Config
-    from pgqrs_sa.wakeup.listener import Listener
+    from pgqrs_sa.wakeup import Listener
 
     engine = sa.create_engine("postgresql+psycopg:///x")
     with pytest.raises(InvalidArgument):

@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import InvalidArgument, Message, QueueService
 from pgqrs_sa._core.sql.wakeup import channel
-from pgqrs_sa.wakeup.listener import Listener
+from pgqrs_sa.wakeup import Listener
 from support.waiting import PATIENCE, until
 
 CHANNEL = channel(None)
@@ -306,7 +306,7 @@ def test_a_connection_that_has_fallen_silent_is_noticed_and_replaced(
     woken.until("mail")
     assert proxy.accepted == 1
 
-    with caplog.at_level(logging.WARNING, "pgqrs_sa.wakeup.listener"):
+    with caplog.at_level(logging.WARNING, "pgqrs_sa.wakeup"):
         proxy.deaf.set()
         until(lambda: not listener.connected)
     assert "nothing was heard for 3 s" in caplog.text

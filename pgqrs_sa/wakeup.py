@@ -2,7 +2,8 @@
 
 A listener has a thread, and in it a connection that is the application's in all but the pool: the
 same address, arguments and creators. It says when something may be there to lease, and no more
-than that: a notification is a hint, and consumers poll as well.
+than that: a notification is a hint, and consumers poll as well. The sending side, and wake-ups in a
+process, are `_core.wakeup`.
 
 What is subscribed and dead looks like what is subscribed and idle: a connection that was dropped
 without a word, or one through PgBouncer in transaction mode. So the listener sends itself a
@@ -23,12 +24,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import sqlalchemy as sa
 
-from .. import dsns
-from .._core.sql.wakeup import channel
-from .._core.tables import tables_of
-from ..errors import InvalidArgument
-from ..models import READY_MADE, Models
-from ..settings import database_url
+from . import dsns
+from ._core.sql.wakeup import channel
+from ._core.tables import tables_of
+from .errors import InvalidArgument
+from .models import READY_MADE, Models
+from .settings import database_url
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
