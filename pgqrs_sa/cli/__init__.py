@@ -14,9 +14,9 @@ mounted in a host's own click program, for example Flask's::
 `connection`       the engine of a command, and hints for a failed connection
 `logs`             what is logged while a command runs
 `application`      ``module:attribute``, as the consumer of an application
-`confirm`          the question before anything is destroyed, and work in chunks with a progress bar
 `failures`         errors to exit codes and one line
-`params`           durations, times, payloads, and options that several commands share
+`params`           durations, times, payloads, and options that several commands share; the question
+                   before anything is destroyed, and work in chunks with a progress bar
 `views`            values to rows with stable keys
 `queries`          criteria for what the commands ask of the service
 =================  ==============================================================================

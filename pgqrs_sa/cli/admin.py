@@ -12,10 +12,9 @@ import click
 
 from . import views
 from .app import App, Command, Group, Work, pass_app
-from .confirm import confirmed
 from .failures import PROBLEMS, Failed
 from .output import Column, text
-from .params import DURATION, ask_options, dry_run_option, exact_option, watch_option
+from .params import DURATION, ask_options, confirmed, dry_run_option, exact_option, watch_option
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

@@ -10,10 +10,18 @@ import click
 
 from . import views
 from .app import App, Group, add_call, pass_app
-from .confirm import confirmed, in_slices
 from .failures import NOT_FOUND, PROBLEMS, Failed
 from .messages import worker_option
-from .params import DURATION, JSON, bulk_options, content_page_options, given, together
+from .params import (
+    DURATION,
+    JSON,
+    bulk_options,
+    confirmed,
+    content_page_options,
+    given,
+    in_slices,
+    together,
+)
 
 if TYPE_CHECKING:
     from .queries import Settled

@@ -9,7 +9,6 @@ import click
 
 from . import views
 from .app import App, Group, Work, pass_app
-from .confirm import confirmed
 from .failures import NOT_FOUND, PROBLEMS, Failed
 from .params import (
     DURATION,
@@ -17,6 +16,7 @@ from .params import (
     MOMENT,
     ask_options,
     attempts_option,
+    confirmed,
     content_page_options,
     exclusive,
     given,

@@ -10,7 +10,6 @@ import click
 from . import views
 from .app import App, Group, add_call, pass_app
 from .archive import deleting
-from .confirm import confirmed, in_chunks, in_slices
 from .failures import PROBLEMS, Failed
 from .messages import listing
 from .params import (
@@ -19,9 +18,12 @@ from .params import (
     attempts_option,
     bulk_options,
     chunk_option,
+    confirmed,
     dry_run_option,
     exact_option,
     given,
+    in_chunks,
+    in_slices,
     page_options,
     together,
     watch_option,

@@ -11,13 +11,13 @@ import click
 
 from . import views
 from .app import App, Group, add_call, pass_app
-from .confirm import confirmed
 from .failures import CANNOT_CONNECT, PROBLEMS, Failed, failure
 from .messages import listing
 from .output import Column, Row, span
 from .params import (
     DURATION,
     ask_options,
+    confirmed,
     given,
     page_options,
     together,

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from pgqrs_sa import migrations
-from pgqrs_sa.cli import confirm
+from pgqrs_sa.cli import params
 from support import programs
 from support.cases import each_case
 
@@ -98,7 +98,7 @@ def test_nothing_to_destroy_is_no_failure_and_no_question(pgqrs, work, command):
 
 @pytest.mark.parametrize(("answer", "code", "left"), [("y\n", 0, 0), ("n\n", 5, 1), ("\n", 5, 1)])
 def test_somebody_who_is_there_is_asked(pgqrs, full, counts, monkeypatch, answer, code, left):
-    monkeypatch.setattr(confirm, "_is_interactive", lambda: True)
+    monkeypatch.setattr(params, "_is_interactive", lambda: True)
     asked = pgqrs("queue", "purge", "live", code=code, input=answer)
     assert "delete 1 live message(s) of queue 'live'" in asked.stderr
     assert "go on? [y/N]" in asked.stderr
