@@ -71,7 +71,7 @@ def attend(line: Connection) -> None:
             return
         try:
             answer: object = _carry_out(assignment, line)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+        except Exception as error:  # noqa: BLE001 - the others go on
             answer = f"{type(error).__name__}: {error}"
         line.send(answer)
 

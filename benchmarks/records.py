@@ -114,7 +114,7 @@ class Run:
 
 
 def write(file: TextIO, record: Record) -> None:
-    """Append one line, and make sure that it is there."""
+    """Append one line, and flush it to the disk."""
     file.write(json.dumps(asdict(record), separators=(",", ":")) + "\n")
     file.flush()
 

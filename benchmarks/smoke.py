@@ -130,7 +130,7 @@ def every_scenario_leaves_numbers(server: Server, executor: Executor) -> Iterato
 
 
 def drained_messages_are_archived(server: Server, executor: Executor) -> Iterator[str]:
-    """A drain leaves no message and archives each, whoever drains."""
+    """A drain by any contender leaves no message, and archives each."""
     drain = scenario("drain")
     (point,) = drain.points(SIZES)
     names = ("service-async-psycopg", "service-asyncpg", "bare", "pgbench")

@@ -16,7 +16,7 @@ _EDGE = 0.05  # memory is compared from here on: what starts up is not growth
 
 
 def payload_of(size: int) -> Payload:
-    """Return a payload that takes about so many bytes as JSON."""
+    """Return a payload that takes about ``size`` bytes as JSON."""
     return {"n": 0, "body": "x" * max(0, size - _ENVELOPE)}
 
 
@@ -64,9 +64,9 @@ class Progress:
     """Counts what a consumer has settled, and says when to stop.
 
     Args:
-        longest: Seconds after which it is told to stop, whatever is left.
-        window: Count for each span of so many seconds, too.
-        memory: Look at the memory every so many messages, too; 0 does not.
+        longest: Seconds after which it is stopped in any case.
+        window: Also count for each span of this many seconds.
+        memory: Also measure the memory after every ``memory`` messages; 0: never.
     """
 
     def __init__(self, longest: float, *, window: float = 0.0, memory: int = 0) -> None:

@@ -320,16 +320,16 @@ def service(session: Session) -> QueueService:
 
 
 @pytest.fixture
-def anew(session: Session, service: QueueService) -> Callable[[], None]:
+def reset(session: Session, service: QueueService) -> Callable[[], None]:
     """Return a function that leaves nothing but the queue ``mail``: see `each_case`."""
 
-    def begin_anew() -> None:
+    def empty_tables() -> None:
         session.close()
         session.connection().exec_driver_sql(_deleting())
         service.queues.create("mail")
         session.commit()
 
-    return begin_anew
+    return empty_tables
 
 
 @pytest.fixture
@@ -368,18 +368,18 @@ async def async_service(async_session: AsyncSession) -> AsyncQueueService:
 
 
 @pytest.fixture
-async def anew_async(
+async def reset_async(
     async_session: AsyncSession, async_service: AsyncQueueService
 ) -> Callable[[], Awaitable[None]]:
-    """Do as `anew` does, for a test with an async session."""
+    """Return what `reset` returns, for a test with an async session."""
 
-    async def begin_anew() -> None:
+    async def empty_tables() -> None:
         await async_session.close()
         await (await async_session.connection()).exec_driver_sql(_deleting())
         await async_service.queues.create("mail")
         await async_session.commit()
 
-    return begin_anew
+    return empty_tables
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ class Bare(Ours):
         return Tally(count)
 
     def batches(self, count: int, size: int, payload: Payload) -> Tally:
-        """See `Contender`; the JSON of the batch is made anew each time."""
+        """See `Contender`; the JSON of the batch is built again each time."""
         for _ in range(count):
             items = json.dumps([payload] * size)
             values = sql.enqueue_many().values(items=items, size=items_text(payload, 1)[1])

@@ -108,7 +108,7 @@ class Contender:
             work: The name of a method.
             arguments: Its arguments, for each process.
             warm_up: What it is called with before; see `Assignment`.
-            beside: What others do meanwhile.
+            beside: The work of other processes at the same time.
 
         Raises:
             ContenderFailed: one of them could not.
@@ -129,7 +129,7 @@ class Contender:
         raise NotImplementedError
 
     def fill(self, count: int, payload: Payload) -> None:
-        """Put a backlog into the queue, in whatever way is quick."""
+        """Fill the queue with a backlog, in the fastest way."""
         size = min(count, 1000)
         for start in range(0, count, size):
             self.batches(1, min(size, count - start), payload)
@@ -147,7 +147,7 @@ class Contender:
         raise NotImplementedError
 
     def batches(self, count: int, size: int, payload: Payload) -> Tally:
-        """Enqueue so many batches of this size, each with its own commit."""
+        """Enqueue ``count`` batches of this size, each with its own commit."""
         raise NotImplementedError
 
     def business(self, count: int, payload: Payload) -> Tally:
@@ -157,12 +157,12 @@ class Contender:
     def drain(
         self, batch: int, longest: float, backlog: int, *, window: float = 0.0, memory: int = 0
     ) -> Tally:
-        """Take and settle messages, so many at a time, until the queue is empty or it is time.
+        """Lease and settle messages in batches until the queue is empty or the time is over.
 
         Args:
-            batch: At a time.
+            batch: The size of each batch.
             longest: Seconds.
-            backlog: How many there are for all consumers; for who has to know it beforehand.
+            backlog: The number of messages for all consumers; some contenders must know it first.
             window: See `Progress`.
             memory: See `Progress`.
         """
@@ -172,20 +172,20 @@ class Contender:
         return progress.tally()
 
     def consume(self, batch: int, progress: Progress) -> None:
-        """Do what `drain` says, telling ``progress`` and stopping when that says so."""
+        """Do as `drain` does: report to ``progress``, and stop when it says so."""
         raise NotImplementedError
 
     def dequeue_times(self, count: int, batch: int) -> Tally:
-        """Take so many batches, each with its own commit; return the milliseconds of each."""
+        """Lease ``count`` batches, each with its own commit; return the milliseconds of each."""
         raise NotImplementedError
 
     def watch(self, count: int, wake: str, longest: float) -> Tally:
-        """Wait for so many messages of `trickle`; return how long each took, in milliseconds."""
+        """Wait for ``count`` messages of `trickle`; return how long each took, in milliseconds."""
         raise NotImplementedError
 
     def trickle(self, count: int, pause: float) -> Tally:
-        """Enqueue one message after each pause of about so many seconds, with its time."""
-        time.sleep(1.0)  # until who watches is idle
+        """Enqueue one message with its time after each pause of about ``pause`` seconds."""
+        time.sleep(1.0)  # until the watcher is idle
         for _ in range(count):
             time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - not in step with a poll
             self.singles(1, {"sent": time.monotonic()})

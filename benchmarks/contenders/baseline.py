@@ -77,7 +77,7 @@ class Baseline(Ours):
         warm_up: dict[str, Any] | None = None,
         beside: Sequence[Assignment] = (),
     ) -> Outcome:
-        """See `Contender`: as many clients as there would be processes; nobody beside them."""
+        """See `Contender`: as many clients as other contenders have processes."""
         del executor, warm_up
         if beside:
             raise ContenderFailed("pgbench works alone")
@@ -148,7 +148,7 @@ def _insert(payload: Payload) -> str:
 def _measured(
     place: Place, script: str, clients: int, transactions: tuple[int, int], units: int
 ) -> Outcome:
-    """Run a script; the first so many transactions of each client are not counted."""
+    """Run a script; the first transactions of each client are not counted."""
     program = find_pgbench(place)
     if program is None:
         raise ContenderFailed("there is no pgbench")

@@ -1,4 +1,4 @@
-"""chancy: its worker polls, and a batch is so many jobs that run at the same time."""
+"""chancy: its worker polls, and a batch is the number of jobs that run at the same time."""
 
 from __future__ import annotations
 

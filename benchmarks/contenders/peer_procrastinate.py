@@ -16,7 +16,7 @@ __all__ = ["Procrastinate"]
 
 
 class Procrastinate(AsyncContender):
-    """Its worker fetches one job at a time: a batch is so many jobs that run at the same time."""
+    """Its worker fetches one job at a time: a batch is the number of jobs that run at once."""
 
     name = "procrastinate"
     title = "procrastinate"

@@ -136,7 +136,7 @@ class Runtime(_Runtime):
         return Tally(len(look.ages), {"latency_ms": look.ages})
 
     def listen(self, count: int, longest: float) -> Tally:
-        """Handle so many messages, listening; not what is measured, but what goes on beside it."""
+        """Handle ``count`` messages, listening: the load next to what is measured."""
         seen = itertools.count(1)
 
         def handler(delivery: Delivery) -> None:
@@ -173,7 +173,7 @@ class RuntimeBatches(Runtime):
 
     @classmethod
     def offers(cls, work: str) -> bool:
-        """See `Contender`: it is there for the drains."""
+        """See `Contender`: used by the drains."""
         return work in ("consume", "drain", "fill")
 
     def consume(self, batch: int, progress: Progress) -> None:

@@ -113,7 +113,7 @@ class Business(_Producing):
 class WakeUp(_Producing):
     """Producers with and without waking a consumer that waits, while one waits and while none does.
 
-    Who wakes looks whether anybody waits, so that without a consumer no NOTIFY is ever sent.
+    The enqueue checks whether a consumer waits, so that without one no NOTIFY is sent.
     """
 
     name = "wake-up"

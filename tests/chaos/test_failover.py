@@ -195,7 +195,7 @@ class Load:
         self.engine.dispose()
 
     def wait_for(self, acknowledged: int, leases: int) -> None:
-        """Wait until so much is enqueued, and each consumer was called so many times more."""
+        """Wait until so much is enqueued, and each consumer was called that many times more."""
         before = {name: len(self.seen.leases[name]) for name in ("threads", "tasks")}
         until(
             lambda: (

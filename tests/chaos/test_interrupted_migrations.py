@@ -1,4 +1,4 @@
-"""Migrations that are interrupted: all of a step is there, or nothing, and the next run goes on.
+"""Migrations that are interrupted: all of a step exists, or nothing, and the next run continues.
 
 Four processes at once are in tests/migrations/test_sample_host.py (and through PgBouncer in
 test_pgbouncer.py), awkward names in tests/migrations/test_operations.py, drift that autogenerate

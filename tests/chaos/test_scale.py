@@ -143,7 +143,7 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("filled", AMOUNTS, indirect=True)
 def test_a_call_reads_what_it_needs_and_no_more(engine, filled, results):
-    """A bounded number of pages, never a whole table; whatever there is beside it."""
+    """A bounded number of pages, never a whole table, next to any other content."""
     for name, (call, rows) in CALLS.items():
         needs = BATCH if name.startswith(("extend", "release", "fail", "archive")) else 0
         plans(engine, call, needs)  # marks what is dead in the indexes as dead

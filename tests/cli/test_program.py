@@ -26,7 +26,7 @@ from support.waiting import PATIENCE
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 HEAVY = ("sqlalchemy", "alembic", "rich", "durationpy", "yaml", "psycopg", "asyncio")
 
-# The package's own __init__ imports the library, whatever is imported of it; what the command
+# The package's own __init__ imports the library, for any import from it; what the command
 # line adds to that is what is looked at here.
 BARE_PACKAGE = """
 import sys, types, importlib.util

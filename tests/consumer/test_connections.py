@@ -114,7 +114,7 @@ def test_a_backend_that_is_ended_while_idle_is_replaced(kit, what):
     ids = kit.send(1)
     until(kit.archive, "the first is done")
     for _ in range(2):
-        (pid,) = until(lambda: backends(kit, what), "the connection is there")
+        (pid,) = until(lambda: backends(kit, what), "the connection exists")
         end_backend(kit, pid)
         if "workers" in what:
             until(lambda pid=pid: set(backends(kit, what)) - {pid}, "there is another one")
@@ -433,7 +433,7 @@ def test_calls_that_hang_are_cut_and_repeated(kit):
     until(lambda: len(kit.archive()) == 1, "the first is done")
     frozen = []
     for what in ("pgqrs_asked", "UPDATE pgqrs_workers"):
-        frozen += until(lambda what=what: backends(kit, what), "the connection is there")
+        frozen += until(lambda what=what: backends(kit, what), "the connection exists")
     beat = kit.workers()[0].heartbeat_at
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)

@@ -39,7 +39,7 @@ def delivery(id_: int) -> Delivery:
 
 
 class FakeLine:
-    """Settles whatever it is told to, and leases what it has been given."""
+    """Settles what it is told to, and leases what it was given."""
 
     def __init__(self) -> None:
         self.stopping = threading.Event()

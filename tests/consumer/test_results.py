@@ -283,7 +283,7 @@ class Text(str):
 
 
 def test_what_comes_again_and_the_letters_of_a_text_are_not_looked_at():
-    """Or what stands beside them would not be: only so many values are."""
+    """Otherwise their siblings would not be: only a limited number of values is."""
     shared = [[n] for n in range(results.LOOKED_AT // 4)]
     for value in ([shared] * 8, [Text("x" * results.LOOKED_AT)]):
         with pytest.raises(InvalidResult):

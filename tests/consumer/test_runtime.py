@@ -80,7 +80,7 @@ class Dispatcher:
 
 
 class Thread:
-    """One that ends after so many joins, or when its line is cut."""
+    """One that ends after some joins, or when its connection is aborted."""
 
     name = "pgqrs-dispatcher"
 

@@ -1,4 +1,4 @@
-"""What is leased, when, and what is started next: rules that hold whatever happens."""
+"""What is leased, when, and what is started next: rules that always hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that run at once share no session, whatever the scope of a registry is."""
+"""Calls that run at once share no session, for any scope of a registry."""
 
 from __future__ import annotations
 

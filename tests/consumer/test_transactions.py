@@ -35,7 +35,7 @@ def test_what_a_handler_writes_commits_with_the_archive(kit):
     def handler(session, delivery):
         seen.append(delivery)
         effect(session, delivery)
-        with Session(kit.engine) as other:  # neither is there before the commit
+        with Session(kit.engine) as other:  # neither exists before the commit
             assert other.execute(sa.text("SELECT count(*) FROM effects")).scalar_one() == 0
             assert id_ in kit.live()
 

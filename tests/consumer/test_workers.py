@@ -171,7 +171,7 @@ def test_a_consumer_that_was_taken_for_dead_registers_anew_and_goes_on(kit, how)
             " UPDATE pgqrs_messages SET vt = now() WHERE id = :id",
             id=id_,
         )
-    until(lambda: 2 in [worker.id for worker in kit.workers()], "it registers anew")
+    until(lambda: 2 in [worker.id for worker in kit.workers()], "it registers again")
     until(lambda: id_ in kit.archive(), "the message is done by the new one")
     go.set()
     until(lambda: not consumer.runtime.busy, "the first attempt has ended")
@@ -192,7 +192,7 @@ def test_a_pool_that_is_too_small_is_refused_with_both_numbers(kit):
     consumer.on("mail")(nothing)
     with pytest.raises(PoolTooSmall) as refused:
         consumer.run()
-    needed = 5 if kit.is_async else 7  # tasks: the consumer's own are beside the pool
+    needed = 5 if kit.is_async else 7  # tasks: the consumer's own are outside the pool
     assert (refused.value.available, refused.value.needed) == (3, needed)
     assert "at most 3 connection(s)" in str(refused.value)
     assert f"needs {needed}" in str(refused.value)

@@ -29,7 +29,7 @@ SOON = timedelta(milliseconds=200)
 
 
 def settle(session: Session, count: int, outcome: str, queue_id: int = 1) -> None:
-    """Put so many into the archive at once."""
+    """Put ``count`` messages into the archive at once."""
     session.execute(
         sa.text(
             "INSERT INTO pgqrs_archive (queue_id, payload, original_msg_id, outcome)"

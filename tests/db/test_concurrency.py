@@ -272,7 +272,7 @@ def test_processes_drain_a_queue_together(engine, service, session, migrated):
 
 
 def test_effects_happen_once_though_leases_run_out_all_the_time(engine, service, session):
-    """The promise: work and settlement in one transaction, whoever else got the message."""
+    """The promise: work and settlement in one transaction, whichever consumer got the message."""
     service.queues.update("mail", max_read_ct=100_000)
     service.enqueue_many("mail", range(60))
     session.commit()

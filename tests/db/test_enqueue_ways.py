@@ -104,7 +104,7 @@ WAYS: dict[str, Callable[[QueueService, Given], object]] = {
     "session.add_all": lambda s, g: by_adding(s, g, how="add_all"),
     "bulk insert": by_bulk_insert,
 }
-ways = each_case("way", WAYS, before="anew")
+ways = each_case("way", WAYS, before="reset")
 BY_ITEM = {name: WAYS[name] for name in ("enqueue", "enqueue_many", "session.add")}
 
 GIVEN: dict[str, Given] = {
@@ -135,7 +135,7 @@ GIVEN: dict[str, Given] = {
         1, {"priority": 0, "headers": None, "key": None, "max_read_ct": None}
     ),
 }
-given_all = each_case("given", GIVEN, before="anew")
+given_all = each_case("given", GIVEN, before="reset")
 
 
 @given_all
@@ -192,7 +192,7 @@ def test_an_empty_payload_of_python_is_the_null_of_json_and_not_of_sql(session, 
     assert [row["kind"] for row in stored(session).values()] == ["null"]
 
 
-@each_case("way", ["enqueue", "enqueue_many"], before="anew")
+@each_case("way", ["enqueue", "enqueue_many"], before="reset")
 def test_the_engines_own_json_settings_do_not_change_what_is_stored(engine, service, way):
     # A host may have configured a serializer that does other things to some values.
     host = sa.create_engine(engine.url, json_serializer=lambda value: f'"mangled {value!r}"')
@@ -205,7 +205,7 @@ def test_the_engines_own_json_settings_do_not_change_what_is_stored(engine, serv
         host.dispose()
 
 
-@each_case("way", ["session.add", "session.add_all", "bulk insert"], before="anew")
+@each_case("way", ["session.add", "session.add_all", "bulk insert"], before="reset")
 def test_rows_of_the_orm_are_written_by_the_engines_own_serializer(engine, service, way):
     # They are the host's rows, of a plain JSONB column; any serializer of JSON stores the same.
     host = sa.create_engine(engine.url, json_serializer=lambda value: json.dumps(value, indent=3))
@@ -299,7 +299,7 @@ TIMED = {
     "enqueue_from": enqueued_from,
     "session.add": added,
 }
-timed = each_case("way", TIMED, before="anew")
+timed = each_case("way", TIMED, before="reset")
 
 
 @timed
@@ -404,7 +404,7 @@ KEYED: dict[str, Callable[[QueueService, str, Any, str], Receipt]] = {
         queue, ["filler", Item(payload, key=key), "filler"]
     )[1],
 }
-keyed = each_case("again", KEYED, before="anew")
+keyed = each_case("again", KEYED, before="reset")
 
 
 @keyed
@@ -514,7 +514,7 @@ def test_a_key_twice_in_one_batch_makes_one_message_for_both(service):
     assert service.messages.get(first.id).payload == "a"
 
 
-@each_case("chunk", [1, 2, 3], before="anew")
+@each_case("chunk", [1, 2, 3], before="reset")
 def test_a_key_twice_in_two_chunks_makes_one_message_for_both(monkeypatch, service, chunk):
     monkeypatch.setattr(enqueue_operation, "CHUNK_ROWS", chunk)
     items = [Item("a", key="k"), "plain", "more", Item("b", key="k"), "end"]
@@ -564,7 +564,7 @@ def test_adding_a_key_that_is_live_elsewhere_or_no_more_is_fine(session, service
     assert [message.payload for message in service.messages.find()] == [1, 3, 4, 5]
 
 
-@each_case("seed", range(12), before="anew")
+@each_case("seed", range(12), before="reset")
 def test_batches_at_random_agree_with_a_model_of_keys(monkeypatch, session, service, seed):
     rng = random.Random(seed)
     monkeypatch.setattr(enqueue_operation, "CHUNK_ROWS", rng.choice([1, 2, 3, 5, 1000]))
@@ -619,7 +619,7 @@ def test_receipts_come_in_the_order_of_the_items_and_ids_rise_with_it(session, s
 
 
 @each_case(("rows", "statements"), [(1, 10), (3, 4), (9, 2), (10, 1), (11, 1)])
-@each_case("key", [None, "k"], before="anew")
+@each_case("key", [None, "k"], before="reset")
 def test_a_batch_is_sent_in_chunks_of_so_many_rows(
     monkeypatch, engine, session, service, rows, statements, key
 ):
@@ -634,7 +634,7 @@ def test_a_batch_is_sent_in_chunks_of_so_many_rows(
     assert [receipt.id for receipt in receipts] == sorted(found)
 
 
-@each_case(("size", "statements"), [(1, 10), (12, 10), (24, 5), (60, 2), (1000, 1)], before="anew")
+@each_case(("size", "statements"), [(1, 10), (12, 10), (24, 5), (60, 2), (1000, 1)], before="reset")
 def test_a_batch_is_sent_in_chunks_of_so_many_bytes(
     monkeypatch, engine, session, service, size, statements
 ):
@@ -942,7 +942,7 @@ async def test_the_async_service_makes_the_same_row(async_session, async_service
     assert await async_service.enqueue("mail", 1, key="k") == Receipt(two.id, two.vt, True)
 
 
-@each_case("delay", [0.000001, 2.5, timedelta(days=1000, microseconds=7)], before="anew_async")
+@each_case("delay", [0.000001, 2.5, timedelta(days=1000, microseconds=7)], before="reset_async")
 async def test_the_async_service_adds_a_delay_to_the_databases_clock(
     async_session, async_service, delay
 ):

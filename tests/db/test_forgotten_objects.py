@@ -34,7 +34,7 @@ def loaded(session: Session, kind: Any) -> int:
     return int(item.id)
 
 
-@each_case("way", list(SETTLING), before="anew")
+@each_case("way", list(SETTLING), before="reset")
 def test_of_a_message_that_was_settled(service, session, way):
     service.enqueue("mail", 1)
     (delivery,) = service.dequeue("mail")
@@ -43,7 +43,7 @@ def test_of_a_message_that_was_settled(service, session, way):
     assert session.get(Message, id_) is None
 
 
-@each_case("way", ["purge", "bury", "delete"], before="anew")
+@each_case("way", ["purge", "bury", "delete"], before="reset")
 def test_of_messages_that_were_purged_or_buried(service, session, way):
     service.enqueue("mail", 1)
     if way == "bury":
@@ -56,7 +56,7 @@ def test_of_messages_that_were_purged_or_buried(service, session, way):
     assert session.get(Message, id_) is None
 
 
-@each_case("way", list(REMOVING), before="anew")
+@each_case("way", list(REMOVING), before="reset")
 def test_of_what_was_in_the_archive(service, session, way):
     service.enqueue("mail", 1)
     service.archive(*service.dequeue("mail"))

@@ -91,7 +91,7 @@ def run_out(session: Session, *deliveries: Delivery) -> None:
 
 
 def silence(session: Session, worker: Any) -> None:
-    """Let a worker have been heard of an hour ago."""
+    """Let the last heartbeat of a worker be an hour old."""
     past = sa.func.statement_timestamp() - timedelta(hours=1)
     session.execute(sa.update(Worker).where(Worker.id == worker.id).values(heartbeat_at=past))
     session.commit()
@@ -138,7 +138,7 @@ TRY: dict[str, Callable[[QueueService, list[Delivery]], list[bool]]] = {
 }
 FINAL = [name for name in SETTLE if name != "extend"]
 
-each_way = each_case("way", list(SETTLE), before="anew")
+each_way = each_case("way", list(SETTLE), before="reset")
 
 
 def assert_all_lost(service: QueueService, delivery: Delivery) -> None:
@@ -290,7 +290,7 @@ def test_a_worker_that_came_back_is_not_the_one_before(service, session, other):
     other.archive(theirs)
 
 
-@each_case("n", [-1, 1], before="anew")
+@each_case("n", [-1, 1], before="reset")
 def test_another_token_is_another_lease(service, n):
     mine = lease(service)
     other = dataclasses.replace(mine, fencing_token=mine.fencing_token + n)
@@ -332,7 +332,7 @@ def lose_the_connection(session: Session, worker: Any) -> Delivery:
 
 
 UNCOMMITTED = [roll_back, roll_back_to_a_savepoint, fail_to_commit, lose_the_connection]
-each_uncommitted = each_case("uncommitted", UNCOMMITTED, ids=lambda f: f.__name__, before="anew")
+each_uncommitted = each_case("uncommitted", UNCOMMITTED, ids=lambda f: f.__name__, before="reset")
 
 
 @pytest.fixture
@@ -347,7 +347,7 @@ def checked_late(session: Session) -> Iterator[None]:
 
 
 @each_uncommitted
-@each_case("registered", {"no_worker": False, "one_worker": True}, before="anew")
+@each_case("registered", {"no_worker": False, "one_worker": True}, before="reset")
 def test_a_lease_that_was_never_committed_settles_nothing(
     service, session, other, checked_late, uncommitted, registered
 ):
@@ -436,7 +436,7 @@ def test_the_tokens_of_a_message_only_grow(service, session, other):
     assert tokens == sorted(set(tokens))
 
 
-@each_case("limit", [1, 3], before="anew")
+@each_case("limit", [1, 3], before="reset")
 def test_a_lease_draws_one_number_for_each_message_that_it_takes(service, session, limit):
     """And none for those that it looks at, or that others hold."""
     service.enqueue_many("mail", range(10))
@@ -485,16 +485,16 @@ def test_a_rescheduled_message_cannot_be_settled_by_who_had_it_before(service, s
     assert_all_lost(service, mine)
 
 
-@each_case("first", FINAL, before="anew")
+@each_case("first", FINAL, before="reset")
 def test_a_delivery_is_settled_once(service, session, first):
-    """F2: by the holder itself, whatever the second way."""
+    """F2: by the holder itself, in any second way."""
     delivery = lease(service)
     SETTLE[first](service, [delivery])
     session.commit()
     assert_all_lost(service, delivery)
 
 
-@each_case("first", ["release", "fail"], before="anew")
+@each_case("first", ["release", "fail"], before="reset")
 def test_a_delivery_is_not_settled_after_it_came_back_to_the_same_consumer(service, session, first):
     mine = lease(service)
     SETTLE[first](service, [mine])
@@ -646,7 +646,7 @@ WENT: dict[str, Callable[[QueueService, Delivery], Any]] = {
 }
 
 
-@each_case("state", list(WENT), before="anew")
+@each_case("state", list(WENT), before="reset")
 def test_a_lost_lease_says_what_became_of_the_message(service, session, other, state):
     mine = lease(service, max_read_ct=2)
     WENT[state](other, lost_to(other, session, mine))
@@ -761,7 +761,7 @@ class Noise(Exception):
         "too long": ("\N{SNOWMAN}" * 8193, "\N{SNOWMAN}" * 8192 + "…"),
     },
 )
-@each_case("dead", [False, True], before="anew_async")
+@each_case("dead", [False, True], before="reset_async")
 async def test_any_error_can_be_kept(async_service, async_session, error, text, dead):
     await async_service.enqueue("mail", 1)
     (delivery,) = await async_service.dequeue("mail")
@@ -904,7 +904,7 @@ def test_a_lease_records_its_worker(service, session):
     assert session.scalar(holds) == 2
 
 
-@each_case("status", ["suspended", "stopped"], before="anew")
+@each_case("status", ["suspended", "stopped"], before="reset")
 def test_a_worker_that_is_not_ready_leases_nothing(service, session, status):
     """A.3.8."""
     worker = service.workers.register("w")
@@ -1380,7 +1380,7 @@ def test_criteria_that_join_to_many_match_a_message_once(service, session):
 
 
 def test_the_error_names_what_was_lost_also_if_it_is_held_again_by_then(service, session):
-    """As after the rollback of whoever had changed it."""
+    """As after the rollback of another transaction that had changed it."""
     deliveries = lease(service, 2)
     error = lease_lost(service._scope, deliveries)
     assert error.ids == tuple(delivery.id for delivery in deliveries)

@@ -135,7 +135,7 @@ HEADER_WAYS: dict[str, Callable[[Session, dict[str, Any]], Any]] = {
         s.execute(sa.update(Message).values(headers=row["headers"])),
     ),
 }
-header_ways = each_case("way", HEADER_WAYS, before="anew")
+header_ways = each_case("way", HEADER_WAYS, before="reset")
 
 
 @header_ways
@@ -222,7 +222,7 @@ WAYS: dict[str, Callable[[Session, Any], Any]] = {
         lambda s, q, p: s.bulk_insert_mappings(Message, [{"queue_id": q, "payload": p}]),
     ),
 }
-ways = each_case("way", WAYS, before="anew")
+ways = each_case("way", WAYS, before="reset")
 
 
 @ways
@@ -285,7 +285,7 @@ NAMELESS: dict[str, Callable[[Session], Any]] = {
 }
 
 
-@each_case("way", NAMELESS, before="anew")
+@each_case("way", NAMELESS, before="reset")
 def test_a_way_that_loses_the_name_of_the_queue_says_what_to_use(service, session, way):
     with pytest.raises(InvalidArgument, match=r"session\.add") as caught, session.begin_nested():
         way(session)

@@ -149,7 +149,7 @@ def explain(connection: sa.Connection, statement: Any, values: dict[str, Any]) -
 def explain_for_any_values(
     connection: sa.Connection, statement: Any, values: dict[str, Any]
 ) -> dict[str, Any]:
-    """The same, by the plan that a prepared statement gets once it is not planned anew any more."""
+    """The same, by the generic plan that a prepared statement gets after some executions."""
     compiled = statement.compile(dialect=asyncpg.dialect())  # type: ignore[no-untyped-call]
     given = compiled.construct_params(values)
     cursor = psycopg.ClientCursor(connection.connection.dbapi_connection)  # type: ignore[arg-type]
@@ -438,7 +438,7 @@ def test_handing_back_what_a_lost_turn_has_leased_reads_the_messages_once(
 def test_what_is_executed_all_the_time_is_not_planned_anew_each_time(
     connection: sa.Connection,
 ) -> None:
-    """Whatever the sizes of its batches, and whatever the planner knows about the table."""
+    """For all sizes of its batches, and all statistics of the table."""
     with Session(connection) as session:
         queue = QueueService(session, allow_autocommit=True)
         for limit in (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 5, 2, 1, 20, 1):

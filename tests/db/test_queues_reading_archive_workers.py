@@ -115,7 +115,7 @@ def test_a_queue_is_created_with_the_defaults(service):
             },
         ),
     ],
-    before="anew",
+    before="reset",
 )
 def test_a_queue_is_created_and_updated_with_the_settings_given(session, service, settings, stored):
     defaults = {
@@ -274,7 +274,7 @@ def test_a_purge_of_named_messages_spares_those_that_have_changed(session, servi
     assert [message.id for message in service.messages.find("mail")] == [held.id]
 
 
-@each_case("bound", [{"limit": 1}, {"up_to": 1}], before="anew")
+@each_case("bound", [{"limit": 1}, {"up_to": 1}], before="reset")
 def test_a_purge_of_named_messages_has_no_other_bound(session, service, bound):
     service.enqueue("mail", 1)
     with pytest.raises(InvalidArgument, match="give neither limit nor up_to"):
@@ -299,7 +299,7 @@ def test_an_empty_queue_is_deleted(service):
         service.enqueue("mail", 1)
 
 
-@each_case(("live", "settled"), [(2, 0), (0, 1), (2, 3)], before="anew")
+@each_case(("live", "settled"), [(2, 0), (0, 1), (2, 3)], before="reset")
 def test_a_queue_that_holds_something_is_deleted_only_by_force(session, service, live, settled):
     service.queues.create("other")
     for queue in ("mail", "other"):
@@ -473,7 +473,7 @@ def test_messages_are_found_and_cancelled_by_what_their_payload_contains(service
         ([], [0, 1, 2, 3]),
         (sa.false(), []),
     ],
-    before="anew",
+    before="reset",
 )
 def test_criteria_choose_what_is_found_leased_and_cancelled(session, service, where, found):
     items = [
@@ -523,7 +523,7 @@ UNDECODABLE = {
 
 
 @each_case("text", UNDECODABLE)
-@each_case("column", ["payload", "headers"], before="anew")
+@each_case("column", ["payload", "headers"], before="reset")
 def test_a_row_that_cannot_be_decoded_hides_none_of_its_neighbours(session, service, column, text):
     ids = [receipt.id for receipt in service.enqueue_many("mail", ["first", "bad", "last"])]
     value = sa.cast(text, JSONB)

@@ -179,7 +179,7 @@ def test_a_snapshot_that_does_not_show_the_key_ends_in_an_error_of_the_databases
 def test_a_requeue_and_enqueues_of_the_same_keys_do_not_deadlock(
     engine, service, session, archived
 ) -> None:
-    """Each takes the keys in their order: whoever waits has none that the other one needs."""
+    """Each takes the keys in their order: the one that waits has none that the other needs."""
     ids = archived("l", "k", "K")
     service.enqueue("mail", 2, key="K")
     with waiting(engine, requeue(*ids)) as second:

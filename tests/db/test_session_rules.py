@@ -471,7 +471,7 @@ CALLS: dict[str, Callable[[QueueService], Any]] = {
 }
 
 
-@each_case("call", list(CALLS), before="anew")
+@each_case("call", list(CALLS), before="reset")
 def test_pending_rows_are_flushed_first(run, orders, call):
     """Row 3."""
 
@@ -487,7 +487,7 @@ def test_pending_rows_are_flushed_first(run, orders, call):
     run(body)
 
 
-@each_case("call", list(CALLS), before="anew")
+@each_case("call", list(CALLS), before="reset")
 def test_autoflush_is_left_off_where_it_is_off(run, orders, call):
     """Row 3."""
 
@@ -539,7 +539,7 @@ def test_deliveries_are_frozen(service):
         delivery.payload = None
 
 
-@each_case("expire_on_commit", [True, False], before="anew")
+@each_case("expire_on_commit", [True, False], before="reset")
 def test_values_are_readable_after_commit_and_close(run, expire_on_commit):
     """Row 4: without a statement, and without a session."""
 
@@ -636,7 +636,7 @@ def test_a_loaded_message_follows_its_lease(run):
     run(body)
 
 
-@each_case("call", list(HELD), before="anew")
+@each_case("call", list(HELD), before="reset")
 def test_a_loaded_message_follows_what_its_holder_does(run, call):
     """Row 5."""
 
@@ -655,7 +655,7 @@ def test_a_loaded_message_follows_what_its_holder_does(run, call):
     run(body)
 
 
-@each_case("call", list(GONE), before="anew")
+@each_case("call", list(GONE), before="reset")
 def test_a_loaded_message_that_left_the_queue_is_not_passed_off_as_there(run, call):
     """Row 5."""
 
@@ -728,7 +728,7 @@ def test_a_release_corrects_a_loaded_message_that_was_stale(run, engine):
 HELD_OR_GONE = {**HELD, **{name: GONE[name] for name in ("archive", "delete", "fail, dead")}}
 
 
-@each_case("call", list(HELD_OR_GONE), before="anew")
+@each_case("call", list(HELD_OR_GONE), before="reset")
 def test_a_loaded_message_goes_back_with_the_savepoint(run, call):
     """Rows 2 and 5: what was undone in the database is not left standing on the object."""
 
@@ -909,7 +909,7 @@ def test_deliveries_come_in_the_order_of_the_queue(run):
     run(body)
 
 
-@each_case("queue_name", ["nowhere", "small"], before="anew")
+@each_case("queue_name", ["nowhere", "small"], before="reset")
 def test_a_batch_of_keyed_and_other_items_is_refused_as_any_other(run, queue_name):
     """Row 6: with no row inserted, there is no order to restore, but a reason to name."""
 
@@ -928,7 +928,7 @@ REFUSED: dict[str, list[Any]] = {
 }
 
 
-@each_case("name", list(REFUSED), before="anew")
+@each_case("name", list(REFUSED), before="reset")
 def test_a_batch_that_is_refused_leaves_nothing_behind(service, session, name):
     """Row 6: not in the transaction either, which the caller may well go on with."""
     service.queues.create("small", max_payload_bytes=5)
@@ -955,7 +955,7 @@ PLANS = {
 }
 
 
-@each_case("plan", list(PLANS), before="anew")
+@each_case("plan", list(PLANS), before="reset")
 def test_a_lease_never_takes_more_than_its_limit(service, session, plan):
     """Row 7."""
     session.execute(sa.text("ANALYZE pgqrs_messages"))
@@ -1062,7 +1062,7 @@ FENCED = {
 }
 
 
-@each_case("call", list(FENCED), before="anew")
+@each_case("call", list(FENCED), before="reset")
 def test_a_lost_lease_is_told_by_a_session_of_several_engines(engine, service, elsewhere, call):
     """Row 9: the error, not one of SQLAlchemy about the question behind it."""
     (delivery,) = lend(service.session)
@@ -1252,7 +1252,7 @@ def test_read_committed_goes_on_to_the_next_message(run, engine):
     assert delivery.payload == 2
 
 
-@each_case("level", ["REPEATABLE READ", "SERIALIZABLE"], before="anew")
+@each_case("level", ["REPEATABLE READ", "SERIALIZABLE"], before="reset")
 def test_a_snapshot_that_is_too_old_is_a_serialization_failure(run, engine, level):
     """Row 11 (F32): the driver's error, as it is."""
     with pytest.raises(sa.exc.DBAPIError) as failure:
@@ -1261,7 +1261,7 @@ def test_a_snapshot_that_is_too_old_is_a_serialization_failure(run, engine, leve
     assert count(engine) == 2
 
 
-@each_case("level", ["REPEATABLE READ", "SERIALIZABLE"], before="anew")
+@each_case("level", ["REPEATABLE READ", "SERIALIZABLE"], before="reset")
 def test_what_others_still_lock_is_skipped_at_every_level(run, engine, level):
     """Row 11: only a committed change is a conflict."""
     with Session(engine) as other:
@@ -1301,7 +1301,7 @@ def test_a_retry_after_a_serialization_failure_enqueues_once(run, engine):
     assert count(engine) == 2
 
 
-@each_case("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"], before="anew")
+@each_case("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"], before="reset")
 def test_the_level_of_the_session_holds_for_the_queue(run, level):
     """Row 12."""
 
@@ -1328,7 +1328,7 @@ ENQUEUES: dict[str, Callable[[QueueService], Any]] = {
 
 
 @each_case("call", list(ENQUEUES))
-@each_case("how", ["engine", "session"], before="anew")
+@each_case("how", ["engine", "session"], before="reset")
 def test_autocommit_is_refused(run, engine, call, how):
     """Row 13."""
 
@@ -1353,7 +1353,7 @@ def test_a_connection_in_autocommit_is_refused(engine, service):
     assert count(engine) == 0
 
 
-@each_case("call", list(ENQUEUES), before="anew")
+@each_case("call", list(ENQUEUES), before="reset")
 def test_a_host_that_listens_to_what_its_session_executes_sees_our_statements(run, engine, call):
     seen = []
 
@@ -1380,7 +1380,7 @@ def test_a_session_with_an_execute_of_its_own_executes_our_statements(engine, se
     assert len(seen) == 1
 
 
-@each_case("call", list(ENQUEUES), before="anew")
+@each_case("call", list(ENQUEUES), before="reset")
 def test_autocommit_is_refused_to_a_host_that_listens_as_well(run, engine, call):
     def body(session: Session) -> None:
         event.listen(session, "do_orm_execute", lambda state: None)
@@ -1391,7 +1391,7 @@ def test_autocommit_is_refused_to_a_host_that_listens_as_well(run, engine, call)
     assert count(engine) == 0
 
 
-@each_case("call", list(ENQUEUES), before="anew")
+@each_case("call", list(ENQUEUES), before="reset")
 def test_autocommit_may_be_allowed(run, engine, call):
     """Row 13: a rollback then takes nothing back."""
 
@@ -1445,7 +1445,7 @@ def test_a_read_only_transaction_can_look(run):
     run(body)
 
 
-@each_case("call", ["enqueue", "enqueue with a key", "enqueue_many", "dequeue"], before="anew")
+@each_case("call", ["enqueue", "enqueue with a key", "enqueue_many", "dequeue"], before="reset")
 def test_a_read_only_transaction_cannot_write(run, call):
     """Row 14: the driver's error, as it is."""
 
@@ -1521,7 +1521,7 @@ BLOCKED: dict[str, Callable[[AsyncQueueService, Delivery], Any]] = {
 }
 
 
-@each_case("call", list(BLOCKED), before="anew_async")
+@each_case("call", list(BLOCKED), before="reset_async")
 async def test_a_cancelled_call_changes_nothing(async_engine, async_service, engine, call):
     """Row 16 (F8): the session must be rolled back, and nobody is left with a lease."""
     with Session(engine) as setup:
@@ -1742,7 +1742,9 @@ def test_the_json_settings_of_the_engine_do_not_matter(run):
     run(body, engine={"json_serializer": refuse, "json_deserializer": refuse})
 
 
-@each_case("zone", ["Pacific/Kiritimati", "America/St_Johns", "Asia/Kolkata", "UTC"], before="anew")
+@each_case(
+    "zone", ["Pacific/Kiritimati", "America/St_Johns", "Asia/Kolkata", "UTC"], before="reset"
+)
 def test_times_are_moments_in_every_time_zone(run, zone):
     """F48: the session's zone moves no time, nor makes one unreadable."""
     last = datetime(9998, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)

@@ -24,7 +24,7 @@ UNDECODABLE = sa.text(
 
 @pytest.fixture
 def engine(migrated: Any) -> Iterator[sa.Engine]:
-    """As everywhere, but whoever waits for a lock fails soon."""
+    """As everywhere, but a wait for a lock fails soon."""
     engine = sa.create_engine(migrated.url, connect_args={"options": "-c lock_timeout=50ms"})
     yield engine
     engine.dispose()

@@ -1,6 +1,6 @@
 """What cannot be decoded is one message's alone: it is dead at once, and hides no other.
 
-So is whatever a codec of the host's raises. F44 and E5 are failure modes of the design.
+So is any error of a host's codec. F44 and E5 are failure modes of the design.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def test_a_dequeue_makes_only_so_many_dead_letters(service, session, monkeypatch
     assert len(letters(service)) == 4
 
 
-@each_case("payload", [None, "good"], before="anew")
+@each_case("payload", [None, "good"], before="reset")
 def test_a_dequeue_that_meets_nothing_undecodable_leases_once(
     service, session, monkeypatch, payload
 ):
@@ -170,7 +170,7 @@ ERRORS = [
 ]  # fmt: skip
 
 
-@each_case("error", ERRORS, before="anew")
+@each_case("error", ERRORS, before="reset")
 def test_whatever_a_codec_raises_is_the_message_s_alone(service, session, error):
     service.enqueue_many("mail", ["first", "bad", "last"])
     session.commit()
@@ -190,7 +190,7 @@ def test_whatever_a_codec_raises_is_the_message_s_alone(service, session, error)
     assert service.archived.get(letter.id).payload == "bad"  # what is stored is as it was
 
 
-@each_case("error", ERRORS, before="anew")
+@each_case("error", ERRORS, before="reset")
 def test_whatever_a_codec_raises_at_an_enqueue_is_an_error_with_its_place(service, session, error):
     strange = QueueService(session, codec=Broken(error))
     ways = {
@@ -214,7 +214,7 @@ def test_whatever_a_codec_raises_at_an_enqueue_is_an_error_with_its_place(servic
         None, b"1", 1, "", "nope", "1,2", "1],[2", "NaN", "-Infinity", '"\0"', '"\ud800"',
         r'"\u0000"', r'"\\\u0000"', r'"\ud800"', "[" * 100_000,
     ],
-    before="anew",
+    before="reset",
 )  # fmt: skip
 def test_what_a_codec_returns_must_be_json(service, session, text):
     """A batch travels as one array: text that is no JSON could change its neighbours."""
@@ -234,7 +234,7 @@ def test_what_a_codec_returns_must_be_json(service, session, text):
     assert session.scalars(sa.select(Message.id)).all() == []
 
 
-@each_case("text", [r'"\\u0000"', r'"\ud83d\ude00"', '{"a":[1e400,"\\\\"]}'], before="anew")
+@each_case("text", [r'"\\u0000"', r'"\ud83d\ude00"', '{"a":[1e400,"\\\\"]}'], before="reset")
 def test_text_of_a_codec_that_only_looks_odd_is_sent(service, session, text):
     class Odd(JsonCodec):
         def dumps(self, _value: Any, /, *, path: str = "payload") -> Any:  # noqa: ARG002

@@ -25,7 +25,7 @@ from .conftest import Clock
 
 @contextmanager
 def statements() -> Iterator[list[str]]:
-    """The statements that are sent meanwhile, by anybody."""
+    """All statements that are sent meanwhile."""
     sent: list[str] = []
 
     def note(_connection, _cursor, statement, *_rest) -> None:

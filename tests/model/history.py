@@ -15,7 +15,7 @@ from itertools import pairwise
 __all__ = ["Event", "Tables", "faults"]
 
 ENDINGS = ("archive", "release", "fail", "delete")
-"""What ends a lease when its holder does it; ``expire`` ends one whoever holds it."""
+"""What ends a lease when its holder does it; ``expire`` ends any lease."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _earliest_end(lease: Event, events: Sequence[Event], seen_by: float) -> floa
 
 
 def _accounts(done: Sequence[Event], tables: Tables) -> list[str]:
-    """What was acknowledged is what is there, once."""
+    """What was acknowledged exists, once."""
     found = []
     enqueued = Counter(delivery.id for delivery in done if delivery.op == "enqueue")
     acknowledged = Counter(delivery.id for delivery in done if delivery.op == "archive")

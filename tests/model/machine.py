@@ -559,7 +559,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.model.put(s, "worker", id_, after)
 
     def fall_silent(self, pick) -> None:
-        """Let an hour have passed since a worker was heard of."""
+        """Let an hour have passed since the last heartbeat of a worker."""
         model = self.model
         id_ = self.one_of(model.all(None, "worker"), pick)
         if not (model.taken(0, "worker", id_) or model.taken(1, "worker", id_)):

@@ -107,7 +107,7 @@ def test_a_handler_whose_commit_was_not_answered_is_looked_up(fleet, proxy, kind
     "statement", ["pq_leased", "INSERT INTO pgqrs_workers"], ids=["a lease", "a registration"]
 )
 def test_a_lost_reply_of_the_consumers_own_leaves_nothing_behind(fleet, proxy, kind, statement):
-    """Leases that it never heard of are given back, uncharged, long before they run out."""
+    """Leases whose reply it never got are released, uncharged, long before they expire."""
     fleet.send(*[{}] * 10)
     fault = proxy.lose_reply(statement)
     through = fleet.address.via(*proxy.address)

@@ -54,7 +54,7 @@ def test_a_process_that_slept_past_its_lease_changes_nothing(fleet, kind):
     assert sleeper.expect("on_lease_lost")["attempt"] == attempt
     if kind == "sync":  # a task is cancelled, and may not get so far
         sleeper.heard("written")
-    # The other one still waits: whatever is done now, the sleeper does.
+    # The other one still waits, so the sleeper does the work.
     assert run_sql(fleet.address, "SELECT count(*) FROM book_effects") == [(0,)]
     fleet.send({})
     sleeper.expect("on_success")

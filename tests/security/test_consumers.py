@@ -1,6 +1,6 @@
 """Consumers and producers at work under exactly the rights that are printed, and no others.
 
-Whatever their runtime executes, in trouble as well, a role of their kind must be allowed to.
+A role of their kind must be allowed to execute all of their statements, also after errors.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ NAMES_THAT_LOOK_LIKE_SQL = [
 
 @pytest.fixture(autouse=True)
 def untouched(migrated: Any) -> Iterator[None]:
-    """Whatever was tried, the schema is the same afterwards, and so is a message in it."""
+    """After each attempt the schema is the same, and so is a message in it."""
     engine = sa.create_engine(migrated.url, poolclass=sa.NullPool)
 
     def shape(connection: sa.Connection) -> Any:

@@ -160,7 +160,7 @@ def test_a_whole_lifecycle_with_its_errors_logs_no_secret(migrated, engine, logg
     with Session(engine) as session:
         errors = lifecycle(QueueService(session), session)
     check(logged, capfd)
-    # The errors will be logged by whoever gets them.
+    # The errors will be logged by their receiver.
     told = "".join(f"{error} {error!r} {vars(error)!r}" for error in errors)
     headers = HEADER  # are for tracing: the repr of a delivery shows them
     for secret in {*SECRETS} - {headers}:

@@ -95,7 +95,7 @@ def everything(engine: sa.Engine) -> dict[str, Any]:
 
 
 @each_case("way", list(WAYS))
-@each_case("bomb", list(BOMBS), before="anew")
+@each_case("bomb", list(BOMBS), before="reset")
 def test_a_bomb_is_refused_where_it_is_and_leaves_nothing_behind(
     engine, service, session, bomb: str, way: str
 ) -> None:
@@ -127,7 +127,7 @@ HEADER_BOMBS: dict[str, tuple[Any, str]] = {
 }
 
 
-@each_case("bomb", list(HEADER_BOMBS), before="anew")
+@each_case("bomb", list(HEADER_BOMBS), before="reset")
 def test_headers_are_no_way_around_it(engine, service, session, bomb: str) -> None:
     headers, told = HEADER_BOMBS[bomb]
     for attempt, prefix in (
@@ -194,7 +194,7 @@ def put(session: Session, payload: str, headers: str = "NULL") -> int:
     return session.connection().exec_driver_sql(statement).scalar_one()
 
 
-@each_case("bomb", list(RAW), before="anew")
+@each_case("bomb", list(RAW), before="reset")
 def test_a_bomb_put_there_by_sql_is_one_undecodable_message_between_its_neighbours(
     service, session, bomb: str
 ) -> None:
@@ -223,7 +223,7 @@ def test_a_bomb_put_there_by_sql_is_one_undecodable_message_between_its_neighbou
     assert service.messages.metrics("mail").ready == 2
 
 
-@each_case("what", list(READABLE), before="anew")
+@each_case("what", list(READABLE), before="reset")
 def test_what_sql_put_there_and_python_can_read_is_delivered(service, session, what: str) -> None:
     expression, value = READABLE[what]
     put(session, expression)

@@ -181,7 +181,7 @@ OPERATOR: dict[str, Attempt] = {
     "pass for another host": sql("UPDATE pgqrs_workers SET hostname = 'other'"),
 }
 
-# Whoever may delete rows of a table may lock it, and an operator may delete queues.
+# A role that may delete rows of a table may lock it, and an operator may delete queues.
 LOCK = {"keep everybody out": sql("LOCK TABLE pgqrs_queues IN ACCESS EXCLUSIVE MODE")}
 
 ATTEMPTS = {
@@ -235,7 +235,7 @@ def test_a_role_is_refused(kind: str, stocked: sa.Engine, login, subtests) -> No
 
 @each_case("kind", list(ATTEMPTS))
 def test_a_role_passes_no_rights_on(kind: str, stocked: sa.Engine, login) -> None:
-    """PostgreSQL only warns whoever has some right, but not that of granting it."""
+    """PostgreSQL only warns a role that has some right, but may not grant it."""
     rights = sa.text("SELECT relname, relacl::text FROM pg_class WHERE relname LIKE 'pgqrs%'")
     with Session(login(kind)) as session, Session(stocked) as owner:
         before = owner.execute(rights).all()
@@ -243,7 +243,7 @@ def test_a_role_passes_no_rights_on(kind: str, stocked: sa.Engine, login) -> Non
             for table in metadata.sorted_tables:
                 try:
                     session.execute(sa.text(f"GRANT ALL ON {table.name} TO {grantee}"))
-                except sa.exc.ProgrammingError:  # whoever has no right at all is refused
+                except sa.exc.ProgrammingError:  # a role without any right is refused
                     session.rollback()
         session.commit()
         assert owner.execute(rights).all() == before

@@ -14,7 +14,7 @@
 - `support.direct`: what does not go through PgBouncer; `support.properties`: how many examples;
 - `support.ledger`: tables that record what was done, and the audit of them;
 - `support.loops`: producer and consumer loops over ``QueueService``, for a process or a thread;
-- `support.operations`, `support.actors`: operations, and whoever does them despite faults;
+- `support.operations`, `support.actors`: operations, and the actors that do them despite faults;
 - `support.model_state`: what the queue promises, as a model in Python;
 - `support.every_row`: a row of every kind; `support.random_worker`: a worker that acts at random;
 - `support.endurance`, `support.latency`: programs (``PYTHONPATH=tests python -m support.latency``).

@@ -1,4 +1,4 @@
-"""Whoever does an operation, through one of the drivers, and outlives what happens to it.
+"""Actors that do operations, through one of the drivers, and survive the faults.
 
 ::
 

@@ -41,7 +41,7 @@ def each_case(
 
     A mapping gives each row an id. A single name in ``argnames`` takes the row as it is, several
     names take its elements. Stacked on another ``each_case`` it runs all combinations.
-    ``before`` names a fixture, such as ``anew``: its value is called before each row.
+    ``before`` names a fixture, such as ``reset``: its value is called before each row.
     """
     separate = argnames.split(",") if isinstance(argnames, str) else argnames
     names = [name.strip() for name in separate]

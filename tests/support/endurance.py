@@ -4,7 +4,7 @@
 
 Producers enqueue with keys, each batch again until its commit was acknowledged. Workers are of all
 kinds in turn. One message in a hundred fails: half of these once, half each time, until it is a
-dead letter. Whatever happens, in the end every committed message has one effect or is dead, every
+dead letter. In the end every committed message has one effect or is dead, every
 attempt was counted before it began, and nothing is held. Exits with 1 if that is not so.
 """
 

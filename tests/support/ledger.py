@@ -2,9 +2,9 @@
 
 Write the rows in the transactions whose fate they tell::
 
-    session.add(Sent(...))      # beside the enqueue: the message is committed, if this is
+    session.add(Sent(...))      # with the enqueue: the message is committed if this is
     session.add(Start(...))     # when a handler begins: one for each (message, attempt)
-    session.add(Effect(...))    # beside the archive: the effect of the work
+    session.add(Effect(...))    # with the archive: the effect of the work
 
     audit(engine, "mail").assert_clean()
 """

@@ -43,7 +43,7 @@ def is_trouble(error: BaseException) -> bool:
 def outliving(
     attempt: Callable[[], _T], trouble: Callable[[BaseException], Any] | None = None
 ) -> _T:
-    """Call until it returns, whatever happens to the connection; tell ``trouble`` of each time."""
+    """Call until it returns, despite connection errors; report each to ``trouble``."""
     while True:
         try:
             return attempt()
@@ -100,7 +100,7 @@ def work(
     settled: Callable[[Delivery], Any] | None = None,
     until: Callable[[], bool] | None = None,
 ) -> int:
-    """Lease and settle until nothing is there (or ``until`` says so); return how many were done.
+    """Lease and settle until the queue is empty (or ``until`` is true); return how many were done.
 
     Args:
         engine: Where.

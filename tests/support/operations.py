@@ -122,7 +122,7 @@ class Operation:
 
 
 class Enqueue(Operation):
-    """With a key, and a row of the application's beside it."""
+    """With a key, and a row of the application in the same transaction."""
 
     name = "enqueue"
 
@@ -146,7 +146,7 @@ class Enqueue(Operation):
 
 
 class Dequeue(Operation):
-    """One message, its attempt written down beside the lease."""
+    """One message, its attempt recorded with the lease."""
 
     name = "dequeue"
 
@@ -201,7 +201,7 @@ class _Settle(Operation):
 
 
 class Extend(Operation):
-    """For longer than the lease was. It may be repeated: rows beside it would be written twice."""
+    """For longer than the lease was. It may be repeated, so it writes no other rows."""
 
     name = "extend"
     takes = True

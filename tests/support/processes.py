@@ -120,12 +120,12 @@ class ConsumerFleet:
         return ids
 
     def registered(self, count: int = 1) -> None:
-        """Wait until so many workers are ready."""
+        """Wait until ``count`` workers are ready."""
         ready = "SELECT count(*) FROM pgqrs_workers WHERE status = 'ready'"
         until(lambda: run_sql(self.address, ready) == [(count,)], f"{count} workers are ready")
 
     def settled(self, count: int, timeout: float = WAIT) -> None:
-        """Wait until so many messages are in the archive."""
+        """Wait until ``count`` messages are in the archive."""
         done = "SELECT count(*) FROM pgqrs_archive"
         until(lambda: run_sql(self.address, done)[0][0] >= count, f"{count} are settled", timeout)
 
@@ -159,7 +159,7 @@ class ConsumerFleet:
             assert ended == code, f"{item.name} ended with {ended}, not {code}\n{item.errors}"
 
     def audit(self, *, live: int = 0) -> Audit:
-        """The audit of the books; and whoever ended properly has said so."""
+        """The audit of the books; and each process that ended properly has said so."""
         found = audit(self.engine).assert_clean(live=live)
         assert found.started <= found.attempts, f"more starts than attempts: {found}"
         left = {worker.pid for worker in self.workers if worker.process.poll() in (0, 1)}

@@ -18,7 +18,7 @@
         assert process.wait() == 0
 
 The code finds ``args``, ``say``, ``hear``, ``sa``, ``Session`` and ``QueueService``, and may import
-`support`. At the end of the block whatever still runs is killed. What a process writes to its
+`support`. Processes that still run at the end of the block are killed. What a process writes to its
 standard error is in the message of a failure; its standard output is the line to the parent, so
 print nothing.
 """

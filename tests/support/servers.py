@@ -25,7 +25,7 @@ from .ledger import books
 from .waiting import until
 
 WAIT = 90.0
-"""Seconds after which whatever is waited for is taken not to come."""
+"""The timeout of a wait, in seconds."""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def test_a_message_that_was_only_added_is_flushed_first(connection):
         "a timedelta": timedelta(hours=1),
         "approx": pytest.approx(3590, abs=30),
     },
-    before="anew",
+    before="reset",
 )
 def test_a_delay_is_compared_with_the_clock_of_the_database(session, service, delay):
     service.enqueue("mail", 1, delay=3600)
@@ -66,7 +66,7 @@ def test_a_delay_is_compared_with_the_clock_of_the_database(session, service, de
     assert_enqueued(session, "mail", delay=delay)
 
 
-@each_case("delay", [0, 3600.5, timedelta(hours=2), pytest.approx(3600, abs=0.001)], before="anew")
+@each_case("delay", [0, 3600.5, timedelta(hours=2), pytest.approx(3600, abs=0.001)], before="reset")
 def test_another_delay_does_not_match(session, service, delay):
     service.enqueue("mail", 1, delay=3590)
 

@@ -372,7 +372,7 @@ def test_nothing_is_passed_over_for_longer_than_the_interval(plan):
         elif step == "again" and taken:
             queue.again(taken.pop(number % len(taken)))
         queue.now += amount if step == "wait" else 0.0
-    # Whatever happened, an idle moment later all can be had.
+    # In every case, all can be leased after an idle moment.
     while queue.dequeue(4):
         queue.now += 0.1
     assert not queue.rows

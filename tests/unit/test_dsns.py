@@ -316,7 +316,7 @@ def test_the_password_is_not_shown(dsn):
 
 @pytest.fixture
 def refusing(monkeypatch):
-    """Fail whatever opens a connection."""
+    """Fail if anything opens a connection."""
     opened = []
     monkeypatch.setattr(psycopg, "connect", lambda *a, **k: opened.append((a, k)))
     monkeypatch.setattr(asyncio, "open_connection", lambda *a, **k: opened.append((a, k)))

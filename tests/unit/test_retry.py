@@ -1,4 +1,4 @@
-"""The backoff: within its bounds, whatever the number of attempts."""
+"""The backoff: within its bounds for any number of attempts."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Woken:
             self.changed.notify_all()
 
     def until(self, *expected: str | None) -> None:
-        """Wait until so much, and no more than that, was said since the last call."""
+        """Wait until exactly this was notified since the last call."""
         with self.changed:
             self.changed.wait_for(lambda: len(self.names) >= len(expected), PATIENCE)
             assert self.names == list(expected)
@@ -221,7 +221,7 @@ def test_it_finds_back_however_often_its_backend_is_ended(make_engine, start, wo
         until(lambda: listener.connected)
         (pid,) = backends(server)
         server.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
-        woken.until(None)  # subscribed again: whatever came meanwhile is to be looked for
+        woken.until(None)  # subscribed again: messages may have come meanwhile
         notify(server, f"queue-{round_}")
         woken.until(f"queue-{round_}")
 

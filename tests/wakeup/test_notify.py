@@ -152,7 +152,7 @@ async def test_what_a_service_makes_visible_notifies_a_waiting_consumer(run, wai
         (lambda service, item: service.fail(item, "error"), []),  # after its backoff
     ],
     ids=["release", "release_later", "fail", "fail_later", "fail_with_backoff"],
-    before="anew",
+    before="reset",
 )
 def test_what_is_put_back_notifies_if_it_can_be_seen_at_once(
     service, session, waits, ear, put_back, heard
