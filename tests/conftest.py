@@ -8,6 +8,9 @@ the settings of docs/how-to/pgbouncer.md.
 
 from __future__ import annotations
 
+import support.bytecode  # noqa: F401 - first: the imports below take long to compile
+
+# isort: split
 import os
 import re
 import shutil
