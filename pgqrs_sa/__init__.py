@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from .consumer.events import Event, Hooks
     from .consumer.tasks import AsyncConsumer
     from .consumer.threads import Consumer
-    from .decisions import DeadLetter, Decision, Discard, RetryIn, Snooze
+    from .decisions import (
+        DEFAULT_BACKOFF,
+        Backoff,
+        DeadLetter,
+        Decision,
+        Discard,
+        Retry,
+        RetryIn,
+        Snooze,
+    )
     from .declared import DeclaredQueue, declare_queues
     from .errors import (
         DelayError,
@@ -65,7 +74,6 @@ if TYPE_CHECKING:
         WorkerMixin,
         metadata,
     )
-    from .retry import DEFAULT_BACKOFF, Backoff, Retry
     from .service import QueueService
     from .types import (
         ArchivedInfo,
@@ -161,7 +169,6 @@ _MODULES = (
     "codecs",
     "types",
     "decisions",
-    "retry",
     "models",
     "declared",
     "service",

@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy.sql import Executable
 
 from .. import validation
+from ..decisions import DEFAULT_BACKOFF
 from ..errors import InvalidArgument, LeaseLost, Whereabouts
-from ..retry import DEFAULT_BACKOFF
 from ..types import Delivery, Failure
 from .scope import Scope
 from .sessions import expire_deleted, sync_loaded

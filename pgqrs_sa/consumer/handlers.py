@@ -9,8 +9,8 @@ from itertools import count
 from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, Unpack, get_args
 
 from .. import validation
+from ..decisions import Retry
 from ..errors import InvalidArgument, safe_repr
-from ..retry import Retry
 from ..types import Delivery, Seconds
 from .signature import HandlerSignature, inspect_handler
 

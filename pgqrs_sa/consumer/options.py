@@ -16,11 +16,11 @@ from sqlalchemy.orm import Session
 from .. import migrations, validation
 from .._core.scope import Context, Scope
 from ..codecs import Codec, JsonCodec
+from ..decisions import Retry
 from ..declared import DeclaredQueue, QueueSource, declared_in, joined
 from ..errors import InvalidArgument, PoolTooSmall, safe_repr
 from ..models import READY_MADE, Models
 from ..resources import Queues
-from ..retry import Retry
 from ..types import Seconds
 from . import store
 from .events import Hooks

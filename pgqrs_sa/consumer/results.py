@@ -50,9 +50,8 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
-from ..decisions import Decision
+from ..decisions import Backoff, Decision, Retry
 from ..errors import InvalidResult
-from ..retry import Backoff, Retry
 from .handlers import Invocation
 
 __all__ = ["LOOKED_AT", "read"]

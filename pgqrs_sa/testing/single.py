@@ -13,10 +13,9 @@ from ..consumer.disposition import dispositions_for_result
 from ..consumer.handlers import Handler, Invocation
 from ..consumer.options import ConsumerConfig
 from ..consumer.signature import inspect_handler
-from ..decisions import Decision
+from ..decisions import Decision, Retry
 from ..errors import InvalidArgument
 from ..models import READY_MADE
-from ..retry import Retry
 from ..types import Delivery
 from .draining import service_of
 from .sessions import SessionLike, is_async, opened, plain

@@ -100,7 +100,7 @@ GROUPS: Mapping[str, Group] = {
         {
             **dict.fromkeys((f"consumer/{name}" for name in ("results", "disposition")), ()),
             **dict.fromkeys((f"consumer/{name}" for name in ("retrying", "invocation")), ()),
-            **dict.fromkeys(("decisions", "retry"), ()),
+            "decisions": (),
         },
         (
             *("tests/unit/test_retry.py", "tests/consumer/test_disposition.py"),

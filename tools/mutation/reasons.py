@@ -109,7 +109,7 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
     ("consumer/store", "_retry", "operand", "and: limit is not None"): (
         f"{_TYPES} A lease returns the limit of the message, of the consumer or of the queue."
     ),
-    ("retry", "Backoff.delay", "sign", "1 + spread -> 1 - spread"): (
+    ("decisions", "Backoff.delay", "sign", "1 + spread -> 1 - spread"): (
         "The spread is drawn evenly from both sides of nothing, so that its sign says nothing."
     ),
     (
