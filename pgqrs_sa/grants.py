@@ -211,7 +211,7 @@ def _consumer(tables: Tables) -> Iterator[Any]:
         settle.archive,
         settle.delete,
         settle.extend,
-        settle.release,
+        partial(settle.release, delayed=True),
         settle.reschedule_failed,
         settle.whereabouts,
         archive.dead_letter_exhausted,

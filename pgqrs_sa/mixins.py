@@ -1,9 +1,10 @@
 """The columns, constraints and indexes of the four tables, for any registry: see `models`.
 
-Three choices come from measurements. The message tables have no foreign keys: one halves the rate
-of batch inserts. The order index of a queue is partial: it leaves out exhausted messages, and the
-planner never uses it for a lookup by ``id``. ``max_read_ct`` may be NULL until the first lease:
-the queue's limit applies then, however the row was inserted.
+Four choices come from measurements. The message tables have no foreign keys: one halves the rate
+of batch inserts. No index, and no predicate of one, names a column that a lease writes, and pages
+are half filled: a lease is a heap-only update, which writes no index entry. An archived message
+keeps its id. ``max_read_ct`` may be NULL until the first lease: the queue's limit applies then,
+however the row was inserted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.hybrid import Comparator, hybrid_property
-from sqlalchemy.orm import Mapped, declared_attr, mapped_column, validates
+from sqlalchemy.orm import Mapped, Synonym, declared_attr, mapped_column, synonym, validates
 from sqlalchemy.schema import conv
 from sqlalchemy.sql import ColumnElement
 
@@ -50,11 +51,12 @@ _clock = func.statement_timestamp()
 _identity = sa.Identity(always=False)
 _vt_range = "vt >= '1970-01-01 00:00:00+00' AND vt < '9999-01-01 00:00:00+00'"
 _queue_name_rule = f"queue_name ~ '{validation.QUEUE_NAME_PATTERN}'"
-_has_attempts = "max_read_ct IS NULL OR read_ct < max_read_ct"
 _strict = JsonCodec()
 _T = TypeVar("_T")
 
-_AUTOVACUUM = {
+_STORAGE = {
+    # Room for the second version of each row, which a lease writes into the same page.
+    "fillfactor": "50",
     # Each message leaves two dead rows, and a dequeue reads past those that are not vacuumed yet.
     # The server's default waits until they are a fifth of the table, which is far too late.
     "autovacuum_vacuum_scale_factor": "0.01",
@@ -263,9 +265,8 @@ class _WriteOnly(Comparator[Any]):
 
 
 class _ContentMixin:
-    """The columns that a message and its archived copy share."""
+    """The columns that a message and its archived copy share, but for the id."""
 
-    id: Mapped[int] = mapped_column(sa.BigInteger, _identity)
     queue_id: Mapped[int] = mapped_column(sa.BigInteger, insert_default=_no_queue)
     payload: Mapped[Any] = mapped_column(Payload, nullable=False)
     headers: Mapped[dict[str, Any] | None] = mapped_column(Headers)
@@ -309,6 +310,9 @@ class MessageMixin(_ContentMixin):
 
     __tablename__ = "pgqrs_messages"
 
+    id: Mapped[int] = mapped_column(sa.BigInteger, _identity, sort_order=-1)
+    # The end of the latest lease; NULL once a lease was given up.
+    leased_until: Mapped[datetime | None] = mapped_column(_timestamp, sort_order=1)
     # Assigned by the INSERT and replaced by each lease; kept when a lease ends.
     fencing_token: Mapped[int] = mapped_column(sa.BigInteger, _identity, sort_order=1)
 
@@ -334,14 +338,6 @@ class MessageMixin(_ContentMixin):
                 "priority",
                 "vt",
                 "id",
-                postgresql_where=sa.text(_has_attempts),
-            ),
-            sa.Index(
-                conv("pgqrs_messages_spent_idx"),
-                "queue_id",
-                "vt",
-                "id",
-                postgresql_where=sa.text("read_ct >= max_read_ct"),
             ),
             sa.Index(
                 conv("pgqrs_messages_dedup_key_idx"),
@@ -350,7 +346,7 @@ class MessageMixin(_ContentMixin):
                 unique=True,
                 postgresql_where=sa.text("dedup_key IS NOT NULL"),
             ),
-            _options(cls, "Live messages of pgqrs_sa", **_storage(_AUTOVACUUM)),
+            _options(cls, "Live messages of pgqrs_sa", **_storage(_STORAGE)),
         )
 
     def __repr__(self) -> str:
@@ -459,8 +455,11 @@ class MessageMixin(_ContentMixin):
         """``ready``, ``scheduled``, ``leased`` or ``exhausted``."""
         if not isinstance(self.vt, datetime):
             raise InvalidArgument("this message has no vt yet: flush it first")
-        if self.vt > datetime.now(UTC):
-            return "scheduled" if self.dequeued_at is None else "leased"
+        now = datetime.now(UTC)
+        if self.leased_until is not None and self.leased_until > now:
+            return "leased"
+        if self.vt > now:
+            return "scheduled"
         return "ready" if self.has_attempts else "exhausted"
 
     @state.inplace.expression
@@ -474,14 +473,19 @@ class ArchivedMessageMixin(_ContentMixin):
 
     __tablename__ = "pgqrs_archive"
 
-    # sort_order places these after the columns of a message, which begin with the id.
-    original_msg_id: Mapped[int] = mapped_column(sa.BigInteger, sort_order=1)
+    # The message's. A requeue takes the row back, so that an id is here at most once.
+    id: Mapped[int] = mapped_column(sa.BigInteger, autoincrement=False, sort_order=-1)
     archived_at: Mapped[datetime] = mapped_column(_timestamp, server_default=_clock, sort_order=1)
     outcome: Mapped[str] = mapped_column(
         sa.Text, server_default=sa.text("'archived'"), sort_order=1
     )
     reason: Mapped[str | None] = mapped_column(sa.Text, sort_order=1)
     fencing_token: Mapped[int | None] = mapped_column(sa.BigInteger, sort_order=1)
+
+    @declared_attr
+    def original_msg_id(cls) -> Synonym[int]:  # noqa: N805
+        """The id, under the name that it has in pgqrs."""
+        return synonym("id")
 
     @declared_attr.directive
     def __table_args__(cls) -> tuple[Any, ...]:  # noqa: N805
@@ -492,7 +496,6 @@ class ArchivedMessageMixin(_ContentMixin):
                 "pgqrs_archive_outcome_check",
             ),
             sa.Index(conv("pgqrs_archive_queue_idx"), "queue_id", "archived_at", "id"),
-            sa.Index(conv("pgqrs_archive_original_msg_idx"), "original_msg_id"),
             sa.Index(
                 conv("pgqrs_archive_not_done_idx"),
                 "queue_id",
@@ -504,7 +507,7 @@ class ArchivedMessageMixin(_ContentMixin):
         )
 
     def __repr__(self) -> str:
-        return loaded(self, "id", "original_msg_id", "queue_id", "outcome", "archived_at")
+        return loaded(self, "id", "queue_id", "outcome", "archived_at")
 
 
 class WorkerMixin:

@@ -162,7 +162,7 @@ def _unwatched() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Delivery(_Content):
-    """A message under lease: yours until ``vt``, unless you extend it.
+    """A message under lease: yours until ``leased_until``, unless you extend it.
 
     A settle by anyone but the holder changes nothing: ``fencing_token`` says whose lease it is.
 
@@ -173,12 +173,13 @@ class Delivery(_Content):
         payload: The payload, decoded.
         headers: The producer's headers, or None.
         priority: Lower goes first.
-        vt: The end of the lease, by the database's clock.
+        vt: When it became visible, by the database's clock.
         enqueued_at: When it was enqueued, by the database's clock.
         read_ct: Which attempt this is; the first is 1.
         max_read_ct: Attempts before the message is dead.
         key: Its deduplication key, or None.
         last_error: The error of the previous attempt, or None.
+        leased_until: The end of the lease, by the database's clock.
         fencing_token: The number of this lease. No other lease has it, and each later lease of the
             message has a greater one, even after a rollback. Pass it to a system that refuses a
             number smaller than the greatest it has seen for the message. A failover that loses
@@ -187,6 +188,7 @@ class Delivery(_Content):
         watch: What `lease_lost` asks; a consumer's own, for the deliveries that it renews.
     """
 
+    leased_until: datetime
     fencing_token: int
     worker_id: int | None
     watch: Callable[[], bool] = field(default=_unwatched, repr=False, compare=False)
@@ -221,7 +223,8 @@ class MessageInfo(_Content):
         state: ``ready``, ``scheduled``, ``leased`` or ``exhausted``, by the database's clock.
         worker_id: The registered worker that holds it, or None.
         producer_id: The registered worker that enqueued it, or None.
-        dequeued_at: When the present lease began, or None.
+        dequeued_at: When the latest lease began, or None if it was given up.
+        leased_until: When that lease ends or has ended, or None.
         content: False if payload, headers, key and error were not read, as `Messages.find` may be
             asked: then ``text`` is empty, the others are None, and ``payload`` raises.
     """
@@ -230,6 +233,7 @@ class MessageInfo(_Content):
     worker_id: int | None
     producer_id: int | None
     dequeued_at: datetime | None
+    leased_until: datetime | None
     content: bool = True
 
 
@@ -238,8 +242,7 @@ class ArchivedInfo(_Content):
     """A message that has been settled.
 
     Attributes:
-        id: The id of the archive's row.
-        original_msg_id: The id that the message had.
+        id: The id of the message.
         outcome: ``archived``, ``dead``, ``cancelled`` or ``discarded``.
         reason: Why, for all but ``archived``.
         archived_at: When, by the database's clock.
@@ -248,7 +251,6 @@ class ArchivedInfo(_Content):
             ``payload`` raises.
     """
 
-    original_msg_id: int
     outcome: ArchiveOutcome
     reason: str | None
     archived_at: datetime
@@ -256,6 +258,11 @@ class ArchivedInfo(_Content):
     producer_id: int | None
     dequeued_at: datetime | None
     content: bool = True
+
+    @property
+    def original_msg_id(self) -> int:
+        """The id, under the name that it has in pgqrs."""
+        return self.id
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ _MOST_LEVELS = 32
 
 
 class Key(Protocol):
-    """The position of a message in the queue before it was leased."""
+    """The position of a message in the queue."""
 
     @property
     def priority(self) -> int:
@@ -46,8 +46,8 @@ class Key(Protocol):
         ...
 
     @property
-    def was_visible_at(self) -> datetime:
-        """Its ``vt``."""
+    def vt(self) -> datetime:
+        """When it became visible."""
         ...
 
     @property
@@ -172,7 +172,7 @@ class DequeueCursor:
             dues = {level: known[level].due_at for level in readings}
             places = {
                 level: Position(
-                    row.was_visible_at,
+                    row.vt,
                     row.id,
                     readings.get(level, self._readings),
                     dues.get(level, due_at),
@@ -186,7 +186,7 @@ class DequeueCursor:
         vt, id_ = place[:2]
         if first is not None:
             # More messages may follow the one found before the position.
-            vt, id_ = min((vt, id_), (first.was_visible_at, first.id - 1))
+            vt, id_ = min((vt, id_), (first.vt, first.id - 1))
         return Position(vt, id_, self._readings, due_at)
 
     def apply(self, moves: CursorUpdate) -> None:

@@ -101,9 +101,9 @@ def _lease_from_cursor(
 
 
 # By position, in the order of `statements.lease`: by name it takes three times as long.
-_COLUMNS = (*statements.DELIVERED, "was_visible_at")
-_PLACE = itemgetter(*map(_COLUMNS.index, ("priority", "was_visible_at", "id")))
-_REST = slice(_COLUMNS.index("priority"), len(statements.DELIVERED))
+_COLUMNS = statements.DELIVERED
+_PLACE = itemgetter(*map(_COLUMNS.index, ("priority", "vt", "id")))
+_REST = slice(_COLUMNS.index("priority"), len(_COLUMNS))
 
 
 def in_order(rows: Iterable[Row[Any]]) -> Sequence[Row[Any]]:
@@ -143,7 +143,8 @@ def decodable(scope: Scope, leased: list[Delivery]) -> tuple[list[Delivery], lis
 def explain_nothing(scope: Scope, queue: str, worker: int | None) -> None:
     """Raise if nothing was leased because the queue or the worker is missing, or may not lease.
 
-    Otherwise make dead letters of some exhausted messages, if there are any.
+    Otherwise make dead letters of some exhausted messages, if there are any. The lease that found
+    nothing has read all visible messages, and so does this.
     """
     if scope.execute(queues.get(scope.tables), {"queue": queue}).one_or_none() is None:
         raise queue_not_found(scope, queue)
@@ -157,10 +158,17 @@ def explain_nothing(scope: Scope, queue: str, worker: int | None) -> None:
     dead_letter_exhausted(scope, queue, _DEAD_LETTER_CHUNK)
 
 
-def dead_letter_exhausted(scope: Scope, queue: str, limit: int) -> int:
-    """Archive exhausted messages as dead letters; return how many."""
+def dead_letter_exhausted(scope: Scope, queue: str, limit: int, look: int | None = None) -> int:
+    """Archive exhausted messages as dead letters; return how many.
+
+    Args:
+        scope: The session, and the settings of the service.
+        queue: The name of the queue.
+        limit: The most to archive.
+        look: At how many visible messages of each priority to look; None for all.
+    """
     validation.validate_queue_name(queue)
-    values = {"queue": queue, "limit": validation.validate_limit(limit)}
+    values = {"queue": queue, "limit": validation.validate_limit(limit), "look": look}
     ids = scope.execute(archive.dead_letter_exhausted(scope.tables), values).scalars().all()
     if not ids:
         get_queue(scope, queue)

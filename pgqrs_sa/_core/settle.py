@@ -8,9 +8,9 @@ did. An empty list sends no statement.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy.sql import Executable
@@ -84,7 +84,7 @@ def extend(
     lease: float | timedelta,
     strict: bool,
 ) -> list[Delivery | None]:
-    """Let leases expire ``lease`` from now; return the deliveries with their new ``vt``."""
+    """Let leases expire ``lease`` from now; return the deliveries with their new end."""
     span = validation.validate_duration(lease, "lease", positive=True)
     held = _checked(deliveries)
     if not held:
@@ -93,7 +93,9 @@ def extend(
     moved = _moved(scope, statements.extend(scope.tables), values)
     _outcome(scope, held, moved, strict)
     return [
-        replace(delivery, vt=moved[delivery.id]) if delivery.id in moved else None
+        replace(delivery, leased_until=moved[delivery.id].leased_until)
+        if delivery.id in moved
+        else None
         for delivery in held
     ]
 
@@ -111,8 +113,10 @@ def release(
     held = _checked(deliveries)
     if not held:
         return []
-    values = fence(held, required=_required(held, strict), delay=span)
-    statement = statements.release(scope.tables, skip_locked=skip_locked)
+    values = fence(held, required=_required(held, strict))
+    if span:
+        values["delay"] = span
+    statement = statements.release(scope.tables, delayed=bool(span), skip_locked=skip_locked)
     moved = _moved(scope, statement, values)
     _announce(scope, moved, span)
     return _outcome(scope, held, moved, strict)
@@ -138,7 +142,7 @@ def fail(
         wait = lambda _: span  # noqa: E731
     if not held:
         return []
-    moved: dict[int, datetime] = {}
+    moved: dict[int, Any] = {}
     if not dead:
         values = fence(
             held,
@@ -155,8 +159,10 @@ def fail(
     how = _How(strict, skip_locked)
     dead_lettered = _dead_letter(scope, spent, text, reason, how) if spent else set[int]()
     return [
-        Failure(delivery.id, delivery.id in dead_lettered, moved.get(delivery.id))
-        if delivery.id in dead_lettered or delivery.id in moved
+        Failure(delivery.id, dead=False, vt=moved[delivery.id].vt)
+        if delivery.id in moved
+        else Failure(delivery.id, dead=True, vt=None)
+        if delivery.id in dead_lettered
         else None
         for delivery in held
     ]
@@ -173,7 +179,7 @@ def dead_letter_undecodable(scope: Scope, deliveries: Sequence[Delivery]) -> set
 
 def _announce(
     scope: Scope,
-    moved: Mapping[int, datetime],
+    moved: Collection[int],
     delay: float | timedelta | None,
 ) -> None:
     """Wake consumers for the messages that are visible immediately."""
@@ -241,11 +247,11 @@ def fence(held: Sequence[Delivery], **values: Any) -> dict[str, Any]:
     }
 
 
-def _moved(scope: Scope, statement: Executable, values: dict[str, Any]) -> dict[int, datetime]:
-    """Run an update of live messages; return their new ``vt`` by id."""
+def _moved(scope: Scope, statement: Executable, values: dict[str, Any]) -> dict[int, Any]:
+    """Run an update of live messages; return their new rows by id."""
     rows = scope.execute(statement, values).all()
     sync_loaded(scope.session, scope.context.models.message, rows, MOVED)
-    return {row.id: row.vt for row in rows}
+    return {row.id: row for row in rows}
 
 
 def _outcome(

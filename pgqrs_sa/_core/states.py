@@ -15,13 +15,14 @@ from sqlalchemy.sql import ColumnElement
 __all__ = [
     "exhausted",
     "has_attempts",
-    "invisible",
     "leased",
     "never_past",
     "now",
     "ready",
     "scheduled",
     "state",
+    "unleased",
+    "visible_since",
 ]
 
 
@@ -40,46 +41,51 @@ def never_past(moment: datetime) -> ColumnElement[Any]:
 
 
 def has_attempts(message: Any) -> ColumnElement[bool]:
-    """Another attempt is allowed: word for word the predicate of the order index."""
+    """Another attempt is allowed."""
     return sa.or_(message.max_read_ct.is_(None), message.read_ct < message.max_read_ct)
+
+
+def leased(message: Any) -> ColumnElement[bool]:
+    """A consumer holds it, and the lease has not expired."""
+    # Said of NULL, too, so that the opposite of this finds the messages without a lease.
+    return sa.and_(message.leased_until.is_not(None), message.leased_until > now())
+
+
+def unleased(message: Any) -> ColumnElement[bool]:
+    """No consumer holds it, or the lease has expired."""
+    return sa.or_(message.leased_until.is_(None), message.leased_until <= now())
 
 
 def ready(message: Any) -> ColumnElement[bool]:
     """Visible, with attempts left."""
-    return sa.and_(message.vt <= now(), has_attempts(message))
+    return sa.and_(message.vt <= now(), unleased(message), has_attempts(message))
 
 
 def exhausted(message: Any) -> ColumnElement[bool]:
     """Visible, but with no attempts left."""
     # Said of NULL, too, so that the opposite of this finds the messages without a limit.
     spent = sa.and_(message.max_read_ct.is_not(None), message.read_ct >= message.max_read_ct)
-    return sa.and_(message.vt <= now(), spent)
-
-
-def invisible(message: Any) -> ColumnElement[bool]:
-    """Leased or scheduled."""
-    later: ColumnElement[bool] = message.vt > now()
-    return later
-
-
-def leased(message: Any) -> ColumnElement[bool]:
-    """Somebody holds it, and the lease has not expired."""
-    return sa.and_(invisible(message), message.dequeued_at.is_not(None))
+    return sa.and_(message.vt <= now(), unleased(message), spent)
 
 
 def scheduled(message: Any) -> ColumnElement[bool]:
-    """Waiting for its time; nobody holds it."""
-    return sa.and_(invisible(message), message.dequeued_at.is_(None))
+    """Waiting for its time, without a lease."""
+    return sa.and_(message.vt > now(), unleased(message))
 
 
 def state(message: Any) -> ColumnElement[str]:
     """The name of its state."""
     return sa.case(
-        (ready(message), _name("ready")),
         (leased(message), _name("leased")),
-        (scheduled(message), _name("scheduled")),
+        (message.vt > now(), _name("scheduled")),
+        (has_attempts(message), _name("ready")),
         else_=_name("exhausted"),
     )
+
+
+def visible_since(message: Any) -> ColumnElement[Any]:
+    """Since when a visible message can be leased: its own time, or the end of its last lease."""
+    return func.greatest(message.vt, message.leased_until, type_=sa.DateTime(timezone=True))
 
 
 def _name(name: str) -> ColumnElement[str]:

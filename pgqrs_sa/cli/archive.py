@@ -30,7 +30,7 @@ __all__ = ["archive", "dead", "deleting"]
 
 OUTCOMES = ("archived", "dead", "cancelled", "discarded")
 
-identified = given("id", "--id", type=click.IntRange(1), what="The archive's id.")
+identified = given("id", "--id", type=click.IntRange(1), what="The message's id.")
 of_queue = given("queue", "--queue", "-q", required=False, what="Of this queue only.")
 outcome_option = click.option("--outcome", type=click.Choice(OUTCOMES), help="Only with this one.")
 ids_argument = click.argument("ids", nargs=-1, type=click.IntRange(1), metavar="[ID]...")
@@ -46,10 +46,7 @@ dead_letters = together(
 
 @click.group(cls=Group)
 def archive() -> None:
-    """Settled messages: look, requeue, delete.
-
-    They have ids of their own; original_msg_id is the one that a message had while it was live.
-    """
+    """Settled messages: look, requeue, delete. They keep their ids."""
 
 
 @archive.command("list")
@@ -70,7 +67,7 @@ def list_(
     every: timedelta | None,
     **which: Any,
 ) -> None:
-    """List settled messages by the archive's id."""
+    """List settled messages by id."""
     from .queries import Settled  # noqa: PLC0415 - SQLAlchemy takes a while
 
     page = {"limit": limit, "after": after, "content": content, "timeout": timeout}
@@ -166,7 +163,7 @@ def prune(
 
 @click.group(cls=Group)
 def dead() -> None:
-    """Dead letters: look, retry, discard. The ids are the archive's."""
+    """Dead letters: look, retry, discard."""
 
 
 @dead.command("list")

@@ -180,7 +180,7 @@ class Settled:
             kept = Queue.retention_seconds * sa.literal(timedelta(seconds=1), sa.Interval)
             found.append(archived_at < clock() - kept)
         if self.message is not None:
-            found.append(ArchivedMessage.original_msg_id == self.message)
+            found.append(ArchivedMessage.id == self.message)
         return found
 
     def count(self, service: QueueService) -> int:

@@ -66,11 +66,11 @@ MESSAGE_KEYS = (
     *_MESSAGE,
     "producer_id",
     "dequeued_at",
+    "leased_until",
 )
-DELIVERY_KEYS = ("id", "queue", "fencing_token", "payload", *_MESSAGE)
+DELIVERY_KEYS = ("id", "queue", "fencing_token", "leased_until", "payload", *_MESSAGE)
 ARCHIVED_KEYS = (
     "id",
-    "original_msg_id",
     "queue",
     "outcome",
     "reason",
@@ -225,8 +225,9 @@ METRICS = (
 
 
 def message(info: types.MessageInfo, now: datetime) -> dict[str, Any]:
-    """A live message, and how long until its ``vt`` by the database's clock."""
-    seconds = max(0.0, (info.vt - now).total_seconds())
+    """A live message, and how long until it is visible, by the database's clock."""
+    visible = max(info.vt, info.leased_until or info.vt)
+    seconds = max(0.0, (visible - now).total_seconds())
     return _row(info, MESSAGE_KEYS, visible_in_seconds=seconds, payload=payload(info))
 
 
@@ -254,7 +255,7 @@ DELIVERIES = (
     _ID,
     Column("fencing_token", "token", right=True),
     Column("queue", style="bold", least=_NAME, rank=1),
-    Column("vt", "leased until", rank=3),
+    Column("leased_until", "leased until", rank=3),
     Column("read_ct", "attempt", _attempts, right=True, rank=4),
     Column("payload", least=_CONTENT, rank=2),
     Column("last_error", "last error", least=_CONTENT, rank=5),
@@ -268,7 +269,6 @@ def archived(info: types.ArchivedInfo) -> dict[str, Any]:
 
 ARCHIVED = (
     _ID,
-    Column("original_msg_id", "message", right=True, rank=5),
     _QUEUE,
     Column("outcome", rank=1),
     Column("archived_at", "when", rank=2),

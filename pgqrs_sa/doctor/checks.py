@@ -292,7 +292,10 @@ def exhausted(check: CheckContext) -> Iterator[Finding]:
     for row in check.rows_once(health.backlog(tables)):
         if row.exhausted_age is not None and row.exhausted_age > check.thresholds.exhausted_age:
             fix = check.sql(
-                archive.dead_letter_exhausted(tables), queue=row.queue, limit=_DEAD_LETTER_CHUNK
+                archive.dead_letter_exhausted(tables),
+                queue=row.queue,
+                limit=_DEAD_LETTER_CHUNK,
+                look=None,
             )
             problem = (
                 f"{row.exhausted} message(s) are out of attempts, the oldest since "

@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 from sqlalchemy.sql import ClauseElement
 
-from .._core.tables import FENCING_TOKEN
 from .catalog import DIALECT, TABLES
 
 __all__ = ["TableRepairs", "lines", "literal", "quoted", "replacing"]
@@ -111,8 +110,8 @@ class TableRepairs:
     def count_on(self, name: str) -> str:
         """Return what makes the sequence of a column go on from the highest value in use."""
         sequence = f"pg_get_serial_sequence({literal(self.name)}, {literal(name)})"
-        # A settled message takes its fencing token along.
-        also = [self._sibling("pgqrs_archive")] if name == FENCING_TOKEN else []
+        # A settled message takes its id and its fencing token along.
+        also = [self._sibling("pgqrs_archive")] if self._table.name == "pgqrs_messages" else []
         highest = ", ".join(
             f"(SELECT max({quoted(name)}) FROM {table})"  # noqa: S608 - both quoted
             for table in (self.name, *also)

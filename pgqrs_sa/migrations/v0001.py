@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["downgrade", "upgrade"]
 
-_AUTOVACUUM = (
+_STORAGE = (
+    "fillfactor = 50, "
     "autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, "
     "autovacuum_analyze_scale_factor = 0.05, autovacuum_analyze_threshold = 1000"
 )
@@ -71,7 +72,9 @@ def _create_messages(op: Operations, schema: str | None) -> None:
     table = "pgqrs_messages"
     op.create_table(
         table,
+        _id(),
         *_content(),
+        _moment("leased_until"),
         _number("fencing_token"),
         sa.PrimaryKeyConstraint("id", name=op.f("pgqrs_messages_pkey")),
         _check(
@@ -90,20 +93,12 @@ def _create_messages(op: Operations, schema: str | None) -> None:
         schema=schema,
         comment="Live messages of pgqrs_sa",
     )
-    op.execute(_ddl(f"ALTER TABLE {_quoted(schema, table)} SET ({_AUTOVACUUM})"))
+    op.execute(_ddl(f"ALTER TABLE {_quoted(schema, table)} SET ({_STORAGE})"))
     op.create_index(
         op.f("pgqrs_messages_order_idx"),
         table,
         ["queue_id", "priority", "vt", "id"],
         schema=schema,
-        postgresql_where=sa.text("max_read_ct IS NULL OR read_ct < max_read_ct"),
-    )
-    op.create_index(
-        op.f("pgqrs_messages_spent_idx"),
-        table,
-        ["queue_id", "vt", "id"],
-        schema=schema,
-        postgresql_where=sa.text("read_ct >= max_read_ct"),
     )
     op.create_index(
         op.f("pgqrs_messages_dedup_key_idx"),
@@ -119,8 +114,8 @@ def _create_archive(op: Operations, schema: str | None) -> None:
     table = "pgqrs_archive"
     op.create_table(
         table,
+        sa.Column("id", sa.BigInteger, autoincrement=False, nullable=False),
         *_content(),
-        sa.Column("original_msg_id", sa.BigInteger, nullable=False),
         _moment("archived_at", now=True),
         sa.Column("outcome", sa.Text, server_default=sa.text("'archived'"), nullable=False),
         sa.Column("reason", sa.Text),
@@ -136,9 +131,6 @@ def _create_archive(op: Operations, schema: str | None) -> None:
     )
     op.create_index(
         op.f("pgqrs_archive_queue_idx"), table, ["queue_id", "archived_at", "id"], schema=schema
-    )
-    op.create_index(
-        op.f("pgqrs_archive_original_msg_idx"), table, ["original_msg_id"], schema=schema
     )
     op.create_index(
         op.f("pgqrs_archive_not_done_idx"),
@@ -173,9 +165,8 @@ def _create_workers(op: Operations, schema: str | None) -> None:
 
 
 def _content() -> list[sa.Column[Any]]:
-    """Return the columns that live and archived messages share."""
+    """Return the columns that live and archived messages share, but for the id."""
     return [
-        _id(),
         sa.Column("queue_id", sa.BigInteger, nullable=False),
         sa.Column("payload", JSONB, nullable=False),
         sa.Column("headers", JSONB),

@@ -434,7 +434,7 @@ class Admin(RegisteredWorker):
         return moved
 
     async def _dead_letter_exhausted(self, queue: str) -> list[int]:
-        original_id = self._database.models.archived.original_msg_id
+        archived_id = self._database.models.archived.id
         async with self._service() as service:
             exhausted = found_by(service.messages.find, queue=queue, state="exhausted")
             ids = [message.id async for message in exhausted]
@@ -443,11 +443,11 @@ class Admin(RegisteredWorker):
                 await service.archived.bury(queue, limit=CHUNK)
         moved: list[int] = []
         for start in range(0, len(ids), CHUNK):
-            where = original_id.in_(ids[start : start + CHUNK])
+            where = archived_id.in_(ids[start : start + CHUNK])
             async with self._service() as service:
                 find = service.archived.find
                 dead = found_by(find, queue=queue, outcome="dead", where=where)
-                moved += [message.original_msg_id async for message in dead]
+                moved += [message.id async for message in dead]
         return moved
 
     async def replay_dlq(self, archived_id: int) -> QueueMessage | None:

@@ -224,13 +224,13 @@ class Archive(Connected):
         return await self._count()
 
     async def get(self, id: int) -> ArchivedMessage:
-        """Return a settled message by the archive's id, or raise `MessageNotFound`."""
+        """Return a settled message by its id, or raise `MessageNotFound`."""
         async with self._service() as service:
             message = await service.archived.get(id)
             return ArchivedMessage.of((await service.queues.get(message.queue)).id, message)
 
     async def delete(self, id: int) -> int:
-        """Delete a settled message by the archive's id; return how many rows were deleted."""
+        """Delete a settled message by its id; return how many rows were deleted."""
         async with self._service() as service:
             return await service.archived.delete([id])
 

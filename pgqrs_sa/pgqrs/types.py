@@ -100,7 +100,7 @@ class QueueMessage(_Content):
         payload: The payload, decoded.
         headers: The producer's headers, or None.
         read_ct: How often it was dequeued; 1 in the first attempt.
-        vt: When it becomes visible (again, if it was dequeued).
+        vt: When it becomes visible: if it is leased, when the lease ends.
         enqueued_at: When it was enqueued, by the database's clock.
     """
 
@@ -116,7 +116,7 @@ class QueueMessage(_Content):
             message.decoded,
             message.headers,
             message.read_ct,
-            message.vt,
+            max(message.vt, message.leased_until or message.vt),
             message.enqueued_at,
         )
 
@@ -126,8 +126,8 @@ class ArchivedMessage(_Content):
     """A settled message; times are RFC 3339.
 
     Attributes:
-        id: The id of the archive's row.
-        original_msg_id: The id that the message had.
+        id: The id of the message.
+        original_msg_id: The same.
         outcome: ``archived``, ``dead``, ``cancelled`` or ``discarded``.
         reason: Why, for all but ``archived``.
         last_error: The error of its last failed attempt, or None.

@@ -32,12 +32,12 @@ class Archived(Reading):
     """Settled messages."""
 
     def get(self, id: int) -> ArchivedInfo:
-        """Return an archived message by the archive's id, or raise `MessageNotFound`."""
+        """Return an archived message by its id, or raise `MessageNotFound`."""
         values = {"id": validation.validate_id(id)}
         statement = queries.archived_by_id(self._scope.tables)
         row = self._scope.execute(statement, values).one_or_none()
         if row is None:
-            raise MessageNotFound([id], "is in the archive: this is the archive's own id")
+            raise MessageNotFound([id], "is in the archive")
         return self._info(row)
 
     def find(
@@ -53,7 +53,7 @@ class Archived(Reading):
         content: bool = True,
         timeout: Seconds | None = None,
     ) -> builtins.list[ArchivedInfo]:
-        """Return archived messages by the archive's id, a page at a time.
+        """Return archived messages by id, a page at a time.
 
         Args:
             queue: Only of this queue.
@@ -109,7 +109,7 @@ class Archived(Reading):
         """Move a settled message back into its queue, under the id that it had.
 
         Args:
-            id: The archive's id.
+            id: The message's id.
             delay: Seconds, or a timedelta, until it is visible.
             attempts: How many more it gets. Default: the queue's limit.
 
@@ -133,19 +133,19 @@ class Archived(Reading):
         }
         if not wanted:
             return []
-        original = self._originals(wanted)
+        self._check_movable(wanted)
         moved = {row.id: Receipt(row.id, row.vt) for row in self._moved(values)}
         scope = self._scope
         expire_deleted(scope.session, scope.context.models.archived, wanted if moved else ())
         announce(scope, list(moved))
         if not moved:
             # Since then one was taken from the archive, or its key came alive; or two share a key.
-            self._originals(wanted)
+            self._check_movable(wanted)
             raise InvalidArgument(f"archived messages {wanted} share a key: requeue one of them")
-        return [moved[original[id_]] for id_ in listed]
+        return [moved[id_] for id_ in listed]
 
     def delete(self, ids: Iterable[int]) -> int:
-        """Delete archived messages by the archive's ids, and return how many there were."""
+        """Delete archived messages by their ids, and return how many there were."""
         listed = [validation.validate_id(id_) for id_ in validation.as_list(ids, "ids")]
         if not listed:
             return 0
@@ -218,20 +218,18 @@ class Archived(Reading):
                     raise
         raise AssertionError
 
-    def _originals(self, wanted: Sequence[int]) -> dict[int, int]:
-        """Return the message ids by archive id, or raise for the first that cannot be moved."""
+    def _check_movable(self, wanted: Sequence[int]) -> None:
+        """Raise for the first that cannot be moved back."""
         statement = statements.requeue_candidates(self._scope.tables)
         rows = self._scope.execute(statement, {"ids": wanted}).all()
         if missing := sorted(set(wanted) - {row.id for row in rows}):
-            raise MessageNotFound(missing, "is in the archive: these are the archive's own ids")
+            raise MessageNotFound(missing, "is in the archive")
         for row in rows:
             if row.live_id is not None:
                 raise DuplicateMessage(row.dedup_key, row.live_id)
-        return {row.id: row.original_msg_id for row in rows}
 
     def _info(self, row: Any) -> ArchivedInfo:
         return ArchivedInfo(
-            original_msg_id=row.original_msg_id,
             outcome=row.outcome,
             reason=getattr(row, "reason", None),
             archived_at=row.archived_at,

@@ -317,7 +317,7 @@ class Messages(Reading):
         return MessageLeased(id, row.until)
 
     def _info(self, row: Any) -> MessageInfo:
-        return MessageInfo(state=row.state, **self._content(row))
+        return MessageInfo(state=row.state, leased_until=row.leased_until, **self._content(row))
 
 
 def _metrics(row: Row[Any]) -> QueueMetrics:

@@ -49,7 +49,7 @@ def advance(
 def advance(
     session: Any, by: Seconds, queue: str | None = None, *, models: Models | None = None
 ) -> Any:
-    """Let time pass for messages: move the ``vt`` of all live messages back.
+    """Let time pass for messages: move ``vt`` and ``leased_until`` of all live messages back.
 
     Scheduled messages become due, and leases expire, as if that time had passed. The clock does
     not change, nor does any other column: not the application's own times, and not ``enqueued_at``.
@@ -102,10 +102,17 @@ def next_due(scope: Scope, queues: Sequence[str]) -> timedelta | None:
 @cache
 def _shift(tables: Tables, *, everywhere: bool) -> Executable:
     queue, message, _, _ = tables
-    earlier = func.greatest(
-        message.c.vt - interval_bind("length"), sa.literal(_EPOCH, timestamp), type_=timestamp
+
+    def earlier(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        # As a sub-select: Citus refuses a function that is STABLE and reads a column in SET.
+        moved = sa.select(column - interval_bind("length")).correlate(message).scalar_subquery()
+        return func.greatest(moved, sa.literal(_EPOCH, timestamp), type_=timestamp)
+
+    until = message.c.leased_until
+    statement = sa.update(message).values(
+        vt=earlier(message.c.vt),
+        leased_until=sa.case((until.is_not(None), earlier(until))),
     )
-    statement = sa.update(message).values(vt=earlier)
     if not everywhere:
         named = sa.select(queue.c.id).where(_named(queue))
         statement = statement.where(message.c.queue_id.in_(named))

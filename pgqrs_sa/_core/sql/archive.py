@@ -18,11 +18,14 @@ from .fragments import (
     array_bind,
     clamp_attempts,
     copied_columns,
+    first_visible,
+    hide_from_planner,
     ids_of,
     interval_bind,
     materialized,
     move_to_archive,
     queue_id,
+    queue_levels,
     seconds,
 )
 
@@ -33,16 +36,27 @@ EXHAUSTED_REASON = "no attempts left: the last lease ran out"
 def dead_letter_exhausted(tables: Tables) -> Executable:
     """Archive exhausted messages as dead letters.
 
-    Their last holder cannot say so: it died, or it never came back.
+    Their last holder cannot say so: it died, or it never came back. They have kept their places,
+    in front of what is leased later, so that a look at the first messages finds them.
 
-    Binds: queue, limit.
+    Binds: queue, limit, look (at how many visible messages of each level; None for all).
     """
     message = tables.message
+    levels = queue_levels(message, sa.select(queue_id(tables).label("id")))
+    look = hide_from_planner(sa.bindparam("look", type_=sa.BigInteger))
+    visible = first_visible(message, levels, look)
+    limit = hide_from_planner(sa.bindparam("limit", type_=sa.BigInteger))
+    found = (
+        sa.select(visible.c.id)
+        .select_from(sa.join(levels, visible, levels.c.level.is_not(None)))
+        .where(sa.not_(visible.c.more))
+        .limit(limit)
+    )
+    ids = ids_of(materialized(found, "pgqrs_found"))
     rows = (
         sa.select(message.c.id)
-        .where(message.c.queue_id == queue_id(tables), states.exhausted(message.c))
-        .order_by(message.c.vt, message.c.id)
-        .limit(sa.bindparam("limit", type_=sa.Integer))
+        .where(message.c.id == func.any(ids), states.exhausted(message.c))
+        .order_by(message.c.id)
         .with_for_update(skip_locked=True)
     )
     return move_to_archive(
@@ -95,7 +109,7 @@ def requeue(tables: Tables) -> Executable:
             == sa.bindparam("required", type_=sa.BigInteger),
         )
         .returning(
-            archived.c.original_msg_id,
+            archived.c.id,
             *(archived.c[name] for name in unchanged),
             rows.c.max_read_ct.label("attempts"),
         )
@@ -103,7 +117,7 @@ def requeue(tables: Tables) -> Executable:
     )
     attempts = func.coalesce(sa.bindparam("attempts", type_=sa.Integer), gone.c.attempts)
     source = sa.select(
-        gone.c.original_msg_id,
+        gone.c.id,
         *(gone.c[name] for name in unchanged),
         now() + interval_bind("delay"),
         clamp_attempts(sa.cast(gone.c.read_ct, sa.BigInteger) + attempts),
@@ -117,7 +131,7 @@ def requeue(tables: Tables) -> Executable:
 
 @cache
 def requeue_candidates(tables: Tables) -> Executable:
-    """The ids that archived messages had, and which live message has the key of one, or NULL.
+    """Which of these ids are archived, and which live message has the key of one, or NULL.
 
     Binds: ids.
     """
@@ -125,7 +139,6 @@ def requeue_candidates(tables: Tables) -> Executable:
     return (
         sa.select(
             archived.c.id,
-            archived.c.original_msg_id,
             archived.c.dedup_key,
             message.c.id.label("live_id"),
         )

@@ -8,19 +8,24 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.sql import Executable
 
-from .. import states
 from ..states import now
 from ..tables import Tables
 from . import lease, settle
 from .fragments import (
     MOVED,
+    NO_LEASE,
     array_bind,
     clamp_attempts,
+    first_visible,
     interval_bind,
     queue_id,
+    queue_levels,
     timestamp,
     update_free,
 )
+
+_LOOK = 100
+"""At how many visible messages of each level `check_queues` looks."""
 
 
 @cache
@@ -50,7 +55,8 @@ def check_queues(tables: Tables) -> Executable:
 
     ``found`` is ``ready`` (visible, in a queue that is not paused, and the worker may lease),
     ``exhausted`` (messages without attempts, which are to become dead letters), or ``missing`` (no
-    queue has this name). A queue that has nothing costs one look into each of two indexes.
+    queue has this name). Where all that was looked at is exhausted, there may be more behind it,
+    and the queue is ready too. A queue that has nothing costs one look into the index.
 
     Binds: queues, worker.
     """
@@ -65,42 +71,28 @@ def check_queues(tables: Tables) -> Executable:
         worker.c.id == sa.bindparam("worker", type_=sa.BigInteger),
         worker.c.status == sa.literal("ready"),
     )
-    levels = _levels(message, sa.select(asked.c.id).where(asked.c.paused_at.is_(None), leasing))
-    visible = _first(
-        message.c.vt,
-        message.c.queue_id == levels.c.id,
-        message.c.priority == levels.c.level,
-        states.ready(message.c),
+    levels = queue_levels(message, sa.select(asked.c.id))
+    visible = first_visible(message, levels, sa.literal_column(str(_LOOK)))
+    seen = (
+        sa.select(
+            levels.c.id,
+            sa.or_(sa.func.bool_or(visible.c.more), sa.func.count() >= _LOOK).label("ready"),
+            sa.func.bool_or(sa.not_(visible.c.more)).label("exhausted"),
+        )
+        .select_from(sa.join(levels, visible, levels.c.level.is_not(None)))
+        .group_by(levels.c.id, levels.c.level)
+        .cte("pgqrs_seen")
     )
-    ready = sa.select(levels.c.id).where(levels.c.level.is_not(None), visible.is_not(None))
-    spent = _first(message.c.vt, message.c.queue_id == asked.c.id, states.exhausted(message.c))
+    ready = sa.select(seen.c.id).where(seen.c.ready)
+    exhausted = sa.select(seen.c.id).where(seen.c.exhausted)
     name = sa.func.unnest(names).column_valued("pgqrs_name")
     return sa.union_all(
-        _found("ready", asked.c.queue_name).where(asked.c.id.in_(ready)),
-        _found("exhausted", asked.c.queue_name).where(spent.is_not(None)),
+        _found("ready", asked.c.queue_name).where(
+            asked.c.id.in_(ready), asked.c.paused_at.is_(None), leasing
+        ),
+        _found("exhausted", asked.c.queue_name).where(asked.c.id.in_(exhausted)),
         _found("missing", name).where(name.not_in(sa.select(asked.c.queue_name))),
     )
-
-
-def _levels(message: sa.Table, queues: sa.Select[Any]) -> sa.CTE:
-    """The levels of priority of each of these queues, then NULL.
-
-    One look into the index for each level, as in `lease.dequeue`: a queue of scheduled messages
-    would be read to its end otherwise.
-    """
-    priority, attempts = message.c.priority, states.has_attempts(message.c)
-    queue = queues.subquery("pgqrs_open")
-    level = _first(priority, message.c.queue_id == queue.c.id, attempts).label("level")
-    found = sa.select(queue.c.id, level).cte("pgqrs_levels", recursive=True)
-    further = _first(priority, message.c.queue_id == found.c.id, attempts, priority > found.c.level)
-    return found.union_all(sa.select(found.c.id, further).where(found.c.level.is_not(None)))
-
-
-def _first(column: sa.Column[Any], *where: sa.ColumnElement[bool]) -> sa.ScalarSelect[Any]:
-    """The least value of a column, by an index: EXISTS may become a join that reads the table."""
-    # No bind as the limit, which a plan for any values would not see.
-    least = sa.select(column).where(*where).order_by(column).limit(sa.literal_column("1"))
-    return least.scalar_subquery()
 
 
 def _found(what: str, name: sa.ColumnElement[str]) -> Any:
@@ -126,15 +118,13 @@ def release_unanswered(tables: Tables) -> Executable:
         message.c.dequeued_at.between(
             sa.bindparam("since", type_=timestamp), sa.bindparam("until", type_=timestamp)
         ),
-        message.c.vt == message.c.dequeued_at + interval_bind("lease"),
+        message.c.leased_until == message.c.dequeued_at + interval_bind("lease"),
         # Not NOT (token = ANY(...)): SQLAlchemy 2.0 makes token != ANY(...) of that.
         message.c.fencing_token != sa.func.all(array_bind("known", sa.BigInteger)),
     )
     return unknown.values(
-        vt=now(),
         max_read_ct=clamp_attempts(sa.cast(message.c.max_read_ct, sa.BigInteger) + 1),
-        dequeued_at=None,
-        consumer_worker_id=None,
+        **NO_LEASE,
     ).returning(message.c.id, *(message.c[name] for name in MOVED))
 
 

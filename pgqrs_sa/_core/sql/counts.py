@@ -1,7 +1,7 @@
 """Counts of the live messages of queues by state, and of their archive by outcome.
 
-All queues are counted by one grouped read of the live messages. One queue is counted from its
-own entries in the two partial indexes, which together have every live message.
+The live messages of all queues are counted by one grouped read of the table, those of one queue by
+a read of its own. No index tells what is leased: a lease changes no column that an index names.
 
 The archive may be large, and is counted up to a cap. A count that has reached its cap is a lower
 bound.
@@ -46,72 +46,22 @@ def of_state(message: Any, state: str) -> ColumnElement[int]:
 
 def age(message: Any, state: str, name: str) -> ColumnElement[Any]:
     """For how long the oldest of the rows that are grouped has been visible in a state."""
-    oldest = func.min(message.vt).filter(getattr(states, state)(message))
+    oldest = func.min(states.visible_since(message)).filter(getattr(states, state)(message))
     return elapsed(states.now() - oldest).label(name)
 
 
-def live_by_queue(tables: Tables, *columns: ColumnElement[Any]) -> sa.Subquery:
-    """Aggregates over the live messages of each queue that has any: one read of the table."""
+def live_by_queue(
+    tables: Tables, *columns: ColumnElement[Any], one_queue: bool = False
+) -> sa.Subquery:
+    """Aggregates over the live messages of each queue that has any, or of one.
+
+    Binds: queue_id when ``one_queue``.
+    """
     message = tables.message
     grouped = sa.select(message.c.queue_id, *columns).group_by(message.c.queue_id)
+    if one_queue:
+        grouped = grouped.where(message.c.queue_id == QUEUE_ID)
     return grouped.subquery("live")
-
-
-def live_of_queue(tables: Tables) -> sa.Subquery:
-    """The counts of one queue, from its own index entries. Binds: queue_id.
-
-    What is visible is counted in the indexes alone where vacuum has been; only of what is not
-    are the rows looked at, to tell a lease from a schedule.
-    """
-    message = tables.message
-
-    def own(*criteria: ColumnElement[bool]) -> sa.Select[Any]:
-        return sa.select().where(message.c.queue_id == QUEUE_ID, *criteria)
-
-    def visible(state: str) -> sa.Subquery:
-        columns = (func.count().label("found"), func.min(message.c.vt).label("oldest"))
-        found = own(getattr(states, state)(message.c)).add_columns(*columns)
-        return found.select_from(message).subquery(state)
-
-    waiting = sa.union_all(
-        *(
-            own(attempts, states.invisible(message.c)).add_columns(message.c.dequeued_at)
-            for attempts in (states.has_attempts(message.c), spent(message.c))
-        )
-    ).subquery("waiting")
-    scheduled = waiting.c.dequeued_at.is_(None)
-    hidden = sa.select(
-        func.count().filter(scheduled).label("scheduled"),
-        func.count().filter(sa.not_(scheduled)).label("leased"),
-    ).subquery("hidden")
-    ready, exhausted = visible("ready"), visible("exhausted")
-    return (
-        sa.select(
-            ready.c.found.label("ready"),
-            hidden.c.scheduled,
-            hidden.c.leased,
-            exhausted.c.found.label("exhausted"),
-            elapsed(states.now() - ready.c.oldest).label("oldest_ready_age"),
-        )
-        .select_from(ready.join(exhausted, sa.true()).join(hidden, sa.true()))
-        .subquery("live")
-    )
-
-
-def in_queue(message: Any) -> ColumnElement[bool]:
-    """It is of one queue. Binds: queue_id.
-
-    Every message either has attempts or is spent. Said in so many words, it lets PostgreSQL
-    read a queue from the two partial indexes, which together have all of it.
-    """
-    return sa.and_(
-        message.queue_id == QUEUE_ID, sa.or_(states.has_attempts(message), spent(message))
-    )
-
-
-def spent(message: Any) -> ColumnElement[bool]:
-    """No further attempt is allowed: word for word the predicate of the index of these."""
-    return message.read_ct >= message.max_read_ct  # type: ignore[no-any-return]
 
 
 def cap(tables: Tables) -> ColumnElement[int]:

@@ -16,6 +16,7 @@ from sqlalchemy.sql.expression import HasCTE
 from sqlalchemy.sql.functions import next_value
 from sqlalchemy.sql.visitors import InternalTraversal
 
+from .. import states
 from ..states import now
 from ..tables import Tables, fencing_sequence
 
@@ -39,6 +40,7 @@ timestamp = sa.DateTime(timezone=True)
 
 MOVED = (
     "vt",
+    "leased_until",
     "read_ct",
     "max_read_ct",
     "dequeued_at",
@@ -47,6 +49,9 @@ MOVED = (
     "fencing_token",
 )
 """The columns of a live message that leasing and settling change."""
+
+NO_LEASE: dict[str, None] = {"leased_until": None, "dequeued_at": None, "consumer_worker_id": None}
+"""What an UPDATE sets when a lease is given up."""
 
 
 @cache
@@ -195,9 +200,50 @@ def alias_short(message: sa.Table) -> Any:
     return message.alias("m")
 
 
-def unleased(message: sa.Table) -> ColumnElement[bool]:
-    """Nobody holds a lease on it that has not expired."""
-    return sa.or_(message.c.dequeued_at.is_(None), message.c.vt <= now())
+def queue_levels(message: sa.Table, queues: sa.Select[Any]) -> sa.CTE:
+    """The levels of priority of each of these queues, then NULL.
+
+    A look into the index for each level (https://wiki.postgresql.org/wiki/Loose_indexscan): a
+    queue of scheduled messages would be read to its end otherwise.
+
+    Args:
+        message: The table of live messages.
+        queues: Selects the ids.
+    """
+    queue = queues.subquery("pgqrs_open")
+
+    def least(*where: ColumnElement[bool]) -> ColumnElement[int]:
+        # No bind as the limit, which a plan for any values would not see. EXISTS and min() may
+        # become joins that read the table.
+        first = sa.select(message.c.priority).where(*where).order_by(message.c.priority)
+        return first.limit(sa.literal_column("1")).scalar_subquery()
+
+    level = least(message.c.queue_id == queue.c.id).label("level")
+    found = sa.select(queue.c.id, level).cte("pgqrs_levels", recursive=True)
+    further = least(message.c.queue_id == found.c.id, message.c.priority > found.c.level)
+    return found.union_all(sa.select(found.c.id, further).where(found.c.level.is_not(None)))
+
+
+def first_visible(message: sa.Table, levels: sa.CTE, look: Any) -> Any:
+    """The first visible, unleased messages of each of these levels, to be joined to them.
+
+    Args:
+        message: The table of live messages.
+        levels: `queue_levels`.
+        look: How many of each level; NULL for all.
+    """
+    return (
+        sa.select(message.c.id, states.has_attempts(message.c).label("more"))
+        .where(
+            message.c.queue_id == levels.c.id,
+            message.c.priority == levels.c.level,
+            message.c.vt <= now(),
+            states.unleased(message.c),
+        )
+        .order_by(message.c.vt, message.c.id)
+        .limit(look)
+        .lateral("visible")
+    )
 
 
 def materialized(rows: HasCTE, name: str) -> sa.CTE:
@@ -269,12 +315,8 @@ def move_to_archive(
     # of the statement that archives and leases: see `alias_short`.
     everything: ColumnElement[Any] = sa.literal_column("pq_gone.*")
     source = sa.select(everything, outcome).select_from(gone)
-    names = ("original_msg_id", *columns, "last_error", "reason", "outcome")
-    return (
-        insert(archived)
-        .from_select(names, source)
-        .returning(archived.c.original_msg_id.label("id"))
-    )
+    names = ("id", *columns, "last_error", "reason", "outcome")
+    return insert(archived).from_select(names, source).returning(archived.c.id.label("id"))
 
 
 def seconds(value: sa.ColumnExpressionArgument[Any]) -> ColumnElement[Any]:

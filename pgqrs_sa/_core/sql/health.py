@@ -9,7 +9,6 @@ import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.sql import ColumnElement, Executable
 
-from .. import states
 from ..states import now
 from ..tables import Tables
 from . import counts
@@ -55,11 +54,10 @@ def stuck_leases(tables: Tables) -> Executable:
         sa.select(
             message.c.consumer_worker_id.label("worker_id"),
             func.count().label("leases"),
-            func.max(message.c.vt).label("until"),
+            func.max(message.c.leased_until).label("until"),
         )
         .where(
-            states.leased(message.c),
-            message.c.vt > now() + interval_bind("ahead"),
+            message.c.leased_until > now() + interval_bind("ahead"),
             message.c.consumer_worker_id.is_not(None),
             sa.not_(alive),
         )
@@ -82,9 +80,20 @@ def silent_workers(tables: Tables) -> Executable:
 
 @cache
 def highest_ids(tables: Tables) -> Executable:
-    """The highest id of each of the four tables, by the table's name."""
-    return sa.select(*(sa.select(func.max(t.c.id)).scalar_subquery().label(t.name)
-                       for t in tables))  # fmt: skip
+    """The highest id of each table that has a sequence, by the table's name.
+
+    That of messages is the highest among the archived ones, too.
+    """
+    queue, message, archived, worker = tables
+
+    def highest(table: sa.Table) -> ColumnElement[Any]:
+        return sa.select(func.max(table.c.id)).scalar_subquery()
+
+    return sa.select(
+        highest(queue).label(queue.name),
+        func.greatest(highest(message), highest(archived)).label(message.name),
+        highest(worker).label(worker.name),
+    )
 
 
 @cache

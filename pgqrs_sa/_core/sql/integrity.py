@@ -17,20 +17,19 @@ from ..tables import Tables
 def missing_queues(tables: Tables) -> tuple[sa.Select[Any], sa.Select[Any]]:
     """Queue ids referenced by live and by archived messages for which no queue exists."""
     _, message, archived, _ = tables
-    spent = message.c.read_ct >= message.c.max_read_ct
-    ids = sa.union(_ids(message, states.has_attempts(message.c), "a"), _ids(message, spent, "b"))
-    return _without_queue(tables, ids), _without_queue(tables, _ids(archived, sa.true(), "c"))
+    return (
+        _without_queue(tables, _ids(message, "a")),
+        _without_queue(tables, _ids(archived, "b")),
+    )
 
 
-def _ids(table: sa.Table, criterion: ColumnElement[bool], name: str) -> sa.Select[Any]:
+def _ids(table: sa.Table, name: str) -> sa.Select[Any]:
     """The different ids of queues in a table: one look-up in an index each, not a scan."""
     rows = table.c
-    first = sa.select(func.min(rows.queue_id).label("id")).where(criterion)
+    first = sa.select(func.min(rows.queue_id).label("id"))
     found = first.cte(f"pgqrs_ids_{name}", recursive=True)
     following = (
-        sa.select(func.min(rows.queue_id))
-        .where(criterion, rows.queue_id > found.c.id)
-        .scalar_subquery()
+        sa.select(func.min(rows.queue_id)).where(rows.queue_id > found.c.id).scalar_subquery()
     )
     found = found.union_all(sa.select(following).where(found.c.id.is_not(None)))
     return sa.select(found.c.id).where(found.c.id.is_not(None))

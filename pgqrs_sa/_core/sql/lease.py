@@ -28,7 +28,7 @@ from .fragments import (
     timestamp,
 )
 
-DELIVERED = ("id", *ATTEMPT, "dedup_key", "last_error", "fencing_token")
+DELIVERED = ("id", *ATTEMPT, "dedup_key", "last_error", "leased_until", "fencing_token")
 """The columns of a message that a consumer is given: what a lease returns begins with these."""
 
 
@@ -55,8 +55,11 @@ def dequeue_where(
     """Lease the first visible messages of a queue that is not paused.
 
     The picked rows come from a CTE, which ``FOR UPDATE`` keeps from being inlined, so that the
-    update can never touch more than it (an ``IN (subselect)`` can be run once for each row). It
-    also returns the place in the queue that a row had before the lease moved it.
+    update can never touch more than it (an ``IN (subselect)`` can be run once for each row).
+
+    The update changes no column that an index names: PostgreSQL then writes no index entry, and
+    the row keeps its place in the queue (a "heap-only tuple",
+    https://www.postgresql.org/docs/current/storage-hot.html).
 
     Binds: queue, limit, lease and attempts (None for the queue's own), worker.
     """
@@ -142,7 +145,6 @@ def _levels(message: Any, origin: sa.CTE) -> sa.CTE:
         sa.select(message.c.priority.label("level"), *_THE_SAME)
         .where(
             message.c.queue_id == sa.select(origin.c.id).scalar_subquery(),
-            states.has_attempts(message.c),
             message.c.priority > found.c.level,
             message.c.priority < func.coalesce(bound.scalar_subquery(), _AFTER_ALL),
         )
@@ -167,17 +169,16 @@ def _lease(
     # A limit that the planner cannot see it takes for a tenth of the rows, and walks the index in
     # its order. Seeing 50, where it believes in fewer rows than that, it sorts the whole backlog:
     # a queue table is often analysed while it is empty.
-    limit = hide_from_planner(sa.bindparam("limit", type_=sa.Integer))
+    limit = hide_from_planner(sa.bindparam("limit", type_=sa.BigInteger))
     levels = _levels(message, origin)
     visible = (
-        sa.select(message.c.id, message.c.vt)
+        sa.select(message.c.id)
         .where(
             message.c.queue_id == sa.select(origin.c.id).scalar_subquery(),
             message.c.priority == levels.c.level,
             # By row: a bulk insert gives many messages the same vt.
             sa.tuple_(message.c.vt, message.c.id) > sa.tuple_(levels.c.vt, levels.c.id),
-            message.c.vt <= now(),
-            states.has_attempts(message.c),
+            states.ready(message.c),
             *where,
         )
         .correlate(levels, origin)
@@ -206,7 +207,7 @@ def _lease(
         sa.update(message)
         .where(in_rows(message, picked))
         .values(
-            vt=now() + lease,
+            leased_until=now() + lease,
             read_ct=message.c.read_ct + sa.literal_column("1"),
             max_read_ct=func.coalesce(
                 message.c.max_read_ct, sa.bindparam("attempts", type_=sa.Integer), limit_of_queue
@@ -217,7 +218,6 @@ def _lease(
         )
         .returning(
             *(texts[name] if name in as_text else message.c[name] for name in DELIVERED),
-            picked.c.vt.label("was_visible_at"),
             sa.select(origin.c.cursor_table).scalar_subquery().label("cursor_table"),
             *(message.c[name] for name in ("consumer_worker_id", "dequeued_at") if tracked),
         )

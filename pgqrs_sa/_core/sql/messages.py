@@ -10,9 +10,12 @@ import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.sql import Executable, Select
 
+from .. import states
+from ..states import now
 from ..tables import Tables
 from .fragments import (
     MOVED,
+    NO_LEASE,
     array_bind,
     interval_bind,
     json_bind,
@@ -20,8 +23,6 @@ from .fragments import (
     move_to_archive,
     queue_id,
     timestamp,
-    unleased,
-    visible_at,
 )
 
 
@@ -40,14 +41,16 @@ def _cancelled(tables: Tables, unheld: Select[Any]) -> Executable:
 
 @cache
 def cancel(tables: Tables) -> Executable:
-    """Archive messages as cancelled, unless somebody holds them.
+    """Archive messages as cancelled, unless they are leased.
 
     Binds: ids, reason.
     """
     message = tables.message
     unheld = (
         sa.select(message.c.id)
-        .where(message.c.id == func.any(array_bind("ids", sa.BigInteger)), unleased(message))
+        .where(
+            message.c.id == func.any(array_bind("ids", sa.BigInteger)), states.unleased(message.c)
+        )
         .order_by(message.c.id)
         .with_for_update()
     )
@@ -64,7 +67,7 @@ def cancel_where(
     message = tables.message
     unheld = (
         sa.select(message.c.id)
-        .where(message.c.queue_id == queue_id(tables), unleased(message), *criteria)
+        .where(message.c.queue_id == queue_id(tables), states.unleased(message.c), *criteria)
         .order_by(message.c.id)
         .with_for_update(of=message)
     )
@@ -82,15 +85,20 @@ def reschedule(tables: Tables) -> Executable:
     message = tables.message
     return (
         sa.update(message)
-        .where(message.c.id == sa.bindparam("message_id", type_=sa.BigInteger), unleased(message))
+        .where(
+            message.c.id == sa.bindparam("message_id", type_=sa.BigInteger),
+            states.unleased(message.c),
+        )
         .values(
-            vt=visible_at(interval_bind("delay"), sa.bindparam("at", type_=timestamp)),
+            # As `visible_at`, without COALESCE, where Citus refuses what is not IMMUTABLE.
+            vt=func.greatest(
+                sa.bindparam("at", type_=timestamp), now() + interval_bind("delay"), now()
+            ),
             max_read_ct=sa.case(
                 (message.c.max_read_ct <= message.c.read_ct, message.c.read_ct + 1),
                 else_=message.c.max_read_ct,
             ),
-            dequeued_at=None,
-            consumer_worker_id=None,
+            **NO_LEASE,
         )
         .returning(message.c.id, *(message.c[name] for name in MOVED))
     )
@@ -103,6 +111,7 @@ def leased_until(tables: Tables) -> Executable:
     Binds: ids.
     """
     message = tables.message
-    return sa.select(
-        message.c.id, sa.case((sa.not_(unleased(message)), message.c.vt)).label("until")
-    ).where(message.c.id == func.any(array_bind("ids", sa.BigInteger)))
+    until = sa.case((states.leased(message.c), message.c.leased_until)).label("until")
+    return sa.select(message.c.id, until).where(
+        message.c.id == func.any(array_bind("ids", sa.BigInteger))
+    )

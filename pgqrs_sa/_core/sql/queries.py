@@ -42,7 +42,10 @@ _LIMIT = sa.bindparam("limit", type_=sa.Integer)
 def _live(tables: Tables, shown: _Shown = content) -> Select[Any]:
     queue, message, _, _ = tables
     return sa.select(
-        *shown(message), states.state(message.c).label("state"), queue.c.queue_name.label("queue")
+        *shown(message),
+        message.c.leased_until,
+        states.state(message.c).label("state"),
+        queue.c.queue_name.label("queue"),
     ).join(queue, queue.c.id == message.c.queue_id)
 
 
@@ -78,7 +81,7 @@ def find_where(
         statement = statement.where(_among_exhausted(tables, in_queue=page["in_queue"]))
     elif state is not None:
         statement = statement.where(getattr(states, state)(message.c))
-    return _page(statement, message, counts.in_queue(message.c), page)
+    return _page(statement, message, message.c.queue_id == QUEUE_ID, page)
 
 
 find = cache(find_where)
@@ -146,7 +149,6 @@ def _settled(tables: Tables, shown: _Shown = content) -> Select[Any]:
     queue, _, archived, _ = tables
     return sa.select(
         *shown(archived),
-        archived.c.original_msg_id.label("original_msg_id"),
         archived.c.outcome.label("outcome"),
         archived.c.archived_at.label("archived_at"),
         queue.c.queue_name.label("queue"),
@@ -181,17 +183,14 @@ def metrics(tables: Tables, *, one_queue: bool, exact: bool = False) -> Executab
         queue.c.queue_name.label("queue"),
         queue.c.paused_at.is_not(None).label("paused"),
     ]
-    if one_queue:
-        live = counts.live_of_queue(tables)
-        source = queue.join(live, sa.true())
-    else:
-        message = tables.message
-        live = counts.live_by_queue(
-            tables,
-            *(counts.of_state(message.c, state) for state in counts.STATES),
-            counts.age(message.c, "ready", "oldest_ready_age"),
-        )
-        source = queue.outerjoin(live, live.c.queue_id == queue.c.id)
+    message = tables.message
+    live = counts.live_by_queue(
+        tables,
+        *(counts.of_state(message.c, state) for state in counts.STATES),
+        counts.age(message.c, "ready", "oldest_ready_age"),
+        one_queue=one_queue,
+    )
+    source = queue.outerjoin(live, live.c.queue_id == queue.c.id)
     columns += [func.coalesce(live.c[state], 0).label(state) for state in counts.STATES]
     columns.append(live.c.oldest_ready_age)
     if exact:

@@ -14,7 +14,6 @@ from sqlalchemy.sql import ClauseElement, ColumnElement, Executable
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from ...declared import DeclaredQueue
-from .. import states
 from ..states import now
 from ..tables import Tables
 from .fragments import array_bind, materialized, queue_id
@@ -126,7 +125,9 @@ def update(tables: Tables, settings: tuple[str, ...]) -> Executable:
 @cache
 def pause(tables: Tables) -> Executable:
     """Stop leasing from a queue; one that is paused keeps its time. Binds: queue."""
-    return _update(tables, paused_at=func.coalesce(tables.queue.c.paused_at, now()))
+    # As a sub-select: Citus refuses a function that is not IMMUTABLE in COALESCE.
+    since = sa.select(now()).scalar_subquery()
+    return _update(tables, paused_at=func.coalesce(tables.queue.c.paused_at, since))
 
 
 @cache
@@ -228,8 +229,7 @@ def holds_nothing(id_: Any, message: sa.Table, archived: sa.Table) -> ColumnElem
         archived: The archive.
     """
     found = [
-        sa.exists().where(message.c.queue_id == id_, states.has_attempts(message.c)),
-        sa.exists().where(message.c.queue_id == id_, message.c.read_ct >= message.c.max_read_ct),
+        sa.exists().where(message.c.queue_id == id_),
         sa.exists().where(archived.c.queue_id == id_),
     ]
     return sa.not_(sa.or_(*found))

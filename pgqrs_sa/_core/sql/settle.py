@@ -2,7 +2,7 @@
 
 The fence is ``(id, fencing_token)`` of a message that is still held. Each lease has a token of its
 own from a sequence, which no rollback takes back: neither a lease that was lost nor one that was
-never committed can be mistaken for the present one. ``dequeued_at`` is emptied when a lease is
+never committed can be mistaken for the present one. ``leased_until`` is emptied when a lease is
 given up, so a delivery cannot be settled twice either. A lease that ran out, but that nobody took,
 still counts as held.
 
@@ -24,6 +24,7 @@ from ..states import now
 from ..tables import Tables
 from .fragments import (
     MOVED,
+    NO_LEASE,
     alias_short,
     array_bind,
     array_text_bind,
@@ -36,21 +37,11 @@ from .fragments import (
 )
 
 
-def held(
-    tables: Tables,
-    *extra: ColumnElement[Any],
-    skip_locked: bool = False,
-    attempts: bool = False,
-) -> sa.CTE:
+def held(tables: Tables, *extra: ColumnElement[Any], skip_locked: bool = False) -> sa.CTE:
     """The rows that the deliveries still hold, locked in the order of their ids.
 
     With ``skip_locked`` those that another transaction is just changing are left out: a consumer
     renews many leases at once, and must not wait for the one that is being settled.
-
-    With ``attempts`` the column ``more`` says whether another attempt is allowed. It is read here,
-    and not in the WHERE of the UPDATE: there it is the predicate of a partial index, which the
-    planner has then used to find the rows (measured on a table that was emptied and filled again:
-    170 to 200 us a message, and 27 like this).
 
     Binds: ids, tokens, and those of ``extra``.
     """
@@ -69,18 +60,18 @@ def held(
     lease: Any = given if skip_locked else sa.select(given).order_by(given.c.id).subquery("lease")
     # A look-up for each, whatever the statistics say: as a join it has compared every row with
     # every lease (measured with 1000 of them and a generic plan: 148 ms, and 4 ms like this).
-    more = [states.has_attempts(message.c).label("more")] if attempts else []
     mine = (
-        sa.select(message.c.id, *more)
+        sa.select(message.c.id)
         .where(
             message.c.id == lease.c.id,
             message.c.fencing_token == lease.c.token,
-            message.c.dequeued_at.is_not(None),
+            message.c.leased_until.is_not(None),
         )
         .with_for_update(of=message, skip_locked=skip_locked)
         .lateral("mine")
     )
-    rows = sa.select(*mine.c, *(lease.c[name] for name in names)).join_from(lease, mine, sa.true())
+    columns = (lease.c[name] for name in names)
+    rows = sa.select(mine.c.id, *columns).join_from(lease, mine, sa.true())
     return materialized(rows, "pq_held")
 
 
@@ -142,25 +133,26 @@ def extend(tables: Tables, *, skip_locked: bool = False) -> Executable:
 
     Binds: ids, tokens, lease, required.
     """
-    return _update(tables, held(tables, skip_locked=skip_locked), vt=now() + interval_bind("lease"))
+    rows = held(tables, skip_locked=skip_locked)
+    return _update(tables, rows, leased_until=now() + interval_bind("lease"))
 
 
 @cache
-def release(tables: Tables, *, skip_locked: bool = False) -> Executable:
-    """Release leases without charging the attempt.
+def release(tables: Tables, *, delayed: bool, skip_locked: bool = False) -> Executable:
+    """Release leases without charging the attempt; without a delay a message keeps its place.
 
     ``read_ct`` only ever grows, so the limit is raised instead.
 
-    Binds: ids, tokens, delay, required.
+    Binds: ids, tokens, required; delay when ``delayed``.
     """
     message = tables.message
+    times = {"vt": now() + interval_bind("delay")} if delayed else {}
     return _update(
         tables,
         held(tables, skip_locked=skip_locked),
-        vt=now() + interval_bind("delay"),
         max_read_ct=clamp_attempts(sa.cast(message.c.max_read_ct, sa.BigInteger) + 1),
-        dequeued_at=None,
-        consumer_worker_id=None,
+        **times,
+        **NO_LEASE,
     )
 
 
@@ -175,16 +167,16 @@ def reschedule_failed(tables: Tables, *, skip_locked: bool = False) -> Executabl
         array_bind("errors", sa.Text),
         array_bind("delays", sa.Interval),
         skip_locked=skip_locked,
-        attempts=True,
     )
+    # Citus refuses a function that is STABLE and reads a column in SET, but not in a sub-select.
+    again = sa.select(now() + rows.c.extra_1).correlate(rows).scalar_subquery()
     return _update(
         tables,
         rows,
-        rows.c.more,
-        vt=now() + rows.c.extra_1,
+        states.has_attempts(tables.message.c),
+        vt=again,
         last_error=rows.c.extra_0,
-        dequeued_at=None,
-        consumer_worker_id=None,
+        **NO_LEASE,
     )
 
 
@@ -214,12 +206,14 @@ def whereabouts(tables: Tables) -> Executable:
         message.c.read_ct.label("read_ct"),
         message.c.consumer_worker_id.label("worker_id"),
         message.c.fencing_token.label("fencing_token"),
-        sa.case((message.c.vt > now(), message.c.vt)).label("until"),
-        message.c.dequeued_at.is_not(None).label("held"),
+        sa.case(
+            (states.leased(message.c), message.c.leased_until), (message.c.vt > now(), message.c.vt)
+        ).label("until"),
+        message.c.leased_until.is_not(None).label("held"),
         sa.false().label("settled"),
     ).where(message.c.id == func.any(ids))
     settled = sa.select(
-        archived.c.original_msg_id,
+        archived.c.id,
         archived.c.outcome,
         archived.c.read_ct,
         archived.c.consumer_worker_id,
@@ -227,5 +221,5 @@ def whereabouts(tables: Tables) -> Executable:
         sa.null(),
         sa.false(),
         sa.true(),
-    ).where(archived.c.original_msg_id == func.any(ids))
+    ).where(archived.c.id == func.any(ids))
     return live.union_all(settled)

@@ -14,7 +14,7 @@ from ...types import WorkerStatus
 from .. import states
 from ..states import now
 from ..tables import Tables
-from .fragments import MOVED, array_bind, elapsed, interval_bind, update_free
+from .fragments import MOVED, NO_LEASE, array_bind, elapsed, interval_bind, update_free
 
 _ID = sa.bindparam("worker_id", type_=sa.BigInteger)
 
@@ -147,7 +147,7 @@ def release_leases(tables: Tables) -> Executable:
     held = _leased_to(message, func.any(array_bind("ids", sa.BigInteger)))
     return (
         update_free(message, "pq_held", held)
-        .values(vt=now(), dequeued_at=None, consumer_worker_id=None)
+        .values(NO_LEASE)
         .returning(message.c.id, *(message.c[name] for name in MOVED))
     )
 
@@ -159,7 +159,7 @@ def release_worker(tables: Tables) -> Executable:
     return (
         sa.update(message)
         .where(_leased_to(message, _ID))
-        .values(vt=now(), dequeued_at=sa.null(), consumer_worker_id=sa.null())
+        .values(dict.fromkeys(NO_LEASE, sa.null()))
     )
 
 
