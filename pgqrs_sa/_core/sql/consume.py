@@ -24,7 +24,7 @@ from .fragments import (
     update_free,
 )
 
-_LOOK = 100
+_LOOK = 20
 """At how many visible messages of each level `check_queues` looks."""
 
 

@@ -138,7 +138,7 @@ def extend(tables: Tables, *, skip_locked: bool = False) -> Executable:
 
 
 @cache
-def release(tables: Tables, *, delayed: bool, skip_locked: bool = False) -> Executable:
+def release(tables: Tables, *, delayed: bool = False, skip_locked: bool = False) -> Executable:
     """Release leases without charging the attempt; without a delay a message keeps its place.
 
     ``read_ct`` only ever grows, so the limit is raised instead.
