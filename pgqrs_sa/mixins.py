@@ -116,7 +116,9 @@ class QueueMixin:
     max_read_ct: Mapped[int] = mapped_column(
         sa.Integer, server_default=sa.text("5"), nullable=False
     )
+    keep: Mapped[str] = mapped_column(sa.Text, server_default=sa.text("'all'"))
     retention_seconds: Mapped[float | None] = mapped_column(sa.Double)
+    failed_retention_seconds: Mapped[float | None] = mapped_column(sa.Double)
     max_payload_bytes: Mapped[int] = mapped_column(
         sa.Integer, server_default=sa.text("1048576"), nullable=False
     )
@@ -130,8 +132,13 @@ class QueueMixin:
             _check(_queue_name_rule, "pgqrs_queues_queue_name_check"),
             _check("lease_seconds > 0", "pgqrs_queues_lease_seconds_check"),
             _check("max_read_ct >= 1", "pgqrs_queues_max_read_ct_check"),
+            _check("keep IN ('all', 'failed', 'nothing')", "pgqrs_queues_keep_check"),
             _check("retention_seconds >= 0", "pgqrs_queues_retention_seconds_check"),
+            _check("failed_retention_seconds >= 0", "pgqrs_queues_failed_retention_seconds_check"),
             _check("max_payload_bytes >= 1", "pgqrs_queues_max_payload_bytes_check"),
+            sa.Index(
+                conv("pgqrs_queues_keep_idx"), "id", postgresql_where=sa.text("keep <> 'all'")
+            ),
             _options(cls, f"{VERSION_COMMENT}{SCHEMA_VERSION}"),
         )
 

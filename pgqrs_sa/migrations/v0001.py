@@ -48,7 +48,9 @@ def _create_queues(op: Operations, schema: str | None) -> None:
         _moment("created_at", now=True),
         sa.Column("lease_seconds", sa.Double, server_default=sa.text("30"), nullable=False),
         sa.Column("max_read_ct", sa.Integer, server_default=sa.text("5"), nullable=False),
+        sa.Column("keep", sa.Text, server_default=sa.text("'all'"), nullable=False),
         sa.Column("retention_seconds", sa.Double),
+        sa.Column("failed_retention_seconds", sa.Double),
         sa.Column(
             "max_payload_bytes", sa.Integer, server_default=sa.text("1048576"), nullable=False
         ),
@@ -62,9 +64,18 @@ def _create_queues(op: Operations, schema: str | None) -> None:
         ),
         _check(op, "pgqrs_queues_lease_seconds_check", "lease_seconds > 0"),
         _check(op, "pgqrs_queues_max_read_ct_check", "max_read_ct >= 1"),
+        _check(op, "pgqrs_queues_keep_check", "keep IN ('all', 'failed', 'nothing')"),
         _check(op, "pgqrs_queues_retention_seconds_check", "retention_seconds >= 0"),
+        _check(op, "pgqrs_queues_failed_retention_seconds_check", "failed_retention_seconds >= 0"),
         _check(op, "pgqrs_queues_max_payload_bytes_check", "max_payload_bytes >= 1"),
         schema=schema,
+    )
+    op.create_index(
+        op.f("pgqrs_queues_keep_idx"),
+        "pgqrs_queues",
+        ["id"],
+        schema=schema,
+        postgresql_where=sa.text("keep <> 'all'"),
     )
 
 

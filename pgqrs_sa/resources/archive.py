@@ -164,25 +164,31 @@ class Archived(Reading):
         """Delete a chunk of what was archived long enough ago; commit, and call again until 0.
 
         Args:
-            older_than: Seconds, or a timedelta. Default: each queue's own retention.
+            older_than: Seconds, or a timedelta. Default: the retentions of each queue.
             queue: Only of this queue.
             limit: The size of the chunk.
 
         Returns:
             How many were deleted.
         """
-        scope = self._scope
-        values: dict[str, Any] = {"limit": validation.validate_limit(limit)}
-        if older_than is not None:
-            values["older_than"] = validation.validate_age(older_than, "older_than")
+        scope, one_queue = self._scope, queue is not None
+        left = validation.validate_limit(limit)
+        values: dict[str, Any] = {}
         if queue is not None:
             values["queue"] = get_queue(scope, queue).name
-        statement = statements.prune(
-            scope.tables, one_queue=queue is not None, by_retention=older_than is None
-        )
-        result: Any = scope.execute(statement, values)
+        steps = [
+            statements.prune_by_retention(scope.tables, failed=failed, one_queue=one_queue)
+            for failed in (False, True)
+        ]
+        if older_than is not None:
+            values["older_than"] = validation.validate_age(older_than, "older_than")
+            steps = [statements.prune(scope.tables, one_queue=one_queue)]
+        for step in steps:
+            if left:
+                result: Any = scope.execute(step, {**values, "limit": left})
+                left -= int(result.rowcount)
         expire_all_deleted(scope.session, scope.context.models.archived)
-        return int(result.rowcount)
+        return limit - left
 
     def _matching(
         self,

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
-from sqlalchemy.sql import Executable
+from sqlalchemy.sql import ColumnElement, Executable
 
 from .. import states
 from ..states import now
@@ -154,21 +154,44 @@ def requeue_candidates(tables: Tables) -> Executable:
 
 
 @cache
-def prune(tables: Tables, *, one_queue: bool, by_retention: bool) -> Executable:
+def prune(tables: Tables, *, one_queue: bool) -> Executable:
     """Delete messages that were archived long enough ago, a chunk at a time, the oldest first.
 
-    Binds: limit; older_than (a timedelta) unless ``by_retention``; queue when ``one_queue``.
+    Binds: limit, older_than (a timedelta); queue when ``one_queue``.
+    """
+    return _prune(tables, interval_bind("older_than"), one_queue=one_queue)
+
+
+@cache
+def prune_by_retention(tables: Tables, *, failed: bool, one_queue: bool) -> Executable:
+    """As `prune`, by the retentions of the queues.
+
+    Those that failed are found through their own index, as a queue may keep them for much longer
+    than the others: in the order of settling all of them would be read again each time.
+
+    Binds: limit; queue when ``one_queue``.
     """
     queue, _, archived, _ = tables
-    # A retention beyond a thousand years would leave the range of timestamps.
-    kept_for = func.least(queue.c.retention_seconds, 365_000 * 86_400.0, type_=sa.Double)
-    # NULL keeps the rows: the comparison is then NULL as well.
-    lasts = seconds(kept_for) if by_retention else interval_bind("older_than")
-    limit = sa.bindparam("limit", type_=sa.Integer)
+    retention = queue.c.failed_retention_seconds if failed else queue.c.retention_seconds
+    archived_outcome = sa.literal_column("'archived'", sa.Text)
+    which = [archived.c.outcome != archived_outcome]
+    if not failed:
+        which = [sa.or_(queue.c.failed_retention_seconds.is_(None), sa.not_(*which))]
+    # A retention beyond a thousand years would leave the range of timestamps. NULL keeps the
+    # rows: the comparison is then NULL as well.
+    lasts = seconds(func.least(retention, 365_000 * 86_400.0, type_=sa.Double))
+    return _prune(tables, lasts, *which, one_queue=one_queue)
+
+
+def _prune(
+    tables: Tables, lasts: ColumnElement[Any], *which: ColumnElement[bool], one_queue: bool
+) -> Executable:
+    queue, _, archived, _ = tables
+    limit = sa.bindparam("limit", type_=sa.BigInteger)
     # Lateral, so that nothing is read of a queue but what goes.
     oldest = (
         sa.select(archived.c.id)
-        .where(archived.c.queue_id == queue.c.id, archived.c.archived_at < now() - lasts)
+        .where(archived.c.queue_id == queue.c.id, archived.c.archived_at < now() - lasts, *which)
         .order_by(archived.c.archived_at, archived.c.id)
         .limit(limit)
         .with_for_update(skip_locked=True)

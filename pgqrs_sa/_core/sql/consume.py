@@ -39,7 +39,7 @@ def settle_and_lease(tables: Tables) -> Executable:
     Binds: those of `lease.dequeue` and of `settle.archive_plainly`.
     """
     leased = lease.dequeue(tables, by_worker=True, tracked=False).cte("pq_leased")  # type: ignore[attr-defined]
-    settled = settle.archive_done(tables).cte("pq_settled")  # type: ignore[attr-defined]
+    settled = settle.archive_done(tables).subquery("s")
     # In a row of its own: beside each message, 50 of them would be sent 50 times.
     ids = sa.select(sa.func.array_agg(settled.c.id).label("x")).scalar_subquery()
     told = sa.select(ids.label("settled")).subquery("told")

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql import ColumnElement, Executable
+from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.expression import HasCTE
 from sqlalchemy.sql.functions import next_value
 from sqlalchemy.sql.visitors import InternalTraversal
@@ -289,10 +289,11 @@ def move_to_archive(
     outcome: ColumnElement[str],
     reason: ColumnElement[Any],
     last_error: ColumnElement[Any] | None = None,
-) -> Executable:
-    """Delete the messages of ``rows`` and insert them into the archive, in one statement.
+) -> sa.Select[Any]:
+    """Delete the messages of ``rows``, and insert those that their queues keep into the archive.
 
-    ``last_error`` is kept of those for which it is not NULL; of the others, what they have.
+    One statement, which returns the ids of all that were deleted. ``last_error`` is kept of those
+    for which it is not NULL; of the others, what they have.
     """
     archived = tables.archived
     message = alias_short(tables.message)
@@ -315,8 +316,27 @@ def move_to_archive(
     # of the statement that archives and leases: see `alias_short`.
     everything: ColumnElement[Any] = sa.literal_column("pq_gone.*")
     source = sa.select(everything, outcome).select_from(gone)
+    source = source.where(gone.c.queue_id != func.all(_keeping_less(tables.queue, outcome)))
     names = ("id", *columns, "last_error", "reason", "outcome")
-    return insert(archived).from_select(names, source).returning(archived.c.id.label("id"))
+    kept = insert(archived).from_select(names, source).cte("pq_kept")
+    return sa.select(gone.c.id).add_cte(kept)
+
+
+def _keeping_less(queues: sa.Table, outcome: ColumnElement[str]) -> ColumnElement[Any]:
+    """The ids of the queues that do not keep messages with this outcome.
+
+    Most queues keep all. A partial index has the others, and is read once a statement.
+    """
+    queue: Any = queues.alias("q")
+    less = queue.c.keep != sa.literal_column("'all'")
+    nothing = queue.c.keep == sa.literal_column("'nothing'")
+    known = outcome.value if isinstance(outcome, sa.BindParameter) else None
+    if known is None:
+        less &= sa.or_(nothing, outcome == sa.literal_column("'archived'"))
+    elif known != "archived":
+        less &= nothing
+    ids = sa.select(queue.c.id).where(less).scalar_subquery()
+    return func.array(ids, type_=sa.ARRAY(sa.BigInteger))
 
 
 def seconds(value: sa.ColumnExpressionArgument[Any]) -> ColumnElement[Any]:

@@ -99,7 +99,7 @@ def archive(tables: Tables, *, with_reason: bool = True, skip_locked: bool = Fal
 
 
 @cache
-def archive_done(tables: Tables) -> Executable:
+def archive_done(tables: Tables) -> sa.Select[Any]:
     """Archive the messages that are held and not locked.
 
     Binds: ids, tokens.
