@@ -45,7 +45,7 @@ STORED = """
     SELECT jsonb_build_object(
         'messages', (SELECT coalesce(jsonb_agg(jsonb_build_array(id, payload) ORDER BY id), '[]')
                      FROM pgqrs_messages),
-        'leases',   (SELECT jsonb_agg(jsonb_build_array(id, read_ct, vt) ORDER BY id)
+        'leases',   (SELECT jsonb_agg(jsonb_build_array(id, read_ct, vt, leased_until) ORDER BY id)
                      FROM pgqrs_messages WHERE read_ct > 0),
         'archive',  (SELECT jsonb_agg(to_jsonb(a) ORDER BY id) FROM pgqrs_archive a),
         'queues',   (SELECT jsonb_agg(to_jsonb(q) ORDER BY id) FROM pgqrs_queues q),

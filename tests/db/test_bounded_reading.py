@@ -32,8 +32,9 @@ def settle(session: Session, count: int, outcome: str, queue_id: int = 1) -> Non
     """Put ``count`` messages into the archive at once."""
     session.execute(
         sa.text(
-            "INSERT INTO pgqrs_archive (queue_id, payload, original_msg_id, outcome)"
-            " SELECT :queue_id, '1', g, :outcome FROM generate_series(1, :count) g"
+            "INSERT INTO pgqrs_archive (id, queue_id, payload, outcome)"
+            " SELECT nextval('pgqrs_messages_id_seq'), :queue_id, '1', :outcome"
+            " FROM generate_series(1, :count)"
         ),
         {"count": count, "outcome": outcome, "queue_id": queue_id},
     )

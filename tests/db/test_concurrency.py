@@ -206,7 +206,7 @@ def assert_drained(engine: sa.Engine, n: int) -> None:
     with Session(engine) as session:
         taken = Counter(session.execute(sa.select(Taken.message_id, Taken.read_ct)).all())
         effects = Counter(session.scalars(sa.select(Effect.message_id)))
-        settled = Counter(session.scalars(sa.select(ArchivedMessage.original_msg_id)))
+        settled = Counter(session.scalars(sa.select(ArchivedMessage.id)))
         metrics = QueueService(session).messages.metrics("mail")
     expected = {(id_ + 1, 1) for id_ in range(n)} | {(i + 1, 2) for i in range(n) if i % 3}
     assert set(taken) == expected
@@ -409,7 +409,7 @@ def test_chunks_of_several_at_once_add_up(engine, service, session, name):
     held = leased(engine, 100, max_read_ct=1)
     if name == "prune":
         service.archive_many(held)
-    session.execute(sa.update(Message).values(vt=sa.func.statement_timestamp()))
+    session.execute(sa.update(Message).values(leased_until=sa.func.statement_timestamp()))
     session.commit()
 
     def work(session: Session) -> int:
@@ -973,7 +973,7 @@ def test_moving_a_message_waits_for_a_lease_in_flight(engine, service, session, 
             else:
                 with pytest.raises(MessageLeased) as refused:
                     moved.result(10)
-                assert refused.value.until == held.vt
+                assert refused.value.until == held.leased_until
 
 
 def test_cancelling_many_leaves_out_a_lease_in_flight(engine, service, session):

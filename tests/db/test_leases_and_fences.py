@@ -1,7 +1,8 @@
 """Leases run out by themselves, and only the holder of a lease can settle it.
 
-Time is moved in the database (``vt`` and ``heartbeat_at`` by UPDATE), never waited for. The numbers
-F1 to F54 are the failure modes of the design, A.3 the defects of pgqrs that are not to be copied.
+Time is moved in the database by UPDATE (``leased_until``, ``vt``, ``heartbeat_at``), never waited
+for. The numbers F1 to F54 are the failure modes of the design, A.3 the defects of pgqrs that are
+not to be copied.
 """
 
 from __future__ import annotations
@@ -86,7 +87,14 @@ def run_out(session: Session, *deliveries: Delivery) -> None:
     """Let leases end a second ago."""
     ids = [delivery.id for delivery in deliveries]
     ended = sa.func.statement_timestamp() - timedelta(seconds=1)
-    session.execute(sa.update(Message).where(Message.id.in_(ids)).values(vt=ended))
+    session.execute(sa.update(Message).where(Message.id.in_(ids)).values(leased_until=ended))
+    session.commit()
+
+
+def come_due(session: Session, delivery: Delivery) -> None:
+    """Let the delay of a message have ended a second ago."""
+    due = sa.func.statement_timestamp() - timedelta(seconds=1)
+    session.execute(sa.update(Message).where(Message.id == delivery.id).values(vt=due))
     session.commit()
 
 
@@ -102,6 +110,7 @@ def lost_to(other: QueueService, session: Session, delivery: Delivery, **options
     run_out(session, delivery)
     (theirs,) = other.dequeue("mail", where=Message.id == delivery.id, **options)
     assert theirs.read_ct == delivery.read_ct + 1
+    assert theirs.vt == delivery.vt
     return theirs
 
 
@@ -163,15 +172,16 @@ def test_a_lease_ends_by_itself_with_nobody_sweeping(service, session, other):
     assert other.dequeue("mail") == []
     run_out(session, mine)
     (theirs,) = other.dequeue("mail")
-    assert (theirs.id, theirs.read_ct) == (mine.id, 2)
+    assert (theirs.id, theirs.read_ct, theirs.vt) == (mine.id, 2, mine.vt)
     assert other.dequeue("mail") == []
 
 
-def test_a_lease_ends_at_its_vt_and_not_before(service, session, other):
+def test_a_lease_ends_when_it_was_to_end_and_not_before(service, session, other):
     """F1: on the database's clock."""
     mine = lease(service)
     soon = sa.func.statement_timestamp() + timedelta(seconds=1)
-    ends = session.execute(sa.update(Message).values(vt=soon).returning(Message.vt)).scalar_one()
+    shortened = sa.update(Message).values(leased_until=soon).returning(Message.leased_until)
+    ends = session.execute(shortened).scalar_one()
     session.commit()
     empty = []
 
@@ -185,7 +195,7 @@ def test_a_lease_ends_at_its_vt_and_not_before(service, session, other):
 
     (theirs,) = until(taken, "it is free again")
     assert theirs.id == mine.id
-    assert theirs.vt - timedelta(seconds=60) >= ends  # it was taken when that was over
+    assert theirs.leased_until - timedelta(seconds=60) >= ends  # it was taken when that was over
     assert all(begun < ends for begun in empty)  # and by the first that began after it
 
 
@@ -198,7 +208,7 @@ def test_a_lease_lasts_as_long_as_it_was_asked_for(service, session):
     (span,) = service.dequeue("mail", lease=timedelta(days=2))
     took = (now(session) - begun).total_seconds()
     for delivery, expected in ((default, 40), (seconds, 0.5), (span, 172_800)):
-        assert 0 <= (delivery.vt - begun).total_seconds() - expected <= took
+        assert 0 <= (delivery.leased_until - begun).total_seconds() - expected <= took
 
 
 def test_a_lease_that_is_not_committed_never_was(service, session, other):
@@ -217,12 +227,14 @@ def test_extending_counts_from_now(service, session):
     far = service.extend(delivery, 1000)
     begun = now(session)
     near = service.extend(far, 10)
-    assert begun + ten <= near.vt <= now(session) + ten
+    assert begun + ten <= near.leased_until <= now(session) + ten
     run_out(session, delivery)
     begun = now(session)
     again = service.extend(near, 10)
-    assert begun + ten <= again.vt <= now(session) + ten
-    assert service.messages.get(delivery.id).vt == again.vt
+    assert begun + ten <= again.leased_until <= now(session) + ten
+    info = service.messages.get(delivery.id)
+    assert info.leased_until == again.leased_until
+    assert info.vt == again.vt == near.vt == far.vt == delivery.vt
 
 
 @each_way
@@ -382,7 +394,7 @@ def test_a_failure_noted_after_a_rollback_is_not_that_of_the_next_holder(service
         with pytest.raises(LeaseLost) as lost:
             service.fail(never, error)
     assert lost.value.whereabouts[never.id].state == "leased"
-    assert lost.value.whereabouts[never.id].until == theirs.vt
+    assert lost.value.whereabouts[never.id].until == theirs.leased_until
     session.rollback()
     other.archive(theirs)
     assert service.archived.find("mail")[0].last_error is None
@@ -608,7 +620,7 @@ async def test_the_fence_holds_on_every_driver(async_service, async_session, eng
         with pytest.raises(LeaseLost) as lost:
             await settle()
         assert lost.value.ids == (b.id,)
-        assert lost.value.whereabouts[b.id].until == theirs.vt
+        assert lost.value.whereabouts[b.id].until == theirs.leased_until
     assert (await async_service.messages.metrics("mail")).leased == 3
     assert await async_service.try_fail_many([b, a], "no") == [False, True]
     assert await async_service.try_archive_many([b, c]) == [False, True]
@@ -625,9 +637,10 @@ def test_a_lost_lease_says_who_holds_it_and_until_when(service, session, other):
         service.archive(mine)
     where = lost.value.whereabouts[mine.id]
     assert (where.state, where.read_ct, where.worker_id) == ("leased", 2, worker.id)
-    assert where.until == theirs.vt
+    assert where.until == theirs.leased_until
     assert lost.value.id == mine.id
-    for part in (f"message {mine.id} is leased", f"worker {worker.id}", theirs.vt.isoformat()):
+    until = theirs.leased_until.isoformat()
+    for part in (f"message {mine.id} is leased", f"worker {worker.id}", until):
         assert part in str(lost.value)
 
 
@@ -694,7 +707,7 @@ def test_a_failure_is_tried_again_after_a_backoff(service, session):
         expected = DEFAULT_BACKOFF.base * DEFAULT_BACKOFF.factor ** (attempt - 1)
         assert 0.9 * expected <= wait <= 1.1 * expected + 2
         assert service.dequeue("mail") == []
-        run_out(session, delivery)
+        come_due(session, delivery)
         (delivery,) = service.dequeue("mail")
         assert delivery.last_error == f"ValueError: no {attempt}"
 
@@ -718,7 +731,7 @@ def test_the_last_failure_makes_a_dead_letter(service, session):
     assert service.fail(delivery, "never") == Failure(delivery.id, dead=True, vt=None)
     session.commit()
     (dead,) = service.archived.find("mail")
-    assert (dead.original_msg_id, dead.outcome, dead.read_ct) == (delivery.id, "dead", 3)
+    assert (dead.id, dead.outcome, dead.read_ct) == (delivery.id, "dead", 3)
     assert (dead.payload, dead.headers, dead.key) == (0, {"h": 1}, "k")
     assert (dead.last_error, dead.reason) == ("never", "attempt 3 of 3 failed")
     assert service.messages.metrics("mail").live == 0
@@ -843,7 +856,7 @@ def test_a_message_whose_last_lease_ran_out_is_given_to_nobody_and_buried(servic
     assert service.dequeue("mail", 5) == []  # finds nothing, and so sees to what nobody will
     assert service.messages.metrics("mail").exhausted == 0
     (dead,) = service.archived.find("mail")
-    assert (dead.original_msg_id, dead.outcome) == (delivery.id, "dead")
+    assert (dead.id, dead.outcome) == (delivery.id, "dead")
     assert "no attempts left" in dead.reason
     assert_all_lost(service, delivery)
 
@@ -858,7 +871,7 @@ def test_burying_takes_only_what_is_exhausted(service, session):
     assert service.archived.bury("mail", limit=1) == 1
     assert service.archived.bury("mail") == 1
     assert service.archived.bury("mail") == 0
-    assert {message.original_msg_id for message in service.archived.find()} == {
+    assert {message.id for message in service.archived.find()} == {
         delivery.id for delivery in spent[:2]
     }
 
@@ -870,9 +883,7 @@ def test_burying_leaves_to_others_what_they_are_settling(service, session, other
     service.archive(a)
     assert other.archived.bury("mail") == 1
     session.commit()
-    outcomes = {
-        message.original_msg_id: message.outcome for message in service.archived.find("mail")
-    }
+    outcomes = {message.id: message.outcome for message in service.archived.find("mail")}
     assert outcomes == {a.id: "archived", b.id: "dead"}
 
 
@@ -927,7 +938,9 @@ def test_a_worker_that_was_never_registered_leases_nothing(service, session):
     assert service.dequeue("mail")
 
 
-def test_a_worker_whose_row_was_deleted_loses_what_it_held_at_its_vt(service, session, other):
+def test_a_worker_whose_row_was_deleted_loses_what_it_held_when_the_lease_ends(
+    service, session, other
+):
     """F13."""
     worker = service.workers.register("w")
     mine = lease(service, worker=worker)
@@ -1032,7 +1045,7 @@ def test_a_reclaim_during_a_settlement_leaves_that_alone(service, session, other
     service.archive(settled)
     assert other.workers.reclaim(silent_for=60) == 1
     session.commit()
-    assert [message.original_msg_id for message in service.archived.find()] == [settled.id]
+    assert [message.id for message in service.archived.find()] == [settled.id]
     assert_all_lost(service, held)
 
 

@@ -192,7 +192,7 @@ def test_a_batch_of_which_a_row_vanishes_is_no_receipt_too_few(service, session,
 def test_a_dequeue_that_finds_nothing_frees_the_key_of_what_is_exhausted(service, session):
     service.enqueue("mail", 1, key="daily", max_read_ct=1)
     service.dequeue("mail", lease=timedelta(seconds=60))
-    session.execute(sa.update(Message).values(vt=sa.func.now() - timedelta(minutes=1)))
+    session.execute(sa.update(Message).values(leased_until=sa.func.now() - timedelta(minutes=1)))
     assert service.enqueue("mail", 2, key="daily").duplicate
     assert service.dequeue("mail") == []
     assert not service.enqueue("mail", 2, key="daily").duplicate

@@ -25,17 +25,20 @@ STEP = {"since": timedelta(seconds=2), "step": timedelta(seconds=2), "step_secon
 
 QUEUES = "INSERT INTO pgqrs_queues (queue_name) SELECT 'q' || g FROM generate_series(1, :queues) g"
 LIVE = """
-    INSERT INTO pgqrs_messages (queue_id, payload, vt, read_ct, max_read_ct, dequeued_at)
+    INSERT INTO pgqrs_messages
+        (queue_id, payload, vt, read_ct, max_read_ct, dequeued_at, leased_until)
     SELECT 1 + g % :queues, '{"n": 1}',
-        statement_timestamp() + CASE WHEN g % 97 < 10 THEN 1 ELSE -1 END * interval '1 hour',
+        statement_timestamp()
+            + CASE WHEN g % 97 BETWEEN 5 AND 9 THEN 1 ELSE -1 END * interval '1 hour',
         CASE WHEN g % 97 < 7 THEN 1 WHEN g % 97 < 12 THEN 5 ELSE 0 END,
         CASE WHEN g % 97 < 12 THEN 5 END,
-        CASE WHEN g % 97 < 5 THEN statement_timestamp() END
+        CASE WHEN g % 97 < 5 THEN statement_timestamp() END,
+        CASE WHEN g % 97 < 5 THEN statement_timestamp() + interval '1 hour' END
     FROM generate_series(1, :rows) g"""
 SETTLED = """
     INSERT INTO pgqrs_archive
-        (queue_id, payload, vt, read_ct, max_read_ct, original_msg_id, archived_at, outcome)
-    SELECT 1 + g % :queues, '{"n": 1}', statement_timestamp(), 1, 5, g + :rows,
+        (id, queue_id, payload, vt, read_ct, max_read_ct, archived_at, outcome)
+    SELECT g + :rows, 1 + g % :queues, '{"n": 1}', statement_timestamp(), 1, 5,
         statement_timestamp() - (:rows - g) * interval '1 s',
         CASE WHEN g % 89 = 0 THEN 'dead' WHEN g % 89 = 1 THEN 'cancelled' ELSE 'archived' END
     FROM generate_series(1, :rows) g"""

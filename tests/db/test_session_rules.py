@@ -219,7 +219,9 @@ def _settling(queue: Any) -> Generator[Any, Any, None]:
     assert (yield queue.try_delete_many(rest)) == [False, False, True]
 
     a, b = yield from _leased(queue, 2)
-    assert (yield queue.extend(a, 600)).vt > a.vt
+    longer = yield queue.extend(a, 600)
+    assert longer.leased_until > a.leased_until
+    assert longer.vt == a.vt
     assert [item.id for item in (yield queue.extend_many([b, a], 600))] == [b.id, a.id]
     assert (yield queue.try_extend(a, 600)) is True
     assert (yield queue.try_extend_many([a, b], 600)) == [True, True]
@@ -360,7 +362,7 @@ def test_times_are_those_of_the_statement_in_a_transaction_that_is_old(run):
         queue.enqueue("mail", 1)
         (delivery,) = queue.dequeue("mail", lease=20)
         assert delivery.enqueued_at >= old
-        assert delivery.vt >= old + timedelta(seconds=20)
+        assert delivery.leased_until >= old + timedelta(seconds=20)
         queue.archive(delivery)
         assert queue.archived.find("mail")[0].archived_at >= old
 
@@ -558,7 +560,7 @@ def test_values_are_readable_after_commit_and_close(run, expire_on_commit):
     receipt, info, delivery = run(body, expire_on_commit=expire_on_commit)
     assert receipt.id == info.id == delivery.id
     assert (delivery.payload, delivery.headers, delivery.key) == ({"a": [1]}, {"h": "x"}, "k")
-    assert delivery.vt > delivery.enqueued_at
+    assert delivery.leased_until > delivery.vt == delivery.enqueued_at
     assert info.state == "ready"
 
 
@@ -627,11 +629,8 @@ def test_a_loaded_message_follows_its_lease(run):
         session.refresh(message)
         (delivery,) = queue.dequeue("mail")
         assert loaded(message) == stored(session, message)
-        assert (message.read_ct, message.vt, message.consumer_worker_id) == (
-            1,
-            delivery.vt,
-            worker.id,
-        )
+        assert (message.read_ct, message.consumer_worker_id) == (1, worker.id)
+        assert (message.vt, message.leased_until) == (delivery.vt, delivery.leased_until)
 
     run(body)
 
@@ -774,6 +773,7 @@ def test_a_message_that_was_expired_is_loaded_whole_after_its_lease(run):
         (delivery,) = QueueService(session).dequeue("mail")
         assert loaded(message) == stored(session, message)
         assert (message.payload, message.read_ct, message.vt) == ({"a": 1}, 1, delivery.vt)
+        assert message.leased_until == delivery.leased_until
 
     run(body)
 
@@ -850,10 +850,12 @@ async def test_a_message_loaded_by_an_async_session_follows_without_a_refresh(
     await async_session.refresh(message)
     (delivery,) = await async_service.dequeue("mail")
     assert (message.read_ct, message.vt, message.max_read_ct) == (1, delivery.vt, 5)
+    assert message.leased_until == delivery.leased_until
     delivery = await async_service.extend(delivery, 600)
-    assert (message.vt, message.state) == (delivery.vt, "leased")
+    assert (message.leased_until, message.state) == (delivery.leased_until, "leased")
     await async_service.release(delivery)
-    assert (message.dequeued_at, message.max_read_ct) == (None, 6)
+    assert (message.dequeued_at, message.leased_until, message.max_read_ct) == (None, None, 6)
+    assert message.vt == delivery.vt
     (delivery,) = await async_service.dequeue("mail")
     await async_service.fail(delivery, "no", delay=0)
     assert (message.last_error, message.read_ct) == ("no", 2)

@@ -85,7 +85,7 @@ def test_an_undecodable_message_that_is_locked_meanwhile_stays_leased(engine, se
         assert QueueService(own).dequeue("mail") == []
         assert holder.in_transaction()
     assert service.archived.find("mail") == []
-    session.execute(sa.update(Message).values(vt=sa.func.now() - timedelta(seconds=1)))
+    session.execute(sa.update(Message).values(leased_until=sa.func.now() - timedelta(seconds=1)))
     session.commit()
     assert service.dequeue("mail") == []
     assert [message.outcome for message in service.archived.find("mail")] == ["dead"]

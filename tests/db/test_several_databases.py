@@ -247,7 +247,7 @@ def test_a_message_loaded_from_a_shard_follows_its_lease(first, second):
         receipt = queue.enqueue("mail", 1)
         loaded = session.scalars(sa.select(Message)).one()
         (delivery,) = queue.dequeue("mail")
-        assert (loaded.read_ct, loaded.vt) == (1, delivery.vt)
+        assert (loaded.read_ct, loaded.leased_until) == (1, delivery.leased_until)
         queue.archive(delivery)
         assert session.scalars(sa.select(Message)).all() == []
         assert session.get(Message, receipt.id) is None

@@ -20,7 +20,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import (
-    ArchivedMessage,
     DuplicateMessage,
     InvalidArgument,
     Item,
@@ -65,9 +64,9 @@ COMMON = (
     " statement_timestamp() AS now"
 )
 EVERYTHING = sa.text(
-    f"SELECT x.id, {COMMON}, NULL AS outcome FROM pgqrs_messages x"  # noqa: S608
+    f"SELECT x.id, {COMMON}, leased_until AS until, NULL AS outcome FROM pgqrs_messages x"  # noqa: S608
     " JOIN pgqrs_queues q ON q.id = x.queue_id UNION ALL"
-    f" SELECT original_msg_id, {COMMON}, outcome FROM pgqrs_archive x"
+    f" SELECT x.id, {COMMON}, NULL, outcome FROM pgqrs_archive x"
     " JOIN pgqrs_queues q ON q.id = x.queue_id"
 )
 
@@ -85,7 +84,13 @@ OPTIONAL = (
     *("manage", "manage_workers", "requeue", "rollback", "savepoint", "dequeue_in_vain"),
 )
 COMMON_SITUATIONS = (
-    *("a lease", "a lease of a later attempt", "a settle by a former holder", "a wait"),
+    *(
+        "a lease",
+        "a lease of a later attempt",
+        "a lease after one that ran out",
+        "a settle by a former holder",
+        "a wait",
+    ),
     *("a settle of an expired lease", "a key that was live", "a key that was live, added"),
     *("a requeue", "a savepoint taken back", "a dequeue by a worker that may not"),
     *("a settle of a lease that was rolled back", "the same, while another holds that attempt"),
@@ -199,7 +204,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert not receipt.duplicate
         assert self.model.get(s, "live", receipt.id) is None
         self.model.put(s, "live", receipt.id, row)
-        self.model.learn(s, receipt.id, receipt.vt)
+        self.model.learn(s, receipt.id, vt=receipt.vt)
 
     @step(4, queue=queues, wait=seldom, priority=priorities, key=keys, limit=limits)
     def enqueue(self, s, queue, wait, priority, key, limit) -> None:
@@ -296,6 +301,9 @@ class QueueMachine(RuleBasedStateMachine):
             assert taken == ready[:limit]
         for delivery in deliveries:
             assert not model.running(s, delivery.id), f"message {delivery.id} has two holders"
+            self.seen["a lease after one that ran out"] += (
+                model.get(s, "live", delivery.id).length < 0
+            )
             grant = model.lease(s, delivery.id, worker)
             row = model.get(s, "live", delivery.id)
             told = (
@@ -306,7 +314,8 @@ class QueueMachine(RuleBasedStateMachine):
                 delivery.last_error,
             )
             assert told == (row.n, row.read_ct, row.max_read_ct, row.worker, row.error)
-            model.learn(s, delivery.id, delivery.vt)
+            assert delivery.vt == row.vt, "a lease moved the message"
+            model.learn(s, delivery.id, until=delivery.leased_until)
             model.open[s].leases.append(Lease(delivery, grant))
             self.seen["a lease" if delivery.read_ct == 1 else "a lease of a later attempt"] += 1
         if not deliveries and model.bury(s, queue):
@@ -406,8 +415,8 @@ class QueueMachine(RuleBasedStateMachine):
             receipt = service.messages.reschedule(id_, delay=wait)
             row = self.model.get(s, "live", id_)
             limit = row.max_read_ct if row.has_attempts else row.read_ct + 1
-            self.model.free(s, id_, wait, max_read_ct=limit)
-            self.model.learn(s, id_, receipt.vt)
+            self.model.move(s, id_, wait, max_read_ct=limit)
+            self.model.learn(s, id_, vt=receipt.vt)
 
     def any_id(self, s: int, pick: int) -> int | None:
         """A message that there is, or was: an id that is settled is worth a try."""
@@ -481,9 +490,8 @@ class QueueMachine(RuleBasedStateMachine):
             return
         ids = [*dict.fromkeys(self.one_of(archived, pick) for pick in chosen)]
         rows = [archived[id_].row for id_ in ids]
-        where = [self.archive_id(s, id_) for id_ in ids]
         call = lambda service: service.archived.requeue_many(  # noqa: E731
-            where, delay=wait, attempts=attempts
+            ids, delay=wait, attempts=attempts
         )
         if any(model.with_key(s, row.queue, row.key) is not None for row in rows):
             with pytest.raises(DuplicateMessage):
@@ -493,8 +501,8 @@ class QueueMachine(RuleBasedStateMachine):
         used = [(row.queue, row.key) for row in rows if row.key is not None]
         waits = model.waits(s, "archive", ids)
         if len(set(used)) < len(used):
-            # Only the first with the key is locked, and it is the first by the archive's id.
-            first = min(zip(where, ids, strict=True))[1]
+            # Only the first with the key is locked, and it is the first by its id.
+            first = min(ids)
             with self.unless(s, model.taken(s, "archive", first)) as service:
                 with pytest.raises(InvalidArgument, match="share a key"):
                     call(service)
@@ -508,7 +516,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.seen["a requeue"] += 1
             for id_, receipt in zip(ids, receipts, strict=True):
                 model.requeue(s, id_, wait, attempts)
-                model.learn(s, id_, receipt.vt)
+                model.learn(s, id_, vt=receipt.vt)
 
     def prune(self, s, queue, age) -> None:
         model = self.model
@@ -525,14 +533,9 @@ class QueueMachine(RuleBasedStateMachine):
     def delete_archived(self, s, pick) -> None:
         if (id_ := self.one_of(self.model.all(s, "archive"), pick)) is None:
             return
-        where = self.archive_id(s, id_)
         with self.unless(s, self.model.taken(s, "archive", id_)) as service:
-            assert service.archived.delete([where]) == 1
+            assert service.archived.delete([id_]) == 1
             self.model.remove(s, "archive", id_)
-
-    def archive_id(self, s: int, id_: int) -> int:
-        found = sa.select(ArchivedMessage.id).where(ArchivedMessage.original_msg_id == id_)
-        return self.sessions[s].execute(found).scalar_one()
 
     # --- workers ---------------------------------------------------------------------------------
 
@@ -581,7 +584,7 @@ class QueueMachine(RuleBasedStateMachine):
         for id_ in dead:
             model.put(s, "worker", id_, Process("stopped", silent=True))
         for id_ in back:
-            model.free(s, id_, 0)
+            model.free(s, id_)
 
     def release_leases(self, s, pick) -> None:
         id_ = self.one_of(self.model.all(s, "worker"), pick)
@@ -589,7 +592,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.services[s].workers.release_leases(id_) == len(back)
         self.seen["leases released"] += bool(back)
         for message in back:
-            self.model.free(s, message, 0)
+            self.model.free(s, message)
 
     def held_by(self, s: int, workers: list[int], *, skip_locked: bool = False) -> list[int]:
         fits = lambda row: row.state == "leased" and row.worker in workers  # noqa: E731
@@ -599,7 +602,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @step(5, pick=picks)
     def time_comes(self, _s, pick) -> None:
-        """A lease runs out, or a delay ends, by moving vt back."""
+        """A lease runs out, or a delay ends."""
         waiting = {
             id_: row
             for s in (None, 0, 1)
@@ -612,10 +615,11 @@ class QueueMachine(RuleBasedStateMachine):
         if (row := self.model.get(holder, "live", id_)) is None or row.visible:
             return
         self.model.expire(id_)
+        column = "leased_until" if row.state == "leased" else "vt"
         ended = sa.func.statement_timestamp() - timedelta(seconds=1)
         table: Any = Message.__table__
         connection = self.clock if holder is None else self.sessions[holder].connection()
-        connection.execute(sa.update(table).where(table.c.id == id_).values(vt=ended))
+        connection.execute(sa.update(table).where(table.c.id == id_).values({column: ended}))
 
     @step()
     def commit(self, s) -> None:
@@ -694,19 +698,27 @@ class QueueMachine(RuleBasedStateMachine):
             model = expected[row.id]
             assert facts(row) == facts(model), f"message {row.id}"
             assert row.held == (model.grant is not None), f"message {row.id}"
-            if model.vt is None:
-                ahead = row.vt - row.now
-                wait = timedelta(seconds=model.wait)
-                assert wait - TOLERANCE < ahead <= wait, f"message {row.id}"
-                self.model.learn(s, row.id, row.vt)
-            else:
-                assert row.vt == model.vt, f"message {row.id}"
+            assert row.held == (row.until is not None), f"message {row.id}"
+            self.compare_times(s, row, model)
         expected = self.model.all(s, "archive")
         assert {row.id for row in settled} == expected.keys()
         for row in settled:
             model = expected[row.id]
             told = (facts(row), row.outcome)
             assert told == (facts(model.row), model.outcome), f"archived message {row.id}"
+
+    def compare_times(self, s: int | None, row: Any, model: Row) -> None:
+        """A time stands as the database gave it; one that was just given is where it should be."""
+        times = {"vt": (row.vt, model.vt, model.wait)}
+        if row.held:
+            times["until"] = (row.until, model.until, model.length)
+        for name, (found, known, ahead) in times.items():
+            if known is not None:
+                assert found == known, f"{name} of message {row.id}"
+                continue
+            wanted = timedelta(seconds=ahead)
+            assert wanted - TOLERANCE < found - row.now <= wanted, f"{name} of message {row.id}"
+            self.model.learn(s, row.id, **{name: found})
 
     def nothing_is_lost_or_doubled(self, live: Any, settled: Any) -> None:
         """Each committed message is live, or archived, or was removed on purpose."""
@@ -723,7 +735,7 @@ class QueueMachine(RuleBasedStateMachine):
         tokens = {(lease.delivery.id, lease.delivery.fencing_token) for lease in self.model.leases}
         assert len(tokens) == given.total(), "two leases have the same token"
         for row in live:
-            if row.held and row.vt > row.now:
+            if row.held and row.until > row.now:
                 assert (row.id, row.token) in tokens, f"nobody was given message {row.id}"
 
     def tokens_only_grow(self, rows: Any) -> None:

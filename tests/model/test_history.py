@@ -204,7 +204,7 @@ def read(engine: sa.Engine) -> tuple[list[Event], Tables]:
             )
             for row in connection.execute(sa.select(random_worker.HISTORY))
         ]
-        columns = (Message.id, ArchivedMessage.original_msg_id, random_worker.EFFECTS.c.id)
+        columns = (Message.id, ArchivedMessage.id, random_worker.EFFECTS.c.id)
         return events, Tables(*(connection.scalars(sa.select(column)).all() for column in columns))
 
 

@@ -60,9 +60,10 @@ SKIPPING: dict[str, tuple[Callable[..., Any], Callable[[int], dict[str, Any]]]] 
         lambda: settle.extend(TABLES, skip_locked=True),
         lambda _: {"lease": timedelta(minutes=1)},
     ),
-    "release": (
-        lambda: settle.release(TABLES, skip_locked=True),
-        lambda _: {"delay": timedelta(0)},
+    "release": (lambda: settle.release(TABLES, skip_locked=True), lambda _: {}),
+    "release with a delay": (
+        lambda: settle.release(TABLES, delayed=True, skip_locked=True),
+        lambda _: {"delay": timedelta(minutes=1)},
     ),
     "fail": (
         lambda: settle.reschedule_failed(TABLES, skip_locked=True),
@@ -91,7 +92,7 @@ def test_whereabouts_are_read_of_the_messages_asked_for_and_no_others(service, s
     service.enqueue_many("mail", range(6))
     service.archive_many(service.dequeue("mail", 3))
     live = [message.id for message in service.messages.find("mail")]
-    settled = [message.original_msg_id for message in service.archived.find("mail")]
+    settled = [message.id for message in service.archived.find("mail")]
     asked = [live[0], settled[0], 10**9]
     rows = session.execute(settle.whereabouts(TABLES), {"ids": asked}).all()
     assert [row.id for row in rows] == [live[0], settled[0]]
@@ -103,7 +104,7 @@ LOCKED_OUT: dict[str, tuple[Callable[[], Any], dict[str, Any], str, int, set[int
     # What builds the statement, its values, a row that is locked, and the rows that it then takes.
     "bury": (
         lambda: archive.dead_letter_exhausted(TABLES),
-        {"queue": "mail", "limit": 9},
+        {"queue": "mail", "limit": 9, "look": None},
         "messages",
         every_row.SPENT,
         set(),
@@ -211,7 +212,7 @@ def test_a_batch_of_which_one_is_requeued_this_very_moment_is_not_requeued_at_al
     both = values | {"ids": [every_row.OLD, every_row.DEAD], "required": 2}
     with Session(staged) as first:
         item = values | {"ids": [every_row.OLD], "required": 1}
-        assert rows_of(requeue, **item)(first) == [101]
+        assert rows_of(requeue, **item)(first) == [every_row.OLD]
         with Waiting(staged, rows_of(requeue, **both)) as second:
             first.commit()
             assert second.result(20) == []

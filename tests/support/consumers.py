@@ -252,19 +252,19 @@ class Kit:
         self.sql(
             "UPDATE pgqrs_messages SET read_ct = read_ct + 1, consumer_worker_id = NULL,"
             " fencing_token = nextval('pgqrs_messages_fencing_token_seq'),"
-            " dequeued_at = now(), vt = now() + interval '1 hour' WHERE id = :id",
+            " dequeued_at = now(), leased_until = now() + interval '1 hour' WHERE id = :id",
             id=id,
         )
 
     def live(self) -> dict[int, Any]:
         """The messages by id."""
-        rows = self.sql(f"SELECT id, {_PLAIN} FROM pgqrs_messages ORDER BY id")  # noqa: S608
+        rows = self.sql(f"SELECT id, leased_until, {_PLAIN} FROM pgqrs_messages ORDER BY id")  # noqa: S608
         return {row.id: row for row in rows}
 
     def archive(self) -> dict[int, Any]:
-        """What is in the archive, by the messages' ids."""
-        rows = self.sql(f"SELECT original_msg_id, outcome, reason, {_PLAIN} FROM pgqrs_archive")  # noqa: S608
-        return {row.original_msg_id: row for row in rows}
+        """What is in the archive, by id."""
+        rows = self.sql(f"SELECT id, outcome, reason, {_PLAIN} FROM pgqrs_archive")  # noqa: S608
+        return {row.id: row for row in rows}
 
     def outcomes(self) -> dict[int, str]:
         return {id_: delivery.outcome for id_, delivery in self.archive().items()}
@@ -276,7 +276,7 @@ class Kit:
 
     def held(self) -> list[int]:
         """The messages that somebody has leased."""
-        return [message.id for message in self.live().values() if message.dequeued_at is not None]
+        return [message.id for message in self.live().values() if message.leased_until is not None]
 
     def workers(self) -> list[Any]:
         return list(self.sql("SELECT * FROM pgqrs_workers ORDER BY id"))

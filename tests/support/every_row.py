@@ -25,9 +25,10 @@ one that stopped long ago and holds one, and one that is silent and holds nothin
 
 READY, LEASED, SILENTS, LATER, SPENT, LAPSED, ELSEWHERE, SUSPENDEDS = range(1, 9)
 SPENT_ELSEWHERE, NOBODYS, IN_PAUSED, LAST, LIMITED, HOLDINGS, HALF, URGENT = range(9, 17)
-"""Messages; ``HALF`` has a worker but is not held, ``LIMITED`` has attempts left and a limit."""
+"""Messages; ``HALF`` has a worker but is not held, ``LIMITED`` has attempts left and a limit. What
+is leased became visible before all others: a lease leaves a message at its place."""
 
-OLD, DEAD, OLD_ELSEWHERE, LIVE_KEY, TWIN, KEPT = range(1, 7)
+OLD, DEAD, OLD_ELSEWHERE, LIVE_KEY, TWIN, KEPT = range(101, 107)
 """Archived messages; the key of ``LIVE_KEY`` is live, ``TWIN`` has the key of ``OLD``."""
 
 SCENE = """
@@ -46,33 +47,39 @@ INSERT INTO pgqrs_workers (id, name, hostname, queues, status, heartbeat_at, shu
     (6, 'holding', 'h', '{}', 'stopped', now() - interval '9 days', now() - interval '9 days',
      NULL, NULL),
     (7, 'quiet', 'h', '{mail}', 'ready', now() - interval '2 days', NULL, NULL, 0);
-INSERT INTO pgqrs_messages (id, queue_id, payload, vt, read_ct, max_read_ct, dequeued_at,
-                            consumer_worker_id, dedup_key, priority, fencing_token) VALUES
-    (1, 1, '{"n": 1}', now() - interval '9 days', 0, NULL, NULL, NULL, 'live', 0, 501),
-    (2, 1, '2', now() + interval '1 day', 1, 5, now(), 1, NULL, 0, 502),
-    (3, 1, '3', now() + interval '1 day', 1, 5, now(), 2, NULL, 0, 503),
-    (4, 1, '{"n": 4}', now() + interval '1 day', 0, NULL, NULL, NULL, NULL, 0, 504),
-    (5, 1, '5', now() - interval '8 days', 1, 1, now() - interval '1 hour', 2, NULL, 0, 505),
-    (6, 1, '6', now() - interval '7 days', 1, 5, now() - interval '1 hour', 1, NULL, 0, 506),
-    (7, 2, '{"n": 1}', now() - interval '6 days', 0, NULL, NULL, NULL, 'live', 0, 507),
-    (8, 2, '8', now() + interval '1 day', 1, 5, now(), 5, NULL, 0, 508),
-    (9, 2, '9', now() - interval '5 days', 1, 1, now() - interval '1 hour', NULL, NULL, 0, 509),
-    (10, 1, '10', now() + interval '1 day', 1, 5, now(), NULL, NULL, 0, 510),
-    (11, 3, '11', now() - interval '4 days', 0, NULL, NULL, NULL, NULL, 0, 511),
-    (12, 1, '12', now() + interval '1 day', 1, 1, now(), 1, NULL, 0, 512),
-    (13, 1, '13', now() - interval '3 days', 0, 3, NULL, NULL, NULL, 0, 513),
-    (14, 1, '14', now() + interval '1 day', 1, 5, now(), 6, NULL, 0, 514),
-    (15, 1, '15', now() + interval '1 day', 1, 5, NULL, 1, NULL, 0, 515),
-    (16, 1, '16', now() - interval '2 days', 0, NULL, NULL, NULL, 'free', -1, 516);
-INSERT INTO pgqrs_archive (id, queue_id, payload, original_msg_id, archived_at, outcome, read_ct,
+INSERT INTO pgqrs_messages (id, queue_id, payload, vt, read_ct, max_read_ct, consumer_worker_id,
+                            dedup_key, priority, fencing_token) VALUES
+    (1, 1, '{"n": 1}', now() - interval '9 days', 0, NULL, NULL, 'live', 0, 501),
+    (2, 1, '2', now() - interval '20 days', 1, 5, 1, NULL, 0, 502),
+    (3, 1, '3', now() - interval '19 days', 1, 5, 2, NULL, 0, 503),
+    (4, 1, '{"n": 4}', now() + interval '1 day', 0, NULL, NULL, NULL, 0, 504),
+    (5, 1, '5', now() - interval '14 days', 1, 1, 2, NULL, 0, 505),
+    (6, 1, '6', now() - interval '7 days', 1, 5, 1, NULL, 0, 506),
+    (7, 2, '{"n": 1}', now() - interval '6 days', 0, NULL, NULL, 'live', 0, 507),
+    (8, 2, '8', now() - interval '18 days', 1, 5, 5, NULL, 0, 508),
+    (9, 2, '9', now() - interval '5 days', 1, 1, NULL, NULL, 0, 509),
+    (10, 1, '10', now() - interval '17 days', 1, 5, NULL, NULL, 0, 510),
+    (11, 3, '11', now() - interval '4 days', 0, NULL, NULL, NULL, 0, 511),
+    (12, 1, '12', now() - interval '16 days', 1, 1, 1, NULL, 0, 512),
+    (13, 1, '13', now() - interval '3 days', 0, 3, NULL, NULL, 0, 513),
+    (14, 1, '14', now() - interval '15 days', 1, 5, 6, NULL, 0, 514),
+    (15, 1, '15', now() + interval '1 day', 1, 5, 1, NULL, 0, 515),
+    (16, 1, '16', now() - interval '2 days', 0, NULL, NULL, 'free', -1, 516);
+UPDATE pgqrs_messages SET dequeued_at = now(), leased_until = now() + interval '1 day'
+    WHERE id IN (2, 3, 8, 10, 12, 14);
+UPDATE pgqrs_messages SET dequeued_at = now() - interval '9 days',
+    leased_until = now() - interval '8 days' WHERE id = 5;
+UPDATE pgqrs_messages SET dequeued_at = vt, leased_until = vt + interval '1 day'
+    WHERE id IN (6, 9);
+INSERT INTO pgqrs_archive (id, queue_id, payload, archived_at, outcome, read_ct,
                            max_read_ct, dedup_key, consumer_worker_id, dequeued_at,
                            fencing_token) VALUES
-    (1, 1, '101', 101, now() - interval '2 hours', 'archived', 1, 5, 'k', 1, now(), 601),
-    (2, 1, '102', 102, now(), 'dead', 5, 5, NULL, 1, now(), 602),
-    (3, 2, '103', 103, now() - interval '2 hours', 'archived', 1, 5, 'k', 1, now(), 603),
-    (4, 1, '104', 104, now(), 'archived', 1, 5, 'live', 1, now(), 604),
-    (5, 1, '105', 105, now(), 'archived', 1, 5, 'k', 1, now(), 605),
-    (6, 3, '106', 106, now() - interval '2 hours', 'archived', 1, 5, NULL, 1, now(), 606)
+    (101, 1, '101', now() - interval '2 hours', 'archived', 1, 5, 'k', 1, now(), 601),
+    (102, 1, '102', now(), 'dead', 5, 5, NULL, 1, now(), 602),
+    (103, 2, '103', now() - interval '2 hours', 'archived', 1, 5, 'k', 1, now(), 603),
+    (104, 1, '104', now(), 'archived', 1, 5, 'live', 1, now(), 604),
+    (105, 1, '105', now(), 'archived', 1, 5, 'k', 1, now(), 605),
+    (106, 3, '106', now() - interval '2 hours', 'archived', 1, 5, NULL, 1, now(), 606)
 """
 
 
@@ -102,8 +109,8 @@ def set_up(connection: sa.Connection) -> None:
     connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
     for statement in SCENE.split(";\n"):
         connection.exec_driver_sql(statement)
-    for table in metadata.sorted_tables:
-        connection.exec_driver_sql(f"ALTER TABLE {table.name} ALTER id RESTART WITH 1000")
+    for name in ("pgqrs_queues", "pgqrs_workers", "pgqrs_messages"):
+        connection.exec_driver_sql(f"ALTER TABLE {name} ALTER id RESTART WITH 1000")
     connection.exec_driver_sql("ALTER TABLE pgqrs_messages ALTER fencing_token RESTART WITH 1000")
 
 

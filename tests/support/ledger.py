@@ -127,10 +127,10 @@ def audit(engine: sa.Engine, queue: str = "mail", *, sent: Collection[int] = ())
     """
     with Session(engine.execution_options(isolation_level="REPEATABLE READ")) as session:
         queue_id = session.scalars(sa.select(Queue.id).where(Queue.queue_name == queue)).one()
-        live = _rows(session, Message.id, Message.read_ct, Message.dequeued_at, of=queue_id)
+        live = _rows(session, Message.id, Message.read_ct, Message.leased_until, of=queue_id)
         kept = _rows(
             session,
-            ArchivedMessage.original_msg_id,
+            ArchivedMessage.id,
             ArchivedMessage.read_ct,
             ArchivedMessage.outcome,
             of=queue_id,

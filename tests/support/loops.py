@@ -168,7 +168,7 @@ def _settle(
 def settled_by(engine: sa.Engine, delivery: Delivery) -> bool:
     """Whether this very attempt archived the message: what to ask after a lost reply."""
     ours = sa.exists().where(
-        ArchivedMessage.original_msg_id == delivery.id,
+        ArchivedMessage.id == delivery.id,
         ArchivedMessage.read_ct == delivery.read_ct,
         ArchivedMessage.outcome == "archived",
     )

@@ -18,12 +18,18 @@ ATTEMPTS = 3  # of both queues
 LATER = 3600.0
 OUTCOMES = ("archived", "dead", "cancelled", "discarded")
 
+NO_LEASE: dict[str, Any] = {"grant": None, "worker": None, "length": 0, "until": None}
+
 Key = tuple[str, Any]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A live message; ``wait`` is how far its vt lay ahead when it was set, 0 for at once."""
+    """A live message.
+
+    ``wait`` is how far its vt lay ahead when it was set, 0 for at once, and ``length`` how far the
+    end of its lease did. Both are -1 once that time has come.
+    """
 
     queue: str
     n: int  # its payload, which no other message has
@@ -33,13 +39,15 @@ class Row:
     read_ct: int = 0
     max_read_ct: int | None = None
     grant: int | None = None  # which lease holds it, running or run out
+    length: float = 0
     worker: int | None = None
     error: str | None = None
     vt: datetime | None = None  # as the database chose it; None until it is read
+    until: datetime | None = None  # the end of its lease, likewise
 
     @property
     def visible(self) -> bool:
-        return self.wait <= 0
+        return self.state in {"ready", "exhausted"}
 
     @property
     def has_attempts(self) -> bool:
@@ -47,9 +55,11 @@ class Row:
 
     @property
     def state(self) -> str:
-        if self.visible:
-            return "ready" if self.has_attempts else "exhausted"
-        return "scheduled" if self.grant is None else "leased"
+        if self.grant is not None and self.length > 0:
+            return "leased"
+        if self.wait > 0:
+            return "scheduled"
+        return "ready" if self.has_attempts else "exhausted"
 
     @property
     def unheld(self) -> bool:
@@ -195,12 +205,17 @@ class ModelState:
         self.grants += 1
         row = self.get(s, "live", id_)
         limit = ATTEMPTS if row.max_read_ct is None else row.max_read_ct
-        taken = {"grant": self.grants, "worker": worker, "wait": LATER, "vt": None}
+        taken = {"grant": self.grants, "worker": worker, "length": LATER, "until": None}
         self.change(s, id_, read_ct=row.read_ct + 1, max_read_ct=limit, **taken)
         return self.grants
 
-    def free(self, s: int, id_: int, wait: float, **values: Any) -> None:
-        self.change(s, id_, grant=None, worker=None, wait=wait, vt=None, **values)
+    def free(self, s: int, id_: int, **values: Any) -> None:
+        """End its lease; it keeps its place."""
+        self.change(s, id_, **NO_LEASE, **values)
+
+    def move(self, s: int, id_: int, wait: float, **values: Any) -> None:
+        """End its lease, if it has one, and give it another time."""
+        self.free(s, id_, wait=wait, vt=None, **values)
 
     def bury(self, s: int, queue: str) -> list[int]:
         """Make dead letters of what is out of attempts."""
@@ -222,11 +237,13 @@ class ModelState:
             case "delete":
                 self.remove(s, "live", id_)
             case "extend":
-                self.change(s, id_, wait=LATER, vt=None)
+                self.change(s, id_, length=LATER, until=None)
+            case "release" if wait:
+                self.move(s, id_, wait, max_read_ct=row.max_read_ct + 1)
             case "release":
-                self.free(s, id_, wait, max_read_ct=row.max_read_ct + 1)
+                self.free(s, id_, max_read_ct=row.max_read_ct + 1)
             case "fail" if row.has_attempts:
-                self.free(s, id_, wait, error=error)
+                self.move(s, id_, wait, error=error)
             case "fail" | "bury":
                 self.archive(s, id_, "dead", error=error)
 
@@ -234,16 +251,18 @@ class ModelState:
         row = self.get(s, "archive", id_).row
         limit = row.read_ct + (ATTEMPTS if attempts is None else attempts)
         self.put(s, "archive", id_, None)
-        back = {"grant": None, "worker": None, "wait": wait, "vt": None}
+        back = {"wait": wait, "vt": None, **NO_LEASE}
         self.put(s, "live", id_, replace(row, max_read_ct=limit, **back))
 
     def expire(self, id_: int) -> int | None:
-        """Let the time come for which a message waits, and say which session has it locked."""
+        """Let its lease run out, or its delay end, and say which session has it locked."""
         holder = next((s for s in (0, 1) if self.taken(1 - s, "live", id_)), None)
+        leased = self.get(holder, "live", id_).state == "leased"
+        ended = {"length": -1, "until": None} if leased else {"wait": -1, "vt": None}
         if holder is not None:
-            self.change(holder, id_, wait=-1, vt=None)
+            self.change(holder, id_, **ended)
         else:
-            self.committed["live", id_] = replace(self.committed["live", id_], wait=-1, vt=None)
+            self.committed["live", id_] = replace(self.committed["live", id_], **ended)
         return holder
 
     # --- transactions ----------------------------------------------------------------------------
@@ -263,9 +282,9 @@ class ModelState:
         self.open[s].restore()
         self.uncommitted += [lease for lease in before if lease not in self.open[s].leases]
 
-    def learn(self, s: int | None, id_: int, vt: datetime) -> None:
-        """Note the time that the database gave to a message."""
+    def learn(self, s: int | None, id_: int, **times: datetime) -> None:
+        """Note the times that the database gave to a message: ``vt``, ``until``."""
         home = self.committed
         if s is not None and ("live", id_) in self.open[s].changes:
             home = self.open[s].changes
-        home["live", id_] = replace(home["live", id_], vt=vt)
+        home["live", id_] = replace(home["live", id_], **times)

@@ -92,10 +92,10 @@ class Operation:
         past = sa.func.statement_timestamp() - sa.text("interval '1 s'")
         held = (
             self.of(Message),
-            Message.dequeued_at.is_not(None),
+            Message.leased_until.is_not(None),
             Message.consumer_worker_id.is_(None),
         )
-        session.execute(sa.update(Message).where(*held).values(vt=past))
+        session.execute(sa.update(Message).where(*held).values(leased_until=past))
 
     # --- what they are made of ---
 
@@ -113,9 +113,7 @@ class Operation:
 
     def ids(self) -> Any:
         live = sa.select(Message.id).where(self.of(Message))
-        return live.union(
-            sa.select(ArchivedMessage.original_msg_id).where(self.of(ArchivedMessage))
-        )
+        return live.union(sa.select(ArchivedMessage.id).where(self.of(ArchivedMessage)))
 
     def effects(self, session: Session) -> int:
         return self.count(session, Effect, Effect.message_id.in_(self.ids()))
@@ -211,7 +209,7 @@ class Extend(Operation):
 
     def applied(self, session):
         far = sa.func.statement_timestamp() + sa.func.make_interval(0, 0, 0, 0, 0, 0, 1.5 * FAR)
-        return self.count(session, Message, self.of(Message), Message.vt > far) == 1
+        return self.count(session, Message, self.of(Message), Message.leased_until > far) == 1
 
     def doubled(self, session, acknowledged):
         return max(0, len({*acknowledged}) - 1)
@@ -226,7 +224,7 @@ class Archive(_Settle):
 
     async def done_after_all(self, session, held, lost):
         statement = sa.select(ArchivedMessage.read_ct).where(
-            ArchivedMessage.original_msg_id == held.id, ArchivedMessage.read_ct == held.read_ct
+            ArchivedMessage.id == held.id, ArchivedMessage.read_ct == held.read_ct
         )
         return (await got(session.execute(statement))).first() is not None
 
@@ -253,7 +251,7 @@ class Fail(_Settle):
         row = self.message(session)
         failed = row.last_error is not None
         if row.read_ct == 1:
-            assert failed == (row.dequeued_at is None), "half failed"
+            assert failed == (row.leased_until is None), "half failed"
         return self._whole(session, failed)
 
 
@@ -289,7 +287,7 @@ class Reclaim(Operation):
         ids = sa.select(Worker.id).where(*self._silent())
         held = self.count(
             session, Message, self.of(Message), Message.consumer_worker_id.in_(ids),
-            Message.dequeued_at.is_not(None),
+            Message.leased_until.is_not(None),
         )  # fmt: skip
         stopped = self.count(session, Worker, *self._silent(), Worker.status == "stopped")
         assert (held, stopped) in {(3, 0), (0, 1)}, f"{held} held, {stopped} stopped"

@@ -131,7 +131,10 @@ class ConsumerFleet:
 
     def emptied(self, timeout: float = WAIT) -> None:
         """Wait until no message is live."""
-        live = "SELECT id, read_ct, vt - now(), consumer_worker_id FROM pgqrs_messages LIMIT 9"
+        live = (
+            "SELECT id, read_ct, leased_until - now(), consumer_worker_id"
+            " FROM pgqrs_messages LIMIT 9"
+        )
         try:
             until(lambda: not run_sql(self.address, live), "the queue is empty", timeout)
         except AssertionError as error:

@@ -77,7 +77,9 @@ class Actor:
             self.session.rollback()
         else:
             self.session.commit()
-            self.note("lease", start, *((x.id, x.fencing_token, True, x.vt) for x in found))
+            self.note(
+                "lease", start, *((x.id, x.fencing_token, True, x.leased_until) for x in found)
+            )
         self.leases = (self.leases + found)[-8:]
 
     def settle(self) -> None:
@@ -103,10 +105,10 @@ class Actor:
                 done = self.service.try_fail_many(chosen, "no", delay=0)
             case "extend":
                 done = self.service.try_extend_many(chosen, random.choice([0.002, 0.05]))
-                vts = sa.select(Message.id, Message.vt).where(
+                ends = sa.select(Message.id, Message.leased_until).where(
                     Message.id.in_([item.id for item in chosen])
                 )
-                new = dict(self.session.execute(vts).all())
+                new = dict(self.session.execute(ends).all())
                 untils = [new.get(item.id) for item in chosen]
             case _:
                 return
@@ -124,7 +126,7 @@ class Actor:
         table: Any = Message.__table__
         held = (
             sa.select(table.c.id)
-            .where(table.c.dequeued_at.is_not(None), table.c.vt > sa.func.statement_timestamp())
+            .where(table.c.leased_until > sa.func.statement_timestamp())
             .order_by(sa.func.random())
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -132,7 +134,7 @@ class Actor:
         ended = (
             sa.update(table)
             .where(table.c.id.in_(held))
-            .values(vt=sa.func.statement_timestamp())
+            .values(leased_until=sa.func.statement_timestamp())
             .returning(table.c.id, table.c.fencing_token)
         )
         rows = self.session.execute(ended).all()

@@ -23,12 +23,12 @@ class Row:
     """A message as a dequeue returns it."""
 
     priority: int
-    was_visible_at: datetime
+    vt: datetime
     id: int
 
     @property
     def key(self) -> tuple[int, datetime, int]:
-        return self.priority, self.was_visible_at, self.id
+        return self.priority, self.vt, self.id
 
 
 class Queue:
@@ -52,8 +52,12 @@ class Queue:
         return self.ids
 
     def again(self, row: Row) -> None:
-        """A release, a retry or a lease that ran out: visible from now on."""
+        """A retry: visible from now on."""
         self.rows[row.id] = Row(row.priority, self.moment(), row.id)
+
+    def back(self, row: Row) -> None:
+        """A release, or a lease that ran out: it is where it was, before those that came later."""
+        self.rows[row.id] = row
 
     def dequeue(self, limit: int) -> list[Row]:
         """Lease, and commit at once."""
@@ -150,6 +154,25 @@ def test_a_late_message_is_found_after_the_interval_although_others_flow():
         queue.add(0)
         queue.dequeue(1)
     assert late not in queue.rows
+
+
+@each_case("others", [True, False])
+def test_a_lease_that_ran_out_is_found_after_the_interval_or_at_once_if_nothing_else_is(
+    others: bool,
+):
+    queue = Queue()
+    for _ in range(100):
+        queue.add(0)
+    (first,) = queue.dequeue(1)
+    queue.dequeue(50 if others else 99)
+    queue.back(first)
+    if not others:
+        assert queue.dequeue(1) == [first]
+        return
+    newer = [row.id for row in queue.dequeue(2)]
+    assert newer == [52, 53]
+    queue.now = 1.01
+    assert [row.id for row in queue.dequeue(2)] == [first.id, 54]
 
 
 def test_a_more_urgent_level_than_those_remembered_is_seen_at_once():
@@ -339,6 +362,7 @@ steps = st.one_of(
     st.tuples(st.just("dequeue"), st.integers(1, 4), st.just(0.0)),
     st.tuples(st.just("rolled back"), st.integers(1, 4), st.just(0.0)),
     st.tuples(st.just("again"), st.integers(0, 50), st.just(0.0)),
+    st.tuples(st.just("back"), st.integers(0, 50), st.just(0.0)),
     st.tuples(st.just("wait"), st.just(0), st.floats(0.01, 0.7)),
 )
 
@@ -371,6 +395,8 @@ def test_nothing_is_passed_over_for_longer_than_the_interval(plan):
             queue.roll_back(queue.lease(number)[0])
         elif step == "again" and taken:
             queue.again(taken.pop(number % len(taken)))
+        elif step == "back" and taken:
+            queue.back(taken.pop(number % len(taken)))
         queue.now += amount if step == "wait" else 0.0
     # In every case, all can be leased after an idle moment.
     while queue.dequeue(4):

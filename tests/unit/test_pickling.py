@@ -116,7 +116,7 @@ class Own(pgqrs_sa.PgqrsError):
 
 
 VALUES = [
-    pgqrs_sa.Delivery(**CONTENT, fencing_token=9, worker_id=3),
+    pgqrs_sa.Delivery(**CONTENT, leased_until=NOW, fencing_token=9, worker_id=3),
     pgqrs_sa.Item({"a": 1}, delay=timedelta(1), headers={"h": 1}),
     pgqrs_sa.Receipt(1, NOW, duplicate=True),
     pgqrs_sa.Failure(1, True, None),

@@ -22,7 +22,7 @@ SCOPE = Scope(SESSION, CONTEXT)
 
 
 def delivery(id_: int) -> Delivery:
-    return Delivery(id_, "mail", "1", {}, None, 0, NOW, NOW, 1, 5, None, None, id_, None)
+    return Delivery(id_, "mail", "1", {}, None, 0, NOW, NOW, 1, 5, None, None, NOW, id_, None)
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *rows: list[Any]) -> list[Any]:

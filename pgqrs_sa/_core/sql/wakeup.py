@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy.sql import ColumnElement, Executable
 
+from .. import states
 from ..states import now
 from ..tables import Tables
 from .fragments import array_bind, interval_bind
@@ -77,7 +78,7 @@ def visible(queues: sa.Table, messages: sa.Table, workers: sa.Table, *, notify: 
     """
     ids = array_bind("ids", sa.BigInteger)
     there = sa.select(messages.c.queue_id).where(
-        messages.c.id == func.any(ids), messages.c.vt <= now()
+        messages.c.id == func.any(ids), messages.c.vt <= now(), states.unleased(messages.c)
     )
     name = queues.c.queue_name
     statement = sa.select(name).where(queues.c.id.in_(there))
