@@ -287,38 +287,35 @@ def move_to_archive(
     rows: sa.CTE,
     *conditions: sa.ColumnExpressionArgument[bool],
     outcome: ColumnElement[str],
-    reason: ColumnElement[Any],
+    reason: ColumnElement[Any] | None = None,
     last_error: ColumnElement[Any] | None = None,
 ) -> sa.Select[Any]:
     """Delete the messages of ``rows``, and insert those that their queues keep into the archive.
 
     One statement, which returns the ids of all that were deleted. ``last_error`` is kept of those
-    for which it is not NULL; of the others, what they have.
+    for which it is not NULL; of the others, what they have. It and ``reason`` may be columns of
+    ``rows``.
     """
     archived = tables.archived
     message = alias_short(tables.message)
-    error: ColumnElement[Any] = message.c.last_error
-    if last_error is not None:
-        error = func.coalesce(last_error, error)
     columns = [name for name in copied_columns(tables) if name != "last_error"]
-    gone = (
-        sa.delete(message)
-        .where(in_rows(message, rows), *conditions)
-        .returning(
-            message.c.id,
-            *(message.c[name] for name in columns),
-            error.label("last_error"),
-            reason.label("reason"),
-        )
-        .cte("pq_gone")
-    )
+    error: ColumnElement[Any] = message.c.last_error
+    values = {name: message.c[name] for name in ("id", *columns)} | {"last_error": error}
+    if reason is not None:
+        values["reason"] = reason.label("reason")
+    if last_error is not None:
+        values["last_error"] = func.coalesce(last_error, error).label("last_error")
+    # The list alone where nothing else of the rows is wanted: a join costs time for each.
+    found = message.c.id == func.any(ids_of(rows))
+    if last_error is not None:
+        found = in_rows(message, rows)
+    gone = sa.delete(message).where(found, *conditions).returning(*values.values()).cte("pq_gone")
     # All that DELETE returns, in its order. Named one by one, its columns are a tenth of the text
     # of the statement that archives and leases: see `alias_short`.
     everything: ColumnElement[Any] = sa.literal_column("pq_gone.*")
     source = sa.select(everything, outcome).select_from(gone)
     source = source.where(gone.c.queue_id != func.all(_keeping_less(tables.queue, outcome)))
-    names = ("id", *columns, "last_error", "reason", "outcome")
-    kept = insert(archived).from_select(names, source).cte("pq_kept")
+    kept = insert(archived).from_select([*values, "outcome"], source).cte("pq_kept")
     return sa.select(gone.c.id).add_cte(kept)
 
 

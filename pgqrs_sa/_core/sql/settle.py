@@ -93,7 +93,7 @@ def archive(tables: Tables, *, with_reason: bool = True, skip_locked: bool = Fal
         rows,
         _enough(rows),
         outcome=sa.bindparam("outcome", type_=sa.Text),
-        reason=rows.c.extra_0 if with_reason else sa.cast(sa.null(), sa.Text),
+        reason=rows.c.extra_0 if with_reason else None,
         last_error=rows.c.extra_1 if with_reason else None,
     )
 
@@ -108,7 +108,6 @@ def archive_done(tables: Tables) -> sa.Select[Any]:
         tables,
         held(tables, skip_locked=True),
         outcome=sa.literal("archived"),
-        reason=sa.cast(sa.null(), sa.Text),
     )
 
 
