@@ -26,7 +26,7 @@ from sqlalchemy import MetaData
 
 from . import validation
 from .errors import InvalidArgument, safe_repr
-from .types import Seconds
+from .types import Keep, Seconds
 
 __all__ = ["DeclaredQueue", "QueueSource", "declare_queues", "declared_in", "joined"]
 
@@ -45,25 +45,30 @@ class DeclaredQueue:
         name: 1 to 128 of ``A-Z a-z 0-9 . _ : / -``, starting with a letter or a digit.
         lease: Seconds, or a timedelta, that a lease lasts; the table's default is 30 s.
         max_read_ct: Attempts before a message is dead; the table's default is 5.
+        keep: Which settled messages go to the archive; the table's default is ``all``.
         retention: Seconds, or a timedelta, that settled messages are kept; by default for ever.
+        failed_retention: The same for those that are dead, cancelled or discarded; by default for
+            as long as the others.
         max_payload_bytes: The largest payload, as UTF-8 JSON; the table's default is 1 MiB.
 
     Raises:
         InvalidArgument: the name or a setting is not valid.
-        DelayError: ``lease`` or ``retention`` is no such duration.
+        DelayError: ``lease`` or a retention is no such duration.
     """
 
     name: str
     lease: Seconds | None = None
     max_read_ct: int | None = None
+    keep: Keep | None = None
     retention: Seconds | None = None
+    failed_retention: Seconds | None = None
     max_payload_bytes: int | None = None
 
     def __post_init__(self) -> None:
         validation.validate_queue_name(self.name)
         self.settings()
 
-    def settings(self) -> Mapping[str, float | int]:
+    def settings(self) -> Mapping[str, float | str]:
         """Return the declared settings by their columns, durations in seconds."""
         values = {each.name: getattr(self, each.name) for each in fields(self)[1:]}
         return validation.validate_queue_settings(
@@ -73,7 +78,7 @@ class DeclaredQueue:
     @property
     def lease_at_creation(self) -> timedelta:
         """How long a lease lasts once the queue is created."""
-        return timedelta(seconds=self.settings().get("lease_seconds", _DEFAULT_LEASE))
+        return timedelta(seconds=float(self.settings().get("lease_seconds", _DEFAULT_LEASE)))
 
 
 QueueSource: TypeAlias = DeclaredQueue | Iterable[DeclaredQueue] | MetaData

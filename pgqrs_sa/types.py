@@ -47,6 +47,11 @@ ArchiveOutcome = Literal["archived", "dead", "cancelled", "discarded"]
 """The values of the archive's column ``outcome``: those of `Outcome` that settle a message."""
 
 WorkerStatus = Literal["ready", "suspended", "stopped"]
+Keep = Literal["all", "failed", "nothing"]
+"""Which settled messages a queue moves to the archive; the others are deleted.
+
+``failed``: all but those with the outcome ``archived``.
+"""
 
 
 class Outcome(StrEnum):
@@ -290,7 +295,10 @@ class QueueInfo:
         created_at: When it was created.
         lease_seconds: How long a lease lasts unless `dequeue` says otherwise.
         max_read_ct: Attempts before a message is dead, unless the message says otherwise.
+        keep: Which settled messages go to the archive; see `Keep`.
         retention_seconds: How long `archived.prune` keeps settled messages; None for ever.
+        failed_retention_seconds: How long it keeps those that are dead, cancelled or discarded;
+            None for as long as the others.
         max_payload_bytes: The largest payload accepted, as UTF-8 JSON.
         paused_at: Since when nothing is leased from it, or None.
     """
@@ -300,7 +308,9 @@ class QueueInfo:
     created_at: datetime
     lease_seconds: float
     max_read_ct: int
+    keep: Keep
     retention_seconds: float | None
+    failed_retention_seconds: float | None
     max_payload_bytes: int
     paused_at: datetime | None
 
@@ -310,15 +320,15 @@ class QueueDifference:
     """A setting of a declared queue that is another in the database.
 
     Attributes:
-        setting: An attribute of `QueueInfo`: ``lease_seconds``, ``max_read_ct``,
-            ``retention_seconds`` or ``max_payload_bytes``.
+        setting: An attribute of `QueueInfo`: ``lease_seconds``, ``max_read_ct``, ``keep``,
+            ``retention_seconds``, ``failed_retention_seconds`` or ``max_payload_bytes``.
         declared: Its declared value.
         found: Its value in the database.
     """
 
     setting: str
-    declared: float
-    found: float | None
+    declared: float | str
+    found: float | str | None
 
     def __str__(self) -> str:
         return f"{self.setting} is {self.found}, declared {self.declared}"

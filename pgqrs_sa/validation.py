@@ -10,10 +10,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from .codecs import strict_text
 from .errors import DelayError, InvalidArgument, PayloadError, safe_repr
+from .types import Keep
 
 __all__ = [
     "END_OF_TIME",
@@ -27,6 +28,7 @@ __all__ = [
     "row_time",
     "suggestions",
     "validate_age",
+    "validate_choice",
     "validate_criteria",
     "validate_delay_or_at",
     "validate_duration",
@@ -167,7 +169,7 @@ def validate_queue_settings(given: Mapping[str, object]) -> dict[str, Any]:
     """Return settings of a queue by their columns, as these take them.
 
     Args:
-        given: Any of lease, max_read_ct, retention and max_payload_bytes.
+        given: Any of lease, max_read_ct, keep, retention, failed_retention and max_payload_bytes.
     """
     settings: dict[str, Any] = {}
     if "lease" in given:
@@ -175,15 +177,26 @@ def validate_queue_settings(given: Mapping[str, object]) -> dict[str, Any]:
         settings["lease_seconds"] = span.total_seconds()
     if "max_read_ct" in given:
         settings["max_read_ct"] = validate_max_read_ct(given["max_read_ct"])
-    if "retention" in given:
-        retention = given["retention"]
-        kept = None if retention is None else validate_duration(retention, "retention")
-        settings["retention_seconds"] = None if kept is None else kept.total_seconds()
+    if "keep" in given:
+        validate_choice("keep", given["keep"], Keep)
+        settings["keep"] = given["keep"]
+    for name in ("retention", "failed_retention"):
+        if name in given:
+            kept = None if given[name] is None else validate_duration(given[name], name)
+            settings[f"{name}_seconds"] = None if kept is None else kept.total_seconds()
     if "max_payload_bytes" in given:
         settings["max_payload_bytes"] = validate_limit(
             given["max_payload_bytes"], "max_payload_bytes"
         )
     return settings
+
+
+def validate_choice(name: str, value: object, choices: object) -> None:
+    """Raise for a value that is none of those of a ``Literal``."""
+    if value not in get_args(choices):
+        raise InvalidArgument(
+            f"{name} must be one of {', '.join(get_args(choices))}, not {safe_repr(value)}"
+        )
 
 
 def validate_id(value: object, name: str = "id") -> int:

@@ -177,7 +177,11 @@ class Settled:
         if self.older_than is not None:
             found.append(archived_at < clock() - self.older_than)
         if self.by_retention:
-            kept = Queue.retention_seconds * sa.literal(timedelta(seconds=1), sa.Interval)
+            failed = sa.case(
+                (ArchivedMessage.outcome != "archived", Queue.failed_retention_seconds)
+            )
+            seconds = sa.func.coalesce(failed, Queue.retention_seconds)
+            kept = seconds * sa.literal(timedelta(seconds=1), sa.Interval)
             found.append(archived_at < clock() - kept)
         if self.message is not None:
             found.append(ArchivedMessage.id == self.message)

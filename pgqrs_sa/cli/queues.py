@@ -45,7 +45,17 @@ def queue() -> None:
 _settings = together(
     click.option("--lease", type=DURATION, help="How long a lease lasts."),
     attempts_option,
+    click.option(
+        "--keep",
+        type=click.Choice(["all", "failed", "nothing"]),
+        help="Which settled messages are kept.",
+    ),
     click.option("--retention", type=DURATION, help="How long settled messages are kept."),
+    click.option(
+        "--failed-retention",
+        type=DURATION,
+        help="How long those are kept that are dead, cancelled or discarded.",
+    ),
     click.option("--max-payload-bytes", type=click.IntRange(1), help="The largest payload."),
 )
 

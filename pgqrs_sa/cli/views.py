@@ -28,7 +28,9 @@ QUEUE_KEYS = (
     "created_at",
     "lease_seconds",
     "max_read_ct",
+    "keep",
     "retention_seconds",
+    "failed_retention_seconds",
     "max_payload_bytes",
     "paused_at",
 )
@@ -157,6 +159,7 @@ QUEUES = (
     _NAMED,
     Column("lease_seconds", "lease", lambda row: span(row["lease_seconds"]), right=True, rank=2),
     Column("max_read_ct", "attempts", right=True, rank=3),
+    Column("keep", rank=7),
     Column("retention_seconds", "retention", lambda row: _kept(row["retention_seconds"]), rank=4),
     Column("max_payload_bytes", "max payload", right=True, rank=6),
     Column("created_at", "created", rank=5),

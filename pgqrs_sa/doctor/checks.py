@@ -315,7 +315,8 @@ def retention(check: CheckContext) -> Iterator[Finding]:
         keep = queue.update().where(queue.c.id == row.id).values(retention_seconds=_A_YEAR)
         problem = (
             f"the archive has about {archive_table.estimate} rows: this queue has no retention, "
-            "so that its settled messages are never deleted; this keeps them for a year"
+            "so that its settled messages are never deleted; this keeps them for a year "
+            "(keep='failed' of the queue would keep those alone that failed)"
         )
         yield Finding("retention", "warning", row.queue, problem, check.sql(keep))
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -43,7 +44,7 @@ from .._core.sql.queues import LockTable, holds_nothing
 from ..declared import DeclaredQueue
 from ..errors import InvalidArgument, SchemaVersionError
 from ..models import VERSION_COMMENT, tables_in
-from ..types import Seconds
+from ..types import Keep, Seconds
 from . import schemas
 
 if TYPE_CHECKING:
@@ -298,12 +299,16 @@ class CreateQueueOp(_QueueOp):
         *,
         lease: Seconds | None = None,
         max_read_ct: int | None = None,
+        keep: Keep | None = None,
         retention: Seconds | None = None,
+        failed_retention: Seconds | None = None,
         max_payload_bytes: int | None = None,
         schema: str | None = None,
     ) -> None:
         """Create a queue if it is missing; the settings are those of `DeclaredQueue`."""
-        queue = DeclaredQueue(name, lease, max_read_ct, retention, max_payload_bytes)
+        queue = DeclaredQueue(
+            name, lease, max_read_ct, keep, retention, failed_retention, max_payload_bytes
+        )
         operations.invoke(cls(queue, schema))
 
     def reverse(self) -> DropQueueOp:
@@ -388,12 +393,7 @@ def _tables(schema: str | None) -> dict[str, sa.Table]:
 
 @renderers.dispatch_for(CreateQueueOp)
 def _render_create(context: AutogenContext, op: CreateQueueOp) -> str:
-    settings = {
-        "lease": op.queue.lease,
-        "max_read_ct": op.queue.max_read_ct,
-        "retention": op.queue.retention,
-        "max_payload_bytes": op.queue.max_payload_bytes,
-    }
+    settings = {each.name: getattr(op.queue, each.name) for each in fields(op.queue)[1:]}
     return _rendered(context, "pgqrs_queue", op, settings)
 
 

@@ -21,7 +21,7 @@ from .._core.sql import queries
 from .._core.wakeup import announce
 from ..errors import DuplicateMessage, InvalidArgument, MessageNotFound
 from ..types import ArchivedInfo, ArchiveOutcome, Criteria, Receipt, Seconds
-from .messages import Reading, check_choice
+from .messages import Reading
 
 __all__ = ["Archived"]
 
@@ -198,7 +198,8 @@ class Archived(Reading):
         where: Criteria,
         **order: bool,
     ) -> Select[Any]:
-        check_choice("outcome", outcome, ArchiveOutcome)
+        if outcome is not None:
+            validation.validate_choice("outcome", outcome, ArchiveOutcome)
         tables = self._scope.tables
         shape = {"in_queue": queue is not None, "by_payload": payload is not None, **order}
         if where is None:

@@ -32,7 +32,7 @@ from ..types import (
     Seconds,
 )
 
-__all__ = ["Messages", "Reading", "check_choice"]
+__all__ = ["Messages", "Reading"]
 
 
 class Reading(Resource):
@@ -301,7 +301,8 @@ class Messages(Reading):
         where: Criteria,
         **order: bool,
     ) -> Select[Any]:
-        check_choice("state", state, MessageState)
+        if state is not None:
+            validation.validate_choice("state", state, MessageState)
         tables = self._scope.tables
         shape = {"in_queue": queue is not None, "by_payload": payload is not None, **order}
         if where is None:
@@ -343,11 +344,3 @@ def _metrics(row: Row[Any]) -> QueueMetrics:
 
 def _text(reason: str | None) -> str | None:
     return None if reason is None else validation.error_text(reason)
-
-
-def check_choice(name: str, value: object, choices: Any) -> None:
-    """Raise for a value that is none of those of a ``Literal``."""
-    if value is not None and value not in get_args(choices):
-        raise InvalidArgument(
-            f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}"
-        )

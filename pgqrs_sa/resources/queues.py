@@ -14,12 +14,12 @@ from .._core.sessions import expire_all_deleted, expire_deleted
 from .._core.sql import queues as statements
 from ..declared import DeclaredQueue, QueueSource, declared_in
 from ..errors import InvalidArgument, PgqrsError, QueueNotEmpty
-from ..types import QueueDifference, QueueInfo, Seconds, SyncedQueue
+from ..types import Keep, QueueDifference, QueueInfo, Seconds, SyncedQueue
 
 __all__ = ["Queues"]
 
 UNCHANGED: Any = object()
-"""The default of a setting that is left as it is; None is a value of ``retention``."""
+"""The default of a setting that is left as it is; None is a value of retentions."""
 
 _TRIES = 3
 """A queue that is neither created nor found was deleted in between, or is hidden from this role."""
@@ -34,7 +34,9 @@ class Queues(Resource):
         *,
         lease: Seconds = UNCHANGED,
         max_read_ct: int = UNCHANGED,
+        keep: Keep = UNCHANGED,
         retention: Seconds | None = UNCHANGED,
+        failed_retention: Seconds | None = UNCHANGED,
         max_payload_bytes: int = UNCHANGED,
     ) -> QueueInfo:
         """Create a queue, or return the one that has the name already, as it is.
@@ -44,12 +46,24 @@ class Queues(Resource):
             lease: The length of a lease if `dequeue` gives none: seconds, or a timedelta; default:
                 30 s.
             max_read_ct: Attempts before a message is dead; default: 5.
+            keep: Which settled messages go to the archive: ``all``, the default; ``failed``, those
+                that are dead, cancelled or discarded; ``nothing``, not even dead letters. The
+                others are deleted when they are settled.
             retention: How long `Archived.prune` keeps settled messages: seconds, or a timedelta;
                 None, the default, keeps them.
+            failed_retention: The same for those that are dead, cancelled or discarded; None, the
+                default, for as long as the others.
             max_payload_bytes: The largest payload, as UTF-8 JSON; default: 1 MiB.
         """
         validation.validate_queue_name(name)
-        given = _checked(lease, max_read_ct, retention, max_payload_bytes)
+        given = _checked(
+            lease=lease,
+            max_read_ct=max_read_ct,
+            keep=keep,
+            retention=retention,
+            failed_retention=failed_retention,
+            max_payload_bytes=max_payload_bytes,
+        )
         return create(self._scope, name, given)
 
     def sync(
@@ -100,14 +114,23 @@ class Queues(Resource):
         *,
         lease: Seconds = UNCHANGED,
         max_read_ct: int = UNCHANGED,
+        keep: Keep = UNCHANGED,
         retention: Seconds | None = UNCHANGED,
+        failed_retention: Seconds | None = UNCHANGED,
         max_payload_bytes: int = UNCHANGED,
     ) -> QueueInfo:
         """Change the settings that are given; see `create` for what they are.
 
         A new ``max_read_ct`` holds for messages that were never leased yet.
         """
-        given = _checked(lease, max_read_ct, retention, max_payload_bytes)
+        given = _checked(
+            lease=lease,
+            max_read_ct=max_read_ct,
+            keep=keep,
+            retention=retention,
+            failed_retention=failed_retention,
+            max_payload_bytes=max_payload_bytes,
+        )
         if not given:
             raise InvalidArgument("update needs at least one setting to change")
         validation.validate_queue_name(name)
@@ -277,15 +300,7 @@ def _read(tokens: object) -> dict[str, list[int]]:
     }
 
 
-def _checked(
-    lease: object, max_read_ct: object, retention: object, max_payload_bytes: object
-) -> dict[str, Any]:
+def _checked(**settings: object) -> dict[str, Any]:
     """Return the settings that were given, as their columns take them."""
-    settings = {
-        "lease": lease,
-        "max_read_ct": max_read_ct,
-        "retention": retention,
-        "max_payload_bytes": max_payload_bytes,
-    }
     given = {name: value for name, value in settings.items() if value is not UNCHANGED}
     return validation.validate_queue_settings(given)

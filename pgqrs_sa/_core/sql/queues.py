@@ -18,7 +18,14 @@ from ..states import now
 from ..tables import Tables
 from .fragments import array_bind, materialized, queue_id
 
-SETTINGS = ("lease_seconds", "max_read_ct", "retention_seconds", "max_payload_bytes")
+SETTINGS = (
+    "lease_seconds",
+    "max_read_ct",
+    "keep",
+    "retention_seconds",
+    "failed_retention_seconds",
+    "max_payload_bytes",
+)
 """The defaults of a queue that can be given at creation and changed later."""
 
 _HIGHEST_ID = sa.literal_column("9223372036854775807", sa.BigInteger)
