@@ -140,7 +140,7 @@ def decodable(scope: Scope, leased: list[Delivery]) -> tuple[list[Delivery], lis
     )
 
 
-def explain_nothing(scope: Scope, queue: str, worker: int | None) -> None:
+def explain_nothing(scope: Scope, queue: str, worker: int | None, look: int | None = None) -> None:
     """Raise if nothing was leased because the queue or the worker is missing, or may not lease.
 
     Otherwise make dead letters of some exhausted messages, if there are any. The lease that found
@@ -155,7 +155,7 @@ def explain_nothing(scope: Scope, queue: str, worker: int | None) -> None:
             raise WorkerNotFound(worker)
         if row.status != "ready":
             raise WorkerNotReady(worker, row.status)
-    dead_letter_exhausted(scope, queue, _DEAD_LETTER_CHUNK)
+    dead_letter_exhausted(scope, queue, _DEAD_LETTER_CHUNK, look)
 
 
 def dead_letter_exhausted(scope: Scope, queue: str, limit: int, look: int | None = None) -> int:

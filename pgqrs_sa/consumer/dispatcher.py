@@ -32,6 +32,8 @@ __all__ = ["Acceptor", "Dispatcher"]
 log = logging.getLogger("pgqrs_sa.consumer")
 
 _LOCK_RETRY = 0.2  # seconds until a row that was locked is tried again
+_LOOK = 1_000
+"""At how many visible messages of each priority a queue is searched for exhausted ones."""
 _EXPLAIN_INTERVAL = 1.0  # seconds between two rounds of making dead letters in a queue
 _MAX_RETRY_DELAY = 1.0  # seconds until a settlement that failed is tried again
 _MAX_IDLE = 60.0  # seconds
@@ -361,7 +363,13 @@ class Dispatcher:
         self._explained_at[queue] = now
         try:
             self._connection.run_until(
-                self._stop_waiting, "a look", self._state.context, explain_nothing, queue, None
+                self._stop_waiting,
+                "a look",
+                self._state.context,
+                explain_nothing,
+                queue,
+                None,
+                _LOOK,
             )
         except QueueNotFound as gone:
             log.error("%s", gone, extra={"queue": queue, "worker": self._state.context.worker})  # noqa: TRY400

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from .._core.lease import dead_letter_exhausted
@@ -135,7 +135,9 @@ class LeaseRenewer:
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
-_CHUNK = 1_000  # rows of the archive that one round of housekeeping deletes at most
+_CHUNK = 1_000  # rows that one transaction of housekeeping moves or deletes at most
+_LOOK = 10_000  # visible messages of each priority that it searches for exhausted ones
+_JOB_SECONDS = 0.2  # after which the rest waits until the renewals that are due are done
 _WORKERS_KEPT = timedelta(days=7)
 _MIN_SILENCE = 60.0  # seconds without a heartbeat before another worker is considered dead
 _DENIED = "42501"
@@ -189,35 +191,48 @@ class Maintenance:
         if housekeeping is None or now < self._maintenance_at:
             return
         self._maintenance_at = now + housekeeping
-        # Each in its own transaction: the role of a consumer may only be allowed the first two.
         for job in (self._reclaim, self._dead_letter_exhausted, self._prune, self._purge_workers):
-            try:
-                self._connection.transaction(self._state.context, job)
-            except Exception as error:
-                if not (is_transient(error) or sqlstate(error) == _DENIED):
-                    name = type(error).__name__
-                    log.warning("tidying up failed: %s", name, exc_info=without_parameters(error))
-                else:
-                    log.info("tidying up was not possible: %s", type(error).__name__)
+            while self._run(job):
+                if time.monotonic() > now + _JOB_SECONDS:
+                    self._maintenance_at = now  # go on after the renewals that are due
+                    break
 
-    def _reclaim(self, scope: Scope) -> None:
+    def _run(self, job: Callable[[Scope], bool]) -> bool:
+        """Run a job; return whether it has more to do.
+
+        Each has its own transaction: the role of a consumer may only be allowed the first two.
+        """
+        try:
+            return bool(self._connection.transaction(self._state.context, job))
+        except Exception as error:
+            if not (is_transient(error) or sqlstate(error) == _DENIED):
+                name = type(error).__name__
+                log.warning("tidying up failed: %s", name, exc_info=without_parameters(error))
+            else:
+                log.info("tidying up was not possible: %s", type(error).__name__)
+            return False
+
+    def _reclaim(self, scope: Scope) -> bool:
         if store.try_housekeeping_lock(scope):
             silence = max(_MIN_SILENCE, 6 * self._state.config.heartbeat)
             Workers(scope).reclaim(silent_for=silence)
+        return False
 
-    def _dead_letter_exhausted(self, scope: Scope) -> None:
+    def _dead_letter_exhausted(self, scope: Scope) -> bool:
+        more = False
         if store.try_housekeeping_lock(scope):
             for queue in self._state.lease_lengths:
                 with contextlib.suppress(QueueNotFound):  # the dispatcher says so
-                    dead_letter_exhausted(scope, queue, _CHUNK)
+                    more |= dead_letter_exhausted(scope, queue, _CHUNK, _LOOK) == _CHUNK
+        return more
 
-    def _prune(self, scope: Scope) -> None:
-        if store.try_housekeeping_lock(scope):
-            Archived(scope).prune(limit=_CHUNK)
+    def _prune(self, scope: Scope) -> bool:
+        return store.try_housekeeping_lock(scope) and Archived(scope).prune(limit=_CHUNK) == _CHUNK
 
-    def _purge_workers(self, scope: Scope) -> None:
+    def _purge_workers(self, scope: Scope) -> bool:
         if store.try_housekeeping_lock(scope):
             Workers(scope).purge(older_than=_WORKERS_KEPT)
+        return False
 
     def mark_stopped(self) -> None:
         """Set the status of this consumer's worker to stopped."""

@@ -311,12 +311,30 @@ def test_only_who_tidies_up_now_does_the_jobs(scene, monkeypatch, ours):
         job(Scope(None, CONTEXT))
     jobs = [
         ("reclaim", {"silent_for": 60.0}),
-        ("dead_letter_exhausted", "q0", 1_000, {}),
-        ("dead_letter_exhausted", "q1", 1_000, {}),
+        ("dead_letter_exhausted", "q0", 1_000, 10_000, {}),
+        ("dead_letter_exhausted", "q1", 1_000, 10_000, {}),
         ("prune", {"limit": 1_000}),
         ("purge", {"older_than": timedelta(days=7)}),
     ]
     assert done == (jobs if ours else [])
+
+
+def test_a_job_that_has_more_to_do_goes_on_until_its_time_is_over(scene):
+    maintenance = scene.maintenance(housekeeping=50.0)
+    scene.now += 50
+    answers = iter([True, True, True, False])
+
+    def prune() -> bool:
+        scene.now += 0.15
+        return next(answers)
+
+    scene.line.answers["_prune"] = prune
+    maintenance.run_jobs()
+    assert [name for (name,) in scene.line.taken()].count("_prune") == 2
+    maintenance.run_jobs()
+    assert [name for (name,) in scene.line.taken()].count("_prune") == 2
+    maintenance.run_jobs()
+    assert scene.line.taken() == []
 
 
 @pytest.mark.parametrize("code", ["42501", "57P01"])
