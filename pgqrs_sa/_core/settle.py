@@ -71,8 +71,12 @@ def delete(scope: Scope, deliveries: Iterable[Delivery], strict: bool) -> list[b
     held = _checked(deliveries)
     if not held:
         return []
-    values = fence(held, required=_required(held, strict))
-    rows = scope.execute(statements.delete(scope.tables), values).all()
+    if len(held) == 1:
+        statement, values = statements.delete_one(scope.tables), _fence_one(held[0])
+    else:
+        values = fence(held, required=_required(held, strict))
+        statement = statements.delete(scope.tables)
+    rows = scope.execute(statement, values).all()
     gone = {row.id for row in rows}
     expire_deleted(scope.session, scope.context.models.message, gone)
     return _outcome(scope, held, gone, strict)
@@ -212,8 +216,16 @@ def _move(
     how: _How,
     **why: Sequence[str | None],
 ) -> list[bool]:
-    values = fence(held, required=_required(held, how.strict), outcome=outcome, **why)
-    statement = statements.archive(scope.tables, with_reason=bool(why), skip_locked=how.skip_locked)
+    if len(held) == 1 and not how.skip_locked:
+        values = _fence_one(
+            held[0], outcome=outcome, **{name: text for name, (text,) in why.items()}
+        )
+        statement = statements.archive_one(scope.tables, with_reason=bool(why))
+    else:
+        values = fence(held, required=_required(held, how.strict), outcome=outcome, **why)
+        statement = statements.archive(
+            scope.tables, with_reason=bool(why), skip_locked=how.skip_locked
+        )
     rows = scope.execute(statement, values).all()
     gone = {row.id for row in rows}
     expire_deleted(scope.session, scope.context.models.message, gone)
@@ -245,6 +257,10 @@ def fence(held: Sequence[Delivery], **values: Any) -> dict[str, Any]:
         "tokens": [delivery.fencing_token for delivery in held],
         **values,
     }
+
+
+def _fence_one(held: Delivery, **values: Any) -> dict[str, Any]:
+    return {"id": held.id, "token": held.fencing_token, **values}
 
 
 def _moved(scope: Scope, statement: Executable, values: dict[str, Any]) -> dict[int, Any]:

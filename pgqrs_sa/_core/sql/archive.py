@@ -15,12 +15,14 @@ from .. import states
 from ..states import now
 from ..tables import Tables
 from .fragments import (
+    alias_short,
     array_bind,
     clamp_attempts,
     copied_columns,
     first_visible,
     hide_from_planner,
     ids_of,
+    in_list,
     interval_bind,
     materialized,
     move_to_archive,
@@ -61,7 +63,7 @@ def dead_letter_exhausted(tables: Tables) -> Executable:
     )
     return move_to_archive(
         tables,
-        materialized(rows, "pgqrs_rows"),
+        in_list(alias_short(message), materialized(rows, "pgqrs_rows")),
         outcome=sa.literal("dead", sa.Text),
         reason=sa.literal(EXHAUSTED_REASON, sa.Text),
     )

@@ -191,6 +191,7 @@ name it can only guess at the average queue, and reads a table of two queues who
 """
 
 
+@cache
 def alias_short(message: sa.Table) -> Any:
     """The messages under a short name, for the statements of every second.
 
@@ -274,7 +275,12 @@ def in_rows(message: Any, rows: sa.CTE) -> ColumnElement[bool]:
     as many look-ups whatever the statistics of a busy table claim. By the join alone it has read
     the whole index at times (measured with 50 of 20,000 rows, never analysed).
     """
-    return sa.and_(message.c.id == rows.c.id, message.c.id == func.any(ids_of(rows)))
+    return sa.and_(message.c.id == rows.c.id, in_list(message, rows))
+
+
+def in_list(message: Any, rows: sa.CTE) -> ColumnElement[bool]:
+    """As `in_rows`, where nothing else of the rows is wanted: a join costs time for each."""
+    return message.c.id == func.any(ids_of(rows))  # type: ignore[no-any-return]
 
 
 def ids_of(rows: sa.CTE) -> ColumnElement[Any]:
@@ -284,17 +290,22 @@ def ids_of(rows: sa.CTE) -> ColumnElement[Any]:
 
 def move_to_archive(
     tables: Tables,
-    rows: sa.CTE,
-    *conditions: sa.ColumnExpressionArgument[bool],
+    *found: ColumnElement[bool],
     outcome: ColumnElement[str],
     reason: ColumnElement[Any] | None = None,
     last_error: ColumnElement[Any] | None = None,
 ) -> sa.Select[Any]:
-    """Delete the messages of ``rows``, and insert those that their queues keep into the archive.
+    """Delete messages, and insert those that their queues keep into the archive.
 
-    One statement, which returns the ids of all that were deleted. ``last_error`` is kept of those
-    for which it is not NULL; of the others, what they have. It and ``reason`` may be columns of
-    ``rows``.
+    Args:
+        tables: The tables.
+        found: Which: criteria on `alias_short` of the messages.
+        outcome: What the archive says of them.
+        reason: Why; NULL by default.
+        last_error: Kept of those for which it is not NULL; of the others, what they have.
+
+    Returns:
+        One statement, with the ids of all that were deleted.
     """
     archived = tables.archived
     message = alias_short(tables.message)
@@ -305,11 +316,7 @@ def move_to_archive(
         values["reason"] = reason.label("reason")
     if last_error is not None:
         values["last_error"] = func.coalesce(last_error, error).label("last_error")
-    # The list alone where nothing else of the rows is wanted: a join costs time for each.
-    found = message.c.id == func.any(ids_of(rows))
-    if last_error is not None:
-        found = in_rows(message, rows)
-    gone = sa.delete(message).where(found, *conditions).returning(*values.values()).cte("pq_gone")
+    gone = sa.delete(message).where(*found).returning(*values.values()).cte("pq_gone")
     # All that DELETE returns, in its order. Named one by one, its columns are a tenth of the text
     # of the statement that archives and leases: see `alias_short`.
     everything: ColumnElement[Any] = sa.literal_column("pq_gone.*")

@@ -16,7 +16,9 @@ from ..tables import Tables
 from .fragments import (
     MOVED,
     NO_LEASE,
+    alias_short,
     array_bind,
+    in_list,
     interval_bind,
     json_bind,
     materialized,
@@ -33,7 +35,7 @@ def _cancelled(tables: Tables, unheld: Select[Any]) -> Executable:
     """
     return move_to_archive(
         tables,
-        materialized(unheld, "pgqrs_unheld"),
+        in_list(alias_short(tables.message), materialized(unheld, "pgqrs_unheld")),
         outcome=sa.literal("cancelled", sa.Text),
         reason=sa.bindparam("reason", type_=sa.Text),
     )
