@@ -49,7 +49,7 @@ VERSION_COMMENT = "pgqrs_sa:schema="
 _timestamp = sa.DateTime(timezone=True)
 _clock = func.statement_timestamp()
 _identity = sa.Identity(always=False)
-_vt_range = "vt >= '1970-01-01 00:00:00+00' AND vt < '9999-01-01 00:00:00+00'"
+_range = "{0} >= '1970-01-01 00:00:00+00' AND {0} < '9999-01-01 00:00:00+00'"
 _queue_name_rule = f"queue_name ~ '{validation.QUEUE_NAME_PATTERN}'"
 _strict = JsonCodec()
 _T = TypeVar("_T")
@@ -327,7 +327,8 @@ class MessageMixin(_ContentMixin):
     def __table_args__(cls) -> tuple[Any, ...]:  # noqa: N805
         return (
             sa.PrimaryKeyConstraint("id", name=conv("pgqrs_messages_pkey")),
-            _check(_vt_range, "pgqrs_messages_vt_check"),
+            _check(_range.format("vt"), "pgqrs_messages_vt_check"),
+            _check(_range.format("leased_until"), "pgqrs_messages_leased_until_check"),
             _check("read_ct >= 0", "pgqrs_messages_read_ct_check"),
             _check(
                 # A CHECK that evaluates to NULL passes, so NULL is handled explicitly.

@@ -93,6 +93,11 @@ def _create_messages(op: Operations, schema: str | None) -> None:
             "pgqrs_messages_vt_check",
             "vt >= '1970-01-01 00:00:00+00' AND vt < '9999-01-01 00:00:00+00'",
         ),
+        _check(
+            op,
+            "pgqrs_messages_leased_until_check",
+            "leased_until >= '1970-01-01 00:00:00+00' AND leased_until < '9999-01-01 00:00:00+00'",
+        ),
         _check(op, "pgqrs_messages_read_ct_check", "read_ct >= 0"),
         _check(
             op,
