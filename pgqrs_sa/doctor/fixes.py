@@ -129,6 +129,10 @@ class TableRepairs:
         rename = f"ALTER INDEX {self._sibling(name)} RENAME TO {old}"
         return lines(rename, create, f"DROP INDEX CONCURRENTLY {self._sibling(f'{name}_old')}")
 
+    def drop_index(self, name: str) -> str:
+        """Return what drops an index."""
+        return lines(f"DROP INDEX CONCURRENTLY {self._sibling(name)}")
+
     def reindex(self, name: str) -> str:
         """Return what rebuilds an index."""
         return lines(f"REINDEX INDEX CONCURRENTLY {self._sibling(name)}")

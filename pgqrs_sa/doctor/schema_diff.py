@@ -8,6 +8,7 @@ from typing import Any
 from .. import migrations
 from .._core import sessions
 from .._core.sql import catalog
+from .._core.sql.fragments import LEASED
 from ..migrations import schemas
 from ..models import VERSION_COMMENT
 from .catalog import TABLES, Column, Constraint, Index, Table, expected
@@ -21,6 +22,9 @@ _ON_DELETE_FAILS = {"a", "r"}
 _OUR_CONSTRAINTS = frozenset(
     str(constraint.name) for table in TABLES.values() for constraint in table.constraints
 )
+_OUR_INDEXES = _OUR_CONSTRAINTS | {
+    str(index.name) for table in TABLES.values() for index in table.indexes
+}
 
 
 def version(check: CheckContext) -> Iterator[Finding]:
@@ -230,8 +234,27 @@ def invariants(check: CheckContext) -> Iterator[Finding]:
     for row in check.rows(catalog.foreign_keys, oids=oids):
         if finding := _foreign_key(row, names, citus=check.facts.citus):
             yield finding
+    yield from _indexes_on_leases(check)
     for name, table in check.tables.items():
         yield from _required(check, name, table)
+
+
+def _indexes_on_leases(check: CheckContext) -> Iterator[Finding]:
+    """Yield a host's indexes that a lease would have to write: all are written then."""
+    if (table := check.tables.get("pgqrs_messages")) is None:
+        return
+    repairs = check.repairs("pgqrs_messages")
+    for row in check.rows(catalog.indexes_on, oids=[table.oid], columns=list(LEASED)):
+        if row.name in _OUR_INDEXES:
+            continue  # a drift, whose fix builds it again
+        problem = (
+            f"the index depends on {', '.join(row.columns)}, which each lease writes: a lease "
+            "then writes an entry into every index of the table, not only into this one"
+        )
+        fix = repairs.drop_index(row.name)
+        if row.constraint is not None:
+            fix = lines(repairs.alter(f"DROP CONSTRAINT {quoted(row.constraint)}"))
+        yield Finding("promises", "warning", row.name, problem, fix)
 
 
 def _foreign_key(row: Any, names: dict[int, str], *, citus: bool) -> Finding | None:

@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,10 +15,14 @@ from sqlalchemy.orm import Session
 
 from pgqrs_sa import QueueService, embedded, metadata
 from pgqrs_sa._core.scope import Context
+from pgqrs_sa._core.sql import catalog, lease, settle
+from pgqrs_sa._core.sql.fragments import LEASED
+from pgqrs_sa._core.tables import tables_of
 from pgqrs_sa.doctor import CHECKS, Thresholds, checks, diagnose
 from pgqrs_sa.doctor.findings import CheckContext
 from pgqrs_sa.errors import InvalidArgument
 from pgqrs_sa.models import READY_MADE
+from support.cases import each_case
 from support.waiting import until
 
 NOTHING = timedelta(0)
@@ -123,6 +128,92 @@ def test_a_required_column_of_the_host(fixed, sql, service):
     sql("ALTER TABLE pgqrs_messages ADD tenant integer NOT NULL")
     assert "nothing can be inserted" in fixed().problem
     service.enqueue("mail", 1)
+
+
+ADD = "ALTER TABLE pgqrs_messages ADD CONSTRAINT mine"
+INDEXES = {
+    "a key": 'CREATE INDEX "my ""own"" 5%" ON pgqrs_messages (queue_id, consumer_worker_id)',
+    "a key that is unique": "CREATE UNIQUE INDEX mine ON pgqrs_messages (fencing_token)",
+    "a column besides": "CREATE INDEX mine ON pgqrs_messages (enqueued_at) INCLUDE (leased_until)",
+    "an expression": "CREATE INDEX mine ON pgqrs_messages ((read_ct + 1), queue_id)",
+    "a predicate": "CREATE INDEX mine ON pgqrs_messages (queue_id) WHERE max_read_ct > 0",
+    "a unique constraint": f"{ADD} UNIQUE (id, dequeued_at)",
+    "an exclusion constraint": f"{ADD} EXCLUDE (queue_id WITH =) WHERE (dequeued_at > 'infinity')",
+}
+
+
+@pytest.fixture
+def heap_only(service, session):
+    """Return a function that leases three messages, and says whether it wrote no index."""
+    worker = service.workers.register("w").id
+    session.commit()
+
+    def updates() -> Any:
+        columns = "n_tup_upd AS written, n_tup_hot_upd AS heap_only"
+        counted = f"SELECT {columns} FROM pg_stat_xact_user_tables WHERE relname = :name"  # noqa: S608
+        return session.execute(sa.text(counted), {"name": "pgqrs_messages"}).one()
+
+    def leases() -> bool:
+        service.enqueue_many("mail", range(3))
+        before = updates()
+        assert len(service.dequeue("mail", 3, worker=worker)) == 3
+        after = updates()
+        session.rollback()
+        assert after.written - before.written == 3
+        assert after.heap_only - before.heap_only in {0, 3}
+        return after.heap_only > before.heap_only
+
+    return leases
+
+
+def test_no_index_of_ours_names_a_column_that_a_lease_writes(engine):
+    tables = tables_of(READY_MADE)
+
+    def set_by(update: Any) -> set[str]:
+        return {getattr(column, "name", column) for column in update._values}
+
+    written, renewed = set_by(lease.dequeue(tables, by_worker=True)), set_by(settle.extend(tables))
+    assert renewed < written == set(LEASED)
+    oid = "SELECT CAST(to_regclass('pgqrs_messages') AS bigint)"
+    with engine.connect() as connection:
+        oids = [connection.scalar(sa.text(oid))]
+        found = {
+            name: connection.execute(catalog.indexes_on, {"oids": oids, "columns": columns}).all()
+            for name, columns in {"written": list(LEASED), "vt": ["vt"]}.items()
+        }
+    assert found == {"written": [], "vt": [("pgqrs_messages_order_idx", ["vt"], None)]}
+
+
+@each_case("index", list(INDEXES))
+def test_an_index_that_each_lease_would_write(fixed, sql, heap_only, index):
+    assert heap_only()
+    sql(INDEXES[index])
+    assert not heap_only()
+    finding = fixed()
+    assert (finding.check, finding.severity) == ("promises", "warning")
+    assert finding.subject == ('my "own" 5%' if index == "a key" else "mine")
+    assert heap_only()
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "(priority, enqueued_at) INCLUDE (producer_worker_id)",
+        "USING gin (payload jsonb_path_ops)",
+        "((payload ->> 'tenant')) WHERE headers IS NOT NULL",
+        "(last_error) WHERE last_error IS NOT NULL",
+    ],
+)
+def test_an_index_that_no_lease_writes(doctor, sql, heap_only, index):
+    sql(f"CREATE INDEX mine ON pgqrs_messages {index}")
+    assert heap_only()
+    assert doctor() == []
+
+
+def test_an_index_that_summarizes_pages(doctor, sql, heap_only):
+    """From PostgreSQL 16 on such an index allows heap-only updates."""
+    sql("CREATE INDEX mine ON pgqrs_messages USING brin (leased_until)")
+    assert (doctor() == []) == heap_only()
 
 
 # The server.
@@ -425,8 +516,12 @@ def test_a_schema_given_by_a_translation(database):
         QueueService(session).enqueue("mail", 1, max_read_ct=1)
         QueueService(session).dequeue("mail", lease=0.01)
     assert found(engine) == []
+    paste(engine, 'CREATE INDEX mine ON "Jobs".pgqrs_messages (read_ct)')
+    (finding,) = found(engine)
+    assert finding.fix == 'DROP INDEX CONCURRENTLY "Jobs".mine;'
+    paste(engine, finding.fix)
     with engine.begin() as connection:
-        connection.exec_driver_sql('DROP INDEX "Jobs".pgqrs_messages_spent_idx')
+        connection.exec_driver_sql('DROP INDEX "Jobs".pgqrs_messages_order_idx')
     findings = found(engine, exhausted_age=NOTHING)
     assert [finding.check for finding in findings] == ["drift", "exhausted"]
     for finding in findings:

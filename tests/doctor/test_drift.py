@@ -67,6 +67,7 @@ def test_tables_made_without_alembic_are_healthy(database):
 M = "ALTER TABLE pgqrs_messages"
 DRIFTS = {
     "column": (f"{M} DROP COLUMN last_error", "pgqrs_messages.last_error", "is missing"),
+    "lease": (f"{M} DROP COLUMN leased_until", "pgqrs_messages.leased_until", "is missing"),
     "type": (f"{M} ALTER priority TYPE integer", "pgqrs_messages.priority", "type is integer"),
     "null": (f"{M} ALTER queue_id DROP NOT NULL", "pgqrs_messages.queue_id", "may be NULL"),
     "not null": (f"{M} ALTER max_read_ct SET NOT NULL", "messages.max_read_ct", "may not be NULL"),
@@ -147,8 +148,10 @@ DRIFTS = {
         "pgqrs_messages",
         "autovacuum_vacuum_threshold is not set",
     ),
+    "fillfactor": (f"{M} RESET (fillfactor)", "pgqrs_messages", "fillfactor is not set"),
     "unlogged": ("ALTER TABLE pgqrs_archive SET UNLOGGED", "pgqrs_archive", "unlogged"),
     "table": ("DROP TABLE pgqrs_workers", "pgqrs_workers", "the table is missing"),
+    "archive": ("DROP TABLE pgqrs_archive", "pgqrs_archive", "the table is missing"),
     "big table": ("DROP TABLE pgqrs_messages CASCADE", "pgqrs_messages", "the table is missing"),
 }
 
@@ -161,6 +164,15 @@ def test_drift(fixed, sql, kind):
     assert finding.check == "drift"
     assert subject in finding.subject
     assert problem in finding.problem
+
+
+def test_another_fillfactor_is_the_choice_of_the_host(sql, doctor, fixed, rows):
+    sql(f"{M} SET (fillfactor = 90)")
+    assert doctor() == []
+    sql(f"{M} RESET (autovacuum_vacuum_threshold)")
+    assert "fillfactor" not in fixed("drift").fix
+    ((options,),) = rows("SELECT reloptions FROM pg_class WHERE relname = 'pgqrs_messages'")
+    assert "fillfactor=90" in options
 
 
 def test_fixing_is_possible_with_rows(sql, service, session, fixed):
@@ -208,8 +220,9 @@ def test_everything_at_once(sql, doctor):
     assert doctor() == []
 
 
-INEXACT = ["column", "type", "null", "not null", "no default", "identity", "index", "order",
-           "uniqueness", "check", "not valid", "key", "unique", "unlogged", "table"]  # fmt: skip
+INEXACT = ["column", "lease", "type", "null", "not null", "no default", "identity", "index",
+           "order", "uniqueness", "check", "not valid", "key", "unique", "unlogged", "table",
+           "archive"]  # fmt: skip
 
 
 @each_case("kind", ["nothing", *INEXACT])

@@ -45,6 +45,10 @@ UNSEEN = {
         "ALTER TABLE pgqrs_messages RESET (autovacuum_vacuum_scale_factor)",
         "pgqrs_messages",
     ),
+    "the room for a lease": (
+        "ALTER TABLE pgqrs_messages RESET (fillfactor)",
+        "pgqrs_messages",
+    ),
     "a server default": (
         "ALTER TABLE pgqrs_messages ALTER vt SET DEFAULT now()",
         "pgqrs_messages.vt",

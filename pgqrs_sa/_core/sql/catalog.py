@@ -21,6 +21,7 @@ __all__ = [
     "foreign_keys",
     "has_history",
     "indexes",
+    "indexes_on",
     "prepared_transactions",
     "relations",
     "schemas_with",
@@ -94,6 +95,28 @@ indexes = _about(
     " WHERE x.indrelid = ANY (CAST(:oids AS oid[])) ORDER BY i.relname"
 )
 """The indexes of tables. Binds: oids."""
+
+indexes_on = _about(
+    "SELECT i.relname AS name, array_agg(DISTINCT a.attname ORDER BY a.attname) AS columns,"
+    " min(k.conname) AS constraint"
+    " FROM pg_catalog.pg_index AS x JOIN pg_catalog.pg_class AS i ON i.oid = x.indexrelid"
+    " JOIN pg_catalog.pg_am AS m ON m.oid = i.relam"
+    " LEFT JOIN pg_catalog.pg_constraint AS k ON k.conindid = x.indexrelid"
+    " AND k.conrelid = x.indrelid"
+    " JOIN pg_catalog.pg_attribute AS a ON a.attrelid = x.indrelid"
+    " AND (a.attnum = ANY (x.indkey) OR EXISTS (SELECT FROM pg_catalog.pg_depend AS d"
+    " WHERE d.classid = CAST('pg_catalog.pg_class' AS regclass) AND d.objid = x.indexrelid"
+    " AND d.refclassid = d.classid AND d.refobjid = x.indrelid AND d.refobjsubid = a.attnum))"
+    " WHERE x.indrelid = ANY (CAST(:oids AS oid[])) AND a.attname = ANY (:columns)"
+    # From PostgreSQL 16 on an index that only summarizes pages allows heap-only updates.
+    " AND NOT (m.amname = 'brin'"
+    " AND CAST(current_setting('server_version_num') AS integer) >= 160000)"
+    " GROUP BY i.relname ORDER BY i.relname"
+).bindparams(sa.bindparam("columns", type_=sa.ARRAY(sa.Text)))
+"""The indexes of tables that name some columns, be it in an expression or a predicate.
+
+``constraint`` is the constraint that an index belongs to, or NULL. Binds: oids, columns.
+"""
 
 constraints = _about(
     "SELECT CAST(conrelid AS bigint) AS oid, conname AS name, CAST(contype AS text) AS kind,"

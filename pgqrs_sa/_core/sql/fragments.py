@@ -38,16 +38,17 @@ CONTENT = (
 timestamp = sa.DateTime(timezone=True)
 
 
-MOVED = (
-    "vt",
+LEASED = (
     "leased_until",
     "read_ct",
     "max_read_ct",
     "dequeued_at",
     "consumer_worker_id",
-    "last_error",
     "fencing_token",
 )
+"""The columns of a live message that a lease writes: no index may name one. See `lease`."""
+
+MOVED = ("vt", "last_error", *LEASED)
 """The columns of a live message that leasing and settling change."""
 
 NO_LEASE: dict[str, None] = {"leased_until": None, "dequeued_at": None, "consumer_worker_id": None}

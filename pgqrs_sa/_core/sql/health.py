@@ -80,19 +80,9 @@ def silent_workers(tables: Tables) -> Executable:
 
 @cache
 def highest_ids(tables: Tables) -> Executable:
-    """The highest id of each table that has a sequence, by the table's name.
-
-    That of messages is the highest among the archived ones, too.
-    """
-    queue, message, archived, worker = tables
-
-    def highest(table: sa.Table) -> ColumnElement[Any]:
-        return sa.select(func.max(table.c.id)).scalar_subquery()
-
+    """The highest id of each table, by the table's name."""
     return sa.select(
-        highest(queue).label(queue.name),
-        func.greatest(highest(message), highest(archived)).label(message.name),
-        highest(worker).label(worker.name),
+        *(sa.select(func.max(table.c.id)).scalar_subquery().label(table.name) for table in tables)
     )
 
 
