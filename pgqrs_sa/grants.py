@@ -179,11 +179,12 @@ def _unvisited(element: Any) -> Iterator[Any]:
 def _adds(tables: Tables) -> Iterator[Any]:
     """Yield what ``session.add(Message(...))`` executes.
 
-    An INSERT of the mapper names each column that has no default of the server, and fetches the
-    others.
+    An INSERT of the mapper names each column that has no default of the server, but for
+    ``leased_until``, which a producer may not set; it fetches the others.
     """
     queue, message, _, worker = tables
     plain = {c.name: None for c in message.c if c.server_default is None or c.name in _GIVEN}
+    del plain["leased_until"]
     fetched = [column for column in message.c if column.server_default is not None]
     yield sa.insert(message).values(plain).returning(*fetched)
     yield from (enqueue.accepts(queue, message), enqueue.live_keys_by_queue_id(message))

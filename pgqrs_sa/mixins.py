@@ -318,8 +318,9 @@ class MessageMixin(_ContentMixin):
     __tablename__ = "pgqrs_messages"
 
     id: Mapped[int] = mapped_column(sa.BigInteger, _identity, sort_order=-1)
-    # The end of the latest lease; NULL once a lease was given up.
-    leased_until: Mapped[datetime | None] = mapped_column(_timestamp, sort_order=1)
+    # The end of the latest lease; NULL once a lease was given up. With a type that evaluates None
+    # an INSERT names it only if it was set, which a producer has no right to.
+    leased_until: Mapped[datetime | None] = mapped_column(_timestamp.evaluates_none(), sort_order=1)
     # Assigned by the INSERT and replaced by each lease; kept when a lease ends.
     fencing_token: Mapped[int] = mapped_column(sa.BigInteger, _identity, sort_order=1)
 

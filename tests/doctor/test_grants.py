@@ -93,6 +93,7 @@ def test_a_producer_enqueues_in_every_way(role, stocked):
         session.add_all([message, Message(queue_name="mail", payload=2, headers={}, priority=3)])
         session.flush()
         assert message.vt > message.enqueued_at
+        assert (message.state, message.leased_until) == ("scheduled", None)
         assert service.queues.get("mail").name == "mail"
         with pytest.raises(LookupError, match="did you mean 'mail'"):
             service.enqueue("mial", 1)
@@ -117,10 +118,12 @@ def test_a_producer_can_do_nothing_else(role, stocked):
         lambda _, session: session.get(Message, 3),
         sql("SELECT payload FROM pgqrs_messages"),
         sql("UPDATE pgqrs_messages SET vt = now()"),
+        sql("UPDATE pgqrs_messages SET leased_until = now()"),
+        sql("INSERT INTO pgqrs_messages (queue_id, payload, leased_until) VALUES (1, '1', now())"),
         sql("DELETE FROM pgqrs_messages"),
         sql("INSERT INTO pgqrs_messages (id, queue_id, payload) VALUES (1, 1, '1')"),
         sql("INSERT INTO pgqrs_messages (queue_id, payload, read_ct) VALUES (1, '1', -7)"),
-        sql("INSERT INTO pgqrs_archive (queue_id, payload, original_msg_id) VALUES (1, '1', 1)"),
+        sql("INSERT INTO pgqrs_archive (id, queue_id, payload) VALUES (1, 1, '1')"),
         sql("SELECT FROM pgqrs_queues FOR UPDATE"),
         sql("LOCK TABLE pgqrs_messages IN SHARE MODE"),
         sql("SELECT nextval('pgqrs_messages_id_seq')"),
@@ -141,6 +144,7 @@ def test_a_consumer_leases_and_settles(role, stocked):
         service.delete(two)
         service.extend(three, 60)
         service.release(four)
+        service.release(service.dequeue("mail", worker=worker.id)[0], delay=60)
         assert not service.fail(five, "later").dead
         assert service.fail(six, "never", dead=True).dead
         service.archive(seven, outcome="discarded", reason="why")

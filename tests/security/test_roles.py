@@ -7,6 +7,7 @@ refused with SQLSTATE 42501, insufficient privilege, and nothing in the database
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -85,6 +86,15 @@ PRODUCER: dict[str, Attempt] = {
     "enqueue in the past": sql(
         "INSERT INTO pgqrs_messages (queue_id, payload, enqueued_at) VALUES (1, '1', 'epoch')"
     ),
+    "enqueue what is leased": sql(
+        "INSERT INTO pgqrs_messages (queue_id, payload, leased_until) VALUES (1, '1', 'infinity')"
+    ),
+    "add what is leased": lambda _, session: (
+        session.add(Message(queue_id=1, payload=1, leased_until=datetime.now(UTC))),
+        session.flush(),
+    ),
+    "lease a message": sql("UPDATE pgqrs_messages SET leased_until = 'infinity'"),
+    "see leases": sql("SELECT leased_until FROM pgqrs_messages"),
     "copy the messages out": sql("COPY pgqrs_messages (payload) TO STDOUT"),
     "see headers": sql("SELECT headers FROM pgqrs_messages"),
     "see errors": sql("SELECT last_error FROM pgqrs_messages"),
@@ -116,19 +126,16 @@ CONSUMER: dict[str, Attempt] = {
     "change who produced it": sql("UPDATE pgqrs_messages SET producer_worker_id = 9"),
     "change the id of a message": sql("UPDATE pgqrs_messages SET id = 99 WHERE id = 1"),
     "backdate the archive": sql(
-        "INSERT INTO pgqrs_archive (queue_id, payload, original_msg_id, archived_at)"
-        " VALUES (1, '1', 1, 'epoch')"
+        "INSERT INTO pgqrs_archive (id, queue_id, payload, archived_at) VALUES (1, 1, '1', 'epoch')"
     ),
-    "choose an id in the archive": sql(
-        "INSERT INTO pgqrs_archive (id, queue_id, payload, original_msg_id) VALUES (9, 1, '1', 1)"
-    ),
+    "enqueue by SQL": sql("INSERT INTO pgqrs_messages (queue_id, payload) VALUES (1, '1')"),
+    "change the id of an archived message": sql("UPDATE pgqrs_archive SET id = 99"),
     "see archived headers": sql("SELECT headers FROM pgqrs_archive"),
     "see archived errors": sql("SELECT last_error FROM pgqrs_archive"),
     "see reasons": sql("SELECT reason FROM pgqrs_archive"),
     "copy the archive out": sql("COPY pgqrs_archive TO STDOUT"),
     "see the payload that it archives": sql(
-        "INSERT INTO pgqrs_archive (queue_id, payload, original_msg_id)"
-        " VALUES (1, '1', 1) RETURNING payload"
+        "INSERT INTO pgqrs_archive (id, queue_id, payload) VALUES (99, 1, '1') RETURNING payload"
     ),
     "pass for another host": sql("UPDATE pgqrs_workers SET hostname = 'other'"),
     "pass for an older start": sql("UPDATE pgqrs_workers SET started_at = 'epoch'"),
@@ -175,8 +182,7 @@ OPERATOR: dict[str, Attempt] = {
     "backdate a message": sql("UPDATE pgqrs_messages SET enqueued_at = 'epoch'"),
     "give an archived message another payload": sql("UPDATE pgqrs_archive SET payload = '1'"),
     "backdate the archive": sql(
-        "INSERT INTO pgqrs_archive (queue_id, payload, original_msg_id, archived_at)"
-        " VALUES (1, '1', 1, 'epoch')"
+        "INSERT INTO pgqrs_archive (id, queue_id, payload, archived_at) VALUES (1, 1, '1', 'epoch')"
     ),
     "pass for another host": sql("UPDATE pgqrs_workers SET hostname = 'other'"),
 }
