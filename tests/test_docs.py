@@ -32,8 +32,11 @@ from pgqrs_sa import (
     RetryIn,
     Snooze,
 )
+from pgqrs_sa._core.scope import Context
 from pgqrs_sa.consumer.base import BaseConsumer
+from pgqrs_sa.doctor import diagnose
 from pgqrs_sa.dsns import servers
+from pgqrs_sa.models import READY_MADE
 from pgqrs_sa.settings import database_url
 from pgqrs_sa.types import MessageState
 from support import programs
@@ -442,11 +445,19 @@ async def test_the_asyncio_block_about_high_availability_runs(at_hand) -> None:
     await names["async_engine"].dispose()
 
 
-def other(title: str, language: str) -> str:
+def other(title: str, language: str, document: str = AVAILABILITY) -> str:
     """The block of another language with this title."""
     fence = rf'^```{language} title="{title}"\n(.*?)^```$'
-    (text,) = re.findall(fence, (ROOT / AVAILABILITY).read_text(), re.MULTILINE | re.DOTALL)
+    (text,) = re.findall(fence, (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
     return text
+
+
+def test_the_fillfactor_of_the_documentation_is_accepted(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.text(other("fillfactor", "sql", MIGRATIONS)))
+    context = Context.of(READY_MADE, None, None, allow_autocommit=False)
+    with Session(engine) as session:
+        assert diagnose(session, context) == []
 
 
 def test_the_dsns_about_high_availability_name_the_same_servers() -> None:
