@@ -27,9 +27,9 @@ _MESSAGES = (
     " FROM pgqrs_queues AS q, generate_series(1, %(count)s) WHERE q.queue_name = %(queue)s"
 )
 _ARCHIVED = (
-    "INSERT INTO pgqrs_archive (original_msg_id, queue_id, payload, priority, vt, enqueued_at,"
+    "INSERT INTO pgqrs_archive (id, queue_id, payload, priority, vt, enqueued_at,"
     " read_ct, max_read_ct, dequeued_at, outcome)"
-    " SELECT n, q.id, %(payload)s, 0, t, t, 1, 5, t, 'archived'"
+    " SELECT -n, q.id, %(payload)s, 0, t, t, 1, 5, t, 'archived'"
     " FROM pgqrs_queues AS q, generate_series(1, %(count)s) AS n, statement_timestamp() AS t"
     " WHERE q.queue_name = %(queue)s"
 )

@@ -29,7 +29,7 @@ SELECT (SELECT id FROM pgqrs_queues WHERE queue_name = :queue), '{"n": 1}',
 FROM generate_series(1, :rows) AS n
 """
 KEEP = """
-INSERT INTO pgqrs_archive (original_msg_id, queue_id, payload, read_ct, max_read_ct, archived_at)
+INSERT INTO pgqrs_archive (id, queue_id, payload, read_ct, max_read_ct, archived_at)
 SELECT -n, (SELECT id FROM pgqrs_queues WHERE queue_name = :queue), '{"n": 1}', 1, 5,
     statement_timestamp() - n * interval '1 us'
 FROM generate_series(1, :rows) AS n

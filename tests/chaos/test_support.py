@@ -172,14 +172,14 @@ def test_the_loops_leave_clean_books(engine):
 @pytest.mark.parametrize(
     ("spoil", "what"),
     [
-        ("DELETE FROM pgqrs_archive WHERE original_msg_id = 1", "lost"),
+        ("DELETE FROM pgqrs_archive WHERE id = 1", "lost"),
         ("INSERT INTO book_effects (message_id, read_ct) VALUES (1, 1)", "doubled"),
         ("DELETE FROM book_effects WHERE message_id = 1", "missing"),
-        ("UPDATE pgqrs_archive SET outcome = 'dead' WHERE original_msg_id = 1", "stray"),
+        ("UPDATE pgqrs_archive SET outcome = 'dead' WHERE id = 1", "stray"),
         ("INSERT INTO book_starts (message_id, read_ct) VALUES (1, 2)", "uncounted"),
         ("INSERT INTO book_starts (message_id, read_ct) VALUES (1, 1)", "uncounted"),
         (
-            "INSERT INTO pgqrs_messages (queue_id, payload, dequeued_at) VALUES (1, '{}', now())",
+            "INSERT INTO pgqrs_messages (queue_id, payload, leased_until) VALUES (1, '{}', now())",
             "leased",
         ),
     ],

@@ -15,13 +15,13 @@ def filled(pgqrs, work, engine):
     with work() as service:
         service.queues.create("mail")
     with engine.begin() as connection:
-        for outcome in ("dead", "archived"):
+        for outcome, before in (("dead", 0), ("archived", 20_000)):
             connection.execute(
                 sa.text(
-                    "INSERT INTO pgqrs_archive (queue_id, payload, original_msg_id, outcome)"
-                    " SELECT 1, '1', g, :outcome FROM generate_series(1, 10001) g"
+                    "INSERT INTO pgqrs_archive (id, queue_id, payload, outcome)"
+                    " SELECT :before + g, 1, '1', :outcome FROM generate_series(1, 10001) g"
                 ),
-                {"outcome": outcome},
+                {"outcome": outcome, "before": before},
             )
     return pgqrs
 

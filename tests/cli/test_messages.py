@@ -32,6 +32,20 @@ def test_a_delay_is_seconds_or_units(pgqrs, text, seconds):
     assert seconds - 5 < row["visible_in_seconds"] <= seconds
 
 
+def test_a_lease_has_an_end_and_leaves_the_message_its_place(pgqrs):
+    id_ = enqueue(pgqrs)
+    before = pgqrs.json("message", "get", id_)
+    assert (before["state"], before["leased_until"]) == ("ready", None)
+    (delivery,) = pgqrs.json("message", "dequeue", "mail", "--lease", "1h")
+    (after,) = pgqrs.json("message", "list", "--queue", "mail")
+    assert after["state"] == "leased"
+    assert after["vt"] == delivery["vt"] == before["vt"]
+    assert after["leased_until"] == delivery["leased_until"]
+    end = datetime.fromisoformat(after["leased_until"])
+    assert end - datetime.fromisoformat(after["dequeued_at"]) == timedelta(hours=1)
+    assert 3500 < after["visible_in_seconds"] <= 3600
+
+
 @each_case("text", ["", "-5", "1x", "1h 30m", "h", "1h,30m", "5mm", "1e3", "9" * 40])
 def test_what_is_no_duration_is_refused(pgqrs, counts, text):
     pgqrs("message", "enqueue", "mail", "--payload", "1", f"--delay={text}", code=2)

@@ -31,13 +31,13 @@ def full(pgqrs, work) -> None:
 DESTRUCTIVE = [
     ["queue", "purge", "live"],
     ["queue", "delete", "live", "--force"],
-    ["message", "delete", "3"],
+    ["message", "delete", "{live}"],
     ["worker", "purge", "--older-than", "0"],
     ["worker", "delete", "1"],
     ["archive", "delete", "live"],
-    ["archive", "delete", "--id", "1"],
+    ["archive", "delete", "--id", "{dead}"],
     ["archive", "prune", "--older-than", "0"],
-    ["dead", "discard", "2"],
+    ["dead", "discard", "{dead}"],
     ["dead", "discard", "--all"],
     ["dead", "retry", "--queue", "mail"],
 ]
@@ -53,17 +53,21 @@ def contents(engine: sa.Engine) -> list[object]:
 
 
 @pytest.fixture
-def message_id(engine: sa.Engine, full) -> str:
+def ids(engine: sa.Engine, full) -> dict[str, str]:
+    """The ids of the live message and of the dead letter."""
+    dead = "SELECT id FROM pgqrs_archive WHERE outcome = 'dead'"
     with engine.connect() as connection:
-        return str(connection.scalar(sa.text("SELECT id FROM pgqrs_messages")))
+        return {
+            "live": str(connection.scalar(sa.text("SELECT id FROM pgqrs_messages"))),
+            "dead": str(connection.scalar(sa.text(dead))),
+        }
 
 
 @pytest.mark.parametrize("command", DESTRUCTIVE, ids=" ".join)
 def test_it_is_refused_with_nobody_to_ask_and_a_dry_run_changes_nothing(
-    pgqrs, engine, message_id, migrated, command
+    pgqrs, engine, ids, migrated, command
 ):
-    if command[:2] == ["message", "delete"]:
-        command = [*command[:2], message_id]
+    command = [word.format(**ids) for word in command]
     before = contents(engine)
     refused = pgqrs(*command, code=5)
     assert (migrated.name in refused.stderr, refused.stdout) == (True, "")
@@ -257,10 +261,10 @@ def test_every_group_works_in_a_schema(bare, database):
         "worker resume 1",
         "worker release 1",
         "message dequeue mail --worker 1",
-        "message archive 3 --token 5",
+        "message archive 2 --token 5",
         "message reschedule 1 --delay 2h",
         "message cancel 1",
-        "message delete 2 --yes",
+        "message delete 3 --yes",
         "archive list",
         "archive count mail",
         "archive get 1",

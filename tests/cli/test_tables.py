@@ -40,6 +40,7 @@ MESSAGE: dict[str, Any] = {
     "worker_id": None,
     "producer_id": None,
     "dequeued_at": None,
+    "leased_until": None,
 }
 QUEUE: dict[str, Any] = {
     "id": 1_234_567,
@@ -51,7 +52,7 @@ QUEUE: dict[str, Any] = {
     "created_at": MOMENT,
     "paused_at": MOMENT,
 }
-SETTLED = MESSAGE | {"original_msg_id": 7, "outcome": "archived", "reason": "x " * 99}
+SETTLED = MESSAGE | {"outcome": "archived", "reason": "x " * 99}
 SETTLED["archived_at"] = MOMENT
 
 

@@ -49,7 +49,7 @@ def ids(pgqrs, engine) -> dict[str, int]:
     with engine.begin() as connection:
         dead = sa.text(
             "WITH gone AS (DELETE FROM pgqrs_messages WHERE id = :id RETURNING *)"
-            " INSERT INTO pgqrs_archive (original_msg_id, queue_id, payload, read_ct, outcome)"
+            " INSERT INTO pgqrs_archive (id, queue_id, payload, read_ct, outcome)"
             " SELECT id, queue_id, payload, read_ct, 'dead' FROM gone RETURNING id"
         )
         archived = connection.execute(dead, {"id": leased["id"]}).scalar_one()
@@ -89,7 +89,7 @@ def test_a_watch_without_a_pause_is_refused(pgqrs):
 def test_doctor_and_top_give_the_keys_of_the_documentation(pgqrs, engine):
     pgqrs("queue", "create", "mail")
     with engine.begin() as connection:
-        connection.execute(sa.text("DROP INDEX pgqrs_messages_spent_idx"))
+        connection.execute(sa.text("DROP INDEX pgqrs_archive_queue_idx"))
     found = json.loads(pgqrs("doctor", "--format", "json", code=1).stdout)
     assert list(found[0]) == ["check", "severity", "subject", "problem", "fix", "mend"]
     assert set(pgqrs.json("top", "--once")) == {"queues", "workers"}

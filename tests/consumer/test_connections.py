@@ -232,6 +232,7 @@ def test_leases_that_were_taken_or_extended_by_hand_outlive_a_broken_connection(
     after = kit.live()
     assert after.keys() == before.keys() == {first, taken[0].id}
     for id_, row in before.items():
+        assert after[id_].leased_until == row.leased_until
         assert (after[id_].vt, after[id_].read_ct) == (row.vt, row.read_ct)
     go.set()
     until(lambda: first in kit.archive(), "its lease was not lost")
@@ -412,8 +413,9 @@ def test_renewals_go_on_after_the_renewers_backend_was_ended_again_and_again(kit
 
     consumer.start()
     assert begun.wait(PATIENCE)
-    leased = kit.live()[id_].vt
-    while kit.live()[id_].vt == leased:  # until it is renewed, each of its connections is ended
+    leased = kit.live()[id_].leased_until
+    # Until it is renewed, each of its connections is ended.
+    while kit.live()[id_].leased_until == leased:
         (pid,) = until(lambda: backends(kit, "UPDATE pgqrs_workers"), "the renewer is connected")
         end_backend(kit, pid)
     outlived = "SELECT now() > :leased FROM pgqrs_messages"

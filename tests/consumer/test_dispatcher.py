@@ -35,7 +35,7 @@ NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
 def delivery(id_: int) -> Delivery:
-    return Delivery(id_, "mail", "{}", {}, None, 0, NOW, NOW, 1, 5, None, None, id_, None)
+    return Delivery(id_, "mail", "{}", {}, None, 0, NOW, NOW, 1, 5, None, None, NOW, id_, None)
 
 
 class FakeLine:

@@ -235,8 +235,8 @@ def test_a_blocked_loop_keeps_only_what_its_handler_has_begun_with(tasks, caplog
     until(lambda: tasks.outcomes() == dict.fromkeys(others, "archived"), "a second does the rest")
     assert tasks.held() == [blocking]  # renewed, as it has begun
     assert "nothing is leased until it answers" in caplog.text
-    vt = tasks.live()[blocking].vt
-    until(lambda: tasks.live()[blocking].vt > vt, "the lease is renewed")
+    until_ = tasks.live()[blocking].leased_until
+    until(lambda: tasks.live()[blocking].leased_until > until_, "the lease is renewed")
     second.stop()
     go.set()
     until(lambda: len(tasks.archive()) == 12, "it is archived, by its first attempt")

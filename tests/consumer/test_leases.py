@@ -25,13 +25,13 @@ busy machine has seconds for it."""
 LIMIT = 1.5
 """A timeout that leaves a handler, on a busy machine, the time to come to where it waits."""
 
-OVERDUE = "SELECT count(*) FROM pgqrs_messages WHERE vt < now() AND dequeued_at IS NOT NULL"
+OVERDUE = "SELECT count(*) FROM pgqrs_messages WHERE leased_until < now()"
 
 
 def outlive(kit, id_):
     """Wait until a lease is held for longer than it was taken for."""
     held = (
-        "SELECT now() > dequeued_at + interval '1 s' * :lease AND vt > now()"
+        "SELECT now() > dequeued_at + interval '1 s' * :lease AND leased_until > now()"
         " FROM pgqrs_messages WHERE id = :id"
     )
     until(lambda: kit.sql(held, lease=SHORT, id=id_) == [(True,)], "the lease outlives its length")
@@ -106,7 +106,7 @@ def test_a_handler_that_holds_its_row_locked_holds_up_no_other_lease(kit):
     else:
         begun.wait()
     outlive(kit, other)
-    late = "SELECT vt < now() FROM pgqrs_messages WHERE id = :id"
+    late = "SELECT leased_until < now() FROM pgqrs_messages WHERE id = :id"
     until(lambda: kit.sql(late, id=locked) == [(True,)], "the locked one's lease has run out")
     go.set()
     until(lambda: len(kit.archive()) == 2, "both are archived")
@@ -469,7 +469,7 @@ def test_a_message_that_meets_a_conflict_every_time_becomes_a_dead_letter(kit):
     assert consumer.stop() == 0
     assert calls == list(range(1, 26))  # 20 that are forgiven, and the five of the queue
     (row,) = kit.archive().values()
-    assert (row.original_msg_id, row.outcome) == (id_, "dead")
+    assert (row.id, row.outcome) == (id_, "dead")
     assert "again" in row.last_error
 
 
@@ -722,7 +722,8 @@ def test_a_message_taken_anew_is_not_mistaken_for_the_attempt_that_hangs(threads
     until(lambda: begun, "the first attempt has begun")
     assert begun == [1]
     threads.sql(
-        "UPDATE pgqrs_messages SET vt = now(), dequeued_at = NULL, consumer_worker_id = NULL"
+        "UPDATE pgqrs_messages SET leased_until = NULL, dequeued_at = NULL,"
+        " consumer_worker_id = NULL"
     )
     until(lambda: id_ in threads.archive(), "the message is archived")
     assert consumer.stop() == 0

@@ -51,7 +51,9 @@ def executed(engine):
 
 def renews(statement):
     """Whether a statement renews leases: it moves what is held, and gives none of it back."""
-    return "UPDATE pgqrs_messages SET vt=" in statement and "dequeued_at=" not in statement
+    return (
+        "UPDATE pgqrs_messages SET leased_until=" in statement and "dequeued_at=" not in statement
+    )
 
 
 def test_it_runs_until_nothing_is_visible_also_of_what_handlers_enqueue(kit):

@@ -365,7 +365,7 @@ def test_what_the_last_holder_left_without_attempts_is_buried_by_whoever_runs(ki
     dead, fine = kit.send({}, {})
     kit.sql(
         "UPDATE pgqrs_messages SET read_ct = 2, max_read_ct = 2, dequeued_at = now(),"
-        " last_error = 'before' WHERE id = :id",
+        " leased_until = now(), last_error = 'before' WHERE id = :id",
         id=dead,
     )
     consumer = kit.consumer()
@@ -406,9 +406,9 @@ def test_rows_that_cannot_be_decoded_are_dead_at_once_and_neighbours_flow(kit, b
     dead = [delivery for delivery in kit.archive().values() if delivery.outcome == "dead"]
     assert [message.read_ct for message in dead] == [1] * 30
     assert dead[0].reason == "cannot be decoded"
-    assert f"payload of message {dead[0].original_msg_id}" in dead[0].last_error
+    assert f"payload of message {dead[0].id}" in dead[0].last_error
     events = [event for name, event in ear.heard if name == "on_dead"]
-    assert {event.delivery.id for event in events} == {message.original_msg_id for message in dead}
+    assert {event.delivery.id for event in events} == {message.id for message in dead}
     assert len(events) == 30
     assert {event.reason for event in events} == {"cannot be decoded"}
     assert all(isinstance(event.error, PayloadError) for event in events)

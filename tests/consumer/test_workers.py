@@ -136,8 +136,8 @@ def test_a_suspended_consumer_still_finishes_what_it_has(threads):
     consumer.start()
     assert begun.wait(PATIENCE)
     manage(threads, lambda workers: workers.suspend(1))
-    vt = threads.live()[id_].vt
-    until(lambda: threads.live()[id_].vt > vt, "its lease is renewed")
+    before = threads.live()[id_].leased_until
+    until(lambda: threads.live()[id_].leased_until > before, "its lease is renewed")
     go.set()
     until(threads.archive, "it is archived")
     assert consumer.stop() == 0
@@ -168,7 +168,7 @@ def test_a_consumer_that_was_taken_for_dead_registers_anew_and_goes_on(kit, how)
     else:
         kit.sql(
             "WITH gone AS (DELETE FROM pgqrs_workers RETURNING id)"
-            " UPDATE pgqrs_messages SET vt = now() WHERE id = :id",
+            " UPDATE pgqrs_messages SET leased_until = now() WHERE id = :id",
             id=id_,
         )
     until(lambda: 2 in [worker.id for worker in kit.workers()], "it registers again")
@@ -413,12 +413,12 @@ def test_a_consumer_takes_back_what_the_dead_hold_and_buries_and_prunes(kit):
     )
     kit.sql(
         "UPDATE pgqrs_messages SET read_ct = 1, max_read_ct = 5, dequeued_at = now(),"
-        " consumer_worker_id = 1, vt = now() + interval '1 day' WHERE id = :id",
+        " consumer_worker_id = 1, leased_until = now() + interval '1 day' WHERE id = :id",
         id=dead,
     )
     kit.sql(
         "UPDATE pgqrs_messages SET read_ct = 1, max_read_ct = 1, dequeued_at = now(),"
-        " vt = now() WHERE id = :id",
+        " leased_until = now() WHERE id = :id",
         id=exhausted,
     )
     with Session(kit.engine) as session, session.begin():

@@ -16,22 +16,28 @@ from sqlalchemy.orm import Session
 from pgqrs_sa import Message, QueueService, Worker, pgqrs
 from support.waiting import until_awaited
 
+VISIBLE: sa.ColumnElement[Any] = sa.func.greatest(Message.vt, Message.leased_until)
+"""When a message is visible, again if it is leased: what pgqrs calls its ``vt``."""
+
 
 @dataclass
 class Clock:
-    """Looks at messages, and lets time pass for them: for its messages, a moved vt is the same."""
+    """Looks at messages, and lets time pass for them: their times are moved back instead."""
 
     engine: sa.Engine
 
     def pass_seconds(self, seconds: float) -> None:
         with self.engine.begin() as connection:
             connection.execute(
-                sa.update(Message).values(vt=Message.vt - timedelta(seconds=seconds))
+                sa.update(Message).values(
+                    vt=Message.vt - timedelta(seconds=seconds),
+                    leased_until=Message.leased_until - timedelta(seconds=seconds),
+                )
             )
 
     def waits(self) -> dict[int, float]:
         """Seconds until each message becomes visible, by id."""
-        left = sa.func.extract("epoch", Message.vt - sa.func.clock_timestamp())
+        left = sa.func.extract("epoch", VISIBLE - sa.func.clock_timestamp())
         with self.engine.connect() as connection:
             return {i: float(s) for i, s in connection.execute(sa.select(Message.id, left))}
 
@@ -46,14 +52,14 @@ class Clock:
         begun = self.now()
         yield
         with self.engine.connect() as connection:
-            vt = connection.execute(sa.select(Message.vt).where(Message.id == id_)).scalar_one()
+            vt = connection.execute(sa.select(VISIBLE).where(Message.id == id_)).scalar_one()
         assert begun + timedelta(seconds=seconds) <= vt
         assert vt <= self.now() + timedelta(seconds=seconds if most is None else most)
 
     def vts(self) -> dict[int, datetime]:
         """When each message becomes visible, by id."""
         with self.engine.connect() as connection:
-            rows = connection.execute(sa.select(Message.id, Message.vt))
+            rows = connection.execute(sa.select(Message.id, VISIBLE.label("vt")))
             return {row.id: row.vt for row in rows}
 
     def silent(self, worker: int) -> float:

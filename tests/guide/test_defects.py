@@ -65,7 +65,8 @@ async def test_d1_r1_an_expired_lease_comes_back_by_itself(admin, producer, cons
             found = await other.dequeue_delay(600)
     (again,) = found
     assert (again.id, again.read_ct) == (id_, 2)
-    # By the server's clock, the second lease began after the first had ended.
+    # Their vt is the end of the lease. By the server's clock, the second lease began after the
+    # first had ended.
     assert again.vt - timedelta(seconds=600) >= first.vt
 
 

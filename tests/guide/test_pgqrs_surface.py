@@ -392,6 +392,28 @@ async def test_messages_as_a_table(admin, five, clock: Clock) -> None:
     assert await messages.delete_by_ids([ids[1], ids[3]]) == [False, True]
 
 
+async def test_the_vt_of_a_leased_message_is_the_end_of_its_lease(admin, clock) -> None:
+    await admin.create_queue("leases")
+    producer = pgqrs.Producer(admin, "leases", "h", 1)
+    consumer = pgqrs.Consumer(admin, "leases", "h", 2)
+    sent = await producer.enqueue({"n": 1})
+    before = await (await admin.get_messages()).get(sent)
+    (taken,) = await consumer.dequeue_delay(600)
+
+    def columns() -> Message:
+        with Session(clock.engine) as session:
+            return session.get_one(Message, sent)
+
+    assert columns().vt == before.vt
+    assert columns().leased_until == taken.vt
+    assert taken.vt - columns().dequeued_at == timedelta(seconds=600)
+    assert (await (await admin.get_messages()).get(sent)).vt == taken.vt
+    assert await consumer.extend_visibility(sent, 3600)
+    assert (await (await admin.get_messages()).get(sent)).vt == columns().leased_until
+    assert await consumer.release_messages([sent]) == 1
+    assert (await (await admin.get_messages()).get(sent)).vt == before.vt
+
+
 async def test_the_archive_as_a_table(admin, five) -> None:
     producer, consumer, ids = five
     await (await admin.get_messages()).delete_by_ids(ids[2:4])
@@ -399,6 +421,8 @@ async def test_the_archive_as_a_table(admin, five) -> None:
     assert await archive.count() == 3
     newest = await archive.list()
     assert [message.original_msg_id for message in newest] == [ids[3], ids[2], ids[0]]
+    assert [message.id for message in newest] == [ids[3], ids[2], ids[0]]
+    assert await archive.get(ids[0]) == newest[2]
     assert [item.original_msg_id for item in await archive.list(1, 1)] == [ids[2]]
     assert await archive.count_by_worker(consumer.worker_id) == 1
     (mine,) = await archive.list_by_worker(consumer.worker_id, 10, 0)

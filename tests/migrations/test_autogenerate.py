@@ -306,7 +306,7 @@ def test_changes_by_hand_to_our_own_columns_are_not_alembics_business(host):
     host.revision()
     host.upgrade()
     with host.connect() as connection:
-        connection.execute(sa.text("DROP INDEX pgqrs_messages_spent_idx"))
+        connection.execute(sa.text("DROP INDEX pgqrs_archive_queue_idx"))
         connection.execute(sa.text("ALTER TABLE pgqrs_messages DROP last_error"))
     host.check()
 

@@ -98,7 +98,7 @@ def test_a_message_that_kills_its_process_is_dead_after_its_attempts(fleet, kind
     fleet.shutdown()
     found = fleet.audit()
     assert (found.archived, found.dead, found.started) == (1, 1, 4)
-    dead = "SELECT original_msg_id FROM pgqrs_archive WHERE outcome = 'dead'"
+    dead = "SELECT id FROM pgqrs_archive WHERE outcome = 'dead'"
     assert run_sql(fleet.address, dead) == [(poison,)]
 
 

@@ -13,7 +13,10 @@ from support.waiting import until
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 
-LEASES = "SELECT dequeued_at IS NULL, vt <= now(), read_ct, max_read_ct FROM pgqrs_messages"
+LEASES = (
+    "SELECT leased_until IS NULL AND dequeued_at IS NULL, vt <= now(), read_ct, max_read_ct"
+    " FROM pgqrs_messages"
+)
 GIVEN_BACK = [(True, True, 1, 51)]
 """Not held, visible, and the attempt that was counted is one more that it may have."""
 
@@ -80,7 +83,7 @@ def test_a_process_under_load_leaves_no_lease_behind(fleet, kind):
         until(lambda before=before: _done(fleet) > before + 20, "it works")
         worker.terminate()
         assert worker.wait() == 0, worker.errors
-        held = "SELECT count(*) FROM pgqrs_messages WHERE dequeued_at IS NOT NULL"
+        held = "SELECT count(*) FROM pgqrs_messages WHERE leased_until IS NOT NULL"
         assert run_sql(fleet.address, held) == [(0,)]
     left = run_sql(fleet.address, "SELECT count(*) FROM pgqrs_messages")[0][0]
     fleet.audit(live=left)

@@ -24,7 +24,7 @@ def test_silent_connections_are_cut_and_running_handlers_keep_their_leases(fleet
     fleet.send({"do": "wait"})
     worker.expect("begun")
     proxy.freeze()
-    renewed = "SELECT vt FROM pgqrs_messages WHERE dequeued_at IS NOT NULL"
+    renewed = "SELECT leased_until FROM pgqrs_messages WHERE leased_until IS NOT NULL"
     ((before,),) = run_sql(fleet.address, renewed)
     until(lambda: run_sql(fleet.address, renewed)[0][0] > before, "the lease is renewed")
     (other,) = fleet.send({})

@@ -113,11 +113,11 @@ def renewed(kit: Kit) -> Callable[..., None]:
     """A handler that lasts until its lease was renewed."""
 
     def long(session: Any, delivery: Any) -> None:
-        before = kit.live()[delivery.id].vt
+        before = kit.live()[delivery.id].leased_until
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             kit.wait_a_moment()
-            if kit.live()[delivery.id].vt > before:
+            if kit.live()[delivery.id].leased_until > before:
                 effect(session, delivery)
                 return
 
@@ -169,12 +169,12 @@ def left_behind(kit: Kit) -> tuple[int, int]:
     )
     kit.sql(
         "UPDATE pgqrs_messages SET read_ct = 1, max_read_ct = 5, dequeued_at = now(),"
-        " consumer_worker_id = 1, vt = now() + interval '1 day' WHERE id = :id",
+        " consumer_worker_id = 1, leased_until = now() + interval '1 day' WHERE id = :id",
         id=orphan,
     )
     kit.sql(
-        "UPDATE pgqrs_messages SET read_ct = 1, max_read_ct = 1, dequeued_at = now()"
-        " WHERE id = :id",
+        "UPDATE pgqrs_messages SET read_ct = 1, max_read_ct = 1, dequeued_at = now(),"
+        " leased_until = now() WHERE id = :id",
         id=exhausted,
     )
     return orphan, exhausted

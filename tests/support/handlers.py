@@ -20,5 +20,5 @@ def delivery(id_, read_ct=1):
     """A delivery of queue ``q0``, as a lease returns it."""
     now = datetime.now(UTC)
     return Delivery(
-        id_, "q0", "1", 1, None, 0, now, now, read_ct, 5, None, None, 10 * id_ + read_ct, None
+        id_, "q0", "1", 1, None, 0, now, now, read_ct, 5, None, None, now, 10 * id_ + read_ct, None
     )

@@ -534,6 +534,24 @@ def test_time_passes_for_messages_and_for_nothing_else(session, service):
     assert not service.dequeue("receipts")
 
 
+def test_the_end_of_a_lease_comes_nearer_as_time_passes(session, service):
+    for number in range(2):
+        service.enqueue("mail", number)
+    (held,) = service.dequeue("mail", lease=60)
+    free = held.id + 1
+
+    advance(session, 45)
+
+    after = service.messages.get(held.id)
+    assert (after.state, after.vt) == ("leased", held.vt - timedelta(seconds=45))
+    assert after.leased_until == held.leased_until - timedelta(seconds=45)
+    assert after.dequeued_at == held.leased_until - timedelta(seconds=60)
+    assert service.messages.get(free).leased_until is None
+    advance(session, 15)
+    assert service.messages.get(held.id).state == "ready"
+    assert service.messages.get(held.id).vt == held.vt - timedelta(seconds=60)
+
+
 def test_leases_run_out_as_time_passes(session, service):
     service.enqueue("mail", 1)
     (first,) = service.dequeue("mail", lease=60)

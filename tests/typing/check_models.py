@@ -38,6 +38,7 @@ def instances(session: Session) -> None:
     assert_type(message.vt, datetime)
     assert_type(message.max_read_ct, int | None)
     assert_type(message.dequeued_at, datetime | None)
+    assert_type(message.leased_until, datetime | None)
     assert_type(message.dedup_key, str | None)
     assert_type(message.queue_name, str | None)
     assert_type(message.state, str)
@@ -67,6 +68,7 @@ def queries(session: Session) -> None:
     sa.select(Message).where(Message.queue_name == "mail").order_by(Message.queue_name)
     assert_type(session.scalars(sa.select(Queue.lease_seconds)).all()[0], float)
     assert_type(session.scalars(sa.select(ArchivedMessage.outcome)).one(), str)
+    assert_type(session.scalars(sa.select(ArchivedMessage.original_msg_id)).one(), int)
     assert_type(session.scalars(sa.select(Worker.queues)).one(), list[str])
 
 

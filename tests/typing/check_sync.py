@@ -64,6 +64,8 @@ def dequeue(service: QueueService, worker: WorkerInfo) -> None:
     assert_type(delivery.text, str)
     assert_type(delivery.worker_id, int | None)
     assert_type(delivery.max_read_ct, int | None)
+    assert_type(delivery.vt, datetime)
+    assert_type(delivery.leased_until, datetime)
 
     service.archive(delivery, outcome="discarded", reason="r")
     service.archive_many(deliveries)
