@@ -11,7 +11,7 @@ from typing import Any, get_args
 from sqlalchemy import Row, Select
 
 from .. import validation
-from .._core.criteria import criteria_on
+from .._core.criteria import Criteria, criteria_on
 from .._core.queues import get as get_queue
 from .._core.scope import Resource, decoded, encoded, queue_not_found
 from .._core.sessions import expire_deleted, sync_loaded
@@ -24,7 +24,6 @@ from .._core.wakeup import announce
 from ..errors import InvalidArgument, MessageLeased, MessageNotFound, PayloadError
 from ..types import (
     ArchiveOutcome,
-    Criteria,
     MessageInfo,
     MessageState,
     QueueMetrics,

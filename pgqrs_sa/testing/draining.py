@@ -24,8 +24,9 @@ from ..consumer.call_transactions import forbid_commit
 from ..consumer.disposition import PACKAGE, Disposition
 from ..consumer.events import EventEmitter
 from ..consumer.handlers import Handler, Invocation
-from ..consumer.options import ConsumerConfig, check_database
+from ..consumer.options import ConsumerConfig
 from ..consumer.signature import HandlerSignature
+from ..consumer.store import check_database
 from ..decisions import Decision
 from ..errors import InvalidArgument, LeaseLost, safe_repr
 from ..service import QueueService
