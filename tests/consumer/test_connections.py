@@ -176,7 +176,7 @@ def test_messages_whose_lease_was_not_heard_of_come_back_at_once_and_uncharged(k
         heard.append(delivery.id)
         effect(session, delivery)
 
-    # Leases are executed, and their replies lost, until one of them is there to be seen. That it
+    # Leases are executed, and their replies lost, until one of them can be seen. That it
     # is held is seen, at times, before its reply is to be lost: so wait for that, first.
     def hear() -> None:
         until(lambda: cutter.cut and kit.held(), "leased, and its reply lost")
