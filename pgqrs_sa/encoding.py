@@ -42,7 +42,7 @@ from functools import lru_cache, partial
 from typing import Any, TypeAlias
 from uuid import UUID
 
-from .errors import PayloadError, safe_repr
+from .errors import InvalidArgument, PayloadError, safe_repr
 
 __all__ = ["Made", "Read", "as_it_is", "lost", "read_at", "reader", "written"]
 
@@ -212,8 +212,25 @@ def _of_container(origin: type[Any], kinds: tuple[Any, ...]) -> Read:
     if len(kinds) == 1 and issubclass(list, origin):
         return lambda value, path: _array(read, value, path)
     if issubclass(dict, origin):
+        if kinds and not _may_be_text(kinds[0]):
+            raise InvalidArgument(
+                f"the keys of a JSON object are text: annotate dict[str, ...] and convert the keys "
+                f"yourself, not {origin.__name__}[{_names(kinds)}]"
+            )
         return lambda value, path: _object(read, value, path)
     return as_it_is
+
+
+def _may_be_text(kind: Any) -> bool:
+    """Return whether a text fits an annotation as it is."""
+    kind = _bare(kind)
+    origin, kinds = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(map(_may_be_text, kinds))
+    if origin is typing.Literal:
+        return any(isinstance(choice, str) for choice in kinds)
+    cls = origin or kind
+    return kind is Any or not isinstance(cls, type) or issubclass(cls, str) or issubclass(str, cls)
 
 
 def _of_tuple(kinds: tuple[Any, ...]) -> Read:

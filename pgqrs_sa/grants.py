@@ -46,7 +46,7 @@ from ._core.sql import (
 )
 from ._core.tables import Tables, tables_of
 from .errors import InvalidArgument
-from .models import READY_MADE, Models
+from .models import Models, models_of
 
 __all__ = ["ROLES", "RoleKind", "grants"]
 
@@ -85,7 +85,7 @@ def grants(
     """
     if role_kind not in ROLES:
         raise InvalidArgument(f"no kind of role is called {role_kind!r}: {', '.join(ROLES)}")
-    tables = tables_of(models or READY_MADE)
+    tables = tables_of(models_of(models))
     place = schema or tables.queue.schema
     to = f"TO {_preparer.quote(grantee)}"
     if role_kind == "migrator":

@@ -219,6 +219,19 @@ def _no_queue() -> int:
     )
 
 
+def _refused_in_bulk(name: str) -> Callable[[Any], None]:
+    """Return SQLAlchemy's hook for an attribute in the mappings of a bulk INSERT (since 2.1)."""
+
+    def refuse(mapping: Any) -> None:
+        if mapping[name] is not None:
+            raise InvalidArgument(
+                f"bulk operations do not know {name}: use service.enqueue_many(queue, items) or "
+                "session.add_all(messages), or give queue_id and vt"
+            )
+
+    return refuse
+
+
 class _QueueName(Comparator[str | None]):
     """The name of a message's queue as a SQL expression, built only when it is used.
 
@@ -255,6 +268,9 @@ class _QueueName(Comparator[str | None]):
             f"queue_name={safe_repr(value)} is for a message that is not flushed yet: set queue_id"
         )
 
+    def _bulk_dml_setter(self, key: str) -> Any:
+        return _refused_in_bulk(key)
+
 
 class _WriteOnly(Comparator[Any]):
     """A write-only attribute: any use in a SQL expression is refused."""
@@ -269,6 +285,9 @@ class _WriteOnly(Comparator[Any]):
     def operate(self, op: Any, *other: Any, **kwargs: Any) -> Any:
         """Refuse a comparison."""
         return op(self.__clause_element__(), *other, **kwargs)
+
+    def _bulk_dml_setter(self, key: str) -> Any:
+        return _refused_in_bulk(key)
 
 
 class _ContentMixin:

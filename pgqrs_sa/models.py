@@ -63,6 +63,7 @@ __all__ = [
     "WorkerMixin",
     "metadata",
     "models_in",
+    "models_of",
     "tables_in",
 ]
 
@@ -115,6 +116,11 @@ class Models:
 
 READY_MADE = Models()
 """The ready-made classes, the default everywhere."""
+
+
+def models_of(given: Models | None) -> Models:
+    """Return a host's own classes, or the ready-made ones if it gives none."""
+    return READY_MADE if given is None else given
 
 
 @cache

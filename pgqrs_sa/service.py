@@ -32,12 +32,13 @@ from sqlalchemy.sql.expression import SelectBase
 from . import migrations, resources
 from ._core import enqueue, settle
 from ._core import lease as lease_operations
+from ._core.criteria import Criteria
 from ._core.scope import Context, Scope
 from ._core.sessions import synchronous
 from ._core.sql import integrity
 from .codecs import Codec
-from .models import READY_MADE, Models
-from .types import Criteria, Delivery, Failure, Item, Receipt, Seconds
+from .models import Models, models_of
+from .types import Delivery, Failure, Item, Receipt, Seconds
 
 __all__ = ["QueueService"]
 
@@ -85,7 +86,7 @@ class QueueService:
     ) -> None:
         current = synchronous(session)
         context = Context.of(
-            models or READY_MADE,
+            models_of(models),
             codec,
             worker,
             allow_autocommit,

@@ -9,14 +9,11 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
-import sqlalchemy as sa
-
 from .errors import PayloadError
 
 __all__ = [
     "ArchiveOutcome",
     "ArchivedInfo",
-    "Criteria",
     "Delivery",
     "Failure",
     "Item",
@@ -36,11 +33,6 @@ __all__ = [
 
 Seconds: TypeAlias = float | timedelta
 """A span of time: seconds, or a timedelta."""
-
-Criteria: TypeAlias = (
-    sa.ColumnExpressionArgument[bool] | Sequence[sa.ColumnExpressionArgument[bool]] | None
-)
-"""One criterion in SQL, several that must all hold, or none."""
 
 MessageState = Literal["ready", "scheduled", "leased", "exhausted"]
 ArchiveOutcome = Literal["archived", "dead", "cancelled", "discarded"]

@@ -28,7 +28,7 @@ from . import dsns
 from ._core.sql.wakeup import channel
 from ._core.tables import tables_of
 from .errors import InvalidArgument
-from .models import READY_MADE, Models
+from .models import Models, models_of
 from .settings import database_url
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Listener:
         own: sa.Engine = getattr(either, "sync_engine", either)
         self._engine = own if listen_dsn is None else _engine(listen_dsn, own)
         _check_driver(self._engine)
-        self._channel = _channel(own, models or READY_MADE)
+        self._channel = _channel(own, models_of(models))
         self._on_wake = on_wake
         self._ping_interval = ping_interval
         self._ping_timeout = ping_timeout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError
@@ -13,7 +13,12 @@ from sqlalchemy.sql.selectable import AliasedReturnsRows
 from .. import validation
 from ..errors import InvalidArgument, safe_repr
 
-__all__ = ["criteria_on", "reject_reserved_binds"]
+__all__ = ["Criteria", "criteria_on", "reject_reserved_binds"]
+
+Criteria: TypeAlias = (
+    sa.ColumnExpressionArgument[bool] | Sequence[sa.ColumnExpressionArgument[bool]] | None
+)
+"""One criterion in SQL, several that must all hold, or none."""
 
 _OUR_BINDS = frozenset(
     (

@@ -12,9 +12,9 @@ from sqlalchemy.sql import Executable
 
 from .. import validation
 from ..errors import PayloadError, WorkerNotFound, WorkerNotReady
-from ..types import Criteria, Delivery
+from ..types import Delivery
 from . import cursors, settle
-from .criteria import criteria_on
+from .criteria import Criteria, criteria_on
 from .queues import get as get_queue
 from .scope import Context, Scope, decode_all, queue_not_found
 from .sessions import expire_deleted, sync_loaded

@@ -1,20 +1,24 @@
-"""The scope of an operation: a session, and the settings of the service that was given it."""
+"""The scope of an operation: a session, the settings of its service, and its time limit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import Result
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.sql import Executable
 
 from .. import validation
 from ..codecs import Codec, JsonCodec, check_json
-from ..errors import PayloadError, QueueNotFound
+from ..errors import InvalidArgument, PayloadError, QueueNotFound, ReadTimeout
 from . import sessions
 from .representation import database_of, represented
 from .sql import queues
@@ -31,9 +35,20 @@ __all__ = [
     "decoded",
     "encoded",
     "queue_not_found",
+    "within",
 ]
 
 _STRICT = JsonCodec()
+_CANCELED = "57014"
+
+_LIMIT = sa.text(
+    "SELECT set_config('statement_timeout',"
+    " CAST(least(nullif(CAST(setting AS bigint), 0), :milliseconds) AS text), true)"
+    " FROM pg_catalog.pg_settings WHERE name = 'statement_timeout'"
+).bindparams(sa.bindparam("milliseconds", type_=sa.BigInteger))
+
+_LONGEST = timedelta(milliseconds=2**31 - 1)
+"""The largest ``statement_timeout`` of PostgreSQL, which is an integer of milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,3 +211,47 @@ def decode_all(codec: Codec, rows: Sequence[Any]) -> Sequence[tuple[Any, Any]]:
         if values is not None:
             return [(value, None) for value in values]
     return [decoded(codec, *row[:3]) for row in rows]
+
+
+@contextmanager
+def within(scope: Scope, timeout: float | timedelta | None) -> Iterator[None]:
+    """Let the server end a read that takes too long, without loss to the caller's transaction.
+
+    The limit is set in a savepoint, whose rollback takes it back: nothing may be written inside.
+
+    Args:
+        scope: The session, and the settings of the service.
+        timeout: Seconds, or a timedelta, at most 2,147,483.647 s (24 days); None for no limit but
+            the session's own.
+
+    Raises:
+        ReadTimeout: it took longer.
+        InvalidArgument: the timeout is too long for PostgreSQL, or the connection is in AUTOCOMMIT,
+            where a limit cannot be taken back.
+    """
+    if timeout is None:
+        yield
+        return
+    span = validation.validate_duration(timeout, "timeout", positive=True)
+    if span > _LONGEST:
+        raise InvalidArgument(
+            f"timeout is {span.total_seconds():.0f} seconds, and PostgreSQL's statement_timeout "
+            f"at most {_LONGEST.total_seconds():.0f} (24 days): use a shorter one, or none"
+        )
+    longest = span.total_seconds()
+    scope.session._autoflush()  # noqa: SLF001 - what is pending must not be rolled back with the limit
+    connection = scope.session.connection(bind_arguments={"mapper": scope.context.mapper})
+    if sessions.is_autocommit(connection):
+        raise InvalidArgument("timeout needs a transaction, and this connection is in AUTOCOMMIT")
+    savepoint = connection.begin_nested()
+    begun = time.monotonic()
+    try:
+        connection.execute(_LIMIT, {"milliseconds": max(1, round(longest * 1000))})
+        yield
+    except DBAPIError as error:
+        code = getattr(error.orig, "sqlstate", None)
+        if code == _CANCELED and time.monotonic() - begun >= longest:
+            raise ReadTimeout(longest) from None
+        raise
+    finally:
+        savepoint.rollback()

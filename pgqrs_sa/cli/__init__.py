@@ -8,15 +8,14 @@ mounted in a host's own click program, for example Flask's::
     app.cli.add_command(pgqrs_sa.cli.group)         # flask pgqrs queue list
 
 =================  ==============================================================================
-`app`              the base classes of commands and groups, and the `App` that they are handed
+`app`              the base classes of commands and groups, the `App` that they get, and its `Log`
 `root`             the group ``pgqrs`` itself: which command is in which module
 `output`           table, json, ndjson and csv; ``--watch``
 `connection`       the engine of a command, and hints for a failed connection
-`logs`             what is logged while a command runs
 `application`      ``module:attribute``, as the consumer of an application
 `failures`         errors to exit codes and one line
-`params`           durations, times, payloads, and options that several commands share; the question
-                   before anything is destroyed, and work in chunks with a progress bar
+`params`           durations, times, payloads; global options, and those that several commands
+                   share; the question before anything is destroyed, and work in chunks
 `views`            values to rows with stable keys
 `queries`          criteria for what the commands ask of the service
 =================  ==============================================================================

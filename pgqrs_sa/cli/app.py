@@ -37,26 +37,27 @@ line and an exit code (see `failures`). To end with another exit code::
 ``app.emit_one(row, columns)``        a single thing
 ``app.show(produce, columns, every)`` a list, repeated with ``--watch``
 ``app.say(text)``                     talk, to stderr
-``app.log``                           what is logged while a command runs (see `logs`)
+``app.log``                           the `Log`: what is logged while a command runs
 ``app.options``                       the global options: ``format``, ``verbose`` …
 ====================================  =========================================================
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import click
 
 from . import output
 from .failures import CANNOT_CONNECT, Failed, failure, scrub
-from .logs import Log
+from .params import Options, global_options
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -69,44 +70,14 @@ __all__ = [
     "App",
     "Command",
     "Group",
-    "Options",
     "Work",
     "add_call",
-    "global_options",
     "pass_app",
     "run",
 ]
 
 TRACE = 2  # how many -v show tracebacks
-
-
-_VARIABLES = {
-    "--format": "PGQRS_FORMAT",
-    "--out": "PGQRS_OUT",
-    "--log-dest": "PGQRS_LOG_DEST",
-    "--log-level": "PGQRS_LOG_LEVEL",
-}
-"""The environment variables of the global options that are not `Settings`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The global options; None for an option that was not given."""
-
-    dsn: str | None = None
-    schema: str | None = None
-    config: str | None = None
-    format: str | None = None
-    out: str | None = None
-    log_dest: str | None = None
-    log_level: str | None = None
-    verbose: int = 0
-
-    def merged(self, later: Mapping[str, Any]) -> Options:
-        """Return these options, overridden by those that stand further right on the line."""
-        given = {name: value for name, value in later.items() if value is not None}
-        given["verbose"] = self.verbose + (given.get("verbose") or 0)
-        return replace(self, **given)
+_LOGGERS = ("pgqrs_sa", "alembic", "sqlalchemy.engine", "sqlalchemy.pool")
 
 
 class Work(NamedTuple):
@@ -259,6 +230,76 @@ class App:
             self.output.close()
 
 
+class Log:
+    """Sends the log to where the options say, while a command runs.
+
+    Args:
+        options: The global ones.
+        secrets: Passwords that must not be in it.
+    """
+
+    def __init__(self, options: Options, secrets: set[str]) -> None:
+        self._dest = options.log_dest
+        self._chosen = options.log_level is not None or options.verbose > 0
+        level = options.log_level or {0: "warning", 1: "info"}.get(options.verbose, "debug")
+        self._level = level.upper()
+        # Not the root logger: where the group is mounted, that one is the host's.
+        self._loggers = [logging.getLogger(name) for name in _LOGGERS]
+        self._handler: logging.Handler = logging.StreamHandler()
+        if self._dest not in (None, "stderr"):
+            self._handler = logging.FileHandler(self._dest, encoding="utf-8", delay=True)
+        self._handler.setFormatter(_Scrubbing(secrets))
+        self._before: dict[logging.Logger, int] = {}
+
+    def __enter__(self) -> Self:
+        self._attach(self._loggers)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._detach()
+        self._handler.close()
+
+    def join_application(self) -> None:
+        """Log together with an application that has just been imported.
+
+        An application that has configured logging gets our records too, and its own configuration
+        applies, except for a level given with an option. Otherwise its records go where ours do.
+        """
+        root = logging.getLogger()
+        if not root.handlers:
+            self._detach()
+            self._attach([root])
+        elif self._dest is None:
+            self._detach()
+            if self._chosen:
+                self._set_levels(self._loggers)
+
+    def _attach(self, loggers: list[logging.Logger]) -> None:
+        for logger in loggers:
+            logger.addHandler(self._handler)
+        self._set_levels(loggers)
+
+    def _set_levels(self, loggers: list[logging.Logger]) -> None:
+        for logger in loggers:
+            self._before[logger] = logger.level
+            logger.setLevel(self._level)
+
+    def _detach(self) -> None:
+        for logger, level in self._before.items():
+            logger.removeHandler(self._handler)
+            logger.setLevel(level)
+        self._before.clear()
+
+
+class _Scrubbing(logging.Formatter):
+    def __init__(self, secrets: set[str]) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._secrets = secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrub(super().format(record), self._secrets)
+
+
 def pass_app(function: Callable[..., Any]) -> Callable[..., Any]:
     """Hand the `App` to a command, as its first argument."""
     decorate: Callable[..., Callable[..., Any]] = click.make_pass_decorator(App)
@@ -292,45 +333,6 @@ def add_call(
         with app.begin() as work:
             found = getattr(getattr(work.service, resource), method)(*given.values())
         app.emit_one(view(found), columns)
-
-
-class _Level(click.Choice[str]):
-    """A level of logging; pgqrs' own words for two of them are understood."""
-
-    _ALIASES: Mapping[str, str] = {"warn": "warning", "trace": "debug"}
-
-    def __init__(self) -> None:
-        super().__init__(["debug", "info", "warning", "error"], case_sensitive=False)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value).lower()
-        return super().convert(self._ALIASES.get(text, text), param, ctx)
-
-
-def global_options(*, environment: bool = False) -> list[click.Option]:
-    """Return the options that the program and every command of it take.
-
-    Args:
-        environment: Read those that are no `Settings` from ``PGQRS_…`` variables as well. Only the
-            program does: a variable must not override an option that stands before a command.
-    """
-    formats = click.Choice(output.FORMATS)
-    levels = _Level()
-
-    def option(flags: Sequence[str], **more: Any) -> click.Option:
-        variable = _VARIABLES.get(flags[-1]) if environment else None
-        return click.Option(flags, envvar=variable, show_envvar=variable is not None, **more)
-
-    return [
-        option(["-d", "--dsn"], metavar="URL", help="The database (else PGQRS_DSN)."),
-        option(["-s", "--schema"], metavar="NAME", help="Where the tables are."),
-        option(["-c", "--config"], metavar="FILE", help="A YAML or TOML file of settings."),
-        option(["--format"], type=formats, help="How to print data."),
-        option(["--out"], metavar="FILE", help="Write data there, not to stdout."),
-        option(["--log-dest"], metavar="FILE", help="Write the log there, not to stderr."),
-        option(["--log-level"], type=levels, help="How much to log."),
-        option(["-v", "--verbose"], count=True, help="Log more; -vv adds tracebacks."),
-    ]
 
 
 class Command(click.Command):

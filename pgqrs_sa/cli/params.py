@@ -1,4 +1,4 @@
-"""Types of parameters, options that several commands share, and what these options decide.
+"""Types of parameters, the global and the shared options, and what these options decide.
 
 ``--yes`` and ``--dry-run`` decide about what is destroyed, ``--chunk`` about the steps::
 
@@ -17,22 +17,26 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .app import App
 from .failures import INTERRUPTED, REFUSED, Failed
+from .output import FORMATS
+
+if TYPE_CHECKING:
+    from .app import App
 
 __all__ = [
     "CHUNK",
     "DURATION",
     "JSON",
     "MOMENT",
+    "Options",
     "ask_options",
     "attempts_option",
     "bulk_options",
@@ -43,6 +47,7 @@ __all__ = [
     "exact_option",
     "exclusive",
     "given",
+    "global_options",
     "in_chunks",
     "in_slices",
     "page_options",
@@ -116,6 +121,74 @@ DURATION = _Duration()
 _SHORTEST_WATCH = timedelta(seconds=0.1)
 MOMENT = _Moment()
 JSON = _Json()
+
+
+_VARIABLES = {
+    "--format": "PGQRS_FORMAT",
+    "--out": "PGQRS_OUT",
+    "--log-dest": "PGQRS_LOG_DEST",
+    "--log-level": "PGQRS_LOG_LEVEL",
+}
+"""The environment variables of the global options that are not `Settings`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The global options; None for an option that was not given."""
+
+    dsn: str | None = None
+    schema: str | None = None
+    config: str | None = None
+    format: str | None = None
+    out: str | None = None
+    log_dest: str | None = None
+    log_level: str | None = None
+    verbose: int = 0
+
+    def merged(self, later: Mapping[str, Any]) -> Options:
+        """Return these options, overridden by those that stand further right on the line."""
+        given = {name: value for name, value in later.items() if value is not None}
+        given["verbose"] = self.verbose + (given.get("verbose") or 0)
+        return replace(self, **given)
+
+
+class _Level(click.Choice[str]):
+    """A level of logging; pgqrs' own words for two of them are understood."""
+
+    _ALIASES: Mapping[str, str] = {"warn": "warning", "trace": "debug"}
+
+    def __init__(self) -> None:
+        super().__init__(["debug", "info", "warning", "error"], case_sensitive=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value).lower()
+        return super().convert(self._ALIASES.get(text, text), param, ctx)
+
+
+def global_options(*, environment: bool = False) -> list[click.Option]:
+    """Return the options that the program and every command of it take.
+
+    Args:
+        environment: Read those that are no `Settings` from ``PGQRS_…`` variables as well. Only the
+            program does: a variable must not override an option that stands before a command.
+    """
+    formats = click.Choice(FORMATS)
+    levels = _Level()
+
+    def option(flags: Sequence[str], **more: Any) -> click.Option:
+        variable = _VARIABLES.get(flags[-1]) if environment else None
+        return click.Option(flags, envvar=variable, show_envvar=variable is not None, **more)
+
+    return [
+        option(["-d", "--dsn"], metavar="URL", help="The database (else PGQRS_DSN)."),
+        option(["-s", "--schema"], metavar="NAME", help="Where the tables are."),
+        option(["-c", "--config"], metavar="FILE", help="A YAML or TOML file of settings."),
+        option(["--format"], type=formats, help="How to print data."),
+        option(["--out"], metavar="FILE", help="Write data there, not to stdout."),
+        option(["--log-dest"], metavar="FILE", help="Write the log there, not to stderr."),
+        option(["--log-level"], type=levels, help="How much to log."),
+        option(["-v", "--verbose"], count=True, help="Log more; -vv adds tracebacks."),
+    ]
 
 
 def exclusive(**given: object) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from .app import App, Command, Group, Options, global_options, pass_app
+from .app import App, Command, Group, pass_app
 from .failures import Failed
+from .params import Options, global_options
 
 __all__ = ["completion", "demo", "group"]
 

@@ -24,11 +24,17 @@ from .options import (
     CONSUMER_DEFAULTS,
     ConsumerConfig,
     ConsumerOptions,
-    refuse_autocommit_session,
     takes_options,
 )
 from .runtime import Runtime
-from .sessions import call_context_of, engine_of, factory_of, open_session, sessionmaker_for
+from .sessions import (
+    call_context_of,
+    engine_of,
+    factory_of,
+    open_session,
+    refuse_autocommit_session,
+    sessionmaker_for,
+)
 
 __all__ = ["START_GRACE", "BaseConsumer", "Startup"]
 

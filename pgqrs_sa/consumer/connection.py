@@ -237,6 +237,20 @@ class ConsumerConnection:
                 return self.run_once(context, operation, *args, **kwargs)
         raise AssertionError("a retry ends with a result or an error")
 
+    def run_transaction(
+        self,
+        what: str,
+        context: Context,
+        operation: Callable[Concatenate[Scope, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Run an operation in its own transaction, and repeat it after transient errors."""
+        for attempt in retrying(self._stopping, what, context.worker):
+            with attempt:
+                return self.transaction(context, operation, *args, **kwargs)
+        raise AssertionError("a retry ends with a result or an error")
+
     def run_once(
         self,
         context: Context,

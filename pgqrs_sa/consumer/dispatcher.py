@@ -21,10 +21,10 @@ from ..types import Delivery, Outcome
 from . import store
 from .connection import ConsumerConnection
 from .disposition import Disposition
-from .handlers import Handler, Invocation
+from .handlers import Handler, Invocation, invocations
 from .leader import LINGER, LeaderFollower
 from .retrying import is_transient
-from .scheduler import CheckQueues, Fetch, Scheduler, invocations
+from .scheduler import CheckQueues, Fetch, Scheduler
 from .state import ConsumerState
 
 __all__ = ["Acceptor", "Dispatcher"]

@@ -8,13 +8,15 @@ from datetime import timedelta
 from pathlib import Path
 from textwrap import indent
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..decisions import DeadLetter, Decision, Discard, RetryIn, Snooze
 from ..errors import InvalidArgument, InvalidResult, PgqrsError
 from ..types import Delivery, Outcome
 from . import results
-from .handlers import Handler, Invocation
+
+if TYPE_CHECKING:
+    from .handlers import Handler, Invocation
 
 __all__ = [
     "PACKAGE",

@@ -21,6 +21,7 @@ __all__ = [
     "HandlerOptions",
     "Handlers",
     "Invocation",
+    "invocations",
 ]
 
 Acknowledge: TypeAlias = Literal["commit", "first", "manual"]
@@ -87,6 +88,15 @@ class Invocation:
     handler: Handler
     deliveries: tuple[Delivery, ...]
     number: int = field(default_factory=count(1).__next__)
+
+
+def invocations(handler: Handler, deliveries: Sequence[Delivery]) -> list[Invocation]:
+    """Split leased messages into the invocations of a handler, by its batch size."""
+    size = handler.batch
+    return [
+        Invocation(handler, tuple(deliveries[start : start + size]))
+        for start in range(0, len(deliveries), size)
+    ]
 
 
 class Handlers:

@@ -20,8 +20,8 @@ from .call_transactions import CallTransaction, CallTransactions
 from .disposition import Disposition, disposition_for_error, dispositions_for_result
 from .handlers import Handler, Invocation
 from .leases import LeaseTable
-from .options import AutocommitSession, refuse_autocommit
 from .retrying import is_transient, sqlstate
+from .sessions import AutocommitSession, refuse_autocommit
 from .signature import DecodeErrors
 
 __all__ = [

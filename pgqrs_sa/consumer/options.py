@@ -1,45 +1,26 @@
-"""The options of a consumer, and the checks of the database, its sessions and its pool."""
+"""The options of a consumer: their types, defaults and validation."""
 
 from __future__ import annotations
 
 import inspect
-import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
-from datetime import timedelta
 from functools import wraps
 from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack
 
-from sqlalchemy.orm import Session
-
-from .. import migrations, validation
-from .._core.scope import Context, Scope
-from ..codecs import Codec, JsonCodec
+from .. import validation
+from .._core.scope import Context
+from ..codecs import Codec
 from ..decisions import Retry
 from ..declared import DeclaredQueue, QueueSource, declared_in, joined
-from ..errors import InvalidArgument, PoolTooSmall, safe_repr
-from ..models import READY_MADE, Models
-from ..resources import Queues
+from ..errors import InvalidArgument, safe_repr
+from ..models import Models, models_of
 from ..types import Seconds
-from . import store
 from .events import Hooks
-from .handlers import Handler
 from .sessions import CallContext, check_call_context
 
-__all__ = [
-    "CONSUMER_DEFAULTS",
-    "AutocommitSession",
-    "ConsumerConfig",
-    "ConsumerOptions",
-    "check_database",
-    "check_pool",
-    "refuse_autocommit",
-    "refuse_autocommit_session",
-    "takes_options",
-]
-
-log = logging.getLogger("pgqrs_sa.consumer")
+__all__ = ["CONSUMER_DEFAULTS", "ConsumerConfig", "ConsumerOptions", "takes_options"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -90,9 +71,11 @@ class ConsumerConfig:
     def validated(cls, **options: Unpack[ConsumerOptions]) -> ConsumerConfig:
         """Return the options with their defaults; raise `InvalidArgument` if one is not valid."""
         given: dict[str, Any] = {
-            name: _VALIDATORS[name](value, name) for name, value in options.items()
+            name: _VALIDATORS[name](value, name)
+            for name, value in options.items()
+            if value is not None or name not in _NONE_IS_DEFAULT
         }
-        if given.get("listen_dsn") is not None:
+        if "listen_dsn" in given:
             given["notify"] = True
         return cls(**given)
 
@@ -115,9 +98,9 @@ class ConsumerConfig:
 
     def context(self) -> Context:
         """Return the context of the consumer's own statements."""
-        return Context(
-            self.models or READY_MADE,
-            self.codec or JsonCodec(),
+        return Context.of(
+            models_of(self.models),
+            self.codec,
             worker=None,
             allow_autocommit=True,
             cursor_key=self.cursor_key,
@@ -133,10 +116,6 @@ CONSUMER_DEFAULTS: dict[str, object] = {
 _Validator: TypeAlias = Callable[[Any, str], Any]
 
 
-def _optional(validate: _Validator, default: Callable[[], object] = lambda: None) -> _Validator:
-    return lambda value, name: default() if value is None else validate(value, name)
-
-
 def _instance(kind: type[Any]) -> _Validator:
     def validate(value: object, name: str) -> object:
         if not isinstance(value, kind):
@@ -148,6 +127,10 @@ def _instance(kind: type[Any]) -> _Validator:
 
 def _seconds(value: object, name: str) -> float:
     return validation.validate_duration(value, name, positive=True).total_seconds()
+
+
+def _seconds_or_none(value: object, name: str) -> float | None:
+    return None if value is None else _seconds(value, name)
 
 
 def _seconds_or_zero(value: object, name: str) -> float:
@@ -181,22 +164,30 @@ def _hooks(value: object, name: str) -> tuple[Hooks, ...]:
 
 _VALIDATORS: dict[str, _Validator] = {
     "concurrency": validation.validate_limit,
-    "retry": _optional(_retry, Retry),
+    "retry": _retry,
     "poll_interval": _seconds,
     "drain_timeout": _seconds_or_zero,
     "heartbeat": _seconds,
-    "housekeeping": _optional(_seconds),
-    "name": _optional(validation.validate_text, socket.gethostname),
-    "version": _optional(validation.validate_text),
-    "models": _optional(_instance(Models)),
-    "codec": _optional(_codec),
+    "housekeeping": _seconds_or_none,
+    "name": validation.validate_text,
+    "version": validation.validate_text,
+    "models": _instance(Models),
+    "codec": _codec,
     "notify": _instance(bool),
-    "cursor_key": _optional(validation.validate_text),
-    "listen_dsn": _optional(_instance(str)),
+    "cursor_key": validation.validate_text,
+    "listen_dsn": _instance(str),
     "hooks": _hooks,
     "queues": declared_in,
-    "call_context": _optional(check_call_context),
+    "call_context": check_call_context,
 }
+
+_NONE_IS_DEFAULT = frozenset(
+    (
+        *("retry", "name", "version", "models", "codec", "cursor_key", "listen_dsn"),
+        "call_context",
+    )
+)
+"""The options for which None means the default, which `ConsumerConfig` has."""
 
 
 def takes_options(kind: Any, defaults: Mapping[str, object]) -> Callable[[_F], _F]:
@@ -248,101 +239,3 @@ def _unknown(function: str, name: str, known: Sequence[str]) -> str:
     close = validation.suggestions(name, known)
     hint = f": did you mean {close[0]!r}?" if close else f"; its options are {', '.join(known)}"
     return f"{function} has no option {name!r}{hint}"
-
-
-def check_database(
-    scope: Scope,
-    handlers: Sequence[Handler],
-    declared: Sequence[DeclaredQueue] = (),
-    *,
-    create: bool = True,
-) -> dict[str, timedelta]:
-    """Return how long a lease of each queue lasts, or raise for what keeps a consumer from working.
-
-    Args:
-        scope: The session, and the settings of the service.
-        handlers: Those that work.
-        declared: Queues to compare with those in the database.
-        create: Create those that are missing.
-
-    Raises:
-        ReadOnlyDatabase: a standby.
-        SchemaVersionError: the tables are not those of this release.
-        QueueNotFound: with the names that come close.
-    """
-    if not handlers:
-        raise InvalidArgument("this consumer has no handler: decorate one with @consumer.on(queue)")
-    store.server_info(scope)
-    migrations.check(scope.session, models=scope.context.models)
-    missing = _synchronized(scope, declared, create=create)
-    leases = {}
-    for handler in handlers:
-        if (queue := missing.get(handler.queue)) is not None:
-            leases[handler.queue] = handler.lease or queue.lease_at_creation
-            continue
-        info = Queues(scope).get(handler.queue)
-        leases[handler.queue] = handler.lease or timedelta(seconds=info.lease_seconds)
-    return leases
-
-
-def _synchronized(
-    scope: Scope, declared: Sequence[DeclaredQueue], *, create: bool
-) -> dict[str, DeclaredQueue]:
-    """Create declared queues, or look for them; log what differs, and return what is missing."""
-    missing = set()
-    for queue in Queues(scope).sync(declared, dry_run=not create):
-        if queue.status == "missing":
-            missing.add(queue.name)
-            log.info("queue %r does not exist: the consumer creates it when it starts", queue.name)
-        elif queue.status == "created":
-            log.info("queue %r was missing, and is created", queue.name)
-        for difference in queue.differences:
-            log.warning(
-                "queue %r: %s; to change it, call queues.sync(..., update=True), or run "
-                "pgqrs queue sync --update",
-                queue.name,
-                difference,
-            )
-    return {queue.name: queue for queue in declared if queue.name in missing}
-
-
-class AutocommitSession(InvalidArgument):
-    """A session that commits each statement by itself: the consumer ends before it is used."""
-
-
-def refuse_autocommit(handlers: Sequence[Handler]) -> None:
-    """Raise for a handler with a session, where the sessions' connections are in AUTOCOMMIT.
-
-    What it writes would be there although its attempt has failed, and again after the next.
-    """
-    names = [handler.name for handler in handlers if handler.call.needs_session]
-    if names:
-        raise AutocommitSession(
-            f"the sessions are in AUTOCOMMIT, and {', '.join(names)} takes a session, whose writes "
-            "commit together with the end of the message: make sessionmaker and engine "
-            'transactional, as with execution_options(isolation_level="READ COMMITTED")'
-        )
-
-
-def refuse_autocommit_session(session: Session, handlers: Sequence[Handler]) -> None:
-    """Do as `refuse_autocommit` if new sessions set AUTOCOMMIT, unlike their engine.
-
-    SQLAlchemy 2.1 has ``sessionmaker(engine, execution_options=...)``.
-    """
-    options: Any = getattr(session, "execution_options", {})
-    if options.get("isolation_level") == "AUTOCOMMIT":
-        refuse_autocommit(handlers)
-
-
-def check_pool(pool: Any, needed: int, why: str) -> None:
-    """Raise `PoolTooSmall` unless a pool has as many connections as are needed at a time.
-
-    A pool without a limit, or whose limit cannot be known, is taken to be large enough.
-    """
-    size: Any = getattr(pool, "size", None)
-    overflow: Any = getattr(pool, "_max_overflow", None)
-    if size is None or overflow is None or overflow < 0:
-        return
-    available = int(size()) + int(overflow)
-    if available < needed:
-        raise PoolTooSmall(available, needed, why)

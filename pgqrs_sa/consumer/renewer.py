@@ -141,7 +141,6 @@ _JOB_SECONDS = 0.2  # after which the rest waits until the renewals that are due
 _WORKERS_KEPT = timedelta(days=7)
 _MIN_SILENCE = 60.0  # seconds without a heartbeat before another worker is considered dead
 _DENIED = "42501"
-_LONGER = 5.0  # seconds by which the clocks of the database and of this process may differ
 
 
 class Maintenance:
@@ -249,36 +248,23 @@ class Maintenance:
 def register_worker(connection: ConsumerConnection, state: ConsumerState) -> WorkerInfo:
     """Register this process as a worker, or register it again after it was declared dead.
 
-    One row remains, even if a reply was lost and the registration was repeated.
+    One row remains, even if a reply was lost and the registration was repeated. An INSERT whose
+    reply was lost is rolled back with its transaction. If the reply to the COMMIT was lost, the id
+    is known already. Another process may have the same name, host and process id, as containers
+    do, so a row is never recognized by these.
     """
     context, name, version = state.context, state.config.name, state.config.version
     queues = [handler.queue for handler in state.handlers]
-    began, tries = time.monotonic(), 0
+    inserted: list[int] = []
 
     def once(scope: Scope) -> WorkerInfo:
-        nonlocal tries
-        tries += 1
-        return register(scope, name, queues, None, None, None, version, leased=0)
+        for worker in inserted:
+            with contextlib.suppress(WorkerNotFound):
+                return Workers(scope).get(worker)
+        info = register(scope, name, queues, None, None, None, version, leased=0)
+        inserted.append(info.id)
+        return info
 
-    info = connection.run("the registration", context, once)
-    if tries > 1:
-        span = timedelta(seconds=time.monotonic() - began + _LONGER)
-        connection.run("a look for doubles", context, _stop_namesakes, info, span)
+    info = connection.run_transaction("the registration", context, once)
     state.registered(info)
     return info
-
-
-def _stop_namesakes(scope: Scope, mine: WorkerInfo, span: timedelta) -> None:
-    """Stop the rows that an attempt to register has left whose reply was lost.
-
-    Nobody else has the process's number on this host, under its name and so shortly before.
-    """
-    for worker in Workers(scope).list(status="ready"):
-        same = (worker.name, worker.hostname, worker.pid, worker.queues) == (
-            mine.name,
-            mine.hostname,
-            mine.pid,
-            mine.queues,
-        )
-        if same and worker.id < mine.id and mine.started_at - worker.started_at < span:
-            set_status(scope, worker.id, "stopped")

@@ -26,11 +26,12 @@ from .connection import ConsumerConnection
 from .dispatcher import Dispatcher
 from .disposition import Disposition
 from .handlers import Invocation
-from .options import check_database, refuse_autocommit
 from .renewer import LeaseRenewer, register_worker
 from .retrying import is_transient
 from .scheduler import Scheduler
+from .sessions import refuse_autocommit
 from .state import ConsumerState
+from .store import check_database
 
 if TYPE_CHECKING:
     from ..wakeup import Listener

@@ -10,11 +10,12 @@ import math
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from ..types import Delivery
-from .handlers import Handler, Invocation
+if TYPE_CHECKING:
+    from .handlers import Handler
 
-__all__ = ["CheckQueues", "Fetch", "Scheduler", "Wait", "invocations"]
+__all__ = ["CheckQueues", "Fetch", "Scheduler", "Wait"]
 
 _SOON = 0.02
 """Seconds after which an empty queue is asked again first; it doubles up to the poll interval."""
@@ -218,12 +219,3 @@ class Scheduler:
 
     def _move(self) -> float:
         return 0.8 + 0.4 * self.jitter()
-
-
-def invocations(handler: Handler, deliveries: Sequence[Delivery]) -> list[Invocation]:
-    """Cut what was leased into what single calls get."""
-    size = handler.batch
-    return [
-        Invocation(handler, tuple(deliveries[start : start + size]))
-        for start in range(0, len(deliveries), size)
-    ]

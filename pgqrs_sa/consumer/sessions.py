@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
@@ -20,17 +20,22 @@ from sqlalchemy.orm import Session, sessionmaker
 from .._core import sessions
 from .._core.scope import Scope
 from .._core.sessions import registry_of
-from ..errors import InvalidArgument, PgqrsError, safe_repr
+from ..errors import InvalidArgument, PgqrsError, PoolTooSmall, safe_repr
+from .handlers import Handler
 
 __all__ = [
+    "AutocommitSession",
     "CallContext",
     "call_context_of",
     "check_call_context",
+    "check_pool",
     "check_scopes",
     "check_scopes_of_tasks",
     "engine_of",
     "factory_of",
     "open_session",
+    "refuse_autocommit",
+    "refuse_autocommit_session",
     "refuse_elsewhere",
     "refuse_suppression",
     "scope_of",
@@ -290,3 +295,45 @@ _REMEDY = (
     "give each call a scope of its own with call_context (for Flask-SQLAlchemy: "
     "call_context=app.app_context), or pass a sessionmaker instead (sessionmaker(db.engine))"
 )
+
+
+class AutocommitSession(InvalidArgument):
+    """The session is in AUTOCOMMIT: the consumer ends before a handler uses it."""
+
+
+def refuse_autocommit(handlers: Sequence[Handler]) -> None:
+    """Raise if a handler takes a session: the sessions' connections are in AUTOCOMMIT.
+
+    Its writes would stay although the attempt has failed, and be repeated by the next.
+    """
+    names = [handler.name for handler in handlers if handler.call.needs_session]
+    if names:
+        raise AutocommitSession(
+            f"the sessions are in AUTOCOMMIT, and {', '.join(names)} takes a session, whose writes "
+            "commit together with the end of the message: make sessionmaker and engine "
+            'transactional, as with execution_options(isolation_level="READ COMMITTED")'
+        )
+
+
+def refuse_autocommit_session(session: Session, handlers: Sequence[Handler]) -> None:
+    """Do as `refuse_autocommit` if new sessions set AUTOCOMMIT, unlike their engine.
+
+    SQLAlchemy 2.1 has ``sessionmaker(engine, execution_options=...)``.
+    """
+    options: Any = getattr(session, "execution_options", {})
+    if options.get("isolation_level") == "AUTOCOMMIT":
+        refuse_autocommit(handlers)
+
+
+def check_pool(pool: Any, needed: int, why: str) -> None:
+    """Raise `PoolTooSmall` if a pool has fewer connections than are needed at the same time.
+
+    A pool without a limit, or whose limit is unknown, is considered large enough.
+    """
+    size: Any = getattr(pool, "size", None)
+    overflow: Any = getattr(pool, "_max_overflow", None)
+    if size is None or overflow is None or overflow < 0:
+        return
+    available = int(size()) + int(overflow)
+    if available < needed:
+        raise PoolTooSmall(available, needed, why)

@@ -7,13 +7,14 @@ delay the others.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
-from .. import validation
+from .. import migrations, validation
 from .._core import cursors, settle
 from .._core.lease import decodable, in_order
 from .._core.lease import deliveries as deliveries_of
@@ -21,9 +22,12 @@ from .._core.scope import Scope
 from .._core.sql import consume as statements
 from .._core.sql import lease as leasing
 from .._core.sql import settle as settling
-from ..errors import ReadOnlyDatabase
+from ..declared import DeclaredQueue
+from ..errors import InvalidArgument, ReadOnlyDatabase
+from ..resources import Queues
 from ..types import Delivery, Outcome
 from .disposition import Disposition
+from .handlers import Handler
 
 __all__ = [
     "QueueCheck",
@@ -31,6 +35,7 @@ __all__ = [
     "SettledStatus",
     "UnansweredLease",
     "apply",
+    "check_database",
     "check_queues",
     "lock_messages",
     "lookup_status",
@@ -40,6 +45,8 @@ __all__ = [
     "settle_and_lease",
     "try_housekeeping_lock",
 ]
+
+log = logging.getLogger("pgqrs_sa.consumer")
 
 SettledStatus: TypeAlias = Outcome | Literal["busy"]
 """The outcome of a delivery that could not be settled, or "busy" while another transaction has its
@@ -223,6 +230,62 @@ def server_info(scope: Scope) -> str:
         raise ReadOnlyDatabase(standby=row.standby)
     isolation: str = row.isolation
     return isolation
+
+
+def check_database(
+    scope: Scope,
+    handlers: Sequence[Handler],
+    declared: Sequence[DeclaredQueue] = (),
+    *,
+    create: bool = True,
+) -> dict[str, timedelta]:
+    """Return the length of a lease by queue; raise if a consumer cannot work on this database.
+
+    Args:
+        scope: The session, and the settings of the service.
+        handlers: The handlers of the consumer.
+        declared: Queues to compare with those in the database.
+        create: Create the missing ones.
+
+    Raises:
+        ReadOnlyDatabase: the server is a standby, or the database is read only.
+        SchemaVersionError: the tables have a version that this release does not support.
+        QueueNotFound: with similar names.
+    """
+    if not handlers:
+        raise InvalidArgument("this consumer has no handler: decorate one with @consumer.on(queue)")
+    server_info(scope)
+    migrations.check(scope.session, models=scope.context.models)
+    missing = _synchronized(scope, declared, create=create)
+    leases = {}
+    for handler in handlers:
+        if (queue := missing.get(handler.queue)) is not None:
+            leases[handler.queue] = handler.lease or queue.lease_at_creation
+            continue
+        info = Queues(scope).get(handler.queue)
+        leases[handler.queue] = handler.lease or timedelta(seconds=info.lease_seconds)
+    return leases
+
+
+def _synchronized(
+    scope: Scope, declared: Sequence[DeclaredQueue], *, create: bool
+) -> dict[str, DeclaredQueue]:
+    """Create or look up declared queues; log differences, and return the missing ones."""
+    missing = set()
+    for queue in Queues(scope).sync(declared, dry_run=not create):
+        if queue.status == "missing":
+            missing.add(queue.name)
+            log.info("queue %r does not exist: the consumer creates it when it starts", queue.name)
+        elif queue.status == "created":
+            log.info("queue %r was missing, and is created", queue.name)
+        for difference in queue.differences:
+            log.warning(
+                "queue %r: %s; to change it, call queues.sync(..., update=True), or run "
+                "pgqrs queue sync --update",
+                queue.name,
+                difference,
+            )
+    return {queue.name: queue for queue in declared if queue.name in missing}
 
 
 _MaybeOutcome: TypeAlias = Outcome | None

@@ -32,11 +32,11 @@ from .disposition import Disposition
 from .handlers import Invocation
 from .invocation import FORGIVEN, after_error, after_return, begin, commit_within, is_fatal
 from .leases import Lease
-from .options import check_pool
 from .runtime import RunResult, Runtime
 from .sessions import (
     CallContext,
     call_context_of,
+    check_pool,
     check_scopes_of_tasks,
     refuse_elsewhere,
     refuse_suppression,

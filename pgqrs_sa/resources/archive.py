@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from .. import validation
 from .._core import sessions
-from .._core.criteria import criteria_on
+from .._core.criteria import Criteria, criteria_on
 from .._core.lease import dead_letter_exhausted
 from .._core.queues import get as get_queue
 from .._core.sessions import expire_all_deleted, expire_deleted
@@ -20,7 +20,7 @@ from .._core.sql import archive as statements
 from .._core.sql import queries
 from .._core.wakeup import announce
 from ..errors import DuplicateMessage, InvalidArgument, MessageNotFound
-from ..types import ArchivedInfo, ArchiveOutcome, Criteria, Receipt, Seconds
+from ..types import ArchivedInfo, ArchiveOutcome, Receipt, Seconds
 from .messages import Reading
 
 __all__ = ["Archived"]

@@ -11,20 +11,18 @@ from typing import Any, get_args
 from sqlalchemy import Row, Select
 
 from .. import validation
-from .._core.criteria import criteria_on
+from .._core.criteria import Criteria, criteria_on
 from .._core.queues import get as get_queue
-from .._core.scope import Resource, decoded, encoded, queue_not_found
+from .._core.scope import Resource, decoded, encoded, queue_not_found, within
 from .._core.sessions import expire_deleted, sync_loaded
 from .._core.sql import counts, queues
 from .._core.sql import messages as changes
 from .._core.sql import queries as statements
 from .._core.sql.fragments import MOVED
-from .._core.statement_timeout import within
 from .._core.wakeup import announce
 from ..errors import InvalidArgument, MessageLeased, MessageNotFound, PayloadError
 from ..types import (
     ArchiveOutcome,
-    Criteria,
     MessageInfo,
     MessageState,
     QueueMetrics,

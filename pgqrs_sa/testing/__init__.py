@@ -23,10 +23,9 @@ from ..codecs import Codec
 from ..models import Models
 from ..types import MessageInfo, Seconds
 from .clock import advance
-from .draining import Drained, DrainOptions, drain
+from .draining import Drained, DrainOptions, drain, work_one
 from .enqueued import Wanted, all_enqueued, assert_enqueued, refute_enqueued
 from .sessions import SessionLike, raise_on_commit
-from .single import work_one
 
 if TYPE_CHECKING:
     from typing import Unpack

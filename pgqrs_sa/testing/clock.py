@@ -19,7 +19,7 @@ from .._core.sessions import sync_loaded
 from .._core.sql.fragments import MOVED, array_bind, elapsed, interval_bind, timestamp
 from .._core.states import now
 from .._core.tables import Tables
-from ..models import READY_MADE, Models
+from ..models import Models, models_of
 from ..resources import Queues
 from ..types import Seconds
 from .sessions import SessionLike, perform
@@ -67,7 +67,7 @@ def advance(
         QueueNotFound: with similar names.
         DelayError: the time is negative.
     """
-    context = Context.of(models or READY_MADE, None, None, allow_autocommit=True)
+    context = Context.of(models_of(models), None, None, allow_autocommit=True)
     length = validation.validate_duration(by, "by")
 
     def work(session: Session) -> int:

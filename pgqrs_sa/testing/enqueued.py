@@ -14,7 +14,7 @@ from .._core.scope import Context, Scope, decoded, encoded
 from .._core.states import now
 from ..codecs import Codec, JsonCodec
 from ..errors import PayloadError, safe_repr
-from ..models import READY_MADE, Models
+from ..models import Models, models_of
 from ..resources import Messages
 from ..types import MessageInfo, Seconds
 from .sessions import SessionLike, perform
@@ -113,7 +113,7 @@ def all_enqueued(
     Raises:
         QueueNotFound: with similar names.
     """
-    context = Context.of(models or READY_MADE, codec, None, allow_autocommit=True)
+    context = Context.of(models_of(models), codec, None, allow_autocommit=True)
     return perform(
         session, lambda it: _look(Scope(it, context), queue), lambda seen: list(seen.messages)
     )
@@ -156,7 +156,7 @@ def assert_enqueued(
         QueueNotFound: with similar names.
     """
     __tracebackhide__ = True
-    context = Context.of(models or READY_MADE, codec, None, allow_autocommit=True)
+    context = Context.of(models_of(models), codec, None, allow_autocommit=True)
     if count is not None:
         validation.validate_number(count, "count")
     expected = checked(wanted, context.codec)
@@ -205,7 +205,7 @@ def refute_enqueued(
         QueueNotFound: with similar names.
     """
     __tracebackhide__ = True
-    context = Context.of(models or READY_MADE, codec, None, allow_autocommit=True)
+    context = Context.of(models_of(models), codec, None, allow_autocommit=True)
     expected = checked(wanted, context.codec)
 
     def judge(seen: _Seen) -> None:

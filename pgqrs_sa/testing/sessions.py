@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from .._core.scope import Context
 from ..errors import InvalidArgument, safe_repr
-from ..models import READY_MADE, Models
+from ..models import Models, models_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
@@ -105,7 +105,7 @@ def raise_on_commit(
     """
     __tracebackhide__ = True
     target: Any = session if isinstance(session, sessionmaker) else plain(session)
-    mapper = Context.of(models or READY_MADE, None, None, allow_autocommit=True).mapper
+    mapper = Context.of(models_of(models), None, None, allow_autocommit=True).mapper
     fault = _Fault(committed=committed)
 
     def before_commit(committing: Session) -> None:

@@ -4,7 +4,7 @@ The quick part runs with everything else. The long part (minutes)::
 
     pytest tests/chaos -m "long or not long" -n 0
 
-The results are JSON lines in ``PGQRS_CHAOS_RESULTS`` (a folder; a temporary one unless given).
+The results are JSON lines in the folder ``PGQRS_CHAOS_RESULTS`` (default: a temporary one).
 
 Where there is no ``pgbouncer`` (``apt-get install pgbouncer``; ``PGQRS_TEST_PGBOUNCER_BIN`` names
 it elsewhere) the tests that need it are deselected, and the summary says so.

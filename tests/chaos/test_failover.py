@@ -70,7 +70,7 @@ def libpq_form(url: sa.URL) -> str:
 
 @dataclass
 class Seen:
-    """What handlers and producers saw, whatever became of it in the database."""
+    """What handlers and producers saw, which may differ from the database."""
 
     acknowledged: set[int] = field(default_factory=set)
     leases: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
@@ -195,7 +195,7 @@ class Load:
         self.engine.dispose()
 
     def wait_for(self, acknowledged: int, leases: int) -> None:
-        """Wait until so much is enqueued, and each consumer was called that many times more."""
+        """Wait until these are enqueued, and each consumer was called this many more times."""
         before = {name: len(self.seen.leases[name]) for name in ("threads", "tasks")}
         until(
             lambda: (

@@ -131,7 +131,7 @@ class Case:
     def judge(
         self, results: Results, outcome: Outcome, expected: bool, *, over: bool = False, **row: Any
     ) -> None:
-        """Let whoever comes next do what is not done, then count.
+        """Let the next consumer do what is left, then count.
 
         ``over`` says that its process is gone: others do it again, as they cannot know.
         """
@@ -161,7 +161,7 @@ class Case:
 
 @dataclass
 class Strike:
-    """A gate that strikes once, at a point, and looks at what is there before the next try."""
+    """A gate that strikes once, at a point, and looks at the database before the next try."""
 
     case: Case
     point: str
@@ -351,7 +351,7 @@ def started(case: Case, driver: str) -> Script:
 
 
 def run_to(process: Script, point: str) -> Outcome:
-    """Let it come so far; what it said there is what it believes, whatever comes of it."""
+    """Let it reach this point; what it reported there is what it believes."""
     for passed in POINTS:
         said = process.expect(passed)
         if passed == point:
@@ -364,7 +364,7 @@ def run_to(process: Script, point: str) -> Outcome:
 @pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
 @quick(("archive", "psycopg"))
 def test_a_process_ends(ground, results, operation, driver, signal, point):
-    """F1, F7: whoever comes next finds all of it or nothing."""
+    """F1, F7: the next consumer finds all of it or nothing."""
     case = Case(ground, operation)
     with started(case, driver) as process:
         outcome = run_to(process, point)

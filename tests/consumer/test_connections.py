@@ -176,7 +176,7 @@ def test_messages_whose_lease_was_not_heard_of_come_back_at_once_and_uncharged(k
         heard.append(delivery.id)
         effect(session, delivery)
 
-    # Leases are executed, and their replies lost, until one of them is there to be seen. That it
+    # Leases are executed, and their replies lost, until one of them can be seen. That it
     # is held is seen, at times, before its reply is to be lost: so wait for that, first.
     def hear() -> None:
         until(lambda: cutter.cut and kit.held(), "leased, and its reply lost")
@@ -319,6 +319,46 @@ def test_an_archive_whose_reply_was_lost_is_success_and_told_once(kit):
     assert sorted(set(calls)) == ids
     assert ear.names().count("on_success") == 4
     assert "on_lease_lost" not in ear.names()
+
+
+@pytest.mark.parametrize("lost", ["INSERT", "COMMIT"])
+def test_a_registration_whose_reply_was_lost_leaves_one_row_and_stops_no_namesake(kit, lost):
+    """A namesake with the same process id may be another container's, and just have started."""
+    namesake = kit.consumer(name="shop")
+    namesake.on("mail")(effect)
+    namesake.start()
+    engine = kit.app_engine()
+    cut: list[str] = []
+    inserted: list[sa.Connection] = []
+
+    def executed(connection, _cursor, statement, *_more):
+        if "INSERT INTO pgqrs_workers" in statement and not cut:
+            inserted.append(connection)
+            if lost == "INSERT":
+                cut.append(lost)
+                end_backend(kit, backend_of(connection))
+                raise driver_error(connection)
+
+    def committing(connection):
+        if lost == "COMMIT" and connection in inserted and not cut:
+            cut.append(lost)
+            connection.connection.dbapi_connection.commit()
+            end_backend(kit, backend_of(connection))
+            raise sa.exc.DBAPIError(
+                "COMMIT", {}, driver_error(connection), connection_invalidated=True
+            )
+
+    listened = getattr(engine, "sync_engine", engine)
+    sa.event.listen(listened, "after_cursor_execute", executed)
+    sa.event.listen(listened, "commit", committing)
+    consumer = kit.consumer(engine=engine, name="shop")
+    consumer.on("mail")(effect)
+    consumer.start()
+    assert cut
+    assert [worker.status for worker in kit.workers()] == ["ready", "ready"]
+    assert consumer.stop() == 0
+    assert [worker.status for worker in kit.workers()] == ["ready", "stopped"]
+    assert namesake.stop() == 0
 
 
 def test_a_decision_whose_reply_was_lost_is_told_as_what_it_was(kit):

@@ -51,6 +51,7 @@ class FakeLine:
     def run(self, _what: str, context: Any, operation: Any, *args: Any) -> Any:
         return self.run_once(context, operation, *args)
 
+    run_transaction = run
     transaction = run_once
 
     def log_failure(self, error: BaseException, _worker: int | None) -> None:

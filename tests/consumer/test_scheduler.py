@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgqrs_sa.consumer.handlers import Invocation
+from pgqrs_sa.consumer.handlers import Invocation, invocations
 from pgqrs_sa.consumer.runtime import RunQueue
-from pgqrs_sa.consumer.scheduler import CheckQueues, Fetch, Scheduler, Wait, invocations
+from pgqrs_sa.consumer.scheduler import CheckQueues, Fetch, Scheduler, Wait
 from support.handlers import delivery, handlers
 from support.properties import at_least
 

@@ -1147,84 +1147,44 @@ def test_enqueueing_in_autocommit_is_refused_unless_it_is_asked_for(engine, serv
 
 # ----------------------------------------------------------------------------------- async
 
-ASYNC: dict[str, tuple[Callable[[AsyncQueueService], Any], type[PgqrsError], str, bool]] = {
-    # A call, its error, what the error says, and whether it takes a statement to find out.
-    "delay": (lambda s: s.enqueue("mail", 1, delay=-1), DelayError, "not -1", False),
-    "at": (lambda s: s.enqueue("mail", 1, at=NAIVE), DelayError, "naive", False),
-    "priority": (lambda s: s.enqueue("mail", 1, priority=2**15), InvalidArgument, "32768", False),
-    "key": (lambda s: s.enqueue("mail", 1, key=""), InvalidArgument, "key must", False),
-    "headers": (lambda s: s.enqueue("mail", 1, headers={1: 1}), PayloadError, "headers", False),
-    "payload": (lambda s: s.enqueue("mail", {"x": {1}}), PayloadError, "payload.x", False),
-    "item": (
-        lambda s: s.enqueue_many("mail", [1, 2, {"x": math.nan}]),
-        PayloadError,
-        "items[2].payload.x is nan",
-        False,
-    ),
-    "option of an item": (
-        lambda s: s.enqueue_many("mail", [1, Item(2, delay=-1)]),
-        DelayError,
-        "items[1].delay",
-        False,
-    ),
-    "no list": (lambda s: s.enqueue_many("mail", 7), InvalidArgument, "must be a list", False),
-    "label": (
-        lambda s: s.enqueue_from("mail", row(payload=1, x=2)),
-        InvalidArgument,
-        "'x'",
-        False,
-    ),
-    "name": (lambda s: s.enqueue("a b", 1), InvalidArgument, "'a b'", False),
-    "limit": (lambda s: s.dequeue("mail", 0), InvalidArgument, "not 0", False),
-    "lease": (lambda s: s.dequeue("mail", lease=0), DelayError, "not 0", False),
-    "nothing to settle": (lambda s: s.archive_many(7), InvalidArgument, "must be a list", False),
-    "no delivery": (lambda s: s.archive(5), InvalidArgument, "not be 5", False),
-    "id": (lambda s: s.messages.cancel(0), InvalidArgument, "not 0", False),
-    "setting": (lambda s: s.queues.create("q", lease=0), DelayError, "not 0", False),
-    "state": (lambda s: s.messages.find(state="x"), InvalidArgument, "not 'x'", False),
-    "unknown queue": (lambda s: s.enqueue("mial", 1), QueueNotFound, "mean 'mail'", True),
+ASYNC: dict[str, tuple[Callable[[AsyncQueueService], Any], type[PgqrsError], str]] = {
+    # A call, its error, and what the error says: what only a statement finds out. The arguments
+    # are checked by the same function for both services.
+    "unknown queue": (lambda s: s.enqueue("mial", 1), QueueNotFound, "mean 'mail'"),
     "unknown queue of many": (
         lambda s: s.enqueue_many("mial", [1, Item(2, key="k")]),
         QueueNotFound,
         "mean 'mail'",
-        True,
     ),
-    "unknown queue to read": (lambda s: s.dequeue("mial"), QueueNotFound, "mean 'mail'", True),
+    "unknown queue to read": (lambda s: s.dequeue("mial"), QueueNotFound, "mean 'mail'"),
     "too large": (
         lambda s: s.enqueue("mail", "x" * 1_048_575),
         PayloadError,
         "takes 1048577 bytes",
-        True,
     ),
     "too large among many": (
         lambda s: s.enqueue_many("mail", [1, "é" * 524_288]),
         PayloadError,
         "takes 1048578 bytes",
-        True,
     ),
     "too large in a query": (
         lambda s: s.enqueue_from("mail", row(payload="x" * 1_048_575)),
         PayloadError,
         "takes 1048577 bytes",
-        True,
     ),
-    "missing message": (lambda s: s.messages.cancel(99), MessageNotFound, "99", True),
-    "missing archived": (lambda s: s.archived.requeue(99), MessageNotFound, "99", True),
-    "missing worker": (lambda s: s.dequeue("mail", worker=99), WorkerNotFound, "99", True),
+    "missing message": (lambda s: s.messages.cancel(99), MessageNotFound, "99"),
+    "missing archived": (lambda s: s.archived.requeue(99), MessageNotFound, "99"),
+    "missing worker": (lambda s: s.dequeue("mail", worker=99), WorkerNotFound, "99"),
 }
 
 
-@each_case(("call", "error", "says", "asks"), ASYNC)
-async def test_the_async_service_refuses_the_same(
-    async_engine, async_session, async_service, call, error, says, asks
-):
+@each_case(("call", "error", "says"), ASYNC)
+async def test_the_async_service_refuses_the_same(async_session, async_service, call, error, says):
     first = await async_service.enqueue("mail", "before", delay=60)
-    sent = record(async_engine.sync_engine)
     with pytest.raises(error) as caught:
         await call(async_service)
     assert caught.type is error
     assert says in str(caught.value)
-    assert bool(sent) == asks
 
     second = await async_service.enqueue("mail", "after")
     await async_session.commit()

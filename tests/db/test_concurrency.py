@@ -716,7 +716,7 @@ def test_a_queue_created_at_once_is_one_queue(engine, migrated):
 
 
 def test_a_queue_being_created_is_waited_for(engine, service, session):
-    """F41: its settings are those of whoever came first, or one's own if that one gave up."""
+    """F41: its settings are those of the first creator, or one's own if that one rolled back."""
     for n, end in enumerate((session.commit, session.rollback)):
         name = f"q{n}"
         service.queues.create(name, max_read_ct=7)

@@ -40,7 +40,7 @@ def own(migrated: Any) -> Iterator[sa.Engine]:
 
 
 def backlog(engine: sa.Engine) -> None:
-    """More than anybody gets to the end of here."""
+    """More messages than any of these tests reads."""
     with engine.begin() as connection:
         connection.exec_driver_sql(
             "INSERT INTO pgqrs_messages (queue_id, payload, vt)"

@@ -303,3 +303,18 @@ def test_what_only_sets_a_time_is_refused_in_sql(name):
     ):
         with pytest.raises(InvalidArgument, match=rf"{name} only sets vt"):
             use()
+
+
+def test_a_bulk_insert_refuses_what_is_no_column(session, service, subtests):
+    """SQLAlchemy would leave it out: the message would be visible at once."""
+    if sa.__version__ < "2.1":
+        pytest.skip("SQLAlchemy 2.0 does not show us the keys of a bulk INSERT: documented")
+    row = {"queue_id": service.queues.get("mail").id, "payload": {}}
+    for name, value in {"delay": 60, "at": datetime.now(UTC), "queue_name": "mail"}.items():
+        with (
+            subtests.test(name=name),
+            pytest.raises(InvalidArgument, match=f"bulk operations do not know {name}"),
+        ):
+            session.execute(sa.insert(Message), [row | {name: value}])
+        with subtests.test(name=name, value=None):
+            session.execute(sa.insert(Message), [row | {name: None}])

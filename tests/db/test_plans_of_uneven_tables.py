@@ -33,7 +33,7 @@ TABLES = tables_of(READY_MADE)
 
 @pytest.fixture
 def unequal(kept: Any) -> Iterator[sa.Connection]:
-    """Two queues, of which the second has a hundredth of all, and no other is there to compare."""
+    """Two queues; the second has a hundredth of all messages, and no third exists to compare."""
     with reading_connection(kept) as connection:
         renew(connection)
         connection.execute(sa.text(QUEUES), {"queues": 2})

@@ -1832,7 +1832,7 @@ def test_a_translation_given_to_the_session_alone_moves_the_queue(tenant, databa
 
 
 class Host(DeclarativeBase):
-    """A host that has its own classes, in a schema, beside its own tables."""
+    """A host that has its own classes, in a schema, next to its own tables."""
 
     metadata = sa.MetaData(
         naming_convention={

@@ -176,5 +176,5 @@ def _accounts(done: Sequence[Event], tables: Tables) -> list[str]:
         )
     places = Counter([*tables.live, *{*tables.archived}, *deleted])
     found += [f"message {id_} is in {places[id_]} places" for id_ in enqueued if places[id_] != 1]
-    found += [f"message {id_} is there, and was never enqueued" for id_ in places.keys() - enqueued]
+    found += [f"message {id_} exists, and was never enqueued" for id_ in places.keys() - enqueued]
     return found

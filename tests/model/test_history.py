@@ -133,7 +133,7 @@ ACKNOWLEDGED = [lease(1, 1, 9), act("archive", 1, 2)]
         ([], {"archived": [1]}, "is in the archive and was not acknowledged"),
         ([], {}, "is in 0 places"),
         ([], {"live": [1, 1]}, "is live 2 times"),
-        ([], {"live": [1, 2]}, "message 2 is there, and was never enqueued"),
+        ([], {"live": [1, 2]}, "message 2 exists, and was never enqueued"),
         ([lease(1, 1, 9), act("delete", 1, 2)], {"live": [1]}, "is in 2 places"),
     ],
 )

@@ -23,7 +23,7 @@ from pgqrs_sa import DeadLetter, Delivery, Discard, QueueService, Retry, RetryIn
 from pgqrs_sa._core import wakeup
 from pgqrs_sa._core.scope import Context, Scope
 from pgqrs_sa._core.sql.wakeup import channel
-from pgqrs_sa.consumer import renewer, store
+from pgqrs_sa.consumer import store
 from pgqrs_sa.models import READY_MADE
 from support.consumers import Kit, effect, kit_for
 from support.waiting import PATIENCE, until
@@ -279,6 +279,3 @@ def test_what_a_consumer_executes_only_in_trouble_needs_no_more_rights(
         assert store.release_unanswered(scope, [lost], [again.leased[0].fencing_token]) == 1
         assert store.try_housekeeping_lock(scope)
         wakeup.set_waiting(scope, worker.id, None)
-        double = service.workers.register("w", queues=["mail"])
-        renewer._stop_namesakes(scope, double, timedelta(minutes=1))
-        assert service.workers.get(worker.id).status == "stopped"

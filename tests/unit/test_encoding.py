@@ -21,7 +21,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pgqrs_sa import JsonCodec, PayloadError
+from pgqrs_sa import InvalidArgument, JsonCodec, PayloadError
 from pgqrs_sa.consumer.signature import converter
 from pgqrs_sa.validation import headers_text
 from support.cases import each_case
@@ -581,6 +581,32 @@ def test_plain_types_are_checked_wherever_they_stand(annotation, value, path, pr
         converter(annotation)(value)
     assert caught.value.path == path
     assert caught.value.problem.startswith(problem)
+
+
+@dataclass
+class ByNumber:
+    names: dict[int, str]
+
+
+def test_a_dict_whose_keys_are_no_text_is_refused(subtests):
+    """A handler with ``dict[int, str]`` would get text as keys: JSON has nothing else."""
+    keyed = [dict[int, str], Mapping[uuid.UUID, int], dict[tuple[int, int], int]]
+    for annotation in [
+        *keyed,
+        list[dict[int, str]],
+        dict[str, dict[int, str]],
+        dict[int, str] | int,
+    ]:
+        with (
+            subtests.test(annotation=annotation),
+            pytest.raises(InvalidArgument, match="the keys of a JSON object are text"),
+        ):
+            converter(annotation)
+    with pytest.raises(PayloadError, match="the keys of a JSON object are text"):
+        converter(ByNumber)({"names": {"1": "a"}})
+    for key in (str, Any, object, Literal["a"], str | int, NewType("Name", str)):
+        with subtests.test(key=key):
+            assert converter(dict[key, int])({"a": 1}) == {"a": 1}
 
 
 def test_an_integer_is_taken_for_a_float_wherever_it_stands():
