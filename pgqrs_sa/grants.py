@@ -188,7 +188,7 @@ def _adds(tables: Tables) -> Iterator[Any]:
     fetched = [column for column in message.c if column.server_default is not None]
     yield sa.insert(message).values(plain).returning(*fetched)
     yield from (enqueue.accepts(queue, message), enqueue.live_keys_by_queue_id(message))
-    yield wakeup.visible(queue, message, worker, notify=True)
+    yield wakeup.visible(queue, message, worker, notify=True, inserted=True)
 
 
 _GIVEN = {"priority", "vt"}

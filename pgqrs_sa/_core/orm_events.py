@@ -119,7 +119,7 @@ def _notify(session: Session, mixin: type[MessageMixin]) -> None:
             queues, workers = (
                 sibling_table(messages, name) for name in ("pgqrs_queues", "pgqrs_workers")
             )
-            statement = visible(queues, messages, workers, notify=True)
+            statement = visible(queues, messages, workers, notify=True, inserted=True)
             connection.execute(statement, {"ids": ids, **channel})
 
 

@@ -68,18 +68,28 @@ def notify() -> ColumnElement[Any]:
 
 
 @cache
-def visible(queues: sa.Table, messages: sa.Table, workers: sa.Table, *, notify: bool) -> Executable:
+def visible(
+    queues: sa.Table,
+    messages: sa.Table,
+    workers: sa.Table,
+    *,
+    notify: bool,
+    inserted: bool = False,
+) -> Executable:
     """The names of the queues in which some of these messages are visible.
 
-    With ``notify`` those for which a consumer waits are notified. It takes the tables that it
-    needs, as a flush knows only the class of the message.
+    With ``notify`` those for which a consumer waits are notified. With ``inserted`` the messages
+    are new, and nobody has leased one: a producer has no right to see leases. It takes the tables
+    that it needs, as a flush knows only the class of the message.
 
     Binds: ids; channel with ``notify``.
     """
     ids = array_bind("ids", sa.BigInteger)
     there = sa.select(messages.c.queue_id).where(
-        messages.c.id == func.any(ids), messages.c.vt <= now(), states.unleased(messages.c)
+        messages.c.id == func.any(ids), messages.c.vt <= now()
     )
+    if not inserted:
+        there = there.where(states.unleased(messages.c))
     name = queues.c.queue_name
     statement = sa.select(name).where(queues.c.id.in_(there))
     if not notify:
