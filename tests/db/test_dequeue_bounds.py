@@ -231,6 +231,36 @@ def test_a_lease_that_another_process_rolls_back_comes_first_again_in_time(
     assert [*flow.take(), *flow.take()] == taken[1:]  # and those behind it at once
 
 
+@pytest.mark.parametrize("in_front", [0, 10_000])
+def test_a_lease_that_ran_out_comes_first_again_in_time(engine, service, own, bound, in_front):
+    """Also where a reading from the beginning reads over many that are still leased."""
+    flow = Flow(own)
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "INSERT INTO pgqrs_messages (queue_id, payload, vt, read_ct, max_read_ct,"
+                " dequeued_at, leased_until)"
+                " SELECT id, '1', statement_timestamp() - interval '1 h', 1, 5,"
+                " statement_timestamp(), statement_timestamp() + interval '1 h'"
+                " FROM pgqrs_queues, generate_series(1, :count)"
+            ),
+            {"count": in_front},
+        )
+    backlog(engine)
+    (mine,) = flow.take()
+    assert [*flow.take(), *flow.take()] == [mine + 1, mine + 2]
+    with engine.begin() as connection:
+        ended = (
+            "UPDATE pgqrs_messages SET leased_until = statement_timestamp()"
+            " WHERE vt = (SELECT max(vt) FROM pgqrs_messages) AND payload = CAST(:mine AS jsonb)"
+        )
+        assert connection.execute(sa.text(ended), {"mine": str(mine)}).rowcount == 1
+    began_at = time.monotonic()
+    assert flow.passed_over(mine, began_at) <= bound()
+    (after,) = flow.take()
+    assert after > mine + 2
+
+
 # ------------------------------------------------------------------------------------- tenants
 
 

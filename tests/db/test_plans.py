@@ -207,6 +207,8 @@ def probes(plan: dict[str, Any]) -> dict[str, int]:
 LEVELS = 2
 """Looks into the index for the one priority in use: its first row, and that there is no other."""
 
+LOOK = consume._LOOK
+
 
 def dequeue_values(limit: int, *, cursor: str | None) -> dict[str, Any]:
     plain = {"queue": "mail", "limit": limit, "lease": None, "worker": None, "attempts": None}
@@ -236,7 +238,9 @@ def test_a_dequeue_reads_its_rows_from_the_order_index_and_finds_them_again_by_t
     plan = explained(connection, statement, values)
     read = scans(plan)
     assert set(read) == {"pgqrs_messages_order_idx", "pgqrs_messages_pkey"}, read
-    assert limit <= read["pgqrs_messages_order_idx"] <= limit + (0 if cursor else LEVELS)
+    # What the first one leased has kept its place, so that the second one reads over it.
+    most = 2 * limit + (0 if cursor else LEVELS)
+    assert limit <= read["pgqrs_messages_order_idx"] <= most
     assert read["pgqrs_messages_pkey"] == limit
     # What is dead in front is read once from the beginning, and once more to find the priorities.
     dead = 100 if cursor else 200
@@ -262,15 +266,32 @@ def test_a_place_costs_no_page_and_a_level_that_has_nothing_five(connection: sa.
 
 
 def newest(connection: sa.Connection, count: int) -> list[int]:
-    ids = sa.text("SELECT id FROM pgqrs_messages ORDER BY id DESC LIMIT :count")
+    ids = sa.text(
+        "SELECT id FROM pgqrs_messages WHERE payload = '{}' ORDER BY id DESC LIMIT :count"
+    )
     return list(connection.scalars(ids, {"count": count}))
+
+
+def lease_in_front(connection: sa.Connection, count: int) -> None:
+    """Let so many messages be leased that became visible before all others."""
+    connection.execute(
+        sa.text(
+            "INSERT INTO pgqrs_messages (queue_id, payload, vt, read_ct, max_read_ct, dequeued_at,"
+            " leased_until) SELECT 1, '1', statement_timestamp() - interval '1 day', 1, 5,"
+            " statement_timestamp(), statement_timestamp() + interval '1 hour'"
+            " FROM generate_series(1, :count)"
+        ),
+        {"count": count},
+    )
 
 
 def leased(connection: sa.Connection, count: int) -> dict[str, Any]:
     """Lease the newest messages; return the parameters that say so."""
     lease = sa.text(
         "UPDATE pgqrs_messages SET read_ct = 1, max_read_ct = 5, consumer_worker_id = 1,"
-        " dequeued_at = statement_timestamp() WHERE id = ANY(:ids) RETURNING id, fencing_token"
+        " dequeued_at = statement_timestamp(),"
+        " leased_until = statement_timestamp() + interval '1 hour'"
+        " WHERE id = ANY(:ids) RETURNING id, fencing_token"
     )
     rows = connection.execute(lease, {"ids": newest(connection, count)}).all()
     ids, tokens = zip(*rows, strict=True)
@@ -284,9 +305,13 @@ EACH: dict[str, tuple[Callable[[], Any], Callable[[int], dict[str, Any]]]] = {
     # What is executed for one or more leases, and the parameters besides those that name them.
     "extend": (lambda: settle.extend(TABLES), lambda _: {"lease": SPAN}),
     "renew": (lambda: settle.extend(TABLES, skip_locked=True), lambda _: {"lease": SPAN}),
-    "release": (lambda: settle.release(TABLES), lambda _: {"delay": SPAN}),
+    "release": (lambda: settle.release(TABLES), lambda _: {}),
     "release what is not locked": (
         lambda: settle.release(TABLES, skip_locked=True),
+        lambda _: {},
+    ),
+    "release with a delay": (
+        lambda: settle.release(TABLES, delayed=True),
         lambda _: {"delay": SPAN},
     ),
     "fail": (
@@ -317,10 +342,17 @@ EACH: dict[str, tuple[Callable[[], Any], Callable[[int], dict[str, Any]]]] = {
 }
 
 
-@pytest.mark.parametrize("count", [1, 20])
+@pytest.mark.parametrize(
+    ("count", "in_front"),
+    [(1, 0), (20, 0), (20, 10_000), pytest.param(20, 100_000, marks=pytest.mark.long)],
+)
 def test_what_is_done_to_a_lease_finds_it_by_its_id(
-    connection: sa.Connection, explained: Callable[..., dict[str, Any]], count: int
+    connection: sa.Connection,
+    explained: Callable[..., dict[str, Any]],
+    count: int,
+    in_front: int,
 ) -> None:
+    lease_in_front(connection, in_front)
     found = {
         what: scans(explained(connection, build(), leased(connection, count) | more(count)))
         for what, (build, more) in EACH.items()
@@ -345,17 +377,51 @@ def test_a_turn_reads_what_it_settles_by_id_and_what_it_leases_from_the_order_in
     statement = consume.settle_and_lease(TABLES)
     values = dequeue_values(count, cursor=cursor) | {"worker": 1}
     given = leased(connection, count)
-    # Behind those that are ready: the newest are what the dead in front are not.
-    later = "UPDATE pgqrs_messages SET vt = vt + interval '1 hour' WHERE id = ANY(:ids)"
-    connection.execute(sa.text(later), {"ids": given["ids"]})
     nobody = {"ids": [0] * count, "tokens": [0] * count}
     explained(connection, statement, values | nobody)  # marks what is dead as dead
     plan = explained(connection, statement, values | given)
     read = scans(plan)
     assert set(read) == {"pgqrs_messages_order_idx", "pgqrs_messages_pkey"}, read
-    limit = count + (0 if cursor else LEVELS)
-    assert count <= read["pgqrs_messages_order_idx"] <= limit
+    # It reads over what the first one leased, which has kept its place.
+    most = 2 * count + (0 if cursor else LEVELS)
+    assert count <= read["pgqrs_messages_order_idx"] <= most
     assert read["pgqrs_messages_pkey"] <= 4 * count
+
+
+IN_FRONT = [10_000, pytest.param(100_000, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("in_front", IN_FRONT)
+def test_a_dequeue_reads_over_what_is_leased_in_front_once_and_not_at_all_from_behind_it(
+    connection: sa.Connection, explained: Callable[..., dict[str, Any]], in_front: int
+) -> None:
+    lease_in_front(connection, in_front)
+    statement = lease.dequeue(TABLES, by_worker=False)
+    oid = connection.exec_driver_sql("SELECT 'pgqrs_messages'::regclass::oid").scalar_one()
+    place = Position(datetime.now(UTC) - timedelta(hours=12), 0, 0, 0.0)
+    behind = CursorSnapshot(f"f{oid}", {0: place}).as_json()
+    limit = 10
+    explained(connection, statement, dequeue_values(limit, cursor=behind))
+    both = {"pgqrs_messages_order_idx", "pgqrs_messages_pkey"}
+    for cursor, fewest, most in (
+        (behind, limit, 2 * limit),
+        (None, in_front + limit, in_front + 3 * limit + LEVELS),
+    ):
+        read = scans(explained(connection, statement, dequeue_values(limit, cursor=cursor)))
+        assert set(read) == both, read
+        assert fewest <= read["pgqrs_messages_order_idx"] <= most
+        assert read["pgqrs_messages_pkey"] == limit
+
+
+@pytest.mark.parametrize("in_front", IN_FRONT)
+def test_a_look_reads_over_what_is_leased_in_front_once(
+    connection: sa.Connection, explained: Callable[..., dict[str, Any]], in_front: int
+) -> None:
+    lease_in_front(connection, in_front)
+    statement = consume.check_queues(TABLES)
+    read = scans(explained(connection, statement, look_values(connection, 1, "mail")))
+    assert set(read) == {"pgqrs_messages_order_idx"}, read
+    assert sum(read.values()) <= in_front + LOOK + LEVELS
 
 
 BY_ID: dict[str, tuple[Callable[[], Any], Callable[[list[int]], dict[str, Any]]]] = {
@@ -406,16 +472,46 @@ def test_a_keyed_batch_reads_no_messages_but_those_that_have_its_keys(
     assert sum(read.values()) == live
 
 
-def test_burying_reads_what_is_out_of_attempts(
+def exhaust(connection: sa.Connection, count: int, *, newest: bool) -> None:
+    """Let the leases of the oldest or the newest visible messages run out with no attempts left."""
+    order = sa.text("vt DESC, id DESC" if newest else "vt, id")
+    moment, message = sa.func.statement_timestamp(), TABLES.message
+    visible = sa.select(message.c.id).where(message.c.vt <= moment).order_by(order).limit(count)
+    ended = moment - timedelta(seconds=1)
+    spent = {"read_ct": 1, "max_read_ct": 1, "dequeued_at": ended, "leased_until": ended}
+    connection.execute(sa.update(message).where(message.c.id.in_(visible)).values(spent))
+
+
+@pytest.mark.parametrize(("look", "limit", "dead"), [(LOOK, 100, LOOK), (100, 10, 10)])
+def test_burying_reads_no_more_than_it_looks_at(
+    connection: sa.Connection,
+    explained: Callable[..., dict[str, Any]],
+    look: int,
+    limit: int,
+    dead: int,
+) -> None:
+    exhaust(connection, 50, newest=False)
+    values = {"queue": "mail", "limit": limit, "look": look}
+    plan = explained(connection, archive.dead_letter_exhausted(TABLES), values)
+    read = scans(plan)
+    assert set(read) == {"pgqrs_messages_order_idx", "pgqrs_messages_pkey"}, read
+    assert read["pgqrs_messages_order_idx"] <= look + LEVELS
+    assert read["pgqrs_messages_pkey"] <= 3 * dead
+    assert plan["Actual Rows"] == dead
+
+
+def test_burying_all_reads_what_is_visible_once(
     connection: sa.Connection, explained: Callable[..., dict[str, Any]]
 ) -> None:
-    values = leased(connection, 50)
-    spent = "UPDATE pgqrs_messages SET max_read_ct = 1 WHERE id = ANY(:ids)"
-    connection.execute(sa.text(spent), {"ids": values["ids"]})
-    limited = {"queue": "mail", "limit": 10}
-    read = scans(explained(connection, archive.dead_letter_exhausted(TABLES), limited))
-    assert set(read) <= {"pgqrs_messages_spent_idx", "pgqrs_messages_pkey"}, read
-    assert max(read.values()) <= 2 * 50, read
+    exhaust(connection, 50, newest=True)
+    visible = sa.text("SELECT count(*) FROM pgqrs_messages WHERE vt <= statement_timestamp()")
+    there = connection.scalar(visible)
+    values = {"queue": "mail", "limit": 10, "look": None}
+    plan = explained(connection, archive.dead_letter_exhausted(TABLES), values)
+    read = scans(plan)
+    assert read["pgqrs_messages_pkey"] <= 30, read
+    assert sum(read.values()) <= there + 30 + LEVELS, read
+    assert plan["Actual Rows"] == 10
 
 
 def test_handing_back_what_a_lost_turn_has_leased_reads_the_messages_once(
@@ -489,8 +585,8 @@ def test_a_look_at_idle_queues_reads_a_few_pages_of_the_indexes_for_each_of_them
     assert sum(scans(plan).values()) == 0
     assert pages(plan) <= 10 * count + 20
     plan = explained(connection, statement, look_values(connection, count, "mail"))
-    # Of the queue with 20,000 messages: the first of its one level of priority, and what is ready.
-    assert sum(scans(plan).values()) <= 4
+    # Of the queue with 20,000 messages: its one level of priority, and the first that are visible.
+    assert sum(scans(plan).values()) <= LOOK + LEVELS
     # Where it has just been drained, its dead index entries are read until vacuum takes them.
     dead = 500 if "drained" in request.node.name else 0
     assert pages(plan) <= 10 * count + 40 + dead

@@ -1176,7 +1176,9 @@ def test_releasing_the_leases_of_a_worker_gives_back_what_it_alone_holds(session
     with pytest.raises(LeaseLost):
         service.delete(mine[0])
     service.archive_many(theirs)
-    assert sorted(d.read_ct for d in service.dequeue("mail", 10)) == [1, 2, 2]
+    # They lie before the one that is left: a dequeue that goes on from there comes to that first.
+    found = service.dequeue("mail", 10) + service.dequeue("mail", 10)
+    assert sorted(delivery.read_ct for delivery in found) == [1, 2, 2]
 
 
 def test_purging_deletes_those_that_stopped_long_ago_and_hold_nothing(session, service):
