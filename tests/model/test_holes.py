@@ -131,7 +131,7 @@ LOCKED_OUT: dict[str, tuple[Callable[[], Any], dict[str, Any], str, int, set[int
         {every_row.SUSPENDED, every_row.QUIET},
     ),
     "prune": (
-        lambda: archive.prune(TABLES, one_queue=False, by_retention=False),
+        lambda: archive.prune(TABLES, one_queue=False),
         {"limit": 9, "older_than": timedelta(hours=1)},
         "archive",
         every_row.OLD,

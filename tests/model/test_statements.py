@@ -444,12 +444,39 @@ def test_which_live_message_has_the_key_of_an_archived_one(session: Session) -> 
 def test_what_is_pruned_is_old_enough_for_its_queue(
     session: Session, one_queue: bool, by_retention: bool
 ) -> None:
-    statement = archive.prune(TABLES, one_queue=one_queue, by_retention=by_retention)
+    statement = archive.prune(TABLES, one_queue=one_queue)
+    if by_retention:
+        statement = archive.prune_by_retention(TABLES, failed=False, one_queue=one_queue)
     values = {"limit": 9, "queue": "mail", "older_than": timedelta(hours=1)}
     expected = {every_row.OLD}
     if not one_queue:
         expected |= {every_row.OLD_ELSEWHERE} | (set() if by_retention else {every_row.KEPT})
     assert Seen(session, statement, values).gone == {"archive": expected}
+
+
+@each_case("one_queue", [True, False], before="rollback")
+def test_what_failed_is_pruned_by_the_retention_that_its_queue_has_for_it(
+    session: Session, one_queue: bool
+) -> None:
+    def gone(*, failed: bool) -> set[int]:
+        statement = archive.prune_by_retention(TABLES, failed=failed, one_queue=one_queue)
+        with session.begin_nested() as savepoint:
+            found = Seen(session, statement, {"limit": 9, "queue": "mail"}).gone
+            savepoint.rollback()
+        return found.get("archive", set())
+
+    archived, queue = TABLES.archived, TABLES.queue
+    old = sa.update(archived).where(archived.c.id == every_row.DEAD)
+    session.execute(old.values(archived_at=sa.func.now() - timedelta(hours=2)))
+    elsewhere = set() if one_queue else {every_row.OLD_ELSEWHERE}
+    # Without one of its own it is that of all.
+    assert gone(failed=True) == set()
+    assert gone(failed=False) == {every_row.OLD, every_row.DEAD} | elsewhere
+    for seconds, failures in ((86_400, set()), (3_600, {every_row.DEAD})):
+        of_mail = sa.update(queue).where(queue.c.id == MAIL)
+        session.execute(of_mail.values(failed_retention_seconds=seconds))
+        assert gone(failed=True) == failures
+        assert gone(failed=False) == {every_row.OLD} | elsewhere
 
 
 def test_only_these_archived_messages_are_deleted(session: Session) -> None:
