@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["downgrade", "upgrade"]
 
 _STORAGE = (
-    "fillfactor = 50, "
+    "fillfactor = 45, "
     "autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, "
     "autovacuum_analyze_scale_factor = 0.05, autovacuum_analyze_threshold = 1000"
 )

@@ -187,22 +187,24 @@ def test_what_is_leased_is_scheduled_neither_before_nor_after(service, session):
 # ------------------------------------------------------------------------ the index entries
 
 
-def fill(service: QueueService, least: int | None) -> QueueService:
-    """Fill the table, as a migration makes it, with 3,000 messages; nothing in it is dead."""
-    session = service.session
+PAYLOADS: dict[str, Callable[[int], Any]] = {
+    "a number": lambda n: n,
+    "20 to 70 bytes": lambda n: "x" * (20 + n * 7 % 50),
+    "100 to 200 bytes": lambda n: "x" * (100 + n * 7 % 100),
+    "100 to 900 bytes": lambda n: "x" * (100 + n * 37 % 800),
+}
+
+
+@pytest.fixture(params=PAYLOADS)
+def filled(request: pytest.FixtureRequest, service: QueueService) -> QueueService:
+    """A table as a migration makes it, with 3,000 messages; nothing in it is dead."""
+    session, payload = service.session, PAYLOADS[request.param]
     session.execute(sa.text("TRUNCATE pgqrs_messages CASCADE"))
     # What autovacuum would do at some moment must not happen within a measurement.
     session.execute(sa.text("ALTER TABLE pgqrs_messages SET (autovacuum_enabled = off)"))
-    text = (lambda n: n) if least is None else (lambda n: "x" * (least + n % 100))
-    service.enqueue_many("mail", [text(n) for n in range(3_000)])
+    service.enqueue_many("mail", [payload(n) for n in range(3_000)])
     session.commit()
     return service
-
-
-@pytest.fixture
-def half_filled(service: QueueService) -> QueueService:
-    """See `fill`: messages of 100 to 200 bytes."""
-    return fill(service, 100)
 
 
 class Written:
@@ -260,7 +262,8 @@ def no_snapshot(engine: sa.Engine) -> Iterator[None]:
 
 def lease_all(service: QueueService, written: Written, limit: int) -> list[Delivery]:
     found: list[Delivery] = []
-    while taken := service.dequeue("mail", limit):
+    worker = service.workers.register("w", queues=["mail"])
+    while taken := service.dequeue("mail", limit, worker=worker):
         found += taken
         written.commit()
     written.session.commit()
@@ -268,57 +271,51 @@ def lease_all(service: QueueService, written: Written, limit: int) -> list[Deliv
 
 
 @pytest.mark.parametrize("held", [no_snapshot, snapshot], ids=lambda f: f.__name__)
-def test_a_lease_is_a_heap_only_update(engine, half_filled, session, held):
+def test_a_lease_is_a_heap_only_update(engine, filled, session, held):
     written = Written(session)
     with held(engine):
-        assert len(lease_all(half_filled, written, 50)) == 3_000
+        assert len(lease_all(filled, written, 50)) == 3_000
     assert (written.updates, written.heap_only) == (3_000, 3_000)
     assert written.growth == 0
 
 
-def test_of_very_short_messages_a_few_leases_are_not(service, session):
-    """A lease makes a row longer by 20 to 28 bytes: half a page of them needs more than the rest.
-
-    Nine in ten are.
-    """
-    fill(service, None)
-    written = Written(session)
-    assert len(lease_all(service, written, 50)) == 3_000
-    assert written.updates == 3_000
-    assert written.heap_only >= 2_700
+VERY_SHORT = ["a number", "20 to 70 bytes"]
 
 
 @pytest.mark.parametrize("held", [no_snapshot, snapshot], ids=lambda f: f.__name__)
-def test_so_is_a_renewal_or_a_release(engine, half_filled, session, held):
+def test_so_is_a_renewal_or_a_release(engine, filled, session, held, request):
     """It is the second one of its row: what the lease left dead must be nobody's to see.
 
-    So the snapshot that is held here is one from after the leases.
+    So the snapshot that is held here is one from after the leases. Rows of very short messages are
+    a third longer once they are leased, so that a page has no room for all of them twice.
     """
-    deliveries = lease_all(half_filled, Written(session), 500)
+    fewest = 2_400 if request.node.callspec.params["filled"] in VERY_SHORT else 3_000
+    deliveries = lease_all(filled, Written(session), 500)
     for settled in (
-        lambda batch: store.renew(half_filled._scope, batch, HOUR),
-        half_filled.release_many,
+        lambda batch: store.renew(filled._scope, batch, HOUR),
+        filled.release_many,
     ):
         written = Written(session)
         with held(engine):
             for start in range(0, 3_000, 50):
                 settled(deliveries[start : start + 50])
                 written.commit()
-        assert (written.updates, written.heap_only) == (3_000, 3_000)
-        assert written.growth == 0
+        assert written.updates == 3_000
+        assert written.heap_only >= fewest
+        assert fewest < 3_000 or written.growth == 0
 
 
-def test_a_retry_is_none_and_an_index_of_a_host_ends_it(half_filled, session):
+def test_a_retry_is_none_and_an_index_of_a_host_ends_it(filled, session):
     """What is counted above can be seen: a message that is moved needs an entry."""
     written = Written(session)
-    deliveries = half_filled.dequeue("mail", 1_000)
+    deliveries = filled.dequeue("mail", 1_000)
     written.commit()
     assert written.heap_only == 1_000
-    half_filled.fail_many(deliveries, "no", delay=5)
+    filled.fail_many(deliveries, "no", delay=5)
     written.commit()
     assert (written.updates, written.heap_only) == (2_000, 1_000)
     session.execute(sa.text("CREATE INDEX host_idx ON pgqrs_messages (leased_until)"))
-    half_filled.dequeue("mail", 1_000)
+    filled.dequeue("mail", 1_000)
     written.count()
     assert (written.updates, written.heap_only) == (3_000, 1_000)
     assert written.growth > 0
@@ -391,7 +388,7 @@ def test_no_index_of_the_migrated_tables_names_one_either(session):
     options = session.scalar(
         sa.text("SELECT reloptions FROM pg_class WHERE relname = 'pgqrs_messages'")
     )
-    assert "fillfactor=50" in options
+    assert "fillfactor=45" in options
 
 
 # --------------------------------------------------------------- what is out of attempts
