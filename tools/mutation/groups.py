@@ -61,7 +61,7 @@ _RUNTIME = (
 )
 """Without how it is put together, and what others are asked for."""
 
-_ARCHIVED = ("requeue", "requeue_many", "_moved", "_originals", "delete", "prune")
+_ARCHIVED = ("requeue", "requeue_many", "_moved", "_check_movable", "delete", "prune")
 
 GROUPS: Mapping[str, Group] = {
     "statements": Group(

@@ -176,13 +176,13 @@ def prune_by_retention(tables: Tables, *, failed: bool, one_queue: bool) -> Exec
     queue, _, archived, _ = tables
     retention = queue.c.failed_retention_seconds if failed else queue.c.retention_seconds
     archived_outcome = sa.literal_column("'archived'", sa.Text)
-    which = [archived.c.outcome != archived_outcome]
+    which = archived.c.outcome != archived_outcome
     if not failed:
-        which = [sa.or_(queue.c.failed_retention_seconds.is_(None), sa.not_(*which))]
+        which = sa.or_(queue.c.failed_retention_seconds.is_(None), sa.not_(which))
     # A retention beyond a thousand years would leave the range of timestamps. NULL keeps the
     # rows: the comparison is then NULL as well.
     lasts = seconds(func.least(retention, 365_000 * 86_400.0, type_=sa.Double))
-    return _prune(tables, lasts, *which, one_queue=one_queue)
+    return _prune(tables, lasts, which, one_queue=one_queue)
 
 
 def _prune(
