@@ -52,6 +52,7 @@ class Plan:
         rounds: How often.
         heavy_rounds: How often what takes long.
         named: They were asked for by name, and take part in everything they can.
+        once: The names of scenarios that one round is enough for.
     """
 
     scenarios: tuple[Scenario, ...]
@@ -59,6 +60,13 @@ class Plan:
     rounds: int
     heavy_rounds: int
     named: bool = False
+    once: tuple[str, ...] = ()
+
+    def rounds_of(self, scenario: Scenario) -> int:
+        """Return how often a scenario is measured."""
+        if scenario.name in self.once:
+            return 1
+        return self.heavy_rounds if scenario.heavy else self.rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +97,13 @@ def turns(plan: Plan, bench: Bench) -> list[Turn]:
     """Return all measurements in the order in which they are made."""
     found = []
     for scenario in plan.scenarios:
-        rounds = plan.heavy_rounds if scenario.heavy else plan.rounds
         for point in scenario.points(bench.sizes):
             able = [
                 contender
                 for contender in plan.contenders
                 if _takes_part(plan, scenario, contender, point)
             ]
-            for number in range(rounds):
+            for number in range(plan.rounds_of(scenario)):
                 start = number % len(able) if able else 0
                 order = able[start:] + able[:start]
                 found += [Turn(scenario, point, item, number) for item in order]
@@ -204,9 +211,9 @@ def summaries(run: Run) -> dict[Where, Summary]:
     return {where: Summary.of(samples) for where, samples in by_place.items()}
 
 
-def ratio(ours: Summary, other: Summary) -> float:
+def ratio(ours: Summary, other: Summary, number: str | None = None) -> float:
     """Return the median of `ratios`, or what is no number when there are none."""
-    found = ratios(ours, other)
+    found = ratios(ours, other, number)
     return statistics.median(found) if found else float("nan")
 
 

@@ -18,7 +18,7 @@ from ..place import Place
 from ..server import Preparation
 from ..work import payload_of
 from .base import Arguments, Bench, Measured, Point, Scenario, Sizes
-from .metered import COUNTED, WARM, consumed, metered, needed, per_message
+from .metered import COUNTED, consumed, metered, needed, per_message
 
 __all__ = ["Cost", "hot_share"]
 
@@ -30,6 +30,7 @@ _DISCONNECT = (
     " WHERE datname = current_database() AND pid <> pg_backend_pid()"
 )
 _HOT = "SELECT sum(n_tup_hot_upd), sum(n_tup_upd) FROM pg_stat_user_tables"
+_WARM = 6  # calls before it is measured: psycopg prepares a statement when it ran five times
 _RENEWED = 10
 _PRODUCED = {
     "enqueue 1": "singles",
@@ -104,7 +105,7 @@ class Cost(Scenario):
             count = self._count(batch, bench.sizes)
             cost, wire = consumed(bench, contender, place, work, batch, count)
         else:
-            arguments = {"work": work, "warm_up": self._call(WARM, work, bench.sizes)}
+            arguments = {"work": work, "warm_up": self._call(_WARM, work, bench.sizes)}
             calls = bench.sizes.cost
             if work == "batches":
                 calls = max(1, bench.sizes.cost_backlog // bench.sizes.batch_size)

@@ -14,8 +14,6 @@ from .metered import consumed, needed, per_message
 
 __all__ = ["Effects"]
 
-_BATCH = 50
-
 
 class Effects(Scenario):
     """As each library's documentation recommends it; the report says who needs a key of the row.
@@ -25,7 +23,7 @@ class Effects(Scenario):
     """
 
     name = "work"
-    title = "A business row for each message, exactly once, 1 consumer x 50"
+    title = "A business row for each message, exactly once, 1 consumer"
     unit = "effects/s"
     work = ()
     columns: ClassVar[Mapping[str, str]] = {
@@ -37,11 +35,12 @@ class Effects(Scenario):
 
     def points(self, sizes: Sizes) -> Sequence[Point]:
         """See `Scenario`."""
-        del sizes
-        return [
-            Point("a transaction for each message", {"work": "effects"}),
-            Point("a transaction for all that were taken", {"work": "effects_together"}),
-        ]
+        batch = max(sizes.takes)
+        labels = {
+            "effects": f"{batch} leased, a transaction for each",
+            "effects_together": f"{batch} leased, one transaction",
+        }
+        return [Point(label, {"work": work, "batch": batch}) for work, label in labels.items()]
 
     def takes_part(self, contender: type[Contender], point: Point) -> bool:
         """See `Scenario`."""
@@ -49,8 +48,7 @@ class Effects(Scenario):
 
     def preparation(self, point: Point, sizes: Sizes) -> Preparation:
         """See `Scenario`."""
-        del point
-        count = needed(_BATCH, sizes.effects)
+        count = needed(point.number("batch"), sizes.effects)
         arguments = {"count": count, "payload": payload_of(sizes.payload)}
         return Preparation(f"backlog-{count}-{sizes.payload}", "fill", arguments)
 
@@ -58,8 +56,8 @@ class Effects(Scenario):
         self, bench: Bench, contender: type[Contender], place: Place, point: Point
     ) -> Measured:
         """See `Scenario`."""
-        work = str(point.facts["work"])
-        cost, wire = consumed(bench, contender, place, work, _BATCH, bench.sizes.effects)
+        work, batch = str(point.facts["work"]), point.number("batch")
+        cost, wire = consumed(bench, contender, place, work, batch, bench.sizes.effects)
         (seconds,) = cost.series["seconds"]
         return Measured(cost.count / seconds, per_message(cost, wire))
 

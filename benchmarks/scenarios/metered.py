@@ -14,13 +14,12 @@ from ..place import Place
 from ..work import Outcome
 from .base import Arguments, Bench
 
-__all__ = ["WARM", "consumed", "metered", "needed", "per_message"]
-
-WARM = 6
-"""Calls, or batches, before it is measured: psycopg prepares a statement when it ran five times."""
+__all__ = ["COUNTED", "consumed", "metered", "needed", "per_message"]
 
 COUNTED = 20
 """Calls, or batches, whose requests are counted: they are always the same."""
+
+_WARM = 6  # batches before it is measured: psycopg prepares a statement when it ran five times
 
 _HELD = 4  # batches that a consumer may hold when it is stopped
 
@@ -56,11 +55,11 @@ def metered(
 def consumed(
     bench: Bench, contender: type[Contender], place: Place, work: str, batch: int, count: int
 ) -> tuple[Outcome, Outcome]:
-    """See `metered`: consume so many messages, of a backlog of `needed`."""
+    """See `metered`: consume so many messages, of a backlog that has as many as `needed` says."""
     arguments: dict[str, Any] = {
         "work": work,
         "batch": batch,
-        "warm": WARM * batch,
+        "warm": _WARM * batch,
         "count": count,
         "longest": bench.sizes.longest,
     }
@@ -70,7 +69,7 @@ def consumed(
 
 def needed(batch: int, count: int) -> int:
     """Return how many messages `consumed` takes at most."""
-    return count + min(count, COUNTED * batch) + 2 * (WARM + _HELD) * batch
+    return count + min(count, COUNTED * batch) + 2 * (_WARM + _HELD) * batch
 
 
 def per_message(cost: Outcome, wire: Outcome) -> dict[str, float]:
