@@ -23,8 +23,8 @@ __all__ = ["CostMeter", "Meter", "MeteredProgress", "WireMeter", "metering"]
 
 _BYTES = (
     "SELECT pg_current_wal_insert_lsn() - '0/0',"
-    " sum(pg_relation_size(oid)) FILTER (WHERE relkind IN ('r', 't')),"
-    " sum(pg_relation_size(oid)) FILTER (WHERE relkind = 'i')"
+    " coalesce(sum(pg_relation_size(oid)) FILTER (WHERE relkind <> 'i'), 0),"
+    " coalesce(sum(pg_relation_size(oid)) FILTER (WHERE relkind = 'i'), 0)"
     " FROM pg_class WHERE relkind IN ('r', 't', 'i') AND oid >= 16384"
 )
 _PREPARED = 6  # psycopg prepares a statement when it has executed it five times

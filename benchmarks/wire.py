@@ -92,7 +92,7 @@ class Wire:
 
     def __enter__(self) -> Self:
         self._listener.listen()
-        _start(self._accept)
+        threading.Thread(target=self._accept, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -107,19 +107,25 @@ class Wire:
             while True:
                 client, _ = self._listener.accept()
                 server = socket.socket(socket.AF_UNIX)
-                server.connect(self._target)
                 answers = Answers()
                 self._answers.append(answers)
-                _start(_pass_on, client, server, None)
-                _start(_pass_on, server, client, answers)
+                threading.Thread(
+                    target=_connect, args=(client, server, self._target, answers), daemon=True
+                ).start()
 
 
-def _start(work: object, *arguments: object) -> None:
-    threading.Thread(target=work, args=arguments, daemon=True).start()  # type: ignore[arg-type]
+def _connect(client: socket.socket, server: socket.socket, target: str, answers: Answers) -> None:
+    """Pass both directions on until one side closes its connection, and close the other."""
+    with client, server:
+        server.connect(target)
+        requests = threading.Thread(target=_copy, args=(client, server), daemon=True)
+        requests.start()
+        _copy(server, client, answers)
+        requests.join()
 
 
-def _pass_on(source: socket.socket, target: socket.socket, answers: Answers | None) -> None:
-    """Copy one direction until its source ends; what is counted is counted before it arrives."""
+def _copy(source: socket.socket, target: socket.socket, answers: Answers | None = None) -> None:
+    """Copy one direction until either side is closed. An answer is counted before it arrives."""
     with contextlib.suppress(OSError):
         while data := source.recv(_READ):
             if answers is not None:

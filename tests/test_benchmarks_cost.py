@@ -121,17 +121,19 @@ def test_cpu_time_is_that_of_whoever_spent_it(place: Place, connection: psycopg.
 
 @each_case(("index", "share"), [("id", 1.0), ("held", 0.0)])
 def test_the_share_of_hot_updates_depends_on_the_indexes(
-    place: Place, connection: psycopg.Connection, index: str, share: float
+    place: Place, index: str, share: float
 ) -> None:
-    connection.execute("DROP TABLE IF EXISTS leases")
-    connection.execute("CREATE TABLE leases (id int, held int) WITH (fillfactor = 50)")
-    connection.execute(f"CREATE INDEX ON leases ({index})")
-    connection.execute("INSERT INTO leases SELECT n, 0 FROM generate_series(1, 100) AS n")
-    connection.execute("SELECT pg_stat_reset()")
     with psycopg.connect(place.conninfo) as consumer:
+        consumer.execute("DROP TABLE IF EXISTS leases")  # the statistics go with it
+        consumer.execute("CREATE TABLE leases (id int, held int) WITH (fillfactor = 50)")
+        consumer.execute(f"CREATE INDEX ON leases ({index})")
+        consumer.execute("INSERT INTO leases SELECT n, 0 FROM generate_series(1, 100) AS n")
+        consumer.commit()
         consumer.execute("UPDATE leases SET held = held + 1")
-    connection.close()  # what it has not reported yet would come after the reset
-    assert hot_share(place) == share
+        consumer.commit()
+        assert hot_share(place) == share  # it ends the connection, which then reports
+        with pytest.raises(psycopg.OperationalError):
+            consumer.execute("SELECT 1")
 
 
 def test_without_updates_there_is_no_share(place: Place) -> None:
