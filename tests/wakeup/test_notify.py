@@ -502,7 +502,7 @@ def test_a_host_without_a_class_of_workers_is_told_what_it_needs(engine, stocked
 
     with Session(engine, info={"pgqrs_notify": True}) as session:
         session.add(OwnMessage(queue_name="mail", payload=1))
-        with pytest.raises(InvalidArgument, match="no table pgqrs_workers"):
+        with pytest.raises(InvalidArgument, match="table pgqrs_workers is missing next to"):
             session.flush()
 
 
