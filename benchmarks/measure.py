@@ -52,6 +52,7 @@ class Plan:
         rounds: How often.
         heavy_rounds: How often what takes long.
         named: They were asked for by name, and take part in everything they can.
+        once: The names of scenarios that one round is enough for.
     """
 
     scenarios: tuple[Scenario, ...]
@@ -59,6 +60,13 @@ class Plan:
     rounds: int
     heavy_rounds: int
     named: bool = False
+    once: tuple[str, ...] = ()
+
+    def rounds_of(self, scenario: Scenario) -> int:
+        """Return how often a scenario is measured."""
+        if scenario.name in self.once:
+            return 1
+        return self.heavy_rounds if scenario.heavy else self.rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +97,13 @@ def turns(plan: Plan, bench: Bench) -> list[Turn]:
     """Return all measurements in the order in which they are made."""
     found = []
     for scenario in plan.scenarios:
-        rounds = plan.heavy_rounds if scenario.heavy else plan.rounds
         for point in scenario.points(bench.sizes):
             able = [
                 contender
                 for contender in plan.contenders
                 if _takes_part(plan, scenario, contender, point)
             ]
-            for number in range(rounds):
+            for number in range(plan.rounds_of(scenario)):
                 start = number % len(able) if able else 0
                 order = able[start:] + able[:start]
                 found += [Turn(scenario, point, item, number) for item in order]
@@ -113,6 +120,7 @@ def run(plan: Plan, bench: Bench, server: Server, listener: Listener) -> Iterato
     """Make all measurements, and yield a record of each."""
     last: Preparation | None = None
     for turn in turns(plan, bench):
+        server.configure(turn.scenario.settings)
         wanted = turn.scenario.preparation(turn.point, bench.sizes)
         if last is not None and (wanted is None or wanted.key != last.key):
             server.forget(last)
@@ -157,6 +165,7 @@ class Summary:
         high: Their upper quartile.
         by_round: The values, by round.
         more: The medians of the further numbers.
+        more_by_round: The further numbers by round, by name.
         facts: Of the point.
         unit: Of the values.
     """
@@ -166,6 +175,7 @@ class Summary:
     high: float
     by_round: Mapping[int, float]
     more: Mapping[str, float]
+    more_by_round: Mapping[str, Mapping[int, float]]
     facts: Mapping[str, int | str]
     unit: str
 
@@ -174,15 +184,19 @@ class Summary:
         """Sum up the samples of one contender at one point."""
         values = [sample.value for sample in samples]
         low, median, high = quartiles(values)
-        names = {name for sample in samples for name in sample.more}
-        more = {
-            name: statistics.median(
-                [sample.more[name] for sample in samples if name in sample.more]
-            )
-            for name in sorted(names)
+        names = sorted({name for sample in samples for name in sample.more})
+        more_by_round = {
+            name: {sample.round: sample.more[name] for sample in samples if name in sample.more}
+            for name in names
         }
+        more = {name: statistics.median(more_by_round[name].values()) for name in names}
         by_round = {sample.round: sample.value for sample in samples}
-        return cls(median, low, high, by_round, more, samples[0].facts, samples[0].unit)
+        facts, unit = samples[0].facts, samples[0].unit
+        return cls(median, low, high, by_round, more, more_by_round, facts, unit)
+
+    def rounds(self, number: str | None = None) -> Mapping[int, float]:
+        """Return the values, or a further number, by round; empty if there is no such number."""
+        return self.by_round if number is None else self.more_by_round.get(number, {})
 
 
 Where = tuple[str, str, str]
@@ -197,20 +211,20 @@ def summaries(run: Run) -> dict[Where, Summary]:
     return {where: Summary.of(samples) for where, samples in by_place.items()}
 
 
-def ratio(ours: Summary, other: Summary) -> float:
+def ratio(ours: Summary, other: Summary, number: str | None = None) -> float:
     """Return the median of `ratios`, or what is no number when there are none."""
-    found = ratios(ours, other)
+    found = ratios(ours, other, number)
     return statistics.median(found) if found else float("nan")
 
 
-def ratios(ours: Summary, other: Summary) -> list[float]:
-    """Return the ratios of the rounds that both have.
+def ratios(ours: Summary, other: Summary, number: str | None = None) -> list[float]:
+    """Return the ratios of the rounds that both have, of the value or of a further number.
 
     A round's two measurements were made close together, so that a machine that gets slower makes
     no difference; one that is disturbed for a moment does, and shows in how they scatter.
     """
-    both = sorted(ours.by_round.keys() & other.by_round.keys())
-    return [ours.by_round[n] / other.by_round[n] for n in both if other.by_round[n]]
+    mine, theirs = ours.rounds(number), other.rounds(number)
+    return [mine[n] / theirs[n] for n in sorted(mine.keys() & theirs.keys()) if theirs[n]]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

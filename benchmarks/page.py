@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from .records import Run
-from .report import TARGET_COLUMNS, grids, judged, target_row
+from .report import TARGET_COLUMNS, Grid, grids, judged, target_row
 
 __all__ = ["html", "markdown"]
 
@@ -21,7 +21,12 @@ _HOW = (
     "Median [lower quartile..upper quartile] of the rounds. The number after x is the rate, or "
     "the time, of pgqrs_sa's QueueService as a multiple of this one: the median of the ratios of "
     "the rounds. In every round each contender runs once, in a fresh copy of a database, in "
-    "rotating order; producers and consumers are processes. A target is unclear if its limit lies "
+    "rotating order; producers and consumers are processes. CPU time, bytes, round trips and "
+    "commits are for each message, without the start and the end of a process; requests that a "
+    "driver does not wait for count as round trips, too. What a message costs is measured with "
+    "fsync, full_page_writes and autovacuum off: the disk takes no part in it, and the commits say "
+    "how often it would be waited for. Everything else is measured with all of them on. For a "
+    "target, the other is the best of those that it names. A target is unclear if its limit lies "
     "between the quartiles of the rounds. Where each message has its own commit, the disk "
     "dominates. The start of a worker is part of its drain. Absolute numbers are those of one "
     "machine, which others may have used at the same time: compare the ratios."
@@ -37,10 +42,11 @@ def markdown(run: Run) -> str:
         "## Environment",
         _table(("", ""), _facts(run)),
     ]
-    for grid in grids(run):
-        parts += [f"## {grid.caption}", _table(("", *grid.points), grid.rows)]
+    made = grids(run)
+    parts += [_section(grid) for grid in made if grid.headline]
     if found := judged(run):
         parts += ["## Targets", _table(TARGET_COLUMNS, map(target_row, found))]
+    parts += [_section(grid) for grid in made if not grid.headline]
     if missing := _absences(run):
         parts += ["## Not measured", "\n".join(f"- {text}" for text in missing)]
     return "\n\n".join(parts) + "\n"
@@ -53,17 +59,25 @@ def html(run: Run, pictures: Sequence[Path]) -> str:
         f"<h1>pgqrs_sa: benchmark of {escape(run.header.date)}</h1><p>{escape(_HOW)}</p>",
         _html_table(("", ""), _facts(run)),
     ]
-    parts += [_picture(file) for file in pictures]
-    for grid in grids(run):
-        parts.append(f"<h2>{escape(grid.caption)}</h2>")
-        parts.append(_html_table(("", *grid.points), grid.rows))
+    made = grids(run)
+    parts += [_html_section(grid) for grid in made if grid.headline]
     if found := judged(run):
         parts.append("<h2>Targets</h2>")
         parts.append(_html_table(TARGET_COLUMNS, map(target_row, found)))
+    parts += [_picture(file) for file in pictures]
+    parts += [_html_section(grid) for grid in made if not grid.headline]
     if missing := _absences(run):
         parts.append("<h2>Not measured</h2>")
         parts += [f"<p>{escape(text)}</p>" for text in missing]
     return "\n".join(parts) + "\n"
+
+
+def _section(grid: Grid) -> str:
+    return f"## {grid.caption}\n\n{_table(grid.columns, grid.rows)}"
+
+
+def _html_section(grid: Grid) -> str:
+    return f"<h2>{escape(grid.caption)}</h2>\n{_html_table(grid.columns, grid.rows)}"
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from .contenders import by_name
 from .measure import Plan, ratio, summaries
@@ -23,6 +24,9 @@ SIZES = Sizes(
     backlog=5000,
     consumers=(1,),
     takes=(10, 50),
+    cost=100,
+    cost_backlog=2000,
+    effects=50,
 )
 ROUNDS = 5
 """Many short rounds: the median of their ratios stands more noise than a few long ones."""
@@ -30,21 +34,25 @@ ROUNDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """The least ratio of ours to another.
+    """A ratio of ours to another.
 
     Attributes:
         scenario: Where; at every point of it, unless `point` names one.
         ours: Who of ours.
         against: Of the other.
-        least: About 0.8 of what was measured, so that noise does not fail it.
+        limit: Of a rate about 0.8 of what was measured, so that noise does not fail it.
+        better: Whether the ratio must be at least the limit, or at most.
         point: The label of a point.
+        number: Which number is compared, unless it is the measured value.
     """
 
     scenario: str
     ours: str
     against: str
-    least: float
+    limit: float
+    better: Literal["at least", "at most"] = "at least"
     point: str | None = None
+    number: str | None = None
 
 
 THRESHOLDS: tuple[Threshold, ...] = (
@@ -56,6 +64,12 @@ THRESHOLDS: tuple[Threshold, ...] = (
     Threshold("business", "service", "bare", 0.70),
     Threshold("drain", "service", "bare", 0.60),
     Threshold("drain", "service", "pgbench", 0.20),
+    Threshold("work", "service", "bare", 0.60),
+    Threshold("cost", "service", "bare", 1.60, "at most"),
+    # These are the same in each run. A batch of the package may have keys, delays and priorities.
+    Threshold("cost", "service", "bare", 1.10, "at most", number="wal"),
+    Threshold("cost", "service", "bare", 1.01, "at most", number="requests"),
+    Threshold("cost", "service", "bare", 1.01, "at most", number="commits"),
 )
 
 
@@ -69,16 +83,21 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether it was measured, and is not below."""
-        return self.value is not None and self.value >= self.threshold.least
+        """Whether it was measured, and is good enough."""
+        if self.value is None:
+            return False
+        if self.threshold.better == "at least":
+            return self.value >= self.threshold.limit
+        return self.value <= self.threshold.limit
 
     def __str__(self) -> str:
         """Say it in a line."""
         wanted = self.threshold
         value = "not measured" if self.value is None else f"{self.value:.2f}"
         mark = "ok  " if self.passed else "FAIL"
-        where = f"{wanted.scenario} ({self.point}): {wanted.ours} / {wanted.against}"
-        return f"{mark} {where} = {value}, at least {wanted.least:.2f}"
+        what = f"{wanted.scenario}, {wanted.number}" if wanted.number else wanted.scenario
+        where = f"{what} ({self.point}): {wanted.ours} / {wanted.against}"
+        return f"{mark} {where} = {value}, {wanted.better} {wanted.limit:.2f}"
 
 
 def plan(rounds: int) -> Plan:
@@ -88,7 +107,12 @@ def plan(rounds: int) -> Plan:
         name for threshold in THRESHOLDS for name in (threshold.ours, threshold.against)
     )
     return Plan(
-        tuple(map(scenario, scenarios)), tuple(map(by_name, names)), rounds, rounds, named=True
+        tuple(map(scenario, scenarios)),
+        tuple(map(by_name, names)),
+        rounds,
+        rounds,
+        named=True,
+        once=("cost", "work"),
     )
 
 
@@ -112,5 +136,5 @@ def checks(run: Run, thresholds: Iterable[Threshold] = THRESHOLDS) -> Iterator[C
             if wanted.point in (None, point):
                 ours = table.get((wanted.scenario, point, wanted.ours))
                 other = table.get((wanted.scenario, point, wanted.against))
-                value = ratio(ours, other) if ours and other else None
+                value = ratio(ours, other, wanted.number) if ours and other else None
                 yield Check(wanted, point, value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .contenders import CONTENDERS
+from .comparisons import Comparison, comparisons
+from .contenders import CONTENDERS, by_name
 from .measure import Summary, Turn, Where, ratio, summaries
 from .records import Run
 from .scenarios import SCENARIOS, Scenario
-from .targets import Comparison, comparisons
 
 __all__ = ["TARGET_COLUMNS", "Bar", "Grid", "grids", "judged", "number", "show"]
 
@@ -76,53 +76,79 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A scenario as a table of text: contenders down, points across."""
+    """A table of text, with contenders down.
 
-    scenario: Scenario
-    points: tuple[str, ...]
+    Attributes:
+        caption: The title, and how to read the cells.
+        columns: The names of the columns; that of the contenders is empty.
+        rows: The cells.
+        headline: Whether it comes before the targets.
+    """
+
+    caption: str
+    columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-
-    @property
-    def caption(self) -> str:
-        """The title, and how to read the cells."""
-        return f"{self.scenario.title} ({self.scenario.unit}, {self.scenario.better} is better)"
+    headline: bool
 
 
 def grids(run: Run) -> list[Grid]:
     """Return the tables of a run: median, quartiles, and ours as a multiple of the other."""
     table = summaries(run)
     failed = {(failure.scenario, failure.point, failure.contender) for failure in run.failures}
-    places = [*table, *failed]
-    found = []
+    found: list[Grid] = []
     for scenario in SCENARIOS:
-        points = _in_order(where[1] for where in table if where[0] == scenario.name)
-        names = {where[2] for where in places if where[0] == scenario.name}
-        rows = [
-            (
-                _TITLES[contender.name],
-                *(_cell(table, failed, scenario, p, contender.name) for p in points),
-            )
-            for contender in CONTENDERS
-            if contender.name in names
-        ]
-        if points:
-            found.append(Grid(scenario, points, tuple(rows)))
+        made = _by_point if scenario.columns else _all_points
+        found += made(scenario, table, failed)
     return found
+
+
+def _all_points(
+    scenario: Scenario, table: dict[Where, Summary], failed: set[Where]
+) -> Iterator[Grid]:
+    """Yield one table with the points across."""
+    points = _in_order(where[1] for where in table if where[0] == scenario.name)
+    if not points:
+        return
+    rows = [
+        (_TITLES[name], *(_cell(table, failed, (scenario.name, point, name)) for point in points))
+        for name in _present([*table, *failed], scenario)
+    ]
+    caption = f"{scenario.title} ({scenario.unit}, {scenario.better} is better)"
+    yield Grid(caption, ("", *points), tuple(rows), scenario.headline)
+
+
+def _by_point(
+    scenario: Scenario, table: dict[Where, Summary], failed: set[Where]
+) -> Iterator[Grid]:
+    """Yield a table for each point, with the scenario's numbers across."""
+    for point in _in_order(where[1] for where in table if where[0] == scenario.name):
+        rows = []
+        for name in _present([*table, *failed], scenario, point):
+            where = (scenario.name, point, name)
+            more = table[where].more if where in table else {}
+            numbers = [number(more[key]) if key in more else "-" for key in scenario.columns]
+            title = f"{_TITLES[name]}{scenario.remark(by_name(name))}"
+            rows.append((title, _cell(table, failed, where), *numbers))
+        caption = f"{scenario.title}: {point} ({scenario.unit}, {scenario.better} is better)"
+        columns = ("", scenario.unit, *scenario.columns.values())
+        yield Grid(caption, columns, tuple(rows), scenario.headline)
+
+
+def _present(places: Iterable[Where], scenario: Scenario, point: str | None = None) -> list[str]:
+    """Return the names of those that took part, in the order of the tables."""
+    names = {
+        where[2] for where in places if where[0] == scenario.name and point in (None, where[1])
+    }
+    return [contender.name for contender in CONTENDERS if contender.name in names]
 
 
 def _in_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _cell(
-    table: dict[Where, Summary],
-    failed: set[Where],
-    scenario: Scenario,
-    point: str,
-    name: str,
-) -> str:
-    where = (scenario.name, point, name)
-    found, ours = table.get(where), table.get((scenario.name, point, REFERENCE))
+def _cell(table: dict[Where, Summary], failed: set[Where], where: Where) -> str:
+    scenario, point, name = where
+    found, ours = table.get(where), table.get((scenario, point, REFERENCE))
     if found is None:
         return "failed" if where in failed else "-"
     spread = f"{number(found.median)} [{number(found.low)}..{number(found.high)}]"
@@ -147,22 +173,28 @@ def judged(run: Run) -> list[Comparison]:
 
 
 def show(console: Console, run: Run, *, targets: bool = True) -> None:
-    """Print the tables of a run, what was missing, and the targets if they are wanted."""
-    for grid in grids(run):
-        table = Table(title=grid.caption, title_justify="left")
-        for column in ("", *grid.points):
-            table.add_column(column, overflow="fold")
-        for row in grid.rows:
-            table.add_row(*row)
-        console.print(table)
+    """Print the headline of a run, the targets if they are wanted, and everything else."""
+    made = grids(run)
+    _show_grids(console, (grid for grid in made if grid.headline))
+    if targets:
+        _show_targets(console, judged(run))
+    _show_grids(console, (grid for grid in made if not grid.headline))
     if any(True for _ in run.samples):
         console.print(f"x: {_TITLES[REFERENCE]} as a multiple of the other, round by round")
     for missing in run.missing:
         console.print(f"missing: {missing.contender}: {missing.reason}", markup=False)
     for reason in _reasons(run):
         console.print(reason, markup=False)
-    if targets:
-        _show_targets(console, judged(run))
+
+
+def _show_grids(console: Console, found: Iterable[Grid]) -> None:
+    for grid in found:
+        table = Table(title=grid.caption, title_justify="left")
+        for column in grid.columns:
+            table.add_column(column, overflow="fold")
+        for row in grid.rows:
+            table.add_row(*row)
+        console.print(table)
 
 
 def _reasons(run: Run) -> list[str]:

@@ -7,6 +7,7 @@ server does. Databases are copied from templates, so that all rounds start from 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,6 +53,9 @@ class Preparation:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
+_PAUSE = 0.02  # seconds until it is looked again whether the server has read its settings
+
+
 class Server:
     """Hands out databases.
 
@@ -69,6 +73,7 @@ class Server:
         self._numbers = itertools.count(1)
         self._templates: dict[tuple[str, str], str] = {}
         self._kept: list[str] = []
+        self._settings: dict[str, str] = {}
 
     @contextmanager
     def fresh(
@@ -89,6 +94,29 @@ class Server:
                 self._kept.append(name)
             else:
                 self._drop(name)
+
+    def configure(self, settings: Mapping[str, str]) -> None:
+        """Let these settings be in force, and no others that were given before."""
+        if settings == self._settings:
+            return
+        with self._connect(self.place) as connection:
+            for name in self._settings:
+                connection.execute(sql.SQL("ALTER SYSTEM RESET {}").format(sql.Identifier(name)))
+            for name, value in settings.items():
+                change = sql.SQL("ALTER SYSTEM SET {} = {}")
+                connection.execute(change.format(sql.Identifier(name), sql.Literal(value)))
+            loaded = "SELECT pg_conf_load_time()"
+            before = connection.execute(loaded).fetchone()
+            connection.execute("SELECT pg_reload_conf()")
+        self._settings = dict(settings)
+        while True:
+            # A new connection knows what the server's first process knows.
+            with self._connect(self.place) as connection:
+                if connection.execute(loaded).fetchone() != before:
+                    # Whether pages are written as a whole is the checkpointer's to change.
+                    connection.execute("CHECKPOINT")
+                    return
+            time.sleep(_PAUSE)
 
     def forget(self, preparation: Preparation) -> None:
         """Drop the templates of a preparation: they may be large."""

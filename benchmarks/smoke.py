@@ -35,6 +35,9 @@ SIZES = Sizes(
     takes=(5,),
     longest=20.0,
     payloads=(300,),
+    cost=10,
+    cost_backlog=20,
+    effects=10,
     latencies=3,
     pause=0.01,
     rows=50,
@@ -173,6 +176,39 @@ def pgbench_prepares_before_it_is_measured(server: Server, executor: Executor) -
                 yield f"pgbench sent {found} of {sent}"
 
 
+def a_cost_is_that_of_what_was_done(server: Server, executor: Executor) -> Iterator[str]:
+    """Requests and commits are exact, and what has no place to be written to is not counted."""
+    run = _run(server, executor, (scenario("cost"),), (by_name("service"),))
+    sizes = {"enqueue 1": 1, "enqueue 5 in one call": 5, "lease and archive 5": 5}
+    found = {sample.point: sample.more for sample in run.samples}
+    for point, size in sizes.items():
+        more = found.get(point, {})
+        transactions = 2 if point.startswith("lease") else 1
+        for name, each in (("requests", 3), ("commits", 1)):
+            expected = transactions * each / size
+            if abs(more.get(name, 0) - expected) > 1e-9:  # noqa: PLR2004 - a rounding error
+                yield f"{point} has {more.get(name)} {name} a message instead of {expected}"
+        for name in ("client", "server", "wal"):
+            if not more.get(name, 0) > 0:
+                yield f"{point} has {more.get(name)} of {name}"
+
+
+def effects_are_written_once(server: Server, executor: Executor) -> Iterator[str]:
+    """Each message that was archived has its business row."""
+    work = scenario("work")
+    for contender in (by_name("service"), by_name("runtime"), by_name("runtime-batches")):
+        for point in work.points(SIZES):
+            if not work.takes_part(contender, point):
+                continue
+            with server.fresh(contender, work.preparation(point, SIZES)) as place:
+                work.measure(Bench(executor, SIZES), contender, place, point)
+                archived = _count(place, "pgqrs_archive")
+                with psycopg.connect(place.conninfo) as connection:
+                    row = connection.execute("SELECT count(*) FROM bench_orders").fetchone()
+            if row != (archived,) or archived < SIZES.effects:
+                yield f"{contender.name} wrote {row} and archived {archived}"
+
+
 def work_beside_is_not_counted(server: Server, executor: Executor) -> Iterator[str]:
     """Processes that only make noise are no part of the outcome."""
     contender = by_name("service")
@@ -214,6 +250,8 @@ CHECKS: tuple[Callable[[Server, Executor], Iterator[str]], ...] = (
     drained_messages_are_archived,
     warm_ups_are_not_counted,
     pgbench_prepares_before_it_is_measured,
+    a_cost_is_that_of_what_was_done,
+    effects_are_written_once,
     work_beside_is_not_counted,
     a_failure_is_a_line,
     what_never_ends_is_given_up,

@@ -27,11 +27,12 @@ import sqlalchemy as sa
 from pytest_postgresql import factories
 from pytest_postgresql.executors import NoopExecutor
 from pytest_postgresql.janitor import DatabaseJanitor
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import AsyncQueueService, QueueService, embedded, metadata
 from support.direct import DIRECT
+from support.engines import new_async_engine, new_engine
 from support.properties import load_profile
 
 ROOT = Path(__file__).parents[1]
@@ -302,7 +303,7 @@ def kept_empty(pg_empty: NoopExecutor, pg_server: Server) -> Iterator[Database]:
 
 @pytest.fixture
 def engine(migrated: Database) -> Iterator[sa.Engine]:
-    engine = sa.create_engine(migrated.url)
+    engine = new_engine(migrated.url)
     yield engine
     engine.dispose()
 
@@ -351,7 +352,7 @@ def _deleting() -> str:
 async def async_engine(
     request: pytest.FixtureRequest, migrated: Database
 ) -> AsyncIterator[AsyncEngine]:
-    engine = create_async_engine(migrated.async_url(request.param))
+    engine = new_async_engine(migrated.async_url(request.param))
     yield engine
     await engine.dispose()
 

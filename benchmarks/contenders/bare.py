@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from ..work import Payload, Progress, Tally
 from . import sql
-from .base import ORDER, QUEUE
+from .base import ORDER, ORDERS_OF, QUEUE
 from .ours import WARM, Ours, items_text
 
 __all__ = ["Bare"]
@@ -31,6 +31,7 @@ class Bare(Ours):
     name = "bare"
     title = "bare Session, same SQL"
     family = "baseline"
+    exact = True
 
     def open(self) -> None:
         """See `Contender`."""
@@ -64,15 +65,17 @@ class Bare(Ours):
         with Session(self._engine) as session, session.begin():
             return self._leased(session, limit, queue)
 
-    def _settle(self, rows: list[Any]) -> None:
-        count = len(rows)
+    def _archived(self, session: Session, rows: list[Any]) -> None:
         values = sql.archive().values(
             ids=_written(row.id for row in rows),
             tokens=_written(row.fencing_token for row in rows),
-            required=count,
+            required=len(rows),
         )
+        session.execute(self._archive, values).all()
+
+    def _settle(self, rows: list[Any]) -> None:
         with Session(self._engine) as session, session.begin():
-            session.execute(self._archive, values).all()
+            self._archived(session, rows)
 
     def singles(self, count: int, payload: Payload) -> Tally:
         """See `Contender`."""
@@ -110,6 +113,26 @@ class Bare(Ours):
         """See `Contender`."""
         while rows := self._take(batch):
             self._settle(rows)
+            if not progress.add(len(rows)):
+                return
+
+    def effects(self, batch: int, progress: Progress) -> None:
+        """See `Contender`."""
+        order = sa.text(ORDER)
+        while rows := self._take(batch):
+            for row in rows:
+                with Session(self._engine) as session, session.begin():
+                    session.execute(order)
+                    self._archived(session, [row])
+                if not progress.add(1):
+                    return
+
+    def effects_together(self, batch: int, progress: Progress) -> None:
+        """See `Contender`."""
+        while rows := self._take(batch):
+            with Session(self._engine) as session, session.begin():
+                session.execute(sa.text(ORDERS_OF.format(len(rows))))
+                self._archived(session, rows)
             if not progress.add(len(rows)):
                 return
 

@@ -7,14 +7,29 @@ import importlib.metadata
 import importlib.util
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, ClassVar, Literal, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+import psycopg
 
 from ..executor import Assignment, Executor
+from ..metering import Meter, MeteredProgress, metering
 from ..place import Place
 from ..work import Outcome, Payload, Progress, Tally
 
-__all__ = ["ORDER", "ORDERS", "POLL", "QUEUE", "AsyncContender", "Contender", "Family", "age_ms"]
+__all__ = [
+    "EFFECT",
+    "ORDER",
+    "ORDERS_OF",
+    "POLL",
+    "QUEUE",
+    "AsyncContender",
+    "Contender",
+    "Family",
+    "age_ms",
+    "create_orders",
+]
 
 QUEUE = "bench"
 """The queue that everything goes through."""
@@ -22,9 +37,23 @@ QUEUE = "bench"
 POLL = 0.05
 """Seconds between two looks at an empty queue, for those that have no loop of their own."""
 
-ORDERS = "CREATE TABLE bench_orders (id bigserial PRIMARY KEY, customer text, total int)"
+_TABLES = (
+    "CREATE TABLE bench_orders (id bigserial PRIMARY KEY, customer text, total int)",
+    "CREATE TABLE bench_effects (message text PRIMARY KEY, customer text, total int)",
+)
 ORDER = "INSERT INTO bench_orders (customer, total) VALUES ('Ada', 1200)"
 """The business row."""
+
+ORDERS_OF = (
+    "INSERT INTO bench_orders (customer, total) SELECT 'Ada', 1200 FROM generate_series(1, {})"
+)
+"""So many of them."""
+
+EFFECT = (
+    "INSERT INTO bench_effects (message, customer, total) VALUES ({}, 'Ada', 1200)"
+    " ON CONFLICT DO NOTHING"
+)
+"""The same, for a consumer that cannot settle in its transaction: a second time it does nothing."""
 
 T = TypeVar("T")
 Family = Literal["ours", "baseline", "peer"]
@@ -35,6 +64,13 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "from a checkout"
+
+
+def create_orders(place: Place) -> None:
+    """Create the tables of business rows."""
+    with psycopg.connect(place.conninfo) as connection:
+        for statement in _TABLES:
+            connection.execute(statement)
 
 
 def age_ms(payload: Payload) -> float:
@@ -53,6 +89,7 @@ class Contender:
             what has to be installed.
         wakes: How a waiting consumer can learn of a message.
         only: The scenarios that it takes part in unless asked for by name; empty is all.
+        exact: Whether it settles a message in the transaction of its handler's business row.
 
     Args:
         place: The database.
@@ -64,6 +101,7 @@ class Contender:
     packages: ClassVar[tuple[str, ...]] = ()
     wakes: ClassVar[tuple[str, ...]] = ()
     only: ClassVar[tuple[str, ...]] = ()
+    exact: ClassVar[bool] = False
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -174,6 +212,69 @@ class Contender:
     def consume(self, batch: int, progress: Progress) -> None:
         """Do as `drain` does: report to ``progress``, and stop when it says so."""
         raise NotImplementedError
+
+    def renew(self, batch: int, progress: Progress) -> None:
+        """Do what `consume` does, and renew the leases before the messages are settled."""
+        raise NotImplementedError
+
+    def effects(self, batch: int, progress: Progress) -> None:
+        """Do what `consume` does, writing one business row for each message, exactly once.
+
+        Each message has a transaction of its own, if its business row can be written in the one
+        that settles it; else a key of the row keeps a second one out.
+        """
+        raise NotImplementedError
+
+    def effects_together(self, batch: int, progress: Progress) -> None:
+        """Do the same with one transaction for all messages that were taken together."""
+        raise NotImplementedError
+
+    def produce_metered(
+        self, work: str, warm_up: dict[str, Any], arguments: dict[str, Any], *, wired: bool
+    ) -> Tally:
+        """Call a method that enqueues, and return what that cost.
+
+        Args:
+            work: The name of the method.
+            warm_up: Its arguments before it is measured.
+            arguments: Its arguments.
+            wired: See `metering`.
+        """
+        with self._metered(wired=wired) as (contender, meter):
+            produce = getattr(contender, work)
+            produce(**warm_up)
+            meter.start()
+            tally = produce(**arguments)
+            spent = meter.stop()
+        return Tally(tally.count, {name: [value] for name, value in spent.items()})
+
+    def consume_metered(
+        self, work: str, batch: int, warm: int, count: int, longest: float, *, wired: bool
+    ) -> Tally:
+        """Call a method that consumes, and return what that cost.
+
+        Args:
+            work: The name of the method.
+            batch: Messages at a time.
+            warm: Messages before it is measured.
+            count: Messages measured.
+            longest: Seconds after which fewer are enough.
+            wired: See `metering`.
+        """
+        with self._metered(wired=wired) as (contender, meter):
+            progress = MeteredProgress(meter, warm, count, longest)
+            getattr(contender, work)(batch, progress)
+            return progress.tally()
+
+    @contextmanager
+    def _metered(self, *, wired: bool) -> Iterator[tuple[Self, Meter]]:
+        with metering(self.place, wired=wired) as (place, meter):
+            contender = type(self)(place)
+            contender.open()
+            try:
+                yield contender, meter
+            finally:
+                contender.close()
 
     def dequeue_times(self, count: int, batch: int) -> Tally:
         """Lease ``count`` batches, each with its own commit; return the milliseconds of each."""

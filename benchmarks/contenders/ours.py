@@ -14,7 +14,7 @@ from pgqrs_sa import QueueService
 from pgqrs_sa import metadata as tables
 
 from ..work import Payload
-from .base import ORDERS, QUEUE, Contender, Family
+from .base import QUEUE, Contender, Family, create_orders
 
 __all__ = ["SHAPES", "WARM", "Ours", "items_text"]
 
@@ -56,10 +56,10 @@ class Ours(Contender):
         engine = sa.create_engine(self.place.url())
         tables.create_all(engine)
         with Session(engine) as session, session.begin():
-            session.execute(sa.text(ORDERS))
             QueueService(session).queues.create(QUEUE)
             QueueService(session).queues.create(WARM)
         engine.dispose()
+        create_orders(self.place)
 
     def fill(self, count: int, payload: Payload) -> None:
         """See `Contender`."""

@@ -6,22 +6,24 @@ import asyncio
 import logging
 from typing import Any
 
-import psycopg
-
 from ..work import Payload, Progress, Tally
-from .base import ORDER, ORDERS, QUEUE, AsyncContender, age_ms
+from .base import EFFECT, ORDER, QUEUE, AsyncContender, age_ms, create_orders
 
 __all__ = ["Chancy", "handle"]
 
 _IDLE = 0.2  # seconds without a job after which the queue is taken to be empty
 _TICK = 0.05
 
+_EFFECT = EFFECT.format("%s").encode()
+
 _handler: Any = None
 
 
-async def handle(payload: Payload) -> None:
-    """Be what chancy imports by its name."""
-    _handler(payload)
+async def handle(payload: Payload, *, job: Any) -> None:
+    """Be what chancy imports by its name; it passes the job to what is annotated as one."""
+    result = _handler(payload, job)
+    if result is not None:
+        await result
 
 
 class Chancy(AsyncContender):
@@ -41,8 +43,7 @@ class Chancy(AsyncContender):
             await self.disconnect()
 
         self.wait(work)
-        with psycopg.connect(self.place.conninfo) as connection:
-            connection.execute(ORDERS)
+        create_orders(self.place)
 
     async def connect(self) -> None:
         """See `AsyncContender`."""
@@ -105,12 +106,26 @@ class Chancy(AsyncContender):
         counts = {"done": 0}
         stopping = asyncio.Event()
 
-        def count(_payload: Payload) -> None:
+        def count(_payload: Payload, _job: Any) -> None:
             counts["done"] += 1
             if not progress.add(1):
                 stopping.set()
 
         self.wait(self._work, count, batch, stopping, counts, progress.left)
+
+    def effects(self, batch: int, progress: Progress) -> None:
+        """See `Contender`; the worker settles a job with a connection of its own."""
+        counts = {"done": 0}
+        stopping = asyncio.Event()
+
+        async def write(_payload: Payload, job: Any) -> None:
+            async with self._app.pool.connection() as connection:
+                await connection.execute(_EFFECT, [str(job.id)])
+            counts["done"] += 1
+            if not progress.add(1):
+                stopping.set()
+
+        self.wait(self._work, write, batch, stopping, counts, progress.left)
 
     def watch(self, count: int, wake: str, longest: float) -> Tally:
         """See `Contender`."""
@@ -118,7 +133,7 @@ class Chancy(AsyncContender):
         ages: list[float] = []
         stopping = asyncio.Event()
 
-        def look(payload: Payload) -> None:
+        def look(payload: Payload, _job: Any) -> None:
             ages.append(age_ms(payload))
             if len(ages) == count:
                 stopping.set()
@@ -134,9 +149,11 @@ class Chancy(AsyncContender):
         counts: dict[str, int] | None,
         longest: float,
     ) -> None:
+        from chancy.job import QueuedJob  # noqa: PLC0415
         from chancy.worker import Worker  # noqa: PLC0415
 
         globals()["_handler"] = handler
+        handle.__annotations__["job"] = QueuedJob
         queue = self._chancy.Queue(
             QUEUE,
             concurrency=concurrency,

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from ..place import Place
 from ..work import Payload, Progress, Tally
-from .base import ORDER, ORDERS, POLL, QUEUE, Contender, age_ms
+from .base import ORDER, ORDERS_OF, POLL, QUEUE, Contender, age_ms, create_orders
 
 __all__ = ["Pgmq", "PgmqSqlalchemy", "pgmq_sql"]
 
@@ -53,6 +53,7 @@ class Pgmq(Contender):
     name = "pgmq"
     title = "pgmq, raw psycopg"
     wakes = ("poll",)
+    exact = True
 
     @classmethod
     def missing(cls, place: Place) -> str | None:
@@ -70,7 +71,7 @@ class Pgmq(Contender):
         with psycopg.connect(self.place.conninfo, autocommit=True) as connection:
             connection.execute(script)
             connection.execute("SELECT pgmq.create(%s)", [QUEUE])
-            connection.execute(ORDERS)
+        create_orders(self.place)
 
     def fill(self, count: int, payload: Payload) -> None:
         """See `Contender`."""
@@ -111,7 +112,10 @@ class Pgmq(Contender):
         return self._connection.execute(_READ, [QUEUE, batch]).fetchall()
 
     def _archive(self, rows: list[tuple[Any, ...]]) -> None:
-        self._connection.execute(_ARCHIVE, [QUEUE, [row[0] for row in rows]]).fetchall()
+        ids = [row[0] for row in rows]
+        found = self._connection.execute(_ARCHIVE, [QUEUE, ids]).fetchall()
+        if len(found) != len(rows):  # others have settled them: what goes with it is rolled back
+            raise RuntimeError(f"archived {len(found)} of {len(rows)}")
 
     def singles(self, count: int, payload: Payload) -> Tally:
         """See `Contender`."""
@@ -148,6 +152,25 @@ class Pgmq(Contender):
             if not progress.add(len(rows)):
                 return
 
+    def effects(self, batch: int, progress: Progress) -> None:
+        """See `Contender`."""
+        while rows := self._read(batch):
+            for row in rows:
+                with self._connection.transaction():
+                    self._connection.execute(ORDER)
+                    self._archive([row])
+                if not progress.add(1):
+                    return
+
+    def effects_together(self, batch: int, progress: Progress) -> None:
+        """See `Contender`."""
+        while rows := self._read(batch):
+            with self._connection.transaction():
+                self._connection.execute(ORDERS_OF.format(len(rows)).encode())
+                self._archive(rows)
+            if not progress.add(len(rows)):
+                return
+
     def dequeue_times(self, count: int, batch: int) -> Tally:
         """See `Contender`; its commit is part of it."""
         times = []
@@ -181,6 +204,7 @@ class PgmqSqlalchemy(Contender):
 
     name = "pgmq-sqlalchemy"
     title = "pgmq-sqlalchemy"
+    exact = True
     packages = ("pgmq-sqlalchemy",)
 
     @classmethod
@@ -242,13 +266,44 @@ class PgmqSqlalchemy(Contender):
             if not progress.add(len(found)):
                 return
 
+    def effects(self, batch: int, progress: Progress) -> None:
+        """See `Contender`."""
+        order = sa.text(ORDER)
+        while found := self._client.read_batch(QUEUE, batch, _LEASE):
+            for row in found:
+                with Session(self._engine) as session, session.begin():
+                    session.execute(order)
+                    self._archive(session, [row])
+                if not progress.add(1):
+                    return
+
+    def effects_together(self, batch: int, progress: Progress) -> None:
+        """See `Contender`."""
+        while found := self._client.read_batch(QUEUE, batch, _LEASE):
+            with Session(self._engine) as session, session.begin():
+                session.execute(sa.text(ORDERS_OF.format(len(found))))
+                self._archive(session, found)
+            if not progress.add(len(found)):
+                return
+
+    def _archive(self, session: Session, found: list[Any]) -> None:
+        ids = [row.msg_id for row in found]
+        done = self._client.archive_batch(QUEUE, ids, session=session, commit=False)
+        if len(done) != len(ids):
+            raise RuntimeError(f"archived {len(done)} of {len(ids)}")
+
 
 class PgmqSqlalchemyChained(PgmqSqlalchemy):
     """The same with `ServiceChained`'s loop, since its methods take a session as well."""
 
     name = "pgmq-sqlalchemy-chained"
     title = "pgmq-sqlalchemy, archive + next read"
-    only = ("drain",)
+    only = ("cost", "drain")
+
+    @classmethod
+    def offers(cls, work: str) -> bool:
+        """See `Contender`: only how it drains differs."""
+        return work in ("consume", "drain", "fill")
 
     def consume(self, batch: int, progress: Progress) -> None:
         """See `Contender`."""
@@ -257,8 +312,7 @@ class PgmqSqlalchemyChained(PgmqSqlalchemy):
             with Session(self._engine) as session, session.begin():
                 done = found
                 if done:
-                    ids = [delivery.msg_id for delivery in done]
-                    self._client.archive_batch(QUEUE, ids, session=session, commit=False)
+                    self._archive(session, done)
                 found = (
                     self._client.read_batch(QUEUE, batch, _LEASE, session=session, commit=False)
                     or []

@@ -9,9 +9,11 @@ from typing import Any
 import psycopg
 
 from ..work import Payload, Progress, Tally
-from .base import ORDER, ORDERS, POLL, QUEUE, AsyncContender, age_ms
+from .base import EFFECT, ORDER, POLL, QUEUE, AsyncContender, age_ms, create_orders
 
 __all__ = ["Pgqrs"]
+
+_EFFECT = EFFECT.format("%s").encode()
 
 
 class Pgqrs(AsyncContender):
@@ -33,8 +35,7 @@ class Pgqrs(AsyncContender):
             await store.queue(QUEUE)
 
         self.wait(work)
-        with psycopg.connect(self.place.conninfo) as connection:
-            connection.execute(ORDERS)
+        create_orders(self.place)
 
     async def connect(self) -> None:
         """See `AsyncContender`."""
@@ -46,6 +47,13 @@ class Pgqrs(AsyncContender):
         self._producer: Any = await self._store.producer(QUEUE)
         self._consumer: Any = await self._store.consumer(QUEUE)
         self._pgqrs: Any = pgqrs
+        self._connection = await psycopg.AsyncConnection.connect(
+            self.place.conninfo, autocommit=True
+        )
+
+    async def disconnect(self) -> None:
+        """See `AsyncContender`; its own connections end with the process."""
+        await self._connection.close()
 
     def singles(self, count: int, payload: Payload) -> Tally:
         """See `Contender`."""
@@ -70,13 +78,12 @@ class Pgqrs(AsyncContender):
     def business(self, count: int, payload: Payload) -> Tally:
         """See `Contender`; in two transactions, for it cannot join another's."""
 
-        async def work(connection: psycopg.Connection[Any]) -> None:
+        async def work() -> None:
             for _ in range(count):
-                connection.execute(ORDER)
+                await self._connection.execute(ORDER)
                 await self._producer.enqueue(payload)
 
-        with psycopg.connect(self.place.conninfo, autocommit=True) as connection:
-            self.wait(work, connection)
+        self.wait(work)
         return Tally(count)
 
     async def _take(self, batch: int) -> list[Any]:
@@ -91,6 +98,19 @@ class Pgqrs(AsyncContender):
                 await self._consumer.archive_many([row.id for row in found])
                 if not progress.add(len(found)):
                     return
+
+        self.wait(work)
+
+    def effects(self, batch: int, progress: Progress) -> None:
+        """See `Contender`; each is archived when its business row is committed."""
+
+        async def work() -> None:
+            while found := await self._take(batch):
+                for row in found:
+                    await self._connection.execute(_EFFECT, [str(row.id)])
+                    await self._consumer.archive(row.id)
+                    if not progress.add(1):
+                        return
 
         self.wait(work)
 

@@ -8,12 +8,12 @@ import logging
 from datetime import timedelta
 from typing import Any
 
-import psycopg
-
 from ..work import Payload, Progress, Tally
-from .base import ORDER, ORDERS, QUEUE, AsyncContender, age_ms
+from .base import EFFECT, ORDER, QUEUE, AsyncContender, age_ms, create_orders
 
 __all__ = ["Pgqueuer"]
+
+_EFFECT = EFFECT.format("$1")
 
 
 class Pgqueuer(AsyncContender):
@@ -33,8 +33,7 @@ class Pgqueuer(AsyncContender):
             await self.disconnect()
 
         self.wait(work)
-        with psycopg.connect(self.place.conninfo) as connection:
-            connection.execute(ORDERS)
+        create_orders(self.place)
 
     async def connect(self) -> None:
         """See `AsyncContender`."""
@@ -107,6 +106,25 @@ class Pgqueuer(AsyncContender):
                     manager.shutdown.set()
 
             await manager.run(batch_size=batch, mode=self._drain)
+
+        self.wait(work)
+
+    def effects(self, batch: int, progress: Progress) -> None:
+        """See `Contender`; jobs run at the same time, so their connections are those of a pool."""
+
+        async def work() -> None:
+            import asyncpg  # noqa: PLC0415
+
+            manager = self._manager()
+            async with asyncpg.create_pool(**self.place.keywords) as pool:
+
+                @manager.entrypoint(QUEUE)  # type: ignore[untyped-decorator]
+                async def handle(job: Any) -> None:
+                    await pool.execute(_EFFECT, str(job.id))
+                    if not progress.add(1):
+                        manager.shutdown.set()
+
+                await manager.run(batch_size=batch, mode=self._drain)
 
         self.wait(work)
 

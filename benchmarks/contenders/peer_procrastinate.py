@@ -10,9 +10,11 @@ from typing import Any
 import psycopg
 
 from ..work import Payload, Progress, Tally
-from .base import ORDER, ORDERS, QUEUE, AsyncContender, age_ms
+from .base import EFFECT, ORDER, QUEUE, AsyncContender, age_ms, create_orders
 
 __all__ = ["Procrastinate"]
+
+_EFFECT = EFFECT.format("%s").encode()
 
 
 class Procrastinate(AsyncContender):
@@ -28,8 +30,7 @@ class Procrastinate(AsyncContender):
         self.open()
         self._app.schema_manager.apply_schema()
         self.close()
-        with psycopg.connect(self.place.conninfo) as connection:
-            connection.execute(ORDERS)
+        create_orders(self.place)
 
     def open(self) -> None:
         """See `Contender`."""
@@ -40,9 +41,11 @@ class Procrastinate(AsyncContender):
         self._app: Any = procrastinate.App(connector=connector)
         self._task: Any = self._app.task(queue=QUEUE, name=QUEUE)(_nothing)
         self._app.open()
+        self._connection = psycopg.connect(self.place.conninfo, autocommit=True)
 
     def close(self) -> None:
         """See `Contender`."""
+        self._connection.close()
         self._app.close()
         super().close()
 
@@ -60,19 +63,17 @@ class Procrastinate(AsyncContender):
 
     def in_transaction(self, count: int, payload: Payload) -> Tally:
         """See `Contender`."""
-        with psycopg.connect(self.place.conninfo) as connection:
+        with self._connection.transaction():
             for _ in range(count):
-                self._task.configure(connection=connection).defer(payload=payload)
+                self._task.configure(connection=self._connection).defer(payload=payload)
         return Tally(count)
 
     def business(self, count: int, payload: Payload) -> Tally:
         """See `Contender`."""
-        with psycopg.connect(self.place.conninfo) as connection:
-            for _ in range(count):
-                with connection.transaction():
-                    connection.execute(ORDER)
-                    self._task.configure(connection=connection).defer(payload=payload)
-                connection.commit()
+        for _ in range(count):
+            with self._connection.transaction():
+                self._connection.execute(ORDER)
+                self._task.configure(connection=self._connection).defer(payload=payload)
         return Tally(count)
 
     def consume(self, batch: int, progress: Progress) -> None:
@@ -84,8 +85,27 @@ class Procrastinate(AsyncContender):
             if not progress.add(1):
                 stopping.set()
 
-        options = {"wait": False, "concurrency": batch, "listen_notify": False}
-        self.wait(self._work, handle, stopping, options, None)
+        self.wait(self._work, handle, stopping, _until_empty(batch), None)
+
+    def effects(self, batch: int, progress: Progress) -> None:
+        """See `Contender`; the worker settles a job with a connection of its own."""
+        self.wait(self._effects, batch, progress)
+
+    async def _effects(self, batch: int, progress: Progress) -> None:
+        from psycopg_pool import AsyncConnectionPool  # noqa: PLC0415 - procrastinate needs it
+
+        stopping = asyncio.Event()
+        async with AsyncConnectionPool(self.place.conninfo, open=False) as pool:
+
+            async def handle(context: Any, payload: Payload) -> None:
+                del payload
+                async with pool.connection() as connection:
+                    await connection.execute(_EFFECT, [str(context.job.id)])
+                if not progress.add(1):
+                    stopping.set()
+
+            options = _until_empty(batch)
+            await self._work(handle, stopping, options, None, pass_context=True)
 
     def watch(self, count: int, wake: str, longest: float) -> Tally:
         """See `Contender`."""
@@ -102,14 +122,20 @@ class Procrastinate(AsyncContender):
         return Tally(len(ages), {"latency_ms": ages})
 
     async def _work(
-        self, handle: Any, stopping: asyncio.Event, options: dict[str, Any], longest: float | None
+        self,
+        handle: Any,
+        stopping: asyncio.Event,
+        options: dict[str, Any],
+        longest: float | None,
+        *,
+        pass_context: bool = False,
     ) -> None:
         import procrastinate  # noqa: PLC0415
 
         app = procrastinate.App(
             connector=procrastinate.PsycopgConnector(conninfo=self.place.conninfo)
         )
-        app.task(queue=QUEUE, name=QUEUE)(handle)
+        app.task(queue=QUEUE, name=QUEUE, pass_context=pass_context)(handle)
         async with app.open_async():
             worker = asyncio.ensure_future(
                 app.run_worker_async(queues=[QUEUE], install_signal_handlers=False, **options)
@@ -122,6 +148,10 @@ class Procrastinate(AsyncContender):
             worker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await worker
+
+
+def _until_empty(batch: int) -> dict[str, Any]:
+    return {"wait": False, "concurrency": batch, "listen_notify": False}
 
 
 def _nothing(payload: Payload) -> None:

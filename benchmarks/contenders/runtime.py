@@ -14,15 +14,15 @@ from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session, sessionmaker
 
 import pgqrs_sa
 from pgqrs_sa import Delivery
 
 from ..place import Place
 from ..work import Progress, Tally
-from .base import QUEUE, AsyncContender, Contender, age_ms
+from .base import ORDER, ORDERS_OF, QUEUE, AsyncContender, Contender, age_ms
 from .ours import Ours
 from .service import Service, ServiceNotify
 
@@ -82,6 +82,7 @@ class _Runtime(Ours):
     """What the two have in common; a batch is what a consumer holds at a time."""
 
     wakes = ("poll", "notify")
+    exact = True
     consumer: str
 
     @classmethod
@@ -121,6 +122,17 @@ class Runtime(_Runtime):
 
         def handler(delivery: Delivery) -> None:
             del delivery
+            count()
+
+        self._run(handler, {"prefetch": batch - 1}, {"until_empty": True}, {})
+
+    def effects(self, batch: int, progress: Progress) -> None:
+        """See `Contender`."""
+        count, order = _Counting(progress), sa.text(ORDER)
+
+        def handler(delivery: Delivery, session: Session) -> None:
+            del delivery
+            session.execute(order)
             count()
 
         self._run(handler, {"prefetch": batch - 1}, {"until_empty": True}, {})
@@ -173,14 +185,25 @@ class RuntimeBatches(Runtime):
 
     @classmethod
     def offers(cls, work: str) -> bool:
-        """See `Contender`: used by the drains."""
-        return work in ("consume", "drain", "fill")
+        """See `Contender`: only how it drains differs."""
+        return work in ("consume", "drain", "effects_together", "fill")
 
     def consume(self, batch: int, progress: Progress) -> None:
         """See `Contender`."""
         count = _Counting(progress)
 
         def handler(deliveries: list[Delivery]) -> None:
+            count(len(deliveries))
+
+        on = {"batch": batch, "prefetch": batch}
+        self._run(handler, on, {"until_empty": True}, {})
+
+    def effects_together(self, batch: int, progress: Progress) -> None:
+        """See `Contender`."""
+        count = _Counting(progress)
+
+        def handler(deliveries: list[Delivery], session: Session) -> None:
+            session.execute(sa.text(ORDERS_OF.format(len(deliveries))))
             count(len(deliveries))
 
         on = {"batch": batch, "prefetch": batch}
@@ -199,6 +222,17 @@ class AsyncRuntime(AsyncContender, _Runtime):
 
         async def handler(delivery: Delivery) -> None:
             del delivery
+            count()
+
+        self.wait(self._run, handler, {"prefetch": batch - 1}, {"until_empty": True}, {})
+
+    def effects(self, batch: int, progress: Progress) -> None:
+        """See `Contender`."""
+        count, order = _Counting(progress), sa.text(ORDER)
+
+        async def handler(delivery: Delivery, session: AsyncSession) -> None:
+            del delivery
+            await session.execute(order)
             count()
 
         self.wait(self._run, handler, {"prefetch": batch - 1}, {"until_empty": True}, {})

@@ -14,7 +14,7 @@ from pgqrs_sa import AsyncQueueService, Delivery, QueueService
 
 from ..place import Place
 from ..work import Payload, Progress, Tally
-from .base import ORDER, POLL, QUEUE, AsyncContender, age_ms
+from .base import ORDER, ORDERS_OF, POLL, QUEUE, AsyncContender, age_ms
 from .ours import WARM, Ours
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 _PREPARED = 6  # psycopg prepares a statement when it has executed it five times
+_LEASE = 60  # seconds of a renewed lease
 
 
 class Service(Ours):
@@ -35,6 +36,7 @@ class Service(Ours):
     name = "service"
     title = "pgqrs_sa QueueService"
     wakes: ClassVar[tuple[str, ...]] = ("poll",)
+    exact = True
     options: ClassVar[dict[str, Any]] = {}
 
     def open(self) -> None:
@@ -104,6 +106,35 @@ class Service(Ours):
             if not progress.add(len(deliveries)):
                 return
 
+    def renew(self, batch: int, progress: Progress) -> None:
+        """See `Contender`."""
+        while deliveries := self._dequeue(QUEUE, batch):
+            with Session(self._engine) as session, session.begin():
+                renewed = self._service(session).extend_many(deliveries, _LEASE)
+            self._settle(renewed)
+            if not progress.add(len(renewed)):
+                return
+
+    def effects(self, batch: int, progress: Progress) -> None:
+        """See `Contender`."""
+        order = sa.text(ORDER)
+        while deliveries := self._dequeue(QUEUE, batch):
+            for delivery in deliveries:
+                with Session(self._engine) as session, session.begin():
+                    session.execute(order)
+                    self._service(session).archive(delivery)
+                if not progress.add(1):
+                    return
+
+    def effects_together(self, batch: int, progress: Progress) -> None:
+        """See `Contender`."""
+        while deliveries := self._dequeue(QUEUE, batch):
+            with Session(self._engine) as session, session.begin():
+                session.execute(sa.text(ORDERS_OF.format(len(deliveries))))
+                self._service(session).archive_many(deliveries)
+            if not progress.add(len(deliveries)):
+                return
+
     def dequeue_times(self, count: int, batch: int) -> Tally:
         """See `Contender`."""
         times = []
@@ -155,7 +186,12 @@ class ServiceChained(Service):
     name = "service-chained"
     title = "pgqrs_sa QueueService, archive + next lease"
     wakes = ()
-    only = ("drain", "snapshot")
+    only = ("cost", "drain", "snapshot")
+
+    @classmethod
+    def offers(cls, work: str) -> bool:
+        """See `Contender`: only how it drains differs."""
+        return work in ("consume", "drain", "fill")
 
     def consume(self, batch: int, progress: Progress) -> None:
         """See `Contender`."""
@@ -175,6 +211,7 @@ class AsyncService(AsyncContender, Ours):
     """An `AsyncSession` for each transaction; the driver is the subclass's."""
 
     driver: str
+    exact = True
 
     async def connect(self) -> None:
         """See `Contender`."""
@@ -231,6 +268,21 @@ class AsyncService(AsyncContender, Ours):
                 await self._settle(deliveries)
                 if not progress.add(len(deliveries)):
                     return
+
+        self.wait(work)
+
+    def effects(self, batch: int, progress: Progress) -> None:
+        """See `Contender`."""
+        order = sa.text(ORDER)
+
+        async def work() -> None:
+            while deliveries := await self._dequeue(QUEUE, batch):
+                for delivery in deliveries:
+                    async with AsyncSession(self._engine) as session, session.begin():
+                        await session.execute(order)
+                        await AsyncQueueService(session).archive(delivery)
+                    if not progress.add(1):
+                        return
 
         self.wait(work)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from .base import Bench, Measured, Point, Scenario, Sizes
+from .cost import Cost
 from .drain import Drain, Memory, Payloads, Snapshot
+from .effects import Effects
 from .enqueue import Batches, Business, InTransaction, Singles, WakeUp
 from .latency import Latency
 from .shapes import Shapes
@@ -11,6 +13,8 @@ from .shapes import Shapes
 __all__ = ["SCENARIOS", "Bench", "Measured", "Point", "Scenario", "Sizes", "by_name"]
 
 SCENARIOS: tuple[Scenario, ...] = (
+    Cost(),
+    Effects(),
     Singles(),
     InTransaction(),
     Batches(),

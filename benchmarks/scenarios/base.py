@@ -32,6 +32,9 @@ class Sizes:
         longest: Seconds after which a drain counts as it is.
         payload: Bytes of a payload.
         payloads: The same, one point each, where payloads are compared.
+        cost: Messages whose cost is measured one by one.
+        cost_backlog: Messages whose cost is measured in batches, at most.
+        effects: Messages whose handler writes a business row.
         latencies: Messages of a latency measurement.
         pause: Seconds between two of them: long enough for a consumer to be idle again.
         rows: Rows of a backlog shape.
@@ -53,6 +56,9 @@ class Sizes:
     longest: float = 15.0
     payload: int = 200
     payloads: tuple[int, ...] = (200, 2_000, 20_000, 100_000)
+    cost: int = 600
+    cost_backlog: int = 10_000
+    effects: int = 500
     latencies: int = 100
     pause: float = 0.5
     rows: int = 1_000_000
@@ -114,6 +120,9 @@ class Scenario(ABC):
         heavy: It takes long, and so is repeated less often.
         work: What a contender must offer.
         usual: Who takes part unless asked for by name; None is everybody.
+        settings: What the server is told to do differently meanwhile.
+        columns: Further numbers, with their names; then each point has a table of its own.
+        headline: Whether the report shows it before the targets.
     """
 
     name: ClassVar[str]
@@ -123,6 +132,9 @@ class Scenario(ABC):
     heavy: ClassVar[bool] = False
     work: ClassVar[tuple[str, ...]]
     usual: ClassVar[tuple[str, ...] | None] = None
+    settings: ClassVar[Mapping[str, str]] = {}
+    columns: ClassVar[Mapping[str, str]] = {}
+    headline: ClassVar[bool] = False
 
     @abstractmethod
     def points(self, sizes: Sizes) -> Sequence[Point]:
@@ -142,6 +154,11 @@ class Scenario(ABC):
         """Return what the database must hold before, or None."""
         del point, sizes
         return None
+
+    def remark(self, contender: type[Contender]) -> str:
+        """Return what the report says after the name of a contender in a table of one point."""
+        del contender
+        return ""
 
     def takes_part(self, contender: type[Contender], point: Point) -> bool:
         """Return whether a contender can do this."""

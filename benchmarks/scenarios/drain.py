@@ -107,6 +107,7 @@ class Snapshot(Scenario):
         "service-chained",
         "runtime",
         "runtime-batches",
+        "runtime-async-psycopg",
         "pgmq",
         "pgqueuer",
         "pgqrs",

@@ -8,7 +8,6 @@ judged by what is in the tables in the end.
 from __future__ import annotations
 
 import inspect
-import multiprocessing
 import queue
 import random
 import threading
@@ -16,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -41,6 +41,7 @@ from pgqrs_sa import (
 from pgqrs_sa._core.scope import Context
 from pgqrs_sa.doctor import diagnose
 from pgqrs_sa.models import READY_MADE
+from support import programs
 from support.waiting import PATIENCE, until, until_blocked
 
 
@@ -225,19 +226,20 @@ def test_threads_drain_a_queue_together(engine, service, session):
 
 PROCESS = inspect.cleandoc(
     """
-    import random
+    import random, sys
     import sqlalchemy as sa
     from sqlalchemy.orm import Session
     from pgqrs_sa import QueueService
 
     taken = sa.table("taken", sa.column("message_id"), sa.column("read_ct"))
     effects = sa.table("effects", sa.column("message_id"), sa.column("read_ct"))
-    engine = sa.create_engine(url)
+    engine = sa.create_engine(sys.argv[1])
     with Session(engine) as session:
         worker = QueueService(session).workers.register("process", queues=["mail"])
         queue = QueueService(session, worker=worker)
         session.commit()
-        barrier.wait(180)
+        print("ready", flush=True)
+        sys.stdin.readline()
         while deliveries := queue.dequeue("mail", random.randint(1, 5)):
             values = [{"message_id": one.id, "read_ct": one.read_ct} for one in deliveries]
             session.execute(sa.insert(taken), values)
@@ -257,15 +259,17 @@ PROCESS = inspect.cleandoc(
 def test_processes_drain_a_queue_together(engine, service, session, migrated):
     service.enqueue_many("mail", range(300))
     session.commit()
-    spawn = multiprocessing.get_context("spawn")
-    names = {"url": migrated.url, "barrier": spawn.Barrier(4)}
-    # exec: a spawned process could not import this file under the name that pytest gives it.
-    processes = [spawn.Process(target=exec, args=(PROCESS, names)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(2 * PATIENCE)
-    assert [process.exitcode for process in processes] == [0] * 4
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(programs.start("-c", PROCESS, migrated.url)) for _ in range(4)
+        ]
+        for process in processes:
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        ends = [process.communicate(timeout=2 * PATIENCE) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, ends
     assert_drained(engine, 300)
     holders = session.scalars(sa.select(ArchivedMessage.consumer_worker_id).distinct()).all()
     assert set(holders) <= set(session.scalars(sa.select(Worker.id)))

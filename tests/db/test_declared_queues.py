@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -27,6 +25,7 @@ from pgqrs_sa import (
     SyncedQueue,
     declare_queues,
 )
+from support import programs
 
 MAIL = DeclaredQueue("mail", lease=60, max_read_ct=3)
 POSTS = DeclaredQueue("posts", retention=timedelta(days=1), max_payload_bytes=2000)
@@ -155,29 +154,16 @@ print(sum(one.status == "created" for one in found), {one.status for one in foun
 
 
 def test_eight_processes_may_start_at_once(migrated: Any, session: Session) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", STARTING, migrated.url],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(8)
-    ]
-    try:
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(programs.start("-c", STARTING, migrated.url)) for _ in range(8)
+        ]
         for process in processes:
-            assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
         for process in processes:
-            assert process.stdin is not None
             process.stdin.write("\n")
             process.stdin.flush()
         ends = [process.communicate(timeout=180) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
     assert [process.returncode for process in processes] == [0] * 8, ends
     assert sum(int(out.split()[0]) for out, _ in ends) == 200
     assert not [out for out, _ in ends if "differs" in out]

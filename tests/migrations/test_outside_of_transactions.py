@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from sqlalchemy.orm import Session
 from pgqrs_sa import QueueService, migrations
 from pgqrs_sa.errors import InvalidArgument, SchemaVersionError
 from pgqrs_sa.migrations import install as steps
+from support import programs
 
 UP = "op.pgqrs_upgrade(from_version=0, to_version=1)"
 DOWN = "op.pgqrs_downgrade(from_version=1, to_version=0)"
@@ -59,18 +59,14 @@ def processes(host: Any) -> Callable[..., list[tuple[int, str]]]:
     ini.write_text(text.replace("%", "%%"))
 
     def run(*arguments: str, failing: int = 0) -> list[tuple[int, str]]:
-        started = [
-            subprocess.Popen(
-                [sys.executable, "-c", f"INI = {str(ini)!r}; FAIL = {number < failing}\n{FAILING}",
-                 *arguments],
-                env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )
-            for number in range(3)
-        ]  # fmt: skip
-        outputs = [process.communicate(timeout=180)[0] for process in started]
-        return [
-            (process.returncode, output) for process, output in zip(started, outputs, strict=True)
-        ]
+        with ExitStack() as stack:
+            started = []
+            for number in range(3):
+                code = f"INI = {str(ini)!r}; FAIL = {number < failing}\n{FAILING}"
+                started.append(stack.enter_context(programs.start("-c", code, *arguments)))
+            outputs = ["".join(process.communicate(timeout=180)) for process in started]
+            codes = [process.wait() for process in started]
+        return list(zip(codes, outputs, strict=True))
 
     return run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import subprocess
-import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import alembic
@@ -15,16 +15,14 @@ from alembic import command
 from alembic.config import Config
 
 from pgqrs_sa import migrations
+from support import programs
 from support.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
 
 
 def run(dsn: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "alembic", *arguments],
-        cwd=ROOT, env=environment(dsn), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return programs.run("-m", "alembic", *arguments, cwd=ROOT, env=environment(dsn))
 
 
 def environment(dsn: str | None) -> dict[str, str]:
@@ -93,16 +91,13 @@ def test_a_connection_that_is_given_is_used_and_its_transaction_left_open(databa
 def test_four_processes_may_upgrade_at_once(database):
     """Each one is made to wait for the lock, so that all four start from an empty database."""
     engine = sa.create_engine(database.url, poolclass=sa.NullPool)
-    command_line = [sys.executable, "-m", "alembic", "upgrade", "head"]
-    with engine.connect() as connection:
+    upgrade = ("-m", "alembic", "upgrade", "head")
+    with engine.connect() as connection, ExitStack() as stack:
         migrations.lock(connection)
         processes = [
-            subprocess.Popen(
-                command_line, cwd=ROOT, env=environment(database.dsn),
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )
+            stack.enter_context(programs.start(*upgrade, cwd=ROOT, env=environment(database.dsn)))
             for _ in range(4)
-        ]  # fmt: skip
+        ]
         waiting = sa.text(
             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
             " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
@@ -115,7 +110,7 @@ def test_four_processes_may_upgrade_at_once(database):
 
         until(all_wait, "all four wait for the lock", 2 * PATIENCE)
         connection.rollback()
-    outputs = [process.communicate(timeout=2 * PATIENCE)[0] for process in processes]
+        outputs = [process.communicate(timeout=2 * PATIENCE) for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, outputs
 
 

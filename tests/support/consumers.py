@@ -20,7 +20,6 @@ from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
     async_sessionmaker,
-    create_async_engine,
 )
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -33,6 +32,7 @@ from pgqrs_sa import (
     Hooks,
     QueueService,
 )
+from support.engines import new_async_engine, new_engine
 from support.waiting import PATIENCE, until, until_awaited
 
 _PLAIN = "read_ct, max_read_ct, vt, dequeued_at, consumer_worker_id, last_error"
@@ -150,7 +150,7 @@ class Kit:
     """What the tests do, on one database and with one kind of consumer."""
 
     def __init__(self, url: str, driver: str, async_url: str | None) -> None:
-        self.engine = sa.create_engine(url, pool_size=30)
+        self.engine = new_engine(url, pool_size=30)
         self.is_async = async_url is not None
         self.driver = driver
         self.options: dict[str, Any] = {"pool_size": 30}
@@ -172,9 +172,9 @@ class Kit:
         """The engine that the consumer is given."""
         options = self.options | options
         if self.is_async:
-            engine: Any = create_async_engine(self._async_url, **options)
+            engine: Any = new_async_engine(self._async_url, **options)
         else:
-            engine = sa.create_engine(self._url, **options)
+            engine = new_engine(self._url, **options)
         self._engines.append(engine)
         return engine
 

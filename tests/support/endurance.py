@@ -27,7 +27,6 @@ from support.ledger import Audit, Sent
 from support.loops import outliving
 from support.processes import KINDS, ConsumerFleet, ConsumerProcess
 from support.servers import OwnServer, own_server, run_sql
-from support.waiting import until
 
 _BATCH = 50  # messages that a producer commits together
 _ATTEMPTS = 10  # more than all kills and crashes together can cost a message
@@ -191,7 +190,7 @@ def _settled(fleet: ConsumerFleet) -> int:
 
 
 def _progressed(fleet: ConsumerFleet, count: int, timeout: float) -> None:
-    until(lambda: _settled(fleet) >= count, f"{count} messages are settled", timeout)
+    fleet.settled(count, timeout)
 
 
 def _audit(fleet: ConsumerFleet, report: Report) -> None:

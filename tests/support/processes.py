@@ -23,8 +23,7 @@ from sqlalchemy.orm import Session
 from pgqrs_sa import QueueService
 from support.ledger import Audit, Sent, audit
 from support.scripts import Script
-from support.servers import WAIT, Address, run_sql
-from support.waiting import until
+from support.servers import WAIT, Address, run_sql, until_found
 
 KINDS = ("sync", "psycopg", "asyncpg")
 """Threads; tasks over psycopg; tasks over asyncpg."""
@@ -122,12 +121,16 @@ class ConsumerFleet:
     def registered(self, count: int = 1) -> None:
         """Wait until ``count`` workers are ready."""
         ready = "SELECT count(*) FROM pgqrs_workers WHERE status = 'ready'"
-        until(lambda: run_sql(self.address, ready) == [(count,)], f"{count} workers are ready")
+        until_found(
+            self.address, ready, lambda rows: rows == [(count,)], f"{count} workers are ready"
+        )
 
     def settled(self, count: int, timeout: float = WAIT) -> None:
         """Wait until ``count`` messages are in the archive."""
         done = "SELECT count(*) FROM pgqrs_archive"
-        until(lambda: run_sql(self.address, done)[0][0] >= count, f"{count} are settled", timeout)
+        until_found(
+            self.address, done, lambda rows: rows[0][0] >= count, f"{count} are settled", timeout
+        )
 
     def emptied(self, timeout: float = WAIT) -> None:
         """Wait until no message is live."""
@@ -136,7 +139,7 @@ class ConsumerFleet:
             " FROM pgqrs_messages LIMIT 9"
         )
         try:
-            until(lambda: not run_sql(self.address, live), "the queue is empty", timeout)
+            until_found(self.address, live, lambda rows: not rows, "the queue is empty", timeout)
         except AssertionError as error:
             said = [
                 f"{worker.name}: {worker.process.poll()}\n{worker.errors}"

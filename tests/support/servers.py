@@ -11,10 +11,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -102,6 +103,22 @@ def run_sql(address: Address, sql: str, **values: object) -> list[tuple[object, 
     with connected(address) as connection:
         result = connection.execute(sa.text(sql), values)
         return [tuple(row) for row in result] if result.returns_rows else []
+
+
+def until_found(
+    address: Address,
+    sql: str,
+    wanted: Callable[[Sequence[Any]], object],
+    what: str,
+    seconds: float = WAIT,
+) -> None:
+    """Wait until a statement finds what is wanted.
+
+    One connection looks again and again: to open one takes ten times as long as a look.
+    """
+    with connected(address) as connection:
+        looks = sa.text(sql)
+        until(lambda: wanted(connection.execute(looks).all()), what, seconds)
 
 
 def connected(address: Address) -> sa.Connection:

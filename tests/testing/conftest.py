@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from pgqrs_sa import AsyncQueueService, QueueService, metadata
+from support.engines import new_async_engine, new_engine
 
 ROOT = Path(__file__).parents[2]
 QUEUES = ("mail", "receipts")
@@ -19,7 +20,7 @@ QUEUES = ("mail", "receipts")
 
 @pytest.fixture(scope="module")
 def host_engine(kept: Any) -> Iterator[sa.Engine]:
-    engine = sa.create_engine(kept.url)
+    engine = new_engine(kept.url)
     with Session(engine) as session, session.begin():
         for queue in QUEUES:
             QueueService(session).queues.create(queue, max_read_ct=3)
@@ -69,7 +70,7 @@ def service(session: Session) -> QueueService:
 async def async_session(
     request: pytest.FixtureRequest, kept: Any, host_engine: sa.Engine
 ) -> AsyncIterator[AsyncSession]:
-    engine = create_async_engine(kept.async_url(request.param))
+    engine = new_async_engine(kept.async_url(request.param))
     async with engine.connect() as connection:
         transaction = await connection.begin()
         async with AsyncSession(

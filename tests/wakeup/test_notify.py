@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 from pgqrs_sa import (
@@ -29,6 +29,7 @@ from pgqrs_sa._core.tables import tables_of
 from pgqrs_sa.grants import grants
 from pgqrs_sa.models import READY_MADE
 from support.cases import each_case
+from support.engines import new_async_engine, new_engine
 
 CONTEXT = Context.of(READY_MADE, None, None, allow_autocommit=False)
 HOUR = timedelta(hours=1)
@@ -114,7 +115,7 @@ def stocked(restock):
 async def run(request, migrated, stocked):
     """Return a function that runs another one in a committed session, on each driver."""
     if request.param == "psycopg":
-        engine = sa.create_engine(migrated.url)
+        engine = new_engine(migrated.url)
 
         async def run(body, **info):
             with Session(engine, info=info) as session, session.begin():
@@ -123,7 +124,7 @@ async def run(request, migrated, stocked):
         yield run
         engine.dispose()
         return
-    engine = create_async_engine(migrated.async_url(request.param))
+    engine = new_async_engine(migrated.async_url(request.param))
 
     async def run(body, **info):
         async with AsyncSession(engine, info=info) as session, session.begin():
@@ -501,7 +502,7 @@ def test_a_host_without_a_class_of_workers_is_told_what_it_needs(engine, stocked
 
     with Session(engine, info={"pgqrs_notify": True}) as session:
         session.add(OwnMessage(queue_name="mail", payload=1))
-        with pytest.raises(InvalidArgument, match="the table pgqrs_workers is missing"):
+        with pytest.raises(InvalidArgument, match="table pgqrs_workers is missing next to"):
             session.flush()
 
 
