@@ -301,7 +301,7 @@ def test_an_archive_whose_reply_was_lost_is_success_and_told_once(kit):
     calls = []
 
     def wanted(_number, text):
-        if calls and len(lost) < 2 and "pq_settled" in text:
+        if calls and len(lost) < 2 and "pq_gone" in text and "pq_leased" in text:
             lost.append(1)
             return True
         return False

@@ -398,6 +398,29 @@ def test_what_is_done_to_a_lease_finds_it_by_its_id(
     } == {}
 
 
+ONE: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "archive": (
+        lambda: settle.archive_one(TABLES),
+        {"outcome": "archived", "reasons": None, "errors": None},
+    ),
+    "archive without a reason": (
+        lambda: settle.archive_one(TABLES, with_reason=False),
+        {"outcome": "archived"},
+    ),
+    "delete": (lambda: settle.delete_one(TABLES), {}),
+}
+
+
+def test_what_settles_one_lease_finds_it_once_by_its_id(
+    connection: sa.Connection, explained: Callable[..., dict[str, Any]]
+) -> None:
+    for what, (build, more) in ONE.items():
+        given = leased(connection, 1)
+        one = {"id": given["ids"][0], "token": given["tokens"][0]}
+        read = scans(explained(connection, build(), one | more))
+        assert read == {"pgqrs_messages_pkey": 1}, what
+
+
 @each_plan
 @each_beginning
 @each_case("count", [1, 20])

@@ -1174,12 +1174,12 @@ def _rounds(session: Session, sizes: Any) -> None:
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_lengths_and_limits_make_no_more_prepared_statements(service, migrated, driver):
-    """Row 10: one statement for every length of list."""
+    """Row 10: one statement for every length of list, and another for a single message."""
     options = {} if driver == "asyncpg" else {"connect_args": {"prepare_threshold": 0}}
     prepared = sa.text("SELECT count(*) FROM pg_prepared_statements")
 
     def body(session: Session) -> None:
-        _rounds(session, [2, 3, 1])
+        _rounds(session, [2, 3, 4, 1])  # each list with one member, and with more
         cache = session.get_bind()._compiled_cache
         before = session.execute(prepared).scalar_one(), len(cache)
         assert before > (5, 5)

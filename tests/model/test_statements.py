@@ -127,6 +127,37 @@ def test_only_what_is_held_as_the_fence_says_is_settled(session: Session, way: s
     assert sorted(ids(seen)) == sorted(MINE)
 
 
+ONE: dict[str, tuple[Any, dict[str, Any]]] = {
+    "archive": (
+        settle.archive_one(TABLES),
+        {"outcome": "discarded", "reasons": "why", "errors": "err"},
+    ),
+    "archive without a reason": (
+        settle.archive_one(TABLES, with_reason=False),
+        {"outcome": "archived"},
+    ),
+    "delete": (settle.delete_one(TABLES), {}),
+}
+
+
+@each_case("way", list(ONE), before="rollback")
+def test_one_message_is_settled_only_if_it_is_held_as_the_fence_says(
+    session: Session, way: str
+) -> None:
+    statement, values = ONE[way]
+    for id_, number in TOKENS:
+        mine = [id_] if id_ in MINE else []
+        with session.begin_nested() as savepoint:
+            seen = Seen(session, statement, {"id": id_, "token": number, **values})
+            assert ids(seen) == mine
+            assert seen.gone.get("messages", set()) == set(mine)
+            assert (seen.changed, [row["id"] for row in seen.new]) == (
+                {},
+                [] if way == "delete" else mine,
+            )
+            savepoint.rollback()
+
+
 @each_case("way", list(settling()), before="rollback")
 def test_a_batch_of_which_one_is_not_held_is_not_settled_at_all(session: Session, way: str) -> None:
     seen = Seen(session, *settling(required=4)[way])

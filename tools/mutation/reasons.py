@@ -134,7 +134,7 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
     ("_core/sql/lease", "_lease", "join", "any_level"): (
         "The same. It saves one look into the index for each dequeue."
     ),
-    ("_core/sql/fragments", "in_rows", "conjunct", "message.c.id == func.any(ids_of(rows))"): (
+    ("_core/sql/fragments", "in_rows", "conjunct", "in_list(message, rows)"): (
         "The join beside it says the same. It is there for the plan on tables whose statistics are"
         " wrong; PostgreSQL 18 does without it in every state that tests/db/test_plans.py has."
     ),

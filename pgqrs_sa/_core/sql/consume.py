@@ -36,7 +36,7 @@ def settle_and_lease(tables: Tables) -> Executable:
     them. One row tells in ``settled`` what was archived (or NULL), and is NULL otherwise; the
     others begin like those that `lease.dequeue` returns, up to ``cursor_table``.
 
-    Binds: those of `lease.dequeue` and of `settle.archive_plainly`.
+    Binds: those of `lease.dequeue` and of `settle.archive_done`.
     """
     leased = lease.dequeue(tables, by_worker=True, tracked=False).cte("pq_leased")  # type: ignore[attr-defined]
     settled = settle.archive_done(tables).subquery("s")
