@@ -67,7 +67,6 @@ def test_tables_made_without_alembic_are_healthy(database):
 M = "ALTER TABLE pgqrs_messages"
 DRIFTS = {
     "column": (f"{M} DROP COLUMN last_error", "pgqrs_messages.last_error", "is missing"),
-    "lease": (f"{M} DROP COLUMN leased_until", "pgqrs_messages.leased_until", "is missing"),
     "type": (f"{M} ALTER priority TYPE integer", "pgqrs_messages.priority", "type is integer"),
     "null": (f"{M} ALTER queue_id DROP NOT NULL", "pgqrs_messages.queue_id", "may be NULL"),
     "not null": (f"{M} ALTER max_read_ct SET NOT NULL", "messages.max_read_ct", "may not be NULL"),
@@ -166,6 +165,16 @@ def test_drift(fixed, sql, kind):
     assert problem in finding.problem
 
 
+def test_the_column_of_leases_and_its_range(sql, doctor):
+    sql(f"{M} DROP COLUMN leased_until")
+    column, constraint = doctor("drift")
+    assert column.subject == "public.pgqrs_messages.leased_until"
+    assert constraint.subject == "pgqrs_messages_leased_until_check"
+    for finding in (column, constraint):
+        sql(finding.fix)
+    assert doctor() == []
+
+
 def test_another_fillfactor_is_the_choice_of_the_host(sql, doctor, fixed, rows):
     sql(f"{M} SET (fillfactor = 90)")
     assert doctor() == []
@@ -220,7 +229,7 @@ def test_everything_at_once(sql, doctor):
     assert doctor() == []
 
 
-INEXACT = ["column", "lease", "type", "null", "not null", "no default", "identity", "index",
+INEXACT = ["column", "type", "null", "not null", "no default", "identity", "index",
            "order", "uniqueness", "check", "not valid", "key", "unique", "unlogged", "table",
            "archive"]  # fmt: skip
 
