@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -99,7 +100,8 @@ _OPTION_CHECKS: dict[str, Callable[[Any], object]] = {
     "priority": validation.validate_priority,
     "max_read_ct": validation.validate_max_read_ct,
     "dedup_key": validation.validate_key,
-    "vt": validation.row_time,
+    "vt": partial(validation.row_time, name="vt"),
+    "leased_until": partial(validation.row_time, name="leased_until"),
 }
 
 
@@ -450,7 +452,7 @@ class MessageMixin(_ContentMixin):
         _strict.dumps(value)
         return value
 
-    @validates("headers", "priority", "max_read_ct", "dedup_key", "vt")
+    @validates("headers", "priority", "max_read_ct", "dedup_key", "vt", "leased_until")
     def _check_option(self, key: str, value: Any) -> Any:
         if value is None or isinstance(value, sa.ClauseElement):
             return value

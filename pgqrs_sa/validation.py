@@ -124,11 +124,11 @@ def validate_moment(value: object, name: str = "at") -> datetime:
     return moment_utc
 
 
-def row_time(value: object) -> datetime:
-    """Return a ``vt`` that a row may have: from 1970 on."""
-    found = validate_moment(value, "vt")
+def row_time(value: object, name: str) -> datetime:
+    """Return a ``vt`` or ``leased_until`` that a row may have: from 1970 on."""
+    found = validate_moment(value, name)
     if found < _START_OF_TIME:
-        raise DelayError(f"vt={safe_repr(value)} lies before 1970: choose a later time")
+        raise DelayError(f"{name}={safe_repr(value)} lies before 1970: choose a later time")
     return found
 
 

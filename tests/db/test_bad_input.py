@@ -267,6 +267,8 @@ def test_a_message_refuses_a_payload_as_it_is_assigned(caller, payload, path, pr
     ("attributes", "error", "says"),
     [
         ({"vt": NAIVE}, DelayError, "is naive"),
+        ({"leased_until": NAIVE}, DelayError, "leased_until=datetime.datetime("),
+        ({"leased_until": "soon"}, DelayError, "leased_until must be an aware datetime"),
         ({"vt": "soon"}, DelayError, "vt must be an aware datetime, not 'soon'"),
         ({"vt": datetime(9999, 1, 1, tzinfo=UTC)}, DelayError, "past year 9998"),
         ({"vt": datetime(1969, 12, 31, tzinfo=UTC)}, DelayError, "vt=datetime.datetime(1969, 12"),
