@@ -140,11 +140,14 @@ def decodable(scope: Scope, leased: list[Delivery]) -> tuple[list[Delivery], lis
     )
 
 
-def explain_nothing(scope: Scope, queue: str, worker: int | None, look: int | None = None) -> None:
+def explain_nothing(scope: Scope, queue: str, worker: int | None, look: int | None = None) -> bool:
     """Raise if nothing was leased because the queue or the worker is missing, or may not lease.
 
     Otherwise make dead letters of some exhausted messages, if there are any. The lease that found
     nothing has read all visible messages, and so does this.
+
+    Returns:
+        Whether there may be more of them.
     """
     if scope.execute(queues.get(scope.tables), {"queue": queue}).one_or_none() is None:
         raise queue_not_found(scope, queue)
@@ -155,7 +158,7 @@ def explain_nothing(scope: Scope, queue: str, worker: int | None, look: int | No
             raise WorkerNotFound(worker)
         if row.status != "ready":
             raise WorkerNotReady(worker, row.status)
-    dead_letter_exhausted(scope, queue, _DEAD_LETTER_CHUNK, look)
+    return dead_letter_exhausted(scope, queue, _DEAD_LETTER_CHUNK, look) == _DEAD_LETTER_CHUNK
 
 
 def dead_letter_exhausted(scope: Scope, queue: str, limit: int, look: int | None = None) -> int:

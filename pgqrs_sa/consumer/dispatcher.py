@@ -362,7 +362,7 @@ class Dispatcher:
             return
         self._explained_at[queue] = now
         try:
-            self._connection.run_until(
+            more = self._connection.run_until(
                 self._stop_waiting,
                 "a look",
                 self._state.context,
@@ -376,6 +376,9 @@ class Dispatcher:
             self._scheduler.remove(queue)
             if not self._scheduler.queues:
                 raise
+        else:
+            if more:  # go on in the next round: a run until empty does not end before them
+                del self._explained_at[queue]
 
     def _ask_for_notifications(self, now: float) -> bool:
         """Advertise that this worker waits, once idle; return True if it must look once more."""

@@ -56,6 +56,7 @@ class FakeLine:
         self.strays: list[tuple[list[UnansweredLease], list[int]]] = []
         self.lookup_status: dict[int, str] = {}  # of what cannot be settled
         self.explained: list[str] = []
+        self.more_exhausted = False
         self.asked: list[tuple[str, threading.Event, dict[str, object]]] = []
         self.logged: list[tuple[BaseException, int | None]] = []
         self.findings: QueueCheck | None = None  # of the next look
@@ -82,10 +83,11 @@ class FakeLine:
     def _fates(self, deliveries):
         return {delivery.id: self.lookup_status[delivery.id] for delivery in deliveries}
 
-    def _explained(self, queue, _worker):
+    def _explained(self, queue, _worker, _look):
         self.explained.append(queue)
         if self.gone is not None:
             raise self.gone
+        return self.more_exhausted
 
     def _settles(self, dispositions):
         done = [
@@ -695,6 +697,17 @@ def test_exhausted_messages_are_looked_at_once_in_a_second_and_a_queue_that_is_g
         with pytest.raises(QueueNotFound):  # it was the last
             item.dispatcher._explain_empty("mail", now + 2.0)
         assert item.dispatcher._scheduler.queues == []
+
+
+def test_exhausted_messages_are_looked_at_again_at_once_while_there_may_be_more():
+    with office(working=False) as item:
+        now = time.monotonic()
+        item.line.more_exhausted = True
+        item.dispatcher._explain_empty("mail", now)
+        item.line.more_exhausted = False
+        item.dispatcher._explain_empty("mail", now)
+        item.dispatcher._explain_empty("mail", now)
+        assert item.line.explained == ["mail", "mail"]
 
 
 def test_what_a_look_has_found_of_queues_is_explained():

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import sqlalchemy as sa
 
+from pgqrs_sa.consumer import dispatcher
 from support.consumers import Ear
 from support.waiting import until
 
@@ -86,6 +87,17 @@ def test_among_many_idle_queues_exhausted_messages_become_dead_letters(kit):
     consumer.start()
     until(lambda: kit.outcomes() == dict.fromkeys(ids, "dead"), "they are dead letters")
     assert consumer.stop() == 0
+
+
+def test_a_run_until_empty_does_not_wait_between_chunks_of_exhausted_messages(kit, monkeypatch):
+    monkeypatch.setattr(dispatcher, "_EXPLAIN_INTERVAL", 1000.0)
+    consumer = kit.consumer(heartbeat=60, housekeeping=None)
+    (name,) = make_queues(kit, 1)
+    on_all(consumer, [name])
+    ids = kit.send(*range(450), queue=name)
+    kit.sql("UPDATE pgqrs_messages SET read_ct = 5, max_read_ct = 5")
+    assert consumer.run() == 0
+    assert kit.outcomes() == dict.fromkeys(ids, "dead")
 
 
 def test_among_many_idle_queues_one_that_is_deleted_is_dropped_and_the_others_go_on(kit, caplog):
