@@ -6,6 +6,8 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import count, repeat
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,13 +16,13 @@ from sqlalchemy.sql import Executable, visitors
 from sqlalchemy.sql.expression import SelectBase
 
 from .. import validation
-from ..codecs import JsonCodec
+from ..codecs import Codec, JsonCodec
 from ..errors import DelayError, InvalidArgument, PayloadError, PgqrsError, safe_repr
 from ..types import Item, Receipt
 from . import sessions, wakeup
 from .criteria import reject_reserved_binds
 from .queues import create as create_queue
-from .scope import Context, Scope, encoded, queue_not_found
+from .scope import Scope, encoded, queue_not_found
 from .sql import enqueue as statements
 from .sql import queues
 
@@ -34,6 +36,7 @@ _T = TypeVar("_T")
 
 _COMMON_LIMIT = 1_048_576  # a queue's default: larger payloads are checked before the INSERT
 _TRIES = 100  # a key may be freed between two statements each time: this bounds the retries
+_GATHERED = 200  # rows from which on a list of them is cheaper, client and server together
 _NO_OPTIONS = ",null,null,0,null,null,null]"
 
 
@@ -59,7 +62,7 @@ def one(scope: Scope, queue: str, item: Item) -> Receipt:
     payload = encoded(scope.context.codec, item.payload)
     delay, at = validation.validate_delay_or_at(item.delay, item.at)
     key = None if item.key is None else validation.validate_key(item.key)
-    size = _size(payload)
+    size = len(payload.encode())
     values = {
         "queue": queue,
         "payload": payload,
@@ -96,16 +99,18 @@ def many(scope: Scope, queue: str, items: Iterable[Any]) -> list[Receipt]:
     if not (listed := validation.as_list(items, "items")):
         return []
     channel = wakeup.channel(scope)
-    if (texts := _plain_texts(scope.context, listed)) is not None:
-        batch = _Batch(scope, queue, list(map(_size, texts)), channel)
+    has_items = any(issubclass(kind, Item) for kind in set(map(type, listed)))
+    payloads = [_payload(item) for item in listed] if has_items else listed
+    texts = _texts(scope.context.codec, payloads)
+    batch = _Batch(scope, queue, list(map(len, map(str.encode, texts))), channel)
+    if not has_items or not any(map(_has_options, listed)):
         batch.check_what_is_large()
         return [
             receipt
             for chunk in _chunks(texts, batch.sizes)
             for receipt in batch.insert(f"[{','.join(chunk)}]", len(chunk), plain=True)
         ]
-    encoded = [_encode(scope.context, item, index) for index, item in enumerate(listed)]
-    batch = _Batch(scope, queue, [item.size for item in encoded], channel)
+    encoded = list(map(_encode, count(), listed, texts, batch.sizes))
     batch.check_what_is_large()
     receipts: dict[int, Receipt] = {}
     for part in _chunks_of([item for item in encoded if item.key is None]):
@@ -138,35 +143,43 @@ def from_query(scope: Scope, queue: str, query: SelectBase) -> int:
     return inserted
 
 
-def _plain_texts(context: Context, items: Sequence[Any]) -> list[str] | None:
-    """Return the payloads as JSON texts, or None if the items must be checked one by one."""
-    codec = context.codec
-    if type(codec) is not JsonCodec or any(isinstance(item, Item) for item in items):
-        return None
-    return codec.dumps_each(items)
+def _payload(item: Any) -> Any:
+    return item.payload if isinstance(item, Item) else item
 
 
-def _size(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
+def _texts(codec: Codec, payloads: Sequence[Any]) -> list[str]:
+    """Return payloads as JSON texts, written together where that is possible."""
+    if type(codec) is JsonCodec and (texts := codec.dumps_each(payloads)) is not None:
+        return texts
+    return [
+        encoded(codec, payload, f"items[{index}].payload") for index, payload in enumerate(payloads)
+    ]
 
 
-def _encode(context: Context, item: Any, index: int) -> _Encoded:
-    path = f"items[{index}]."
-    payload = item.payload if isinstance(item, Item) else item
-    text = encoded(context.codec, payload, f"{path}payload")
-    size = _size(text)
-    if not isinstance(item, Item):
-        return _Encoded(index, f"[{text}{_NO_OPTIONS}", size, None)
-    delay, at = validation.validate_delay_or_at(item.delay, item.at, path)
-    key = None if item.key is None else validation.validate_key(item.key, path)
-    options = (
-        delay.total_seconds(),
-        None if at is None else at.isoformat(),
-        validation.validate_priority(item.priority, path),
+def _has_options(item: Any) -> bool:
+    return isinstance(item, Item) and not (
+        item.delay is None
+        and item.at is None
+        and item.headers is None
+        and item.key is None
+        and item.max_read_ct is None
+        and type(item.priority) is int
+        and item.priority == 0
     )
+
+
+def _encode(index: int, item: Any, text: str, size: int) -> _Encoded:
+    if not _has_options(item):
+        return _Encoded(index, f"[{text}{_NO_OPTIONS}", size, None)
+    path = f"items[{index}]."
+    delay, at = validation.validate_delay_or_at(item.delay, item.at, path)
+    when = "null" if at is None else f'"{at.isoformat()}"'
+    priority = int(validation.validate_priority(item.priority, path))
     headers = validation.headers_text(item.headers, path) or "null"
-    tail = f"{headers},{json.dumps(_checked_attempts(item, path))},{json.dumps(key)}"
-    whole = f"[{text},{json.dumps(options)[1:-1]},{tail}]"
+    attempts = _checked_attempts(item, path)
+    key = None if item.key is None else validation.validate_key(item.key, path)
+    rest = f"{json.dumps(attempts)},{json.dumps(key)}"
+    whole = f"[{text},{delay.total_seconds()!r},{when},{priority},{headers},{rest}]"
     return _Encoded(index, whole, size, key, len(headers), bool(delay))
 
 
@@ -184,14 +197,18 @@ def _by_key(item: _Encoded) -> tuple[str, int]:
 
 def _chunks(listed: Sequence[_T], weights: Sequence[int]) -> Iterator[Sequence[_T]]:
     """Split a batch into chunks, each for one statement."""
+    if not listed:
+        return
+    if len(listed) <= CHUNK_ROWS and sum(weights) <= CHUNK_BYTES:
+        yield listed
+        return
     begin = weight = 0
     for place, more in enumerate(weights):
         if place > begin and (place - begin == CHUNK_ROWS or weight + more > CHUNK_BYTES):
             yield listed[begin:place]
             begin, weight = place, 0
         weight += more
-    if listed:
-        yield listed[begin:]
+    yield listed[begin:]
 
 
 def _chunks_of(encoded: Sequence[_Encoded]) -> Iterator[Sequence[_Encoded]]:
@@ -234,22 +251,23 @@ class _Batch:
         self, items: str, count: int, *, plain: bool = False, delayed: bool = False
     ) -> list[Receipt]:
         """Insert ``count`` items without keys, given as a JSON array."""
-        tables, notify = self.scope.tables, bool(self.channel)
+        gathered = count >= _GATHERED
+        options = {"notify": bool(self.channel), "gathered": gathered}
         if plain:
-            statement = statements.plain(tables, notify=notify)
+            statement = statements.plain(self.scope.tables, **options)
         else:
-            statement = statements.many(tables, keyed=False, notify=notify)
+            statement = statements.many(self.scope.tables, keyed=False, **options)
         for _ in range(_TRIES):
-            if rows := self._run(statement, items):
+            rows = self._run(statement, items)
+            if receipts := _gathered(*rows[0]) if gathered else _in_order(rows):
                 break
             self.check_accepted()  # does not raise if the queue was created meanwhile
         else:
             raise _rows_vanish(self.queue)
-        if len(rows) != count:
-            raise _rows_vanish(self.queue, f"{len(rows)} of {count} messages")
+        if len(receipts) != count:
+            raise _rows_vanish(self.queue, f"{len(receipts)} of {count} messages")
         self._note(delayed=delayed)
-        # Ids are assigned in the order of the array, so sorting by id restores that order.
-        return [Receipt(row[0], row[1]) for row in sorted(rows, key=itemgetter(0))]
+        return receipts
 
     def insert_keyed(self, chunk: Sequence[_Encoded]) -> dict[int, Receipt]:
         """Insert items in the order of their keys, or find the live messages with these keys.
@@ -347,6 +365,21 @@ class _Batch:
         """Wake consumers of this process after the commit, unless all messages are delayed."""
         if not delayed:
             wakeup.mark_enqueued(self.scope.session, self.queue, self.scope.context.mapper)
+
+
+def _in_order(rows: Iterable[Sequence[Any]]) -> list[Receipt]:
+    """Return the receipts of rows that begin with id and vt, in the order of the items."""
+    # Ids are assigned in the order of the array, so sorting by id restores that order.
+    return [Receipt(row[0], row[1]) for row in sorted(rows, key=itemgetter(0))]
+
+
+def _gathered(
+    ids: Sequence[int] | None, vt: datetime, vts: Sequence[datetime] | None
+) -> list[Receipt]:
+    """Return the same of the one row of a statement that gathers them."""
+    if vts is None:
+        return list(map(Receipt, sorted(ids or ()), repeat(vt)))
+    return _in_order(zip(ids or (), vts, strict=True))
 
 
 def _rows_vanish(queue: str, taken: str = f"no message in {_TRIES} tries") -> PgqrsError:

@@ -16,7 +16,7 @@ from sqlalchemy import event, insert
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.orm import Session
 
-from pgqrs_sa import DuplicateMessage, Item, Message, QueueService, Receipt
+from pgqrs_sa import DuplicateMessage, InvalidArgument, Item, Message, QueueService, Receipt
 from pgqrs_sa._core import enqueue as enqueue_operation
 from support.cases import each_case
 
@@ -616,6 +616,77 @@ def test_receipts_come_in_the_order_of_the_items_and_ids_rise_with_it(session, s
     assert ids == sorted(set(ids))
     assert [rows[id_]["payload"] for id_ in ids] == [str(n) for n in range(500)]
     assert [rows[receipt.id]["vt"] for receipt in receipts] == [receipt.vt for receipt in receipts]
+
+
+MANY = enqueue_operation._GATHERED
+LARGE: dict[str, Callable[[int], Any]] = {
+    "payloads": lambda n: {"n": n},
+    "items without options": lambda n: Item({"n": n}),
+    "items with one delay": lambda n: Item({"n": n}, delay=60),
+    "items with delays": lambda n: Item({"n": n}, delay=n % 3),
+    "payloads and items": lambda n: Item({"n": n}, headers={"h": n}) if n % 2 else {"n": n},
+}
+
+
+@each_case("make", LARGE, before="reset")
+@each_case("count", [1, MANY - 1, MANY, MANY + 1], before="reset")
+def test_receipts_of_a_batch_of_any_size_are_those_of_its_rows(session, service, make, count):
+    receipts = service.enqueue_many("mail", [make(n) for n in range(count)])
+    rows = stored(session)
+
+    assert [receipt.id for receipt in receipts] == sorted(rows)
+    for n, receipt in enumerate(receipts):
+        assert json.loads(rows[receipt.id]["payload"]) == {"n": n}
+        assert receipt == Receipt(receipt.id, rows[receipt.id]["vt"])
+
+
+async def test_receipts_of_a_large_batch_are_those_of_its_rows_with_async_drivers(
+    async_service, async_session
+):
+    for make in LARGE.values():
+        receipts = await async_service.enqueue_many("mail", [make(n) for n in range(MANY)])
+        rows = await async_session.run_sync(stored)
+
+        for n, receipt in enumerate(receipts):
+            assert json.loads(rows[receipt.id]["payload"]) == {"n": n}
+            assert receipt == Receipt(receipt.id, rows[receipt.id]["vt"])
+        assert len({receipt.id for receipt in receipts}) == MANY
+
+
+def test_receipts_have_the_times_that_a_trigger_of_the_host_has_set(session, service):
+    session.execute(
+        sa.text(
+            "CREATE FUNCTION later() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN"
+            " NEW.vt = NEW.vt + make_interval(mins => (NEW.payload::text::int % 2)::int);"
+            " RETURN NEW; END'"
+        )
+    )
+    session.execute(
+        sa.text(
+            "CREATE TRIGGER later BEFORE INSERT ON pgqrs_messages"
+            " FOR EACH ROW EXECUTE FUNCTION later()"
+        )
+    )
+    receipts = service.enqueue_many("mail", range(MANY))
+    rows = stored(session)
+
+    assert len({receipt.vt for receipt in receipts}) == 2
+    assert [rows[receipt.id]["vt"] for receipt in receipts] == [receipt.vt for receipt in receipts]
+    assert [rows[receipt.id]["payload"] for receipt in receipts] == [str(n) for n in range(MANY)]
+    session.rollback()
+
+
+@each_case("count", [2, MANY + 2], before="reset")
+@each_case("value", [True, 1.0, 40_000, "0"], before="reset")
+def test_a_priority_that_is_none_is_named_in_a_batch_and_nothing_is_there(
+    session, service, count, value
+):
+    items: list[Any] = [Item(n) for n in range(count)]
+    items[-1] = Item(1, priority=value)
+    with pytest.raises(InvalidArgument, match=rf"items\[{count - 1}\]\.priority must be"):
+        service.enqueue_many("mail", items)
+
+    assert stored(session) == {}
 
 
 @each_case(("rows", "statements"), [(1, 10), (3, 4), (9, 2), (10, 1), (11, 1)])

@@ -462,6 +462,46 @@ def test_many_values_are_no_deeper_than_one_may_be():
     assert codec.dumps_each([1, [value]]) is None
 
 
+@each_case(
+    "odd",
+    [
+        collections.OrderedDict(a=1),
+        [collections.Counter("a")],
+        {"a": [{"b": {1: 2}}]},
+        {None: 1},
+        {"a": {True: 1}},
+        {"a": dt.date(2026, 1, 2)},
+        [Point(1, 2)],
+        {"a": Money(3)},
+        [math.nan],
+        {"\0": 1},
+        {SURROGATE: 1},
+    ],
+)
+def test_many_values_of_which_one_is_odd_anywhere_are_left_to_a_closer_look(odd):
+    for among in ([odd], [1, odd], [{"k": odd}, {"k": "v"}], [[1, odd]]):
+        assert codec.dumps_each(among) is None
+
+
+def test_many_values_may_have_texts_and_numbers_of_subclasses():
+    values = [{Text("k"): Text("v"), Mode.FAST: Mode.FAST}, [Level.HIGH, Whole(7)], True, None]
+
+    assert codec.dumps_each(values) == ['{"k":"v","fast":"fast"}', "[3,7]", "true", "null"]
+
+
+@each_case("width", [1, 2, 3])
+def test_values_that_contain_themselves_are_found_before_they_are_written(width):
+    # With two or three of itself, the values of one level double or treble at each level.
+    value: list[object] = []
+    value += [value] * width
+    mapping: dict[str, object] = {}
+    mapping |= {f"k{n}": [mapping] for n in range(width)}
+
+    for cycle in (value, mapping):
+        assert codec.dumps_each([{"a": 1}, cycle]) is None
+        assert "is nested deeper than" in refusal(cycle).problem
+
+
 @quick
 @given(st.lists(values, max_size=8))
 def test_many_texts_at_once_are_read_as_each_by_itself(values):

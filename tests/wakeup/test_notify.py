@@ -43,6 +43,7 @@ BY_SERVICE = {
         "mail", 1, at=datetime(2020, 1, 1, tzinfo=UTC)
     ),
     "enqueue_many": lambda service: service.enqueue_many("mail", [1, 2, 3]),
+    "enqueue_many_of_a_thousand": lambda service: service.enqueue_many("mail", range(1000)),
     "enqueue_many_keyed": lambda service: service.enqueue_many("mail", [Item(1, key="k")]),
     "enqueue_many_of_which_one_is_visible": lambda service: service.enqueue_many(
         "mail", [Item(1, delay=60), Item(2)]
