@@ -56,8 +56,9 @@ class Ours(Contender):
         engine = sa.create_engine(self.place.url())
         tables.create_all(engine)
         with Session(engine) as session, session.begin():
-            QueueService(session).queues.create(QUEUE)
+            # The entries of the last queue are at the end of an index, as those of an only queue.
             QueueService(session).queues.create(WARM)
+            QueueService(session).queues.create(QUEUE)
         engine.dispose()
         create_orders(self.place)
 
