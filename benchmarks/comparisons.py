@@ -1,4 +1,4 @@
-"""Whether a run keeps the targets."""
+"""Compare a run with the targets."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Table = Mapping[Where, Summary]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A target at one point, against one other.
+    """A target at one point, against one other contender.
 
     Attributes:
         target: The target.
-        point: Where.
-        against: The other, or the baseline.
+        point: The label of the point.
+        against: The name of the other contender, or of the baseline.
         ours: Our number.
-        other: Theirs.
-        values: What is compared with the limit, of each round.
+        other: The other number.
+        values: The values that are compared with the limit, one of each round.
     """
 
     target: Target
@@ -57,7 +57,7 @@ class Comparison:
 
 
 def comparisons(table: Table) -> Iterator[Comparison]:
-    """Yield each target at each point at which a run has what it takes to judge."""
+    """Yield each target at each point for which a run has the numbers."""
     for target in TARGETS:
         for (scenario, point, contender), ours in table.items():
             if (scenario, contender) == (target.scenario, target.ours) and _holds(target, ours):
@@ -86,7 +86,7 @@ def _judged(target: Target, point: str, ours: Summary, table: Table) -> Iterator
         if (values := tuple(ratios(ours, other, target.number)))
     ]
     if found:
-        # The best other is the one that is hardest to keep the target against.
+        # The best of the others is the one against which the target is hardest to meet.
         worst = min if target.better == "at least" else max
         yield worst(found, key=lambda comparison: comparison.value)
 

@@ -1,7 +1,7 @@
-"""What work costs, apart from time: CPU of client and server, WAL, pages, requests and commits.
+"""Measure what work costs: CPU time of client and server, WAL, pages, requests and commits.
 
-CPU time is that of this process and of all processes of the server, its background processes
-included. The meter's own backend is not counted, nor what this process does for the meter.
+The client is this process. The server is all of its processes, including background processes. The
+connection of the meter itself is not counted, nor the time that this process spends on measuring.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _BYTES = (
     " FROM pg_class WHERE relkind IN ('r', 't', 'i') AND oid >= 16384"
 )
 _PREPARED = 6  # psycopg prepares a statement when it has executed it five times
-_GRACE = 10.0  # seconds in which a consumer that polls notices that it is to stop
+_GRACE = 10.0  # seconds in which a consumer that polls notices that it has to stop
 
 
 class Meter(Protocol):
-    """What measures between `start` and `stop`."""
+    """Measures between `start` and `stop`."""
 
     def start(self) -> None:
         """Begin to measure."""
@@ -76,7 +76,7 @@ class CostMeter:
         client, seconds = time.process_time() - self._client, time.monotonic() - self._seconds
         (sizes, processes), (sizes_before, before) = self._read(), self._before
         grown = {name: value - sizes_before[name] for name, value in sizes.items()}
-        # A process that has ended has taken its time with it; one that is new began with none.
+        # The time of a process that has ended is lost: contenders keep their connections open.
         server = sum(used - before.get(pid, 0.0) for pid, used in processes.items())
         return {"client": client, "server": server, "seconds": seconds, **grown}
 
@@ -94,7 +94,7 @@ class WireMeter:
     Nothing else is measured then, because the proxy works in the same process.
 
     Args:
-        wire: What the work goes through.
+        wire: The proxy that the work uses.
     """
 
     def __init__(self, wire: Wire) -> None:
@@ -129,15 +129,15 @@ def _cpu(pid: int) -> float | None:
 
 
 class MeteredProgress(Progress):
-    """Measures a consumer from the end of its warm-up until it has settled so many messages.
+    """Measures a consumer from the end of its warm-up until it has settled ``count`` messages.
 
-    So neither its start nor its end is part of the measurement.
+    Its start and its shutdown are not part of the measurement.
 
     Args:
-        meter: Measures.
-        warm: Messages settled before.
-        count: Messages measured.
-        longest: Seconds after which fewer are enough.
+        meter: Started after the warm-up, and stopped at the end.
+        warm: The number of messages of the warm-up.
+        count: The number of messages to measure.
+        longest: Seconds after which the measurement ends with fewer messages.
     """
 
     def __init__(self, meter: Meter, warm: int, count: int, longest: float) -> None:
@@ -151,7 +151,7 @@ class MeteredProgress(Progress):
 
     @property
     def left(self) -> float:
-        """See `Progress`; the message that ends the measurement is waited for."""
+        """See `Progress`. There is time left for the message that ends the measurement."""
         return super().left + _GRACE
 
     def add(self, count: int) -> bool:
@@ -171,10 +171,10 @@ class MeteredProgress(Progress):
         return False
 
     def tally(self) -> Tally:
-        """Return what was spent.
+        """Return the number of messages measured, and what was spent on them.
 
         Raises:
-            RuntimeError: the consumer ended before.
+            RuntimeError: the consumer ended before the measurement did.
         """
         if self._spent is None:
             raise RuntimeError(f"ended after {self._done} messages, before it was measured")
@@ -183,11 +183,11 @@ class MeteredProgress(Progress):
 
 @contextmanager
 def metering(place: Place, *, wired: bool) -> Iterator[tuple[Place, Meter]]:
-    """Return where to work, and what measures it meanwhile.
+    """Yield the place to work at, and the meter of that work.
 
     Args:
         place: The database.
-        wired: Count requests and commits, and nothing else.
+        wired: Count requests and commits instead of measuring CPU time and bytes.
     """
     if wired:
         with Wire(place) as wire:

@@ -1,4 +1,4 @@
-"""What the project has promised itself."""
+"""The targets of the project."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Points = Mapping[str, tuple[int | str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One promise.
+    """A limit for a number, or for its ratio to that of another contender.
 
     Attributes:
-        text: In words.
-        scenario: Where it is measured.
-        ours: The contender that keeps it.
-        limit: What is compared with it.
-        against: Other contenders; the ratio to the best of those that were measured is compared.
-            Without any, ours alone is.
-        points: The facts of the points at which it holds; empty is all.
-        number: Which number, unless it is the measured value.
-        baseline: The point of ours that it is divided by.
+        text: The target in words.
+        scenario: The name of the scenario that measures it.
+        ours: The name of our contender.
+        limit: The limit.
+        against: The names of other contenders. The ratio to the best of those that were measured
+            is compared with the limit; without any, our own number is.
+        points: The facts of the points at which the target applies; None: all points.
+        number: The name of a further number; None: the measured value.
+        baseline: The point by whose value of ours the number is divided.
         better: Whether it must be at least the limit, or at most.
     """
 
@@ -180,4 +180,4 @@ TARGETS: tuple[Target, ...] = (
     Target("memory: growth in MB", "memory", "service", 20.0, better="at most"),
     Target("memory, Consumer: growth in MB", "memory", "runtime", 20.0, better="at most"),
 )
-"""Ratios within a run, since absolute numbers are those of a machine."""
+"""Most are ratios within a run, because absolute numbers depend on the machine."""

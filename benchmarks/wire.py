@@ -1,8 +1,8 @@
-"""Count what a client's connections exchange with the server: requests and commits.
+"""Count the requests and commits of a client's connections.
 
-A `Wire` is a proxy on a Unix socket of its own. It passes everything on and reads the server's
-answers. Each request ends with ReadyForQuery, whatever the driver; a driver that waits for it makes
-a round trip. It costs CPU time, so the time of what goes through it is not measured.
+A `Wire` is a proxy with its own Unix socket. It passes everything on and reads the answers of the
+server. Each request ends with ReadyForQuery, whatever the driver; a driver that waits for it makes
+a round trip. The proxy takes CPU time, so nothing else is measured while it counts.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _READ = 1 << 16
 
 
 class Answers:
-    """The server's side of one connection, as it is read.
+    """The answers of the server on one connection.
 
     Attributes:
-        requests: Answered since the connection was opened; the start itself is none.
-        commits: Transactions that ended, and were not rolled back.
+        requests: The number of answers, including the one that opens the connection.
+        commits: The number of transactions that ended without a rollback.
     """
 
     def __init__(self) -> None:
@@ -41,10 +41,10 @@ class Answers:
         self._completed: bytes | None = None
 
     def feed(self, data: bytes) -> None:
-        """Read so many bytes; they may end within a message."""
+        """Read bytes. They may end in the middle of a message."""
         self._rest += data
         if self._rest[:1] in (b"N", b"S") and not self._started:
-            del self._rest[0]  # the answer to the wish for encryption is one byte
+            del self._rest[0]  # the answer to a request for encryption is one byte
         while len(self._rest) >= _HEADER.size:
             kind, length = _HEADER.unpack_from(self._rest)
             if len(self._rest) <= length:
@@ -82,7 +82,7 @@ class Wire:
 
     @property
     def requests(self) -> int:
-        """Requests answered, on all connections, without those that opened them."""
+        """Requests answered on all connections, except those that opened them."""
         return sum(max(0, answers.requests - 1) for answers in list(self._answers))
 
     @property

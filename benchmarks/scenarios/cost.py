@@ -1,9 +1,9 @@
-"""What a message costs, whoever else uses the machine.
+"""The cost of a message, which depends little on the disk and on the load of the machine.
 
-CPU time, WAL, pages and requests are the same on a slow disk and on a busy machine, as far as
-anything is. What the disk, a checkpoint or autovacuum adds depends on when they are busy, so they
-take no part: nothing waits for the disk, no page is written to the WAL as a whole, all caches are
-warm, and no vacuum runs. The commits say how often a disk would be waited for.
+Bytes, requests and commits are the same in each run. CPU time varies with the load, much less than
+the time that passes. The disk, checkpoints and autovacuum would add what depends on chance, so they
+take no part: fsync, full_page_writes and autovacuum are off, and all caches are warm. The number of
+commits tells how often a server with fsync waits for its disk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..place import Place
 from ..server import Preparation
 from ..work import payload_of
 from .base import Arguments, Bench, Measured, Point, Scenario, Sizes
-from .metered import COUNTED, consumed, metered, needed, per_message
+from .metered import COUNTED, Amounts, consumed, metered, per_message
 
 __all__ = ["Cost", "hot_share"]
 
@@ -30,7 +30,9 @@ _DISCONNECT = (
     " WHERE datname = current_database() AND pid <> pg_backend_pid()"
 )
 _HOT = "SELECT sum(n_tup_hot_upd), sum(n_tup_upd) FROM pg_stat_user_tables"
-_WARM = 6  # calls before it is measured: psycopg prepares a statement when it ran five times
+_WARM = (
+    6  # calls or batches before it is measured: psycopg prepares a statement when it ran five times
+)
 _RENEWED = 10
 _PRODUCED = {
     "enqueue 1": "singles",
@@ -40,7 +42,7 @@ _PRODUCED = {
 
 
 class Cost(Scenario):
-    """Client and server, for one producer and for one consumer."""
+    """Client and server, with one producer or one consumer."""
 
     name = "cost"
     title = "Cost of a message"
@@ -78,21 +80,21 @@ class Cost(Scenario):
         return [*produced, *drained, renewed]
 
     def takes_part(self, contender: type[Contender], point: Point) -> bool:
-        """See `Scenario`: pgbench does not wait for us to look."""
+        """See `Scenario`: pgbench cannot be measured after its warm-up."""
         return contender.name != "pgbench" and contender.offers(str(point.facts["work"]))
 
     def preparation(self, point: Point, sizes: Sizes) -> Preparation | None:
         """See `Scenario`."""
         if "batch" not in point.facts:
             return None
-        batch = point.number("batch")
-        count = needed(batch, self._count(batch, sizes))
+        count = self._amounts(point, sizes).needed
         arguments = {"count": count, "payload": payload_of(sizes.payload)}
         return Preparation(f"backlog-{count}-{sizes.payload}", "fill", arguments)
 
     @staticmethod
-    def _count(batch: int, sizes: Sizes) -> int:
-        return min(batch * sizes.cost, sizes.cost_backlog)
+    def _amounts(point: Point, sizes: Sizes) -> Amounts:
+        batch = point.number("batch")
+        return Amounts(batch, min(batch * sizes.cost, sizes.cost_backlog), _WARM)
 
     def measure(
         self, bench: Bench, contender: type[Contender], place: Place, point: Point
@@ -101,9 +103,8 @@ class Cost(Scenario):
         _prewarm(place)
         work = str(point.facts["work"])
         if "batch" in point.facts:
-            batch = point.number("batch")
-            count = self._count(batch, bench.sizes)
-            cost, wire = consumed(bench, contender, place, work, batch, count)
+            amounts = self._amounts(point, bench.sizes)
+            cost, wire = consumed(bench, contender, place, work, amounts)
         else:
             arguments = {"work": work, "warm_up": self._call(_WARM, work, bench.sizes)}
             calls = bench.sizes.cost
@@ -124,7 +125,7 @@ class Cost(Scenario):
 
 
 def _prewarm(place: Place) -> None:
-    """Read all tables and indexes into shared buffers, where that is possible."""
+    """Read all tables and indexes into shared buffers, if pg_prewarm is installed."""
     with psycopg.connect(place.conninfo, autocommit=True) as connection:
         try:
             connection.execute("CREATE EXTENSION IF NOT EXISTS pg_prewarm")
@@ -134,9 +135,9 @@ def _prewarm(place: Place) -> None:
 
 
 def hot_share(place: Place) -> float | None:
-    """Return which part of a database's updates changed no index, or None without updates.
+    """Return the share of HOT updates in all updates of a database, or None without updates.
 
-    Connections report what they did when they end: those that are left are ended.
+    Connections report their statistics when they end, so all others are ended.
     """
     with psycopg.connect(place.conninfo, autocommit=True) as connection:
         connection.execute(_DISCONNECT)

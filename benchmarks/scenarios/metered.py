@@ -1,11 +1,12 @@
-"""What the scenarios that measure what a message costs have in common.
+"""Helpers of the scenarios that measure the cost of a message.
 
-Everything is done twice: first CPU time, WAL and pages are measured, and then, through a proxy that
-takes time itself, requests and commits are counted. Both go on where the first ended.
+Each measurement works twice in the same database. The first time, CPU time, WAL and pages are
+measured. The second time, a proxy counts requests and commits.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from ..contenders.base import Contender
@@ -14,14 +15,38 @@ from ..place import Place
 from ..work import Outcome
 from .base import Arguments, Bench
 
-__all__ = ["COUNTED", "consumed", "metered", "needed", "per_message"]
+__all__ = ["COUNTED", "Amounts", "consumed", "metered", "per_message"]
 
 COUNTED = 20
-"""Calls, or batches, whose requests are counted: they are always the same."""
+"""The number of calls, or batches, whose requests are counted."""
 
-_WARM = 6  # batches before it is measured: psycopg prepares a statement when it ran five times
 
 _HELD = 4  # batches that a consumer may hold when it is stopped
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """How much is consumed.
+
+    Attributes:
+        batch: The number of messages leased at a time.
+        count: The number of messages whose cost is measured.
+        warm: The number of batches before them.
+    """
+
+    batch: int
+    count: int
+    warm: int
+
+    @property
+    def counted(self) -> int:
+        """The number of messages whose requests are counted."""
+        return min(self.count, COUNTED * self.batch)
+
+    @property
+    def needed(self) -> int:
+        """The number of messages that both times take at most."""
+        return self.count + self.counted + 2 * (self.warm + _HELD) * self.batch
 
 
 def metered(
@@ -32,15 +57,15 @@ def metered(
     arguments: Arguments,
     counted: Arguments,
 ) -> tuple[Outcome, Outcome]:
-    """Let one process work twice; return what it cost, and what was counted.
+    """Let one process work twice; return the outcome with the cost, and the one with the counts.
 
     Args:
-        bench: What a measurement may use.
-        contender: Who works.
+        bench: The processes and sizes.
+        contender: The contender that works.
         place: The database.
         method: ``produce_metered`` or ``consume_metered``.
-        arguments: Of the method.
-        counted: Arguments that differ while requests are counted.
+        arguments: The arguments of the method.
+        counted: Other arguments of the second time.
     """
     cost, wire = (
         bench.executor.run([Assignment(contender, place, method, given, opened=False)])
@@ -53,27 +78,26 @@ def metered(
 
 
 def consumed(
-    bench: Bench, contender: type[Contender], place: Place, work: str, batch: int, count: int
+    bench: Bench,
+    contender: type[Contender],
+    place: Place,
+    work: str,
+    amounts: Amounts,
 ) -> tuple[Outcome, Outcome]:
-    """See `metered`: consume so many messages, of a backlog that has as many as `needed` says."""
+    """Consume a part of a backlog of `Amounts.needed`; see `metered`."""
     arguments: dict[str, Any] = {
         "work": work,
-        "batch": batch,
-        "warm": _WARM * batch,
-        "count": count,
+        "batch": amounts.batch,
+        "warm": amounts.warm * amounts.batch,
+        "count": amounts.count,
         "longest": bench.sizes.longest,
     }
-    counted = {"count": min(count, COUNTED * batch)}
+    counted = {"count": amounts.counted}
     return metered(bench, contender, place, "consume_metered", arguments, counted)
 
 
-def needed(batch: int, count: int) -> int:
-    """Return how many messages `consumed` takes at most."""
-    return count + min(count, COUNTED * batch) + 2 * (_WARM + _HELD) * batch
-
-
 def per_message(cost: Outcome, wire: Outcome) -> dict[str, float]:
-    """Return what one message cost: microseconds of CPU time, bytes, requests and commits."""
+    """Return the cost of one message: microseconds of CPU time, bytes, requests and commits."""
     total = {name: value for name, (value,) in cost.series.items()}
     found = {name: total[name] / cost.count for name in ("wal", "heap", "index")}
     found |= {name: total[name] / cost.count * 1e6 for name in ("client", "server")}
