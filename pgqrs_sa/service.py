@@ -35,7 +35,7 @@ from ._core import lease as lease_operations
 from ._core.criteria import Criteria
 from ._core.scope import Context, Scope
 from ._core.sessions import synchronous
-from ._core.sql import integrity
+from ._core.sql import health
 from .codecs import Codec
 from .models import Models, models_of
 from .types import Delivery, Failure, Item, Receipt, Seconds
@@ -138,7 +138,7 @@ class QueueService:
         Returns:
             ``messages_without_queue``, ``archived_without_queue`` and ``leases_without_worker``.
         """
-        row = self._scope.execute(integrity.orphans(self._scope.tables)).one()
+        row = self._scope.execute(health.orphans(self._scope.tables)).one()
         return {name: int(count) for name, count in row._mapping.items()}  # noqa: SLF001
 
     def enqueue(

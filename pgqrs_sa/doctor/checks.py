@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from .._core.sql import archive, catalog, health, integrity, queues
+from .._core.sql import archive, catalog, health, queues
 from .._core.sql import workers as worker_statements
 from .._core.tables import FENCING_TOKEN, fencing_sequence
 from .catalog import TABLES
@@ -329,7 +329,7 @@ def orphans(check: CheckContext) -> Iterator[Finding]:
     """Yield messages whose queue is gone."""
     queue = check.scope.tables.queue
     places: dict[int, list[str]] = {}
-    statements = integrity.missing_queues(check.scope.tables)
+    statements = health.missing_queues(check.scope.tables)
     for place, statement in zip(("live", "archived"), statements, strict=True):
         for row in check.rows(statement):
             places.setdefault(row.id, []).append(place)

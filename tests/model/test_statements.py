@@ -22,7 +22,6 @@ from pgqrs_sa._core.sql import (
     counts,
     enqueue,
     health,
-    integrity,
     lease,
     messages,
     queries,
@@ -1125,7 +1124,7 @@ def test_queues_that_are_not_there_are_found_by_what_refers_to_them(session: Ses
         session.execute(sa.update(message).where(message.c.id == id_).values(queue_id=queue))
     for id_, queue in {every_row.OLD: 90, every_row.DEAD: 95}.items():
         session.execute(sa.update(archived).where(archived.c.id == id_).values(queue_id=queue))
-    live, settled = integrity.missing_queues(TABLES)
+    live, settled = health.missing_queues(TABLES)
     assert session.scalars(live).all() == [50, 60, 70, 80]
     assert session.scalars(settled).all() == [90, 95]
     values = {"consumer_worker_id": 999}
@@ -1135,14 +1134,14 @@ def test_queues_that_are_not_there_are_found_by_what_refers_to_them(session: Ses
         every_row.LATER,
     ):  # held, run out, and not held
         session.execute(sa.update(message).where(message.c.id == id_).values(values))
-    row = session.execute(integrity.orphans(TABLES)).one()
+    row = session.execute(health.orphans(TABLES)).one()
     assert tuple(row) == (5, 2, 1)
 
 
 def test_there_are_no_orphans_in_the_scene(session: Session) -> None:
     """Nor is a lease of nobody's one, although no worker has it."""
-    assert [session.scalars(queue).all() for queue in integrity.missing_queues(TABLES)] == [[], []]
-    assert tuple(session.execute(integrity.orphans(TABLES)).one()) == (0, 0, 0)
+    assert [session.scalars(queue).all() for queue in health.missing_queues(TABLES)] == [[], []]
+    assert tuple(session.execute(health.orphans(TABLES)).one()) == (0, 0, 0)
 
 
 OFTEN = {

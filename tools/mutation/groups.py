@@ -44,7 +44,7 @@ _BUILDERS = (
     *(f"_core/sql/{name}" for name in ("settle", "lease", "consume", "archive", "workers")),
     *(f"_core/sql/{name}" for name in ("messages", "wakeup", "enqueue", "queues")),
     "_core/states",
-    *(f"_core/sql/{name}" for name in ("fragments", "integrity", "queries", "counts", "health")),
+    *(f"_core/sql/{name}" for name in ("fragments", "queries", "counts", "health")),
 )
 _RUNTIME = (
     *("_watch", "_check_executor", "_pause", "_shut_down", "accept", "_release_unstarted"),
