@@ -42,6 +42,7 @@ _AT_ONCE = 1_000  # values that are checked together
 _MOST_WALKED = 1_000_000  # values of one level
 _CONTAINERS = {dict, list}  # as the encoder reads them; a subclass may say something else
 _SCALARS = (str, int, float, type(None))
+_FLAT = {*_SCALARS, bool}
 
 
 class Codec(Protocol):
@@ -103,6 +104,11 @@ def _is_plain(values: list[Any]) -> bool:
                 return False
         values = inner
     return False
+
+
+def _is_flat(value: dict[Any, Any]) -> bool:
+    """Return whether a dict has only texts as its keys, and texts, numbers and null in it."""
+    return set(map(type, value)) <= {str} and set(map(type, value.values())) <= _FLAT
 
 
 def _is_deep(text: str, value: Any) -> bool:
@@ -193,6 +199,8 @@ def _text(value: Any, path: str, *, rich: bool) -> str:
         if "+" in text:
             text = _without_exponents(text)
         if "\\u0000" not in text:
+            if type(value) is dict and _is_flat(value):
+                return text
             back = json.loads(text)
             if back == value and not _is_deep(text, back):
                 return text

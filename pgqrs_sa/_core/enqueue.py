@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import count, repeat
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
@@ -38,6 +38,14 @@ _COMMON_LIMIT = 1_048_576  # a queue's default: larger payloads are checked befo
 _TRIES = 100  # a key may be freed between two statements each time: this bounds the retries
 _GATHERED = 200  # rows from which on a list of them is cheaper, client and server together
 _NO_OPTIONS = ",null,null,0,null,null,null]"
+_NO_VALUES: dict[str, Any] = {
+    "delay": timedelta(0),
+    "at": None,
+    "key": None,
+    "priority": 0,
+    "headers": None,
+    "max_read_ct": None,
+}
 
 
 class _Encoded(NamedTuple):
@@ -60,29 +68,24 @@ def one(scope: Scope, queue: str, item: Item) -> Receipt:
     """Insert one message, or find the live message with the same key."""
     validation.validate_queue_name(queue)
     payload = encoded(scope.context.codec, item.payload)
-    delay, at = validation.validate_delay_or_at(item.delay, item.at)
-    key = None if item.key is None else validation.validate_key(item.key)
     size = len(payload.encode())
+    options = _checked_options(item) if _has_options(item) else _NO_VALUES
+    key = options["key"]
     values = {
         "queue": queue,
         "payload": payload,
         "size": size,
-        "delay": delay,
-        "at": at,
-        "priority": validation.validate_priority(item.priority),
-        "headers": validation.headers_text(item.headers),
-        "max_read_ct": _checked_attempts(item),
-        "key": key,
         "producer": scope.context.worker,
+        **options,
     }
     values |= (channel := wakeup.channel(scope))
     statement = statements.one(scope.tables, keyed=key is not None, notify=bool(channel))
     if size > _COMMON_LIMIT:
         check_size(queue, size, _limit(scope, queue))
     for _ in range(_TRIES):
-        row = scope.execute(statement, values, atomic=True).one_or_none()
+        row = scope.execute(statement, values, atomic=True).first()
         if row is not None:
-            if not delay:
+            if not options["delay"]:
                 wakeup.mark_enqueued(scope.session, queue, scope.context.mapper)
             return Receipt(row.id, row.vt)
         if key is not None and (found := _live(scope, queue, [key])):
@@ -166,6 +169,18 @@ def _has_options(item: Any) -> bool:
         and type(item.priority) is int
         and item.priority == 0
     )
+
+
+def _checked_options(item: Item) -> dict[str, Any]:
+    delay, at = validation.validate_delay_or_at(item.delay, item.at)
+    return {
+        "delay": delay,
+        "at": at,
+        "key": None if item.key is None else validation.validate_key(item.key),
+        "priority": validation.validate_priority(item.priority),
+        "headers": validation.headers_text(item.headers),
+        "max_read_ct": _checked_attempts(item),
+    }
 
 
 def _encode(index: int, item: Any, text: str, size: int) -> _Encoded:
