@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from itertools import count, repeat
 from operator import itemgetter
@@ -393,8 +394,21 @@ def _gathered(
 ) -> list[Receipt]:
     """Return the same of the one row of a statement that gathers them."""
     if vts is None:
-        return list(map(Receipt, sorted(ids or ()), repeat(vt)))
+        return _receipts(sorted(ids or ()), vt)
     return _in_order(zip(ids or (), vts, strict=True))
+
+
+def _receipts(ids: Sequence[int], vt: datetime) -> list[Receipt]:
+    """Return a receipt for each id, in half the time that the constructor takes for them.
+
+    A frozen dataclass sets each of its fields by a call in Python. Here its slots are set in C.
+    """
+    receipts = list(map(object.__new__, repeat(Receipt, len(ids))))
+    given: dict[str, Iterable[Any]] = {"id": ids, "vt": repeat(vt)}
+    for field in fields(Receipt):
+        values = given.get(field.name, repeat(field.default))
+        deque(map(Receipt.__dict__[field.name].__set__, receipts, values), maxlen=0)
+    return receipts
 
 
 def _rows_vanish(queue: str, taken: str = f"no message in {_TRIES} tries") -> PgqrsError:
