@@ -246,9 +246,13 @@ class Dispatcher:
     def _drained(self, now: float) -> None:
         """End, as there is nothing left, unless somebody had it locked just then."""
         queues = self._scheduler.queues
-        if self._connection.run("a look", self._state.context, store.check_queues, queues).ready:
+        found = self._connection.run("a look", self._state.context, store.check_queues, queues)
+        if found.ready:
             self._scheduler.check_again(now)
             return
+        # Runs that are started now and then may always find some messages first, and never look.
+        for queue in sorted(found.exhausted):
+            self._explain_empty(queue, now)
         self.empty = True
         self._mode = "draining"
         self.ended.set()

@@ -100,6 +100,16 @@ def test_a_run_until_empty_does_not_wait_between_chunks_of_exhausted_messages(ki
     assert kit.outcomes() == dict.fromkeys(ids, "dead")
 
 
+def test_a_run_until_empty_that_found_messages_makes_dead_letters_too(kit):
+    consumer = kit.consumer(heartbeat=60, housekeeping=None)
+    (name,) = make_queues(kit, 1)
+    on_all(consumer, [name])
+    *done, exhausted = kit.send(*range(31), queue=name)  # behind more than a look at a queue sees
+    kit.sql("UPDATE pgqrs_messages SET read_ct = 5, max_read_ct = 5 WHERE id = :id", id=exhausted)
+    assert consumer.run() == 0
+    assert kit.outcomes() == dict.fromkeys(done, "archived") | {exhausted: "dead"}
+
+
 def test_among_many_idle_queues_one_that_is_deleted_is_dropped_and_the_others_go_on(kit, caplog):
     names = make_queues(kit, 50)
     consumer = kit.consumer()
