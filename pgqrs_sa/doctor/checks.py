@@ -211,6 +211,23 @@ def sequences(check: CheckContext) -> Iterator[Finding]:
             )
             fix = f"SELECT setval({literal(row.name)}, {taken})"
             yield Finding("sequences", "error", row.name, problem, lines(fix))
+        if row.column == "id" and name == "pgqrs_messages":
+            yield from _ids_in_archive(check, row)
+
+
+def _ids_in_archive(check: CheckContext, row: Row[Any]) -> Iterator[Finding]:
+    """Yield that live messages have ids that archived ones have."""
+    count = check.rows(health.ids_in_archive(check.scope.tables))[0].messages
+    if count:
+        live, archived = (check.repairs(name).name for name in _FOR_MESSAGES)
+        problem = (
+            f"{count} live message(s) have the id of an archived one, and cannot be archived: a "
+            "consumer that tries ends with an error; this gives the archived ones other ids"
+        )
+        number = f"nextval({literal(row.name)})"
+        chosen = f"WHERE id IN (SELECT id FROM {live})"  # noqa: S608 - names from the catalog
+        fix = f"UPDATE {archived} SET id = {number} {chosen}"  # noqa: S608
+        yield Finding("sequences", "error", live, problem, lines(fix))
 
 
 def _tokens(check: CheckContext, row: Row[Any]) -> Iterator[Finding]:

@@ -44,6 +44,23 @@ def test_ids_that_archived_messages_have_are_found(session, service):
     service.archive(service.dequeue("mail")[0])
 
 
+def test_live_messages_with_the_ids_of_archived_ones_are_found(session, service):
+    """The sequence is right again, and what was enqueued before that is still there."""
+    service.enqueue_many("mail", range(3))
+    service.archive_many(service.dequeue("mail", 3))
+    session.execute(sa.text("ALTER SEQUENCE pgqrs_messages_id_seq RESTART WITH 1"))
+    service.enqueue_many("mail", ["a", "b"])
+    session.execute(sa.text("SELECT setval('pgqrs_messages_id_seq', 3)"))
+    (finding,) = diagnose(session, CONTEXT, only=["sequences"])
+    assert (finding.severity, finding.subject) == ("error", "public.pgqrs_messages")
+    assert finding.problem.startswith("2 live message(s) have the id of an archived one")
+    fix(session, finding)
+    assert diagnose(session, CONTEXT, only=["sequences"]) == []
+    service.archive_many(service.dequeue("mail", 2))
+    found = {archived.id: archived.payload for archived in service.archived.find("mail")}
+    assert found == {1: "a", 2: "b", 3: 2, 4: 0, 5: 1}
+
+
 def test_a_sequence_of_the_archive_numbers_nothing(session, service):
     service.enqueue("mail", 1)
     service.archive(service.dequeue("mail")[0])

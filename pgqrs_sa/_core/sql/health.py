@@ -91,6 +91,14 @@ def highest_ids(tables: Tables) -> Executable:
 
 
 @cache
+def ids_in_archive(tables: Tables) -> Executable:
+    """How many live messages have the id of an archived one: none of them can be archived."""
+    _, message, archived, _ = tables
+    taken = sa.exists().where(archived.c.id == message.c.id)
+    return sa.select(func.count().label("messages")).select_from(message).where(taken)
+
+
+@cache
 def kept_for_ever(tables: Tables) -> Executable:
     """The queues without a retention that have settled messages: one look into the index each."""
     queue, _, archived, _ = tables
