@@ -446,6 +446,18 @@ def test_an_archive_that_grows_without_retention(doctor, fixed, service, session
     assert service.queues.get("mail").retention_seconds == 365 * 86_400
 
 
+def test_a_queue_that_adds_nothing_without_a_retention_needs_none(doctor, service, session, sql):
+    service.queues.update("mail", retention=60)
+    service.queues.create("failures", keep="failed", failed_retention=60)
+    service.queues.create("for-ever", keep="failed")
+    service.queues.create("nothing", keep="nothing")
+    session.commit()
+    sql("INSERT INTO pgqrs_archive (id, queue_id, payload) SELECT id, id, '1' FROM pgqrs_queues")
+    sql("UPDATE pgqrs_archive SET outcome = 'dead'")
+    sql("ANALYZE pgqrs_archive")
+    assert [found.subject for found in doctor("retention", archived_rows=1)] == ["for-ever"]
+
+
 def test_orphans(fixed, sql, service, session):
     service.enqueue_many("mail", [1, 2])
     service.archive(service.dequeue("mail")[0])

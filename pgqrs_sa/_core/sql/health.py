@@ -100,12 +100,16 @@ def ids_in_archive(tables: Tables) -> Executable:
 
 @cache
 def kept_for_ever(tables: Tables) -> Executable:
-    """The queues without a retention that have settled messages: one look into the index each."""
+    """The queues that add to the archive without a retention: one look into the index each."""
     queue, _, archived, _ = tables
     settled = sa.exists().where(archived.c.queue_id == queue.c.id)
+    adds = sa.or_(
+        queue.c.keep == sa.literal("all"),
+        sa.and_(queue.c.keep == sa.literal("failed"), queue.c.failed_retention_seconds.is_(None)),
+    )
     return (
         sa.select(queue.c.id, queue.c.queue_name.label("queue"))
-        .where(queue.c.retention_seconds.is_(None), settled)
+        .where(queue.c.retention_seconds.is_(None), adds, settled)
         .order_by(queue.c.queue_name)
     )
 
