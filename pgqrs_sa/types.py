@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from .errors import PayloadError
 
@@ -305,6 +305,31 @@ class QueueInfo:
     failed_retention_seconds: float | None
     max_payload_bytes: int
     paused_at: datetime | None
+
+
+class QueueSettings(TypedDict, total=False):
+    """The settings of a queue, as `Queues.create` and `Queues.update` take them.
+
+    Attributes:
+        lease: The length of a lease if `dequeue` gives none: seconds, or a timedelta; default:
+            30 s.
+        max_read_ct: Attempts before a message is dead; default: 5.
+        keep: Which settled messages go to the archive: ``all``, the default; ``failed``, those
+            that are dead, cancelled or discarded; ``nothing``, not even dead letters. The others
+            are deleted when they are settled.
+        retention: How long `Archived.prune` keeps settled messages: seconds, or a timedelta;
+            None, the default, keeps them.
+        failed_retention: The same for those that are dead, cancelled or discarded; None, the
+            default, for as long as the others.
+        max_payload_bytes: The largest payload, as UTF-8 JSON; default: 1 MiB.
+    """
+
+    lease: Seconds
+    max_read_ct: int
+    keep: Keep
+    retention: Seconds | None
+    failed_retention: Seconds | None
+    max_payload_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args
 
 from .codecs import strict_text
 from .errors import DelayError, InvalidArgument, PayloadError, safe_repr
-from .types import Keep
+from .types import Keep, QueueSettings
 
 __all__ = [
     "END_OF_TIME",
@@ -171,6 +171,11 @@ def validate_queue_settings(given: Mapping[str, object]) -> dict[str, Any]:
     Args:
         given: Any of lease, max_read_ct, keep, retention, failed_retention and max_payload_bytes.
     """
+    if unknown := sorted(given.keys() - QueueSettings.__annotations__.keys()):
+        raise TypeError(
+            f"a queue has no setting {unknown[0]!r}; its settings are "
+            f"{', '.join(QueueSettings.__annotations__)}"
+        )
     settings: dict[str, Any] = {}
     if "lease" in given:
         span = validate_duration(given["lease"], "lease", positive=True)

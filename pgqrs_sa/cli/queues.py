@@ -71,7 +71,7 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
 def create(app: App, name: str, **settings: Any) -> None:
     """Create a queue; an existing queue is not changed."""
     # A file or PGQRS_MAX_READ_CT may set the default; the table's default is the same 5.
-    wanted = {"max_read_ct": app.settings.max_read_ct} | _given(settings)
+    wanted: Any = {"max_read_ct": app.settings.max_read_ct} | _given(settings)
     with app.begin() as work:
         known = {info.name for info in work.service.queues.list()}
         info = work.service.queues.create(name, **wanted)

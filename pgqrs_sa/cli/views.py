@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .. import types
 from ..errors import PayloadError
 from .output import Column, Row, span, text
-
-if TYPE_CHECKING:
-    from .. import types
 
 _TIMES = ("vt", "enqueued_at")
 _ATTEMPTS = ("read_ct", "max_read_ct")
@@ -22,18 +21,7 @@ _NAME = 12
 _CONTENT = 10
 """That of a payload or an error, which are cut before names are."""
 
-QUEUE_KEYS = (
-    "id",
-    "name",
-    "created_at",
-    "lease_seconds",
-    "max_read_ct",
-    "keep",
-    "retention_seconds",
-    "failed_retention_seconds",
-    "max_payload_bytes",
-    "paused_at",
-)
+QUEUE_KEYS = tuple(field.name for field in fields(types.QueueInfo))
 COUNTS = (
     "ready",
     "scheduled",

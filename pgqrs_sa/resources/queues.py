@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from .. import validation
 from .._core import wakeup
@@ -14,12 +14,9 @@ from .._core.sessions import expire_all_deleted, expire_deleted
 from .._core.sql import queues as statements
 from ..declared import DeclaredQueue, QueueSource, declared_in
 from ..errors import InvalidArgument, PgqrsError, QueueNotEmpty
-from ..types import Keep, QueueDifference, QueueInfo, Seconds, SyncedQueue
+from ..types import QueueDifference, QueueInfo, QueueSettings, SyncedQueue
 
 __all__ = ["Queues"]
-
-UNCHANGED: Any = object()
-"""The default of a setting that is left as it is; None is a value of retentions."""
 
 _TRIES = 3
 """A queue that is neither created nor found was deleted in between, or is hidden from this role."""
@@ -28,43 +25,15 @@ _TRIES = 3
 class Queues(Resource):
     """The queues themselves."""
 
-    def create(
-        self,
-        name: str,
-        *,
-        lease: Seconds = UNCHANGED,
-        max_read_ct: int = UNCHANGED,
-        keep: Keep = UNCHANGED,
-        retention: Seconds | None = UNCHANGED,
-        failed_retention: Seconds | None = UNCHANGED,
-        max_payload_bytes: int = UNCHANGED,
-    ) -> QueueInfo:
+    def create(self, name: str, **settings: Unpack[QueueSettings]) -> QueueInfo:
         """Create a queue, or return the one that has the name already, as it is.
 
         Args:
             name: 1 to 128 of ``A-Z a-z 0-9 . _ : / -``, starting with a letter or a digit.
-            lease: The length of a lease if `dequeue` gives none: seconds, or a timedelta; default:
-                30 s.
-            max_read_ct: Attempts before a message is dead; default: 5.
-            keep: Which settled messages go to the archive: ``all``, the default; ``failed``, those
-                that are dead, cancelled or discarded; ``nothing``, not even dead letters. The
-                others are deleted when they are settled.
-            retention: How long `Archived.prune` keeps settled messages: seconds, or a timedelta;
-                None, the default, keeps them.
-            failed_retention: The same for those that are dead, cancelled or discarded; None, the
-                default, for as long as the others.
-            max_payload_bytes: The largest payload, as UTF-8 JSON; default: 1 MiB.
+            settings: See `QueueSettings`; the table's default for those that are not given.
         """
         validation.validate_queue_name(name)
-        given = _checked(
-            lease=lease,
-            max_read_ct=max_read_ct,
-            keep=keep,
-            retention=retention,
-            failed_retention=failed_retention,
-            max_payload_bytes=max_payload_bytes,
-        )
-        return create(self._scope, name, given)
+        return create(self._scope, name, validation.validate_queue_settings(settings))
 
     def sync(
         self, declared: QueueSource, *, update: bool = False, dry_run: bool = False
@@ -108,29 +77,12 @@ class Queues(Resource):
         rows = self._scope.execute(statements.everything(self._scope.tables))
         return [info(row) for row in rows]
 
-    def update(
-        self,
-        name: str,
-        *,
-        lease: Seconds = UNCHANGED,
-        max_read_ct: int = UNCHANGED,
-        keep: Keep = UNCHANGED,
-        retention: Seconds | None = UNCHANGED,
-        failed_retention: Seconds | None = UNCHANGED,
-        max_payload_bytes: int = UNCHANGED,
-    ) -> QueueInfo:
-        """Change the settings that are given; see `create` for what they are.
+    def update(self, name: str, **settings: Unpack[QueueSettings]) -> QueueInfo:
+        """Change the settings that are given; see `QueueSettings`.
 
         A new ``max_read_ct`` holds for messages that were never leased yet.
         """
-        given = _checked(
-            lease=lease,
-            max_read_ct=max_read_ct,
-            keep=keep,
-            retention=retention,
-            failed_retention=failed_retention,
-            max_payload_bytes=max_payload_bytes,
-        )
+        given = validation.validate_queue_settings(settings)
         if not given:
             raise InvalidArgument("update needs at least one setting to change")
         validation.validate_queue_name(name)
@@ -298,9 +250,3 @@ def _read(tokens: object) -> dict[str, list[int]]:
         "ids": [validation.validate_id(id_) for id_ in tokens],
         "tokens": [validation.validate_id(token, "token") for token in tokens.values()],
     }
-
-
-def _checked(**settings: object) -> dict[str, Any]:
-    """Return the settings that were given, as their columns take them."""
-    given = {name: value for name, value in settings.items() if value is not UNCHANGED}
-    return validation.validate_queue_settings(given)

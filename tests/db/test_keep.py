@@ -19,6 +19,9 @@ from pgqrs_sa import (
     QueueService,
     Retry,
 )
+from pgqrs_sa._core.sql import archive
+from pgqrs_sa._core.tables import tables_of
+from pgqrs_sa.models import READY_MADE
 from pgqrs_sa.types import Keep
 from tests.support.cases import each_case
 
@@ -193,3 +196,26 @@ def test_what_is_settled_is_settled_once_whatever_is_kept(service, session, name
     SETTLING[name](service)
     assert service.dequeue("mail", 10) == []
     assert archived(session) == []
+
+
+def test_failures_are_pruned_by_their_own_index_however_many_others_there_are(service, session):
+    service.queues.update("mail", failed_retention=3600)
+    session.execute(
+        sa.text(
+            "INSERT INTO pgqrs_archive (id, queue_id, payload, outcome, archived_at)"
+            " SELECT -n, (SELECT id FROM pgqrs_queues WHERE queue_name = 'mail'), '1',"
+            " CASE WHEN n % 1000 = 0 THEN 'dead' ELSE 'archived' END,"
+            " statement_timestamp() - interval '1 day' FROM generate_series(1, 20000) AS n"
+        )
+    )
+    session.commit()
+    session.execute(sa.text("ANALYZE pgqrs_archive"))
+    statement = archive.prune_by_retention(tables_of(READY_MADE), failed=True, one_queue=False)
+    compiled = statement.compile(dialect=session.get_bind().dialect)
+    plan = session.connection().exec_driver_sql(
+        f"EXPLAIN {compiled}", compiled.construct_params({"limit": 1000})
+    )
+    text = "\n".join(plan.scalars())
+    assert "pgqrs_archive_not_done_idx" in text
+    assert "pgqrs_archive_queue_idx" not in text
+    assert service.archived.prune() == 20

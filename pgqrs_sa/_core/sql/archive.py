@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -161,7 +162,8 @@ def prune(tables: Tables, *, one_queue: bool) -> Executable:
 
     Binds: limit, older_than (a timedelta); queue when ``one_queue``.
     """
-    return _prune(tables, interval_bind("older_than"), one_queue=one_queue)
+    order = _by_time(tables)
+    return _prune(tables, interval_bind("older_than"), one_queue=one_queue, order=order)
 
 
 @cache
@@ -182,11 +184,21 @@ def prune_by_retention(tables: Tables, *, failed: bool, one_queue: bool) -> Exec
     # A retention beyond a thousand years would leave the range of timestamps. NULL keeps the
     # rows: the comparison is then NULL as well.
     lasts = seconds(func.least(retention, 365_000 * 86_400.0, type_=sa.Double))
-    return _prune(tables, lasts, which, one_queue=one_queue)
+    # The order that the partial index has, and no other: so no other is chosen.
+    order = (archived.c.outcome, archived.c.id) if failed else _by_time(tables)
+    return _prune(tables, lasts, which, one_queue=one_queue, order=order)
+
+
+def _by_time(tables: Tables) -> tuple[ColumnElement[Any], ...]:
+    return (tables.archived.c.archived_at, tables.archived.c.id)
 
 
 def _prune(
-    tables: Tables, lasts: ColumnElement[Any], *which: ColumnElement[bool], one_queue: bool
+    tables: Tables,
+    lasts: ColumnElement[Any],
+    *which: ColumnElement[bool],
+    one_queue: bool,
+    order: Sequence[ColumnElement[Any]],
 ) -> Executable:
     queue, _, archived, _ = tables
     limit = sa.bindparam("limit", type_=sa.BigInteger)
@@ -194,7 +206,7 @@ def _prune(
     oldest = (
         sa.select(archived.c.id)
         .where(archived.c.queue_id == queue.c.id, archived.c.archived_at < now() - lasts, *which)
-        .order_by(archived.c.archived_at, archived.c.id)
+        .order_by(*order)
         .limit(limit)
         .with_for_update(skip_locked=True)
         .lateral("oldest")
