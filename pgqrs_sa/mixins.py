@@ -19,7 +19,7 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.hybrid import Comparator, hybrid_property
-from sqlalchemy.orm import Mapped, Synonym, declared_attr, mapped_column, synonym, validates
+from sqlalchemy.orm import Mapped, declared_attr, mapped_column, validates
 from sqlalchemy.schema import conv
 from sqlalchemy.sql import ColumnElement
 
@@ -513,10 +513,10 @@ class ArchivedMessageMixin(_ContentMixin):
     reason: Mapped[str | None] = mapped_column(sa.Text, sort_order=1)
     fencing_token: Mapped[int | None] = mapped_column(sa.BigInteger, sort_order=1)
 
-    @declared_attr
-    def original_msg_id(cls) -> Synonym[int]:  # noqa: N805
+    @hybrid_property
+    def original_msg_id(self) -> int:
         """The id, under the name that it has in pgqrs."""
-        return synonym("id")
+        return self.id
 
     @declared_attr.directive
     def __table_args__(cls) -> tuple[Any, ...]:  # noqa: N805

@@ -103,7 +103,7 @@ def archive(tables: Tables, *, with_reason: bool = True, skip_locked: bool = Fal
     )
 
 
-def held_one(tables: Tables) -> ColumnElement[bool]:
+def _held_one(tables: Tables) -> ColumnElement[bool]:
     """The one row that a delivery still holds, without a lock of its own before it is changed.
 
     A batch has to lock its rows in one order first, so that no two are in a deadlock, and a
@@ -131,7 +131,7 @@ def archive_one(tables: Tables, *, with_reason: bool = True) -> Executable:
         why["reason"] = sa.bindparam("reasons", type_=sa.Text)
         why["last_error"] = sa.bindparam("errors", type_=sa.Text)
     outcome = sa.bindparam("outcome", type_=sa.Text)
-    return move_to_archive(tables, held_one(tables), outcome=outcome, **why)
+    return move_to_archive(tables, _held_one(tables), outcome=outcome, **why)
 
 
 @cache
@@ -164,7 +164,7 @@ def delete(tables: Tables, *, skip_locked: bool = False) -> Executable:
 def delete_one(tables: Tables) -> Executable:
     """As `delete`, of one message. Binds: id, token."""
     message = alias_short(tables.message)
-    return sa.delete(message).where(held_one(tables)).returning(message.c.id)
+    return sa.delete(message).where(_held_one(tables)).returning(message.c.id)
 
 
 @cache
