@@ -124,7 +124,9 @@ class Pgqueuer(AsyncContender):
                     if not progress.add(1):
                         manager.shutdown.set()
 
-                await manager.run(batch_size=batch, mode=self._drain)
+                # Without a limit it takes the whole queue while the first rows are written.
+                limit = 2 * batch
+                await manager.run(batch_size=batch, mode=self._drain, max_concurrent_tasks=limit)
 
         self.wait(work)
 
