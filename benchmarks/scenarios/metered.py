@@ -21,7 +21,8 @@ COUNTED = 20
 """The number of calls, or batches, whose requests are counted."""
 
 
-_HELD = 4  # batches that a consumer may hold when it is stopped
+_HELD = 4  # batches that a consumer may hold when it is told to stop
+_LATE = 200  # messages that it may settle until it stops: a signal takes a moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Amounts:
     @property
     def needed(self) -> int:
         """The number of messages that both times take at most."""
-        return self.count + self.counted + 2 * (self.warm + _HELD) * self.batch
+        return self.count + self.counted + 2 * ((self.warm + _HELD) * self.batch + _LATE)
 
 
 def metered(
