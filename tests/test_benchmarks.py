@@ -358,6 +358,13 @@ def test_the_quick_mode_fails_on_what_was_not_measured_but_not_on_who_is_missing
     ]
 
 
+def test_the_quick_mode_compares_where_both_take_part() -> None:
+    facts = {"facts": {"work": "renew", "batch": 10}, "more": {"wal": 1.0}}
+    run = records.Run.of([head(), *sample("service", [1.0], "cost", "renew", **facts)])
+    wanted = [quick.Threshold("cost", "service", "bare", 1.0, "at most", number="wal")]
+    assert list(quick.checks(run, wanted)) == []
+
+
 @each_case(("least", "code"), [(0.0, 0), (1e9, 1)])
 def test_the_exit_code_of_the_quick_mode_is_that_of_its_ratios(
     monkeypatch, stored: Path, least: float, code: int
