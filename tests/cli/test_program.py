@@ -170,7 +170,8 @@ def test_a_table_shows_data_as_it_is_and_drives_no_terminal(nasty):
 def test_nothing_is_an_empty_list(pgqrs):
     assert pgqrs("queue", "list", "--format", "json").stdout == "[]\n"
     assert pgqrs("queue", "list", "--format", "ndjson").stdout == ""
-    header = "id,name,created_at,lease_seconds,max_read_ct,retention_seconds,max_payload_bytes,"
+    header = "id,name,created_at,lease_seconds,max_read_ct,keep,retention_seconds,"
+    header += "failed_retention_seconds,max_payload_bytes,"
     assert pgqrs("queue", "list", "--format", "csv").stdout == f"{header}paused_at\n"
 
 
