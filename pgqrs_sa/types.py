@@ -153,7 +153,7 @@ class _Content:
         return self.decoded
 
 
-def _unwatched() -> bool:
+def unwatched() -> bool:
     return False
 
 
@@ -188,7 +188,7 @@ class Delivery(_Content):
     leased_until: datetime
     fencing_token: int
     worker_id: int | None
-    watch: Callable[[], bool] = field(default=_unwatched, repr=False, compare=False)
+    watch: Callable[[], bool] = field(default=unwatched, repr=False, compare=False)
 
     @property
     def lease_lost(self) -> bool:

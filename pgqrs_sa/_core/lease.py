@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Any
 
@@ -12,7 +12,7 @@ from sqlalchemy.sql import Executable
 
 from .. import validation
 from ..errors import PayloadError, WorkerNotFound, WorkerNotReady
-from ..types import Delivery
+from ..types import Delivery, unwatched
 from . import cursors, settle
 from .criteria import Criteria, criteria_on
 from .queues import get as get_queue
@@ -29,6 +29,7 @@ __all__ = [
     "dequeue",
     "explain_nothing",
     "in_order",
+    "new_delivery",
 ]
 
 _DEAD_LETTER_CHUNK = 100
@@ -111,12 +112,64 @@ def in_order(rows: Iterable[Row[Any]]) -> Sequence[Row[Any]]:
     return sorted(rows, key=_PLACE)
 
 
+class _NewDelivery(Delivery.__base__):  # type: ignore[name-defined,misc]
+    """A delivery that is being made: `Delivery`, but its attributes can be set."""
+
+    __slots__ = ("fencing_token", "leased_until", "watch", "worker_id")
+    __setattr__ = object.__setattr__
+    __delattr__ = object.__delattr__
+
+
+def new_delivery(
+    id: int,
+    queue: str,
+    text: str,
+    decoded: Any,
+    headers: dict[str, Any] | None,
+    priority: int,
+    vt: datetime,
+    enqueued_at: datetime,
+    read_ct: int,
+    max_read_ct: int | None,
+    key: str | None,
+    last_error: str | None,
+    leased_until: datetime,
+    fencing_token: int,
+    worker_id: int | None,
+) -> Delivery:
+    """Return ``Delivery(...)`` in 0.4 of the time.
+
+    The constructor of a frozen class calls a function for each attribute: that was a tenth of all
+    that a consumer does for a message.
+    """
+    new: Any = _NewDelivery.__new__(_NewDelivery)
+    new.id = id
+    new.queue = queue
+    new.text = text
+    new.decoded = decoded
+    new.headers = headers
+    new.priority = priority
+    new.vt = vt
+    new.enqueued_at = enqueued_at
+    new.read_ct = read_ct
+    new.max_read_ct = max_read_ct
+    new.key = key
+    new.last_error = last_error
+    new.leased_until = leased_until
+    new.fencing_token = fencing_token
+    new.worker_id = worker_id
+    new.watch = unwatched
+    new.__class__ = Delivery
+    delivery: Delivery = new
+    return delivery
+
+
 def deliveries(
     context: Context, queue: str, rows: Sequence[Any], worker: int | None
 ) -> list[Delivery]:
     """Return the deliveries for the rows that a lease returned."""
     return [
-        Delivery(row[0], queue, row[1], payload, headers, *row[_REST], worker)  # type: ignore[call-arg]
+        new_delivery(row[0], queue, row[1], payload, headers, *row[_REST], worker)  # type: ignore[call-arg]
         for row, (payload, headers) in zip(rows, decode_all(context.codec, rows), strict=True)
     ]
 

@@ -44,6 +44,7 @@ __all__ = [
     "flush_and_connect",
     "identity_token",
     "is_autocommit",
+    "is_customized",
     "is_plain",
     "refuse_autocommit",
     "refuse_dialect",
@@ -130,13 +131,13 @@ def execute(
     connection, where = flush_and_connect(session, mapper, statement, values)
     if atomic_unless is not None:
         refuse_autocommit(connection, atomic_unless)
-    if _is_customized(session):
+    if is_customized(session):
         return session.execute(statement, values, bind_arguments=where)
     # The same as Session.execute() for a statement of Core, at two thirds of its cost.
     return connection.execute(statement, values)
 
 
-def _is_customized(session: Session) -> bool:
+def is_customized(session: Session) -> bool:
     """Return whether the application hooks or overrides ``Session.execute()``."""
     return bool(
         session.dispatch.do_orm_execute

@@ -124,6 +124,7 @@ class BaseConsumer(ABC, Generic[_S]):
                 the consumer's.
             prefetch: How many more messages to lease ahead. This saves round trips for fast
                 handlers, but these messages wait here while another consumer could handle them.
+                Fast handlers, which work them off in a tenth of a second, get up to twice as many.
             timeout: Seconds, or a timedelta, after which the attempt fails, and its lease is given
                 up. A task is cancelled. A thread continues, but cannot commit.
             retry: How to retry a message whose handler raised. Default: the consumer's rule.

@@ -13,25 +13,30 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
+from sqlalchemy.sql import Executable
 
 from .._core import commits
 from .._core.scope import Context, Scope
 from .._core.sessions import is_autocommit
 from . import store
 from .call_transactions import shut_down
+from .nonblocking import NonblockingConnection
 from .retrying import is_transient, retrying, without_parameters
 
-__all__ = ["AsyncConnector", "Connector", "ConsumerConnection", "SyncConnector"]
+__all__ = ["AsyncConnector", "Connector", "ConsumerConnection", "Exchange", "Sent", "SyncConnector"]
 
 log = logging.getLogger("pgqrs_sa.consumer")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
 
 
 class Connector(Protocol):
@@ -185,6 +190,40 @@ def _engine_for_thread(engine: Any) -> Any:
     return AsyncEngine(twin.execution_options(**original.get_execution_options()))
 
 
+class Exchange(Protocol[_T_co]):
+    """A statement in two halves: what is sent, and what is made of the reply."""
+
+    @property
+    def statement(self) -> Executable:
+        """The statement."""
+        ...
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """The parameters of the statement, which is sent at once."""
+        ...
+
+    def read(self, rows: Sequence[Any]) -> _T_co | None:
+        """Return the result that the rows of the reply stand for, or None."""
+        ...
+
+    def result(self, scope: Scope) -> _T_co:
+        """Execute other statements, and return the result, if `read` has returned None."""
+        ...
+
+    def run(self, scope: Scope) -> _T_co:
+        """Do both halves, and wait in between."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sent(Generic[_T]):
+    """A statement that was sent, and whose reply was not read yet."""
+
+    context: Context
+    exchange: Exchange[_T]
+
+
 class ConsumerConnection:
     """A connection in AUTOCOMMIT, which is replaced when it breaks.
 
@@ -203,6 +242,10 @@ class ConsumerConnection:
         self.is_autocommit = False  # of the application's connections: known after the first call
         self._session: Session | None = None
         self.on_failure: Callable[[], None] = lambda: None
+        self._nonblocking: NonblockingConnection | None = None
+        self._is_blocking = False  # the driver cannot send without waiting
+        self._in_flight = False
+        self._is_exchanging = False  # in a call of the driver, without the connector
 
     def run(
         self,
@@ -225,17 +268,26 @@ class ConsumerConnection:
         **kwargs: _P.kwargs,
     ) -> _T:
         """Run an operation, and repeat it after transient errors until ``stopping`` is set."""
-        try:
-            return self.run_once(context, operation, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - it is the first attempt's below
-            failed = [error]
-        # Created only after an error: it would add a twentieth to the time of a quick call.
-        for attempt in retrying(stopping, what, context.worker):
-            with attempt:
-                if failed:
-                    raise failed.pop()
-                return self.run_once(context, operation, *args, **kwargs)
-        raise AssertionError("a retry ends with a result or an error")
+        once = partial(self.run_once, context, operation, *args, **kwargs)
+        return _repeated(stopping, what, context.worker, once)
+
+    def exchange_until(
+        self,
+        stopping: threading.Event,
+        what: str,
+        context: Context,
+        begin: Callable[Concatenate[Scope, _P], Exchange[_T]],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Do as `run_until` with a statement that `send` takes."""
+
+        def once() -> _T:
+            if self.can_send:  # not through SQLAlchemy: a third of the client's time
+                return self.receive(self.send(context, begin, *args, **kwargs))
+            return self.run_once(context, lambda scope: begin(scope, *args, **kwargs).run(scope))
+
+        return _repeated(stopping, what, context.worker, once)
 
     def run_transaction(
         self,
@@ -291,17 +343,84 @@ class ConsumerConnection:
 
         return self._timed(work)
 
+    @property
+    def can_send(self) -> bool:
+        """Whether `send` is possible: the one place that decides it.
+
+        Otherwise the consumer waits for each statement. It does so on the first call of each
+        connection, where a statement does not commit by itself, with drivers other than psycopg,
+        and while listeners of the application watch the statements.
+        """
+        session = self._session
+        if session is None or self._isolation != "AUTOCOMMIT":
+            return False
+        connection: Any = session.bind
+        # SQLAlchemy calls listeners, and waits for each statement.
+        if connection._has_events or connection.engine._has_events:  # noqa: SLF001
+            return False
+        if self._nonblocking is None and not self._is_blocking:
+            self._nonblocking = NonblockingConnection.of(connection, session)
+            self._is_blocking = self._nonblocking is None
+        return self._nonblocking is not None
+
+    def send(
+        self,
+        context: Context,
+        begin: Callable[Concatenate[Scope, _P], Exchange[_T]],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> Sent[_T]:
+        """Send a statement, which commits by itself, and do not wait for the reply.
+
+        `receive` must be called before the connection is used for anything else.
+        """
+        session, nonblocking = self._session, self._nonblocking
+        assert session is not None and nonblocking is not None, "see can_send"  # noqa: S101, PT018
+        exchange = begin(Scope(session, context), *args, **kwargs)
+        self._exchange(lambda: nonblocking.send(exchange.statement, exchange.values))
+        self._in_flight = True
+        return Sent(context, exchange)
+
+    def receive(self, sent: Sent[_T]) -> _T:
+        """Wait for the reply to what was sent."""
+        session, nonblocking = self._session, self._nonblocking
+        assert session is not None and nonblocking is not None, "see send"  # noqa: S101, PT018
+        rows = self._exchange(nonblocking.receive)
+        self._in_flight = False
+        if (result := sent.exchange.read(rows)) is None:
+            return self.run_once(sent.context, sent.exchange.result)
+        if session.info:
+            commits.now(session)
+        return result
+
+    def _exchange(self, call: Callable[[], _T]) -> _T:
+        self._is_exchanging = True
+        try:
+            return self._call(call)
+        finally:
+            self._is_exchanging = False
+
     def _timed(self, work: Callable[[Connection], _T]) -> _T:
+        return self._call(lambda: self._connector.run(work))
+
+    def _call(self, call: Callable[[], _T]) -> _T:
         self._call_started_at = time.monotonic()
         try:
-            return self._connector.run(work)
+            return call()
         except BaseException:
-            self._session = None
-            self._connector.discard()
+            self._discard()
             self.on_failure()
             raise
         finally:
             self._call_started_at = None
+
+    def _discard(self) -> None:
+        nonblocking, self._nonblocking = self._nonblocking, None
+        self._session = None
+        self._in_flight = self._is_blocking = False
+        if nonblocking is not None:
+            nonblocking.discard()
+        self._connector.discard()
 
     def _ready(self, connection: Connection, context: Context) -> Session:
         """Return the session of a connection; it is kept as long as the connection."""
@@ -340,15 +459,45 @@ class ConsumerConnection:
         """Abort the connection if a call has exceeded the deadline. Called from another thread."""
         since = self._call_started_at
         if since is not None and time.monotonic() - since > self._deadline:
-            self._connector.abort()
+            self.abort()
 
     def abort(self) -> None:
         """Abort the connection, even during a call. Called from another thread."""
-        self._connector.abort()
+        nonblocking = self._nonblocking
+        if nonblocking is not None and self._is_exchanging:
+            nonblocking.abort()
+        else:
+            self._connector.abort()
 
     def close(self) -> None:
         """Return the connection to its pool."""
+        nonblocking, self._nonblocking = self._nonblocking, None
+        if nonblocking is not None:
+            if self._in_flight:  # after an error of this thread: its reply will not be read
+                self._connector.discard()
+                nonblocking.discard()
+            else:
+                self._call_started_at = time.monotonic()
+                nonblocking.close()
+                self._call_started_at = None
         self._connector.close()
+
+
+def _repeated(
+    stopping: threading.Event, what: str, worker: int | None, once: Callable[[], _T]
+) -> _T:
+    """Call a function, and call it again after transient errors until ``stopping`` is set."""
+    try:
+        return once()
+    except Exception as error:  # noqa: BLE001 - it is the first attempt's below
+        failed = [error]
+    # Created only after an error: it would add a twentieth to the time of a quick call.
+    for attempt in retrying(stopping, what, worker):
+        with attempt:
+            if failed:
+                raise failed.pop()
+            return once()
+    raise AssertionError("a retry ends with a result or an error")
 
 
 def _prepares_separately(connection: Connection) -> bool:

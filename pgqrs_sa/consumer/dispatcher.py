@@ -19,11 +19,11 @@ from .._core.lease import explain_nothing
 from ..errors import QueueNotFound
 from ..types import Delivery, Outcome
 from . import store
-from .connection import ConsumerConnection
+from .connection import ConsumerConnection, Sent
 from .disposition import Disposition
 from .handlers import Handler, Invocation, invocations
 from .leader import LINGER, LeaderFollower
-from .retrying import is_transient
+from .retrying import is_transient, sqlstate
 from .scheduler import CheckQueues, Fetch, Scheduler
 from .state import ConsumerState
 
@@ -51,8 +51,40 @@ class _PendingSettlement:
     busy: bool = False  # whether its row was locked
 
 
+@dataclass(slots=True)
+class _LeaseRequest:
+    """What a statement leases and archives, from its sending to its reply.
+
+    Attributes:
+        handler: Whose messages it leases.
+        limit: How many at most.
+        lease: For how long.
+        done: What it archives.
+        asked_at: The monotonic clock before it was sent.
+        since: The monotonic clock before the present attempt, when it is repeated.
+    """
+
+    handler: Handler
+    limit: int
+    lease: timedelta
+    done: list[_PendingSettlement]
+    asked_at: float
+    since: float
+
+    def arguments(self) -> tuple[list[Delivery], str, int, timedelta, int | None]:
+        """Return the arguments of `store.SettleAndLease`."""
+        deliveries = [pending.disposition.delivery for pending in self.done]
+        attempts = self.handler.retry.max_attempts
+        return deliveries, self.handler.queue, self.limit, self.lease, attempts
+
+
 class Acceptor(Protocol):
     """Takes in what was leased."""
+
+    @property
+    def waiting(self) -> bool:
+        """True when something is leased that has not been started."""
+        ...
 
     def accept(self, invocations: Sequence[Invocation]) -> None:
         """Start these invocations as soon as they may run."""
@@ -95,7 +127,10 @@ class Dispatcher:
         self.lead_or_claim = self._leader.try_lead
         self._explained_at: dict[str, float] = {}
         self._waiting_until = 0.0
-        self._in_flight: tuple[str, timedelta, float] | None = None  # a lease that is on its way
+        self._request: _LeaseRequest | None = None  # without a reply yet
+        self._sent: Sent[store.SettledAndLeased] | None = None  # its reply is to be read
+        self.in_flight_since: float | None = None  # see `Rounds`; asked for each message
+        self._finishes_left = 0  # until more may be leased
         self._unanswered: list[store.UnansweredLease] = []
         self.stopped_leasing = threading.Event()
         self.ended = threading.Event()
@@ -121,7 +156,11 @@ class Dispatcher:
             self._scheduler.finished(invocation.handler.queue, len(invocation.deliveries))
             self._add_pending(invocation.handler, dispositions, now)
 
-        self._leader.submit(note, quiet=quiet)
+        self._finishes_left -= len(invocation.deliveries)
+        if not quiet and self._finishes_left > 0 and invocation.handler.prefetch:
+            self._leader.submit_later(note)  # it shares the commit of the next lease
+        else:
+            self._leader.submit(note, quiet=quiet)
 
     def settle(self, handler: Handler, dispositions: Sequence[Disposition]) -> None:
         """Settle deliveries whose call goes on: it took too long, or all stops."""
@@ -149,13 +188,12 @@ class Dispatcher:
         self._leader.wake()
 
     def _on_failure(self) -> None:
-        """A call has failed: if it was to lease, it may have done so."""
-        worker = self._state.context.worker
-        if self._in_flight is not None and worker is not None:
-            queue, lease, since = self._in_flight
-            now = time.monotonic()
-            self._unanswered.append(store.UnansweredLease(worker, queue, lease, since, now))
-            self._in_flight = (queue, lease, now)  # from when it is tried again
+        """Note a call that failed: if it was to lease, it may have done so."""
+        worker, request = self._state.context.worker, self._request
+        if request is not None and worker is not None:
+            queue, lease, now = request.handler.queue, request.lease, time.monotonic()
+            self._unanswered.append(store.UnansweredLease(worker, queue, lease, request.since, now))
+            request.since = now  # from when it is tried again
 
     # ---------------------------------------------------------------------- its own thread
 
@@ -173,8 +211,9 @@ class Dispatcher:
 
     # ---------------------------------------------------------------------- while leading
 
-    def run_round(self) -> float:
+    def run_round(self, *, by_handler: bool = False) -> float:
         """See `Rounds`."""
+        self._receive()
         mode = self._mode  # before the tasks: those that are left when it closes count
         tasks = self._leader.tasks
         while tasks:
@@ -184,7 +223,9 @@ class Dispatcher:
         if mode == "closing" and not (self._pending or self._unanswered):
             self._leader.stop()
             return 0.0
-        rest = self._try_step()
+        rest = self._try_step(by_handler=by_handler)
+        if not self._state.executor.leads:
+            self._finishes_left = self._scheduler.finishes_until_lease()
         if mode == "closing" and self._connection.stop_requested:
             self._leader.stop()
         return rest
@@ -194,9 +235,9 @@ class Dispatcher:
         """How many messages are not settled; at the end, their leases run out."""
         return len(self._pending) + len(self._leader.tasks)
 
-    def _try_step(self) -> float:
+    def _try_step(self, *, by_handler: bool) -> float:
         try:
-            return self._step()
+            return self._step(by_handler=by_handler)
         except Exception as error:
             # Told to stop while the database was away: it is no use to wait for a lease then.
             if self._connection.stop_requested or not (
@@ -209,19 +250,14 @@ class Dispatcher:
     def _leases_now(self) -> bool:
         return self._mode == "leasing" and not self._paused
 
-    def _step(self) -> float:
+    def _step(self, *, by_handler: bool) -> float:
         now = time.monotonic()
-        due = [pending for pending in self._pending.values() if pending.not_before <= now]
+        due = self._due(now)
         if self._leases_now:
             if self._needs_no_notifications(now):
                 self._advertise_waiting(None)
                 return 0.0
-            step = self._scheduler.next(now)
-            if isinstance(step, CheckQueues):
-                self._check_queues(step.queues)
-                step = self._scheduler.next(now)
-            if isinstance(step, Fetch):
-                self._settle_and_lease(step, due)
+            if self._lease_next(due, now, by_handler=by_handler):
                 return 0.0
             if self._until_empty and self._scheduler.drained and not self._pending:
                 self._drained(now)
@@ -233,6 +269,38 @@ class Dispatcher:
         elif not self._ask_for_notifications(now):
             return self.idle_time()
         return 0.0
+
+    def _lease_next(
+        self, due: Sequence[_PendingSettlement], now: float, *, by_handler: bool
+    ) -> bool:
+        """Lease what may be leased now, and one more store ahead; return whether there was any."""
+        step = self._scheduler.next(now)
+        if isinstance(step, CheckQueues):
+            self._check_queues(step.queues)
+            step = self._scheduler.next(now)
+        leases = isinstance(step, Fetch)
+        if isinstance(step, Fetch):
+            self._lease(step, due, by_handler=by_handler)
+            now = time.monotonic()
+            due = self._due(now)
+        if (ahead := self._ahead(due, now, by_handler=by_handler)) is not None:
+            self._lease(ahead, due, by_handler=by_handler)
+        return leases or ahead is not None
+
+    def _ahead(
+        self, due: Sequence[_PendingSettlement], now: float, *, by_handler: bool
+    ) -> Fetch | None:
+        """Return what to lease while handlers work, if they need not wait for that."""
+        if self._sent is not None:
+            return None
+        if by_handler and not self._connection.can_send:
+            return None
+        if not by_handler and self._state.executor.leads and not self._is_due(due, now):
+            return None  # a handler's thread will come, and does not wait for it either
+        return self._scheduler.ahead(now)
+
+    def _due(self, now: float) -> list[_PendingSettlement]:
+        return [pending for pending in self._pending.values() if pending.not_before <= now]
 
     def idle_time(self) -> float:
         """See `Rounds`."""
@@ -263,8 +331,30 @@ class Dispatcher:
             return any(pending.settle_by <= now for pending in due)
         return bool(due)
 
-    def _settle_and_lease(self, take: Fetch, due: Sequence[_PendingSettlement]) -> None:
-        """Acknowledge what is done, and lease."""
+    def _lease(self, step: Fetch, due: Sequence[_PendingSettlement], *, by_handler: bool) -> None:
+        """Acknowledge what is done, and lease, in one statement.
+
+        A handler's thread does not wait for it if there is something to start meanwhile: its next
+        round reads the reply, or one of the dispatcher's own thread.
+        """
+        request = self._request = self._request_for(step, due)
+        if by_handler and self._runtime.waiting and self._connection.can_send:
+            self._send(request)
+            return
+        try:
+            found = self._connection.exchange_until(
+                self._stop_waiting,
+                "a lease",
+                self._state.context,
+                store.SettleAndLease,
+                *request.arguments(),
+            )
+        finally:
+            self._request = None
+        self._take_in(request, found)
+
+    def _request_for(self, step: Fetch, due: Sequence[_PendingSettlement]) -> _LeaseRequest:
+        """Return what to ask for, once everything is settled that is not archived with it."""
         done: list[_PendingSettlement] = []
         others: list[_PendingSettlement] = []
         for pending in due:
@@ -272,32 +362,68 @@ class Dispatcher:
             (done if together else others).append(pending)
         if others:
             self._settle(others)
-        handler = take.handler
-        lease = self._state.lease_lengths[handler.queue]
-        asked_at = time.monotonic()
-        self._in_flight = (handler.queue, lease, asked_at)
+        lease, now = self._state.lease_lengths[step.handler.queue], time.monotonic()
+        return _LeaseRequest(step.handler, step.limit, lease, done, now, now)
+
+    def _can_settle_with_lease(self, disposition: Disposition) -> bool:
+        """Whether it can be archived by the statement that leases.
+
+        A lease that may have run out could be taken again by that very statement.
+        """
+        lease = self._lease_table.get(disposition.delivery)
+        return disposition.action == "archive" and lease is not None and not lease.is_lost()
+
+    def _send(self, request: _LeaseRequest) -> None:
         try:
-            turn = self._connection.run_until(
-                self._stop_waiting,
-                "a lease",
-                self._state.context,
-                store.settle_and_lease,
-                [pending.disposition.delivery for pending in done],
-                handler.queue,
-                take.limit,
-                lease,
-                handler.retry.max_attempts,
+            self._sent = self._connection.send(
+                self._state.context, store.SettleAndLease, *request.arguments()
             )
+            self.in_flight_since = request.asked_at
+        except Exception as error:  # noqa: BLE001 - see there
+            self._request = None
+            self._after_lost_reply(error)
+
+    def _receive(self) -> None:
+        """Read the reply to the statement that is in flight, if there is one."""
+        sent, self._sent, self.in_flight_since = self._sent, None, None
+        request = self._request
+        if sent is None or request is None:
+            return
+        try:
+            found = self._connection.receive(sent)
+        except Exception as error:  # noqa: BLE001 - see there
+            self._after_lost_reply(error)
+            return
         finally:
-            self._in_flight = None
-        if replaced := self._lease_table.replaced(turn.leased):
+            self._request = None
+        self._take_in(request, found)
+
+    def _after_lost_reply(self, error: Exception) -> None:
+        """Go on after an error that passes: the next statement connects again, and waits for that.
+
+        What the lost statement has archived is then found in the archive, and what it has leased is
+        given back: see `_on_failure`.
+        """
+        if not is_transient(error):
+            raise error
+        log.warning(
+            "a lease failed, and its reply is lost: %s",
+            type(error).__name__,
+            extra={"worker": self._state.context.worker, "sqlstate": sqlstate(error)},
+        )
+
+    def _take_in(self, request: _LeaseRequest, found: store.SettledAndLeased) -> None:
+        """Note what a statement has archived and leased, and start that."""
+        handler = request.handler
+        if replaced := self._lease_table.replaced(found.leased):
             self._state.mark_lost(replaced)
-        leased = self._lease_table.add(handler, turn.leased, lease, asked_at)
-        self._scheduler.record_fetch(handler.queue, take.limit, len(leased), time.monotonic())
-        if done:
-            self._record_settled(done, dict.fromkeys(turn.settled, Outcome.ARCHIVED))
-        if turn.undecodable:
-            self._report_undecodable(handler, turn.undecodable)
+        leased = self._lease_table.add(handler, found.leased, request.lease, request.asked_at)
+        now = time.monotonic()
+        self._scheduler.record_fetch(handler.queue, request.limit, len(leased), now)
+        if request.done:
+            self._record_settled(request.done, dict.fromkeys(found.settled, Outcome.ARCHIVED))
+        if found.undecodable:
+            self._report_undecodable(handler, found.undecodable)
         if leased:
             self._start(handler, leased)
         if self._unanswered:
@@ -323,14 +449,6 @@ class Dispatcher:
             known,
         )
         self._unanswered.clear()
-
-    def _can_settle_with_lease(self, disposition: Disposition) -> bool:
-        """Whether it can be archived by the statement that leases.
-
-        A lease that may have run out could be taken again by that very statement.
-        """
-        lease = self._lease_table.get(disposition.delivery)
-        return disposition.action == "archive" and lease is not None and not lease.is_lost()
 
     def _start(self, handler: Handler, leased: list[Delivery]) -> None:
         if handler.acknowledge == "first":
@@ -488,11 +606,12 @@ class Dispatcher:
         return self._connection.run("a look", self._state.context, store.lookup_status, deliveries)
 
     def _report(self, settled: Sequence[tuple[_PendingSettlement, Outcome]]) -> None:
-        removed = self._lease_table.remove([done.disposition.delivery for done, _ in settled])
-        by_id = {lease.delivery.id: lease for lease in removed}
-        for done, outcome in settled:
+        # Lost: if it took too long, its handler still runs, and may ask.
+        gone = self._lease_table.mark_lost([done.disposition.delivery for done, _ in settled])
+        told = [pair for pair in settled if self._events.is_told(pair[1])]
+        by_id = {lease.delivery.id: lease for lease in gone} if told else {}
+        for done, outcome in told:
             if (lease := by_id.get(done.disposition.delivery.id)) is not None:
-                lease.lost = True  # if it took too long, its handler still runs, and may ask
                 self._events.settled(done.handler, done.disposition, outcome, lease.started_at)
 
     def _mark_lost(self, pending: _PendingSettlement) -> None:

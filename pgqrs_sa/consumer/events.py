@@ -94,6 +94,11 @@ class EventEmitter:
         self._hooks = tuple(hooks)
         self.worker: int | None = None
 
+    def is_told(self, outcome: Outcome) -> bool:
+        """Return whether `settled` tells anybody of this outcome."""
+        quiet = outcome is Outcome.ARCHIVED
+        return not quiet or bool(self._hooks) or log.isEnabledFor(logging.DEBUG)
+
     def started(self, invocation: Invocation) -> None:
         """A handler begins."""
         if self._hooks:
@@ -109,8 +114,8 @@ class EventEmitter:
         self, handler: Handler, disposition: Disposition, outcome: Outcome, started_at: float | None
     ) -> None:
         """A disposition has been carried out, with this outcome."""
-        if outcome is Outcome.ARCHIVED and not (self._hooks or log.isEnabledFor(logging.DEBUG)):
-            return  # nobody would hear of it
+        if not self.is_told(outcome):
+            return
         success = outcome in (Outcome.ARCHIVED, Outcome.DISCARDED)
         self.ended(
             outcome,

@@ -81,7 +81,7 @@ class Handler:
         return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen, which takes four times as long to make
 class Invocation:
     """What one call of a handler works on: a message, or a batch."""
 

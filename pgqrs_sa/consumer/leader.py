@@ -29,8 +29,17 @@ _CLAIM_INTERVAL = 0.1  # seconds between two claims of a thread that waits to le
 class Rounds(Protocol):
     """The work that is done in rounds."""
 
-    def run_round(self) -> float:
+    @property
+    def in_flight_since(self) -> float | None:
+        """When a statement was sent whose reply the next round reads first, or None."""
+        ...
+
+    def run_round(self, *, by_handler: bool) -> float:
         """Run and remove the leader's tasks, then do one thing, if there is one.
+
+        Args:
+            by_handler: A handler's thread leads. It may leave a statement in flight, and call
+                handlers meanwhile.
 
         Returns:
             For how many seconds there is nothing to do then, or 0.0 to be called again.
@@ -89,6 +98,12 @@ class LeaderFollower:
         if not quiet:
             self.wake()
 
+    def submit_later(self, task: Callable[[], None]) -> None:
+        """Run a task in the next round, which begins within `LINGER`."""
+        self.submit(task, quiet=True)
+        if not self._has_tasks.is_set():
+            self._has_tasks.set()
+
     def submit_now(self, task: Callable[[], None]) -> None:
         """Run a task at once, in an idle thread that can go on with what it leases."""
         self.submit(task, quiet=True)
@@ -109,7 +124,7 @@ class LeaderFollower:
         """
         invocation = claim() or self._lead(claim)
         # What is left here comes next when the thread is back: see to it if that takes long.
-        if self.tasks and not self._has_tasks.is_set():
+        if not self._has_tasks.is_set() and (self.tasks or self._work.in_flight_since is not None):
             self._has_tasks.set()
         return invocation
 
@@ -123,12 +138,23 @@ class LeaderFollower:
                 return None
             if (invocation := claim()) is not None:
                 return invocation
-            rest = self._run_round() or self._work.idle_time()
-            if self._stopped or time.monotonic() + rest < self._asleep_until:
-                self.wake()
+            return self._lead_rounds(claim)
         finally:
             self._leading.release()
-        return claim()
+
+    def _lead_rounds(self, claim: Callable[[], Invocation | None]) -> Invocation | None:
+        """Do rounds until something may be started, or nothing can be leased."""
+        while True:
+            rest = self._run_round(by_handler=True)
+            invocation = claim()
+            if self._work.in_flight_since is not None and not self._stopped:
+                if invocation is None:
+                    continue  # with nothing to do meanwhile, wait for the reply
+                return invocation
+            rest = rest or self._work.idle_time()
+            if self._stopped or time.monotonic() + rest < self._asleep_until:
+                self.wake()
+            return invocation
 
     # ------------------------------------------------------------ from the dispatcher's own thread
 
@@ -140,7 +166,7 @@ class LeaderFollower:
                     return
                 # Only here: the event is for this thread, even if another one leads before it.
                 self._woken.clear()
-                rest = self._run_round()
+                rest = self._run_round(by_handler=False)
                 self._asleep_until = time.monotonic() + rest
             if not self._stopped:
                 self._sleep()
@@ -154,11 +180,15 @@ class LeaderFollower:
         while True:
             self._has_tasks.clear()  # before the looks: what comes after them sets it again
             now = time.monotonic()
-            if self._woken.is_set() or now >= self._asleep_until:
+            since = self._work.in_flight_since
+            # With a statement in flight, the first thing to do would be to wait for its reply.
+            if self._woken.is_set() or (since is None and now >= self._asleep_until):
                 return
-            if not self.tasks:
+            if since is None and self.tasks:
+                since = self._oldest_task_at
+            if since is None:
                 self._has_tasks.wait(self._asleep_until - now)
-            elif (spare := self._oldest_task_at + LINGER - now) > 0:
+            elif (spare := since + LINGER - now) > 0:
                 self._woken.wait(spare)
             else:
                 return
@@ -169,9 +199,9 @@ class LeaderFollower:
         """Let this round be the last."""
         self._stopped = True
 
-    def _run_round(self) -> float:
+    def _run_round(self, *, by_handler: bool) -> float:
         try:
-            return self._work.run_round()
+            return self._work.run_round(by_handler=by_handler)
         except BaseException as error:  # noqa: BLE001 - it is kept
             self._stopped = True
             self._work.fail(error)

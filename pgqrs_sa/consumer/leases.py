@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 from ..types import Delivery
 from .handlers import Handler
@@ -58,6 +59,25 @@ class Lease:
         return now - self.started_at > limit.total_seconds()
 
 
+def _unlink(lease: Lease, watch: Callable[[], bool]) -> None:
+    """Let the delivery of a lease no longer refer to the lease.
+
+    As they refer to each other, only the garbage collector could free them. It did so after each
+    few hundred messages, and looked at all that the application has in memory.
+    """
+    object.__setattr__(lease.delivery, "watch", watch)
+
+
+def _is_known() -> bool:
+    """Return that a lease is lost."""
+    return True
+
+
+def _is_past(clock: Callable[[], float], expires_at: float) -> bool:
+    """Return whether a lease that is no longer tracked has expired."""
+    return clock() > expires_at
+
+
 class LeaseTable:
     """All leases of a consumer, by message. Safe to use from several threads."""
 
@@ -78,17 +98,16 @@ class LeaseTable:
             lease: The length of the lease.
             asked_at: The clock before the statement was sent: no lease began earlier.
         """
-        span = lease.total_seconds()
-        watched = []
+        watched, clock, span = list(leased), self._clock, lease.total_seconds()
+        renew_at, end = asked_at + span / _RENEW_AT, asked_at + span
         with self._lock:
-            for delivery in leased:
-                end = asked_at + span
-                held = Lease(delivery, handler, span, asked_at + span / _RENEW_AT, end, end)
-                held.clock = self._clock
+            for delivery in watched:
+                held = Lease(delivery, handler, span, renew_at, end, end)
+                if clock is not time.monotonic:
+                    held.clock = clock
                 # Nothing else refers to it yet, and a copy would double the cost of this loop.
                 object.__setattr__(delivery, "watch", held.is_lost)
                 self._leases[delivery.id] = held
-                watched.append(delivery)
         return watched
 
     def replaced(self, leased: Iterable[Delivery]) -> list[Lease]:
@@ -105,12 +124,12 @@ class LeaseTable:
 
     def mark_started(self, deliveries: Iterable[Delivery], thread: int | None) -> bool:
         """Record that a handler starts; return False if a lease is lost, and it must not."""
-        begun: list[Lease] = []
+        now, begun = self._clock(), []
         for delivery in deliveries:
-            if (held := self.get(delivery)) is None or held.is_lost():
+            held = self.get(delivery)
+            if held is None or held.lost or now > held.expires_at:  # as in `Lease.is_lost`
                 return False
             begun.append(held)
-        now = self._clock()
         for held in begun:
             held.started_at, held.thread = now, thread
         return True
@@ -150,6 +169,12 @@ class LeaseTable:
 
         The caller that receives a lease reports its outcome, so that it is reported once.
         """
+        gone = self._take(deliveries)
+        for held in gone:
+            _unlink(held, partial(_is_past, held.clock, held.expires_at))
+        return gone
+
+    def _take(self, deliveries: Iterable[Delivery]) -> list[Lease]:
         with self._lock:
             gone = [held for delivery in deliveries if (held := self.get(delivery)) is not None]
             for held in gone:
@@ -158,9 +183,10 @@ class LeaseTable:
 
     def mark_lost(self, deliveries: Iterable[Delivery]) -> list[Lease]:
         """Mark leases as lost for their handlers, and remove them; return the same as `remove`."""
-        gone = self.remove(deliveries)
+        gone = self._take(deliveries)
         for held in gone:
             held.lost = True
+            _unlink(held, _is_known)
         return gone
 
     def hand_over(self, deliveries: Iterable[Delivery]) -> None:

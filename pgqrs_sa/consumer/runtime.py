@@ -86,10 +86,11 @@ class RunQueue:
         """Remove and return the first that may run now, counted as running; None if none may."""
         if self._calls >= self.slots:
             return None
+        running = self._running
         for place, invocation in enumerate(self._waiting):
-            if self._running[invocation.handler.queue] < invocation.handler.concurrency:
+            if running[invocation.handler.queue] < invocation.handler.concurrency:
                 del self._waiting[place]
-                self._running[invocation.handler.queue] += 1
+                running[invocation.handler.queue] += 1
                 self._calls += 1
                 return invocation
         return None
@@ -277,16 +278,10 @@ class Runtime:
             # Messages leased while the consumer was stopping are released, except those that are
             # acknowledged already, which would be lost.
             stopped = self._draining or self._paused
-            late = [
-                invocation
-                for invocation in invocations
-                if stopped and invocation.handler.acknowledge != "first"
-            ]
-            wanted = (
-                [invocation for invocation in invocations if invocation not in late]
-                if late
-                else invocations
-            )
+            late, wanted = [], invocations
+            if stopped:
+                late = [item for item in invocations if item.handler.acknowledge != "first"]
+                wanted = [item for item in invocations if item.handler.acknowledge == "first"]
             self._run_queue.add(wanted)
         self._release(late)
         if wanted:
@@ -361,10 +356,10 @@ class Runtime:
         self.state.lease_table.mark_settling(invocation.deliveries)
         left: list[Disposition] = []
         for disposition in dispositions:
-            if disposition.settled or disposition.action == "keep":
-                self._report(invocation, disposition)
-            else:
+            if disposition.outcome is None and disposition.action != "keep":
                 left.append(disposition)
+            else:
+                self._report(invocation, disposition)
         self.dispatcher.finished(invocation, left, quiet=quiet)
         with self._lock:
             self._running.pop(invocation.number, None)
@@ -432,6 +427,11 @@ class Runtime:
     def waiting(self) -> bool:
         """True when leased messages have not started."""
         return self._run_queue.waiting > 0
+
+    @property
+    def slots(self) -> int:
+        """How many calls may run at the same time."""
+        return self._run_queue.slots
 
     @property
     def busy(self) -> int:

@@ -21,6 +21,10 @@ _SOON = 0.02
 """Seconds after which an empty queue is asked again first; it doubles up to the poll interval."""
 
 
+_QUICK = 0.1
+"""Seconds: handlers are quick if they have worked off what was leased last in less than this."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fetch:
     """Lease up to ``limit`` messages of this handler's queue now."""
@@ -53,6 +57,8 @@ class _QueueState:
     empty: bool = False
     idle: bool = True
     idle_since: float | None = None
+    full_at: float = -math.inf  # when a lease last brought all that was asked for
+    quick: bool = False
 
     def found_nothing(self, now: float, move: float, longest: float) -> None:
         """Note that it had nothing, and ask it again later than the last time."""
@@ -66,6 +72,25 @@ class _QueueState:
     def calls(self) -> int:
         """How many calls its messages make, at most as many as may run."""
         return min(math.ceil(self.in_hand / self.handler.batch), self.handler.concurrency)
+
+    def store(self, slots: int) -> int:
+        """How many messages it may have in hand."""
+        return min(self.handler.concurrency, slots) * self.handler.batch + self.handler.prefetch
+
+    @property
+    def least(self) -> int:
+        """How many messages are worth a lease: with a store ahead, half of that."""
+        return max(1, (self.handler.prefetch + 1) // 2)
+
+    def room_ahead(self, slots: int, now: float) -> int:
+        """How many more messages to lease while its handlers work: up to a second store."""
+        if not (self.quick and self.handler.prefetch and self.due <= now and self.in_hand):
+            return 0
+        if self.handler.acknowledge == "first":  # a crash loses all that was leased
+            return 0
+        store = self.store(slots)
+        room = min(store, 2 * store - self.in_hand)
+        return room if room >= self.least else 0
 
     def room(self, slots: int) -> int:
         """Return how many more messages it may lease, if the others leave it this many calls."""
@@ -124,10 +149,29 @@ class Scheduler:
             # one that waits for its turn, or they would never get any.
             least = 1 if stores > (state.handler.prefetch > 0) else 0
             room = state.room(max(least, self.slots - (calls - state.calls)))
-            # With a store of messages ahead it is filled when half is used up, not one by one.
-            if room > 0 and room >= (state.handler.prefetch + 1) // 2:
+            if room >= state.least:
                 found.append((state, room))
         return found
+
+    def ahead(self, now: float) -> Fetch | None:
+        """Return what to lease while the handlers work on what they have, if anything.
+
+        That is a store more than `next` allows, from a queue that always has messages, and only
+        while its handlers are quick. Others keep no message from other consumers for longer.
+        """
+        able = [state for state in self._queues.values() if state.room_ahead(self.slots, now)]
+        if not able:
+            return None
+        chosen = self._fairest(able)
+        return Fetch(chosen.handler, chosen.room_ahead(self.slots, now))
+
+    def finishes_until_lease(self) -> int:
+        """Return how many messages are to be finished before more may be leased, at least 1."""
+        counts = []
+        for state in self._queues.values():
+            store = state.store(self.slots)
+            counts.append(state.in_hand + state.least - (2 * store if state.quick else store))
+        return max(1, min(counts, default=1))
 
     @staticmethod
     def _fairest(due: list[_QueueState]) -> _QueueState:
@@ -142,6 +186,8 @@ class Scheduler:
         """Note what a lease brought."""
         source = self._queues[queue]
         source.in_hand += got
+        source.quick = got == asked and now - source.full_at < _QUICK
+        source.full_at = now if got == asked else -math.inf
         if not got:
             source.found_nothing(now, self._move(), self.poll_interval)
             return

@@ -88,13 +88,17 @@ class HandlerSignature:
         self, deliveries: Sequence[Delivery], payloads: Sequence[Any], session: Any, service: Any
     ) -> dict[str, Any]:
         """Return the arguments for these deliveries and their converted payloads."""
-        values = {
-            "session": session,
-            "service": service,
-            "delivery": list(deliveries) if self.many else deliveries[0],
-            "payload": list(payloads) if self.many else (payloads[0] if payloads else None),
-        }
-        return {name: values[kind] for name, kind in self.parameters}
+        arguments: dict[str, Any] = {}
+        for name, kind in self.parameters:
+            if kind == "delivery":
+                arguments[name] = list(deliveries) if self.many else deliveries[0]
+            elif kind == "payload":
+                arguments[name] = (
+                    list(payloads) if self.many else (payloads[0] if payloads else None)
+                )
+            else:
+                arguments[name] = session if kind == "session" else service
+        return arguments
 
     def run(self, arguments: dict[str, Any]) -> Any:
         """Call a handler of `Consumer`."""
@@ -104,7 +108,8 @@ class HandlerSignature:
         except BaseException as error:
             end_child(process, error)
             raise
-        end_child(process)
+        if os.getpid() != process:
+            end_child(process)
         return result
 
     async def awaited(self, arguments: dict[str, Any]) -> Any:
@@ -117,7 +122,8 @@ class HandlerSignature:
         except BaseException as error:
             end_child(process, error)
             raise
-        end_child(process)
+        if os.getpid() != process:
+            end_child(process)
         return result
 
     def payloads(self, deliveries: Iterable[Delivery]) -> list[Any]:

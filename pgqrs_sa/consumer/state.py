@@ -27,6 +27,11 @@ class Executor(Protocol):
         """The application's engine: an ``Engine`` or an ``AsyncEngine``."""
         ...
 
+    @property
+    def leads(self) -> bool:
+        """Whether the threads of handlers lease for themselves: see `leader`."""
+        ...
+
     def connector(self) -> Connector:
         """Return a connector for one of the run's own threads."""
         ...

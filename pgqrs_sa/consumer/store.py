@@ -23,7 +23,7 @@ from .._core.sql import consume as statements
 from .._core.sql import lease as leasing
 from .._core.sql import settle as settling
 from ..declared import DeclaredQueue
-from ..errors import InvalidArgument, ReadOnlyDatabase
+from ..errors import InvalidArgument, PayloadError, ReadOnlyDatabase
 from ..resources import Queues
 from ..types import Delivery, Outcome
 from .disposition import Disposition
@@ -31,6 +31,7 @@ from .handlers import Handler
 
 __all__ = [
     "QueueCheck",
+    "SettleAndLease",
     "SettledAndLeased",
     "SettledStatus",
     "UnansweredLease",
@@ -104,6 +105,82 @@ class QueueCheck:
     missing: frozenset[str]
 
 
+class SettleAndLease:
+    """Archive what is done, and lease messages of a queue, in one statement.
+
+    In two halves, so that the caller may do something else while the statement is on its way.
+
+    Args:
+        scope: The session, and the settings of the service.
+        done: Deliveries to archive.
+        queue: The queue to lease from.
+        limit: How many messages to lease at most.
+        lease: For how long.
+        attempts: The limit of attempts, or None for the queue's own.
+
+    Attributes:
+        statement: The statement to execute.
+        values: Its parameters. It must be sent at once, as its time is measured.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        done: Sequence[Delivery],
+        queue: str,
+        limit: int,
+        lease: timedelta,
+        attempts: int | None,
+    ) -> None:
+        self._context = scope.context
+        self._queue = queue
+        self._values = {
+            **settle.fence(done),
+            "queue": queue,
+            "limit": limit,
+            "lease": lease,
+            "worker": scope.context.worker,
+            "attempts": attempts,
+        }
+        self.statement = statements.settle_and_lease(scope.tables)
+        self._cursor = cursors.CursorUse(scope, self.statement, self._values)
+        self.values = self._values | self._cursor.binds()
+        self._settled: frozenset[int] = frozenset()
+        self._leased: list[Delivery] = []
+        self._looks_again = False
+
+    def read(self, rows: Sequence[Any]) -> SettledAndLeased | None:
+        """Return the result that the rows stand for, or None if `result` has to be asked."""
+        (told,) = (row for row in rows if row.id is None)
+        self._settled = frozenset(told.settled or ())
+        taken = in_order(row for row in rows if row is not told)
+        self._looks_again = not self._cursor.record(taken)
+        if self._looks_again or not self._take(taken):
+            return None
+        return SettledAndLeased(self._settled, self._leased)
+
+    def _take(self, rows: Sequence[Any]) -> bool:
+        """Note what was leased; return whether all of it can be decoded."""
+        context = self._context
+        self._leased = deliveries_of(context, self._queue, rows, context.worker)
+        return not any(type(delivery.decoded) is PayloadError for delivery in self._leased)
+
+    def result(self, scope: Scope) -> SettledAndLeased:
+        """Return what the statement did, after others that this needs."""
+        if self._looks_again:
+            beginning = leasing.dequeue(scope.tables, by_worker=True)
+            values = self._values | self._cursor.binds()
+            taken = in_order(scope.execute(beginning, values))
+            self._cursor.record(taken)
+            self._take(taken)
+        return SettledAndLeased(self._settled, *decodable(scope, self._leased))
+
+    def run(self, scope: Scope) -> SettledAndLeased:
+        """Execute the statement, wait for it, and return what it did."""
+        rows = scope.execute(self.statement, self.values).all()
+        return self.read(rows) or self.result(scope)
+
+
 def settle_and_lease(
     scope: Scope,
     done: Sequence[Delivery],
@@ -112,27 +189,8 @@ def settle_and_lease(
     lease: timedelta,
     attempts: int | None,
 ) -> SettledAndLeased:
-    """Archive the done deliveries and lease up to ``limit`` messages, in one statement."""
-    context = scope.context
-    values = {
-        **settle.fence(done),
-        "queue": queue,
-        "limit": limit,
-        "lease": lease,
-        "worker": context.worker,
-        "attempts": attempts,
-    }
-    statement = statements.settle_and_lease(context.tables)
-    taking = cursors.CursorUse(scope, statement, values)
-    rows = scope.execute(statement, values | taking.binds()).all()
-    taken = in_order(row for row in rows if row.id is not None)
-    (settled,) = (row.settled for row in rows if row.id is None)
-    if not taking.record(taken):
-        beginning = leasing.dequeue(context.tables, by_worker=True)
-        taken = in_order(scope.execute(beginning, values | taking.binds()))
-        taking.record(taken)
-    found = deliveries_of(context, queue, taken, context.worker)
-    return SettledAndLeased(frozenset(settled or ()), *decodable(scope, found))
+    """Do what `SettleAndLease` describes, and wait for it."""
+    return SettleAndLease(scope, done, queue, limit, lease, attempts).run(scope)
 
 
 def renew(scope: Scope, held: Sequence[Delivery], lease: timedelta) -> frozenset[int]:

@@ -253,6 +253,8 @@ async def _done(task: asyncio.Future[Any], on_cancel: Callable[[], None]) -> boo
 class TaskExecutor:
     """Tasks that call handlers, in the application's loop."""
 
+    leads = False  # the application's loop does not wait for a lease
+
     def __init__(
         self,
         sessionmaker: Callable[[], AsyncSession],
@@ -278,10 +280,14 @@ class TaskExecutor:
             self._loop.call_soon_threadsafe(self._submit, count)
 
     def _submit(self, count: int) -> None:
-        for _ in range(count):
-            task = self._loop.create_task(self._work(), context=self._context.copy())
-            self.running.add(task)
-            task.add_done_callback(self._ended)
+        # A task for each call that may run. Those that end start others: see `_work`.
+        for _ in range(min(count, self.runtime.slots - len(self.running))):
+            self._start()
+
+    def _start(self) -> None:
+        task = self._loop.create_task(self._work(), context=self._context.copy())
+        self.running.add(task)
+        task.add_done_callback(self._ended)
 
     def wake(self) -> bool:
         """See `Executor`: the application's loop does not wait for a lease."""
@@ -334,7 +340,11 @@ class TaskExecutor:
             await asyncio.wait(tasks, timeout=seconds)
 
     async def _work(self) -> bool:
-        """Run the next invocation that may start; return False if there is none."""
+        """Run the next invocation that may start, if there is one.
+
+        Returns:
+            Whether another task is to be started in its place.
+        """
         # Claimed here, not when the task is created: the loop may be blocked between the two.
         invocation = self.runtime.next_ready_invocation()
         if invocation is None:
@@ -348,17 +358,30 @@ class TaskExecutor:
         finally:
             for attempt in attempts:
                 self._by_attempt.pop(attempt, None)
-        return True
+        if not self.runtime.waiting:
+            return True
+        self._start()  # now: the callback of this task takes a turn of the loop
+        return False
 
     def _ended(self, task: asyncio.Task[bool]) -> None:
         self.running.discard(task)
         # A task is only cancelled before its first step: afterwards it returns a result.
-        if self.runtime.waiting and (task.cancelled() or task.result()):
+        if (task.cancelled() or task.result()) and self.runtime.waiting:
             self._submit(1)
 
     async def _run(self, invocation: Invocation) -> list[Disposition]:
         limit = invocation.handler.timeout
-        seconds = None if limit is None else limit.total_seconds()
+        try:
+            if limit is None:
+                with self._call_context():
+                    return await self._invoke(invocation)
+                refuse_suppression()
+        except BaseException as error:  # noqa: BLE001 - see `_run_within`
+            return self._after(invocation, error)
+        return await self._run_within(limit.total_seconds(), invocation)
+
+    async def _run_within(self, seconds: float, invocation: Invocation) -> list[Disposition]:
+        """Run an invocation with a timeout."""
         clock = asyncio.timeout(seconds)
         try:
             async with clock:
@@ -371,7 +394,7 @@ class TaskExecutor:
         except _Raised as raised:
             return self._after(invocation, raised.error)
         except TimeoutError as error:
-            if clock.expired() and seconds is not None:
+            if clock.expired():
                 cause = error.__cause__  # the CancelledError, which was raised where it waited
                 where = None if cause is None else stacks.of_traceback(cause.__traceback__)
                 late = HandlerTimeout(invocation.handler.name, seconds, where)

@@ -280,6 +280,8 @@ class _Signals:
 class ThreadExecutor:
     """Daemon threads that call handlers: one that hangs does not keep the process alive."""
 
+    leads = True
+
     def __init__(
         self, sessionmaker: Callable[[], Session], engine: Engine, call_context: CallContext
     ) -> None:

@@ -19,9 +19,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
-from pgqrs_sa import AsyncQueueService, QueueService
+from pgqrs_sa import AsyncQueueService, Consumer, Delivery, QueueService
+from pgqrs_sa.consumer import scheduler
 from support import bouncer
 from support.actors import DRIVERS, Actor
 from support.bouncer import PgBouncer
@@ -30,7 +31,7 @@ from support.loops import produce, work
 from support.operations import OPERATIONS
 from support.proxy import Proxy
 from support.scripts import Script
-from support.servers import Address, OwnServer, run_sql
+from support.servers import WAIT, Address, OwnServer, run_sql
 
 pytestmark = pytest.mark.pgbouncer
 
@@ -138,6 +139,28 @@ def test_many_clients_share_two_connections(pooled, engine):
         assert sum(delivery.result() for delivery in done) == 120
     clients.dispose()
     assert audit(engine).assert_clean().archived == 120
+
+
+def test_a_consumer_sends_its_next_statement_before_it_calls_handlers(
+    pooled, address, engine, monkeypatch
+):
+    """PgBouncer takes the connection back while the reply waits for the handler's thread."""
+    monkeypatch.setattr(scheduler, "_QUICK", WAIT)
+    produce(engine, "mail", range(60))
+    clients, ahead = sa.create_engine(pooled.url(), **bouncer.PSYCOPG), []
+    consumer = Consumer(sessionmaker(clients), concurrency=1, housekeeping=None)
+
+    @consumer.on("mail", prefetch=4)
+    def handler(delivery: Delivery) -> None:
+        dispatcher = consumer._run.runtime.dispatcher
+        ahead.append(dispatcher.in_flight_since is not None)
+
+    assert consumer.run(until_empty=True) == 0
+    clients.dispose()
+    assert len(ahead) == 60
+    assert any(ahead)
+    assert run_sql(address, "SELECT count(*) FROM pgqrs_archive") == [(60,)]
+    assert run_sql(address, "SELECT count(*) FROM pgqrs_messages") == [(0,)]
 
 
 def test_four_processes_migrate_at_once(own, pooler):

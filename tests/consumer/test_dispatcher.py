@@ -19,7 +19,7 @@ import pytest
 from pgqrs_sa import Delivery, QueueNotFound, Retry
 from pgqrs_sa._core.lease import explain_nothing
 from pgqrs_sa.consumer import store
-from pgqrs_sa.consumer.dispatcher import Dispatcher
+from pgqrs_sa.consumer.dispatcher import Dispatcher, _LeaseRequest
 from pgqrs_sa.consumer.disposition import Disposition
 from pgqrs_sa.consumer.handlers import Handlers, Invocation
 from pgqrs_sa.consumer.leader import LINGER, LeaderFollower
@@ -40,6 +40,8 @@ def delivery(id_: int) -> Delivery:
 
 class FakeLine:
     """Settles what it is told to, and leases what it was given."""
+
+    can_send = False
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
@@ -64,6 +66,9 @@ class FakeLine:
 
     def run(self, what, context, operation, *args, **kwargs):
         return self.run_until(self.stopping, what, context, operation, *args, **kwargs)
+
+    def exchange_until(self, until, what, context, begin, *args):
+        return self.run_until(until, what, context, begin, *args)
 
     def run_until(self, until, what, context, operation, *args, **kwargs):
         del context
@@ -146,14 +151,16 @@ class Office:
         self.idle = False  # whether a thread of a handler has nothing to do
         schedule = Scheduler(concurrency, 60, jitter=lambda: 0.5)
         schedule.add_handlers([self.handler])
-        executor: Any = SimpleNamespace(wake=lambda: self.idle, abandon=lambda _leases: None)
+        executor: Any = SimpleNamespace(
+            wake=lambda: self.idle, abandon=lambda _leases: None, leads=True
+        )
         self.state = ConsumerState(config, [self.handler], executor, until_empty=False, grace=0.0)
         self.state.registered(SimpleNamespace(id=1))  # type: ignore[arg-type]
         self.state.lease_lengths = {"mail": dt.timedelta(hours=1)}
         self.book = self.state.lease_table
         calls: Any = SimpleNamespace(end=self.ended_calls.append)
         self.state.call_transactions = calls
-        runtime: Any = SimpleNamespace(accept=self.ready.extend)
+        runtime: Any = SimpleNamespace(accept=self.ready.extend, waiting=False)
         self.dispatcher = Dispatcher(self.line, self.state, schedule, runtime)
         self.thread = threading.Thread(target=self.dispatcher.run, daemon=True)
 
@@ -223,7 +230,17 @@ def test_a_call_is_left_to_a_thread_of_a_handlers_that_has_nothing_to_do_if_ther
 
 def led(run_round: Callable[[], float], *, idle_time: float, idle: bool) -> LeaderFollower:
     """Return a leader of these rounds; ``idle``: whether a thread of a handler is."""
-    work: Any = SimpleNamespace(run_round=run_round, idle_time=lambda: idle_time, fail=pytest.fail)
+
+    def run(*, by_handler: bool) -> float:
+        del by_handler
+        return run_round()
+
+    work: Any = SimpleNamespace(
+        run_round=run,
+        idle_time=lambda: idle_time,
+        in_flight_since=None,
+        fail=pytest.fail,
+    )
     executor: Any = SimpleNamespace(wake=lambda: idle)
     return LeaderFollower(work, executor, threading.Event())
 
@@ -517,6 +534,9 @@ class Told:
         self.losses: list[int] = []
         dispatcher._events = self
 
+    def is_told(self, _outcome) -> bool:
+        return True
+
     def settled(self, _handler, disposition, word, _started_at) -> None:
         self.settlements.append((disposition.delivery.id, word))
 
@@ -797,10 +817,10 @@ def test_an_error_is_passed_over_only_when_it_passes_and_it_stops(leaving, hurri
             item.dispatcher._add_pending(item.handler, [Disposition(delivery(1), "archive")], 0.0)
         item.line.stop_requested, item.line.error = hurried, error
         if passes:
-            assert item.dispatcher._try_step() == 0.0
+            assert item.dispatcher._try_step(by_handler=False) == 0.0
         else:
             with pytest.raises(type(error)):
-                item.dispatcher._try_step()
+                item.dispatcher._try_step(by_handler=False)
         item.line.stop_requested, item.line.error = False, None
 
 
@@ -830,7 +850,9 @@ def test_leases_without_an_answer_are_noted_for_the_worker_from_one_try_to_the_n
     with office(working=False) as item:
         item.dispatcher._on_failure()  # it was no lease
         assert item.dispatcher._unanswered == []
-        item.dispatcher._in_flight = ("mail", dt.timedelta(hours=1), 5.0)
+        item.dispatcher._request = _LeaseRequest(
+            item.handler, 1, dt.timedelta(hours=1), [], asked_at=5.0, since=5.0
+        )
         item.dispatcher._on_failure()
         item.dispatcher._on_failure()
         first, second = item.dispatcher._unanswered

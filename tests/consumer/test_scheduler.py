@@ -410,3 +410,102 @@ def test_what_was_leased_is_cut_into_batches():
         [3, 4, 5],
         [6],
     ]
+
+
+def filled(plan, now, *, every=0.0):
+    """Lease two full stores of the first queue, so that its handlers are known to be quick."""
+    for moment in (now - every, now):
+        plan.finished("q0", plan.in_hand)
+        step = next_lease(plan, moment)
+        plan.record_fetch("q0", step.limit, step.limit, moment)
+
+
+def test_quick_handlers_get_a_second_store_and_no_third():
+    plan = schedule(handlers({"prefetch": 4, "concurrency": 1}))
+    filled(plan, 10.0, every=0.09)
+    assert isinstance(plan.next(10.0), Wait)
+    step = plan.ahead(10.0)
+    assert step.limit == 5
+    plan.record_fetch("q0", 5, 5, 10.0)
+    assert plan.ahead(10.0) is None
+    plan.finished("q0", 1)
+    assert plan.ahead(10.0) is None  # worth a statement is half of what is ahead
+    plan.finished("q0", 1)
+    assert plan.ahead(10.0).limit == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "every"),
+    [
+        ({"prefetch": 4}, 0.11),
+        ({"prefetch": 0}, 0.0),
+        ({"prefetch": 4, "acknowledge": "first"}, 0.0),
+    ],
+    ids=["slow", "none ahead", "acknowledged first"],
+)
+def test_others_get_no_second_store(options, every):
+    plan = schedule(handlers({"concurrency": 1, **options}))
+    filled(plan, 10.0, every=every)
+    assert plan.ahead(10.0) is None
+
+
+def test_a_queue_that_had_less_than_was_asked_for_is_not_asked_ahead():
+    plan = schedule(handlers({"prefetch": 4, "concurrency": 1}))
+    filled(plan, 10.0)
+    plan.finished("q0", 5)
+    plan.record_fetch("q0", 5, 4, 10.0)
+    assert plan.ahead(10.0) is None
+    plan.wake("q0")
+    assert plan.ahead(10.0) is None
+
+
+def test_a_queue_is_only_asked_ahead_while_its_handlers_have_something():
+    plan = schedule(handlers({"prefetch": 4, "concurrency": 1}))
+    filled(plan, 10.0)
+    plan.finished("q0", 5)
+    assert plan.ahead(10.0) is None
+
+
+@at_least(50)
+@given(HANDLERS, st.integers(1, 8), st.data())
+def test_never_more_than_two_stores_are_leased(wanted, slots, data):
+    made = handlers(*wanted)
+    plan = schedule(made, slots=slots)
+    in_hand: Counter[str] = Counter()
+    for number in range(data.draw(st.integers(1, 40))):
+        now = number / 100
+        step = plan.ahead(now) or plan.next(now)
+        if isinstance(step, CheckQueues):
+            plan.record_check(step.queues, step.queues, now)
+        elif isinstance(step, Fetch):
+            queue, handler = step.handler.queue, step.handler
+            assert step.limit >= 1
+            plan.record_fetch(queue, step.limit, step.limit, now)
+            in_hand[queue] += step.limit
+            store = min(handler.concurrency, slots) * handler.batch + handler.prefetch
+            assert in_hand[queue] <= (2 if handler.prefetch else 1) * store
+        busy = [queue for queue, count in in_hand.items() if count]
+        if busy and data.draw(st.booleans()):
+            queue = data.draw(st.sampled_from(sorted(busy)))
+            ended = data.draw(st.integers(1, in_hand[queue]))
+            in_hand[queue] -= ended
+            plan.finished(queue, ended)
+        assert plan.finishes_until_lease() >= 1
+
+
+def test_more_is_leased_once_so_many_are_finished():
+    plan = schedule(handlers({"prefetch": 6, "concurrency": 2}), slots=2)
+    step = next_lease(plan, 0.0)
+    plan.record_fetch("q0", step.limit, step.limit, 0.0)
+    count = plan.finishes_until_lease()
+    plan.finished("q0", count - 1)
+    assert isinstance(plan.next(0.0), Wait)
+    plan.finished("q0", 1)
+    assert isinstance(plan.next(0.0), Fetch)
+    filled(plan, 1.0)
+    plan.record_fetch("q0", 8, 8, 1.0)
+    count = plan.finishes_until_lease()
+    plan.finished("q0", count - 1)
+    assert plan.ahead(1.0) is None
+    plan.finished("q0", 1)
+    assert isinstance(plan.ahead(1.0), Fetch)

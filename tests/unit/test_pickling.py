@@ -9,9 +9,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 import pgqrs_sa
 from pgqrs_sa import pgqrs
+from pgqrs_sa._core.lease import new_delivery
 from pgqrs_sa.errors import Whereabouts
+from pgqrs_sa.types import Delivery
 from support.cases import each_case
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -169,3 +173,15 @@ def test_a_deep_copy_of_a_delivery_has_a_payload_of_its_own():
     copied = copy.deepcopy(VALUES[0])
     copied.payload["a"].append(2)
     assert VALUES[0].payload == {"a": [1]}
+
+
+def test_a_delivery_that_is_made_quickly_is_a_delivery():
+    values = [field.name for field in dataclasses.fields(Delivery) if field.name != "watch"]
+    delivery = new_delivery(*values)  # type: ignore[arg-type]
+    assert type(delivery) is Delivery
+    assert delivery == Delivery(*values)  # type: ignore[arg-type]
+    assert dataclasses.astuple(delivery) == dataclasses.astuple(Delivery(*values))  # type: ignore[arg-type]
+    assert delivery.lease_lost is False
+    for name in (*values, "watch"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(delivery, name, None)

@@ -28,7 +28,7 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
     ): _MOMENT,
     (
         "consumer/dispatcher",
-        "Dispatcher._step",
+        "Dispatcher._due",
         "boundary",
         "pending.not_before <= now -> pending.not_before < now",
     ): _MOMENT,
@@ -53,10 +53,6 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
         "boundary",
         "time.monotonic() - since > self._deadline -> time.monotonic() - since >= self._deadline",
     ): _MOMENT,
-    ("consumer/connection", "ConsumerConnection._timed", "removed", "self._session = None"): (
-        "The connection is thrown away with it, and a session is only used with its own: this lets"
-        " go of the broken one sooner."
-    ),
     (
         "consumer/results",
         "_problem",
@@ -78,7 +74,7 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
     ),
     (
         "consumer/leader",
-        "LeaderFollower._lead",
+        "LeaderFollower._lead_rounds",
         "boundary",
         (
             "time.monotonic() + rest < self._asleep_until -> time.monotonic() + rest <="
@@ -95,10 +91,7 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
         "consumer/leader",
         "LeaderFollower._sleep",
         "boundary",
-        (
-            "(spare := (self._oldest_task_at + LINGER - now)) > 0 -> "
-            "(spare := (self._oldest_task_at + LINGER - now)) >= 0"
-        ),
+        ("(spare := (since + LINGER - now)) > 0 -> (spare := (since + LINGER - now)) >= 0"),
     ): _MOMENT,
     (
         "consumer/leader",
