@@ -1040,3 +1040,29 @@ def test_a_call_that_keeps_its_message_locked_is_ended_when_that_is_found_again(
         item.dispatcher._pending[1].not_before = 0.0
         item.dispatcher.run_round()
         assert item.line.settled == [1]
+
+
+def test_its_own_thread_reads_a_reply_that_no_handlers_thread_comes_for_and_no_sooner():
+    leader = led(lambda: 0.0, idle_time=0.0, idle=False)
+    assert leader._asleep_until < time.monotonic()
+    sent_at = time.monotonic()
+    leader._work.in_flight_since = sent_at  # type: ignore[misc]
+    leader._sleep()
+    assert time.monotonic() >= sent_at + LINGER
+    leader.wake()  # as when the consumer stops
+    leader._work.in_flight_since = time.monotonic() + PATIENCE  # type: ignore[misc]
+    leader._sleep()
+    assert time.monotonic() < sent_at + PATIENCE
+
+
+def test_a_handlers_thread_with_nothing_to_start_waits_for_the_reply_in_flight():
+    rounds: list[str] = []
+
+    def run_round() -> float:
+        rounds.append("round")
+        leader._work.in_flight_since = None if len(rounds) > 1 else 1.0  # type: ignore[misc]
+        return 60.0
+
+    leader = led(run_round, idle_time=60.0, idle=False)
+    assert leader.try_lead(lambda: None) is None
+    assert rounds == ["round", "round"]
