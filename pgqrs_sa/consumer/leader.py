@@ -18,10 +18,18 @@ from typing import Protocol
 from .handlers import Invocation
 from .state import Executor
 
-__all__ = ["LINGER", "LeaderFollower", "Rounds"]
+__all__ = ["LINGER", "REPLY_LINGER", "LeaderFollower", "Rounds"]
 
 LINGER = 0.005
 """Seconds for which what is done waits for the next lease, to share its commit."""
+
+REPLY_LINGER = 0.05
+"""Seconds after which a reply is read that no handler's thread has come for.
+
+Handlers were quick when the statement was sent. The dispatcher's own thread, when it came after
+5 ms, was in their way: 15,200 messages a second instead of 22,000, and 35 us of the client's CPU
+for each instead of 26 (on a busy machine).
+"""
 
 _CLAIM_INTERVAL = 0.1  # seconds between two claims of a thread that waits to lead
 
@@ -180,15 +188,18 @@ class LeaderFollower:
         while True:
             self._has_tasks.clear()  # before the looks: what comes after them sets it again
             now = time.monotonic()
-            since = self._work.in_flight_since
+            sent_at = self._work.in_flight_since
             # With a statement in flight, the first thing to do would be to wait for its reply.
-            if self._woken.is_set() or (since is None and now >= self._asleep_until):
+            if self._woken.is_set() or (sent_at is None and now >= self._asleep_until):
                 return
-            if since is None and self.tasks:
-                since = self._oldest_task_at
-            if since is None:
+            if sent_at is not None:
+                due_at = sent_at + REPLY_LINGER
+            elif self.tasks:
+                due_at = self._oldest_task_at + LINGER
+            else:
                 self._has_tasks.wait(self._asleep_until - now)
-            elif (spare := since + LINGER - now) > 0:
+                continue
+            if (spare := due_at - now) > 0:
                 self._woken.wait(spare)
             else:
                 return

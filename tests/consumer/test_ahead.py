@@ -31,7 +31,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody but a handler's thread reads a reply, which then comes late."""
-    monkeypatch.setattr(leader, "LINGER", PATIENCE)
+    monkeypatch.setattr(leader, "REPLY_LINGER", PATIENCE)
 
 
 class Stuck:

@@ -22,7 +22,7 @@ from pgqrs_sa.consumer import store
 from pgqrs_sa.consumer.dispatcher import Dispatcher, _LeaseRequest
 from pgqrs_sa.consumer.disposition import Disposition
 from pgqrs_sa.consumer.handlers import Handlers, Invocation
-from pgqrs_sa.consumer.leader import LINGER, LeaderFollower
+from pgqrs_sa.consumer.leader import LINGER, REPLY_LINGER, LeaderFollower
 from pgqrs_sa.consumer.options import ConsumerConfig
 from pgqrs_sa.consumer.scheduler import Fetch, Scheduler
 from pgqrs_sa.consumer.state import ConsumerState
@@ -1048,7 +1048,7 @@ def test_its_own_thread_reads_a_reply_that_no_handlers_thread_comes_for_and_no_s
     sent_at = time.monotonic()
     leader._work.in_flight_since = sent_at  # type: ignore[misc]
     leader._sleep()
-    assert time.monotonic() >= sent_at + LINGER
+    assert time.monotonic() >= sent_at + REPLY_LINGER
     leader.wake()  # as when the consumer stops
     leader._work.in_flight_since = time.monotonic() + PATIENCE  # type: ignore[misc]
     leader._sleep()

@@ -91,7 +91,7 @@ REASONS: Mapping[tuple[str, str, str, str], str] = {
         "consumer/leader",
         "LeaderFollower._sleep",
         "boundary",
-        ("(spare := (since + LINGER - now)) > 0 -> (spare := (since + LINGER - now)) >= 0"),
+        ("(spare := (due_at - now)) > 0 -> (spare := (due_at - now)) >= 0"),
     ): _MOMENT,
     (
         "consumer/leader",
