@@ -108,8 +108,7 @@ class HandlerSignature:
         except BaseException as error:
             end_child(process, error)
             raise
-        if os.getpid() != process:
-            end_child(process)
+        end_child(process)
         return result
 
     async def awaited(self, arguments: dict[str, Any]) -> Any:
@@ -122,8 +121,7 @@ class HandlerSignature:
         except BaseException as error:
             end_child(process, error)
             raise
-        if os.getpid() != process:
-            end_child(process)
+        end_child(process)
         return result
 
     def payloads(self, deliveries: Iterable[Delivery]) -> list[Any]:

@@ -43,7 +43,6 @@ __all__ = [
     "release_unanswered",
     "renew",
     "server_info",
-    "settle_and_lease",
     "try_housekeeping_lock",
 ]
 
@@ -58,7 +57,7 @@ _OWN_OUTCOMES = (Outcome.ARCHIVED, Outcome.DISCARDED, Outcome.DEAD)
 
 @dataclass(frozen=True, slots=True)
 class SettledAndLeased:
-    """The result of `settle_and_lease`.
+    """The result of `SettleAndLease`.
 
     Attributes:
         settled: The ids that were archived.
@@ -179,18 +178,6 @@ class SettleAndLease:
         """Execute the statement, wait for it, and return what it did."""
         rows = scope.execute(self.statement, self.values).all()
         return self.read(rows) or self.result(scope)
-
-
-def settle_and_lease(
-    scope: Scope,
-    done: Sequence[Delivery],
-    queue: str,
-    limit: int,
-    lease: timedelta,
-    attempts: int | None,
-) -> SettledAndLeased:
-    """Do what `SettleAndLease` describes, and wait for it."""
-    return SettleAndLease(scope, done, queue, limit, lease, attempts).run(scope)
 
 
 def renew(scope: Scope, held: Sequence[Delivery], lease: timedelta) -> frozenset[int]:

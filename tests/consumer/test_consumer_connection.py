@@ -29,6 +29,11 @@ FOR_PGBOUNCER = {
 }
 
 
+def settle_and_lease(scope, *leasing):
+    """Send the statement, and wait for it."""
+    return store.SettleAndLease(scope, *leasing).run(scope)
+
+
 def transactions(scope):
     """How many transactions two statements are."""
     return len({scope.session.scalar(sa.text(f"SELECT now() -- {n}")) for n in range(2)})
@@ -132,7 +137,7 @@ def test_a_line_goes_on_from_what_it_has_leased(line):
     leased = []
     for _ in range(3):
         turn = line.run_once(
-            context, store.settle_and_lease, leased, "mail", 2, timedelta(minutes=1), None
+            context, settle_and_lease, leased, "mail", 2, timedelta(minutes=1), None
         )
         assert turn.settled == {delivery.id for delivery in leased}
         leased = turn.leased
@@ -144,7 +149,7 @@ def test_a_line_goes_on_from_what_it_has_leased(line):
             went_on.append(told[4].compiled_parameters[0]["cursor"] is not None)
 
         sa.event.listen(scope.session.connection(), "before_cursor_execute", note)
-        return store.settle_and_lease(scope, leased, "mail", 2, timedelta(minutes=1), None)
+        return settle_and_lease(scope, leased, "mail", 2, timedelta(minutes=1), None)
 
     assert line.run_once(context, watch).leased == []
     assert went_on == [True, False]  # nothing behind the cursor, and so a look from the beginning
@@ -155,9 +160,9 @@ def test_a_worker_that_is_suspended_leases_nothing_from_the_beginning_either(lin
     context = Context.of(READY_MADE, None, worker, allow_autocommit=True)
     line.run_once(context, enqueue.many, "mail", range(2))
     lease = "mail", 1, timedelta(minutes=1), None
-    (first,) = line.run_once(context, store.settle_and_lease, [], *lease).leased
+    (first,) = line.run_once(context, settle_and_lease, [], *lease).leased
     line.run_once(context, set_status, worker, "suspended")
-    turn = line.run_once(context, store.settle_and_lease, [first], *lease)
+    turn = line.run_once(context, settle_and_lease, [first], *lease)
     assert (turn.settled, turn.leased) == ({first.id}, [])
 
 
@@ -168,7 +173,7 @@ def test_what_is_found_from_the_beginning_is_gone_on_from(line, engine):
     with Session(engine) as late:
         QueueService(late).enqueue_many("mail", ["late", "later"])
         line.run_once(context, enqueue.many, "mail", [1])
-        assert line.run_once(context, store.settle_and_lease, [], *lease).leased[0].payload == 1
+        assert line.run_once(context, settle_and_lease, [], *lease).leased[0].payload == 1
         late.commit()
     began = []
 
@@ -177,7 +182,7 @@ def test_what_is_found_from_the_beginning_is_gone_on_from(line, engine):
             began.append(told[4].compiled_parameters[0]["cursor"] is not None)
 
         sa.event.listen(scope.session.connection(), "before_cursor_execute", note)
-        turn = store.settle_and_lease(scope, [], *lease)
+        turn = settle_and_lease(scope, [], *lease)
         sa.event.remove(scope.session.connection(), "before_cursor_execute", note)
         return turn
 

@@ -12,8 +12,12 @@ from types import FrameType
 import pgqrs_sa
 
 PACKAGE = str(Path(pgqrs_sa.__file__).parent)
-MOST_FILES, MOST_CHANGES = 36, 350
-"""Measured: 36 files and 315 changes. The aim is 30 and 300: lower them with the walk."""
+MOST_FILES, MOST_CHANGES = 39, 370
+"""Measured: 39 files and 356 changes. The aim is 30 and 300: lower them with the walk.
+
+Since 36 and 315, the models and the codec are chosen in one place each, a worker is registered in
+one transaction that is tried again, and the next statement is sent before the handlers run.
+"""
 
 
 class Walk:

@@ -56,6 +56,11 @@ with Session(sa.create_engine(url)) as session, session.begin():
 """
 
 
+def settle_and_lease(scope, *leasing):
+    """Send the statement, and wait for it."""
+    return store.SettleAndLease(scope, *leasing).run(scope)
+
+
 @pytest.fixture(params=["threads", "psycopg", "asyncpg"])
 def kit(request: pytest.FixtureRequest, migrated: Any) -> Iterator[Kit]:
     """Its own connection is the owner's; the consumer gets another."""
@@ -267,13 +272,13 @@ def test_what_a_consumer_executes_only_in_trouble_needs_no_more_rights(
         worker = service.workers.register("w", queues=["mail"])
         scope = Scope(session, Context.of(READY_MADE, None, worker.id, allow_autocommit=True))
         assert store.check_queues(scope, ["mail"]).ready == {"mail"}
-        turn = store.settle_and_lease(scope, [], "mail", 1, timedelta(minutes=1), None)
-        again = store.settle_and_lease(scope, turn.leased, "mail", 2, timedelta(minutes=1), 3)
+        turn = settle_and_lease(scope, [], "mail", 1, timedelta(minutes=1), None)
+        again = settle_and_lease(scope, turn.leased, "mail", 2, timedelta(minutes=1), 3)
         assert again.settled == {turn.leased[0].id}
         assert store.renew(scope, again.leased, timedelta(minutes=2))
         store.lock_messages(scope, again.leased)
         assert set(store.lookup_status(scope, turn.leased).values()) == {"archived"}
-        store.settle_and_lease(scope, [], "mail", 1, timedelta(minutes=1), None)
+        settle_and_lease(scope, [], "mail", 1, timedelta(minutes=1), None)
         now = time.monotonic()
         lost = store.UnansweredLease(worker.id, "mail", timedelta(minutes=1), now - 60, now)
         assert store.release_unanswered(scope, [lost], [again.leased[0].fencing_token]) == 1
