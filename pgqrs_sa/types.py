@@ -154,6 +154,7 @@ class _Content:
 
 
 def unwatched() -> bool:
+    """Return False: nobody renews this lease."""
     return False
 
 
