@@ -471,15 +471,12 @@ class ConsumerConnection:
 
     def close(self) -> None:
         """Return the connection to its pool."""
-        nonblocking, self._nonblocking = self._nonblocking, None
-        if nonblocking is not None:
-            if self._in_flight:  # after an error of this thread: its reply will not be read
-                self._connector.discard()
-                nonblocking.discard()
-            else:
-                self._call_started_at = time.monotonic()
-                nonblocking.close()
-                self._call_started_at = None
+        if self._in_flight:  # after an error of this thread: its reply will not be read
+            self._discard()
+        if self._nonblocking is not None:
+            with contextlib.suppress(Exception):  # it is broken, and was discarded
+                self._exchange(self._nonblocking.close)
+            self._nonblocking = None
         self._connector.close()
 
 

@@ -129,14 +129,20 @@ class NonblockingConnection:
         shut_down(self._driver)
 
     def close(self) -> None:
-        """Leave the connection as it was. A statement that is on its way must be read before."""
+        """Leave the connection as it was. A statement that is on its way must be read before.
+
+        Raises:
+            DBAPIError: it is broken, and must not be used again.
+        """
         prepared, self._prepared = self._prepared, {}
-        with contextlib.suppress(Exception):  # it is broken, and not used again
-            for name in prepared.values():
-                self._pgconn.send_query_params(b"DEALLOCATE " + name, None)
-                self._flush()
-                self._result()
-        self.discard()
+        try:
+            with self._errors():
+                for name in prepared.values():
+                    self._close_prepared(name)
+                    self._flush()
+                    self._result()
+        finally:
+            self.discard()
 
     def discard(self) -> None:
         """Leave the connection as it is: it is broken."""
@@ -174,6 +180,15 @@ class NonblockingConnection:
             self._result()
             self._prepared[key] = name
         return name
+
+    def _close_prepared(self, name: bytes) -> None:
+        """Ask the server to forget a statement."""
+        from psycopg import capabilities  # noqa: PLC0415
+
+        if capabilities.has_send_close_prepared():  # PgBouncer knows it by another name there
+            self._pgconn.send_close_prepared(name)
+        else:
+            self._pgconn.send_query_params(b"DEALLOCATE " + name, None)
 
     def _flush(self) -> None:
         """Wait until all of a statement was handed to the system."""

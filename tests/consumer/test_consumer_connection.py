@@ -20,6 +20,9 @@ from pgqrs_sa.consumer import store
 from pgqrs_sa.consumer.connection import AsyncConnector, ConsumerConnection, SyncConnector
 from pgqrs_sa.models import READY_MADE
 from pgqrs_sa.resources.workers import set_status
+from support.proxy import Proxy
+from support.servers import Address
+from support.waiting import PATIENCE, until
 
 CONTEXT = Context.of(READY_MADE, None, None, allow_autocommit=True)
 FOR_PGBOUNCER = {
@@ -256,6 +259,41 @@ def test_a_call_may_be_cut_whatever_it_does():
     )
     line.abort()
     assert len(cuts) == 1
+
+
+class Echo:
+    """A statement in two halves, which gives its parameter back."""
+
+    statement = sa.select(sa.cast(sa.bindparam("value"), sa.Text).label("value"))
+
+    def __init__(self, _scope, text):
+        self.values = {"value": text}
+
+    def read(self, rows):
+        return rows[0].value
+
+
+@pytest.mark.parametrize("kind", ["psycopg", "psycopg_async"])
+def test_the_return_of_a_connection_that_has_gone_silent_can_be_cut(migrated, kind):
+    host, port = migrated.direct.server.host, migrated.direct.server.port
+    address = Address(host, port, migrated.direct.server.user, migrated.name)
+    with Proxy(address.target) as proxy:
+        url = address.via(*proxy.address).url(kind)
+        if kind == "psycopg":
+            connector = SyncConnector(sa.create_engine(url))
+        else:
+            connector = AsyncConnector(create_async_engine(url))
+        line = ConsumerConnection(connector, threading.Event(), deadline=30)
+        line.run_once(CONTEXT, create)
+        assert line.can_send
+        assert line.receive(line.send(CONTEXT, Echo, "x")) == "x"
+        proxy.freeze()
+        closing = threading.Thread(target=line.close, daemon=True)
+        closing.start()
+        until(lambda: line._call_started_at is not None, "it waits for the server")
+        line.abort()
+        closing.join(PATIENCE)
+        assert not closing.is_alive()
 
 
 @pytest.mark.parametrize("isolation", ["AUTOCOMMIT", "READ COMMITTED"])

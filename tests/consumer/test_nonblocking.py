@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 
 import pytest
@@ -35,7 +36,8 @@ def opened(connection):
 def line(autocommit):
     line = opened(autocommit)
     yield line
-    line.close()
+    with contextlib.suppress(sa.exc.DBAPIError):  # some tests break it
+        line.close()
 
 
 def echo(**types):
