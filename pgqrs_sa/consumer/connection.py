@@ -355,8 +355,7 @@ class ConsumerConnection:
         if session is None or self._isolation != "AUTOCOMMIT":
             return False
         connection: Any = session.bind
-        # SQLAlchemy calls listeners, and waits for each statement.
-        if connection._has_events or connection.engine._has_events:  # noqa: SLF001
+        if _is_watched(connection):
             return False
         if self._nonblocking is None and not self._is_blocking:
             self._nonblocking = NonblockingConnection.of(connection, session)
@@ -495,6 +494,19 @@ def _repeated(
                 raise failed.pop()
             return once()
     raise AssertionError("a retry ends with a result or an error")
+
+
+def _is_watched(connection: Any) -> bool:
+    """Return whether SQLAlchemy calls listeners, which it only does for statements that it sends.
+
+    Those of a dialect are on its events for each statement, not on one for new connections.
+    """
+    if connection._has_events or connection.engine._has_events:  # noqa: SLF001
+        return True
+    dialect = connection.dialect
+    return dialect._has_events and bool(  # noqa: SLF001
+        dialect.dispatch.do_execute or dialect.dispatch.handle_error
+    )
 
 
 def _prepares_separately(connection: Connection) -> bool:

@@ -273,6 +273,25 @@ class Echo:
         return rows[0].value
 
 
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        ("before_cursor_execute", False),
+        ("after_execute", False),
+        ("do_execute", False),
+        ("handle_error", False),
+        ("do_connect", True),  # as an application does it whose password changes
+    ],
+)
+def test_listeners_are_shown_each_statement(migrated, event, expected):
+    engine = sa.create_engine(migrated.direct.url, poolclass=sa.NullPool)
+    sa.event.listen(engine, event, lambda *_args, **_kwargs: None)
+    line = ConsumerConnection(SyncConnector(engine), threading.Event(), deadline=30)
+    line.run_once(CONTEXT, create)
+    assert line.can_send is expected
+    line.close()
+
+
 @pytest.mark.parametrize("kind", ["psycopg", "psycopg_async"])
 def test_the_return_of_a_connection_that_has_gone_silent_can_be_cut(migrated, kind):
     host, port = migrated.direct.server.host, migrated.direct.server.port
