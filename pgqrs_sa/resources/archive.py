@@ -94,6 +94,9 @@ class Archived(Reading):
     def bury(self, queue: str, *, limit: int = 1000) -> int:
         """Make dead letters of exhausted messages whose last holder never settled them.
 
+        It reads all visible messages of the queue, as no index tells which are exhausted (38,000
+        pages of a million). Consumers and a dequeue that finds nothing do the same by themselves.
+
         Returns:
             How many there were, at most ``limit``.
         """

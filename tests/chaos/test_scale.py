@@ -135,6 +135,13 @@ def pages(found: list[dict[str, Any]]) -> int:
     return sum(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for plan in plans)
 
 
+def live_pages(engine: sa.Engine) -> int:
+    """How many the table of live messages and its order index have."""
+    sizes = "SELECT pg_relation_size('{0}') + pg_relation_size('{0}_order_idx')"
+    with engine.connect() as connection:
+        return int(connection.scalar(sa.text(sizes.format("pgqrs_messages"))) or 0) // 8192
+
+
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
     for child in plan.get("Plans", []):
@@ -164,7 +171,9 @@ def test_a_call_reads_what_it_needs_and_no_more(engine, filled, results):
             milliseconds=round(sum(row["Execution Time"] for row in found), 2),
         )
         assert not scanned & {"pgqrs_messages", "pgqrs_archive"}, name
-        assert read < 300 + 40 * rows, (name, read)
+        # No index tells what is out of attempts: it reads what is visible, each page once.
+        once = live_pages(engine) if name == "bury, none" else 0
+        assert read < 300 + 40 * rows + once, (name, read)
 
 
 # --- bloat ---------------------------------------------------------------------------------------
